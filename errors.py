@@ -1,0 +1,60 @@
+"""Every error that a user of siglip2-cache can meet.
+
+CacheError
+├── SettingError          (ValueError)         a setting that is wrong, or differs from the cache's
+├── SourceError           (ValueError)         a corpus that cannot be planned
+│   └── DuplicateKeyError                      one key for two samples
+├── TeacherError          (ValueError)         a checkpoint that is missing, damaged or unsupported
+├── NotACacheError        (FileNotFoundError)  no cache where one was named
+├── FormatVersionError    (ValueError)         a cache written by another format version
+├── DamagedCacheError     (ValueError)         bytes on disk differ from what was recorded
+├── RowUnavailableError   (LookupError)        a row without a target: gap, uncommitted, rejected
+├── DiskFullError         (OSError)            the disk is, or will be, too small
+└── BuildError            (RuntimeError)       the build cannot go on, or embedded nothing
+
+The command line prints the message of each as one line and exits with status 1.
+"""
+
+
+class CacheError(Exception):
+    """Root of the errors this package raises on purpose; its message is meant for the user."""
+
+
+class SettingError(CacheError, ValueError):
+    """A setting is wrong, or differs from the one the cache was made with."""
+
+
+class SourceError(CacheError, ValueError):
+    """A corpus cannot be planned."""
+
+
+class DuplicateKeyError(SourceError):
+    """Two samples have one key; the message names both places."""
+
+
+class TeacherError(CacheError, ValueError):
+    """A checkpoint is missing, damaged, unsupported, or not the one the cache was made with."""
+
+
+class NotACacheError(CacheError, FileNotFoundError):
+    """There is no finished plan (cache.json) where a cache was named."""
+
+
+class FormatVersionError(CacheError, ValueError):
+    """The cache was written by a format version this program does not read."""
+
+
+class DamagedCacheError(CacheError, ValueError):
+    """Bytes on disk differ from what the cache recorded about them."""
+
+
+class RowUnavailableError(CacheError, LookupError):
+    """A row has no target: it is a gap, uncommitted, rejected or out of range."""
+
+
+class DiskFullError(CacheError, OSError):
+    """The disk is full, or too small for what was planned."""
+
+
+class BuildError(CacheError, RuntimeError):
+    """The build cannot go on, or finished without a single embedding."""
