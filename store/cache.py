@@ -1,0 +1,186 @@
+"""open_cache: what people use to read a cache."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+import polars as pl
+
+from ..errors import NotACacheError, SettingError
+from .catalog import Table, scan_table
+from .files import LocalFiles
+from .layout import MODALITIES, Modality
+from .manifest import (
+    Commits,
+    Manifest,
+    SourceRecord,
+    TeacherRecord,
+    read_commits,
+    read_manifest,
+    read_teachers,
+)
+from .targets import Targets
+from .views import ViewPolicy
+
+
+def open_cache(
+    path: str | PathLike[str], *, corpus_roots: Mapping[str, str] | None = None
+) -> "Cache":
+    """Return the cache in a folder. Unfinished caches open too, with what is committed.
+
+    Args:
+        path: the folder that holds cache.json.
+        corpus_roots: old folder to new folder, where the corpus has moved since it was planned.
+
+    Raises:
+        NotACacheError: there is no cache.
+        FormatVersionError: it was written by another format version.
+        DamagedCacheError: a record of its catalog or of a teacher is damaged.
+    """
+    return Cache(Path(path).absolute(), corpus_roots=corpus_roots or {})
+
+
+class Cache:
+    """A cache on disk, read-only. Picklable; columns of its tables are those of docs/format.md."""
+
+    def __init__(self, root: Path, *, corpus_roots: Mapping[str, str]) -> None:
+        self.root = root
+        self.files = LocalFiles(root)
+        self.corpus_roots = dict(corpus_roots)
+        self.manifest: Manifest = read_manifest(self.files)
+        self.teacher_records: dict[str, TeacherRecord] = read_teachers(self.files)
+        self._commits: dict[str, Commits] = {}
+
+    def __repr__(self) -> str:
+        teachers = ", ".join(self.teachers) or "no teacher"
+        return f"<Cache {self.root}: {self.num_samples:,} samples, {self.num_texts:,} texts, {teachers}>"
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the teachers, sorted."""
+        return tuple(self.teacher_records)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the catalog (rows of the arrays may be more: gaps)."""
+        return self.manifest.count("image")
+
+    @property
+    def num_texts(self) -> int:
+        """Unique texts in the catalog, prompts included."""
+        return self.manifest.count("text")
+
+    @property
+    def num_views(self) -> int:
+        """Views of each image."""
+        return self.manifest.views.num_views
+
+    @property
+    def view_policy(self) -> ViewPolicy:
+        """How the views were drawn."""
+        return self.manifest.views
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows in one unit."""
+        return self.manifest.shard_rows
+
+    def samples(self) -> pl.LazyFrame:
+        """row, key, file, member, offset, length, label; one line a sample, by row."""
+        return self.table("samples")
+
+    def captions(self) -> pl.LazyFrame:
+        """row, text_row, lang; one line a caption of an image, by row. Prompts are not among them."""
+        return self.table("captions")
+
+    def texts(self) -> pl.LazyFrame:
+        """text_row, text; one line a unique text, by text_row."""
+        return self.table("texts")
+
+    def table(self, table: Table) -> pl.LazyFrame:
+        """Return any table of the catalog: also files, views, prompts and problems."""
+        parts = self.manifest.parts(table)
+        return scan_table(table, [self.files.local(part.path) for part in parts])
+
+    def rejected(self, teacher: str | None = None) -> pl.LazyFrame:
+        """teacher, modality, row, key, reason; one line a rejected row (key null for texts)."""
+        names = self.teachers if teacher is None else (self.teacher(teacher).name,)
+        lines = [
+            (name, modality, row, why)
+            for name in names
+            for modality in MODALITIES
+            for commit in self.commits(name).of(modality).values()
+            for row, why in commit.rejected.items()
+        ]
+        frame = pl.DataFrame(
+            lines,
+            schema={
+                "teacher": pl.String,
+                "modality": pl.String,
+                "row": pl.Int64,
+                "reason": pl.String,
+            },
+            orient="row",
+        )
+        keys = self.samples().select("row", "key", modality=pl.lit("image"))
+        joined = frame.lazy().join(keys, on=["modality", "row"], how="left")
+        ordered = joined.sort("teacher", "modality", "row")
+        return ordered.select("teacher", "modality", "row", "key", "reason")
+
+    def teacher(self, name: str | None = None) -> TeacherRecord:
+        """Return a teacher's record; None is the only teacher there is.
+
+        Raises:
+            SettingError: no such teacher, or several and none named.
+        """
+        if name is None and len(self.teacher_records) == 1:
+            return next(iter(self.teacher_records.values()))
+        if not self.teacher_records:
+            raise NotACacheError(f"{self.root} has no teacher yet; run siglip2-cache build")
+        if name is None:
+            raise SettingError(
+                f"{self.root} has several teachers, name one: {', '.join(self.teachers)}"
+            )
+        if name not in self.teacher_records:
+            raise SettingError(
+                f"no teacher {name!r} in {self.root}; it has {', '.join(self.teachers)}"
+            )
+        return self.teacher_records[name]
+
+    def commits(self, teacher: str | None = None) -> Commits:
+        """Return a teacher's committed units as they were when first asked for."""
+        name = self.teacher(teacher).name
+        if name not in self._commits:
+            self._commits[name] = read_commits(self.files, name)
+        return self._commits[name]
+
+    def image_targets(self, teacher: str | None = None) -> Targets:
+        """Return the image targets of a teacher; None is the only one."""
+        return self._targets("image", teacher)
+
+    def text_targets(self, teacher: str | None = None) -> Targets:
+        """Return the text targets of a teacher; None is the only one."""
+        return self._targets("text", teacher)
+
+    @property
+    def sources(self) -> dict[str, SourceRecord]:
+        """The corpora of the cache by namespace (empty for none)."""
+        return {source.name: source for source in self.manifest.sources}
+
+    def corpus_root(self, source: str) -> Path:
+        """Return where a source's files are now: its recorded root, or where corpus_roots moves it."""
+        return relocate(self.sources[source].root, self.corpus_roots)
+
+    def _targets(self, modality: Modality, teacher: str | None) -> Targets:
+        record = self.teacher(teacher)
+        array = self.manifest.array_layout(modality, record.embed_dim)
+        return Targets(self.files, self.manifest, self.commits(record.name), record.name, array)
+
+
+def relocate(folder: str, corpus_roots: Mapping[str, str]) -> Path:
+    """Return a folder with its longest matching old prefix replaced by the new one."""
+    path = Path(folder)
+    for old in sorted(corpus_roots, key=len, reverse=True):
+        if path == Path(old) or Path(old) in path.parents:
+            return Path(corpus_roots[old]) / path.relative_to(old)
+    return path

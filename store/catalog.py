@@ -1,0 +1,165 @@
+"""The catalog: what the corpus holds, in Parquet tables that any reader opens.
+
+Parts are written by the planner through encode_part and named, with their checksums, by the record of
+their generation. A part holds whole rows in order; a table of one generation may have many parts or none.
+"""
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Table = Literal["files", "samples", "captions", "texts", "views", "prompts", "problems"]
+
+PART_ROWS = 1_000_000
+"""Rows in one part. A part is held in memory while it is encoded: some 100 MB."""
+
+_ROW_GROUP_ROWS = 65_536
+
+TABLES: tuple[Table, ...] = (
+    "files",
+    "samples",
+    "captions",
+    "texts",
+    "views",
+    "prompts",
+    "problems",
+)
+
+SCHEMAS: dict[Table, pa.Schema] = {
+    "files": pa.schema(
+        [
+            pa.field("file", pa.int64(), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("num_bytes", pa.int64()),
+            pa.field("mtime_ns", pa.int64()),
+        ]
+    ),
+    "samples": pa.schema(
+        [
+            pa.field("row", pa.int64(), nullable=False),
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("file", pa.int64(), nullable=False),
+            pa.field("member", pa.string()),
+            pa.field("offset", pa.int64()),
+            pa.field("length", pa.int64()),
+            pa.field("label", pa.string()),
+        ]
+    ),
+    "captions": pa.schema(
+        [
+            pa.field("row", pa.int64(), nullable=False),
+            pa.field("text_row", pa.int64(), nullable=False),
+            pa.field("lang", pa.string()),
+        ]
+    ),
+    "texts": pa.schema(
+        [
+            pa.field("text_row", pa.int64(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+        ]
+    ),
+    "views": pa.schema(
+        [
+            pa.field("row", pa.int64(), nullable=False),
+            pa.field("view", pa.int16(), nullable=False),
+            pa.field("top", pa.float32(), nullable=False),
+            pa.field("left", pa.float32(), nullable=False),
+            pa.field("height", pa.float32(), nullable=False),
+            pa.field("width", pa.float32(), nullable=False),
+            pa.field("flip", pa.bool_(), nullable=False),
+        ]
+    ),
+    "prompts": pa.schema(
+        [
+            pa.field("text_row", pa.int64(), nullable=False),
+            pa.field("label", pa.string(), nullable=False),
+            pa.field("template", pa.string(), nullable=False),
+            pa.field("lang", pa.string()),
+        ]
+    ),
+    "problems": pa.schema(
+        [
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("place", pa.string(), nullable=False),
+            pa.field("key", pa.string()),
+            pa.field("reason", pa.string(), nullable=False),
+        ]
+    ),
+}
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("sha256", pa.binary(32)),
+    ]
+)
+"""Columns of teachers/<name>/images/: the picture as the teacher saw it; null where it was rejected."""
+
+# Ascending integers and sorted names shrink to a byte or two; hashes and float fractions do not.
+_ENCODINGS: dict[Any, str] = {
+    pa.int64(): "DELTA_BINARY_PACKED",
+    pa.float32(): "PLAIN",
+    pa.binary(32): "PLAIN",
+}
+_SORTED_NAMES = {"key", "path", "member"}
+_FEW_VALUES = {"source", "label", "lang", "template", "reason"}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a table as its generation's record describes it."""
+
+    path: str
+    table: Table
+    num_rows: int
+
+
+def encode_table(frame: pl.DataFrame, schema: pa.Schema) -> bytes:
+    """Return a frame as the bytes of one Parquet file: equal frames give equal bytes."""
+    table = frame.select(schema.names).to_arrow().cast(schema)
+    sink = io.BytesIO()
+    few = [name for name in schema.names if name in _FEW_VALUES]
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=9,
+        row_group_size=_ROW_GROUP_ROWS,
+        use_dictionary=cast(Any, few),
+        column_encoding={n: _encoding(schema.field(n)) for n in schema.names if n not in few},
+        store_schema=False,
+    )
+    return sink.getvalue()
+
+
+def encode_part(table: Table, frame: pl.DataFrame) -> bytes:
+    """Return a part of a catalog table as Parquet bytes."""
+    return encode_table(frame, SCHEMAS[table])
+
+
+def scan_table(table: Table, paths: Iterable[Path]) -> pl.LazyFrame:
+    """Return a table's parts as one lazy frame; an empty one with its columns where there is none."""
+    found = list(paths)
+    if not found:
+        return empty_table(table).lazy()
+    return pl.scan_parquet(found, hive_partitioning=False, glob=False)
+
+
+def empty_table(table: Table) -> pl.DataFrame:
+    """Return a table of no rows with the columns of its schema."""
+    return cast(pl.DataFrame, pl.from_arrow(SCHEMAS[table].empty_table()))
+
+
+def _encoding(field: pa.Field) -> str:
+    if field.name in _SORTED_NAMES:
+        return "DELTA_BYTE_ARRAY"
+    return _ENCODINGS.get(field.type, "PLAIN")

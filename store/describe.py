@@ -1,0 +1,116 @@
+"""What a cache holds, for ``siglip2-cache info``."""
+
+import math
+from typing import Any
+
+import polars as pl
+
+from .cache import Cache
+from .layout import MODALITIES
+
+
+def describe(cache: Cache) -> dict[str, Any]:
+    """Return plain values that say what a cache holds; one pass over the catalog's columns."""
+    captions = cache.captions()
+    languages = (
+        captions.group_by("lang").len().sort("len", "lang", descending=[True, False]).collect()
+    )
+    return {
+        "cache": str(cache.root),
+        "format_version": 1,
+        "samples": cache.num_samples,
+        "captions": sum(g.num_new_captions for g in cache.manifest.generations),
+        "texts": cache.num_texts,
+        "prompts": _count(cache.table("prompts")),
+        "problems": _count(cache.table("problems")),
+        "languages": {lang or "none": n for lang, n in languages.iter_rows()},
+        "labels": int(
+            cache.samples().select(pl.col("label").drop_nulls().n_unique()).collect().item()
+        ),
+        "views": cache.num_views,
+        "shard_rows": cache.shard_rows,
+        "generations": len(cache.manifest.generations),
+        "digest": cache.manifest.latest.digest,
+        "sources": [
+            {"name": s.name, "kind": s.kind, "location": s.location} for s in cache.sources.values()
+        ],
+        "teachers": {name: _describe_teacher(cache, name) for name in cache.teachers},
+    }
+
+
+def describe_lines(found: dict[str, Any]) -> list[str]:
+    """Return a description for people."""
+    languages = ", ".join(f"{lang} {n:,}" for lang, n in list(found["languages"].items())[:8])
+    lines = [
+        f"cache      {found['cache']}",
+        *[f"source     {_source(s)}" for s in found["sources"]],
+        f"samples    {found['samples']:,}"
+        + (f" with {found['labels']:,} labels" if found["labels"] else "")
+        + (f", {found['views']} views each" if found["views"] > 1 else ""),
+        f"captions   {found['captions']:,} ({found['texts']:,} unique texts"
+        + (f", {found['prompts']:,} prompts" if found["prompts"] else "")
+        + f"; language {languages or 'none'})",
+    ]
+    if found["problems"]:
+        lines.append(f"problems   {found['problems']:,} things of the corpus could not be read")
+    for name, teacher in found["teachers"].items():
+        lines += _teacher_lines(name, teacher)
+    if not found["teachers"]:
+        lines.append("teacher    none yet; run the same siglip2-cache build again")
+    return lines
+
+
+def _source(source: dict[str, Any]) -> str:
+    name = f"{source['name']}: " if source["name"] else ""
+    return f"{name}{source['kind']} {source['location']}"
+
+
+def _count(frame: pl.LazyFrame) -> int:
+    return int(frame.select(pl.len()).collect().item())
+
+
+def _describe_teacher(cache: Cache, name: str) -> dict[str, Any]:
+    record, commits = cache.teacher(name), cache.commits(name)
+    described: dict[str, Any] = {
+        "source": record.source,
+        "embed_dim": record.embed_dim,
+        "compute_dtype": record.identity.get("compute_dtype"),
+        "logit_scale": record.logit_scale,
+        "logit_bias": record.logit_bias,
+        "temperature": math.exp(record.logit_scale),
+        "num_bytes": sum(f["num_bytes"] for c in commits.units.values() for f in c.files.values()),
+        "damaged_records": len(commits.damaged),
+        "identity": dict(record.identity),
+    }
+    for modality in MODALITIES:
+        done = commits.of(modality)
+        described[modality] = {
+            "units": sum(1 for _ in cache.manifest.units(modality)),
+            "units_committed": len(done),
+            "rows": cache.manifest.count(modality),
+            "rows_committed": sum(c.num_rows for c in done.values()),
+            "rejected": commits.num_rejected(modality),
+            "shape": list(cache.manifest.array_layout(modality, record.embed_dim).shape),
+        }
+    both = [described[m] for m in MODALITIES]
+    described["is_complete"] = all(d["units"] == d["units_committed"] for d in both)
+    return described
+
+
+def _teacher_lines(name: str, teacher: dict[str, Any]) -> list[str]:
+    state = "complete" if teacher["is_complete"] else "unfinished; run the same build again"
+    lines = [
+        f"teacher    {name}: {state}",
+        f"           from {teacher['source']}, {teacher['compute_dtype']}, scale "
+        f"{teacher['temperature']:.2f}, bias {teacher['logit_bias']:.2f}",
+    ]
+    for modality in MODALITIES:
+        each = teacher[modality]
+        shape = " x ".join(f"{n:,}" for n in each["shape"])
+        lines.append(
+            f"           {modality:<5} {each['rows_committed']:,} of {each['rows']:,} rows "
+            f"({each['units_committed']} of {each['units']} units), {each['rejected']:,} rejected, "
+            f"{shape} float16"
+        )
+    lines.append(f"           {teacher['num_bytes'] / 1e6:,.1f} MB")
+    return lines

@@ -1,0 +1,153 @@
+"""Durable file operations: every byte that reaches a cache goes through this file.
+
+The commit protocol (commits.py) needs five things of a storage: write a whole object durably, give it
+its final name, create a name exclusively, remove it, list a folder. An object store offers the same
+five (put, copy, put with If-None-Match, delete, list), so a second class beside LocalFiles is all that
+remote caches will need.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from ..errors import DiskFullError
+
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Filesystems without hard links (exFAT, some FUSE mounts) answer one of these.
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
+
+
+class LocalFiles:
+    """Files below one folder of this machine. Paths are relative, with forward slashes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def local(self, path: str) -> Path:
+        """Return the path on this machine."""
+        return self.root / path
+
+    def write(self, path: str, data: bytes | bytearray | memoryview) -> None:
+        """Write a whole file and fsync it. Its *name* is durable only after sync_folders.
+
+        Raises:
+            DiskFullError: the disk has no room; the half-written file is removed.
+        """
+        self._make_folder(PurePosixPath(path).parent)
+        try:
+            self._write_synced(path, data, os.O_TRUNC)
+        except OSError as error:
+            if error.errno in _FULL_DISK:
+                self.remove(path)
+                raise DiskFullError(
+                    f"no space left on the disk of {self.root} while writing {path} "
+                    f"({len(data):,} bytes); free some and run the same command again, "
+                    "finished units are kept"
+                ) from error
+            raise
+
+    def sync_folders(self, paths: Iterable[str]) -> None:
+        """Make the names of these files durable: fsync each folder that holds one, once."""
+        for folder in sorted({str(PurePosixPath(path).parent) for path in paths}):
+            self._sync_folder(folder)
+
+    def rename(self, source: str, target: str) -> bool:
+        """Give a file its final name, replacing what stands there; False where source is gone."""
+        try:
+            os.rename(self.local(source), self.local(target))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def create(self, path: str, data: bytes, *, token: str) -> bool:
+        """Create a file whole and durable, or not at all; False where the name is taken."""
+        partial = f"{path}.{token}.partial"
+        self.write(partial, data)
+        try:
+            os.link(self.local(partial), self.local(path))
+            is_ours = True
+        except FileExistsError:
+            is_ours = False
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            is_ours = self._create_without_links(path, data)
+        self.remove(partial)
+        self._sync_folder(str(PurePosixPath(path).parent))
+        return is_ours
+
+    def remove(self, path: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        try:
+            os.unlink(self.local(path))
+        except FileNotFoundError:
+            return
+
+    def read(self, path: str) -> bytes:
+        """Return a file's bytes.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        return self.local(path).read_bytes()
+
+    def exists(self, path: str) -> bool:
+        """Say whether a file of this name is there."""
+        return self.local(path).is_file()
+
+    def names(self, folder: str) -> list[str]:
+        """Return the sorted names in a folder; empty where there is no such folder."""
+        try:
+            return sorted(os.listdir(self.local(folder)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def walk(self) -> Iterator[str]:
+        """Yield every file below the root, sorted within each folder."""
+        for folder, folders, names in os.walk(self.root):
+            folders.sort()
+            prefix = Path(folder).relative_to(self.root).as_posix()
+            for name in sorted(names):
+                yield name if prefix == "." else f"{prefix}/{name}"
+
+    def _write_synced(self, path: str, data: bytes | bytearray | memoryview, flags: int) -> None:
+        descriptor = os.open(self.local(path), os.O_WRONLY | os.O_CREAT | flags, 0o644)
+        try:
+            view = memoryview(data).cast("B")
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _create_without_links(self, path: str, data: bytes) -> bool:
+        # A crash in the middle leaves a torn file here; its checksum shows that (records.py).
+        try:
+            self._write_synced(path, data, os.O_EXCL)
+        except FileExistsError:
+            return False
+        return True
+
+    def _make_folder(self, folder: PurePosixPath) -> None:
+        wanted = self.local(str(folder))
+        missing = [path for path in (wanted, *wanted.parents) if not path.is_dir()]
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path)
+            _fsync_folder(path.parent)
+
+    def _sync_folder(self, folder: str) -> None:
+        _fsync_folder(self.local(folder))
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network filesystems cannot sync folders
+            raise
+    finally:
+        os.close(descriptor)

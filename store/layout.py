@@ -1,0 +1,125 @@
+"""Every path in a cache.
+
+CACHE/
+  cache.json                              record of generation 0 of the catalog; a cache is one once it stands
+  catalog/append-00001.json               record of each later generation
+  catalog/<table>-00000.parquet           parts of the catalog's tables
+  teachers/<name>/teacher.json            record: identity, embed_dim, scale and bias
+  teachers/<name>/image.zarr, text.zarr   targets
+  teachers/<name>/images/00000.parquet    what the teacher saw, one file a unit
+  teachers/<name>/commits/image-00000.json, text-00000.json   record of each unit
+  teachers/<name>/commits/arrays-00001.json                   record of the arrays' growth, a generation
+"""
+
+import re
+from pathlib import PurePosixPath
+from typing import Literal
+
+Modality = Literal["image", "text"]
+MODALITIES: tuple[Modality, ...] = ("image", "text")
+
+CACHE_RECORD = "cache.json"
+CATALOG = "catalog"
+TEACHERS = "teachers"
+
+_RECORD_NAME = re.compile(r"^(?P<commit>.+?)(?:\.r(?P<attempt>[1-9][0-9]*))?\.json$")
+_UNIT_COMMIT = re.compile(r"^(?P<modality>image|text)-(?P<unit>[0-9]{5,})$")
+_TEACHER_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+
+def generation_record(generation: int) -> str:
+    """Return the record of a generation of the catalog; generation 0 is the cache's first plan."""
+    return CACHE_RECORD if generation == 0 else f"{CATALOG}/append-{generation:05d}.json"
+
+
+def catalog_part(table: str, part: int) -> str:
+    """Return the path of one part of a catalog table."""
+    return f"{CATALOG}/{table}-{part:05d}.parquet"
+
+
+def is_teacher_name(name: str) -> bool:
+    """Say whether a name can be a folder under teachers/."""
+    return _TEACHER_NAME.match(name) is not None
+
+
+def teacher_folder(teacher: str) -> str:
+    """Return the folder of one teacher."""
+    return f"{TEACHERS}/{teacher}"
+
+
+def teacher_record(teacher: str) -> str:
+    """Return the record that makes a teacher part of the cache."""
+    return f"{teacher_folder(teacher)}/teacher.json"
+
+
+def commits_folder(teacher: str) -> str:
+    """Return the folder of a teacher's unit records."""
+    return f"{teacher_folder(teacher)}/commits"
+
+
+def unit_record(teacher: str, modality: Modality, unit: int, attempt: int = 0) -> str:
+    """Return the record of one attempt at a unit, e.g. ``.../commits/image-00003.r1.json``."""
+    suffix = f".r{attempt}" if attempt else ""
+    return f"{commits_folder(teacher)}/{modality}-{unit:05d}{suffix}.json"
+
+
+def arrays_record(teacher: str, generation: int) -> str:
+    """Return the record of the arrays' shapes for a generation after the teacher's first."""
+    return f"{commits_folder(teacher)}/arrays-{generation:05d}.json"
+
+
+def array_folder(teacher: str, modality: Modality) -> str:
+    """Return a Zarr array's folder."""
+    return f"{teacher_folder(teacher)}/{modality}.zarr"
+
+
+def array_metadata(teacher: str, modality: Modality) -> str:
+    """Return the path of a Zarr array's metadata."""
+    return f"{array_folder(teacher, modality)}/zarr.json"
+
+
+def shard(teacher: str, modality: Modality, unit: int) -> str:
+    """Return the path of a unit's shard: Zarr's default chunk key, one index per dimension."""
+    zeros = "0/0" if modality == "image" else "0"
+    return f"{array_folder(teacher, modality)}/c/{unit}/{zeros}"
+
+
+def images_part(teacher: str, unit: int) -> str:
+    """Return the path of what the teacher saw in an image unit."""
+    return f"{teacher_folder(teacher)}/images/{unit:05d}.parquet"
+
+
+def parse_unit_record(name: str) -> tuple[Modality, int, int] | None:
+    """Return (modality, unit, attempt) of a file name in commits/; None for any other name."""
+    record = _RECORD_NAME.match(name)
+    commit = _UNIT_COMMIT.match(record["commit"]) if record else None
+    if record is None or commit is None:
+        return None
+    modality: Modality = "image" if commit["modality"] == "image" else "text"
+    return modality, int(commit["unit"]), int(record["attempt"] or 0)
+
+
+def is_garbage_name(path: str) -> bool:
+    """Say whether a file is a partial or an intent (commits.py): never data, whatever it holds."""
+    return path.endswith((".partial", ".intent"))
+
+
+def record_of_staged(path: str) -> str | None:
+    """Return the record that a staged file ``<path>.<commit>`` waits for; None if it is no such name.
+
+    The commit is the record's name without ``.json``: ``cache``, ``append-00001``, ``teacher``,
+    ``arrays-00001``, ``image-00003`` or ``image-00003.r1``.
+    """
+    match = re.search(r"\.(?P<commit>[a-z]+(?:-[0-9]+)?(?:\.r[0-9]+)?)$", path)
+    if match is None:
+        return None
+    commit, parts = match["commit"], PurePosixPath(path).parts
+    if commit == "cache":
+        return CACHE_RECORD
+    if commit.startswith("append-"):
+        return f"{CATALOG}/{commit}.json"
+    if parts[0] != TEACHERS or len(parts) < 3:
+        return None
+    if commit == "teacher":
+        return teacher_record(parts[1])
+    return f"{commits_folder(parts[1])}/{commit}.json"

@@ -1,0 +1,330 @@
+"""What the records of a cache say: generations of the catalog, teachers, committed units."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from ..errors import DamagedCacheError, NotACacheError
+from . import layout
+from .arrays import ArrayLayout
+from .catalog import Part, Table
+from .files import LocalFiles
+from .layout import MODALITIES, Modality
+from .records import Record, decode_record
+from .views import ViewPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Consecutive rows of one modality."""
+
+    first: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        """The row after the last."""
+        return self.first + self.count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRecord:
+    """One corpus of the cache."""
+
+    name: str
+    """Namespace before its keys; empty for none."""
+
+    kind: str
+    location: str
+    """Absolute path that the user named."""
+
+    root: str
+    """Absolute folder that the paths of its files are relative to."""
+
+    fingerprint: str
+    """What the corpus looked like when planned; equal now means nothing to plan."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Column names and the like that the user set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One plan: the first, or one that appended samples found later."""
+
+    number: int
+    rows: Span
+    text_rows: Span
+    parts: tuple[Part, ...]
+    sources: tuple[SourceRecord, ...]
+    """Every source of the cache as this plan left it."""
+
+    digest: str
+    """SHA-256 over the parts of this and all earlier generations."""
+
+    num_new_captions: int
+    num_problems: int
+    prompts_fingerprint: str
+
+    def span(self, modality: Modality) -> Span:
+        """Return the rows this generation added."""
+        return self.rows if modality == "image" else self.text_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Rows that are embedded, written and committed together."""
+
+    modality: Modality
+    number: int
+    rows: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The catalog's side of a cache, as its generation records describe it."""
+
+    shard_rows: int
+    views: ViewPolicy
+    generations: tuple[Generation, ...]
+
+    @property
+    def latest(self) -> Generation:
+        """The last generation."""
+        return self.generations[-1]
+
+    @property
+    def sources(self) -> tuple[SourceRecord, ...]:
+        """Every source of the cache."""
+        return self.latest.sources
+
+    def count(self, modality: Modality) -> int:
+        """Return the number of samples or unique texts; gaps are not among them."""
+        return sum(g.span(modality).count for g in self.generations)
+
+    def num_rows(self, modality: Modality) -> int:
+        """Return the length of the arrays: one more than the last planned row."""
+        return max(
+            (g.span(modality).end for g in self.generations if g.span(modality).count), default=0
+        )
+
+    def next_free_row(self, modality: Modality) -> int:
+        """Return the row where a next generation starts: the next unit's first."""
+        return -(-self.num_rows(modality) // self.shard_rows) * self.shard_rows
+
+    def units(self, modality: Modality) -> Iterator[Unit]:
+        """Yield the units in order."""
+        for generation in self.generations:
+            span = generation.span(modality)
+            for first in range(span.first, span.end, self.shard_rows):
+                count = min(self.shard_rows, span.end - first)
+                yield Unit(
+                    modality=modality,
+                    number=first // self.shard_rows,
+                    rows=Span(first=first, count=count),
+                )
+
+    def parts(self, table: Table) -> list[Part]:
+        """Return a table's parts in row order."""
+        return [p for g in self.generations for p in g.parts if p.table == table]
+
+    def array_layout(self, modality: Modality, embed_dim: int) -> ArrayLayout:
+        """Return the layout of a teacher's array."""
+        return ArrayLayout(
+            modality=modality,
+            num_rows=self.num_rows(modality),
+            num_views=self.views.num_views if modality == "image" else 1,
+            embed_dim=embed_dim,
+            shard_rows=self.shard_rows,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherRecord:
+    """One teacher of a cache, as its teacher.json describes it."""
+
+    name: str
+    identity: Mapping[str, Any]
+    embed_dim: int
+    logit_scale: float
+    """The stored parameter, a logarithm: the temperature of the sigmoid is its exponential."""
+
+    logit_bias: float
+    batch_size: Mapping[Modality, int]
+    """Images, or texts, in one forward pass; resolved once, so that bytes can be repeated."""
+
+    source: str
+    """Path or hub id as the user gave it."""
+
+    generation: int
+    """Generation of the catalog at which it was added; later ones have arrays-<generation> records."""
+
+    files: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitCommit:
+    """A committed unit."""
+
+    modality: Modality
+    unit: int
+    attempt: int
+    num_rows: int
+    rejected: Mapping[int, str]
+    """Reason for each rejected row."""
+
+    files: Mapping[str, Mapping[str, Any]]
+    batch_size: int
+    provenance: Mapping[str, Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class Commits:
+    """A teacher's committed units, and what is wrong with the records that do not count."""
+
+    units: dict[tuple[Modality, int], UnitCommit] = field(
+        default_factory=dict[tuple[Modality, int], UnitCommit]
+    )
+    next_attempt: dict[tuple[Modality, int], int] = field(
+        default_factory=dict[tuple[Modality, int], int]
+    )
+    damaged: list[str] = field(default_factory=list[str])
+    """One message a record that is torn or changed and that no higher whole attempt replaces."""
+
+    intents: list[str] = field(default_factory=list[str])
+    """Records whose intent stands: commits that a next build rolls forward."""
+
+    def of(self, modality: Modality) -> dict[int, UnitCommit]:
+        """Return the committed units of one modality by number."""
+        return {unit: c for (m, unit), c in self.units.items() if m == modality}
+
+    def num_rejected(self, modality: Modality) -> int:
+        """Return the number of rejected rows."""
+        return sum(len(c.rejected) for (m, _), c in self.units.items() if m == modality)
+
+
+def read_manifest(files: LocalFiles) -> Manifest:
+    """Return what the generation records say.
+
+    Raises:
+        NotACacheError: there is no cache.json.
+        FormatVersionError, DamagedCacheError: a record cannot be used.
+    """
+    first = _read_record(files, layout.CACHE_RECORD)
+    if first is None:
+        raise NotACacheError(_why_no_cache(files))
+    generations = [_parse_generation(first)]
+    while (record := _read_record(files, layout.generation_record(len(generations)))) is not None:
+        generations.append(_parse_generation(record))
+    views = ViewPolicy(**first["views"])
+    return Manifest(shard_rows=first["shard_rows"], views=views, generations=tuple(generations))
+
+
+def read_teachers(files: LocalFiles) -> dict[str, TeacherRecord]:
+    """Return the teachers of a cache by name, sorted."""
+    teachers: dict[str, TeacherRecord] = {}
+    for name in files.names(layout.TEACHERS):
+        record = _read_record(files, layout.teacher_record(name))
+        if record is not None:
+            teachers[name] = _parse_teacher(record)
+    return teachers
+
+
+def read_commits(files: LocalFiles, teacher: str) -> Commits:
+    """Return a teacher's committed units. Torn records do not count, and are named."""
+    commits = Commits()
+    damaged: dict[tuple[Modality, int], tuple[int, str]] = {}
+    folder = layout.commits_folder(teacher)
+    for name in files.names(folder):
+        if name.endswith(".intent"):
+            commits.intents.append(f"{folder}/{name.removesuffix('.intent')}")
+        parsed = layout.parse_unit_record(name)
+        if parsed is None:
+            continue
+        modality, unit, attempt = parsed
+        place = (modality, unit)
+        commits.next_attempt[place] = max(commits.next_attempt.get(place, 0), attempt + 1)
+        path = f"{folder}/{name}"
+        try:
+            commit = _parse_commit(decode_record(files.read(path), where=str(files.local(path))))
+        except DamagedCacheError as error:
+            damaged[place] = max(damaged.get(place, (-1, "")), (attempt, str(error)))
+            continue
+        known = commits.units.get(place)
+        if known is None or commit.attempt > known.attempt:
+            commits.units[place] = commit
+    for place, (attempt, message) in sorted(damaged.items()):
+        if place not in commits.units or commits.units[place].attempt < attempt:
+            commits.damaged.append(message)
+            commits.units.pop(place, None)
+    return commits
+
+
+def _read_record(files: LocalFiles, path: str) -> Record | None:
+    try:
+        data = files.read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return decode_record(data, where=str(files.local(path)))
+
+
+def _why_no_cache(files: LocalFiles) -> str:
+    root = files.root
+    if not root.exists():
+        return f"no cache at {root}: there is no such folder; make one with siglip2-cache build"
+    if not root.is_dir():
+        return f"no cache at {root}: it is a file; name the folder that holds cache.json"
+    if files.names(layout.CATALOG):
+        return f"{root} has no cache.json: its plan was not finished; run the same build again"
+    nested = [p.parent.name for p in Path(root).glob("*/cache.json")]
+    hint = f"; did you mean {root / nested[0]}?" if nested else "; siglip2-cache build makes one"
+    return f"no cache at {root}: it holds no cache.json{hint}"
+
+
+def _parse_span(record: Record) -> Span:
+    return Span(first=record["first"], count=record["count"])
+
+
+def _parse_generation(record: Record) -> Generation:
+    return Generation(
+        number=record["generation"],
+        rows=_parse_span(record["rows"]),
+        text_rows=_parse_span(record["text_rows"]),
+        parts=tuple(
+            Part(path, cast(Table, described["table"]), described["num_rows"])
+            for path, described in record["files"].items()
+        ),
+        sources=tuple(SourceRecord(**source) for source in record["sources"]),
+        digest=record["digest"],
+        num_new_captions=record["num_captions"],
+        num_problems=record["num_problems"],
+        prompts_fingerprint=record["prompts_fingerprint"],
+    )
+
+
+def _parse_teacher(record: Record) -> TeacherRecord:
+    return TeacherRecord(
+        name=record["name"],
+        identity=record["identity"],
+        embed_dim=record["embed_dim"],
+        logit_scale=record["logit_scale"],
+        logit_bias=record["logit_bias"],
+        batch_size={m: record["batch_size"][m] for m in MODALITIES},
+        source=record["source"],
+        generation=record["generation"],
+        files=record["files"],
+    )
+
+
+def _parse_commit(record: Record) -> UnitCommit:
+    return UnitCommit(
+        modality=record["modality"],
+        unit=record["unit"],
+        attempt=record["attempt"],
+        num_rows=record["num_rows"],
+        rejected={each["row"]: each["reason"] for each in record["rejected"]},
+        files=record["files"],
+        batch_size=record["batch_size"],
+        provenance=record["provenance"],
+    )

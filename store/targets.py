@@ -1,0 +1,279 @@
+"""Reading targets: rows in any order, straight from memory-mapped shards."""
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import DamagedCacheError, RowUnavailableError
+from . import layout
+from .arrays import DTYPE, ArrayLayout, map_shard
+from .files import LocalFiles
+from .layout import Modality
+from .manifest import Commits, Manifest
+
+_DEFAULT_OPEN_SHARDS = 512
+
+
+class Targets:
+    """The cached embeddings of one modality by one teacher.
+
+    Picklable, and safe to use in forked, forkserver and spawned processes: maps are read-only and
+    opened again where needed. What was committed when the cache was opened is what is seen.
+    """
+
+    def __init__(
+        self,
+        files: LocalFiles,
+        manifest: Manifest,
+        commits: Commits,
+        teacher: str,
+        array: ArrayLayout,
+    ) -> None:
+        self.teacher = teacher
+        self._files = files
+        self._array = array
+        units = commits.of(array.modality)
+        num_units = -(-array.num_rows // array.shard_rows)
+        self._planned_rows = np.zeros(num_units, np.int64)
+        for unit in manifest.units(array.modality):
+            self._planned_rows[unit.number] = unit.rows.count
+        self._committed_rows = np.zeros(num_units, np.int64)
+        for number, commit in units.items():
+            if number < num_units:
+                self._committed_rows[number] = commit.num_rows
+        self._rejected = np.array(sorted(r for c in units.values() for r in c.rejected), np.int64)
+        self._reasons = {row: why for c in units.values() for row, why in c.rejected.items()}
+        self._shards = _Shards(files, array, teacher)
+
+    @property
+    def modality(self) -> Modality:
+        """Whether these are image or text targets."""
+        return self._array.modality
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, views, embed_dim) of images, (text_rows, embed_dim) of texts; gaps are counted."""
+        return self._array.shape
+
+    @property
+    def dtype(self) -> np.dtype[np.float16]:
+        """Always little-endian float16."""
+        return DTYPE
+
+    def __len__(self) -> int:
+        return self._array.num_rows
+
+    def read(self, rows: ArrayLike, views: ArrayLike | None = None) -> NDArray[np.float16]:
+        """Return targets in the order asked, (B, embed_dim) float16, L2-normalised.
+
+        Args:
+            rows: (B,) row numbers (text_row for texts), in any order, repeats allowed.
+            views: None for view 0, one view for all rows, or (B,) one view a row. Images only.
+
+        Raises:
+            RowUnavailableError: a row is out of range, a gap, not committed, or rejected; the
+                message names the first such row. read_masked gives a mask instead.
+        """
+        rows_B = _as_rows(rows)
+        available_B = self.available(rows_B)
+        if not available_B.all():
+            raise RowUnavailableError(self._why_unavailable(int(rows_B[~available_B][0])))
+        out = np.empty((len(rows_B), self._array.embed_dim), DTYPE)
+        self._gather(rows_B, self._as_views(views, len(rows_B)), np.arange(len(rows_B)), out)
+        return out
+
+    def read_masked(
+        self, rows: ArrayLike, views: ArrayLike | None = None
+    ) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+        """Return (targets, valid): as read, but a row without a target is NaN and False.
+
+        Returns:
+            (B, embed_dim) float16 and (B,) bool.
+        """
+        rows_B = _as_rows(rows)
+        valid_B = self.available(rows_B)
+        out = np.full((len(rows_B), self._array.embed_dim), np.nan, DTYPE)
+        views_B = self._as_views(views, len(rows_B))
+        where = np.flatnonzero(valid_B)
+        self._gather(rows_B[where], None if views_B is None else views_B[where], where, out)
+        return out, valid_B
+
+    def available(self, rows: ArrayLike) -> NDArray[np.bool_]:
+        """Return (B,) bool: whether each row has a target."""
+        rows_B = _as_rows(rows)
+        inside_B = (rows_B >= 0) & (rows_B < self._array.num_rows)
+        safe_B = np.where(inside_B, rows_B, 0)
+        unit_B, position_B = np.divmod(safe_B, self._array.shard_rows)
+        if len(self._committed_rows) == 0:
+            return np.zeros(len(rows_B), np.bool_)
+        committed_B = position_B < self._committed_rows[unit_B]
+        if len(self._rejected):
+            at_B = np.searchsorted(self._rejected, safe_B).clip(max=len(self._rejected) - 1)
+            committed_B &= self._rejected[at_B] != safe_B
+        return inside_B & committed_B
+
+    def available_rows(self) -> NDArray[np.int64]:
+        """Return every row that has a target, ascending, int64 (8 bytes a row of memory)."""
+        starts = np.arange(len(self._committed_rows)) * self._array.shard_rows
+        spans = [
+            np.arange(start, start + count)
+            for start, count in zip(starts, self._committed_rows, strict=True)
+        ]
+        rows = np.concatenate([np.empty(0, np.int64), *spans])
+        return np.setdiff1d(rows, self._rejected, assume_unique=True)
+
+    def read_unit(self, unit: int) -> NDArray[np.float16]:
+        """Return a committed unit's rows whole, as a read-only map (n, [views,] embed_dim).
+
+        Rejected rows are NaN.
+
+        Raises:
+            RowUnavailableError: the unit is not committed.
+        """
+        if not 0 <= unit < len(self._committed_rows) or self._committed_rows[unit] == 0:
+            raise RowUnavailableError(self._why_unavailable(unit * self._array.shard_rows))
+        return self._shards.rows_of(unit, int(self._committed_rows[unit]))
+
+    def _gather(
+        self,
+        rows_B: NDArray[np.int64],
+        views_B: NDArray[np.int64] | None,
+        into_B: NDArray[np.int64],
+        out: NDArray[np.float16],
+    ) -> None:
+        unit_B, position_B = np.divmod(rows_B, self._array.shard_rows)
+        for unit, where in _group(unit_B):
+            shard = self.read_unit(unit)
+            positions = position_B[where]
+            if self.modality == "text":
+                found = shard[positions]
+            elif views_B is None:
+                found = shard[positions, 0]
+            else:
+                found = shard[positions, views_B[where]]
+            out[into_B[where]] = found
+
+    def _as_views(self, views: ArrayLike | None, num_rows: int) -> NDArray[np.int64] | None:
+        if views is None:
+            return None
+        if self.modality == "text":
+            raise ValueError("texts have no views")
+        views_B = np.broadcast_to(np.asarray(views, np.int64), num_rows)
+        wrong = views_B[(views_B < 0) | (views_B >= self._array.num_views)]
+        if len(wrong):
+            raise RowUnavailableError(
+                f"view {wrong[0]} is not in {self._files.root}, which holds views "
+                f"0..{self._array.num_views - 1} of each image"
+            )
+        return views_B
+
+    def _why_unavailable(self, row: int) -> str:
+        name = "row" if self.modality == "image" else "text_row"
+        root, last = self._files.root, self._array.num_rows - 1
+        if not 0 <= row <= last:
+            holds = f"{name}s 0..{last}" if last >= 0 else f"no {self.modality}s"
+            return (
+                f"{name} {row} is not in {root}, which holds {holds}; "
+                "it was probably taken from another cache"
+            )
+        unit, position = divmod(row, self._array.shard_rows)
+        if position >= self._planned_rows[unit]:
+            return f"{name} {row} of {root} is a gap: no sample was planned there"
+        if position >= self._committed_rows[unit]:
+            return (
+                f"{name} {row} of {root} has no target by {self.teacher} yet: {self.modality} unit "
+                f"{unit} is not committed; run the same siglip2-cache build again"
+            )
+        reason = self._reasons.get(row, "unknown reason")
+        return (
+            f"{name} {row} of {root} was rejected by {self.teacher}: {reason}; "
+            "siglip2-cache build --retry-rejected tries it again"
+        )
+
+
+class _Shards:
+    """A bounded set of memory maps, the least recently used dropped first.
+
+    Each map holds a file descriptor; a process is often allowed no more than 256 or 1,024.
+    """
+
+    def __init__(self, files: LocalFiles, array: ArrayLayout, teacher: str) -> None:
+        self._files, self._array, self._teacher = files, array, teacher
+        self._open: OrderedDict[int, NDArray[np.float16]] = OrderedDict()
+        self._max_open = max_open_shards()
+        self._is_mappable: bool | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def rows_of(self, unit: int, num_rows: int) -> NDArray[np.float16]:
+        rows = self._open.pop(unit, None)
+        if rows is None:
+            rows = self._load(unit, num_rows)
+            while len(self._open) >= self._max_open:
+                self._open.popitem(last=False)
+        self._open[unit] = rows
+        return rows
+
+    def _load(self, unit: int, num_rows: int) -> NDArray[np.float16]:
+        modality = self._array.modality
+        if self._can_map():
+            path = self._files.local(layout.shard(self._teacher, modality, unit))
+            return map_shard(path, self._array, num_rows)
+        return self._load_with_zarr(unit, num_rows)
+
+    def _can_map(self) -> bool:
+        if self._is_mappable is None:
+            path = layout.array_metadata(self._teacher, self._array.modality)
+            try:
+                metadata = json.loads(self._files.read(path))
+            except (FileNotFoundError, ValueError):
+                raise DamagedCacheError(
+                    f"{self._files.local(path)} is missing or damaged; run siglip2-cache verify"
+                ) from None
+            self._is_mappable = self._array.matches_map(metadata)
+        return self._is_mappable
+
+    def _load_with_zarr(self, unit: int, num_rows: int) -> NDArray[np.float16]:
+        # Compressed, or chunked otherwise, by another program: slower, and the same numbers.
+        import zarr
+
+        path = self._files.local(layout.array_folder(self._teacher, self._array.modality))
+        array = zarr.open_array(path, mode="r")
+        first = unit * self._array.shard_rows
+        return np.ascontiguousarray(array[first : first + num_rows], DTYPE)
+
+
+def max_open_shards() -> int:
+    """Return how many shards to hold open: a quarter of what the process may open, 512 at most."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 128
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _DEFAULT_OPEN_SHARDS
+    return max(8, min(_DEFAULT_OPEN_SHARDS, soft // 4))
+
+
+def _as_rows(rows: ArrayLike) -> NDArray[np.int64]:
+    array = np.asarray(rows)
+    if array.size == 0:
+        return np.empty(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"rows must be (B,) integers, got {array.dtype} {array.shape}")
+    return array.astype(np.int64, copy=False)
+
+
+def _group(unit_B: NDArray[np.int64]) -> Iterable[tuple[int, NDArray[np.int64]]]:
+    """Yield (unit, positions in unit_B) so that each shard is visited once a read."""
+    if len(unit_B) == 0:
+        return
+    order = np.argsort(unit_B, kind="stable")
+    borders = np.flatnonzero(np.diff(unit_B[order])) + 1
+    for where in np.split(order, borders):
+        yield int(unit_B[where[0]]), where
