@@ -1,0 +1,126 @@
+"""The plain files of a checkpoint: JSON, the headers of safetensors, sha256 with a memory."""
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from ..errors import TeacherError
+
+_STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TeacherError(
+            f"{path.parent} has no {path.name}, so it is not a complete Hugging Face checkpoint"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise TeacherError(f"{path} cannot be read as JSON: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise TeacherError(f"{path} holds no JSON object")
+    return cast("dict[str, Any]", value)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files, in order of name."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise TeacherError(
+            f"{folder} has no model.safetensors; save the weights with "
+            "model.save_pretrained(folder) (pickled .bin weights are not read)"
+        )
+    files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    for path in files:
+        if not path.is_file():
+            raise TeacherError(f"{index} names {path.name}, which is missing; fetch it again")
+    return files
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the tensors' records of a safetensors file by name, and where its data start."""
+    with path.open("rb") as file:
+        num_bytes = int.from_bytes(file.read(8), "little")
+        try:
+            header: dict[str, Any] = json.loads(file.read(min(num_bytes, 100_000_000)))
+            header.pop("__metadata__", None)
+            end = 8 + num_bytes + max(record["data_offsets"][1] for record in header.values())
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError):
+            raise TeacherError(f"{path} is not a safetensors file; fetch it again") from None
+    size = path.stat().st_size
+    if size != end:
+        raise TeacherError(f"{path} has {size} bytes, its header promises {end}; fetch it again")
+    return header, 8 + num_bytes
+
+
+def stored_dtype_of(folder: Path) -> str:
+    num_bytes: dict[str, int] = {}
+    for path in weight_files(folder):
+        for record in read_header(path)[0].values():
+            start, end = record["data_offsets"]
+            num_bytes[record["dtype"]] = num_bytes.get(record["dtype"], 0) + end - start
+    most = max(num_bytes, key=lambda dtype: num_bytes[dtype])
+    if most not in _STORED_DTYPES:
+        raise TeacherError(f"{folder} stores its weights as {most}; expected F32, BF16 or F16")
+    return _STORED_DTYPES[most]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hex sha256 of a file, from memory where size and mtime have not changed.
+
+    The memory is a small JSON file in the user's cache folder; losing it costs only time.
+    """
+    path = path.resolve()  # a hub snapshot is a folder of links to blobs
+    before = path.stat()
+    memory_path = _memory_path()
+    stamp = [before.st_size, before.st_mtime_ns]
+    known = _read_memory(memory_path).get(str(path))
+    if isinstance(known, list) and known[:2] == stamp and isinstance(known[-1], str):
+        return known[-1]
+    digest = _hash_bytes(path)
+    after = path.stat()
+    if [after.st_size, after.st_mtime_ns] == stamp:
+        memory = _read_memory(memory_path) | {str(path): [*stamp, digest]}
+        partial = memory_path.with_name(f"{memory_path.name}.{os.getpid()}.partial")
+        with suppress(OSError):  # a home that cannot be written costs only time
+            memory_path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(memory, indent=1), encoding="utf-8")
+            partial.replace(memory_path)
+    return digest
+
+
+def _memory_path() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "siglip2-cache" / "sha256.json"
+
+
+def _read_memory(path: Path) -> dict[str, Any]:
+    try:
+        memory = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return cast("dict[str, Any]", memory) if isinstance(memory, dict) else {}
+
+
+def _hash_bytes(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_sha256(paths: list[Path]) -> str:
+    """Return one file's own sha256, or that of the `sha256sum` listing of several."""
+    digests = [file_sha256(path) for path in paths]
+    if len(paths) == 1:
+        return digests[0]
+    lines = [f"{digest}  {path.name}\n" for digest, path in zip(digests, paths, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

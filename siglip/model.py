@@ -1,0 +1,137 @@
+"""The model: loading it whole or not at all, and its two forward passes.
+
+Shape letters in this file:
+    B = batch, H, W = pixels, C = 3 colours, L = text tokens, D = embedding width.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from ..errors import TeacherError
+from .checkpoint import Checkpoint
+from .files import first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import SiglipModel
+
+
+def load_model(checkpoint: Checkpoint, *, device: str, compute_dtype: str) -> "SiglipModel":
+    """Return the model in eval mode on the device, attention by SDPA, no gradients.
+
+    Parameters stay as they are stored (a bfloat16 SO400M takes 2.3 GB, in float32 it would take
+    4.5), except that float32 computes on float32 parameters and the two half dtypes do not mix.
+
+    Raises:
+        TeacherError: weights are missing, unexpected, or of another shape than config.json says.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import SiglipModel
+
+    is_kept = checkpoint.stored_dtype == "float32" and compute_dtype != "float32"
+    with _quiet_transformers():
+        try:
+            model, info = cast(
+                "tuple[SiglipModel, dict[str, Any]]",
+                SiglipModel.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
+                    checkpoint.folder,
+                    dtype=torch.float32 if is_kept else getattr(torch, compute_dtype),
+                    attn_implementation="sdpa",
+                    local_files_only=True,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are refused below, by name
+                ),
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise TeacherError(f"{checkpoint.folder} does not load: {first_line(error)}") from error
+    for fault in ("missing", "mismatched", "unexpected"):
+        names = sorted(key if isinstance(key, str) else key[0] for key in info[f"{fault}_keys"])
+        if names:  # transformers would fill them with random numbers and go on
+            raise TeacherError(
+                f"{checkpoint.folder} has {len(names)} {fault} weights: {', '.join(names[:3])}"
+                f"{', ...' if len(names) > 3 else ''}; fetch the checkpoint again, or take "
+                "config.json and weights from one checkpoint"
+            )
+    return model.to(device).eval().requires_grad_(False)  # pyright: ignore
+
+
+def embed_image_pixels(
+    model: "SiglipModel", checkpoint: Checkpoint, pixels_BHWC: "Tensor", *, compute_dtype: str
+) -> "Tensor":
+    """Return (B, D) float32 unit rows on the device of the pixels.
+
+    Args:
+        model: from load_model.
+        checkpoint: the one the model was loaded from.
+        pixels_BHWC: uint8 RGB of the checkpoint's size, on the model's device.
+        compute_dtype: dtype of the forward pass; pixels are normalised in float32 all the same.
+    """
+    import torch
+
+    H, W = checkpoint.image_size
+    if pixels_BHWC.shape[1:] != (H, W, 3) or pixels_BHWC.dtype != torch.uint8:
+        raise ValueError(
+            f"pixels must be uint8 of shape (B, {H}, {W}, 3), "
+            f"got {pixels_BHWC.dtype} {tuple(pixels_BHWC.shape)}"
+        )
+    tower: Any = model  # its types are partly unknown
+    device = pixels_BHWC.device
+    with torch.inference_mode():
+        mean_C, std_C = (
+            torch.tensor(values, device=device)
+            for values in (checkpoint.image_mean, checkpoint.image_std)
+        )
+        x_BHWC = (pixels_BHWC.float() * checkpoint.rescale_factor - mean_C) / std_C
+        with _autocast(device.type, compute_dtype):
+            pooled_BD = tower.get_image_features(x_BHWC.permute(0, 3, 1, 2)).pooler_output
+        return _unit_rows(pooled_BD)
+
+
+def embed_token_ids(model: "SiglipModel", ids_BL: "Tensor", *, compute_dtype: str) -> "Tensor":
+    """Return (B, D) float32 unit rows; ids from TextTokenizer, on the model's device.
+
+    There is no attention mask, on purpose: the tower was trained without, padding included.
+    """
+    import torch
+
+    tower: Any = model  # its types are partly unknown
+    L = tower.config.text_config.max_position_embeddings
+    if ids_BL.ndim != 2 or ids_BL.shape[1] != L:  # a shorter one runs, and pools the wrong position
+        raise ValueError(f"token ids must be of shape (B, {L}), got {tuple(ids_BL.shape)}")
+    with torch.inference_mode(), _autocast(ids_BL.device.type, compute_dtype):
+        pooled_BD = tower.get_text_features(input_ids=ids_BL).pooler_output
+        return _unit_rows(pooled_BD)
+
+
+def _unit_rows(pooled_BD: "Tensor") -> "Tensor":
+    import torch
+
+    return torch.nn.functional.normalize(pooled_BD.float(), dim=-1)
+
+
+def _autocast(device_type: str, compute_dtype: str) -> Any:
+    import torch
+
+    if compute_dtype == "float32":
+        return torch.autocast(device_type, enabled=False)
+    return torch.autocast(device_type, dtype=getattr(torch, compute_dtype))
+
+
+@contextmanager
+def _quiet_transformers() -> Generator[None]:
+    """Silence transformers' progress bars and its warnings about special ids, which are wrong in
+    the published configs and used by nobody; errors still come through."""
+    from transformers.utils import logging
+
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,69 @@
+"""What tests of every part share."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.foreign_cache import ForeignCache
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the memory of sha256 sums out of the home of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> Callable[..., Path]:
+    """The function of benchmarks/make_checkpoint.py, which is not part of a package."""
+    return _load("benchmarks/make_checkpoint.py").make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(
+    make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A loadable float32 SigLIP 2 checkpoint, 64 px and width 64; read it, do not change it."""
+    return make_checkpoint(
+        "tiny-patch16-64", tmp_path_factory.mktemp("teachers") / "tiny", dtype="float32"
+    )
+
+
+@pytest.fixture(scope="session")
+def write_foreign_cache() -> Callable[..., "ForeignCache"]:
+    """The function of tests/foreign_cache.py: a small cache, written without our writer."""
+    return _load("tests/foreign_cache.py").write_foreign_cache
+
+
+@pytest.fixture(scope="session")
+def foreign(
+    write_foreign_cache: Callable[..., "ForeignCache"], tmp_path_factory: pytest.TempPathFactory
+) -> "ForeignCache":
+    """A finished foreign cache and what it holds; read it, do not change it."""
+    return write_foreign_cache(tmp_path_factory.mktemp("foreign") / "cache")
+
+
+@pytest.fixture(scope="session")
+def foreign_cache(foreign: "ForeignCache") -> Path:
+    """The folder of the foreign cache; read it, do not change it."""
+    return foreign.root
+
+
+def _load(path: str) -> ModuleType:
+    """A Python file that is part of no package."""
+    name = Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, _ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
