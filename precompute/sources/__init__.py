@@ -1,0 +1,11 @@
+"""Corpora: each file of this folder reads one kind and yields plain samples in a fixed order.
+
+A source knows the corpus and nothing of the cache: no rows, no units, no teacher. It is a pure
+function of what lies on disk: two scans of one corpus give equal samples in equal order.
+"""
+
+from .base import Caption, Problem, Sample, Source
+from .columns import TableColumns
+from .open import open_source
+
+__all__ = ["Caption", "Problem", "Sample", "Source", "TableColumns", "open_source"]

@@ -1,0 +1,187 @@
+"""Captions, languages and names as corpora write them, made clean.
+
+A caption value is a text, a list of texts, an object ``{"text": ..., "lang": ...}``, a list of such
+objects, or an object keyed by language: ``{"de": "ein Hund", "en": ["a dog", "the dog"]}``.
+Nothing here raises for bad content: what cannot be used comes back as a reason.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
+
+from .base import Caption
+from .languages import is_language_tag
+
+_TEXT_NAMES = ("text", "caption", "raw")  # raw: the Karpathy COCO and Flickr30k files
+_LANGUAGE_NAMES = ("lang", "language")
+_MAX_DEPTH = 3  # {lang: [{text: ...}]}; deeper nesting is no caption in any corpus we know
+
+_Item = tuple[
+    str | None, str | None
+]  # text (None: null, kept so that lists stay aligned), language
+
+
+def clean_captions(
+    fields: Sequence[tuple[object, str | None]], lang: object = None
+) -> tuple[tuple[Caption, ...], list[str]]:
+    """The usable captions of one sample in order, each once, and the reasons for the others.
+
+    Args:
+        fields: caption values, each with the language that its column name says, or None.
+        lang: language of the captions that have none of their own: a text for all of them, or a
+            list as long as those captions. A list of another length gives a reason, and the
+            captions stay without language: a guess could pair every text with a wrong one.
+    """
+    reasons: list[str] = []
+    items: list[_Item] = []
+    for value, of_column in fields:
+        items.extend(_items(value, of_column, reasons))
+    items = _with_languages(items, lang, reasons)
+    captions = (Caption(text, tag) for text, tag in items if text is not None and text)
+    return tuple(dict.fromkeys(captions)), list(dict.fromkeys(reasons))
+
+
+def clean_name(value: object, what: str) -> str | None:
+    """A key or label as text, stripped; None where the corpus says nothing.
+
+    Whole numbers become their digits, floats too: pandas writes integers beside a missing one as
+    ``12.0``.
+
+    Raises:
+        ValueError: the value is no name; the message is a reason that starts with ``what``.
+    """
+    if is_missing(value):
+        return None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    return clean_text(value, what) or None
+
+
+def clean_text(value: object, what: str) -> str:
+    """The text stripped, possibly empty.
+
+    Raises:
+        ValueError: the value is no text, or one that UTF-8 cannot write.
+    """
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is {describe(value)}, expected text")
+    text = value.strip()
+    if not is_unicode(text):
+        shown = repr(text if len(text) <= 40 else text[:40] + "...")
+        raise ValueError(f"{what} is not valid Unicode text: {shown}")
+    return text
+
+
+def is_unicode(text: str) -> bool:
+    """False for a text with surrogates: escaped ones in JSON, or undecodable bytes."""
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_missing(value: object) -> bool:
+    """True for null and for NaN, which pandas writes in its place."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def describe(value: object) -> str:
+    """What kind of value it is, in words, for a message."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return f"a {type(value).__name__}"
+
+
+def read_cell(cell: object) -> object:
+    """A CSV cell: the list where it holds a JSON list of texts, else the cell as it stands."""
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        try:
+            values: object = json.loads(cell)
+        except (ValueError, RecursionError):
+            return cell  # such as "[photo] a dog"
+        if isinstance(values, list) and all(
+            isinstance(value, str) for value in cast(list[object], values)
+        ):
+            return cast(object, values)
+    return cell
+
+
+def _items(value: object, lang: str | None, reasons: list[str], depth: int = 0) -> Iterator[_Item]:
+    if is_missing(value):
+        yield None, lang
+    elif isinstance(value, list) and depth < _MAX_DEPTH:
+        for entry in cast(list[object], value):
+            yield from _items(entry, lang, reasons, depth + 1)
+    elif isinstance(value, dict) and depth < _MAX_DEPTH:
+        yield from _items_of_object(cast(dict[str, object], value), lang, reasons, depth)
+    else:
+        try:
+            yield clean_text(cast(object, value), "a caption"), lang
+        except ValueError as error:
+            reasons.append(str(error))
+            yield None, lang
+
+
+def _items_of_object(
+    entry: Mapping[str, object], lang: str | None, reasons: list[str], depth: int
+) -> Iterator[_Item]:
+    text_name = next((name for name in _TEXT_NAMES if name in entry), None)
+    if text_name is not None:
+        own = next((entry[name] for name in _LANGUAGE_NAMES if name in entry), None)
+        own = _language(own, reasons) or lang
+        yield from _items(entry[text_name], own, reasons, depth + 1)
+        return
+    for name, value in entry.items():
+        if is_language_tag(name):
+            if not is_missing(value):  # a Parquet struct has every language in every row
+                yield from _items(value, name, reasons, depth + 1)
+        else:
+            shown = repr(name if len(name) <= 40 else name[:40] + "...")
+            reasons.append(
+                f"a caption object has the name {shown}; expected text and lang, or language codes"
+            )
+
+
+def _with_languages(items: list[_Item], lang: object, reasons: list[str]) -> list[_Item]:
+    if not isinstance(lang, list):
+        tag = _language(lang, reasons)
+        return [(text, own or tag) for text, own in items]
+    languages = cast(list[object], lang)
+    num_open = sum(own is None for _, own in items)
+    if len(languages) != num_open:
+        reasons.append(
+            f"{num_open} captions but {len(languages)} languages; "
+            "the captions are kept without language"
+        )
+        return items
+    rest = iter(languages)
+    return [(text, own or _language(next(rest), reasons)) for text, own in items]
+
+
+def _language(value: object, reasons: list[str]) -> str | None:
+    if is_missing(value):
+        return None
+    try:
+        return clean_text(value, "a language") or None
+    except ValueError as error:
+        reasons.append(str(error))
+        return None

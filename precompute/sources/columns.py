@@ -1,0 +1,175 @@
+"""Which column of a table is the image, which are captions: by their usual names, or as told."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ...errors import SettingError, SourceError
+from .languages import IDENTIFIER_LIKE, split_language
+
+# Names are compared without case, spaces, hyphens and underscores: "File Name" is filename.
+# In each tuple the first that a table has is taken; of captions, all of one tuple.
+IMAGE_NAMES = (
+    *("image", "image_path", "path", "file", "filename", "filepath", "img", "img_path"),
+    *("image_file", "image_filename", "image_name", "img_file", "img_name"),
+)
+KEY_NAMES = ("key", "id", "image_id", "uid")
+LANG_NAMES = ("lang", "language", "langs", "languages")
+LABEL_NAMES = ("label", "class", "class_name", "category")
+CAPTION_NAMES = ("caption", "captions", "text", "texts")
+FALLBACK_CAPTION_NAMES = (
+    *("sentence", "sentences", "alt", "alt_text", "title", "description", "descriptions"),
+)
+"""Captions only where no column of CAPTION_NAMES is: beside one, they say something else."""
+
+_MAX_SHOWN = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableColumns:
+    """Columns of a table, named by the user. None: found by its usual names."""
+
+    image: str | None = None
+    """Path of the image, absolute or relative to the table's folder."""
+
+    captions: tuple[str, ...] | None = None
+    """Captions. A name that ends in a language (``caption_de``) gives them that; () takes none."""
+
+    key: str | None = None
+    """Name of the sample. Where the table has none, the image's path without its extension."""
+
+    lang: str | None = None
+    """Language of the captions: one, or a list as long as the captions."""
+
+    label: str | None = None
+    """Class of the image."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.captions, str):  # "caption" would be taken for seven columns
+            raise SettingError(f"columns.captions must be a tuple of names, got {self.captions!r}")
+
+    def named(self) -> tuple[str, ...]:
+        """Every column that the user named."""
+        single = (self.image, self.key, self.lang, self.label)
+        return (*(name for name in single if name is not None), *(self.captions or ()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundColumns:
+    """The columns of one table, or of one row of a .jsonl, that mean something to us."""
+
+    image: str | None
+    captions: tuple[tuple[str, str | None], ...]
+    """Each with the language that its name says."""
+
+    key: str | None
+    lang: str | None
+    label: str | None
+
+    def names(self) -> list[str]:
+        """Every column to be read, each once."""
+        single = (self.image, self.key, self.lang, self.label)
+        captions = (name for name, _ in self.captions)
+        return list(dict.fromkeys(name for name in (*single, *captions) if name is not None))
+
+
+@lru_cache(maxsize=256)  # once for a table; .jsonl rows come in few shapes
+def find_columns(names: tuple[str, ...], wanted: TableColumns) -> FoundColumns:
+    """The meaning of each column name; what the user named is taken as it is, if it is there."""
+    named = set(wanted.named())
+    free = [name for name in names if name not in named]
+
+    def one(told: str | None, usual: Sequence[str]) -> str | None:
+        if told is not None:
+            return told if told in names else None
+        return first_column(free, usual)
+
+    if wanted.captions is None:
+        captions = _caption_columns(free)
+    else:
+        captions = tuple((name, _language_of(name)) for name in wanted.captions if name in names)
+    return FoundColumns(
+        image=one(wanted.image, IMAGE_NAMES),
+        captions=captions,
+        key=one(wanted.key, KEY_NAMES),
+        lang=one(wanted.lang, LANG_NAMES),
+        label=one(wanted.label, LABEL_NAMES),
+    )
+
+
+def first_column(names: Sequence[str], usual: Sequence[str]) -> str | None:
+    """The column with the first of the usual names that there is; None where there is none."""
+    by_name = {_squash(name): name for name in reversed(names)}
+    return next((by_name[_squash(name)] for name in usual if _squash(name) in by_name), None)
+
+
+def check_columns(names: Sequence[str], wanted: TableColumns, table: Path) -> None:
+    """Refuse a table that lacks a column the user named, or any column of images.
+
+    Raises:
+        SourceError: names the columns there are.
+    """
+    for name in wanted.named():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SourceError(f"{table} has no column {name!r}, it has {show_names(names)}{hint}")
+    found = find_columns(tuple(names), wanted)
+    if found.image is None:
+        raise SourceError(
+            f"{table} has no column of images, it has {show_names(names)}; "
+            f"expected one named {', '.join(IMAGE_NAMES[:6])} or the like: "
+            "rename it (a .csv or .tsv needs a first line of names), or say which column it is"
+        )
+    doubled = next((name for name in found.names() if list(names).count(name) > 1), None)
+    if doubled is not None:
+        raise SourceError(f"{table} has two columns named {doubled!r}; rename one of them")
+
+
+def show_names(names: Sequence[str]) -> str:
+    """Column names for a message: quoted, and cut where there are very many."""
+    shown = ", ".join(
+        repr(name) if len(name) <= 60 else repr(name[:60]) for name in names[:_MAX_SHOWN]
+    )
+    more = len(names) - _MAX_SHOWN
+    return (shown or "none") + (f" and {more} more" if more > 0 else "")
+
+
+def _caption_columns(names: Sequence[str]) -> tuple[tuple[str, str | None], ...]:
+    for usual in (CAPTION_NAMES, FALLBACK_CAPTION_NAMES):
+        bases = {_squash(name) for name in usual}
+        found: list[tuple[str, str | None]] = []
+        for name in names:
+            parts = split_language(name.strip())
+            if _squash(name) in bases:
+                found.append((name, None))
+            elif parts is not None and _squash(parts[0]) in bases:
+                found.append((name, parts[1]))
+        captions = _without_identifiers(found)
+        if captions:
+            return captions
+    return ()
+
+
+def _without_identifiers(
+    found: Sequence[tuple[str, str | None]],
+) -> tuple[tuple[str, str | None], ...]:
+    """Drop ``caption_id``, unless other languages beside it say that it is Indonesian."""
+    if any(lang is not None and lang.lower() not in IDENTIFIER_LIKE for _, lang in found):
+        return tuple(found)
+    return tuple(
+        (name, lang)
+        for name, lang in found
+        if lang is None or ":" in name or lang.lower() not in IDENTIFIER_LIKE
+    )
+
+
+def _language_of(name: str) -> str | None:
+    parts = split_language(name)
+    return parts[1] if parts is not None else None
+
+
+def _squash(name: str) -> str:
+    return "".join(c for c in name.casefold() if c not in " -_\t")

@@ -1,0 +1,177 @@
+"""A folder of images: captions beside each image, classes as sub-folders."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ...errors import SourceError
+from .base import Problem, Sample
+from .caption_files import CaptionFile, read_caption_file
+from .captions import is_unicode
+from .paths import printable, size_and_time
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+CAPTION_ENDINGS = (".json", ".txt")
+"""Of caption files; where an image has both, the first wins."""
+
+_FolderId = tuple[int, int]  # device, inode
+_Entry = tuple[str, str | None]  # image and its caption file, relative to the root
+
+
+@dataclass(slots=True)
+class _Listing:
+    """One folder: names sorted, nothing opened."""
+
+    images: list[str] = field(default_factory=list[str])
+    folders: list[str] = field(default_factory=list[str])
+    captions: dict[str, str] = field(default_factory=dict[str, str])
+    """File name by stem with lower-case ending: ``dog.txt`` of ``dog.TXT``."""
+    problems: list[Problem] = field(default_factory=list[Problem])
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSource:
+    """Every image anywhere below a folder. Hidden names (``.x``) are passed by."""
+
+    location: Path
+    """The folder, absolute."""
+
+    @property
+    def kind(self) -> str:
+        return "folder"
+
+    @property
+    def root(self) -> Path:
+        return self.location
+
+    def fingerprint(self) -> str:
+        """Changes with the name, size or time of any image or caption file; opens none."""
+        digest = hashlib.sha256(b"folder\n")
+        for entry in self._walk():
+            if isinstance(entry, Problem):
+                continue
+            for name in entry:
+                if name is not None:
+                    num_bytes, mtime_ns = size_and_time(f"{self.root}/{name}")
+                    digest.update(os.fsencode(name) + f"\0{num_bytes} {mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def scan(self) -> Iterator[Sample | Problem]:
+        """Yield a folder's images by name, then its sub-folders by name.
+
+        Raises:
+            SourceError: the folder cannot be read, or there is no image below it.
+        """
+        num_images = 0
+        for entry in self._walk():
+            if isinstance(entry, Problem):
+                yield entry
+            else:
+                num_images += 1
+                yield from self._sample(*entry)
+        if not num_images:
+            raise SourceError(
+                f"{self.root} holds no images; expected files ending in {', '.join(IMAGE_ENDINGS)}"
+            )
+
+    def _sample(self, image: str, caption_file: str | None) -> Iterator[Sample | Problem]:
+        place = printable(f"{self.root}/{image}")
+        if not is_unicode(image):
+            yield Problem(place=place, reason="the file name is not UTF-8; rename it")
+            return
+        key = os.path.splitext(image)[0]
+        beside = CaptionFile()
+        if caption_file is not None:
+            beside = read_caption_file(f"{self.root}/{caption_file}", key)
+        num_bytes, mtime_ns = size_and_time(f"{self.root}/{image}")
+        yield Sample(
+            key=key,
+            path=image,
+            captions=beside.captions,
+            label=beside.label or (image.split("/")[0] if "/" in image else None),
+            num_bytes=num_bytes,
+            mtime_ns=mtime_ns,
+            place=place,
+        )
+        yield from beside.problems
+
+    def _walk(self) -> Iterator[_Entry | Problem]:
+        """Every image with its caption file, one folder's listing in memory at a time."""
+        pending: list[tuple[str, tuple[_FolderId, ...]]] = [("", ())]  # below root, folders above
+        while pending:
+            folder, above = pending.pop()
+            path = f"{self.root}/{folder}" if folder else str(self.root)
+            try:
+                status = os.stat(path)
+                folder_id = (status.st_dev, status.st_ino)
+                if folder_id in above:
+                    reason = "a link to a folder that holds it; not followed"
+                    yield Problem(place=printable(path), reason=reason)
+                    continue
+                listing = _list_folder(path)
+            except OSError as error:
+                if not folder:
+                    raise SourceError(f"{path} cannot be read ({error.strerror})") from error
+                reason = f"the folder cannot be read ({error.strerror})"
+                yield Problem(place=printable(path), reason=reason)
+                continue
+            yield from listing.problems
+            prefix = f"{folder}/" if folder else ""
+            for image in listing.images:
+                yield prefix + image, _caption_file(prefix, image, listing.captions)
+            below = (*above, folder_id)
+            pending.extend((prefix + name, below) for name in reversed(listing.folders))
+
+
+def _list_folder(path: str) -> _Listing:
+    listing = _Listing()
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                _sort_in(entry, listing)
+    listing.images.sort()
+    listing.folders.sort()
+    listing.problems.sort(key=lambda problem: problem.place)
+    return listing
+
+
+def _sort_in(entry: os.DirEntry[str], listing: _Listing) -> None:
+    """Put one name where it belongs; names that are neither image nor caption are passed by."""
+    stem, ending = os.path.splitext(entry.name)
+    ending = ending.lower()
+    kind = _kind_of(entry)
+    if kind == "folder":
+        listing.folders.append(entry.name)
+    elif ending in IMAGE_ENDINGS and kind != "device":
+        listing.images.append(entry.name)  # a dead link too: a sample without its image
+    elif ending in CAPTION_ENDINGS and kind != "device":
+        # Of dog.TXT and dog.txt the second, whichever the system names first.
+        other = listing.captions.get(stem + ending, "")
+        listing.captions[stem + ending] = max(entry.name, other)
+    elif kind == "dead link" or ending in IMAGE_ENDINGS:
+        # A dead link may be a whole folder of images on a disk that is not there.
+        reason = "a link that leads nowhere" if kind == "dead link" else "not a regular file"
+        listing.problems.append(Problem(place=printable(entry.path), reason=reason))
+
+
+def _kind_of(entry: os.DirEntry[str]) -> Literal["folder", "file", "dead link", "device"]:
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+    except OSError:  # a link to itself, or to where we may not look
+        return "dead link"
+    return "dead link" if entry.is_symlink() and not os.path.exists(entry.path) else "device"
+
+
+def _caption_file(prefix: str, image: str, captions: Mapping[str, str]) -> str | None:
+    stem = os.path.splitext(image)[0]
+    for ending in CAPTION_ENDINGS:
+        if stem + ending in captions:
+            return prefix + captions[stem + ending]
+    return None

@@ -1,0 +1,42 @@
+"""Lines of a text file of any size: none too long for the memory, none that stops the others."""
+
+from pathlib import Path
+from typing import TextIO
+
+from ...errors import SourceError
+from .captions import is_unicode
+
+MAX_LINE = 1 << 25
+"""Characters; a longer line is a damaged file, and must not fill the memory."""
+
+
+def open_text(path: Path, *, newline: str | None) -> TextIO:
+    """A UTF-8 file, with or without BOM; bytes that are not UTF-8 come as surrogates.
+
+    Args:
+        path: the file.
+        newline: as for open(): what ends a line.
+
+    Raises:
+        SourceError: it cannot be opened.
+    """
+    try:
+        return open(path, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def read_line(file: TextIO) -> str:
+    """The next line, at most MAX_LINE characters of it; the rest of a longer one is passed by."""
+    line = file.readline(MAX_LINE)
+    rest = line
+    while len(rest) == MAX_LINE and not rest.endswith("\n"):
+        rest = file.readline(MAX_LINE)
+    return line
+
+
+def fault_of_line(line: str) -> str | None:
+    """Why a line is no use; None for a good one."""
+    if len(line) >= MAX_LINE:
+        return f"the line is longer than {MAX_LINE:,} characters"
+    return None if is_unicode(line) else "not UTF-8"

@@ -1,0 +1,186 @@
+"""Rows of a .jsonl, .csv, .tsv or .parquet file, streamed, each with the place it stands at.
+
+A row that cannot be read is a BadRow and the next one goes on; only a file that cannot be read at
+all is an error. Memory is bounded: one line (or a Parquet batch) at a time, whatever the file.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from ...errors import SourceError
+from .captions import describe, is_unicode
+from .csv_records import CsvRecords
+from .lines import fault_of_line, open_text, read_line
+from .parquet_rows import parquet_names, parquet_rows
+
+TABLE_ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet")
+
+_HEAD_ROWS = 1000  # rows of a .jsonl looked at to learn its columns
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row, by column name."""
+
+    where: str
+    """``line 17``, or ``row 17`` of a Parquet file; both count from 1."""
+
+    values: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that could not be read."""
+
+    where: str
+    reason: str
+
+
+def column_names(table: Path) -> list[str]:
+    """Names of the columns; of a .jsonl, those of its first thousand rows together.
+
+    Raises:
+        SourceError: the table is empty or cannot be read.
+    """
+    match table.suffix.lower():
+        case ".jsonl":
+            return _jsonl_names(table)
+        case ".parquet":
+            return parquet_names(table)
+        case _:
+            with open_text(table, newline="") as file:
+                return _header(table, CsvRecords(file, _delimiter(table)))
+
+
+def read_rows(table: Path, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
+    """The rows in order.
+
+    Args:
+        table: file with one of TABLE_ENDINGS.
+        columns: columns of a Parquet file to read; None reads all. Other kinds give all of them.
+
+    Raises:
+        SourceError: the table cannot be read.
+    """
+    match table.suffix.lower():
+        case ".jsonl":
+            return _jsonl_rows(table)
+        case ".parquet":
+            return _rows(parquet_rows(table, columns))
+        case _:
+            return _csv_rows(table)
+
+
+def _rows(rows: Iterator[tuple[str, dict[str, object] | str]]) -> Iterator[Row | BadRow]:
+    for where, values in rows:
+        yield BadRow(where, values) if isinstance(values, str) else Row(where, values)
+
+
+def parse_json(
+    text: str, on_object: Callable[[list[tuple[str, object]]], object] | None = None
+) -> object:
+    """The value of a JSON text.
+
+    Args:
+        text: one JSON value.
+        on_object: makes a value of the pairs of each object; None makes a dict.
+
+    Raises:
+        ValueError: the message is a reason.
+    """
+    try:
+        return cast(object, json.loads(text, object_pairs_hook=on_object))
+    except RecursionError:
+        raise ValueError("malformed JSON (nested too deeply)") from None
+    except json.JSONDecodeError as error:
+        message = error.msg[:1].lower() + error.msg[1:]
+        at = f"line {error.lineno} " if "\n" in text else ""
+        raise ValueError(f"malformed JSON ({message} at {at}column {error.colno})") from None
+    except ValueError:  # a number of more digits than Python converts
+        raise ValueError("malformed JSON (a number is too long)") from None
+
+
+def _jsonl_rows(table: Path) -> Iterator[Row | BadRow]:
+    with open_text(table, newline="\n") as file:
+        for number in itertools.count(1):
+            line = read_line(file)
+            if not line:
+                return
+            if line.isspace():
+                continue
+            yield _jsonl_row(f"line {number}", line)
+
+
+def _jsonl_row(where: str, line: str) -> Row | BadRow:
+    fault = fault_of_line(line)
+    if fault is not None:
+        return BadRow(where, fault)
+    try:
+        value = parse_json(line.strip())
+    except ValueError as error:
+        return BadRow(where, str(error))
+    if not isinstance(value, dict):
+        return BadRow(where, f"expected an object of named values, got {describe(value)}")
+    return Row(where, cast(dict[str, object], value))
+
+
+def _jsonl_names(table: Path) -> list[str]:
+    names: dict[str, None] = {}
+    first_bad: BadRow | None = None
+    num_good = 0
+    for row in itertools.islice(_jsonl_rows(table), _HEAD_ROWS):
+        if isinstance(row, Row):
+            names.update(dict.fromkeys(row.values))
+            num_good += 1
+        elif first_bad is None:
+            first_bad = row
+    if not num_good:
+        if first_bad is None:
+            raise _empty(table)
+        raise SourceError(
+            f"{table} holds no row that can be read ({first_bad.where}: {first_bad.reason}); "
+            "expected UTF-8 text with one JSON object a line"
+        )
+    return list(names)
+
+
+def _delimiter(table: Path) -> str:
+    return "\t" if table.suffix.lower() == ".tsv" else ","
+
+
+def _header(table: Path, records: CsvRecords) -> list[str]:
+    """The column names, read from the first record."""
+    for where, record in records:
+        if isinstance(record, str):
+            raise SourceError(f"{table} {where} should name the columns: {record}")
+        if not all(is_unicode(cell) for cell in record):
+            raise SourceError(f"{table} {where} is not UTF-8; save the table as UTF-8")
+        return [cell.strip() for cell in record]
+    raise _empty(table)
+
+
+def _csv_rows(table: Path) -> Iterator[Row | BadRow]:
+    with open_text(table, newline="") as file:
+        records = CsvRecords(file, _delimiter(table))
+        header = _header(table, records)
+        for where, record in records:
+            if isinstance(record, str):
+                yield BadRow(where, record)
+            elif not all(is_unicode(cell) for cell in record):
+                yield BadRow(where, "not UTF-8")
+            elif len(record) != len(header):
+                yield BadRow(
+                    where,
+                    f"{len(record)} cells, but {len(header)} columns; "
+                    'a cell that holds a separator is written in quotes: "a, b"',
+                )
+            else:
+                yield Row(where, dict(zip(header, record, strict=True)))
+
+
+def _empty(table: Path) -> SourceError:
+    return SourceError(f"{table} is empty; expected a row for each image")
