@@ -1,0 +1,443 @@
+"""Freezing the catalog: samples get rows, unique texts get text rows, in bounded memory.
+
+The order is that of the sources, given in order: samples by first sight, texts by first appearance.
+What is already in the cache is met first and keeps its rows. Uniqueness is decided in buckets by hash,
+order restored in buckets by position, so the result depends neither on the number of buckets nor on
+the hash function.
+
+Steps: scan the sources -> match keys -> number samples -> match texts -> number texts -> join captions.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import polars as pl
+
+from ..errors import DuplicateKeyError, SettingError, SourceError
+from ..store.cache import Cache
+from ..store.catalog import SCHEMAS, TABLES
+from ..store.views import ViewPolicy, draw_view
+from .known import KNOWN_SAMPLE, Known
+from .parts import Findings, PartWriter, Sink
+from .prompts import Prompt
+from .sources import Problem, Sample, Source
+from .spool import Buckets, Scratch, Spool
+
+_SCAN_ROWS = 65_536
+_SAMPLE = {
+    "seq": pl.Int64(),
+    "source": pl.String(),
+    "key": pl.String(),
+    "path": pl.String(),
+    "member": pl.String(),
+    "offset": pl.Int64(),
+    "length": pl.Int64(),
+    "label": pl.String(),
+    "num_bytes": pl.Int64(),
+    "mtime_ns": pl.Int64(),
+    "place": pl.String(),
+}
+# seq -1 - i: the text of prompt i, which belongs to no sample
+_CAPTION = {"cap": pl.Int64(), "seq": pl.Int64(), "text": pl.String(), "lang": pl.String()}
+_RESOLVED = {
+    "cap": pl.Int64(),
+    "seq": pl.Int64(),
+    "lang": pl.String(),
+    "text_row": pl.Int64(),
+}
+_SHOWN = 5
+"""Keys and problems that a finding names."""
+
+
+class Freezer:
+    """One plan over some sources, appended to what a cache already has (None: a new cache)."""
+
+    def __init__(
+        self,
+        *,
+        cache: Cache | None,
+        views: ViewPolicy,
+        sink: Sink,
+        scratch: Scratch,
+    ) -> None:
+        self._known = Known(cache)
+        self._views, self._scratch = views, scratch
+        self.first_row = self._known.next_row
+        self.first_text_row = self._known.next_text_row
+        self._next_file = self._known.num_files
+        self._writers = {t: PartWriter(t, self._known.num_parts(t), sink) for t in TABLES}
+        self.findings = Findings()
+        self.labels: dict[str, None] = {}
+        self._num_seqs = 0
+        self._num_caps = 0
+        self._samples = Buckets(scratch, _SAMPLE)
+        self._captions: Spool = scratch.spool()
+        self._prompts: list[Prompt] = []
+        self._names: set[str] = set()
+
+    def scan(self, sources: Sequence[tuple[str, Source]]) -> None:
+        """Read the sources, (namespace, source) in order.
+
+        Raises:
+            SourceError: a source as a whole cannot be read.
+        """
+        known_problems = self._known.problems()
+        self._names = {name for name, _ in sources}
+        for name, source in sources:
+            self._scan_source(name, source, known_problems)
+        if self._num_seqs == 0:
+            places = ", ".join(str(source.location) for _, source in sources)
+            shown = "; ".join(self.findings.problems)
+            raise SourceError(
+                f"no images in {places}" + (f" ({shown})" if shown else "; is it the right folder?")
+            )
+
+    def add_prompts(self, prompts: Iterable[Prompt]) -> None:
+        """Add zero-shot prompts after all captions; those the cache has are passed over."""
+        known = self._known.prompts()
+        new = [p for p in prompts if (p.label, p.template, p.lang, p.text) not in known]
+        lines = [(self._num_caps + i, -1 - i, p.text, p.lang) for i, p in enumerate(new)]
+        self._captions.append(pl.DataFrame(lines, schema=_CAPTION, orient="row"))
+        self._num_caps += len(new)
+        self._prompts = new
+        self.findings.num_prompts = len(new)
+
+    def freeze(self) -> Findings:
+        """Number everything and hand the catalog's parts to the sink.
+
+        Raises:
+            DuplicateKeyError: two samples have one key.
+            SettingError: a known sample has other captions than the cache.
+        """
+        matched = self._match_keys()
+        rows = self._number_samples(matched)
+        resolved = self._resolve_texts()
+        known_captions = self._join_captions(resolved, rows)
+        self._refuse_changed_captions(rows, known_captions)
+        for writer in self._writers.values():
+            writer.finish()
+        return self.findings
+
+    # -- scanning
+
+    def _scan_source(self, name: str, source: Source, known: set[tuple[str, str, str]]) -> None:
+        samples: list[tuple[Any, ...]] = []
+        captions: list[tuple[Any, ...]] = []
+        problems: list[tuple[Any, ...]] = []
+        for item in source.scan():
+            if isinstance(item, Sample):
+                item = _refuse_odd_names(item)
+            if isinstance(item, Problem):
+                if (name, item.place, item.reason) not in known:
+                    problems.append((name, item.place, item.key, item.reason))
+                continue
+            key = f"{name}/{item.key}" if name else item.key
+            samples.append(_sample_line(self._num_seqs, name, key, item))
+            for caption in item.captions:
+                captions.append((self._num_caps, self._num_seqs, caption.text, caption.lang))
+                self._num_caps += 1
+            self._num_seqs += 1
+            if item.label is not None:
+                self.labels[item.label] = None
+            if len(samples) >= _SCAN_ROWS:
+                self._spool_scanned(samples, captions)
+        self._spool_scanned(samples, captions)
+        self._write_problems(problems)
+
+    def _spool_scanned(
+        self, samples: list[tuple[Any, ...]], captions: list[tuple[Any, ...]]
+    ) -> None:
+        frame = pl.DataFrame(samples, schema=_SAMPLE, orient="row")
+        self._samples.append(frame, pl.col("seq") // self._scratch.bucket_rows)
+        self._captions.append(pl.DataFrame(captions, schema=_CAPTION, orient="row"))
+        samples.clear()
+        captions.clear()
+
+    def _write_problems(self, problems: list[tuple[Any, ...]]) -> None:
+        schema = {n: pl.String() for n in SCHEMAS["problems"].names}
+        self._writers["problems"].write(pl.DataFrame(problems, schema=schema, orient="row"))
+        self.findings.num_problems += len(problems)
+        shown = [f"{place}: {reason}" for _, place, _, reason in problems]
+        self.findings.problems = [*self.findings.problems, *shown][:_SHOWN]
+
+    # -- samples
+
+    def _match_keys(self) -> Buckets:
+        """Return (seq, row of a known sample or null, ...) by seq; refuse duplicate keys."""
+        scratch = self._scratch
+        total = self._num_seqs + self._known.num_samples
+        count = scratch.num_buckets(total)
+        by_key = pl.col("key").hash(seed=0) % count
+        known = Buckets(scratch, KNOWN_SAMPLE)
+        for frame in self._known.samples():
+            known.append(frame, by_key)
+        columns = ("seq", "key", "source", "num_bytes", "mtime_ns", "place")
+        new = Buckets(scratch, {name: _SAMPLE[name] for name in columns})
+        for number in self._samples.numbers():
+            new.append(self._samples.collect(number), by_key)
+        matched = Buckets(scratch, {"seq": pl.Int64(), "row": pl.Int64()})
+        duplicates: list[tuple[int, str, str, str]] = []
+        for number in sorted({*new.numbers(), *known.numbers()}):
+            ours, theirs = new.collect(number), known.collect(number)
+            duplicates += _first_duplicate(ours)
+            joined = ours.join(theirs.rename({"source": "owner"}), on="key", how="left")
+            duplicates += _first_taken(joined)
+            matched.append(joined, pl.col("seq") // scratch.bucket_rows)
+            self._note_changed(joined)
+            self._note_gone(theirs, ours)
+        if duplicates:
+            _, key, first, second = min(duplicates)
+            raise DuplicateKeyError(
+                f"key {key!r} is given twice, at {first} and at {second}; keys must be unique in a "
+                "cache: rename one, set another key column, or give the sources different names "
+                "(NAME=PATH)"
+            )
+        return matched
+
+    def _note_changed(self, joined: pl.DataFrame) -> None:
+        differs = pl.col("num_bytes").ne_missing(pl.col("old_bytes")) | pl.col(
+            "mtime_ns"
+        ).ne_missing(pl.col("old_mtime"))
+        changed = joined.filter(pl.col("row").is_not_null() & differs).sort("seq")
+        self.findings.num_changed += changed.height
+        self.findings.changed = sorted([*self.findings.changed, *changed["key"][:_SHOWN]])[:_SHOWN]
+
+    def _note_gone(self, theirs: pl.DataFrame, ours: pl.DataFrame) -> None:
+        gone = theirs.filter(pl.col("source").is_in(list(self._names))).join(
+            ours, on="key", how="anti"
+        )
+        self.findings.num_gone += gone.height
+        self.findings.gone = sorted([*self.findings.gone, *gone.sort("row")["key"][:_SHOWN]])[
+            :_SHOWN
+        ]
+
+    def _number_samples(self, matched: Buckets) -> Buckets:
+        """Write files, samples and views of new samples; return (seq, row, is_new) by seq."""
+        rows = Buckets(
+            self._scratch, {"seq": pl.Int64(), "row": pl.Int64(), "is_new": pl.Boolean()}
+        )
+        next_row = self.first_row
+        last_file: tuple[str, str] | None = None
+        for number in self._samples.numbers():
+            frame = self._samples.collect(number).join(
+                matched.collect(number), on="seq", how="left"
+            )
+            frame = frame.sort("seq").with_columns(is_new=pl.col("row").is_null())
+            ordinal = next_row + pl.col("is_new").cast(pl.Int64).cum_sum() - 1
+            frame = frame.with_columns(row=pl.when("is_new").then(ordinal).otherwise("row"))
+            rows.append(frame, pl.col("seq") // self._scratch.bucket_rows)
+            new = frame.filter("is_new")
+            self.findings.num_known += frame.height - new.height
+            if new.height:
+                last_file = self._write_samples(new, last_file)
+            next_row += new.height
+        self.findings.num_samples = next_row - self.first_row
+        return rows
+
+    def _write_samples(
+        self, new: pl.DataFrame, last_file: tuple[str, str] | None
+    ) -> tuple[str, str]:
+        """Write one bucket of new samples; files that follow each other and are one share a number."""
+        before = last_file or ("", "")
+        is_other = (
+            pl.col("source").ne(pl.col("source").shift(1).fill_null(before[0]))
+            | pl.col("path").ne(pl.col("path").shift(1).fill_null(before[1]))
+        ).cast(pl.Int64)
+        new = new.with_columns(starts_file=is_other).with_columns(
+            file=self._next_file - 1 + pl.col("starts_file").cum_sum()
+        )
+        files = new.filter(pl.col("starts_file") == 1)
+        self._next_file += files.height
+        self._writers["files"].write(files.select(SCHEMAS["files"].names))
+        self._writers["samples"].write(new.select(SCHEMAS["samples"].names))
+        if self._views.num_views > 1:
+            self._writers["views"].write(_draw_views(self._views, new["key"], new["row"]))
+        self.findings.num_missing_files += int(new["num_bytes"].null_count())
+        return new["source"][-1], new["path"][-1]
+
+    # -- texts
+
+    def _resolve_texts(self) -> Buckets:
+        """Write the new unique texts; return (cap, seq, lang, text_row) by cap."""
+        scratch, bucket_rows = self._scratch, self._scratch.bucket_rows
+        by_cap = Buckets(scratch, _RESOLVED)
+        first_seen = Buckets(scratch, {"first": pl.Int64(), "text": pl.String()})
+        waiting = Buckets(
+            scratch,
+            {"cap": pl.Int64(), "seq": pl.Int64(), "lang": pl.String(), "first": pl.Int64()},
+        )
+        for ours in self._captions_with_known_text_rows():
+            by_cap.append(
+                ours.filter(pl.col("text_row").is_not_null()), pl.col("cap") // bucket_rows
+            )
+            new = ours.filter(pl.col("text_row").is_null())
+            by_first = pl.col("first") // bucket_rows
+            first_seen.append(new.filter(pl.col("cap") == pl.col("first")), by_first)
+            waiting.append(new, by_first)
+        next_text_row = self.first_text_row
+        for number in first_seen.numbers():
+            texts = first_seen.collect(number).sort("first").with_row_index("i")
+            texts = texts.with_columns(text_row=next_text_row + pl.col("i").cast(pl.Int64))
+            next_text_row += texts.height
+            self._writers["texts"].write(texts.select("text_row", "text"))
+            found = waiting.collect(number).join(texts.select("first", "text_row"), on="first")
+            by_cap.append(found, pl.col("cap") // bucket_rows)
+        self.findings.num_texts = next_text_row - self.first_text_row
+        return by_cap
+
+    def _captions_with_known_text_rows(self) -> Iterator[pl.DataFrame]:
+        """Yield captions by hash of text: with the cap of the first of equal texts, and text_row."""
+        num_known = self._known.num_texts
+        count = self._scratch.num_buckets(self._captions.num_rows + num_known)
+        by_text = pl.col("text").hash(seed=0) % count
+        known = Buckets(self._scratch, {"text": pl.String(), "text_row": pl.Int64()})
+        for frame in self._known.parts("texts"):
+            known.append(frame, by_text)
+        captions = Buckets(self._scratch, _CAPTION)
+        for frame in self._captions.frames():
+            captions.append(frame, by_text)
+        for number in captions.numbers():
+            ours = captions.collect(number).with_columns(first=pl.col("cap").min().over("text"))
+            yield ours.join(known.collect(number), on="text", how="left")
+
+    # -- captions
+
+    def _join_captions(self, resolved: Buckets, rows: Buckets) -> Buckets:
+        """Write captions of new samples and prompts; return those of known samples by row."""
+        bucket_rows = self._scratch.bucket_rows
+        known = Buckets(
+            self._scratch, {"row": pl.Int64(), "text_row": pl.Int64(), "lang": pl.String()}
+        )
+        for number in resolved.numbers():
+            frame = resolved.collect(number).sort("cap")
+            self._write_prompts(frame.filter(pl.col("seq") < 0))
+            frame = frame.filter(pl.col("seq") >= 0)
+            if frame.height == 0:
+                continue
+            joined = frame.join(_rows_of(frame, rows, bucket_rows), on="seq", how="left").sort(
+                "cap"
+            )
+            new = joined.filter("is_new")
+            self._writers["captions"].write(new.select("row", "text_row", "lang"))
+            self.findings.num_captions += new.height
+            known.append(joined.filter(~pl.col("is_new")), pl.col("row") // bucket_rows)
+        return known
+
+    def _write_prompts(self, frame: pl.DataFrame) -> None:
+        if frame.height == 0:
+            return
+        lines = [
+            (text_row, self._prompts[-1 - seq].label, self._prompts[-1 - seq].template, lang)
+            for text_row, seq, lang in frame.select("text_row", "seq", "lang").iter_rows()
+        ]
+        schema = {
+            "text_row": pl.Int64,
+            "label": pl.String,
+            "template": pl.String,
+            "lang": pl.String,
+        }
+        self._writers["prompts"].write(pl.DataFrame(lines, schema=schema, orient="row"))
+
+    def _refuse_changed_captions(self, rows: Buckets, captions: Buckets) -> None:
+        """Refuse captions that differ from those the cache froze under a known key."""
+        if self._known.cache is None:
+            return
+        bucket_rows = self._scratch.bucket_rows
+        known_rows = Buckets(self._scratch, {"row": pl.Int64()})
+        for number in rows.numbers():
+            known = rows.collect(number).filter(~pl.col("is_new"))
+            known_rows.append(known, pl.col("row") // bucket_rows)
+        frozen = Buckets(self._scratch, captions.schema)
+        if known_rows.numbers():
+            for frame in self._known.parts("captions"):
+                frozen.append(frame, pl.col("row") // bucket_rows)
+        for number in known_rows.numbers():
+            ours = _lists_by_row(captions.collect(number), "now")
+            theirs = _lists_by_row(frozen.collect(number), "frozen")
+            both = known_rows.collect(number).join(ours, on="row", how="left")
+            both = both.join(theirs, on="row", how="left")
+            changed = both.filter(pl.col("now").ne_missing(pl.col("frozen"))).sort("row")
+            if changed.height:
+                self._raise_changed(int(changed["row"][0]), changed.height)
+
+    def _raise_changed(self, row: int, count: int) -> None:
+        cache = self._known.cache
+        assert cache is not None
+        key = cache.samples().filter(pl.col("row") == row).collect()["key"][0]
+        captions = cache.captions().filter(pl.col("row") == row)
+        texts = captions.join(cache.texts(), on="text_row", how="left").collect()["text"]
+        others = f" and {count - 1} more" if count > 1 else ""
+        raise SettingError(
+            f"the captions of {key!r}{others} differ from those frozen in {cache.root} "
+            f"({texts.to_list()}); restore them, give the sample a new key, or build a new cache"
+        )
+
+
+def _sample_line(seq: int, name: str, key: str, sample: Sample) -> tuple[Any, ...]:
+    return (
+        seq,
+        name,
+        key,
+        sample.path,
+        sample.member,
+        sample.offset,
+        sample.length,
+        sample.label,
+        sample.num_bytes,
+        sample.mtime_ns,
+        sample.place,
+    )
+
+
+def _refuse_odd_names(sample: Sample) -> Sample | Problem:
+    """Turn a sample whose names cannot be stored as UTF-8 into a problem."""
+    try:
+        f"{sample.key}{sample.path}{sample.member}{sample.label}".encode()
+    except UnicodeEncodeError:
+        place = sample.place.encode("utf-8", "backslashreplace").decode()
+        return Problem(place=place, reason="its name is not valid UTF-8; rename the file")
+    return sample
+
+
+def _first_duplicate(samples: pl.DataFrame) -> list[tuple[int, str, str, str]]:
+    """Return (seq of the second, key, both places) of the duplicate that is met first."""
+    twice = samples.filter(pl.col("key").is_duplicated()).sort("seq")
+    if twice.height == 0:
+        return []
+    seconds = twice.filter(~pl.col("key").is_first_distinct())
+    seq, key, place = seconds.select("seq", "key", "place").row(0)
+    return [(seq, key, twice.filter(pl.col("key") == key)["place"][0], place)]
+
+
+def _first_taken(joined: pl.DataFrame) -> list[tuple[int, str, str, str]]:
+    """Return the first sample whose key the cache has from another source, as _first_duplicate."""
+    taken = joined.filter(
+        pl.col("owner").ne_missing(pl.col("source")) & pl.col("row").is_not_null()
+    )
+    if taken.height == 0:
+        return []
+    seq, key, owner, place = taken.sort("seq").select("seq", "key", "owner", "place").row(0)
+    return [(seq, key, f"row of source {owner!r} in the cache", place)]
+
+
+def _draw_views(policy: ViewPolicy, keys: pl.Series, rows: pl.Series) -> pl.DataFrame:
+    lines = [
+        (row, view, box.top, box.left, box.height, box.width, box.flip)
+        for key, row in zip(keys, rows, strict=True)
+        for view in range(policy.num_views)
+        for box in (draw_view(policy, key, view),)
+    ]
+    fractions = {name: pl.Float32() for name in ("top", "left", "height", "width")}
+    schema = {"row": pl.Int64(), "view": pl.Int16(), **fractions, "flip": pl.Boolean()}
+    return pl.DataFrame(lines, schema=schema, orient="row")
+
+
+def _rows_of(captions: pl.DataFrame, rows: Buckets, bucket_rows: int) -> pl.DataFrame:
+    """Return (seq, row, is_new) of the samples that a run of captions in order belongs to."""
+    low, high = int(captions["seq"].min()), int(captions["seq"].max())  # type: ignore[arg-type]
+    return pl.concat([rows.collect(n) for n in range(low // bucket_rows, high // bucket_rows + 1)])
+
+
+def _lists_by_row(captions: pl.DataFrame, name: str) -> pl.DataFrame:
+    pairs = pl.struct("text_row", "lang").alias(name)
+    return captions.select("row", pairs).group_by("row", maintain_order=True).agg(name)

@@ -1,0 +1,62 @@
+"""What a cache already holds, as a plan that appends to it needs to know it."""
+
+from collections.abc import Iterator
+
+import polars as pl
+
+from ..store.cache import Cache
+from ..store.catalog import Table
+
+KNOWN_SAMPLE = {
+    "key": pl.String(),
+    "row": pl.Int64(),
+    "source": pl.String(),
+    "old_bytes": pl.Int64(),
+    "old_mtime": pl.Int64(),
+}
+"""Columns of Known.samples."""
+
+
+class Known:
+    """The catalog so far, part by part; empty where there is no cache yet."""
+
+    def __init__(self, cache: Cache | None) -> None:
+        self.cache = cache
+        manifest = cache.manifest if cache else None
+        self.next_row = manifest.next_free_row("image") if manifest else 0
+        self.next_text_row = manifest.next_free_row("text") if manifest else 0
+        self.num_samples = cache.num_samples if cache else 0
+        self.num_texts = cache.num_texts if cache else 0
+        self.num_files = sum(p.num_rows for p in manifest.parts("files")) if manifest else 0
+
+    def num_parts(self, table: Table) -> int:
+        """Return how many parts a table has."""
+        return len(self.cache.manifest.parts(table)) if self.cache else 0
+
+    def parts(self, table: Table) -> Iterator[pl.DataFrame]:
+        """Yield a table's parts in order, each whole."""
+        if self.cache is not None:
+            for part in self.cache.manifest.parts(table):
+                yield pl.read_parquet(self.cache.files.local(part.path))
+
+    def samples(self) -> Iterator[pl.DataFrame]:
+        """Yield the samples with their source and what their file was like when planned."""
+        for samples in self.parts("samples"):
+            assert self.cache is not None
+            low, high = samples["file"].min(), samples["file"].max()
+            files = self.cache.table("files").filter(pl.col("file").is_between(low, high))
+            named = files.select("file", "source", old_bytes="num_bytes", old_mtime="mtime_ns")
+            joined = samples.join(named.collect(), on="file", how="left")
+            yield joined.select(*KNOWN_SAMPLE)
+
+    def problems(self) -> set[tuple[str, str, str]]:
+        """Return (source, place, reason) of the problems that are known."""
+        frames = self.parts("problems")
+        return {line for f in frames for line in f.select("source", "place", "reason").iter_rows()}
+
+    def prompts(self) -> set[tuple[str, str, str | None, str]]:
+        """Return (label, template, lang, text) of the prompts that are known."""
+        if self.cache is None:
+            return set()
+        prompts = self.cache.table("prompts").join(self.cache.texts(), on="text_row", how="left")
+        return set(prompts.select("label", "template", "lang", "text").collect().iter_rows())

@@ -1,0 +1,384 @@
+"""Planning: from what the user named to a frozen catalog, or to the news that nothing changed."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import NotACacheError, SettingError, SourceError
+from ..store import layout
+from ..store.cache import Cache, relocate
+from ..store.commits import Transaction, roll_forward
+from ..store.files import LocalFiles
+from ..store.manifest import SourceRecord
+from ..store.records import Record, sha256_hex
+from ..store.views import ViewPolicy
+from .freeze import Freezer
+from .parts import Findings, Sink
+from .prompts import Label, make_prompts, read_labels, read_templates
+from .sources import Source, TableColumns, open_source
+from .spool import Scratch
+
+_DEFAULT_UNIT_VIEWS = 16_384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanConfig:
+    """What to plan. None means: as the cache has it, or the default for a new cache."""
+
+    sources: tuple[str, ...]
+    """Each a path, or NAME=PATH; the name is the namespace before its keys."""
+
+    columns: TableColumns | None = None
+    """Column names of tables, where the usual names do not fit."""
+
+    shard_rows: int | None = None
+    """Rows of a unit. Default: 16,384 divided by the views, down to a power of two."""
+
+    num_views: int | None = None
+    """Views of each image. Default 1."""
+
+    view_seed: int | None = None
+    """Seed of the crops. Default 0."""
+
+    view_min_area: float | None = None
+    """Smallest share of the image in a crop. Default 0.25."""
+
+    labels: Path | None = None
+    """File of class names for zero-shot prompts; None: the corpus's own labels."""
+
+    templates: Path | None = None
+    """File of prompt templates; None: no prompts are planned."""
+
+    corpus_roots: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Old folder to new folder, for a corpus that moved."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise SettingError("no source was named; give a folder or a table of images")
+        if self.shard_rows is not None and not 1 <= self.shard_rows <= 2**24:
+            raise SettingError(f"shard rows must be 1 to {2**24:,}, got {self.shard_rows}")
+        if self.labels is not None and self.templates is None:
+            raise SettingError(
+                "labels were given without templates; give --templates FILE, one template with {} "
+                "a line, for instance: This is a photo of {}."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A finished plan."""
+
+    findings: Findings
+    """What this plan found; empty where nothing changed since the last."""
+
+    was_scanned: bool
+    """False where the sources' fingerprints said that nothing could have changed."""
+
+    num_catalog_bytes: int
+    shard_rows: int
+    views: ViewPolicy
+    first_row: int
+    first_text_row: int
+
+
+class _Counter:
+    """A sink that writes nothing and counts: for --dry-run."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+
+    def add(self, path: str, data: bytes, **described: Any) -> None:
+        self.num_bytes += len(data)
+
+
+def make_plan(
+    config: PlanConfig,
+    files: LocalFiles,
+    *,
+    is_dry_run: bool = False,
+    on_scan: Callable[[], None] = lambda: None,
+    scratch: Callable[[], Scratch] = Scratch,
+) -> Plan:
+    """Freeze the corpus into the cache's catalog, or append what is new in it.
+
+    Several processes may plan one cache at once: one of them publishes, the others adopt it.
+
+    Args:
+        config: what to plan.
+        files: the cache's folder, which need not exist.
+        is_dry_run: write nothing, only count.
+        on_scan: called before the sources are scanned, which may take long.
+        scratch: makes the temporary space of the plan.
+
+    Raises:
+        SourceError, SettingError: the corpus, or a setting, is refused.
+    """
+    if not is_dry_run:
+        _finish_interrupted(files)
+    cache = open_if_planned(files, config.corpus_roots)
+    shard_rows, views = _settle(config, cache)
+    sources = name_sources(config, cache)
+    records = _source_records(config, cache, sources)
+    prompts_fingerprint = _fingerprint_prompts(config, cache)
+    if cache and _is_current(cache, records, prompts_fingerprint):
+        return _nothing_to_plan(cache)
+    on_scan()
+    generation = len(cache.manifest.generations) if cache else 0
+    counter = _Counter()
+    transaction = Transaction(files, layout.generation_record(generation))
+    sink: Sink = counter if is_dry_run else transaction
+    with scratch() as space:
+        freezer = Freezer(cache=cache, views=views, sink=sink, scratch=space)
+        try:
+            freezer.scan(sources)
+            _add_prompts(config, freezer)
+            findings = freezer.freeze()
+        except BaseException:
+            transaction.abandon()
+            raise
+    if not is_dry_run:
+        fields = _record_fields(cache, generation, freezer, findings, transaction)
+        fields |= {
+            "sources": [asdict(record) for record in records],
+            "prompts_fingerprint": prompts_fingerprint,
+        }
+        if generation == 0:
+            fields |= {"shard_rows": shard_rows, "views": views.to_record()}
+        if not transaction.commit(fields):
+            return make_plan(config, files, on_scan=on_scan, scratch=scratch)
+    described = transaction.described.values()
+    return Plan(
+        findings=findings,
+        was_scanned=True,
+        num_catalog_bytes=counter.num_bytes + sum(d["num_bytes"] for d in described),
+        shard_rows=shard_rows,
+        views=views,
+        first_row=freezer.first_row,
+        first_text_row=freezer.first_text_row,
+    )
+
+
+def open_if_planned(files: LocalFiles, corpus_roots: Mapping[str, str]) -> Cache | None:
+    """Return the cache in a folder, or None where none was planned yet.
+
+    Raises:
+        SettingError: the folder holds something else.
+    """
+    try:
+        return Cache(files.root, corpus_roots=corpus_roots)
+    except NotACacheError:
+        _refuse_foreign_folder(files)
+        return None
+
+
+def _refuse_foreign_folder(files: LocalFiles) -> None:
+    if files.root.exists() and not files.root.is_dir():
+        raise SettingError(f"{files.root} is a file; name a folder for the cache")
+    ours = (layout.CATALOG, f"{layout.CACHE_RECORD}.", ".", "lost+found")
+    foreign = [name for name in files.names("") if not name.startswith(ours)]
+    if foreign:
+        raise SettingError(
+            f"{files.root} is not empty and holds no cache ({foreign[0]} is there); "
+            "name an empty or a new folder for the cache"
+        )
+
+
+def _finish_interrupted(files: LocalFiles) -> None:
+    generation = 0
+    while roll_forward(files, layout.generation_record(generation)):
+        generation += 1
+
+
+def _settle(config: PlanConfig, cache: Cache | None) -> tuple[int, ViewPolicy]:
+    """Return (shard_rows, views): what was asked, else what the cache has, else the defaults.
+
+    Raises:
+        SettingError: what was asked differs from what the cache has.
+    """
+    asked = {
+        "num_views": config.num_views,
+        "seed": config.view_seed,
+        "min_area": config.view_min_area,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    views = replace(cache.view_policy if cache else ViewPolicy(), **given)
+    if cache is None:
+        default = 2 ** ((_DEFAULT_UNIT_VIEWS // views.num_views).bit_length() - 1)
+        return config.shard_rows or default, views
+    old = {"shard rows": cache.shard_rows, **_name_views(cache.view_policy)}
+    new = {"shard rows": config.shard_rows or cache.shard_rows, **_name_views(views)}
+    for name, value in new.items():
+        if value != old[name]:
+            raise SettingError(
+                f"{name} is {old[name]} in {cache.root} and {value} was asked; it is fixed for a "
+                "cache: leave the option out, or build a new cache"
+            )
+    return cache.shard_rows, cache.view_policy
+
+
+def _name_views(views: ViewPolicy) -> dict[str, Any]:
+    return {
+        "views": views.num_views,
+        "view seed": views.seed,
+        "view min area": views.min_area,
+    }
+
+
+def name_sources(config: PlanConfig, cache: Cache | None) -> list[tuple[str, Source]]:
+    """Return (namespace, source) in the order given.
+
+    A source that the cache knows keeps its name. A new one is called as the user says; else it needs
+    no name where it is the only one, and otherwise takes the name of its folder or file.
+    """
+    known = {
+        str(relocate(record.location, config.corpus_roots)): record.name
+        for record in (cache.manifest.sources if cache else ())
+    }
+    named: list[tuple[str, Source]] = []
+    for argument in config.sources:
+        asked, path = _split_name(argument)
+        source = open_source(path, columns=config.columns)
+        name = known.get(str(source.location), asked)
+        if asked is not None and name != asked:
+            raise SettingError(
+                f"{source.location} is called {name!r} in {files_root(cache)}, not {asked!r}; "
+                "its keys were frozen under that name"
+            )
+        if name is None:
+            is_only = len(config.sources) == 1 and not known
+            name = "" if is_only else source.location.stem
+        named.append((name, source))
+    _refuse_shared_names(named, {name: where for where, name in known.items()})
+    return named
+
+
+def files_root(cache: Cache | None) -> str:
+    """Return a cache's folder for a message."""
+    return str(cache.root) if cache else "the cache"
+
+
+def _refuse_shared_names(named: Sequence[tuple[str, Source]], known: Mapping[str, str]) -> None:
+    places = dict(known)
+    for name, source in named:
+        location = str(source.location)
+        if name in places and places[name] != location:
+            raise SettingError(
+                f"two sources are called {name!r}: {places[name]} and {location}; name this one "
+                f"otherwise with NAME={location}, or, if the corpus moved, say "
+                f"--corpus-root {places[name]}={location}"
+            )
+        if [n for n, _ in named].count(name) > 1:
+            raise SettingError(f"the source {location} was given twice")
+        places[name] = location
+
+
+def _split_name(argument: str) -> tuple[str | None, str]:
+    name, separator, path = argument.partition("=")
+    if not separator or "/" in name or Path(argument).exists():
+        return None, argument
+    if not name.strip():
+        raise SettingError(f"source {argument!r} has an empty name; write NAME=PATH or only PATH")
+    return name, path
+
+
+def _source_records(
+    config: PlanConfig, cache: Cache | None, sources: Sequence[tuple[str, Source]]
+) -> list[SourceRecord]:
+    """Return a record of every source: those given now as they are, others as the cache has them."""
+    settings = {k: v for k, v in asdict(config.columns).items() if v} if config.columns else {}
+    given = {
+        name: SourceRecord(
+            name=name,
+            kind=source.kind,
+            location=str(source.location),
+            root=str(source.root),
+            fingerprint=source.fingerprint(),
+            settings=settings,
+        )
+        for name, source in sources
+    }
+    records = [
+        given.pop(record.name, None) or _relocated(record, config.corpus_roots)
+        for record in (cache.manifest.sources if cache else ())
+    ]
+    return [*records, *given.values()]
+
+
+def _relocated(record: SourceRecord, corpus_roots: Mapping[str, str]) -> SourceRecord:
+    return replace(
+        record,
+        location=str(relocate(record.location, corpus_roots)),
+        root=str(relocate(record.root, corpus_roots)),
+    )
+
+
+def _is_current(cache: Cache, records: Sequence[SourceRecord], prompts_fingerprint: str) -> bool:
+    latest = cache.manifest.latest
+    same = [asdict(r) for r in latest.sources] == [asdict(r) for r in records]
+    return same and latest.prompts_fingerprint == prompts_fingerprint
+
+
+def _nothing_to_plan(cache: Cache) -> Plan:
+    return Plan(
+        findings=Findings(),
+        was_scanned=False,
+        num_catalog_bytes=0,
+        shard_rows=cache.shard_rows,
+        views=cache.view_policy,
+        first_row=cache.manifest.next_free_row("image"),
+        first_text_row=cache.manifest.next_free_row("text"),
+    )
+
+
+def _fingerprint_prompts(config: PlanConfig, cache: Cache | None) -> str:
+    """Return a hash of the prompt files; without any, what the cache has."""
+    if config.templates is None:
+        return cache.manifest.latest.prompts_fingerprint if cache else ""
+    digest = hashlib.sha256()
+    for path in (config.labels, config.templates):
+        digest.update(b"\0" if path is None else _read_setting_file(path))
+    return digest.hexdigest()
+
+
+def _read_setting_file(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _add_prompts(config: PlanConfig, freezer: Freezer) -> None:
+    if config.templates is None:
+        return
+    if config.labels is not None:
+        labels = read_labels(config.labels)
+    else:
+        labels = [Label(label=name, name=name) for name in sorted(freezer.labels)]
+        if not labels:
+            raise SettingError(
+                f"templates {config.templates} were given, but the corpus has no labels; "
+                "give class names with --labels FILE"
+            )
+    freezer.add_prompts(make_prompts(labels, read_templates(config.templates)))
+
+
+def _record_fields(
+    cache: Cache | None,
+    generation: int,
+    freezer: Freezer,
+    findings: Findings,
+    transaction: Transaction,
+) -> Record:
+    described = transaction.described
+    lines = [cache.manifest.latest.digest if cache else ""]
+    lines += [f"{path} {described[path]['sha256']}" for path in sorted(described)]
+    return {
+        "generation": generation,
+        "rows": {"first": freezer.first_row, "count": findings.num_samples},
+        "text_rows": {"first": freezer.first_text_row, "count": findings.num_texts},
+        "num_captions": findings.num_captions,
+        "num_problems": findings.num_problems,
+        "digest": sha256_hex("\n".join(lines).encode()),
+    }
