@@ -1,0 +1,301 @@
+"""The ``siglip2-cache`` command. Parses, calls one library function, prints; nothing else."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import CacheError, SettingError
+
+if TYPE_CHECKING:
+    from .precompute.build import BuildConfig, BuildSummary
+    from .store.cache import Cache
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+CacheArgument = Annotated[
+    Path, typer.Argument(metavar="CACHE", help="Cache folder, the one that holds cache.json.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+CorpusRoot = Annotated[
+    list[str] | None,
+    typer.Option(help="OLD=NEW: the corpus has moved from OLD to NEW. Repeatable."),
+]
+Device = Annotated[str, typer.Option(help="auto (cuda, mps, cpu), or a device such as cuda:1.")]
+
+
+@app.callback()
+def root() -> None:
+    """Run the SigLIP 2 teacher once over a corpus; keep its embeddings in an open cache."""
+
+
+@app.command()
+def build(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder of images, or table (.jsonl, .csv, .tsv, .parquet); NAME=PATH puts NAME/ "
+            "before its keys.",
+        ),
+    ],
+    cache: Annotated[
+        Path, typer.Argument(metavar="CACHE", help="Folder of the cache, made if missing.")
+    ],
+    teacher: Annotated[
+        str, typer.Option(help="Hub id or folder of a SigLIP or SigLIP 2 checkpoint.")
+    ],
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
+    teacher_name: Annotated[
+        str | None, typer.Option(help="Name in the cache. Default: the checkpoint's name.")
+    ] = None,
+    views: Annotated[
+        int | None,
+        typer.Option(help="Views of each image: the whole, and VIEWS - 1 crops. Default 1."),
+    ] = None,
+    view_seed: Annotated[int | None, typer.Option(help="Seed of the crops. Default 0.")] = None,
+    view_min_area: Annotated[
+        float | None, typer.Option(help="Smallest share of the image in a crop. Default 0.25.")
+    ] = None,
+    shard_rows: Annotated[
+        int | None,
+        typer.Option(help="Rows in one unit: what a crash can lose. Default 16384 / VIEWS."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Class names for zero-shot prompts. Default: the corpus's.")
+    ] = None,
+    templates: Annotated[
+        Path | None, typer.Option(help="Prompt templates, one with {} a line; plans prompts.")
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Table column of image paths.")] = None,
+    caption_column: Annotated[
+        list[str] | None, typer.Option(help="Table column of captions. Repeatable.")
+    ] = None,
+    key_column: Annotated[str | None, typer.Option(help="Table column of keys.")] = None,
+    lang_column: Annotated[str | None, typer.Option(help="Table column of languages.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Table column of labels.")] = None,
+    corpus_root: CorpusRoot = None,
+    device: Device = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto, float32, bfloat16 or float16. auto: bfloat16 on cuda, else as stored."
+        ),
+    ] = "auto",
+    batch_size: Annotated[
+        str, typer.Option(help="auto, or images (and texts) in one forward pass.")
+    ] = "auto",
+    decode_workers: Annotated[
+        int | None, typer.Option(help="Decoding processes; 0: none. Default: one a core, max 16.")
+    ] = None,
+    sample_timeout: Annotated[
+        float, typer.Option(help="Seconds after which an image that hangs is rejected.")
+    ] = 60.0,
+    retry_rejected: Annotated[
+        bool, typer.Option("--retry-rejected", help="Try rejected rows once more.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Load no model, write nothing, print what it costs.")
+    ] = False,
+    time: Annotated[
+        bool, typer.Option("--time", help="With --dry-run: time real batches, say how long.")
+    ] = False,
+) -> None:
+    """Run the teacher over every image, every view and every unique caption of a corpus.
+
+    Run it again to continue after a crash, to append new samples, or to add a second teacher.
+    """
+    from .precompute.build import BuildConfig, BuildInterrupted
+    from .precompute.build import build as run_build
+    from .precompute.plan import PlanConfig
+    from .precompute.progress import make_progress
+    from .precompute.sources import TableColumns
+
+    named = (image_column, caption_column, key_column, lang_column, label_column)
+    columns = TableColumns(
+        image=image_column,
+        captions=tuple(caption_column) if caption_column else None,
+        key=key_column,
+        lang=lang_column,
+        label=label_column,
+    )
+    plan = PlanConfig(
+        sources=tuple(sources),
+        columns=columns if any(named) else None,
+        shard_rows=shard_rows,
+        num_views=views,
+        view_seed=view_seed,
+        view_min_area=view_min_area,
+        labels=labels,
+        templates=templates,
+        corpus_roots=_parse_roots(corpus_root),
+    )
+    config = BuildConfig(
+        plan=plan,
+        cache=cache,
+        teacher=teacher,
+        revision=revision,
+        teacher_name=teacher_name,
+        device=device,
+        dtype=dtype,
+        batch_size=_parse_batch_size(batch_size),
+        decode_workers=decode_workers,
+        sample_timeout_s=sample_timeout,
+        retry_rejected=retry_rejected,
+    )
+    if time and not dry_run:
+        raise SettingError("--time goes with --dry-run: a build says how long it takes as it runs")
+    if dry_run:
+        _dry_run(config, is_timed=time)
+        return
+    try:
+        summary = run_build(config, progress=make_progress())
+    except BuildInterrupted as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(130) from None
+    _print_summary(config, summary)
+
+
+@app.command()
+def info(
+    cache: CacheArgument,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a cache holds: samples, texts, teachers, what is committed, what was rejected."""
+    from .store.cache import open_cache
+    from .store.describe import describe, describe_lines
+
+    found = describe(open_cache(cache))
+    _print(found, describe_lines(found), as_json)
+
+
+@app.command()
+def verify(
+    cache: CacheArgument,
+    sample: Annotated[
+        int | None,
+        typer.Option(help="Also embed this many random rows again with the live teacher."),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher of the sample, where there are several.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Where its checkpoint is now, if it has moved.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of rows.")] = 0,
+    device: Device = "auto",
+    corpus_root: CorpusRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove a cache: checksums of every file, values, catalog against arrays; exit 1 on any fault."""
+    from .store.cache import open_cache
+    from .store.verify import verify_cache
+
+    opened = open_cache(cache, corpus_roots=_parse_roots(corpus_root))
+    report = verify_cache(opened)
+    found: dict[str, Any] = {
+        "ok": report.is_sound,
+        "files": report.num_files,
+        "bytes": report.num_bytes,
+        "image_rows": report.num_rows["image"],
+        "text_rows": report.num_rows["text"],
+        "rejected": report.num_rejected,
+        "notes": report.notes,
+        "faults": report.faults,
+    }
+    lines = [
+        f"files      {report.num_files:,} ({report.num_bytes:,} bytes), checksums compared",
+        f"rows       {report.num_rows['image']:,} image, {report.num_rows['text']:,} text, "
+        f"{report.num_rejected:,} rejected",
+    ]
+    if sample is not None:
+        lines += _recheck(opened, sample, teacher, checkpoint, device, seed, found)
+    lines += [f"note       {note}" for note in found["notes"]]
+    lines += [f"FAULT      {fault}" for fault in found["faults"]]
+    lines.append("verified: no fault" if found["ok"] else f"{len(found['faults'])} faults")
+    _print(found, lines, as_json)
+    if not found["ok"]:
+        raise typer.Exit(1)
+
+
+def _recheck(
+    cache: "Cache",
+    sample: int,
+    teacher: str | None,
+    checkpoint: str | None,
+    device: str,
+    seed: int,
+    found: dict[str, Any],
+) -> list[str]:
+    from .precompute.recheck import recheck
+
+    live = recheck(cache, sample, teacher=teacher, checkpoint=checkpoint, device=device, seed=seed)
+    found["faults"] = [*found["faults"], *live.faults]
+    found["ok"] = not found["faults"]
+    found["sample"] = {
+        modality: {"count": c.count, "min_cosine": c.min, "mean_cosine": c.mean}
+        for modality, c in live.cosines.items()
+    }
+    return [
+        f"{modality:<10} {c.count:,} embedded again by {live.teacher}: cosine to what is stored "
+        f"min {c.min:.6f}, mean {c.mean:.6f}"
+        for modality, c in live.cosines.items()
+    ]
+
+
+def _dry_run(config: "BuildConfig", *, is_timed: bool) -> None:
+    from .precompute.estimate import estimate, estimate_lines
+
+    for line in estimate_lines(estimate(config, is_timed=is_timed)):
+        typer.echo(line)
+
+
+def _print_summary(config: "BuildConfig", summary: "BuildSummary") -> None:
+    from .precompute.summary import summary_lines
+
+    for line in summary_lines(config, summary):
+        typer.echo(line)
+
+
+def _print(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        for line in lines:
+            typer.echo(line)
+
+
+def _parse_roots(arguments: list[str] | None) -> dict[str, str]:
+    roots: dict[str, str] = {}
+    for argument in arguments or ():
+        old, separator, new = argument.partition("=")
+        if not separator or not old or not new:
+            raise SettingError(f"corpus root {argument!r} is not OLD=NEW")
+        roots[str(Path(old).absolute())] = str(Path(new).absolute())
+    return roots
+
+
+def _parse_batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise SettingError(f"batch size must be auto or a whole number, got {text!r}")
+    return int(text)
+
+
+def main() -> None:
+    """Run the command line; turn our own errors into one line and exit status 1."""
+    try:
+        app()
+    except CacheError as error:
+        if os.environ.get("SIGLIP2_CACHE_DEBUG") == "1":
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,445 @@
+"""Decoding images in worker processes: files to uint8 pixels, in order, whatever the files hold.
+
+Pixels do not travel through pipes: workers write them into memory shared with the build (an unlinked
+file, so that nothing stays behind when a process is killed, and /dev/shm may be small). A worker that
+dies or hangs on one image costs that image, not the build: it is replaced, and the image rejected.
+"""
+
+import contextlib
+import mmap
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.context
+import multiprocessing.reduction
+import os
+import queue
+import signal
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BuildError
+from ..store.pixels import (
+    PixelError,
+    decode_rgb,
+    read_image_bytes,
+    render_views,
+    sha256_of_pixels,
+)
+from ..store.views import ViewBox
+
+_TASK_IMAGES = 4
+"""Images handed to a worker at a time: few, so that all end together; several, to save messages."""
+
+_NUM_SLOTS = 4
+"""Batches in flight: one in the teacher, one done, two in work."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Where one image lies, and which views of it are wanted."""
+
+    row: int
+    path: Path
+    offset: int | None
+    length: int | None
+    boxes: tuple[ViewBox, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedImage:
+    """What became of one image."""
+
+    width: int = 0
+    height: int = 0
+    sha256: bytes = b""
+    reason: str | None = None
+    """Why it was rejected; its pixels are then zeros."""
+
+    read_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelFormat:
+    """Shape of what the teacher wants."""
+
+    num_views: int
+    size: tuple[int, int]
+    """(height, width)."""
+
+    resample: int
+    """Pillow's number of the resampler."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(views, H, W, 3)."""
+        return (self.num_views, *self.size, 3)
+
+
+@dataclass(slots=True)
+class DecodedBatch:
+    """A batch in the order it was submitted. The pixels are valid until release()."""
+
+    tag: Any
+    refs: Sequence[ImageRef]
+    images: list[DecodedImage]
+    pixels: NDArray[np.uint8]
+    """(len(refs), views, H, W, 3) uint8."""
+
+    slot: int
+
+
+def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> DecodedImage:
+    """Read and decode one image into ``out`` (views, H, W, 3); zeros where it is rejected."""
+    started = time.perf_counter()
+    read_at = started
+    try:
+        data = read_image_bytes(ref.path, ref.offset, ref.length)
+        read_at = time.perf_counter()
+        image = decode_rgb(data)
+        out[:] = render_views(image, ref.boxes, size=form.size, resample=form.resample)
+    except PixelError as error:
+        out[:] = 0
+        return DecodedImage(reason=str(error), read_s=read_at - started)
+    done = time.perf_counter()
+    return DecodedImage(
+        width=image.width,
+        height=image.height,
+        sha256=sha256_of_pixels(data),
+        read_s=read_at - started,
+        decode_s=done - read_at,
+    )
+
+
+class Decoder:
+    """Decodes batches in order: in worker processes, or in this one where num_workers is 0."""
+
+    def __init__(
+        self, form: PixelFormat, *, batch_images: int, num_workers: int, timeout_s: float
+    ) -> None:
+        self._form = form
+        self._batch_images = batch_images
+        self._num_workers = num_workers
+        self._timeout_s = timeout_s
+
+    def decode(self, batches: Iterable[tuple[Any, Sequence[ImageRef]]]) -> Iterator[DecodedBatch]:
+        """Yield decoded batches in the order given; a batch is valid until the next is asked for.
+
+        Args:
+            batches: (tag, images) pairs; at most batch_images images each. Taken a few ahead.
+
+        Raises:
+            BuildError: the workers cannot be started.
+        """
+        if self._num_workers == 0:
+            yield from self._decode_here(batches)
+            return
+        with _SharedPixels(_NUM_SLOTS, self._batch_images, self._form) as shared:
+            pool = _Pool(shared, self._form, self._num_workers, self._timeout_s)
+            try:
+                yield from pool.run(batches)
+            finally:
+                pool.stop()
+
+    def _decode_here(
+        self, batches: Iterable[tuple[Any, Sequence[ImageRef]]]
+    ) -> Iterator[DecodedBatch]:
+        for tag, refs in batches:
+            pixels = np.zeros((len(refs), *self._form.image_shape), np.uint8)
+            images = [decode_image(r, self._form, p) for r, p in zip(refs, pixels, strict=True)]
+            yield DecodedBatch(tag, refs, images, pixels, 0)
+
+
+class _SharedPixels:
+    """Slots of pixels in memory that worker processes share through a file descriptor."""
+
+    def __init__(self, num_slots: int, num_images: int, form: PixelFormat) -> None:
+        self.shape = (num_slots, num_images, *form.image_shape)
+        self.num_bytes = int(np.prod(self.shape))
+        self.descriptor = _anonymous_file()
+        os.ftruncate(self.descriptor, self.num_bytes)
+        self.pixels = map_pixels(self.descriptor, self.shape)
+
+    def __enter__(self) -> "_SharedPixels":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)  # the map itself goes with the last array that refers to it
+
+
+def map_pixels(descriptor: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return an array over the shared file."""
+    return np.frombuffer(mmap.mmap(descriptor, int(np.prod(shape))), np.uint8).reshape(shape)
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("siglip2-cache-pixels")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+@dataclass(slots=True)
+class _Task:
+    """A few images of one slot, for one worker."""
+
+    batch: "_Batch"
+    positions: deque[int]
+
+
+@dataclass(slots=True)
+class _Batch:
+    tag: Any
+    refs: Sequence[ImageRef]
+    slot: int
+    images: list[DecodedImage | None]
+    num_left: int
+    num_tries: dict[int, int] = field(default_factory=dict[int, int])
+
+
+class _Worker:
+    """One process, and what it is doing."""
+
+    def __init__(
+        self,
+        context: multiprocessing.context.BaseContext,
+        shared: _SharedPixels,
+        form: PixelFormat,
+    ) -> None:
+        ours, theirs = context.Pipe()
+        descriptor = _Descriptor(shared.descriptor)
+        self.process: Any = context.Process(  # type: ignore[attr-defined]
+            target=_work, args=(theirs, descriptor, shared.shape, form), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.connection: Connection = ours
+        self.is_ready = False
+        self.task: _Task | None = None
+        self.deadline = float("inf")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.connection.close()
+
+
+class _Descriptor:
+    """A file descriptor that travels to a child as the child is started."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __reduce__(self) -> Any:
+        return _Descriptor._receive, (multiprocessing.reduction.DupFd(self.descriptor),)
+
+    @staticmethod
+    def _receive(duplicate: Any) -> "_Descriptor":
+        return _Descriptor(duplicate.detach())
+
+
+def _work(
+    connection: Connection, descriptor: _Descriptor, shape: tuple[int, ...], form: PixelFormat
+) -> None:
+    """Decode what the pipe brings until it closes. Runs in a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the build's to handle
+    pixels = map_pixels(descriptor.descriptor, shape)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        connection.send(None)  # ready
+        while True:
+            slot, images = connection.recv()
+            for position, ref in images:
+                connection.send((position, decode_image(ref, form, pixels[slot, position])))
+
+
+class _Pool:
+    """Worker processes, and the thread that deals out images and watches the clock."""
+
+    def __init__(
+        self, shared: _SharedPixels, form: PixelFormat, num_workers: int, timeout_s: float
+    ) -> None:
+        method = (
+            "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        )
+        self._context = multiprocessing.get_context(method)
+        if method == "forkserver":
+            self._context.set_forkserver_preload([__name__])
+        self._shared, self._form = shared, form
+        self._num_workers, self._timeout_s = num_workers, timeout_s
+        self._tasks: deque[_Task] = deque()
+        self._workers: list[_Worker] = []
+        self._num_failed_starts = 0
+        self._inbox: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[_Batch | BaseException] = queue.SimpleQueue()
+        self._wake_reader, self._wake_writer = multiprocessing.Pipe(duplex=False)
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._dispatch, daemon=True)
+
+    def run(self, batches: Iterable[tuple[Any, Sequence[ImageRef]]]) -> Iterator[DecodedBatch]:
+        self._thread.start()
+        source = iter(batches)
+        free = deque(range(self._shared.shape[0]))
+        order: deque[_Batch] = deque()
+        finished: set[int] = set()
+        while True:
+            while free and (following := next(source, None)) is not None:
+                tag, refs = following
+                order.append(_Batch(tag, refs, free.popleft(), [None] * len(refs), len(refs)))
+                self._submit(order[-1])
+            if not order:
+                return
+            while order[0].slot not in finished:
+                done = self._done.get()
+                if isinstance(done, BaseException):
+                    raise done
+                finished.add(done.slot)
+            batch = order.popleft()
+            finished.discard(batch.slot)
+            pixels = self._shared.pixels[batch.slot, : len(batch.refs)]
+            images = [image for image in batch.images if image is not None]
+            yield DecodedBatch(batch.tag, batch.refs, images, pixels, batch.slot)
+            free.append(batch.slot)
+
+    def stop(self) -> None:
+        self._is_stopping = True
+        self._wake()
+        if self._thread.is_alive():
+            self._thread.join()
+        for worker in self._workers:
+            worker.kill()
+
+    def _submit(self, batch: _Batch) -> None:
+        self._inbox.put(batch)
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self._wake_writer.send_bytes(b"!")
+
+    # -- the dispatcher's thread
+
+    def _dispatch(self) -> None:
+        try:
+            self._workers = [self._start_worker() for _ in range(self._num_workers)]
+            while not self._is_stopping:
+                self._take_inbox()
+                self._deal()
+                self._wait()
+                self._expire()
+        except BaseException as error:
+            self._done.put(error)
+
+    def _start_worker(self) -> _Worker:
+        return _Worker(self._context, self._shared, self._form)
+
+    def _take_inbox(self) -> None:
+        while not self._inbox.empty():
+            batch = self._inbox.get()
+            if batch.num_left == 0:
+                self._done.put(batch)
+            for first in range(0, len(batch.refs), _TASK_IMAGES):
+                last = min(first + _TASK_IMAGES, len(batch.refs))
+                self._tasks.append(_Task(batch, deque(range(first, last))))
+
+    def _deal(self) -> None:
+        for worker in list(self._workers):
+            if worker.is_ready and worker.task is None and self._tasks:
+                task = self._tasks.popleft()
+                images = [(i, task.batch.refs[i]) for i in task.positions]
+                worker.task = task
+                worker.deadline = time.monotonic() + self._timeout_s
+                try:
+                    worker.connection.send((task.batch.slot, images))
+                except OSError:
+                    self._bury(worker)
+
+    def _wait(self) -> None:
+        nearest = min((w.deadline for w in self._workers), default=float("inf"))
+        timeout = None if nearest == float("inf") else max(0.0, nearest - time.monotonic())
+        waiting = [self._wake_reader, *(w.connection for w in self._workers)]
+        ready = multiprocessing.connection.wait(waiting, timeout)
+        if self._wake_reader in ready:
+            self._wake_reader.recv_bytes()
+        for worker in [w for w in self._workers if w.connection in ready]:
+            self._receive(worker)
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            while worker.connection.poll():
+                message = worker.connection.recv()
+                if message is None:
+                    worker.is_ready = True
+                    self._num_failed_starts = 0
+                else:
+                    self._settle(worker, *message)
+        except (EOFError, OSError):
+            self._bury(worker)
+
+    def _settle(self, worker: _Worker, position: int, image: DecodedImage) -> None:
+        task = worker.task
+        assert task is not None and task.positions[0] == position
+        task.positions.popleft()
+        worker.deadline = time.monotonic() + self._timeout_s
+        if not task.positions:
+            worker.task, worker.deadline = None, float("inf")
+        self._record(task.batch, position, image)
+
+    def _record(self, batch: _Batch, position: int, image: DecodedImage) -> None:
+        batch.images[position] = image
+        batch.num_left -= 1
+        if batch.num_left == 0:
+            self._done.put(batch)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for worker in [w for w in self._workers if w.deadline <= now]:
+            reason = f"took longer than {self._timeout_s:g} s to read and decode"
+            task = self._replace(worker)
+            if task is not None:
+                self._reject_current(task, reason)
+
+    def _bury(self, worker: _Worker) -> None:
+        """Replace a worker that died. Its image gets a second chance alone: it may be blameless."""
+        was_ready = worker.is_ready
+        worker.process.join(1)
+        code = worker.process.exitcode
+        if not was_ready:
+            self._num_failed_starts += 1
+            if self._num_failed_starts >= 2 * self._num_workers + 1:
+                raise BuildError(
+                    f"decode workers die as they start (exit code {code}); "
+                    "--decode-workers 0 decodes in the main process"
+                )
+        task = self._replace(worker)
+        if task is None:
+            return
+        current = task.positions[0]
+        tries = task.batch.num_tries.get(current, 0) + 1
+        task.batch.num_tries[current] = tries
+        if tries >= 2:
+            how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+            self._reject_current(task, f"the decoder process died on it twice ({how})")
+        else:
+            self._tasks.appendleft(task)
+
+    def _replace(self, worker: _Worker) -> _Task | None:
+        task, worker.task = worker.task, None
+        worker.kill()
+        self._workers[self._workers.index(worker)] = self._start_worker()
+        return task
+
+    def _reject_current(self, task: _Task, reason: str) -> None:
+        position = task.positions.popleft()
+        self._shared.pixels[task.batch.slot, position] = 0
+        self._record(task.batch, position, DecodedImage(reason=reason))
+        if task.positions:
+            self._tasks.appendleft(task)

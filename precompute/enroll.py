@@ -1,0 +1,141 @@
+"""Making a checkpoint a teacher of a cache, and recognising it when it comes back."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import SettingError
+from ..siglip import Checkpoint, checkpoint_identity
+from ..store import layout
+from ..store.cache import Cache
+from ..store.commits import Transaction, roll_forward
+from ..store.files import LocalFiles
+from ..store.layout import MODALITIES, Modality
+from ..store.manifest import TeacherRecord
+from ..store.views import VIEW_CODE_VERSION
+from .teacher import Teacher
+
+
+def identify(checkpoint: Checkpoint, *, compute_dtype: str) -> dict[str, Any]:
+    """Return what makes this teacher's embeddings its own; another value means another teacher."""
+    identity = checkpoint_identity(checkpoint, compute_dtype=compute_dtype)
+    return {**identity, "view_code_version": VIEW_CODE_VERSION}
+
+
+def find_teacher(
+    cache: Cache, checkpoint: Checkpoint, *, name: str | None, compute_dtype: str
+) -> TeacherRecord | None:
+    """Return the cache's record of this checkpoint, or None where it would be a new teacher.
+
+    Args:
+        cache: the cache.
+        checkpoint: what the user named.
+        name: --teacher-name; None: the checkpoint's own name, or whatever name it has in the cache.
+        compute_dtype: --dtype; auto takes over what the cache recorded.
+
+    Raises:
+        SettingError: the name belongs to a teacher that differs; each difference is named.
+    """
+    wanted = name or checkpoint.name
+    if not layout.is_teacher_name(wanted):
+        raise SettingError(
+            f"teacher name {wanted!r} cannot be a folder; use letters, digits, '.', '_' and '-', "
+            "a letter or a digit first"
+        )
+    records = cache.teacher_records
+    if name is None:
+        for record in records.values():
+            if not _differences(record, checkpoint, compute_dtype):
+                return record
+    record = records.get(wanted)
+    if record is None:
+        return None
+    differences = _differences(record, checkpoint, compute_dtype)
+    if differences:
+        raise SettingError(
+            f"teacher {wanted!r} of {cache.root} is not {checkpoint.given}: "
+            f"{'; '.join(differences)}; to add it as a second teacher give it another name with "
+            "--teacher-name"
+        )
+    return record
+
+
+def enroll(
+    cache: Cache,
+    checkpoint: Checkpoint,
+    teacher: Teacher,
+    *,
+    name: str | None,
+    compute_dtype: str,
+    batch_size: Mapping[Modality, int],
+) -> None:
+    """Add a teacher to a cache: its record and the metadata of its arrays."""
+    name = name or checkpoint.name
+    latest = cache.manifest.latest.number
+    transaction = Transaction(cache.files, layout.teacher_record(name))
+    _stage_metadata(cache, transaction, name, teacher.embed_dim)
+    transaction.commit(
+        {
+            "name": name,
+            "source": str(Path(checkpoint.given).absolute())
+            if checkpoint.revision is None
+            else checkpoint.given,
+            "identity": identify(checkpoint, compute_dtype=compute_dtype),
+            "embed_dim": teacher.embed_dim,
+            "dtype": "float16",
+            "logit_scale": teacher.logit_scale,
+            "logit_bias": teacher.logit_bias,
+            "batch_size": dict(batch_size),
+            "generation": latest,
+        }
+    )
+
+
+def finish_enrolments(files: LocalFiles) -> None:
+    """Roll forward teachers whose enrolment was interrupted."""
+    for name in files.names(layout.TEACHERS):
+        roll_forward(files, layout.teacher_record(name))
+
+
+def grow_arrays(cache: Cache, record: TeacherRecord) -> None:
+    """Give a teacher's arrays the shape of the catalog's latest generation, before any unit of it.
+
+    Each generation has a record of its own, so a slow process cannot set an older shape again.
+    """
+    latest = cache.manifest.latest.number
+    if latest == record.generation:
+        return
+    path = layout.arrays_record(record.name, latest)
+    if roll_forward(cache.files, path):
+        return
+    transaction = Transaction(cache.files, path)
+    _stage_metadata(cache, transaction, record.name, record.embed_dim)
+    transaction.commit({"generation": latest})
+
+
+def _stage_metadata(cache: Cache, transaction: Transaction, name: str, embed_dim: int) -> None:
+    for modality in MODALITIES:
+        metadata = cache.manifest.array_layout(modality, embed_dim).metadata()
+        data = (json.dumps(metadata, indent=1) + "\n").encode()
+        transaction.add(layout.array_metadata(name, modality), data)
+
+
+def _differences(record: TeacherRecord, checkpoint: Checkpoint, compute_dtype: str) -> list[str]:
+    dtype = record.identity["compute_dtype"] if compute_dtype == "auto" else compute_dtype
+    ours = identify(checkpoint, compute_dtype=str(dtype))
+    return list(_compare(dict(record.identity), ours))
+
+
+def _compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} was {_show(old.get(key))} and is {_show(new.get(key))}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _show(value: Any) -> str:
+    text = str(value)
+    is_hash = len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+    return f"{text[:12]}..." if is_hash else text

@@ -1,0 +1,204 @@
+"""What a build would cost: counts, bytes and, if asked, time."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import BuildError
+from ..siglip import resolve_checkpoint
+from ..store.arrays import ArrayLayout
+from ..store.files import LocalFiles
+from ..store.layout import MODALITIES, Modality
+from .build import BuildConfig, TeacherFactory, load_teacher
+from .decode import Decoder, ImageRef, PixelFormat
+from .embed import Embedder
+from .enroll import find_teacher
+from .parts import Findings
+from .plan import Plan, make_plan, name_sources, open_if_planned
+from .progress import format_bytes, format_seconds
+from .sources import Sample
+from .summary import finding_lines
+
+_TIMED_BATCHES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a build would write and how long it would take."""
+
+    plan: Plan
+    embed_dim: int
+    num_images: int
+    """Images to embed: new ones, and those of the cache that have no target by this teacher."""
+
+    num_texts: int
+    num_units: dict[Modality, int]
+    num_target_bytes: int
+    num_catalog_bytes: int
+    images_per_s: float | None = None
+    texts_per_s: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Time of the whole build, without planning and loading."""
+        if self.images_per_s is None or self.texts_per_s is None:
+            return None
+        return self.num_images / self.images_per_s + self.num_texts / self.texts_per_s
+
+
+def estimate(
+    config: BuildConfig, *, is_timed: bool, make_teacher: TeacherFactory = load_teacher
+) -> Estimate:
+    """Plan without writing anything and count.
+
+    Args:
+        config: the build.
+        is_timed: also load the teacher and time a few real batches.
+        make_teacher: loads the model.
+
+    Raises:
+        CacheError: as the build would.
+    """
+    checkpoint = resolve_checkpoint(config.teacher, revision=config.revision)
+    files = LocalFiles(config.cache.absolute())
+    plan = make_plan(config.plan, files, is_dry_run=True)
+    new = {"image": plan.findings.num_samples, "text": plan.findings.num_texts}
+    spans: dict[Modality, list[int]] = {m: _unit_sizes(new[m], plan.shard_rows) for m in MODALITIES}
+    cache = open_if_planned(files, config.plan.corpus_roots)
+    if cache is not None:
+        record = find_teacher(
+            cache, checkpoint, name=config.teacher_name, compute_dtype=config.dtype
+        )
+        done = set(cache.commits(record.name).units) if record else set[tuple[Modality, int]]()
+        for modality in MODALITIES:
+            spans[modality] += [
+                unit.rows.count
+                for unit in cache.manifest.units(modality)
+                if (modality, unit.number) not in done
+            ]
+    num_bytes = sum(
+        _array(plan, m, checkpoint.embed_dim).shard_bytes(n) + (44 * n if m == "image" else 0)
+        for m in MODALITIES
+        for n in spans[m]
+    )
+    rates = _time_batches(config, plan, make_teacher) if is_timed else (None, None)
+    return Estimate(
+        plan=plan,
+        embed_dim=checkpoint.embed_dim,
+        num_images=sum(spans["image"]),
+        num_texts=sum(spans["text"]),
+        num_units={m: len(spans[m]) for m in MODALITIES},
+        num_target_bytes=num_bytes,
+        num_catalog_bytes=plan.num_catalog_bytes,
+        images_per_s=rates[0],
+        texts_per_s=rates[1],
+    )
+
+
+def estimate_lines(found: Estimate) -> list[str]:
+    """Return an estimate for people."""
+    plan, findings = found.plan, found.plan.findings
+    views = f" x {plan.views.num_views} views" if plan.views.num_views > 1 else ""
+    lines = [
+        *[line for line in finding_lines(findings) if not line.startswith("planned")],
+        f"images     {found.num_images:,}{views}{_missing(findings)}",
+        f"captions   {findings.num_captions:,}",
+        f"texts      {found.num_texts:,} unique"
+        + (f", {findings.num_prompts:,} of them prompts" if findings.num_prompts else ""),
+        f"units      {found.num_units['image']:,} image, {found.num_units['text']:,} text, "
+        f"{plan.shard_rows:,} rows each",
+        f"on disk    {format_bytes(found.num_target_bytes)} of targets ({found.embed_dim} x float16),"
+        f" {format_bytes(found.num_catalog_bytes)} of catalog",
+    ]
+    seconds = found.seconds
+    if seconds is not None and found.images_per_s and found.texts_per_s:
+        lines.append(
+            f"time       {format_seconds(seconds)} ({found.images_per_s:,.1f} images/s, "
+            f"{found.texts_per_s:,.1f} texts/s on real batches)"
+        )
+    lines.append("dry run: nothing was written")
+    return lines
+
+
+def _missing(findings: Findings) -> str:
+    count = findings.num_missing_files
+    return f" ({count:,} of them are not there now and would be rejected)" if count else ""
+
+
+def _unit_sizes(num_rows: int, shard_rows: int) -> list[int]:
+    return [min(shard_rows, num_rows - i) for i in range(0, num_rows, shard_rows)]
+
+
+def _array(plan: Plan, modality: Modality, embed_dim: int) -> ArrayLayout:
+    return ArrayLayout(
+        modality=modality,
+        num_rows=0,
+        num_views=plan.views.num_views if modality == "image" else 1,
+        embed_dim=embed_dim,
+        shard_rows=plan.shard_rows,
+    )
+
+
+def _time_batches(
+    config: BuildConfig, plan: Plan, make_teacher: TeacherFactory
+) -> tuple[float, float]:
+    """Return (samples/s, texts/s) over a few real batches, decoding and forward overlapped."""
+    checkpoint = resolve_checkpoint(config.teacher, revision=config.revision)
+    teacher = make_teacher(checkpoint, config.device, config.dtype)
+    images, texts = teacher.auto_batch_size()
+    images, texts = config.batch_size or images, config.batch_size or texts
+    embedder = Embedder(teacher, images, texts)
+    size = max(1, images // plan.views.num_views)
+    refs, captions = _first_samples(config, plan, size * (_TIMED_BATCHES + 1), texts)
+    form = PixelFormat(
+        num_views=plan.views.num_views, size=teacher.image_size, resample=teacher.resample
+    )
+    decoder = Decoder(
+        form,
+        batch_images=size,
+        num_workers=config.num_workers,
+        timeout_s=config.sample_timeout_s,
+    )
+    batches = [(None, refs[i : i + size]) for i in range(0, len(refs), size)]
+    counted, started = 0, 0.0
+    for i, batch in enumerate(decoder.decode(batches)):
+        embedder.start_images(batch.pixels.reshape(-1, *form.size, 3))()
+        if i == 0 and len(batches) > 1:
+            started = time.perf_counter()  # the first batch warms up
+        else:
+            counted += len(batch.refs)
+    images_per_s = counted / (time.perf_counter() - started) if counted and started else None
+    if images_per_s is None:
+        started = time.perf_counter()
+        pixels = np.zeros((len(refs) * plan.views.num_views, *form.size, 3), np.uint8)
+        embedder.start_images(pixels)()
+        images_per_s = len(refs) / (time.perf_counter() - started)
+    captions = captions or ["a photo"]
+    embedder.start_texts(captions)()
+    started = time.perf_counter()
+    embedder.start_texts(captions)()
+    return images_per_s, len(captions) / (time.perf_counter() - started)
+
+
+def _first_samples(
+    config: BuildConfig, plan: Plan, num_images: int, num_texts: int
+) -> tuple[list[ImageRef], list[str]]:
+    from ..store.views import draw_view
+
+    cache = open_if_planned(LocalFiles(config.cache.absolute()), config.plan.corpus_roots)
+    refs: list[ImageRef] = []
+    captions: dict[str, None] = {}
+    for _, source in name_sources(config.plan, cache):
+        for item in source.scan():
+            if not isinstance(item, Sample):
+                continue
+            boxes = tuple(draw_view(plan.views, item.key, v) for v in range(plan.views.num_views))
+            path = source.root / item.path
+            refs.append(ImageRef(len(refs), path, item.offset, item.length, boxes))
+            captions.update((caption.text, None) for caption in item.captions)
+            if len(refs) >= num_images:
+                return refs, list(captions)[:num_texts]
+    if not refs:
+        raise BuildError("there is no image to time")
+    return refs, list(captions)[:num_texts]

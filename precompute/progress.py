@@ -1,0 +1,176 @@
+"""Telling a person how a build goes: a live display on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+from ..store.layout import Modality
+
+_PLAIN_INTERVAL_S = 10.0
+_NOUN: dict[Modality, str] = {"image": "images", "text": "texts"}
+
+
+class Progress(Protocol):
+    """What a build reports while it runs."""
+
+    def say(self, message: str) -> None:
+        """Print one line that stays."""
+        ...
+
+    def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
+        """Say how many rows and units are to be made."""
+        ...
+
+    def advance(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
+        """Count embedded and rejected rows."""
+        ...
+
+    def unit_done(self, modality: Modality) -> None:
+        """Count a committed unit."""
+        ...
+
+    def stop(self) -> None:
+        """Leave the display."""
+        ...
+
+
+class Tally:
+    """The counts behind both displays."""
+
+    def __init__(self) -> None:
+        self.totals: dict[Modality, int] = {}
+        self.units: dict[Modality, int] = {}
+        self.done: dict[Modality, int] = {"image": 0, "text": 0}
+        self.units_done: dict[Modality, int] = {"image": 0, "text": 0}
+        self.num_rejected = 0
+        self._started: dict[Modality, float] = {}
+
+    def advance(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
+        self.done[modality] += num_rows
+        self.num_rejected += num_rejected
+
+    def begin(self, modality: Modality) -> None:
+        self._started.setdefault(modality, time.monotonic())
+
+    def rate(self, modality: Modality) -> float:
+        """Return rows per second since the first of this modality was begun."""
+        elapsed = time.monotonic() - self._started.get(modality, time.monotonic())
+        return self.done[modality] / elapsed if elapsed > 0 else 0.0
+
+    def line(self, modality: Modality) -> str:
+        rate, left = self.rate(modality), self.totals[modality] - self.done[modality]
+        eta = f", {format_seconds(left / rate)} left" if rate and left > 0 else ""
+        return (
+            f"{_NOUN[modality]} {self.done[modality]:,}/{self.totals[modality]:,}, "
+            f"units {self.units_done[modality]}/{self.units[modality]}, "
+            f"{rate:,.1f} {_NOUN[modality]}/s{eta}, {self.num_rejected:,} rejected"
+        )
+
+
+class PlainProgress:
+    """A line every ten seconds and at every end: for logs."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+        self._last = 0.0
+
+    def say(self, message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+    def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
+        self._tally.totals, self._tally.units = dict(totals), dict(units)
+        self._last = time.monotonic()
+        for modality in totals:
+            if totals[modality]:
+                self._tally.begin(modality)
+                break
+
+    def advance(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
+        self._tally.begin(modality)
+        self._tally.advance(modality, num_rows, num_rejected)
+        is_last = self._tally.done[modality] == self._tally.totals[modality]
+        if is_last or time.monotonic() - self._last > _PLAIN_INTERVAL_S:
+            self._last = time.monotonic()
+            self.say(self._tally.line(modality))
+
+    def unit_done(self, modality: Modality) -> None:
+        self._tally.units_done[modality] += 1
+
+    def stop(self) -> None:
+        return
+
+
+class RichProgress:
+    """Two bars on a terminal: images and texts."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        self._tally = Tally()
+        self._bars = Bars(
+            TextColumn("{task.description:<7}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[line]}"),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[Modality, object] = {}
+
+    def say(self, message: str) -> None:
+        self._bars.console.print(message, markup=False, highlight=False)
+
+    def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
+        self._tally.totals, self._tally.units = dict(totals), dict(units)
+        self._bars.start()
+        for modality, total in totals.items():
+            if total:
+                self._tasks[modality] = self._bars.add_task(
+                    _NOUN[modality], total=total, line=self._tally.line(modality)
+                )
+        for modality in self._tasks:
+            self._tally.begin(modality)
+            break
+
+    def advance(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
+        self._tally.begin(modality)
+        self._tally.advance(modality, num_rows, num_rejected)
+        self._show(modality, num_rows)
+
+    def unit_done(self, modality: Modality) -> None:
+        self._tally.units_done[modality] += 1
+        self._show(modality, 0)
+
+    def stop(self) -> None:
+        self._bars.stop()
+
+    def _show(self, modality: Modality, num_rows: int) -> None:
+        task = self._tasks[modality]
+        self._bars.update(task, advance=num_rows, line=self._tally.line(modality))  # type: ignore[arg-type]
+
+
+def make_progress() -> Progress:
+    """Return the display that fits where stderr goes."""
+    return RichProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration for people: 42 s, 3 min 5 s, 2 h 10 min, 3 d 4 h."""
+    seconds = round(seconds)
+    for unit, size, smaller, small in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit} {seconds % size // small} {smaller}"
+    if seconds >= 60:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds} s"
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Return a size for people, in powers of 1000: 38.2 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError

@@ -1,0 +1,144 @@
+"""Verifying against the live teacher: some rows embedded again and compared with what is stored."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ..errors import SettingError
+from ..siglip import resolve_checkpoint
+from ..store import layout
+from ..store.cache import Cache
+from ..store.layout import Modality
+from ..store.manifest import Span, TeacherRecord, Unit
+from .build import TeacherFactory, load_teacher
+from .decode import PixelFormat, decode_image
+from .embed import Embedder
+from .enroll import find_teacher
+from .units import image_refs
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}
+"""Largest 1 - cosine that another machine or batch size explains, by compute dtype. Measured on one
+machine: float32 1e-6 (float16 storage), bfloat16 5e-5; a wrong recipe gives 1e-2 and more."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Cosines:
+    """Cosine of stored to live embeddings."""
+
+    count: int = 0
+    min: float = 1.0
+    mean: float = 1.0
+
+
+@dataclass(slots=True)
+class Recheck:
+    """What the live teacher said."""
+
+    teacher: str
+    cosines: dict[Modality, Cosines] = field(default_factory=dict[Modality, Cosines])
+    faults: list[str] = field(default_factory=list[str])
+
+
+def recheck(
+    cache: Cache,
+    num_rows: int,
+    *,
+    teacher: str | None = None,
+    checkpoint: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    make_teacher: TeacherFactory = load_teacher,
+) -> Recheck:
+    """Embed random rows again, all views of ``num_rows`` images and ``num_rows`` texts, and compare.
+
+    Args:
+        cache: the cache.
+        num_rows: rows of each modality, fewer where the cache has fewer.
+        teacher: name in the cache; None is the only one.
+        checkpoint: where the checkpoint is now; None is where it was when it was added.
+        device: as for build.
+        seed: of the choice of rows.
+        make_teacher: loads the model.
+
+    Raises:
+        SettingError, TeacherError: the checkpoint is not the one that the cache was made with.
+    """
+    if num_rows < 1:
+        raise SettingError(f"sample must be at least 1 row, got {num_rows}")
+    record = cache.teacher(teacher)
+    found = resolve_checkpoint(checkpoint or record.source)
+    dtype = str(record.identity["compute_dtype"])
+    find_teacher(cache, found, name=record.name, compute_dtype=dtype)
+    live = make_teacher(found, device, dtype)
+    embedder = Embedder(live, record.batch_size["image"], record.batch_size["text"])
+    result = Recheck(record.name)
+    chooser = np.random.default_rng(seed)
+    for modality, targets in (
+        ("image", cache.image_targets(record.name)),
+        ("text", cache.text_targets(record.name)),
+    ):
+        rows = targets.available_rows()
+        rows = np.sort(chooser.choice(rows, min(num_rows, len(rows)), replace=False))
+        if len(rows) == 0:
+            continue
+        if modality == "image":
+            form = PixelFormat(
+                num_views=cache.num_views, size=live.image_size, resample=live.resample
+            )
+            live_ND = _embed_images(cache, record, rows, form, embedder, result)
+            views = np.tile(np.arange(cache.num_views), len(rows))
+            stored_ND = targets.read(np.repeat(rows, cache.num_views), views)
+            _compare("image", stored_ND, live_ND, record, result)
+        else:
+            texts = cache.texts().filter(pl.col("text_row").is_in(rows.tolist()))
+            ordered = texts.sort("text_row").collect()["text"].to_list()
+            _compare("text", targets.read(rows), embedder.start_texts(ordered)(), record, result)
+    return result
+
+
+def _embed_images(
+    cache: Cache,
+    record: TeacherRecord,
+    rows: NDArray[np.int64],
+    form: PixelFormat,
+    embedder: Embedder,
+    result: Recheck,
+) -> NDArray[np.float16]:
+    pixels = np.zeros((len(rows), *form.image_shape), np.uint8)
+    for i, row in enumerate(rows.tolist()):
+        unit = Unit(modality="image", number=-1, rows=Span(first=row, count=1))
+        image = decode_image(image_refs(cache, unit)[0], form, pixels[i])
+        if image.reason is not None or image.sha256 != _recorded_sha256(cache, record, row):
+            key = cache.samples().filter(pl.col("row") == row).collect()["key"][0]
+            why = image.reason or "its bytes are not those the teacher saw"
+            result.faults.append(f"image {key!r} (row {row}): {why}")
+    return embedder.start_images(pixels.reshape(-1, *form.size, 3))()
+
+
+def _recorded_sha256(cache: Cache, record: TeacherRecord, row: int) -> bytes:
+    path = cache.files.local(layout.images_part(record.name, row // cache.shard_rows))
+    return pl.scan_parquet(path).filter(pl.col("row") == row).collect()["sha256"][0]
+
+
+def _compare(
+    modality: Modality,
+    stored_ND: NDArray[np.float16],
+    live_ND: NDArray[np.float16],
+    record: TeacherRecord,
+    result: Recheck,
+) -> None:
+    a, b = stored_ND.astype(np.float64), live_ND.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine_N = np.nan_to_num((a * b).sum(axis=1) / norms, nan=-1.0)
+    result.cosines[modality] = Cosines(
+        count=len(cosine_N), min=float(cosine_N.min()), mean=float(cosine_N.mean())
+    )
+    limit = 1 - TOLERANCE[str(record.identity["compute_dtype"])]
+    if cosine_N.min() < limit:
+        result.faults.append(
+            f"{modality}: {int((cosine_N < limit).sum())} of {len(cosine_N)} embeddings differ from "
+            f"the live teacher's, cosine {cosine_N.min():.6f} at worst where {limit} is expected"
+        )

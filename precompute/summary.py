@@ -1,0 +1,81 @@
+"""The lines a build ends with."""
+
+from .build import BuildConfig, BuildSummary
+from .parts import Findings
+from .progress import format_seconds
+
+
+def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:
+    """Return what a person wants to know after a build."""
+    lines = finding_lines(summary.plan.findings)
+    if summary.num_units == 0:
+        lines.append(f"nothing to embed: {config.cache} is complete for {summary.teacher}")
+    else:
+        lines.append(
+            f"embedded   {summary.num_images:,} images, {summary.num_texts:,} texts in "
+            f"{summary.num_units} units, {format_seconds(summary.elapsed_s)}; batches of "
+            f"{summary.image_batch} images, {summary.text_batch} texts"
+        )
+        lines += _stage_lines(summary)
+    lines += _rejected_lines(summary)
+    lines.append(f"cache      {config.cache}, teacher {summary.teacher}")
+    return lines
+
+
+def finding_lines(findings: Findings) -> list[str]:
+    """Return what planning found that is new, gone, changed or unreadable."""
+    lines: list[str] = []
+    if findings.num_samples or findings.num_texts:
+        again = f" ({findings.num_known:,} were there before)" if findings.num_known else ""
+        lines.append(
+            f"planned    {findings.num_samples:,} images{again}, {findings.num_captions:,} captions, "
+            f"{findings.num_texts:,} unique texts"
+            + (f", {findings.num_prompts:,} prompts" if findings.num_prompts else "")
+        )
+    if findings.num_gone:
+        lines.append(
+            f"gone       {findings.num_gone:,} samples are no longer in the corpus and keep their "
+            f"rows: {_few(findings.gone, findings.num_gone)}"
+        )
+    if findings.num_changed:
+        lines.append(
+            f"changed    {findings.num_changed:,} files have another size or time than when they "
+            f"were planned, their targets stay: {_few(findings.changed, findings.num_changed)}"
+        )
+    if findings.num_problems:
+        lines.append(f"problems   {findings.num_problems:,} things could not be read:")
+        lines += [f"           {problem}" for problem in findings.problems]
+        if findings.num_problems > len(findings.problems):
+            lines.append("           ... all of them are in the catalog's problems table")
+    return lines
+
+
+def _stage_lines(summary: BuildSummary) -> list[str]:
+    times, workers = summary.times, max(1, summary.num_workers)
+    stages = {
+        "read": times.read_s / workers,
+        "decode": times.decode_s / workers,
+        "forward": times.forward_s,
+        "write": times.write_s,
+    }
+    shown = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
+    slowest = max(stages, key=lambda name: stages[name])
+    return [
+        f"stages     {shown} (they overlap; read and decode over {workers} workers); "
+        f"slowest: {slowest}; the teacher waited {times.wait_s:.1f} s for pixels"
+    ]
+
+
+def _rejected_lines(summary: BuildSummary) -> list[str]:
+    if not summary.num_rejected:
+        return ["rejected   none"]
+    lines = [f"rejected   {summary.num_rejected:,} rows of the cache:"]
+    lines += [f"           {each}" for each in summary.first_rejected]
+    if summary.num_rejected > len(summary.first_rejected):
+        lines.append("           ... open_cache(...).rejected() lists them all")
+    lines.append("           --retry-rejected tries them again")
+    return lines
+
+
+def _few(keys: list[str], count: int) -> str:
+    return ", ".join(keys) + (", ..." if count > len(keys) else "")

@@ -1,0 +1,263 @@
+"""Units: which rows to embed, their embedding batch by batch, and the commit that ends each.
+
+A unit is made whole in memory and committed whole, so whoever makes it, here, in another process or
+on another machine, the result is one record or nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ..store import layout
+from ..store.arrays import encode_shard
+from ..store.cache import Cache
+from ..store.catalog import IMAGES_SCHEMA, encode_table
+from ..store.commits import Transaction
+from ..store.manifest import Unit, UnitCommit
+from ..store.views import WHOLE_IMAGE, ViewBox
+from .decode import DecodedBatch, DecodedImage, ImageRef
+from .embed import Embedder, is_unit
+
+_NOT_FINITE = "the teacher returned an embedding that is not finite"
+_IMAGES = {"row": pl.Int64, "width": pl.Int32, "height": pl.Int32, "sha256": pl.Binary}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A unit to be made: for the first time, or again for the sake of its rejected rows."""
+
+    unit: Unit
+    attempt: int
+    batch_size: int
+    """Samples whose views, or texts, make up one batch."""
+
+    previous: UnitCommit | None = None
+    """The commit whose rejected rows are tried again."""
+
+
+@dataclass(slots=True)
+class UnitRows:
+    """A unit's rows as they fill up."""
+
+    job: Job
+    values: NDArray[np.float16]
+    """(n, views, embed_dim) or (n, embed_dim); NaN until embedded."""
+
+    images: list[DecodedImage | None]
+    """What the decoder said of each image; empty for texts."""
+
+    rejected: dict[int, str]
+    wanted: NDArray[np.bool_]
+    """(n,) rows to embed: all, or those rejected before."""
+
+    forward_size: int = 0
+    """Smallest forward pass used."""
+
+    num_left: int = 0
+    """Batches to come."""
+
+
+@dataclass(slots=True, kw_only=True)
+class StageTimes:
+    """Seconds spent in each stage. Reading and decoding are summed over the worker processes."""
+
+    read_s: float = 0.0
+    decode_s: float = 0.0
+    forward_s: float = 0.0
+    write_s: float = 0.0
+    wait_s: float = field(default=0.0)
+    """Seconds that the teacher waited for pixels."""
+
+
+def image_refs(cache: Cache, unit: Unit) -> list[ImageRef]:
+    """Return where the images of a unit lie and which views are wanted, in row order."""
+    rows = pl.col("row").is_between(unit.rows.first, unit.rows.end - 1)
+    samples = cache.samples().filter(rows).collect()
+    low, high = samples["file"].min(), samples["file"].max()
+    files = cache.table("files").filter(pl.col("file").is_between(low, high)).collect()
+    roots = {name: cache.corpus_root(name) for name in files["source"].unique()}
+    joined = samples.join(files, on="file", how="left").sort("row")
+    boxes = _boxes(cache, unit)
+    columns = joined.select("row", "source", "path", "offset", "length")
+    return [
+        ImageRef(row, roots[source] / path, offset, length, boxes.get(row, (WHOLE_IMAGE,)))
+        for row, source, path, offset, length in columns.iter_rows()
+    ]
+
+
+def unit_texts(cache: Cache, unit: Unit) -> list[str]:
+    """Return the texts of a unit in row order."""
+    rows = pl.col("text_row").is_between(unit.rows.first, unit.rows.end - 1)
+    return cache.texts().filter(rows).sort("text_row").collect()["text"].to_list()
+
+
+def open_rows(cache: Cache, teacher: str, job: Job) -> UnitRows:
+    """Return the rows of a unit before work: NaN, or for another attempt what the last one made."""
+    unit = job.unit
+    array = cache.manifest.array_layout(unit.modality, cache.teacher(teacher).embed_dim)
+    count = unit.rows.count
+    values = np.full((count, *array.row_shape), np.nan, np.float16)
+    wanted = np.ones(count, np.bool_)
+    images: list[DecodedImage | None] = [None] * count if unit.modality == "image" else []
+    forward_size = 0
+    if job.previous is not None:
+        targets = cache.image_targets if unit.modality == "image" else cache.text_targets
+        values[:] = targets(teacher).read_unit(unit.number)
+        wanted[:] = [row in job.previous.rejected for row in _numbers(unit)]
+        forward_size = job.previous.batch_size
+        if images:
+            images[:] = _previous_images(cache, teacher, unit)
+    num_left = sum(1 for _ in wanted_batches(wanted, job.batch_size))
+    return UnitRows(job, values, images, {}, wanted, forward_size, num_left)
+
+
+def wanted_batches(wanted: NDArray[np.bool_], size: int) -> Iterator[slice]:
+    """Yield the batches of a unit that hold a wanted row.
+
+    A batch is always the same rows, so that a row embedded again meets the same neighbours: rounding
+    may depend on the place in a batch.
+    """
+    for first in range(0, len(wanted), size):
+        if wanted[first : first + size].any():
+            yield slice(first, min(first + size, len(wanted)))
+
+
+def image_batches(
+    cache: Cache, teacher: str, jobs: Iterable[Job]
+) -> Iterator[tuple[tuple[UnitRows, slice], Sequence[ImageRef]]]:
+    """Yield ((rows, which of them), images) for the decoder, unit after unit."""
+    for job in jobs:
+        rows = open_rows(cache, teacher, job)
+        refs = image_refs(cache, job.unit)
+        for where in wanted_batches(rows.wanted, job.batch_size):
+            yield (rows, where), refs[where]
+
+
+def fill_images(
+    batch: DecodedBatch, embedder: Embedder
+) -> Callable[[], tuple[UnitRows, list[DecodedImage]]]:
+    """Start the teacher on a decoded batch; the function returned waits and fills its rows."""
+    rows, where = batch.tag
+    images = list(batch.images)
+    num_views = batch.pixels.shape[1]
+    wait: Callable[[], NDArray[np.float16]] | None = None
+    if any(image.reason is None for image in images):
+        flat_BHWC = batch.pixels.reshape(-1, *batch.pixels.shape[2:])
+        wait = embedder.start_images(flat_BHWC)
+    size = embedder.image_batch
+
+    def finish() -> tuple[UnitRows, list[DecodedImage]]:
+        found = wait().reshape(len(images), num_views, -1) if wait else None
+        for i, image in enumerate(images):
+            position = where.start + i
+            if not rows.wanted[position]:
+                continue
+            rows.images[position] = image
+            reason = image.reason
+            if reason is None and found is not None and not is_unit(found[i]).all():
+                reason = _NOT_FINITE
+            if reason is None and found is not None:
+                rows.values[position] = found[i]
+            else:
+                rows.values[position] = np.nan
+                rows.rejected[rows.job.unit.rows.first + position] = reason or _NOT_FINITE
+        _note_batch(rows, size)
+        return rows, images
+
+    return finish
+
+
+def fill_texts(
+    rows: UnitRows, where: slice, texts: Sequence[str], embedder: Embedder
+) -> Callable[[], UnitRows]:
+    """Start the teacher on some texts of a unit; the function returned waits and fills its rows."""
+    wait = embedder.start_texts(texts[where])
+    size = embedder.text_batch
+
+    def finish() -> UnitRows:
+        found = wait()
+        is_good = is_unit(found)
+        wanted = rows.wanted[where]
+        rows.values[where][wanted & is_good] = found[wanted & is_good]
+        for i in np.flatnonzero(wanted & ~is_good):
+            rows.rejected[rows.job.unit.rows.first + where.start + int(i)] = _NOT_FINITE
+        _note_batch(rows, size)
+        return rows
+
+    return finish
+
+
+def commit_unit(cache: Cache, teacher: str, rows: UnitRows, provenance: Mapping[str, Any]) -> bool:
+    """Write and publish a finished unit; False where another process had published it."""
+    job, unit = rows.job, rows.job.unit
+    previous = job.previous
+    if previous is not None and dict(previous.rejected) == rows.rejected:
+        return False  # nothing was gained: the last attempt stands
+    array = cache.manifest.array_layout(unit.modality, cache.teacher(teacher).embed_dim)
+    record = layout.unit_record(teacher, unit.modality, unit.number, job.attempt)
+    transaction = Transaction(cache.files, record)
+    transaction.add(
+        layout.shard(teacher, unit.modality, unit.number), encode_shard(array, rows.values)
+    )
+    if unit.modality == "image":
+        data = encode_table(_images_frame(rows), IMAGES_SCHEMA)
+        transaction.add(layout.images_part(teacher, unit.number), data)
+    return transaction.commit(
+        {
+            "modality": unit.modality,
+            "unit": unit.number,
+            "attempt": job.attempt,
+            "first_row": unit.rows.first,
+            "num_rows": unit.rows.count,
+            "num_rejected": len(rows.rejected),
+            "rejected": [
+                {"row": row, "reason": reason} for row, reason in sorted(rows.rejected.items())
+            ],
+            "batch_size": rows.forward_size,
+            "provenance": dict(provenance),
+        }
+    )
+
+
+def _note_batch(rows: UnitRows, forward_size: int) -> None:
+    rows.forward_size = min(rows.forward_size or forward_size, forward_size)
+    rows.num_left -= 1
+
+
+def _numbers(unit: Unit) -> range:
+    return range(unit.rows.first, unit.rows.end)
+
+
+def _boxes(cache: Cache, unit: Unit) -> dict[int, tuple[ViewBox, ...]]:
+    if cache.num_views == 1:
+        return {}
+    rows = pl.col("row").is_between(unit.rows.first, unit.rows.end - 1)
+    views = cache.table("views").filter(rows).sort("row", "view").collect()
+    columns = views.select("row", "top", "left", "height", "width", "flip")
+    boxes: dict[int, list[ViewBox]] = {}
+    for row, *box in columns.iter_rows():
+        boxes.setdefault(row, []).append(ViewBox(*box))
+    return {row: tuple(found) for row, found in boxes.items()}
+
+
+def _previous_images(cache: Cache, teacher: str, unit: Unit) -> list[DecodedImage | None]:
+    path = cache.files.local(layout.images_part(teacher, unit.number))
+    frame = pl.read_parquet(path).select("width", "height", "sha256")
+    return [
+        DecodedImage(width=width, height=height, sha256=digest) if width is not None else None
+        for width, height, digest in frame.iter_rows()
+    ]
+
+
+def _images_frame(rows: UnitRows) -> pl.DataFrame:
+    lines = [
+        (row, None, None, None)
+        if image is None or image.reason is not None or row in rows.rejected
+        else (row, image.width, image.height, image.sha256)
+        for row, image in zip(_numbers(rows.job.unit), rows.images, strict=True)
+    ]
+    return pl.DataFrame(lines, schema=_IMAGES, orient="row")
