@@ -1,0 +1,151 @@
+"""A teacher without a model, and corpora drawn on the spot. Imports no torch."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from siglip2_cache.precompute.build import BuildConfig
+from siglip2_cache.precompute.plan import PlanConfig
+from siglip2_cache.precompute.progress import Tally
+
+EMBED_DIM = 64
+SIZE = (8, 8)
+
+
+@dataclass
+class FakeTeacher:
+    """Embeds pixels by a fixed random projection and texts by their hash: quick and repeatable."""
+
+    noise_seed: int | None = None
+    """Adds noise of its own to every embedding: another process, other bytes."""
+
+    seconds_a_batch: float = 0.0
+    before_batch: Callable[[], None] = lambda: None
+    embed_dim: int = EMBED_DIM
+    image_size: tuple[int, int] = SIZE
+    resample: int = 2
+    logit_scale: float = 4.75
+    logit_bias: float = -16.8
+    device: str = "cpu"
+    image_batches: list[int] = field(default_factory=list)
+    text_batches: list[int] = field(default_factory=list)
+    texts_seen: list[str] = field(default_factory=list)
+
+    def embed_images(self, pixels_BHWC: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        self.image_batches.append(len(pixels_BHWC))
+        self._work()
+        flat = pixels_BHWC.reshape(len(pixels_BHWC), -1).astype(np.float64) / 255 - 0.5
+        plane = np.random.default_rng(0).normal(size=(flat.shape[1], self.embed_dim))
+        rows = self._finish(flat @ plane + 0.01)
+        return lambda: rows
+
+    def embed_texts(self, texts: Sequence[str]) -> Callable[[], NDArray[np.float32]]:
+        self.text_batches.append(len(texts))
+        self.texts_seen += texts
+        self._work()
+        seeds = [hashlib.sha256(text.encode()).digest()[:8] for text in texts]
+        drawn = [
+            np.random.default_rng(int.from_bytes(seed, "little")).normal(size=self.embed_dim)
+            for seed in seeds
+        ]
+        rows = self._finish(np.stack(drawn))
+        return lambda: rows
+
+    def provenance(self) -> dict[str, Any]:
+        return {"teacher": "fake", "device": "cpu"}
+
+    def auto_batch_size(self) -> tuple[int, int]:
+        return 4, 4
+
+    def _work(self) -> None:
+        self.before_batch()
+        time.sleep(self.seconds_a_batch)
+
+    def _finish(self, rows: NDArray[np.float64]) -> NDArray[np.float32]:
+        if self.noise_seed is not None:
+            rows = rows + np.random.default_rng(self.noise_seed).normal(0, 0.1, rows.shape)
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+class SilentProgress:
+    """Keeps what was said; can act when a unit is done."""
+
+    def __init__(self, on_unit: Callable[[], None] = lambda: None) -> None:
+        self.said: list[str] = []
+        self.tally = Tally()
+        self._on_unit = on_unit
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def start(self, totals: Any, units: Any) -> None:
+        self.tally.totals, self.tally.units = dict(totals), dict(units)
+
+    def advance(self, modality: Any, num_rows: int, num_rejected: int) -> None:
+        self.tally.advance(modality, num_rows, num_rejected)
+
+    def unit_done(self, modality: Any) -> None:
+        self.tally.units_done[modality] += 1
+        self._on_unit()
+
+    def stop(self) -> None:
+        pass
+
+
+def draw_image(seed: int, size: tuple[int, int] = (24, 16)) -> Image.Image:
+    """Return a small picture of random blocks, another one for each seed."""
+    width, height = size
+    blocks = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), np.uint8)
+    return Image.fromarray(np.kron(blocks, np.ones((4, 4, 1), np.uint8)))
+
+
+def write_folder_corpus(root: Path, num_images: int, *, captions: int = 1, first: int = 0) -> Path:
+    """Write img000.png ... with ``captions`` captions each; every third shares one with the next."""
+    root.mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + num_images):
+        draw_image(i).save(root / f"img{i:03d}.png")
+        lines = [f"Picture {i} as seen {j}" for j in range(captions)]
+        if captions:
+            lines[0] = f"Picture {i - i % 3}"
+        (root / f"img{i:03d}.txt").write_text("\n".join(lines))
+    return root
+
+
+def write_table_corpus(root: Path, lines: Sequence[dict[str, Any]]) -> Path:
+    """Write captions.jsonl with these lines; images are drawn where a line names one that is new."""
+    root.mkdir(parents=True, exist_ok=True)
+    for i, line in enumerate(lines):
+        path = root / str(line["image"])
+        if not path.exists() and not line.get("missing"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw_image(i).save(path)
+    table = root / "captions.jsonl"
+    rows = [{k: v for k, v in line.items() if k != "missing"} for line in lines]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return table
+
+
+def config_of(
+    source: Path | str | Sequence[Path | str], cache: Path, teacher: Path | str, **settings: Any
+) -> BuildConfig:
+    """Return a build's settings; those of the plan and of the build may be mixed."""
+    sources = [source] if isinstance(source, Path | str) else source
+    of_plan = {k: settings.pop(k) for k in list(settings) if k in PlanConfig.__slots__}
+    plan = PlanConfig(sources=tuple(map(str, sources)), **of_plan)
+    settings.setdefault("decode_workers", 0)
+    settings.setdefault("dtype", "float32")
+    settings.setdefault("device", "cpu")
+    return BuildConfig(plan=plan, cache=cache, teacher=str(teacher), **settings)
+
+
+def tree_of(root: Path) -> dict[str, bytes]:
+    """Return every file below a folder with its bytes."""
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}

@@ -1,0 +1,40 @@
+"""A build with the fake teacher in a process of its own, for tests that kill it.
+
+python run_build.py CORPUS CACHE CHECKPOINT [--kill-at N] [--noise SEED] [--seconds S]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from crashes import Killer, spying
+from fakes import FakeTeacher, SilentProgress, config_of
+
+from siglip2_cache.precompute.build import build
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("corpus")
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--kill-at", type=int, default=-1)
+    parser.add_argument("--noise", type=int)
+    parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--shard-rows", type=int, default=4)
+    parser.add_argument("--views", type=int, default=2)
+    args = parser.parse_args()
+    config = config_of(
+        args.corpus, args.cache, args.checkpoint, shard_rows=args.shard_rows, num_views=args.views
+    )
+    teacher = FakeTeacher(noise_seed=args.noise, seconds_a_batch=args.seconds)
+    progress = SilentProgress(on_unit=lambda: print("unit", flush=True))
+    with spying(Killer(args.kill_at)) as killer:
+        build(config, progress=progress, make_teacher=lambda *_: teacher)
+    print(f"ops {killer.num_ops}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
