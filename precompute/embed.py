@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..store.arrays import NORM_TOLERANCE
 from .teacher import OutOfMemory, Teacher
-
-_UNIT_NORM_TOLERANCE = 1e-2
 
 
 @dataclass(slots=True)
@@ -58,10 +57,10 @@ class Embedder:
 
 
 def is_unit(rows_BD: NDArray[np.float16]) -> NDArray[np.bool_]:
-    """Return whether each row, along the last axis, is finite and of norm 1 within 1e-2."""
+    """Return whether each row, along the last axis, is finite and of norm 1."""
     with np.errstate(invalid="ignore", over="ignore"):
         norms = np.linalg.norm(rows_BD.astype(np.float32), axis=-1)
-        return np.abs(norms - 1) < _UNIT_NORM_TOLERANCE  # False for NaN
+        return np.abs(norms - 1) < NORM_TOLERANCE  # False for NaN
 
 
 def _gather(

@@ -18,6 +18,9 @@ from ..errors import DamagedCacheError
 from .layout import Modality
 
 DTYPE = np.dtype("<f2")
+NORM_TOLERANCE = 2e-3
+"""How far from 1 a target's norm may be: float16 rounds each value to 2**-11 of itself, 5e-4 at most."""
+
 _ABSENT = 2**64 - 1
 _MAX_CHUNK_ROWS = 64
 """64 rows of 1152 x fp16 are 147 kB: one request to an object store, 17 bytes of index a chunk."""

@@ -14,8 +14,8 @@ So a record never names bytes other than those on disk, even when two processes 
 with different bytes. A power cut leaves partials (garbage), or an intent (finished by the next build).
 
 A unit can be committed again (rejected rows tried once more, a torn record): that is another *attempt*,
-``<commit>.r1.json`` after ``<commit>.json``. The highest whole attempt counts. Lower ones are never
-removed: a slow process could otherwise take the unit for an uncommitted one.
+``<commit>.r1.json`` after ``<commit>.json``. The highest attempt counts, and where that is torn the
+unit is not committed. Lower ones are never removed: a slow process could otherwise take the unit for an uncommitted one.
 """
 
 import re
@@ -29,6 +29,7 @@ from .files import LocalFiles
 from .layout import is_garbage_name, record_of_staged
 from .records import Record, decode_record, encode_record, sha256_hex
 
+_MEND_INTENT = "remove that .intent file and run the same build again"
 _TOKEN_PARTIAL = re.compile(r"\.[0-9a-f]{12}\.partial$")
 
 
@@ -69,8 +70,8 @@ class Transaction:
         """
         self.files.sync_folders(self._staged.values())
         intent = {"record": {**fields, "files": self._described}, "staged": self._staged}
-        is_ours = not self.files.exists(self.record) and self.files.create(
-            intent_path(self.record), encode_record(intent), token=self._token
+        is_ours = not self.files.exists(self.record) and _create(
+            self.files, intent_path(self.record), encode_record(intent), token=self._token
         )
         # Our intent may stand where a finished one stood a moment ago. That one's record came before
         # its removal, so roll_forward sees the record and drops ours.
@@ -108,7 +109,10 @@ def roll_forward(files: LocalFiles, record: str) -> bool:
     if files.exists(record):
         files.remove(intent_file)
         return True
-    intent = decode_record(data, where=str(files.local(intent_file)))
+    try:
+        intent = decode_record(data, where=str(files.local(intent_file)))
+    except DamagedCacheError as error:  # without hard links a crash can tear it (files.py)
+        raise DamagedCacheError(f"{error}; {_MEND_INTENT}") from None
     described = intent["record"]["files"]
     for path, partial in intent["staged"].items():
         if not files.rename(partial, path) and not _is_in_place(files, path, described[path]):
@@ -116,11 +120,10 @@ def roll_forward(files: LocalFiles, record: str) -> bool:
                 return True
             raise DamagedCacheError(
                 f"{files.local(path)} is not what the unfinished commit "
-                f"{files.local(intent_file)} names; remove that .intent file and run the same "
-                "build again"
+                f"{files.local(intent_file)} names; {_MEND_INTENT}"
             )
     files.sync_folders(intent["staged"])
-    files.create(record, encode_record(intent["record"]), token=secrets.token_hex(6))
+    _create(files, record, encode_record(intent["record"]), token=secrets.token_hex(6))
     files.remove(intent_file)
     return True
 
@@ -139,6 +142,14 @@ def clear_garbage(files: LocalFiles, folder: str = "") -> list[str]:
             files.remove(path)
             removed.append(path)
     return removed
+
+
+def _create(files: LocalFiles, path: str, data: bytes, *, token: str) -> bool:
+    """Create a record or its intent; False where the name is taken, or the record came first."""
+    try:
+        return files.create(path, data, token=token)
+    except FileNotFoundError:  # our partial: the record stands, and another process cleared garbage
+        return False
 
 
 def _record_of_garbage(path: str) -> str | None:

@@ -112,5 +112,5 @@ def _teacher_lines(name: str, teacher: dict[str, Any]) -> list[str]:
             f"({each['units_committed']} of {each['units']} units), {each['rejected']:,} rejected, "
             f"{shape} float16"
         )
-    lines.append(f"           {teacher['num_bytes'] / 1e6:,.1f} MB")
+    lines.append(f"           {teacher['num_bytes']:,} bytes")
     return lines

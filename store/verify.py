@@ -13,14 +13,12 @@ import polars as pl
 
 from ..errors import CacheError
 from . import layout
+from .arrays import NORM_TOLERANCE
 from .cache import Cache
 from .catalog import Table
 from .layout import MODALITIES, Modality
 from .manifest import Manifest, TeacherRecord, Unit, UnitCommit
 from .records import decode_record, sha256_hex
-
-_NORM_TOLERANCE = 2e-3
-"""float16 rounds each of 1152 values to 2**-11 of itself: the norm is off by 1e-4 at most."""
 
 
 @dataclass(slots=True)
@@ -243,7 +241,7 @@ class _Verifier:
         is_rejected = np.zeros(len(values), np.bool_)
         is_rejected[[row - unit.rows.first for row in commit.rejected]] = True
         is_nan = np.isnan(norms).any(axis=1)
-        is_unit = (np.abs(norms - 1) < _NORM_TOLERANCE).all(axis=1)
+        is_unit = (np.abs(norms - 1) < NORM_TOLERANCE).all(axis=1)
         self._report.num_rows[unit.modality] += len(values)
         self._report.num_rejected += len(commit.rejected)
         wrong = {

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,11 @@ class Source(Protocol):
     @property
     def root(self) -> Path:
         """Folder that Sample.path is relative to, absolute."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the user set and the next scan needs again, as JSON values; empty for nothing."""
         ...
 
     def fingerprint(self) -> str:

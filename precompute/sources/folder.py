@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ...errors import SourceError
 from .base import Problem, Sample
@@ -47,6 +47,11 @@ class FolderSource:
     @property
     def root(self) -> Path:
         return self.location
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Nothing can be set."""
+        return {}
 
     def fingerprint(self) -> str:
         """Changes with the name, size or time of any image or caption file; opens none."""

@@ -3,8 +3,9 @@
 import hashlib
 import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ...errors import SourceError
 from .base import Problem, Sample
@@ -33,6 +34,12 @@ class TableSource:
     @property
     def root(self) -> Path:
         return self.location.parent
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The columns that the user named."""
+        named = {k: v for k, v in asdict(self.columns).items() if v is not None}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in named.items()}
 
     def fingerprint(self) -> str:
         """Changes with the table's size or time, or the columns asked for; images do not count."""

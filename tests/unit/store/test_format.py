@@ -1,0 +1,223 @@
+"""docs/format.md says what the code does, and caches of version 1 stay readable for ever.
+
+tests/data/cache-v1 was made on the day version 1 was fixed, by
+
+    siglip2-cache build corpus/captions.jsonl cache --teacher teacher --views 2 --shard-rows 4
+        --templates templates.txt --batch-size 4 --device cpu
+
+over five drawings, one of them a web page, and again after two more were added; the teacher was
+``benchmarks/make_checkpoint.py --arch tiny-patch16-64``. It may never be made anew: when a test here
+fails, the code is wrong.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from siglip2_cache.store import open_cache
+from siglip2_cache.store.arrays import ArrayLayout, encode_shard
+from siglip2_cache.store.catalog import IMAGES_SCHEMA, SCHEMAS
+from siglip2_cache.store.records import decode_record, encode_record
+from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.views import ViewPolicy, draw_view, pixel_box
+
+if TYPE_CHECKING:
+    from tests.foreign_cache import ForeignCache
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = ROOT / "tests" / "data" / "cache-v1"
+PAGE = (ROOT / "docs" / "format.md").read_text()
+
+
+def block(name: str) -> str:
+    """The code block below ``<!-- test: name -->``."""
+    found = re.search(rf"<!-- test: {name} -->\n```\w*\n(.*?)```\n", PAGE, re.DOTALL)
+    assert found is not None, name
+    return found[1]
+
+
+# -- the page
+
+
+def test_the_shard_on_the_page_is_what_we_write() -> None:
+    lines = re.findall(r"^[0-9a-f]{2}:  ((?:[0-9a-f]{2} )+)", block("shard"), re.MULTILINE)
+    layout = ArrayLayout(modality="text", num_rows=3, num_views=1, embed_dim=2, shard_rows=6)
+    values = np.array([[1, 0], [0, 1], [-0.6, 0.8]], np.float16)
+    assert encode_shard(layout, values) == bytes.fromhex("".join(lines))
+
+
+def test_the_record_on_the_page_is_what_we_write_and_read() -> None:
+    data = block("record").encode()
+    fields = decode_record(data, where="docs/format.md")
+    assert encode_record(fields) == data
+    lines = re.findall(r"^[0-9a-f]{2}:  ((?:[0-9a-f]{2} )+)", block("shard"), re.MULTILINE)
+    shard = bytes.fromhex("".join(lines))
+    [described] = fields["files"].values()
+    assert described == {"num_bytes": 68, "sha256": hashlib.sha256(shard).hexdigest()}
+    body, _, _ = data.rpartition(b',\n "checksum": "')
+    assert f"has {len(data)} bytes" in PAGE
+    assert f"covers the first {len(body)}," in PAGE
+
+
+def test_the_reader_on_the_page_reads_a_cache(foreign: "ForeignCache") -> None:
+    names: dict[str, Any] = {}
+    exec(block("reader"), names)
+    read_unit: Callable[..., Any] = names["read_unit"]
+    for modality, unit, rows in (
+        ("image", 1, slice(6, 12)),
+        ("image", 2, slice(12, 15)),
+        ("text", 2, slice(12, 15)),
+    ):
+        targets, rejected = read_unit(foreign.root, "tiny", modality, unit)
+        np.testing.assert_array_equal(targets, foreign.targets["tiny", modality][rows])
+        assert rejected == ([8, 9] if unit == 1 else [])
+
+
+def test_the_view_on_the_page_is_the_one_we_draw() -> None:
+    found = re.search(
+        r"top (\S+), left (\S+), height (\S+), width (\S+), flip true; .* "
+        r"left (\d+), top (\d+), right (\d+), bottom (\d+)\.",
+        PAGE,
+    )
+    assert found is not None
+    box = draw_view(ViewPolicy(num_views=2), "a", 1)
+    assert [box.top, box.left, box.height, box.width] == [float(found[i]) for i in range(1, 5)]
+    assert box.flip
+    assert pixel_box(box, 640, 480) == tuple(int(found[i]) for i in range(5, 9))
+
+
+@pytest.mark.parametrize("table", SCHEMAS)
+def test_every_column_of_every_table_is_on_the_page(table: str) -> None:
+    rows = re.findall(r"^\| (?:`(\w+)`)? ?\| ((?:`\w+`(?:, )?)+) \| (\w+)(, null)? \|", PAGE, re.M)
+    current, found = "", {}
+    for name, columns, type_, null in rows:
+        current = name or current
+        for column in re.findall(r"\w+", columns):
+            found.setdefault(current, []).append((column, type_, bool(null)))
+    names = {"float32": "float", "bool": "bool"}
+    schema = [(f.name, str(f.type), f.nullable) for f in SCHEMAS[table]]  # type: ignore[index]
+    assert [(n, names.get(t, t), null) for n, t, null in found[table]] == schema
+
+
+def test_every_column_of_the_pictures_is_on_the_page() -> None:
+    assert [str(field.type) for field in IMAGES_SCHEMA] == [
+        "int64",
+        "int32",
+        "int32",
+        "fixed_size_binary[32]",
+    ]
+    assert all(f"`{name}`" in PAGE for name in IMAGES_SCHEMA.names)
+
+
+def test_the_metadata_on_the_page_is_what_we_write() -> None:
+    found = re.search(r"```json\n(\{\n \"zarr_format\".*?)```", PAGE, re.DOTALL)
+    assert found is not None
+    layout = ArrayLayout(
+        modality="image", num_rows=10, num_views=2, embed_dim=1152, shard_rows=8192
+    )
+    assert json.loads(found[1]) == layout.metadata()
+
+
+# -- the committed cache
+
+
+def test_the_golden_cache_verifies() -> None:
+    report = verify_cache(open_cache(GOLDEN))
+    assert report.faults == []
+    assert report.num_rows == {"image": 7, "text": 14}
+
+
+def test_the_golden_targets_are_what_they_were() -> None:
+    cache = open_cache(GOLDEN)
+    images, texts = cache.image_targets(), cache.text_targets("teacher")
+    assert (images.shape, texts.shape) == ((10, 2, 64), (14, 64))
+    assert images.available_rows().tolist() == [0, 1, 2, 4, 8, 9]
+    assert images.read([0, 9], [0, 1])[:, :4].tolist() == [
+        [0.06793212890625, -0.15576171875, 0.16650390625, -0.01306915283203125],
+        [-0.08502197265625, -0.0269927978515625, 0.279541015625, -0.0007166862487792969],
+    ]
+    assert texts.read([13])[0, :4].tolist() == [
+        *(0.023773193359375, 0.301513671875, 0.279541015625, 0.199462890625),
+    ]
+    rows = images.available_rows()
+    assert [hashlib.sha256(images.read(rows, view).tobytes()).hexdigest() for view in (0, 1)] == [
+        "2d6ffaf613f121c2f2d82da6736a25a8347b6943ca2268758f50f36c0072f1f2",
+        "d1934e6693b404f9f58ce4d81811a643026ced3371617a0fd4581b635df06183",
+    ]
+    assert hashlib.sha256(texts.read(range(14)).tobytes()).hexdigest() == (
+        "f44a70620cef87e0e7b76d1c13f68bc33b7d8f7bb2933bd1e45195ca833ea59c"
+    )
+
+
+def test_the_golden_catalog_is_what_it_was() -> None:
+    cache = open_cache(GOLDEN)
+    assert cache.samples().select("row", "key", "file", "label").collect().rows() == [
+        (0, "disc", 0, "round"),
+        (1, "square", 1, "angular"),
+        (2, "ring", 2, "round"),
+        (3, "cross", 3, "angular"),
+        (4, "bar", 4, "angular"),
+        (8, "dot", 5, "round"),
+        (9, "frame", 6, "angular"),
+    ]
+    assert cache.captions().collect().rows() == [
+        *[(row, 2 * row + i, lang) for row in range(5) for i, lang in enumerate(("en", "de"))],
+        (8, 0, "en"),
+        (9, 12, "en"),
+        (9, 13, "de"),
+    ]
+    texts = cache.texts().collect()["text"].to_list()
+    assert texts[:4] == ["a red disc", "rote Scheibe", "a green square", "grünes Quadrat"]
+    assert cache.table("prompts").collect().rows() == [
+        (10, "angular", "a drawing of something {}", None),
+        (11, "round", "a drawing of something {}", None),
+    ]
+    assert cache.rejected().collect().rows() == [
+        ("teacher", "image", 3, "cross", "not an image: it is a web page")
+    ]
+    assert cache.table("views").collect().rows()[-1] == (
+        *(9, 1, 0.04865654185414314, 0.03403496369719505),
+        *(0.5708602666854858, 0.7213668823242188, False),
+    )
+    pictures = pl.read_parquet(GOLDEN / "teachers/teacher/images/00002.parquet")
+    assert pictures.select("row", "width", "height").rows() == [(8, 80, 48), (9, 88, 48)]
+
+
+def test_the_golden_records_are_what_they_were() -> None:
+    cache = open_cache(GOLDEN)
+    assert cache.shard_rows == 4
+    assert cache.view_policy == ViewPolicy(num_views=2)
+    record = cache.teacher()
+    assert (record.logit_scale, record.logit_bias) == (4.75, -16.799999237060547)
+    assert (record.embed_dim, record.batch_size) == (64, {"image": 4, "text": 4})
+    assert record.identity["view_code_version"] == 1
+    assert cache.manifest.latest.digest == (
+        "8af1cf805e10b6a15fc2faa4c18b1c8dcaa73b67010f9695542f744865e9af02"
+    )
+
+
+def test_the_golden_views_are_those_we_draw_today() -> None:
+    cache = open_cache(GOLDEN)
+    keys = dict(cache.samples().select("row", "key").collect().iter_rows())
+    for row, view, *box in cache.table("views").collect().iter_rows():
+        ours = draw_view(cache.view_policy, keys[row], view)
+        assert (ours.top, ours.left, ours.height, ours.width, ours.flip) == tuple(box)
+
+
+@pytest.mark.parametrize("root", ["golden", "foreign"])
+def test_digests_are_computed_as_the_page_says(root: str, foreign_cache: Path) -> None:
+    folder = GOLDEN if root == "golden" else foreign_cache
+    digest = ""
+    for name in ("cache.json", "catalog/append-00001.json"):
+        record = json.loads((folder / name).read_text())
+        files = sorted(record["files"].items())
+        lines = [digest, *(f"{path} {described['sha256']}" for path, described in files)]
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        assert record["digest"] == digest

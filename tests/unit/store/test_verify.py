@@ -1,0 +1,402 @@
+"""verify_cache: what is whole passes, and every kind of damage is named."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from siglip2_cache.errors import CacheError, DamagedCacheError
+from siglip2_cache.store import open_cache
+from siglip2_cache.store.arrays import DTYPE
+from siglip2_cache.store.records import decode_record, encode_record, sha256_hex
+from siglip2_cache.store.verify import Report, verify_cache
+
+if TYPE_CHECKING:
+    from tests.foreign_cache import ForeignCache
+
+GOLDEN = Path(__file__).parents[2] / "data" / "cache-v1"
+COMMITS = "teachers/tiny/commits"
+
+
+@pytest.fixture
+def copied(foreign: "ForeignCache", tmp_path: Path) -> Path:
+    """A copy of the foreign cache, to be damaged."""
+    return shutil.copytree(foreign.root, tmp_path / "copy")
+
+
+@pytest.fixture(params=["foreign", "ours"])
+def each(request: pytest.FixtureRequest, foreign: "ForeignCache", tmp_path: Path) -> Path:
+    """A copy of the foreign cache, and one of a cache that a build made."""
+    source = foreign.root if request.param == "foreign" else GOLDEN
+    return shutil.copytree(source, tmp_path / "copy")
+
+
+def verify(root: Path) -> Report:
+    return verify_cache(open_cache(root))
+
+
+def faults(root: Path) -> list[str]:
+    """What ``siglip2-cache verify`` prints: its faults, or the one error that ends it."""
+    try:
+        return verify(root).faults
+    except CacheError as error:
+        return [str(error)]
+
+
+def all_files(root: Path) -> list[str]:
+    found = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    assert len(found) > 30
+    return sorted(found)
+
+
+def rewrite(root: Path, path: str, data: bytes, *, record: str) -> None:
+    """Replace a file and make its record say so: damage that no checksum shows."""
+    (root / path).write_bytes(data)
+
+    def describe(fields: dict[str, Any]) -> None:
+        fields["files"][path] |= {"num_bytes": len(data), "sha256": sha256_hex(data)}
+
+    change_record(root, record, describe)
+
+
+def change_record(root: Path, record: str, change: Callable[[dict[str, Any]], None]) -> None:
+    fields = decode_record((root / record).read_bytes(), where=record)
+    change(fields)
+    (root / record).write_bytes(encode_record(fields))
+
+
+def change_rows(root: Path, modality: str, unit: int, change: Callable[[np.ndarray], None]) -> None:
+    """Change the values of a unit, (n, [views,] embed_dim), under a record that fits."""
+    is_image = modality == "image"
+    row_shape = (2, 8) if is_image else (8,)
+    path = f"teachers/tiny/{modality}.zarr/c/{unit}/" + ("0/0" if is_image else "0")
+    data = bytearray((root / path).read_bytes())
+    num_rows = open_cache(root).commits().of(modality)[unit].num_rows  # type: ignore[arg-type]
+    count = num_rows * int(np.prod(row_shape))
+    change(np.frombuffer(data, DTYPE, count).reshape(num_rows, *row_shape))
+    rewrite(root, path, bytes(data), record=f"{COMMITS}/{modality}-{unit:05d}.json")
+
+
+def change_part(
+    root: Path, path: str, change: Callable[[pl.DataFrame], pl.DataFrame], *, record: str
+) -> None:
+    changed = change(pl.read_parquet(root / path))
+    changed.write_parquet(root / path)
+    rewrite(root, path, (root / path).read_bytes(), record=record)
+
+
+# -- what is whole
+
+
+def test_an_unharmed_foreign_cache_has_no_fault(foreign: "ForeignCache") -> None:
+    report = verify(foreign.root)
+    assert (report.faults, report.notes, report.is_sound) == ([], [], True)
+    assert report.num_rows == {"image": 19, "text": 13}
+    assert report.num_rejected == 4
+
+
+def test_an_unharmed_compressed_cache_has_no_fault(
+    write_foreign_cache: Callable[..., "ForeignCache"], tmp_path: Path
+) -> None:
+    report = verify(write_foreign_cache(tmp_path / "c", compressed=True, teachers=("a", "b")).root)
+    assert report.faults == []
+    assert report.num_rows == {"image": 38, "text": 26}
+
+
+def test_an_unharmed_cache_of_ours_has_no_fault() -> None:
+    report = verify(GOLDEN)
+    assert (report.faults, report.notes) == ([], [])
+    assert report.num_rejected == 1
+
+
+def test_every_file_that_a_record_names_is_read_once(foreign: "ForeignCache") -> None:
+    seen: list[str] = []
+    report = verify_cache(open_cache(foreign.root), on_file=seen.append)
+    records = [path for path in all_files(foreign.root) if _is_record(path)]
+    assert sorted(seen) == sorted(set(all_files(foreign.root)) - set(records))
+    assert report.num_files == len(seen)
+    assert report.num_bytes == sum((foreign.root / path).stat().st_size for path in seen)
+
+
+# -- bytes
+
+
+def test_a_flipped_bit_in_any_file_is_named(each: Path) -> None:
+    randoms = random.Random(0)
+    for path in all_files(each):
+        whole = (each / path).read_bytes()
+        for _ in range(4):
+            damaged = bytearray(whole)
+            damaged[randoms.randrange(len(whole))] ^= 1 << randoms.randrange(8)
+            (each / path).write_bytes(damaged)
+            found = faults(each)
+            assert path in found[0], (path, found)
+            # A unit whose record is damaged is also one that is not embedded.
+            assert len(found) == (2 if "/commits/image" in path or "/commits/text" in path else 1)
+        (each / path).write_bytes(whole)
+    assert verify(each).is_sound
+
+
+def test_a_missing_file_is_named(each: Path) -> None:
+    for path in all_files(each):
+        whole = (each / path).read_bytes()
+        (each / path).unlink()
+        if not _is_record(path):
+            [fault] = faults(each)
+            assert path in fault
+            assert "cannot be read (No such file or directory), " in fault
+        else:
+            assert faults(each), path
+        (each / path).write_bytes(whole)
+
+
+def test_a_file_cut_short_is_named_with_both_lengths(copied: Path) -> None:
+    path = copied / "catalog/texts-00000.parquet"
+    length = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1])
+    [fault] = faults(copied)
+    assert fault == (
+        f"catalog/texts-00000.parquet is damaged: {length - 1:,} bytes where {length:,} were "
+        "written; restore it from a backup, or build the cache anew"
+    )
+
+
+def test_a_damaged_shard_says_how_to_mend_it(copied: Path) -> None:
+    path = copied / "teachers/tiny/text.zarr/c/1/0"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    [fault] = faults(copied)
+    assert fault == (
+        "teachers/tiny/text.zarr/c/1/0 is damaged: its bytes have changed since they were written; "
+        f"remove {COMMITS}/text-00001*.json and run the same build again to make the unit anew"
+    )
+
+
+def test_an_orphan_is_named(copied: Path) -> None:
+    for path in ("notes.txt", "catalog/samples-00003.parquet", "teachers/tiny/image.zarr/c/9/0/0"):
+        (copied / path).parent.mkdir(parents=True, exist_ok=True)
+        (copied / path).write_bytes(b"x")
+        assert faults(copied) == [f"{path} is named by no record; if it is not yours, remove it"]
+        (copied / path).unlink()
+
+
+def test_what_unfinished_commits_left_is_a_note(copied: Path) -> None:
+    for path in ("cache.json.0123456789ab.partial", f"{COMMITS}/x.0123456789ab.partial"):
+        (copied / path).write_bytes(b"x")
+    report = verify(copied)
+    assert report.is_sound
+    assert report.notes == [
+        "2 files of unfinished commits are left over; a finished build removes them"
+    ]
+
+
+# -- a cache in progress
+
+
+def test_units_to_come_are_counted(copied: Path) -> None:
+    for unit in (1, 3):
+        (copied / f"{COMMITS}/image-{unit:05d}.json").unlink()
+    assert faults(copied) == [
+        "tiny: 2 image units are not embedded yet (first: 1); run the same build again"
+    ]
+
+
+def test_a_standing_intent_is_named(copied: Path) -> None:
+    record = copied / f"{COMMITS}/text-00002.json"
+    record.rename(f"{record}.intent")
+    assert faults(copied) == [
+        f"{COMMITS}/text-00002.json was not finished; run the same build again",
+        "tiny: 1 text units are not embedded yet (first: 2); run the same build again",
+    ]
+
+
+def test_a_plan_without_teacher_is_no_finished_cache(copied: Path) -> None:
+    shutil.rmtree(copied / "teachers")
+    assert faults(copied) == [
+        "the cache has no teacher: nothing is embedded; run siglip2-cache build"
+    ]
+
+
+def test_arrays_that_did_not_grow_with_the_catalog_are_named(copied: Path) -> None:
+    (copied / f"{COMMITS}/arrays-00001.json").unlink()
+    for modality, num_rows, row_shape in (("image", 15, [2, 8]), ("text", 10, [8])):
+        path = f"teachers/tiny/{modality}.zarr/zarr.json"
+        metadata = json.loads((copied / path).read_text())
+        metadata["shape"] = [num_rows, *row_shape]
+        record = "teachers/tiny/teacher.json"
+        rewrite(copied, path, json.dumps(metadata).encode(), record=record)
+    assert faults(copied) == [
+        "teachers/tiny/image.zarr/zarr.json has shape [15, 2, 8], the catalog wants [22, 2, 8]; "
+        "run the same build again",
+        "teachers/tiny/text.zarr/zarr.json has shape [10, 8], the catalog wants [15, 8]; "
+        "run the same build again",
+    ]
+
+
+def test_the_record_of_an_older_attempt_is_no_orphan(copied: Path) -> None:
+    fields = decode_record((copied / f"{COMMITS}/image-00001.json").read_bytes(), where="")
+    (copied / f"{COMMITS}/image-00001.r1.json").write_bytes(encode_record({**fields, "attempt": 1}))
+    assert verify(copied).is_sound
+
+
+# -- values: the checksums fit, what they protect does not
+
+
+def _set(row: int, value: float) -> Callable[[np.ndarray], None]:
+    def change(rows: np.ndarray) -> None:
+        rows[row, ..., :] = value
+
+    return change
+
+
+def _scale(row: int, factor: float) -> Callable[[np.ndarray], None]:
+    def change(rows: np.ndarray) -> None:
+        rows[row] *= factor
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("modality", "unit", "change", "expected"),
+    [
+        ("image", 3, _set(1, np.nan), "1 image rows of unit 3 are not finite, though not rejected"),
+        ("text", 0, _set(1, np.inf), "1 text rows of unit 0 are not finite, though not rejected"),
+        ("image", 3, _set(1, 0), "1 image rows of unit 3 are zero (first: row 19"),
+        ("image", 3, _scale(1, 1.01), "1 image rows of unit 3 are not of norm 1 (first: row 19"),
+        ("text", 2, _scale(0, 0.99), "1 text rows of unit 2 are not of norm 1 (first: row 12"),
+        (
+            "image",
+            1,
+            _set(2, 0.25),
+            "1 image rows of unit 1 are rejected but not NaN (first: row 8",
+        ),
+    ],
+)
+def test_wrong_values_are_named_with_their_first_row(
+    copied: Path,
+    modality: str,
+    unit: int,
+    change: Callable[[np.ndarray], None],
+    expected: str,
+) -> None:
+    change_rows(copied, modality, unit, change)
+    [fault] = faults(copied)
+    assert fault.startswith(f"tiny: {expected}")
+    assert f"{COMMITS}/{modality}-{unit:05d}.json" in fault
+
+
+def test_one_view_of_a_row_is_enough_to_be_wrong(copied: Path) -> None:
+    def change(rows: np.ndarray) -> None:
+        rows[0, 1] = 0  # row 0, view 1
+        rows[2, 0] = np.nan
+
+    change_rows(copied, "image", 0, change)
+    zero, not_finite = sorted(faults(copied), reverse=True)
+    assert "1 image rows of unit 0 are zero (first: row 0, " in zero
+    assert "1 image rows of unit 0 are not finite, though not rejected (first: row 2" in not_finite
+
+
+def test_a_unit_of_another_length_is_named(copied: Path) -> None:
+    record = f"{COMMITS}/image-00002.json"
+    change_record(copied, record, lambda fields: fields.update(num_rows=4))
+    assert faults(copied) == [f"{record} has 4 rows where 3 were planned"]
+
+
+def test_a_shard_that_is_not_its_units_is_named(copied: Path) -> None:
+    path = "teachers/tiny/text.zarr/c/2/0"
+    other = (copied / "teachers/tiny/text.zarr/c/0/0").read_bytes()
+    rewrite(copied, path, other, record=f"{COMMITS}/text-00002.json")
+    [fault] = faults(copied)
+    assert "c/2/0 " in fault
+    assert "is not what its unit's record describes (3 rows" in fault
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda frame: frame[1:], "does not hold the rows of "),
+        (lambda frame: frame.with_columns(pl.col("row") + 1), "does not hold the rows of "),
+        (
+            lambda frame: frame.with_columns(
+                sha256=pl.when(pl.col("row") == 19).then(None).otherwise("sha256")
+            ),
+            "lacks the hash of rows that ",
+        ),
+    ],
+)
+def test_pictures_that_do_not_fit_their_unit_are_named(
+    copied: Path, change: Callable[[pl.DataFrame], pl.DataFrame], expected: str
+) -> None:
+    path, record = "teachers/tiny/images/00003.parquet", f"{COMMITS}/image-00003.json"
+    change_part(copied, path, change, record=record)
+    assert faults(copied)[0].startswith(f"{path} {expected}{record}")
+
+
+# -- the catalog
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "expected"),
+    [
+        (
+            "samples",
+            lambda frame: frame[:-1],
+            ["catalog: the rows of samples (18) are not those the plan records (19)"],
+        ),
+        (
+            "samples",
+            lambda frame: frame.reverse(),
+            ["catalog: the rows of samples (19) are not those the plan records (19)"],
+        ),
+        (
+            "samples",
+            lambda frame: frame.with_columns(key=pl.lit("photos/0000")),
+            ["catalog: 4 keys stand twice"],
+        ),
+        (
+            "texts",
+            lambda frame: frame.with_columns(text=pl.lit("a cat")),
+            ["catalog: 3 texts stand twice"],
+        ),
+        (
+            "captions",
+            lambda frame: frame.with_columns(row=pl.lit(16, pl.Int64)),
+            ["catalog: 4 captions name a row that does not exist"],
+        ),
+        (
+            "captions",
+            lambda frame: frame.with_columns(text_row=pl.lit(10, pl.Int64)),
+            ["catalog: 4 captions name a text_row that does not exist"],
+        ),
+        (
+            "captions",
+            lambda frame: frame[1:],
+            ["catalog: 14 captions where 15 were planned"],
+        ),
+        ("views", lambda frame: frame[1:], ["catalog: not every sample has 2 views"]),
+    ],
+)
+def test_a_catalog_that_contradicts_itself_is_named(
+    copied: Path, table: str, change: Callable[[pl.DataFrame], pl.DataFrame], expected: list[str]
+) -> None:
+    number = 2 if table == "samples" else 1
+    path = f"catalog/{table}-{number:05d}.parquet"
+    change_part(copied, path, change, record="catalog/append-00001.json")
+    assert [fault for fault in faults(copied) if fault in expected] == expected
+    assert all(fault.startswith("catalog: ") for fault in faults(copied))
+
+
+def test_a_damaged_plan_cannot_be_opened_at_all(copied: Path) -> None:
+    (copied / "cache.json").write_bytes(b"{}")
+    with pytest.raises(DamagedCacheError, match=r"cache\.json is not a whole record"):
+        verify(copied)
+
+
+def _is_record(path: str) -> bool:
+    is_plan = path == "cache.json" or path.startswith("catalog/append-")
+    return is_plan or path.endswith("/teacher.json") or "/commits/" in path
