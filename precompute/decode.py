@@ -229,7 +229,9 @@ class _Worker:
         self.deadline = float("inf")
 
     def kill(self) -> None:
+        """End the process; it writes no pixel after this (unless the system itself has it stuck)."""
         self.process.kill()
+        self.process.join(1)
         self.connection.close()
 
 
@@ -252,6 +254,7 @@ def _work(
 ) -> None:
     """Decode what the pipe brings until it closes. Runs in a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the build's to handle
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     pixels = map_pixels(descriptor.descriptor, shape)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         connection.send(None)  # ready
@@ -259,6 +262,14 @@ def _work(
             slot, images = connection.recv()
             for position, ref in images:
                 connection.send((position, decode_image(ref, form, pixels[slot, position])))
+
+
+def _exit_with_parent() -> None:
+    """End this worker when the build is killed, even while it hangs on a file."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class _Pool:

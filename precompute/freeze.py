@@ -127,12 +127,13 @@ class Freezer:
         for item in source.scan():
             if isinstance(item, Sample):
                 item = _refuse_odd_names(item)
+            place = _showable(item.place)
             if isinstance(item, Problem):
-                if (name, item.place, item.reason) not in known:
-                    problems.append((name, item.place, item.key, item.reason))
+                if (name, place, item.reason) not in known:
+                    problems.append((name, place, item.key, item.reason))
                 continue
             key = f"{name}/{item.key}" if name else item.key
-            samples.append(_sample_line(self._num_seqs, name, key, item))
+            samples.append(_sample_line(self._num_seqs, name, key, place, item))
             for caption in item.captions:
                 captions.append((self._num_caps, self._num_seqs, caption.text, caption.lang))
                 self._num_caps += 1
@@ -198,7 +199,7 @@ class Freezer:
         differs = pl.col("num_bytes").ne_missing(pl.col("old_bytes")) | pl.col(
             "mtime_ns"
         ).ne_missing(pl.col("old_mtime"))
-        changed = joined.filter(pl.col("row").is_not_null() & differs).sort("seq")
+        changed = joined.filter(pl.col("row").is_not_null() & differs).sort("key")
         self.findings.num_changed += changed.height
         self.findings.changed = sorted([*self.findings.changed, *changed["key"][:_SHOWN]])[:_SHOWN]
 
@@ -207,7 +208,7 @@ class Freezer:
             ours, on="key", how="anti"
         )
         self.findings.num_gone += gone.height
-        self.findings.gone = sorted([*self.findings.gone, *gone.sort("row")["key"][:_SHOWN]])[
+        self.findings.gone = sorted([*self.findings.gone, *gone.sort("key")["key"][:_SHOWN]])[
             :_SHOWN
         ]
 
@@ -314,9 +315,7 @@ class Freezer:
             frame = frame.filter(pl.col("seq") >= 0)
             if frame.height == 0:
                 continue
-            joined = frame.join(_rows_of(frame, rows, bucket_rows), on="seq", how="left").sort(
-                "cap"
-            )
+            joined = _join_rows(frame, rows, bucket_rows)
             new = joined.filter("is_new")
             self._writers["captions"].write(new.select("row", "text_row", "lang"))
             self.findings.num_captions += new.height
@@ -365,7 +364,8 @@ class Freezer:
         assert cache is not None
         key = cache.samples().filter(pl.col("row") == row).collect()["key"][0]
         captions = cache.captions().filter(pl.col("row") == row)
-        texts = captions.join(cache.texts(), on="text_row", how="left").collect()["text"]
+        in_order = captions.join(cache.texts(), on="text_row", how="left", maintain_order="left")
+        texts = in_order.collect()["text"]
         others = f" and {count - 1} more" if count > 1 else ""
         raise SettingError(
             f"the captions of {key!r}{others} differ from those frozen in {cache.root} "
@@ -373,7 +373,7 @@ class Freezer:
         )
 
 
-def _sample_line(seq: int, name: str, key: str, sample: Sample) -> tuple[Any, ...]:
+def _sample_line(seq: int, name: str, key: str, place: str, sample: Sample) -> tuple[Any, ...]:
     return (
         seq,
         name,
@@ -385,7 +385,7 @@ def _sample_line(seq: int, name: str, key: str, sample: Sample) -> tuple[Any, ..
         sample.label,
         sample.num_bytes,
         sample.mtime_ns,
-        sample.place,
+        place,
     )
 
 
@@ -394,9 +394,14 @@ def _refuse_odd_names(sample: Sample) -> Sample | Problem:
     try:
         f"{sample.key}{sample.path}{sample.member}{sample.label}".encode()
     except UnicodeEncodeError:
-        place = sample.place.encode("utf-8", "backslashreplace").decode()
-        return Problem(place=place, reason="its name is not valid UTF-8; rename the file")
+        reason = "its name is not valid UTF-8; rename the file"
+        return Problem(place=sample.place, reason=reason)
     return sample
+
+
+def _showable(place: str) -> str:
+    """Return a place as UTF-8 can write it: the corpus may lie in a folder with an odd name."""
+    return place.encode("utf-8", "backslashreplace").decode()
 
 
 def _first_duplicate(samples: pl.DataFrame) -> list[tuple[int, str, str, str]]:
@@ -416,8 +421,9 @@ def _first_taken(joined: pl.DataFrame) -> list[tuple[int, str, str, str]]:
     )
     if taken.height == 0:
         return []
-    seq, key, owner, place = taken.sort("seq").select("seq", "key", "owner", "place").row(0)
-    return [(seq, key, f"row of source {owner!r} in the cache", place)]
+    columns = ("seq", "key", "row", "owner", "place")
+    seq, key, row, owner, place = taken.sort("seq").select(*columns).row(0)
+    return [(seq, key, f"row {row} of the cache (from source {owner!r})", place)]
 
 
 def _draw_views(policy: ViewPolicy, keys: pl.Series, rows: pl.Series) -> pl.DataFrame:
@@ -432,10 +438,18 @@ def _draw_views(policy: ViewPolicy, keys: pl.Series, rows: pl.Series) -> pl.Data
     return pl.DataFrame(lines, schema=schema, orient="row")
 
 
-def _rows_of(captions: pl.DataFrame, rows: Buckets, bucket_rows: int) -> pl.DataFrame:
-    """Return (seq, row, is_new) of the samples that a run of captions in order belongs to."""
-    low, high = int(captions["seq"].min()), int(captions["seq"].max())  # type: ignore[arg-type]
-    return pl.concat([rows.collect(n) for n in range(low // bucket_rows, high // bucket_rows + 1)])
+def _join_rows(captions: pl.DataFrame, rows: Buckets, bucket_rows: int) -> pl.DataFrame:
+    """Return captions, in order of samples, with row and is_new of the sample that each belongs to.
+
+    One bucket of rows at a time: few captions may lie far apart.
+    """
+    parts = captions.with_columns(_bucket=pl.col("seq") // bucket_rows).partition_by(
+        "_bucket", maintain_order=True, as_dict=True, include_key=False
+    )
+    return pl.concat(
+        part.join(rows.collect(number), on="seq", how="left", maintain_order="left")
+        for (number,), part in parts.items()
+    )
 
 
 def _lists_by_row(captions: pl.DataFrame, name: str) -> pl.DataFrame:

@@ -58,5 +58,9 @@ class Known:
         """Return (label, template, lang, text) of the prompts that are known."""
         if self.cache is None:
             return set()
-        prompts = self.cache.table("prompts").join(self.cache.texts(), on="text_row", how="left")
-        return set(prompts.select("label", "template", "lang", "text").collect().iter_rows())
+        prompts = self.cache.table("prompts").collect()
+        # Only the prompts' own texts: all of them may be more than memory holds.
+        wanted = prompts["text_row"].unique().implode()
+        texts = self.cache.texts().filter(pl.col("text_row").is_in(wanted)).collect()
+        joined = prompts.join(texts, on="text_row", how="left")
+        return set(joined.select("label", "template", "lang", "text").iter_rows())

@@ -57,7 +57,8 @@ class PartWriter:
     """Cuts one table into parts of PART_ROWS rows."""
 
     def __init__(self, table: Table, first_part: int, sink: Sink) -> None:
-        self._table, self._part, self._sink = table, first_part, sink
+        self._table: Table = table
+        self._part, self._sink = first_part, sink
         self._frames: list[pl.DataFrame] = []
         self._height = 0
 

@@ -187,6 +187,8 @@ def _refuse_foreign_folder(files: LocalFiles) -> None:
 
 def _finish_interrupted(files: LocalFiles) -> None:
     generation = 0
+    if not files.root.is_dir():  # nothing yet, or something else that is refused later
+        return
     while roll_forward(files, layout.generation_record(generation)):
         generation += 1
 
@@ -233,25 +235,38 @@ def name_sources(config: PlanConfig, cache: Cache | None) -> list[tuple[str, Sou
     no name where it is the only one, and otherwise takes the name of its folder or file.
     """
     known = {
-        str(relocate(record.location, config.corpus_roots)): record.name
+        str(relocate(record.location, config.corpus_roots)): record
         for record in (cache.manifest.sources if cache else ())
     }
     named: list[tuple[str, Source]] = []
     for argument in config.sources:
         asked, path = _split_name(argument)
-        source = open_source(path, columns=config.columns)
-        name = known.get(str(source.location), asked)
+        source = open_source(path)
+        record = known.get(str(source.location))
+        columns = config.columns or (_recorded_columns(record) if record else None)
+        if columns is not None:
+            source = open_source(path, columns=columns)
+        name = record.name if record else asked
         if asked is not None and name != asked:
             raise SettingError(
                 f"{source.location} is called {name!r} in {files_root(cache)}, not {asked!r}; "
                 "its keys were frozen under that name"
             )
         if name is None:
+            _refuse_moved(source, known)
             is_only = len(config.sources) == 1 and not known
             name = "" if is_only else source.location.stem
         named.append((name, source))
-    _refuse_shared_names(named, {name: where for where, name in known.items()})
+    _refuse_shared_names(named, {record.name: where for where, record in known.items()})
     return named
+
+
+def _recorded_columns(record: SourceRecord) -> TableColumns | None:
+    """Return the columns that a table was planned with, where the user named some."""
+    named: dict[str, Any] = dict(record.settings)
+    if "captions" in named:
+        named["captions"] = tuple(named["captions"])
+    return TableColumns(**named) if named else None
 
 
 def files_root(cache: Cache | None) -> str:
@@ -259,18 +274,32 @@ def files_root(cache: Cache | None) -> str:
     return str(cache.root) if cache else "the cache"
 
 
+def _refuse_moved(source: Source, known: Mapping[str, SourceRecord]) -> None:
+    """Refuse a new source without a name while a known one is gone: its samples would come twice."""
+    gone = [where for where in known if not Path(where).exists()]
+    if gone:
+        old = next((where for where in gone if Path(where).name == source.location.name), gone[0])
+        raise SettingError(
+            f"{source.location} is new to the cache, whose source {old} is no longer there; if the "
+            f"corpus moved, say --corpus-root {old}={source.location}; if this is another one, name "
+            f"it with NAME={source.location}"
+        )
+
+
 def _refuse_shared_names(named: Sequence[tuple[str, Source]], known: Mapping[str, str]) -> None:
     places = dict(known)
+    given: set[str] = set()
     for name, source in named:
         location = str(source.location)
+        if location in given:
+            raise SettingError(f"the source {location} was given twice")
         if name in places and places[name] != location:
+            moved = f", or, if the corpus moved, say --corpus-root {places[name]}={location}"
             raise SettingError(
                 f"two sources are called {name!r}: {places[name]} and {location}; name this one "
-                f"otherwise with NAME={location}, or, if the corpus moved, say "
-                f"--corpus-root {places[name]}={location}"
+                f"otherwise with NAME={location}{moved if name in known else ''}"
             )
-        if [n for n, _ in named].count(name) > 1:
-            raise SettingError(f"the source {location} was given twice")
+        given.add(location)
         places[name] = location
 
 
@@ -287,7 +316,6 @@ def _source_records(
     config: PlanConfig, cache: Cache | None, sources: Sequence[tuple[str, Source]]
 ) -> list[SourceRecord]:
     """Return a record of every source: those given now as they are, others as the cache has them."""
-    settings = {k: v for k, v in asdict(config.columns).items() if v} if config.columns else {}
     given = {
         name: SourceRecord(
             name=name,
@@ -295,7 +323,7 @@ def _source_records(
             location=str(source.location),
             root=str(source.root),
             fingerprint=source.fingerprint(),
-            settings=settings,
+            settings=source.settings,
         )
         for name, source in sources
     }

@@ -1,5 +1,5 @@
-"""The cache on disk: layout, records, catalog, targets. Needs neither torch nor transformers."""
+"""The cache on disk: layout, records, catalog, targets. Needs neither torch nor transformers.
 
-from .cache import Cache, open_cache
-
-__all__ = ["Cache", "open_cache"]
+People use ``siglip2_cache.open_cache``. Nothing is imported here: decoding processes want store.pixels
+without what reads Parquet and Zarr.
+"""

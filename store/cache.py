@@ -178,9 +178,14 @@ class Cache:
 
 
 def relocate(folder: str, corpus_roots: Mapping[str, str]) -> Path:
-    """Return a folder with its longest matching old prefix replaced by the new one."""
+    """Return a folder with its longest matching old prefix replaced by the new one.
+
+    One that lies below the new folder already has been moved before and stays.
+    """
     path = Path(folder)
     for old in sorted(corpus_roots, key=len, reverse=True):
-        if path == Path(old) or Path(old) in path.parents:
+        if path.is_relative_to(corpus_roots[old]):
+            return path
+        if path.is_relative_to(old):
             return Path(corpus_roots[old]) / path.relative_to(old)
     return path

@@ -15,7 +15,8 @@ with different bytes. A power cut leaves partials (garbage), or an intent (finis
 
 A unit can be committed again (rejected rows tried once more, a torn record): that is another *attempt*,
 ``<commit>.r1.json`` after ``<commit>.json``. The highest attempt counts, and where that is torn the
-unit is not committed. Lower ones are never removed: a slow process could otherwise take the unit for an uncommitted one.
+unit is not committed. Lower ones are never removed: a slow process could otherwise take the unit for
+an uncommitted one.
 """
 
 import re

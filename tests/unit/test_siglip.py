@@ -256,7 +256,8 @@ def test_a_hub_id_is_found_in_the_offline_cache_and_needs_no_torch(
     local = resolve_checkpoint(str(tiny_checkpoint))
     assert identity == checkpoint_identity(local, compute_dtype="float32")
     assert "someone/else is not a folder here" in message
-    assert "local hub cache" in message and "\n" not in message
+    assert "local hub cache" in message
+    assert "\n" not in message
     assert heavy == []
 
 

@@ -235,11 +235,9 @@ def test_memory_that_runs_out_is_an_error_of_its_own(
 
     monkeypatch.setattr(teacher_module, "embed_image_pixels", fail)
     monkeypatch.setattr(teacher_module, "embed_token_ids", fail)
+    pixels_BHWC = np.zeros((1, 64, 64, 3), np.uint8)
     with pytest.raises(OutOfMemory, match="a batch does not fit on cpu: ") as caught:
-        if modality == "image":
-            teacher.embed_images(np.zeros((1, 64, 64, 3), np.uint8))()
-        else:
-            teacher.embed_texts(["a"])()
+        teacher.embed_images(pixels_BHWC) if modality == "image" else teacher.embed_texts(["a"])
     assert isinstance(caught.value, CacheError)
     assert caught.value.__context__ is None  # it would keep the tensors of the failed forward
 

@@ -16,6 +16,7 @@ import pytest
 import zarr
 
 import siglip2_cache
+from siglip2_cache import Cache, open_cache
 from siglip2_cache.errors import (
     DamagedCacheError,
     FormatVersionError,
@@ -23,7 +24,6 @@ from siglip2_cache.errors import (
     RowUnavailableError,
     SettingError,
 )
-from siglip2_cache.store import Cache, open_cache
 from siglip2_cache.store.arrays import ArrayLayout
 from siglip2_cache.store.describe import describe, describe_lines
 from siglip2_cache.store.records import decode_record, encode_record

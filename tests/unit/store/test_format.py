@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from siglip2_cache.store import open_cache
+from siglip2_cache import open_cache
 from siglip2_cache.store.arrays import ArrayLayout, encode_shard
 from siglip2_cache.store.catalog import IMAGES_SCHEMA, SCHEMAS
 from siglip2_cache.store.records import decode_record, encode_record

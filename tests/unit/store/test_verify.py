@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from siglip2_cache import open_cache
 from siglip2_cache.errors import CacheError, DamagedCacheError
-from siglip2_cache.store import open_cache
 from siglip2_cache.store.arrays import DTYPE
 from siglip2_cache.store.records import decode_record, encode_record, sha256_hex
 from siglip2_cache.store.verify import Report, verify_cache
