@@ -153,8 +153,9 @@ def build(
         return
     try:
         summary = run_build(config, progress=make_progress())
-    except BuildInterrupted as error:
-        typer.echo(str(error), err=True)
+    except (BuildInterrupted, KeyboardInterrupt) as error:  # the latter before the first batch
+        message = str(error) or "stopped; finished units are kept, run the same command to go on"
+        typer.echo(message, err=True)
         raise typer.Exit(130) from None
     _print_summary(config, summary)
 
@@ -195,6 +196,17 @@ def verify(
     from .store.verify import verify_cache
 
     opened = open_cache(cache, corpus_roots=_parse_roots(corpus_root))
+    if sample is None and (teacher or checkpoint):
+        raise SettingError(
+            "--teacher and --checkpoint go with --sample N: without it no teacher is run, "
+            "and the files of all are verified"
+        )
+    if sample is not None:  # before every file is read, which may take long
+        if sample < 1 or seed < 0:
+            raise SettingError(
+                f"--sample must be at least 1 and --seed at least 0, got {sample} and {seed}"
+            )
+        opened.teacher(teacher)
     report = verify_cache(opened)
     found: dict[str, Any] = {
         "ok": report.is_sound,
@@ -287,14 +299,29 @@ def _parse_batch_size(text: str) -> int | None:
 
 
 def main() -> None:
-    """Run the command line; turn our own errors into one line and exit status 1."""
+    """Run the command line; turn what a user can mend into one line and exit status 1."""
     try:
         app()
-    except CacheError as error:
-        if os.environ.get("SIGLIP2_CACHE_DEBUG") == "1":
+    except Exception as error:
+        message = _explain(error)
+        if message is None or os.environ.get("SIGLIP2_CACHE_DEBUG") == "1":
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {' '.join(message.splitlines())}", err=True)
         sys.exit(1)
+
+
+def _explain(error: Exception) -> str | None:
+    """Return what to tell the user; None for a bug of ours, whose traceback is wanted."""
+    if isinstance(error, CacheError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if type(error).__module__.startswith("polars."):  # which does not say what file it was reading
+        reason = str(error).splitlines()[0]
+        return (
+            f"a table cannot be read ({reason}); siglip2-cache verify CACHE names the damaged file"
+        )
+    return None
 
 
 if __name__ == "__main__":

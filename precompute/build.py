@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BuildError, DiskFullError, SettingError
-from ..siglip import Checkpoint, resolve_checkpoint
+from ..siglip import COMPUTE_DTYPES, Checkpoint, resolve_checkpoint
 from ..store import layout
 from ..store.cache import Cache
 from ..store.commits import clear_garbage, roll_forward
@@ -21,7 +21,7 @@ from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
 from ..store.manifest import TeacherRecord
 from . import enroll
-from .decode import Decoder, PixelFormat
+from .decode import DecodedBatch, Decoder, PixelFormat
 from .embed import Embedder
 from .plan import Plan, PlanConfig, make_plan
 from .progress import PlainProgress, Progress, format_bytes
@@ -38,6 +38,9 @@ from .units import (
     unit_texts,
     wanted_batches,
 )
+
+_LARGEST_BATCH = 65_536
+"""A typo's limit: four batches of pixels are in memory at a time."""
 
 _IMAGES_ROW_BYTES = 44
 """One row of teachers/<name>/images: 32 of hash, the rest with some room."""
@@ -81,12 +84,20 @@ class BuildConfig:
     """Try the rejected rows of committed units once more."""
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise SettingError(f"batch size must be at least 1, got {self.batch_size}")
+        if self.batch_size is not None and not 1 <= self.batch_size <= _LARGEST_BATCH:
+            raise SettingError(f"batch size must be 1 to {_LARGEST_BATCH:,}, got {self.batch_size}")
         if self.decode_workers is not None and self.decode_workers < 0:
             raise SettingError(f"decode workers must be 0 or more, got {self.decode_workers}")
         if not self.sample_timeout_s > 0:
             raise SettingError(f"sample timeout must be above 0 s, got {self.sample_timeout_s}")
+        if self.dtype not in ("auto", *COMPUTE_DTYPES):
+            raise SettingError(
+                f"dtype {self.dtype!r} is not one of auto, {', '.join(COMPUTE_DTYPES)}"
+            )
+        if self.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+            raise SettingError(
+                f"device {self.device!r} is not one of auto, cpu, cuda, cuda:NUMBER, mps"
+            )
 
     @property
     def num_workers(self) -> int:
@@ -169,6 +180,7 @@ class _Build:
     def run(self) -> BuildSummary:
         started = time.monotonic()
         checkpoint = resolve_checkpoint(self._config.teacher, revision=self._config.revision)
+        self._refuse_early()
         plan = make_plan(self._config.plan, self._files, on_scan=self._say_scanning)
         enroll.finish_enrolments(self._files)
         cache = self._open()
@@ -187,6 +199,22 @@ class _Build:
         return summary
 
     # -- before the first batch
+
+    def _refuse_early(self) -> None:
+        """Refuse what would fail only after the corpus is planned, which may take long."""
+        root = self._files.root
+        if root.exists() and not root.is_dir():
+            raise SettingError(f"{root} is a file; name a folder for the cache")
+        if any("\ud800" <= character <= "\udfff" for character in str(root)):
+            raise SettingError(
+                f"the folder of the cache, {str(root)!r}, has a name that is not UTF-8, which the "
+                "readers of its tables do not take; name another"
+            )
+        is_new = not self._files.exists(layout.CACHE_RECORD)  # else it may need no device at all
+        if is_new and self._config.device not in ("auto", "cpu"):
+            from .teacher import resolve_device
+
+            resolve_device(self._config.device)
 
     def _say_scanning(self) -> None:
         self._progress.say(f"planning {', '.join(self._config.plan.sources)}")
@@ -277,7 +305,7 @@ class _Build:
             m: [job for job in jobs if job.unit.modality == m] for m in MODALITIES
         }
         totals: dict[Modality, int] = {
-            m: sum(job.unit.rows.count for job in by_modality[m]) for m in MODALITIES
+            m: sum(job.num_wanted for job in by_modality[m]) for m in MODALITIES
         }
         self._progress.start(totals, {m: len(by_modality[m]) for m in MODALITIES})
         writer = _Writer(cache, record.name, teacher.provenance(), self._times, self._progress)
@@ -317,22 +345,14 @@ class _Build:
         )
         times = self._times
 
-        def finish(wait: Callable[[], tuple[UnitRows, list[Any]]]) -> None:
-            started = time.perf_counter()
-            rows, images = wait()
-            times.forward_s += time.perf_counter() - started
-            times.read_s += sum(image.read_s for image in images)
-            times.decode_s += sum(image.decode_s for image in images)
-            num_rejected = sum(image.reason is not None for image in images)
-            self._progress.advance("image", len(images), num_rejected)
-            if rows.num_left == 0:
-                writer.submit(rows)
-
-        def start(batch: Any) -> Callable[[], None]:
+        def start(batch: DecodedBatch) -> Callable[[], None]:
+            rows, where = batch.tag
+            times.read_s += sum(image.read_s for image in batch.images)
+            times.decode_s += sum(image.decode_s for image in batch.images)
             started = time.perf_counter()
             wait = fill_images(batch, embedder)
             times.forward_s += time.perf_counter() - started
-            return lambda: finish(wait)
+            return lambda: self._finish_batch("image", rows, where, wait, writer)
 
         batches = decoder.decode(image_batches(cache, name, self._open_jobs(name, jobs)))
         with contextlib.closing(_as_generator(batches)) as decoded:
@@ -358,20 +378,26 @@ class _Build:
             wait = fill_texts(rows, where, texts, embedder)
             self._times.forward_s += time.perf_counter() - started
 
-            def finish() -> None:
-                started = time.perf_counter()
-                before = len(rows.rejected)
-                wait()
-                self._times.forward_s += time.perf_counter() - started
-                self._progress.advance(
-                    "text", where.stop - where.start, len(rows.rejected) - before
-                )
-                if rows.num_left == 0:
-                    writer.submit(rows)
-
-            return finish
+            return lambda: self._finish_batch("text", rows, where, wait, writer)
 
         self._pipeline(batches(), start)
+
+    def _finish_batch(
+        self,
+        modality: Modality,
+        rows: UnitRows,
+        where: slice,
+        wait: Callable[[], object],
+        writer: "_Writer",
+    ) -> None:
+        started = time.perf_counter()
+        before = len(rows.rejected)
+        wait()
+        self._times.forward_s += time.perf_counter() - started
+        num_wanted = int(rows.wanted[where].sum())
+        self._progress.advance(modality, num_wanted, len(rows.rejected) - before)
+        if rows.num_left == 0:
+            writer.submit(rows)
 
     def _pipeline(self, batches: Iterator[Any], start: Callable[[Any], Callable[[], None]]) -> None:
         """Start each batch before the one before it is waited for: the device is never idle."""
@@ -398,7 +424,7 @@ class _Build:
             unit = job.unit
             record = layout.unit_record(teacher, unit.modality, unit.number, job.attempt)
             if self._files.exists(record):
-                self._progress.advance(unit.modality, unit.rows.count, 0)
+                self._progress.advance(unit.modality, job.num_wanted, 0)
                 self._progress.unit_done(unit.modality)
             else:
                 yield job

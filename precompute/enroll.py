@@ -46,12 +46,12 @@ def find_teacher(
     records = cache.teacher_records
     if name is None:
         for record in records.values():
-            if not _differences(record, checkpoint, compute_dtype):
+            if not identity_differences(record, checkpoint, compute_dtype=compute_dtype):
                 return record
     record = records.get(wanted)
     if record is None:
         return None
-    differences = _differences(record, checkpoint, compute_dtype)
+    differences = identity_differences(record, checkpoint, compute_dtype=compute_dtype)
     if differences:
         raise SettingError(
             f"teacher {wanted!r} of {cache.root} is not {checkpoint.given}: "
@@ -121,7 +121,10 @@ def _stage_metadata(cache: Cache, transaction: Transaction, name: str, embed_dim
         transaction.add(layout.array_metadata(name, modality), data)
 
 
-def _differences(record: TeacherRecord, checkpoint: Checkpoint, compute_dtype: str) -> list[str]:
+def identity_differences(
+    record: TeacherRecord, checkpoint: Checkpoint, *, compute_dtype: str
+) -> list[str]:
+    """Return what differs between a teacher of a cache and a checkpoint, old and new value named."""
     dtype = record.identity["compute_dtype"] if compute_dtype == "auto" else compute_dtype
     ours = identify(checkpoint, compute_dtype=str(dtype))
     return list(_compare(dict(record.identity), ours))

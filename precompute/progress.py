@@ -45,16 +45,21 @@ class Tally:
         self.units_done: dict[Modality, int] = {"image": 0, "text": 0}
         self.num_rejected = 0
         self._started: dict[Modality, float] = {}
+        self._last = time.monotonic()
+
+    def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
+        self.totals, self.units = dict(totals), dict(units)
+        self._last = time.monotonic()
 
     def advance(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
+        # A modality begins where the one before ended: its first rows took time, too.
+        self._started.setdefault(modality, self._last)
+        self._last = time.monotonic()
         self.done[modality] += num_rows
         self.num_rejected += num_rejected
 
-    def begin(self, modality: Modality) -> None:
-        self._started.setdefault(modality, time.monotonic())
-
     def rate(self, modality: Modality) -> float:
-        """Return rows per second since the first of this modality was begun."""
+        """Return rows per second since the teacher turned to this modality."""
         elapsed = time.monotonic() - self._started.get(modality, time.monotonic())
         return self.done[modality] / elapsed if elapsed > 0 else 0.0
 
@@ -69,7 +74,7 @@ class Tally:
 
 
 class PlainProgress:
-    """A line every ten seconds and at every end: for logs."""
+    """A line every ten seconds and when the last unit is committed: for logs."""
 
     def __init__(self) -> None:
         self._tally = Tally()
@@ -79,23 +84,19 @@ class PlainProgress:
         print(message, file=sys.stderr, flush=True)
 
     def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
-        self._tally.totals, self._tally.units = dict(totals), dict(units)
+        self._tally.start(totals, units)
         self._last = time.monotonic()
-        for modality in totals:
-            if totals[modality]:
-                self._tally.begin(modality)
-                break
 
     def advance(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
-        self._tally.begin(modality)
         self._tally.advance(modality, num_rows, num_rejected)
-        is_last = self._tally.done[modality] == self._tally.totals[modality]
-        if is_last or time.monotonic() - self._last > _PLAIN_INTERVAL_S:
+        if time.monotonic() - self._last > _PLAIN_INTERVAL_S:
             self._last = time.monotonic()
             self.say(self._tally.line(modality))
 
     def unit_done(self, modality: Modality) -> None:
         self._tally.units_done[modality] += 1
+        if self._tally.units_done[modality] == self._tally.units[modality]:
+            self.say(self._tally.line(modality))
 
     def stop(self) -> None:
         return
@@ -123,19 +124,15 @@ class RichProgress:
         self._bars.console.print(message, markup=False, highlight=False)
 
     def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
-        self._tally.totals, self._tally.units = dict(totals), dict(units)
+        self._tally.start(totals, units)
         self._bars.start()
         for modality, total in totals.items():
             if total:
                 self._tasks[modality] = self._bars.add_task(
                     _NOUN[modality], total=total, line=self._tally.line(modality)
                 )
-        for modality in self._tasks:
-            self._tally.begin(modality)
-            break
 
     def advance(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
-        self._tally.begin(modality)
         self._tally.advance(modality, num_rows, num_rejected)
         self._show(modality, num_rows)
 

@@ -15,7 +15,7 @@ from ..store.manifest import Span, TeacherRecord, Unit
 from .build import TeacherFactory, load_teacher
 from .decode import PixelFormat, decode_image
 from .embed import Embedder
-from .enroll import find_teacher
+from .enroll import identity_differences
 from .units import image_refs
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}
@@ -70,7 +70,12 @@ def recheck(
     record = cache.teacher(teacher)
     found = resolve_checkpoint(checkpoint or record.source)
     dtype = str(record.identity["compute_dtype"])
-    find_teacher(cache, found, name=record.name, compute_dtype=dtype)
+    differences = identity_differences(record, found, compute_dtype=dtype)
+    if differences:
+        raise SettingError(
+            f"{found.given} is not the checkpoint that teacher {record.name!r} of {cache.root} was "
+            f"made with: {'; '.join(differences)}; say where that one is with --checkpoint"
+        )
     live = make_teacher(found, device, dtype)
     embedder = Embedder(live, record.batch_size["image"], record.batch_size["text"])
     result = Recheck(record.name)

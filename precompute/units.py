@@ -38,6 +38,11 @@ class Job:
     previous: UnitCommit | None = None
     """The commit whose rejected rows are tried again."""
 
+    @property
+    def num_wanted(self) -> int:
+        """Rows to embed."""
+        return self.unit.rows.count if self.previous is None else len(self.previous.rejected)
+
 
 @dataclass(slots=True)
 class UnitRows:
@@ -137,9 +142,7 @@ def image_batches(
             yield (rows, where), refs[where]
 
 
-def fill_images(
-    batch: DecodedBatch, embedder: Embedder
-) -> Callable[[], tuple[UnitRows, list[DecodedImage]]]:
+def fill_images(batch: DecodedBatch, embedder: Embedder) -> Callable[[], None]:
     """Start the teacher on a decoded batch; the function returned waits and fills its rows."""
     rows, where = batch.tag
     images = list(batch.images)
@@ -150,7 +153,7 @@ def fill_images(
         wait = embedder.start_images(flat_BHWC)
     size = embedder.image_batch
 
-    def finish() -> tuple[UnitRows, list[DecodedImage]]:
+    def finish() -> None:
         found = wait().reshape(len(images), num_views, -1) if wait else None
         for i, image in enumerate(images):
             position = where.start + i
@@ -166,19 +169,18 @@ def fill_images(
                 rows.values[position] = np.nan
                 rows.rejected[rows.job.unit.rows.first + position] = reason or _NOT_FINITE
         _note_batch(rows, size)
-        return rows, images
 
     return finish
 
 
 def fill_texts(
     rows: UnitRows, where: slice, texts: Sequence[str], embedder: Embedder
-) -> Callable[[], UnitRows]:
+) -> Callable[[], None]:
     """Start the teacher on some texts of a unit; the function returned waits and fills its rows."""
     wait = embedder.start_texts(texts[where])
     size = embedder.text_batch
 
-    def finish() -> UnitRows:
+    def finish() -> None:
         found = wait()
         is_good = is_unit(found)
         wanted = rows.wanted[where]
@@ -186,7 +188,6 @@ def fill_texts(
         for i in np.flatnonzero(wanted & ~is_good):
             rows.rejected[rows.job.unit.rows.first + where.start + int(i)] = _NOT_FINITE
         _note_batch(rows, size)
-        return rows
 
     return finish
 
