@@ -1,0 +1,204 @@
+"""Random and sequential reading of targets: ours against memmap, zarr-python, TensorStore, Parquet.
+
+    python benchmarks/bench_store_read.py [--rows 200000] [--batch 4096] [--dim 1152] [--json] [--quick]
+
+Every reader reads the same rows of the same numbers in one run, from the page cache. The limit is
+numpy.memmap on one flat file: a gather by one copy, with nothing to look up.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorstore
+import zarr
+from numpy.typing import NDArray
+
+from siglip2_cache import open_cache
+from siglip2_cache.store import layout
+from siglip2_cache.store.arrays import ArrayLayout, encode_shard
+from siglip2_cache.store.commits import Transaction
+from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.layout import MODALITIES
+from siglip2_cache.store.views import ViewPolicy
+
+Reader = Callable[[NDArray[np.int64]], NDArray[np.float16]]
+SHARD_ROWS = 16_384
+TEACHER = "bench"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--dim", type=int, default=1152)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument(
+        "--folder", type=Path, help="where to put the data; default a temporary one"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
+    parser.add_argument("--quick", action="store_true", help="a tenth of the rows, a few repeats")
+    args = parser.parse_args()
+    if args.quick:
+        args.rows, args.repeats = args.rows // 10, 5
+    folder = Path(tempfile.mkdtemp(dir=args.folder, prefix="bench-store-read-"))
+    try:
+        run(folder, args)
+    finally:
+        shutil.rmtree(folder)
+
+
+def run(folder: Path, args: argparse.Namespace) -> None:
+    readers = make_readers(folder, args.rows, args.dim)
+    chooser = np.random.default_rng(1)
+    batches = [chooser.integers(0, args.rows, args.batch) for _ in range(args.repeats + 1)]
+    starts = chooser.integers(0, args.rows - args.batch, args.repeats + 1)
+    runs = [np.arange(start, start + args.batch) for start in starts]
+    for name, read in readers.items():  # equal numbers, or the times mean nothing
+        np.testing.assert_array_equal(read(batches[0]), readers["memmap"](batches[0]), name)
+    results = {
+        "random_rows_per_s": measure(readers, batches),
+        "sequential_rows_per_s": measure(readers, runs),
+    }
+    print(
+        f"{args.batch:,} of {args.rows:,} rows of {args.dim} x float16, page-cached; "
+        f"median of {args.repeats}; {platform.processor() or platform.machine()}, "
+        f"zarr {zarr.__version__}, numpy {np.__version__}, pyarrow {pa.__version__}"
+    )
+    for kind, rates in results.items():
+        print(f"\n{kind.split('_')[0]:<12} {'rows/s':>14} {'ms a batch':>12} {'of memmap':>10}")
+        for name, rate in rates.items():
+            share = rate / rates["memmap"]
+            print(f"{name:<12} {rate:>14,.0f} {args.batch / rate * 1e3:>12.2f} {share:>10.3f}")
+    if args.json:
+        print(json.dumps(results))
+
+
+def measure(readers: dict[str, Reader], batches: list[NDArray[np.int64]]) -> dict[str, float]:
+    """Return rows per second, the median over batches; readers take turns, so that all meet the
+    same machine."""
+    seconds: dict[str, list[float]] = {name: [] for name in readers}
+    for i, rows in enumerate(batches):
+        for name, read in readers.items():
+            started = time.perf_counter()
+            read(rows)
+            if i > 0:  # the first batch warms up
+                seconds[name].append(time.perf_counter() - started)
+    return {name: len(batches[0]) / statistics.median(s) for name, s in seconds.items()}
+
+
+def make_readers(folder: Path, num_rows: int, dim: int) -> dict[str, Reader]:
+    """Write the same random unit rows in every form and return a reader of each."""
+    flat = np.memmap(folder / "flat.bin", np.float16, "w+", shape=(num_rows, dim))
+    rng = np.random.default_rng(0)
+    for first in range(0, num_rows, SHARD_ROWS):
+        rows = rng.standard_normal((min(SHARD_ROWS, num_rows - first), dim), np.float32)
+        flat[first : first + len(rows)] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    flat.flush()
+    cache = write_cache(folder / "cache", flat)
+    targets = cache.image_targets()
+    image_zarr = folder / "cache" / layout.array_folder(TEACHER, "image")
+    with_zarr: Any = zarr.open_array(image_zarr, mode="r")
+    with_tensorstore = tensorstore.open(
+        {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(image_zarr)}}
+    ).result()
+    table = write_parquet(folder / "rows.parquet", flat)
+    mapped = np.memmap(folder / "flat.bin", np.float16, "r", shape=(num_rows, dim))
+    return {
+        "ours": targets.read,
+        "memmap": lambda rows: mapped[rows],
+        "zarr-python": lambda rows: with_zarr.oindex[rows, 0],
+        "tensorstore": lambda rows: with_tensorstore[rows, 0].read().result(),
+        "parquet": lambda rows: read_parquet(table, rows, dim),
+    }
+
+
+def write_cache(root: Path, rows: NDArray[np.float16]) -> Any:
+    """Write a cache with these image targets and no catalog tables, by the store's own commits."""
+    files = LocalFiles(root)
+    none = {"first": 0, "count": 0}
+    Transaction(files, layout.CACHE_RECORD).commit(
+        {
+            "generation": 0,
+            "rows": {"first": 0, "count": len(rows)},
+            "text_rows": none,
+            "num_captions": 0,
+            "num_problems": 0,
+            "digest": "",
+            "sources": [],
+            "prompts_fingerprint": "",
+            "shard_rows": SHARD_ROWS,
+            "views": ViewPolicy().to_record(),
+        }
+    )
+    manifest = open_cache(root).manifest
+    enrolment = Transaction(files, layout.teacher_record(TEACHER))
+    for modality in MODALITIES:
+        metadata = manifest.array_layout(modality, rows.shape[1]).metadata()
+        enrolment.add(layout.array_metadata(TEACHER, modality), json.dumps(metadata).encode())
+    enrolment.commit(
+        {
+            "name": TEACHER,
+            "source": "random",
+            "identity": {},
+            "embed_dim": rows.shape[1],
+            "logit_scale": 0.0,
+            "logit_bias": 0.0,
+            "batch_size": {"image": 1, "text": 1},
+            "generation": 0,
+        }
+    )
+    array: ArrayLayout = manifest.array_layout("image", rows.shape[1])
+    for unit in manifest.units("image"):
+        values = np.asarray(rows[unit.rows.first : unit.rows.end])[:, None]
+        commit = Transaction(files, layout.unit_record(TEACHER, "image", unit.number))
+        commit.add(layout.shard(TEACHER, "image", unit.number), encode_shard(array, values))
+        commit.commit(
+            {
+                "modality": "image",
+                "unit": unit.number,
+                "attempt": 0,
+                "num_rows": unit.rows.count,
+                "rejected": [],
+                "batch_size": 1,
+                "provenance": {},
+            }
+        )
+    return open_cache(root)
+
+
+def write_parquet(path: Path, rows: NDArray[np.float16]) -> pq.ParquetFile:
+    """Write rows as fixed-size binary in small row groups, as embeddings are often kept."""
+    width = rows.shape[1] * 2
+    binary = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(width), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))]
+    )
+    table = pa.table({"embedding": binary})
+    pq.write_table(table, path, row_group_size=1024, use_dictionary=False, compression="none")
+    return pq.ParquetFile(path, memory_map=True)
+
+
+def read_parquet(file: pq.ParquetFile, rows: NDArray[np.int64], dim: int) -> NDArray[np.float16]:
+    groups, group_B = np.unique(rows // 1024, return_inverse=True)
+    table = file.read_row_groups(groups.tolist())
+    column = table["embedding"].combine_chunks()
+    values = np.frombuffer(column.buffers()[1], np.float16).reshape(-1, dim)
+    sizes = [file.metadata.row_group(int(g)).num_rows for g in groups]
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    return values[starts[group_B] + rows % 1024]
+
+
+if __name__ == "__main__":
+    main()
