@@ -108,11 +108,12 @@ def build(
 
     Run it again to continue after a crash, to append new samples, or to add a second teacher.
     """
-    from .precompute.build import BuildConfig, BuildInterrupted
+    from .precompute.build import BuildConfig
     from .precompute.build import build as run_build
     from .precompute.plan import PlanConfig
     from .precompute.progress import make_progress
     from .precompute.sources import TableColumns
+    from .precompute.workers import BuildInterrupted
 
     named = (image_column, caption_column, key_column, lang_column, label_column)
     columns = TableColumns(

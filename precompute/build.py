@@ -1,18 +1,11 @@
 """The build: plan, enroll the teacher, make every missing unit, say what became of it."""
 
-import contextlib
-import os
-import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ..errors import BuildError, DiskFullError, SettingError
+from ..errors import BuildError, SettingError
 from ..siglip import COMPUTE_DTYPES, Checkpoint, resolve_checkpoint
 from ..store import layout
 from ..store.cache import Cache
@@ -21,29 +14,16 @@ from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
 from ..store.manifest import TeacherRecord
 from . import enroll
-from .decode import DecodedBatch, Decoder, PixelFormat
+from .disk import refuse_small_disk
 from .embed import Embedder
 from .plan import Plan, PlanConfig, make_plan
-from .progress import PlainProgress, Progress, format_bytes
+from .progress import PlainProgress, Progress
 from .teacher import Teacher
-from .units import (
-    Job,
-    StageTimes,
-    UnitRows,
-    commit_unit,
-    fill_images,
-    fill_texts,
-    image_batches,
-    open_rows,
-    unit_texts,
-    wanted_batches,
-)
+from .units import Job, StageTimes
+from .workers import UnitWorker, num_cores
 
 _LARGEST_BATCH = 65_536
 """A typo's limit: four batches of pixels are in memory at a time."""
-
-_IMAGES_ROW_BYTES = 44
-"""One row of teachers/<name>/images: 32 of hash, the rest with some room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +84,7 @@ class BuildConfig:
         """Decoding processes."""
         if self.decode_workers is not None:
             return self.decode_workers
-        return min(16, _num_cores())
+        return min(16, num_cores())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -131,10 +111,6 @@ class BuildSummary:
     elapsed_s: float = 0.0
     num_workers: int = 0
     times: StageTimes = field(default_factory=StageTimes)
-
-
-class BuildInterrupted(BuildError):  # noqa: N818 - an interruption is not an error
-    """The user stopped the build; what was committed stays."""
 
 
 TeacherFactory = Callable[[Checkpoint, str, str], Teacher]
@@ -175,7 +151,6 @@ class _Build:
         self._files = LocalFiles(config.cache.absolute())
         self._times = StageTimes()
         self._loaded: Teacher | None = None
-        self._stop = threading.Event()
 
     def run(self) -> BuildSummary:
         started = time.monotonic()
@@ -234,7 +209,7 @@ class _Build:
         if record is not None:
             return record
         dtype = _settle_dtype(checkpoint, self._config.device, dtype)
-        _refuse_small_disk(cache, checkpoint.embed_dim, set())
+        refuse_small_disk(cache, checkpoint.embed_dim, set())
         teacher = self._teacher(checkpoint, dtype)
         images, texts = (
             teacher.auto_batch_size()
@@ -292,7 +267,7 @@ class _Build:
     ) -> None:
         missing = {(j.unit.modality, j.unit.number) for j in jobs}
         done = set(cache.commits(record.name).units) - missing
-        _refuse_small_disk(cache, record.embed_dim, done)
+        refuse_small_disk(cache, record.embed_dim, done)
         teacher = self._teacher(checkpoint, str(record.identity["compute_dtype"]))
         self._warn_of_other_provenance(cache, record, teacher)
         image_batch = self._config.batch_size or record.batch_size["image"]
@@ -308,126 +283,23 @@ class _Build:
             m: sum(job.num_wanted for job in by_modality[m]) for m in MODALITIES
         }
         self._progress.start(totals, {m: len(by_modality[m]) for m in MODALITIES})
-        writer = _Writer(cache, record.name, teacher.provenance(), self._times, self._progress)
-        try:
-            with _stopping_on_signals(self._stop):
-                self._embed_images(cache, record.name, embedder, by_modality["image"], writer)
-                self._embed_texts(cache, record.name, embedder, by_modality["text"], writer)
-        finally:
-            try:
-                writer.finish()
-            finally:
-                self._progress.stop()
-                summary.num_units = writer.num_units
-                summary.num_images = writer.num_rows["image"]
-                summary.num_texts = writer.num_rows["text"]
-        summary.image_batch, summary.text_batch = embedder.image_batch, embedder.text_batch
-
-    def _embed_images(
-        self,
-        cache: Cache,
-        name: str,
-        embedder: Embedder,
-        jobs: Sequence[Job],
-        writer: "_Writer",
-    ) -> None:
-        if not jobs:
-            return
-        teacher = embedder.teacher
-        form = PixelFormat(
-            num_views=cache.num_views, size=teacher.image_size, resample=teacher.resample
-        )
-        decoder = Decoder(
-            form,
-            batch_images=jobs[0].batch_size,
-            num_workers=self._config.num_workers,
+        worker = UnitWorker(
+            cache,
+            record.name,
+            embedder,
+            num_decoders=self._config.num_workers,
             timeout_s=self._config.sample_timeout_s,
+            progress=self._progress,
+            times=self._times,
         )
-        times = self._times
-
-        def start(batch: DecodedBatch) -> Callable[[], None]:
-            rows, where = batch.tag
-            times.read_s += sum(image.read_s for image in batch.images)
-            times.decode_s += sum(image.decode_s for image in batch.images)
-            started = time.perf_counter()
-            wait = fill_images(batch, embedder)
-            times.forward_s += time.perf_counter() - started
-            return lambda: self._finish_batch("image", rows, where, wait, writer)
-
-        batches = decoder.decode(image_batches(cache, name, self._open_jobs(name, jobs)))
-        with contextlib.closing(_as_generator(batches)) as decoded:
-            self._pipeline(_timed(decoded, times), start)
-
-    def _embed_texts(
-        self,
-        cache: Cache,
-        name: str,
-        embedder: Embedder,
-        jobs: Sequence[Job],
-        writer: "_Writer",
-    ) -> None:
-        def batches() -> Iterator[tuple[UnitRows, slice, Sequence[str]]]:
-            for job in self._open_jobs(name, jobs):
-                rows, texts = open_rows(cache, name, job), unit_texts(cache, job.unit)
-                for where in wanted_batches(rows.wanted, job.batch_size):
-                    yield rows, where, texts
-
-        def start(batch: tuple[UnitRows, slice, Sequence[str]]) -> Callable[[], None]:
-            rows, where, texts = batch
-            started = time.perf_counter()
-            wait = fill_texts(rows, where, texts, embedder)
-            self._times.forward_s += time.perf_counter() - started
-
-            return lambda: self._finish_batch("text", rows, where, wait, writer)
-
-        self._pipeline(batches(), start)
-
-    def _finish_batch(
-        self,
-        modality: Modality,
-        rows: UnitRows,
-        where: slice,
-        wait: Callable[[], object],
-        writer: "_Writer",
-    ) -> None:
-        started = time.perf_counter()
-        before = len(rows.rejected)
-        wait()
-        self._times.forward_s += time.perf_counter() - started
-        num_wanted = int(rows.wanted[where].sum())
-        self._progress.advance(modality, num_wanted, len(rows.rejected) - before)
-        if rows.num_left == 0:
-            writer.submit(rows)
-
-    def _pipeline(self, batches: Iterator[Any], start: Callable[[Any], Callable[[], None]]) -> None:
-        """Start each batch before the one before it is waited for: the device is never idle."""
-        pending: Callable[[], None] | None = None
-        for batch in batches:
-            following = start(batch)
-            if pending is not None:
-                pending()
-            pending = following
-            if self._stop.is_set():
-                break
-        if pending is not None:
-            pending()
-        if self._stop.is_set():
-            raise BuildInterrupted(
-                "stopped; finished units are kept, run the same command to go on"
-            )
-
-    def _open_jobs(self, teacher: str, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Yield the jobs that no other process has committed meanwhile."""
-        for job in jobs:
-            if self._stop.is_set():
-                return
-            unit = job.unit
-            record = layout.unit_record(teacher, unit.modality, unit.number, job.attempt)
-            if self._files.exists(record):
-                self._progress.advance(unit.modality, job.num_wanted, 0)
-                self._progress.unit_done(unit.modality)
-            else:
-                yield job
+        try:
+            worker.run(jobs)
+        finally:
+            self._progress.stop()
+            summary.num_units = worker.num_units
+            summary.num_images = worker.num_rows["image"]
+            summary.num_texts = worker.num_rows["text"]
+        summary.image_batch, summary.text_batch = embedder.image_batch, embedder.text_batch
 
     def _warn_of_other_provenance(
         self, cache: Cache, record: TeacherRecord, teacher: Teacher
@@ -447,120 +319,12 @@ class _Build:
             )
 
 
-class _Writer:
-    """Encodes and commits finished units in a thread of its own, so that the teacher goes on."""
-
-    def __init__(
-        self,
-        cache: Cache,
-        teacher: str,
-        provenance: Mapping[str, Any],
-        times: StageTimes,
-        progress: Progress,
-    ) -> None:
-        self._cache, self._teacher, self._provenance = cache, teacher, provenance
-        self._times, self._progress = times, progress
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="siglip2-cache-writer")
-        self._pending: Future[None] | None = None
-        self.num_units = 0
-        self.num_rows: dict[Modality, int] = {"image": 0, "text": 0}
-
-    def submit(self, rows: UnitRows) -> None:
-        """Hand over a finished unit; waits for the one before, so two are in memory at most."""
-        self._join()
-        self._pending = self._executor.submit(self._write, rows)
-
-    def finish(self) -> None:
-        """Wait for the last unit."""
-        try:
-            self._join()
-        finally:
-            self._executor.shutdown()
-
-    def _join(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
-
-    def _write(self, rows: UnitRows) -> None:
-        started = time.perf_counter()
-        if commit_unit(self._cache, self._teacher, rows, self._provenance):
-            self.num_units += 1
-            self.num_rows[rows.job.unit.modality] += int(rows.wanted.sum())
-        self._times.write_s += time.perf_counter() - started
-        self._progress.unit_done(rows.job.unit.modality)
-
-
-@contextlib.contextmanager
-def _stopping_on_signals(stop: threading.Event) -> Generator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop after the batch at hand."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def request(number: int, frame: object) -> None:
-        stop.set()
-        signal.signal(number, previous[number])  # a second one acts at once
-
-    previous: dict[int, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, request)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _timed(batches: Iterator[Any], times: StageTimes) -> Iterator[Any]:
-    while True:
-        started = time.perf_counter()
-        batch = next(batches, None)
-        times.wait_s += time.perf_counter() - started
-        if batch is None:
-            return
-        yield batch
-
-
-def _as_generator(batches: Iterator[Any]) -> Generator[Any]:
-    assert isinstance(batches, Generator)
-    return batches
-
-
 def _settle_dtype(checkpoint: Checkpoint, device: str, dtype: str) -> str:
     from .teacher import resolve_compute_dtype, resolve_device
 
     if dtype != "auto":  # no need to ask torch for the device
         return resolve_compute_dtype(checkpoint, "cpu", dtype)
     return resolve_compute_dtype(checkpoint, resolve_device(device), dtype)
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def bytes_to_write(cache: Cache, embed_dim: int, done: set[tuple[Modality, int]]) -> int:
-    """Return the bytes of the units that are not done."""
-    total = 0
-    for modality in MODALITIES:
-        array = cache.manifest.array_layout(modality, embed_dim)
-        for unit in cache.manifest.units(modality):
-            if (modality, unit.number) not in done:
-                total += array.shard_bytes(unit.rows.count)
-                total += _IMAGES_ROW_BYTES * unit.rows.count if modality == "image" else 0
-    return total
-
-
-def _refuse_small_disk(cache: Cache, embed_dim: int, done: set[tuple[Modality, int]]) -> None:
-    needed = bytes_to_write(cache, embed_dim, done)
-    free = shutil.disk_usage(cache.root).free
-    if needed > free:
-        raise DiskFullError(
-            f"the disk of {cache.root} has {format_bytes(free)} free and this build writes "
-            f"{format_bytes(needed)}; free some, or build on another disk"
-        )
 
 
 def _count_rejected(cache: Cache, teacher: str, summary: BuildSummary) -> None:

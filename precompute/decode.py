@@ -6,119 +6,30 @@ dies or hangs on one image costs that image, not the build: it is replaced, and 
 """
 
 import contextlib
-import mmap
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.context
-import multiprocessing.reduction
-import os
 import queue
-import signal
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import BuildError
-from ..store.pixels import (
-    PixelError,
-    decode_rgb,
-    read_image_bytes,
-    render_views,
-    sha256_of_pixels,
-)
-from ..store.views import ViewBox
+from . import decode_process
+from .decode_process import Descriptor, SharedPixels, work
+from .images import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
 
 _TASK_IMAGES = 4
 """Images handed to a worker at a time: few, so that all end together; several, to save messages."""
 
 _NUM_SLOTS = 4
 """Batches in flight: one in the teacher, one done, two in work."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRef:
-    """Where one image lies, and which views of it are wanted."""
-
-    row: int
-    path: Path
-    offset: int | None
-    length: int | None
-    boxes: tuple[ViewBox, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodedImage:
-    """What became of one image."""
-
-    width: int = 0
-    height: int = 0
-    sha256: bytes = b""
-    reason: str | None = None
-    """Why it was rejected; its pixels are then zeros."""
-
-    read_s: float = 0.0
-    decode_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PixelFormat:
-    """Shape of what the teacher wants."""
-
-    num_views: int
-    size: tuple[int, int]
-    """(height, width)."""
-
-    resample: int
-    """Pillow's number of the resampler."""
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """(views, H, W, 3)."""
-        return (self.num_views, *self.size, 3)
-
-
-@dataclass(slots=True)
-class DecodedBatch:
-    """A batch in the order it was submitted. The pixels are valid until release()."""
-
-    tag: Any
-    refs: Sequence[ImageRef]
-    images: list[DecodedImage]
-    pixels: NDArray[np.uint8]
-    """(len(refs), views, H, W, 3) uint8."""
-
-    slot: int
-
-
-def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> DecodedImage:
-    """Read and decode one image into ``out`` (views, H, W, 3); zeros where it is rejected."""
-    started = time.perf_counter()
-    read_at = started
-    try:
-        data = read_image_bytes(ref.path, ref.offset, ref.length)
-        read_at = time.perf_counter()
-        image = decode_rgb(data)
-        out[:] = render_views(image, ref.boxes, size=form.size, resample=form.resample)
-    except PixelError as error:
-        out[:] = 0
-        return DecodedImage(reason=str(error), read_s=read_at - started)
-    done = time.perf_counter()
-    return DecodedImage(
-        width=image.width,
-        height=image.height,
-        sha256=sha256_of_pixels(data),
-        read_s=read_at - started,
-        decode_s=done - read_at,
-    )
 
 
 class Decoder:
@@ -144,7 +55,7 @@ class Decoder:
         if self._num_workers == 0:
             yield from self._decode_here(batches)
             return
-        with _SharedPixels(_NUM_SLOTS, self._batch_images, self._form) as shared:
+        with SharedPixels(_NUM_SLOTS, self._batch_images, self._form) as shared:
             pool = _Pool(shared, self._form, self._num_workers, self._timeout_s)
             try:
                 yield from pool.run(batches)
@@ -158,35 +69,6 @@ class Decoder:
             pixels = np.zeros((len(refs), *self._form.image_shape), np.uint8)
             images = [decode_image(r, self._form, p) for r, p in zip(refs, pixels, strict=True)]
             yield DecodedBatch(tag, refs, images, pixels, 0)
-
-
-class _SharedPixels:
-    """Slots of pixels in memory that worker processes share through a file descriptor."""
-
-    def __init__(self, num_slots: int, num_images: int, form: PixelFormat) -> None:
-        self.shape = (num_slots, num_images, *form.image_shape)
-        self.num_bytes = int(np.prod(self.shape))
-        self.descriptor = _anonymous_file()
-        os.ftruncate(self.descriptor, self.num_bytes)
-        self.pixels = map_pixels(self.descriptor, self.shape)
-
-    def __enter__(self) -> "_SharedPixels":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.descriptor)  # the map itself goes with the last array that refers to it
-
-
-def map_pixels(descriptor: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return an array over the shared file."""
-    return np.frombuffer(mmap.mmap(descriptor, int(np.prod(shape))), np.uint8).reshape(shape)
-
-
-def _anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("siglip2-cache-pixels")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 @dataclass(slots=True)
@@ -213,13 +95,13 @@ class _Worker:
     def __init__(
         self,
         context: multiprocessing.context.BaseContext,
-        shared: _SharedPixels,
+        shared: SharedPixels,
         form: PixelFormat,
     ) -> None:
         ours, theirs = context.Pipe()
-        descriptor = _Descriptor(shared.descriptor)
+        descriptor = Descriptor(shared.descriptor)
         self.process: Any = context.Process(  # type: ignore[attr-defined]
-            target=_work, args=(theirs, descriptor, shared.shape, form), daemon=True
+            target=work, args=(theirs, descriptor, shared.shape, form), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -235,55 +117,18 @@ class _Worker:
         self.connection.close()
 
 
-class _Descriptor:
-    """A file descriptor that travels to a child as the child is started."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def __reduce__(self) -> Any:
-        return _Descriptor._receive, (multiprocessing.reduction.DupFd(self.descriptor),)
-
-    @staticmethod
-    def _receive(duplicate: Any) -> "_Descriptor":
-        return _Descriptor(duplicate.detach())
-
-
-def _work(
-    connection: Connection, descriptor: _Descriptor, shape: tuple[int, ...], form: PixelFormat
-) -> None:
-    """Decode what the pipe brings until it closes. Runs in a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the build's to handle
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    pixels = map_pixels(descriptor.descriptor, shape)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        connection.send(None)  # ready
-        while True:
-            slot, images = connection.recv()
-            for position, ref in images:
-                connection.send((position, decode_image(ref, form, pixels[slot, position])))
-
-
-def _exit_with_parent() -> None:
-    """End this worker when the build is killed, even while it hangs on a file."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
 class _Pool:
     """Worker processes, and the thread that deals out images and watches the clock."""
 
     def __init__(
-        self, shared: _SharedPixels, form: PixelFormat, num_workers: int, timeout_s: float
+        self, shared: SharedPixels, form: PixelFormat, num_workers: int, timeout_s: float
     ) -> None:
         method = (
             "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         )
         self._context = multiprocessing.get_context(method)
         if method == "forkserver":
-            self._context.set_forkserver_preload([__name__])
+            self._context.set_forkserver_preload([decode_process.__name__])
         self._shared, self._form = shared, form
         self._num_workers, self._timeout_s = num_workers, timeout_s
         self._tasks: deque[_Task] = deque()

@@ -11,9 +11,11 @@ from ..store.arrays import ArrayLayout
 from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
 from .build import BuildConfig, TeacherFactory, load_teacher
-from .decode import Decoder, ImageRef, PixelFormat
+from .decode import Decoder
+from .disk import unit_bytes
 from .embed import Embedder
 from .enroll import find_teacher
+from .images import ImageRef, PixelFormat
 from .parts import Findings
 from .plan import Plan, make_plan, name_sources, open_if_planned
 from .progress import format_bytes, format_seconds
@@ -78,9 +80,7 @@ def estimate(
                 if (modality, unit.number) not in done
             ]
     num_bytes = sum(
-        _array(plan, m, checkpoint.embed_dim).shard_bytes(n) + (44 * n if m == "image" else 0)
-        for m in MODALITIES
-        for n in spans[m]
+        unit_bytes(_array(plan, m, checkpoint.embed_dim), n) for m in MODALITIES for n in spans[m]
     )
     rates = _time_batches(config, plan, make_teacher) if is_timed else (None, None)
     return Estimate(

@@ -1,6 +1,7 @@
 """Planning: from what the user named to a frozen catalog, or to the news that nothing changed."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -238,14 +239,19 @@ def name_sources(config: PlanConfig, cache: Cache | None) -> list[tuple[str, Sou
         str(relocate(record.location, config.corpus_roots)): record
         for record in (cache.manifest.sources if cache else ())
     }
+    by_real_path = {os.path.realpath(where): where for where in known}
     named: list[tuple[str, Source]] = []
     for argument in config.sources:
         asked, path = _split_name(argument)
         source = open_source(path)
+        # Another path to a known corpus (a link, a mount) is that corpus, not a second one.
+        where = by_real_path.get(os.path.realpath(source.location))
+        if where is not None:
+            source = open_source(where)
         record = known.get(str(source.location))
         columns = config.columns or (_recorded_columns(record) if record else None)
         if columns is not None:
-            source = open_source(path, columns=columns)
+            source = open_source(source.location, columns=columns)
         name = record.name if record else asked
         if asked is not None and name != asked:
             raise SettingError(

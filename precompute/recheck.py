@@ -13,9 +13,9 @@ from ..store.cache import Cache
 from ..store.layout import Modality
 from ..store.manifest import Span, TeacherRecord, Unit
 from .build import TeacherFactory, load_teacher
-from .decode import PixelFormat, decode_image
 from .embed import Embedder
 from .enroll import identity_differences
+from .images import PixelFormat, decode_image
 from .units import image_refs
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}

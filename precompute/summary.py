@@ -9,7 +9,9 @@ def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:
     """Return what a person wants to know after a build."""
     lines = finding_lines(summary.plan.findings)
     if summary.num_units == 0:
-        lines.append(f"nothing to embed: {config.cache} is complete for {summary.teacher}")
+        lines.append(
+            f"nothing to do: every unit of {config.cache} is committed for {summary.teacher}"
+        )
     else:
         lines.append(
             f"embedded   {summary.num_images:,} images, {summary.num_texts:,} texts in "

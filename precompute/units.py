@@ -19,8 +19,8 @@ from ..store.catalog import IMAGES_SCHEMA, encode_table
 from ..store.commits import Transaction
 from ..store.manifest import Unit, UnitCommit
 from ..store.views import WHOLE_IMAGE, ViewBox
-from .decode import DecodedBatch, DecodedImage, ImageRef
 from .embed import Embedder, is_unit
+from .images import DecodedBatch, DecodedImage, ImageRef
 
 _NOT_FINITE = "the teacher returned an embedding that is not finite"
 _IMAGES = {"row": pl.Int64, "width": pl.Int32, "height": pl.Int32, "sha256": pl.Binary}

@@ -266,7 +266,10 @@ def _read_record(files: LocalFiles, path: str) -> Record | None:
         data = files.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return decode_record(data, where=str(files.local(path)))
+    try:
+        return decode_record(data, where=str(files.local(path)))
+    except DamagedCacheError as error:
+        raise DamagedCacheError(f"{error}; restore it from a backup, or build anew") from None
 
 
 def _why_no_cache(files: LocalFiles) -> str:

@@ -537,7 +537,7 @@ def test_a_finished_cache_is_a_no_op_that_imports_no_torch(
         [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert "nothing to embed: " in result.stdout
+    assert "nothing to do: " in result.stdout
     heavy = result.stdout.splitlines()[-1]
     assert "torch" not in heavy
     assert "transformers" not in heavy
@@ -693,7 +693,7 @@ def test_the_estimate_equals_the_bytes_then_written(
 
 
 def test_the_images_part_of_a_large_unit_takes_the_bytes_a_row_that_the_estimate_says() -> None:
-    from siglip2_cache.precompute.build import _IMAGES_ROW_BYTES
+    from siglip2_cache.precompute.disk import _IMAGES_ROW_BYTES
     from siglip2_cache.store.catalog import IMAGES_SCHEMA, encode_table
 
     num_rows = 16_384

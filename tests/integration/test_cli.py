@@ -132,7 +132,7 @@ def test_a_second_build_embeds_nothing_wherever_it_is_started(
     arguments = ("build", corpus, "cache", "--teacher", os.path.relpath(built.checkpoint))
     status, out, err = command(*arguments)
     assert (status, err) == (0, "")
-    assert out.startswith("nothing to embed: cache is complete for tiny\n")
+    assert out.startswith("nothing to do: every unit of cache is committed for tiny\n")
 
 
 def test_dry_run_prints_what_a_build_costs_and_writes_nothing(

@@ -1022,3 +1022,26 @@ def test_of_two_plans_at_once_the_second_adopts_the_first(
     assert not found.was_scanned
     assert keys(tmp_path / "cache") == {0: "a", 1: "b"}
     assert not [p for p in tree_of(tmp_path / "cache") if p.endswith((".partial", ".intent"))]
+
+
+def test_another_path_to_a_known_corpus_is_that_corpus(tmp_path: Path) -> None:
+    table = write_table_corpus(tmp_path / "corpus", lines("a", "b"))
+    plan(tmp_path / "cache", table)
+    (tmp_path / "link").symlink_to(tmp_path / "corpus")
+    before = tree_of(tmp_path / "cache")
+    assert not plan(tmp_path / "cache", tmp_path / "link" / table.name).was_scanned
+    assert tree_of(tmp_path / "cache") == before
+
+
+def test_a_corpus_that_moved_below_its_old_place_is_moved_once(tmp_path: Path) -> None:
+    table = write_table_corpus(tmp_path / "corpus", lines("a", "b"))
+    plan(tmp_path / "cache", table)
+    (tmp_path / "aside").mkdir()
+    (tmp_path / "corpus").rename(tmp_path / "aside" / "moved")
+    (tmp_path / "aside").rename(tmp_path / "corpus")
+    moved = tmp_path / "corpus" / "moved"
+    roots = {str(tmp_path / "corpus"): str(moved)}
+    for _ in range(2):
+        plan(tmp_path / "cache", moved / table.name, corpus_roots=roots)
+        assert open_cache(tmp_path / "cache", corpus_roots=roots).corpus_root("") == moved
+    assert keys(tmp_path / "cache") == {0: "a", 1: "b"}
