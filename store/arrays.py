@@ -6,9 +6,10 @@ are marked absent, as Zarr allows, so a short unit is a short file.
 """
 
 import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -128,24 +129,35 @@ def map_shard(path: Path, layout: ArrayLayout, num_rows: int) -> NDArray[np.floa
     Raises:
         DamagedCacheError: the file is not the shard that its unit's record describes.
     """
-    num_present = -(-num_rows // layout.chunk_rows)
-    expected = layout.shard_bytes(num_rows)
-    try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (FileNotFoundError, ValueError):  # mmap refuses an empty file with ValueError
-        raise DamagedCacheError(
-            f"shard {path} is missing or empty, though its unit was committed; "
-            "run siglip2-cache verify"
-        ) from None
-    index = _encode_index(layout, num_present)
-    if len(mapped) != expected or mapped[-len(index) :] != index:
-        raise DamagedCacheError(
-            f"shard {path} ({len(mapped):,} bytes) is not what its unit's record describes "
-            f"({num_rows} rows, {expected:,} bytes, chunks in row order); run siglip2-cache verify"
-        )
+    with open_shard(path, layout, num_rows) as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     count = num_rows * layout.row_bytes // DTYPE.itemsize
     return np.frombuffer(mapped, DTYPE, count).reshape(num_rows, *layout.row_shape)
+
+
+def open_shard(path: Path, layout: ArrayLayout, num_rows: int) -> BinaryIO:
+    """Return a shard's file, open, its length and its index checked: it can be mapped.
+
+    Raises:
+        DamagedCacheError: the file is not the shard that its unit's record describes.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise DamagedCacheError(
+            f"shard {path} is missing, though its unit was committed; run siglip2-cache verify"
+        ) from None
+    index = _encode_index(layout, -(-num_rows // layout.chunk_rows))
+    expected = layout.shard_bytes(num_rows)
+    num_bytes = file.seek(0, os.SEEK_END)
+    file.seek(max(0, num_bytes - len(index)))
+    if num_bytes != expected or file.read() != index:
+        file.close()
+        raise DamagedCacheError(
+            f"shard {path} ({num_bytes:,} bytes) is not what its unit's record describes "
+            f"({num_rows} rows, {expected:,} bytes, chunks in row order); run siglip2-cache verify"
+        )
+    return file
 
 
 def _encode_index(layout: ArrayLayout, num_present: int) -> bytes:

@@ -1,21 +1,17 @@
 """Reading targets: rows in any order, straight from memory-mapped shards."""
 
-import json
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import DamagedCacheError, RowUnavailableError
-from . import layout
-from .arrays import DTYPE, ArrayLayout, map_shard
+from ..errors import RowUnavailableError
+from .arrays import DTYPE, ArrayLayout
 from .files import LocalFiles
 from .layout import Modality
 from .manifest import Commits, Manifest
-
-_DEFAULT_OPEN_SHARDS = 512
+from .shards import Shards, as_items, make_span
 
 
 class Targets:
@@ -45,9 +41,15 @@ class Targets:
         for number, commit in units.items():
             if number < num_units:
                 self._committed_rows[number] = commit.num_rows
+        # Rows below the first that is a gap or not committed.
+        is_full = self._committed_rows == array.shard_rows
+        num_full = num_units if is_full.all() else int(np.argmin(is_full))
+        partial = int(self._committed_rows[num_full]) if num_full < num_units else 0
+        self._first_open_row = num_full * array.shard_rows + partial
         self._rejected = np.array(sorted(r for c in units.values() for r in c.rejected), np.int64)
         self._reasons = {row: why for c in units.values() for row, why in c.rejected.items()}
-        self._shards = _Shards(files, array, teacher)
+        self._shards = Shards(files, array, teacher)
+        self._span = make_span(files, array, teacher)
 
     @property
     def modality(self) -> Modality:
@@ -79,11 +81,13 @@ class Targets:
                 message names the first such row. read_masked gives a mask instead.
         """
         rows_B = _as_rows(rows)
-        available_B = self.available(rows_B)
-        if not available_B.all():
-            raise RowUnavailableError(self._why_unavailable(int(rows_B[~available_B][0])))
+        unit_B = self._units_of(rows_B)
+        views_B = self._as_views(views, len(rows_B))
+        whole_ND = self._one_map(unit_B)
+        if whole_ND is not None:
+            return self._take(whole_ND, rows_B, views_B)
         out = np.empty((len(rows_B), self._array.embed_dim), DTYPE)
-        self._gather(rows_B, self._as_views(views, len(rows_B)), np.arange(len(rows_B)), out)
+        self._gather(rows_B, views_B, np.arange(len(rows_B)), out)
         return out
 
     def read_masked(
@@ -138,6 +142,48 @@ class Targets:
             raise RowUnavailableError(self._why_unavailable(unit * self._array.shard_rows))
         return self._shards.rows_of(unit, int(self._committed_rows[unit]))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_span": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._span = make_span(self._files, self._array, self.teacher)
+
+    def _units_of(self, rows_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the unit of each row, (B,).
+
+        Raises:
+            RowUnavailableError: a row has no target.
+        """
+        if len(rows_B) and rows_B.min() >= 0 and rows_B.max() < self._first_open_row:
+            if not len(self._rejected):  # the usual case: everything is there
+                return rows_B // self._array.shard_rows
+        available_B = self.available(rows_B)
+        if not available_B.all():
+            raise RowUnavailableError(self._why_unavailable(int(rows_B[~available_B][0])))
+        return rows_B // self._array.shard_rows
+
+    def _one_map(self, unit_B: NDArray[np.int64]) -> NDArray[np.float16] | None:
+        """Return the map that all these rows lie in, if there is one, their shards put into it."""
+        if self._span is None:
+            return None
+        if not self._span.is_placed[unit_B].all():
+            for unit in np.unique(unit_B).tolist():
+                if not self._span.is_placed[unit]:
+                    self._span.place(unit, int(self._committed_rows[unit]))
+        return self._span.rows_ND
+
+    def _take(
+        self,
+        whole_ND: NDArray[np.float16],
+        rows_B: NDArray[np.int64],
+        views_B: NDArray[np.int64] | None,
+    ) -> NDArray[np.float16]:
+        if self.modality == "image":
+            rows_B = rows_B * self._array.num_views
+            rows_B += 0 if views_B is None else views_B
+        return as_items(whole_ND).take(rows_B).view(DTYPE).reshape(len(rows_B), whole_ND.shape[1])
+
     def _gather(
         self,
         rows_B: NDArray[np.int64],
@@ -149,12 +195,10 @@ class Targets:
         if self.modality == "image":
             position_B = position_B * self._array.num_views
             position_B += 0 if views_B is None else views_B
-        # One item a row: numpy then copies rows whole instead of stepping through their values.
-        row_dtype = np.dtype((np.void, self._array.embed_dim * DTYPE.itemsize))
-        out_B = out.view(row_dtype)[:, 0]
+        out_B = as_items(out)
         for unit, where in _group(unit_B):
-            shard = self.read_unit(unit).reshape(-1, self._array.embed_dim)
-            out_B[into_B[where]] = shard.view(row_dtype)[:, 0].take(position_B[where])
+            shard = as_items(self.read_unit(unit).reshape(-1, self._array.embed_dim))
+            out_B[into_B[where]] = shard.take(position_B[where])
 
     def _as_views(self, views: ArrayLike | None, num_rows: int) -> NDArray[np.int64] | None:
         if views is None:
@@ -192,71 +236,6 @@ class Targets:
             f"{name} {row} of {root} was rejected by {self.teacher}: {reason}; "
             "siglip2-cache build --retry-rejected tries it again"
         )
-
-
-class _Shards:
-    """A bounded set of memory maps, the least recently used dropped first.
-
-    Each map holds a file descriptor; a process is often allowed no more than 256 or 1,024.
-    """
-
-    def __init__(self, files: LocalFiles, array: ArrayLayout, teacher: str) -> None:
-        self._files, self._array, self._teacher = files, array, teacher
-        self._open: OrderedDict[int, NDArray[np.float16]] = OrderedDict()
-        self._max_open = max_open_shards()
-        self._is_mappable: bool | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
-
-    def rows_of(self, unit: int, num_rows: int) -> NDArray[np.float16]:
-        rows = self._open.pop(unit, None)
-        if rows is None:
-            rows = self._load(unit, num_rows)
-            while len(self._open) >= self._max_open:
-                self._open.popitem(last=False)
-        self._open[unit] = rows
-        return rows
-
-    def _load(self, unit: int, num_rows: int) -> NDArray[np.float16]:
-        modality = self._array.modality
-        if self._can_map():
-            path = self._files.local(layout.shard(self._teacher, modality, unit))
-            return map_shard(path, self._array, num_rows)
-        return self._load_with_zarr(unit, num_rows)
-
-    def _can_map(self) -> bool:
-        if self._is_mappable is None:
-            path = layout.array_metadata(self._teacher, self._array.modality)
-            try:
-                metadata = json.loads(self._files.read(path))
-            except (FileNotFoundError, ValueError):
-                raise DamagedCacheError(
-                    f"{self._files.local(path)} is missing or damaged; run siglip2-cache verify"
-                ) from None
-            self._is_mappable = self._array.matches_map(metadata)
-        return self._is_mappable
-
-    def _load_with_zarr(self, unit: int, num_rows: int) -> NDArray[np.float16]:
-        # Compressed, or chunked otherwise, by another program: slower, and the same numbers.
-        import zarr
-
-        path = self._files.local(layout.array_folder(self._teacher, self._array.modality))
-        array = zarr.open_array(path, mode="r")
-        first = unit * self._array.shard_rows
-        return np.ascontiguousarray(array[first : first + num_rows], DTYPE)
-
-
-def max_open_shards() -> int:
-    """Return how many shards to hold open: a quarter of what the process may open, 512 at most."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 128
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return _DEFAULT_OPEN_SHARDS
-    return max(8, min(_DEFAULT_OPEN_SHARDS, soft // 4))
 
 
 def _as_rows(rows: ArrayLike) -> NDArray[np.int64]:

@@ -1,0 +1,183 @@
+"""Shards in memory: mapped one by one, or all into one range of addresses.
+
+Both are read-only and shared with every process that reads the cache; what is not mappable
+(compressed, or chunked otherwise by another program) is read by zarr-python instead.
+"""
+
+import ctypes
+import json
+import mmap
+import sys
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DamagedCacheError
+from . import layout
+from .arrays import DTYPE, ArrayLayout, map_shard, open_shard
+from .files import LocalFiles
+
+_MOST_OPEN_SHARDS = 512
+_MOST_MAPPED_SHARDS = 32_768
+"""Linux allows a process 65,530 maps."""
+
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000  # <bits/mman.h>, of x86 and Arm alike
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def as_items(rows_ND: NDArray[np.float16]) -> NDArray[np.void]:
+    """Return (N,) items of one row each: numpy then copies rows whole, not value by value."""
+    return rows_ND.view(np.dtype((np.void, rows_ND.shape[1] * DTYPE.itemsize)))[:, 0]
+
+
+class Shards:
+    """A bounded set of memory maps, the least recently used dropped first.
+
+    Each map holds a file descriptor; a process is often allowed no more than 256 or 1,024.
+    """
+
+    def __init__(self, files: LocalFiles, array: ArrayLayout, teacher: str) -> None:
+        self._files, self._array, self._teacher = files, array, teacher
+        self._open: OrderedDict[int, NDArray[np.float16]] = OrderedDict()
+        self._max_open = max_open_shards()
+        self._is_mappable: bool | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def rows_of(self, unit: int, num_rows: int) -> NDArray[np.float16]:
+        """Return a unit's rows (num_rows, [views,] embed_dim).
+
+        Raises:
+            DamagedCacheError: the shard or the array's metadata is missing or damaged.
+        """
+        rows = self._open.pop(unit, None)
+        if rows is None:
+            rows = self._load(unit, num_rows)
+            while len(self._open) >= self._max_open:
+                self._open.popitem(last=False)
+        self._open[unit] = rows
+        return rows
+
+    def _load(self, unit: int, num_rows: int) -> NDArray[np.float16]:
+        modality = self._array.modality
+        if self._is_mappable is None:
+            self._is_mappable = is_mappable(self._files, self._array, self._teacher)
+        if self._is_mappable:
+            path = self._files.local(layout.shard(self._teacher, modality, unit))
+            return map_shard(path, self._array, num_rows)
+        return self._load_with_zarr(unit, num_rows)
+
+    def _load_with_zarr(self, unit: int, num_rows: int) -> NDArray[np.float16]:
+        import zarr
+
+        path = self._files.local(layout.array_folder(self._teacher, self._array.modality))
+        array = zarr.open_array(path, mode="r")
+        first = unit * self._array.shard_rows
+        return np.ascontiguousarray(array[first : first + num_rows], DTYPE)
+
+
+class Span:
+    """All shards of an array mapped side by side, so that a row's number is its address.
+
+    A range of addresses as long as the array is reserved, which takes no memory; shards are mapped
+    into it when first needed and hold no file open. Reading rows is then one copy, as from one flat
+    file. Where no shard is placed the addresses hold zeros, which nobody is given.
+    """
+
+    def __init__(self, files: LocalFiles, array: ArrayLayout, teacher: str, num_units: int) -> None:
+        self._files, self._array, self._teacher = files, array, teacher
+        self._unit_bytes = array.shard_rows * array.row_bytes
+        self.is_placed = np.zeros(num_units, np.bool_)
+        num_bytes = num_units * self._unit_bytes
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        # Readable, though there is nothing to read: a debugger that shows the array finds zeros.
+        self._address = _map_memory(None, num_bytes, mmap.PROT_READ, flags, -1)
+        memory = (ctypes.c_uint8 * num_bytes).from_address(self._address)
+        weakref.finalize(memory, _libc().munmap, self._address, num_bytes)
+        rows_ND = np.frombuffer(memoryview(memory), DTYPE).reshape(-1, array.embed_dim)
+        rows_ND.flags.writeable = False
+        self.rows_ND: NDArray[np.float16] = rows_ND
+        """(units * shard_rows * views, embed_dim); only rows of placed shards mean anything."""
+
+    def place(self, unit: int, num_rows: int) -> None:
+        """Map a unit's shard to its addresses.
+
+        Raises:
+            DamagedCacheError: the file is not the shard that its unit's record describes.
+        """
+        path = self._files.local(layout.shard(self._teacher, self._array.modality, unit))
+        with open_shard(path, self._array, num_rows) as file:
+            _map_memory(
+                self._address + unit * self._unit_bytes,
+                num_rows * self._array.row_bytes,
+                mmap.PROT_READ,
+                mmap.MAP_SHARED | _MAP_FIXED,
+                file.fileno(),
+            )
+        self.is_placed[unit] = True
+
+
+def make_span(files: LocalFiles, array: ArrayLayout, teacher: str) -> Span | None:
+    """Return a span over an array; None where shards cannot lie side by side, or need not."""
+    num_units = -(-array.num_rows // array.shard_rows)
+    is_aligned = array.shard_rows * array.row_bytes % mmap.PAGESIZE == 0
+    if not (sys.platform == "linux" and is_aligned and 1 <= num_units <= _MOST_MAPPED_SHARDS):
+        return None
+    try:
+        if not is_mappable(files, array, teacher):
+            return None
+        return Span(files, array, teacher, num_units)
+    except (OSError, DamagedCacheError):  # few addresses left, or verify will say what is wrong
+        return None
+
+
+def is_mappable(files: LocalFiles, array: ArrayLayout, teacher: str) -> bool:
+    """Say whether the array's metadata describes shards that are raw rows.
+
+    Raises:
+        DamagedCacheError: there is no metadata, or it is no JSON.
+    """
+    path = layout.array_metadata(teacher, array.modality)
+    try:
+        metadata = json.loads(files.read(path))
+    except (FileNotFoundError, ValueError):
+        raise DamagedCacheError(
+            f"{files.local(path)} is missing or damaged; run siglip2-cache verify"
+        ) from None
+    return array.matches_map(metadata)
+
+
+def max_open_shards() -> int:
+    """Return how many shards to hold open: a quarter of what the process may open, 512 at most."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 128
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _MOST_OPEN_SHARDS
+    return max(8, min(_MOST_OPEN_SHARDS, soft // 4))
+
+
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (
+        *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
+        ctypes.c_int64,
+    )
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    return libc
+
+
+def _map_memory(
+    address: int | None, num_bytes: int, protection: int, flags: int, descriptor: int
+) -> int:
+    found = _libc().mmap(address, num_bytes, protection, flags, descriptor, 0)
+    if found == _MAP_FAILED or found is None:
+        raise OSError(ctypes.get_errno(), f"mmap of {num_bytes:,} bytes failed")
+    return found
