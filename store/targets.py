@@ -155,9 +155,9 @@ class Targets:
         Raises:
             RowUnavailableError: a row has no target.
         """
-        if len(rows_B) and rows_B.min() >= 0 and rows_B.max() < self._first_open_row:
-            if not len(self._rejected):  # the usual case: everything is there
-                return rows_B // self._array.shard_rows
+        has_all = len(rows_B) > 0 and len(self._rejected) == 0  # nearly always
+        if has_all and rows_B.min() >= 0 and rows_B.max() < self._first_open_row:
+            return rows_B // self._array.shard_rows
         available_B = self.available(rows_B)
         if not available_B.all():
             raise RowUnavailableError(self._why_unavailable(int(rows_B[~available_B][0])))
