@@ -119,12 +119,11 @@ class Buckets:
         frame = frame.select(*self.schema.names(), bucket.cast(pl.Int64).alias("_bucket"))
         if frame.height == 0:
             return
-        numbers = frame["_bucket"].unique().sort().to_list()
-        for number in numbers:
-            part = frame if len(numbers) == 1 else frame.filter(pl.col("_bucket") == number)
+        parts = frame.partition_by("_bucket", maintain_order=True, include_key=False, as_dict=True)
+        for (number,), part in parts.items():
             if number not in self._spools:
                 self._spools[number] = self._scratch.spool()
-            self._spools[number].append(part.drop("_bucket").cast(self.schema))
+            self._spools[number].append(part.cast(self.schema))
 
     def numbers(self) -> list[int]:
         """Return the numbers of the buckets that hold something, ascending."""
