@@ -207,7 +207,9 @@ def verify(
             raise SettingError(
                 f"--sample must be at least 1 and --seed at least 0, got {sample} and {seed}"
             )
-        opened.teacher(teacher)
+        from .precompute.recheck import find_checkpoint
+
+        find_checkpoint(opened, teacher=teacher, checkpoint=checkpoint)  # before all is read
     report = verify_cache(opened)
     found: dict[str, Any] = {
         "ok": report.is_sound,
@@ -225,7 +227,11 @@ def verify(
         f"{report.num_rejected:,} rejected",
     ]
     if sample is not None:
-        lines += _recheck(opened, sample, teacher, checkpoint, device, seed, found)
+        try:
+            lines += _recheck(opened, sample, teacher, checkpoint, device, seed, found)
+        except CacheError as error:  # one more fault: those found so far must be shown
+            found["faults"] = [*found["faults"], f"the live teacher could not be asked: {error}"]
+            found["ok"] = False
     lines += [f"note       {note}" for note in found["notes"]]
     lines += [f"FAULT      {fault}" for fault in found["faults"]]
     lines.append("verified: no fault" if found["ok"] else f"{len(found['faults'])} faults")

@@ -12,7 +12,8 @@ from ..store.cache import Cache
 from ..store.commits import clear_garbage, roll_forward
 from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
-from ..store.manifest import TeacherRecord
+from ..store.manifest import TeacherRecord, UnitCommit
+from ..store.records import sha256_hex
 from . import enroll
 from .disk import refuse_small_disk
 from .embed import Embedder
@@ -103,6 +104,9 @@ class BuildSummary:
     num_rejected: int = 0
     """Rejected rows in the whole cache, images and texts."""
 
+    num_rejected_now: int = 0
+    """Images that this run rejected."""
+
     first_rejected: list[str] = field(default_factory=list[str])
     """The first few, as ``key: reason``."""
 
@@ -171,6 +175,13 @@ class _Build:
         summary.times = self._times
         summary.elapsed_s = time.monotonic() - started
         _count_rejected(self._open(), record.name, summary)
+        is_all = 0 < summary.num_images == summary.num_rejected_now
+        if is_all and not self._config.retry_rejected:
+            raise BuildError(
+                f"every image that this run was to embed was rejected ({summary.num_images:,}); "
+                "open_cache(...).rejected() lists them; mend them and run again with "
+                "--retry-rejected, or say --corpus-root OLD=NEW if the corpus moved"
+            )
         return summary
 
     # -- before the first batch
@@ -248,8 +259,21 @@ class _Build:
                 if done is None:
                     jobs.append(Job(unit, attempt, batch))
                 elif done.rejected and self._config.retry_rejected:
-                    jobs.append(Job(unit, attempt, batch, previous=done))
+                    is_sound = self._is_sound(done)
+                    jobs.append(Job(unit, attempt, batch, previous=done if is_sound else None))
         return jobs
+
+    def _is_sound(self, commit: UnitCommit) -> bool:
+        """Say whether the rows of a unit that are not tried again may be taken over as they are."""
+        for path, described in commit.files.items():
+            try:
+                is_same = sha256_hex(self._files.read(path)) == described["sha256"]
+            except FileNotFoundError:
+                is_same = False
+            if not is_same:
+                self._progress.say(f"warning: {path} is damaged; its whole unit is made again")
+                return False
+        return True
 
     def _samples_in_batch(self, cache: Cache, record: TeacherRecord, modality: Modality) -> int:
         size = self._config.batch_size or record.batch_size[modality]
@@ -270,6 +294,7 @@ class _Build:
         refuse_small_disk(cache, record.embed_dim, done)
         teacher = self._teacher(checkpoint, str(record.identity["compute_dtype"]))
         self._warn_of_other_provenance(cache, record, teacher)
+        self._warn_of_other_batch_size(record)
         image_batch = self._config.batch_size or record.batch_size["image"]
         if cache.num_views <= image_batch:
             image_batch -= image_batch % cache.num_views
@@ -299,7 +324,17 @@ class _Build:
             summary.num_units = worker.num_units
             summary.num_images = worker.num_rows["image"]
             summary.num_texts = worker.num_rows["text"]
+            summary.num_rejected_now = worker.num_rejected_images
         summary.image_batch, summary.text_batch = embedder.image_batch, embedder.text_batch
+
+    def _warn_of_other_batch_size(self, record: TeacherRecord) -> None:
+        asked = self._config.batch_size
+        for modality, recorded in record.batch_size.items():
+            if asked is not None and asked != recorded:
+                self._progress.say(
+                    f"warning: {modality} batch size was {recorded} and is {asked}: embeddings may "
+                    "differ from earlier ones in rounding"
+                )
 
     def _warn_of_other_provenance(
         self, cache: Cache, record: TeacherRecord, teacher: Teacher

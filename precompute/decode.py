@@ -222,7 +222,12 @@ class _Pool:
         nearest = min((w.deadline for w in self._workers), default=float("inf"))
         timeout = None if nearest == float("inf") else max(0.0, nearest - time.monotonic())
         waiting = [self._wake_reader, *(w.connection for w in self._workers)]
+        started = time.monotonic()
         ready = multiprocessing.connection.wait(waiting, timeout)
+        overslept = time.monotonic() - started - (timeout or 0.0)
+        if timeout is not None and overslept > 1:  # the whole build was suspended: nobody is late
+            for worker in self._workers:
+                worker.deadline += overslept
         if self._wake_reader in ready:
             self._wake_reader.recv_bytes()
         for worker in [w for w in self._workers if w.connection in ready]:
@@ -258,10 +263,10 @@ class _Pool:
     def _expire(self) -> None:
         now = time.monotonic()
         for worker in [w for w in self._workers if w.deadline <= now]:
-            reason = f"took longer than {self._timeout_s:g} s to read and decode"
+            reason = f"took longer than {self._timeout_s:g} s to read and decode, twice"
             task = self._replace(worker)
             if task is not None:
-                self._reject_current(task, reason)
+                self._retry_or_reject(task, reason)
 
     def _bury(self, worker: _Worker) -> None:
         """Replace a worker that died. Its image gets a second chance alone: it may be blameless."""
@@ -278,12 +283,16 @@ class _Pool:
         task = self._replace(worker)
         if task is None:
             return
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        self._retry_or_reject(task, f"the decoder process died on it twice ({how})")
+
+    def _retry_or_reject(self, task: _Task, reason: str) -> None:
+        """Give the image at hand a second chance, then reject it."""
         current = task.positions[0]
         tries = task.batch.num_tries.get(current, 0) + 1
         task.batch.num_tries[current] = tries
         if tries >= 2:
-            how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-            self._reject_current(task, f"the decoder process died on it twice ({how})")
+            self._reject_current(task, reason)
         else:
             self._tasks.appendleft(task)
 

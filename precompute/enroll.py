@@ -12,7 +12,7 @@ from ..store.cache import Cache
 from ..store.commits import Transaction, roll_forward
 from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
-from ..store.manifest import TeacherRecord
+from ..store.manifest import Manifest, TeacherRecord
 from ..store.views import VIEW_CODE_VERSION
 from .teacher import Teacher
 
@@ -74,13 +74,14 @@ def enroll(
     name = name or checkpoint.name
     latest = cache.manifest.latest.number
     transaction = Transaction(cache.files, layout.teacher_record(name))
-    _stage_metadata(cache, transaction, name, teacher.embed_dim)
+    _stage_metadata(cache.manifest, transaction, name, teacher.embed_dim)
     transaction.commit(
         {
             "name": name,
             "source": str(Path(checkpoint.given).absolute())
             if checkpoint.revision is None
             else checkpoint.given,
+            "revision": checkpoint.revision,
             "identity": identify(checkpoint, compute_dtype=compute_dtype),
             "embed_dim": teacher.embed_dim,
             "dtype": "float16",
@@ -101,22 +102,23 @@ def finish_enrolments(files: LocalFiles) -> None:
 def grow_arrays(cache: Cache, record: TeacherRecord) -> None:
     """Give a teacher's arrays the shape of the catalog's latest generation, before any unit of it.
 
-    Each generation has a record of its own, so a slow process cannot set an older shape again.
+    Each generation has a record of its own, made in order: once a later shape is set, the records of
+    all earlier ones stand, and a slow process or an intent left behind cannot set them again.
     """
-    latest = cache.manifest.latest.number
-    if latest == record.generation:
-        return
-    path = layout.arrays_record(record.name, latest)
-    if roll_forward(cache.files, path):
-        return
-    transaction = Transaction(cache.files, path)
-    _stage_metadata(cache, transaction, record.name, record.embed_dim)
-    transaction.commit({"generation": latest})
+    for number in range(record.generation + 1, cache.manifest.latest.number + 1):
+        path = layout.arrays_record(record.name, number)
+        if roll_forward(cache.files, path):
+            continue
+        transaction = Transaction(cache.files, path)
+        _stage_metadata(cache.manifest.as_of(number), transaction, record.name, record.embed_dim)
+        transaction.commit({"generation": number})
 
 
-def _stage_metadata(cache: Cache, transaction: Transaction, name: str, embed_dim: int) -> None:
+def _stage_metadata(
+    manifest: Manifest, transaction: Transaction, name: str, embed_dim: int
+) -> None:
     for modality in MODALITIES:
-        metadata = cache.manifest.array_layout(modality, embed_dim).metadata()
+        metadata = manifest.array_layout(modality, embed_dim).metadata()
         data = (json.dumps(metadata, indent=1) + "\n").encode()
         transaction.add(layout.array_metadata(name, modality), data)
 

@@ -172,17 +172,29 @@ class Freezer:
         known = Buckets(scratch, KNOWN_SAMPLE)
         for frame in self._known.samples():
             known.append(frame, by_key)
-        columns = ("seq", "key", "source", "num_bytes", "mtime_ns", "place")
+        columns = (
+            "seq",
+            "key",
+            "source",
+            "path",
+            "member",
+            "label",
+            "num_bytes",
+            "mtime_ns",
+            "place",
+        )
         new = Buckets(scratch, {name: _SAMPLE[name] for name in columns})
         for number in self._samples.numbers():
             new.append(self._samples.collect(number), by_key)
         matched = Buckets(scratch, {"seq": pl.Int64(), "row": pl.Int64()})
         duplicates: list[tuple[int, str, str, str]] = []
+        others: list[tuple[int, str, str]] = []
         for number in sorted({*new.numbers(), *known.numbers()}):
             ours, theirs = new.collect(number), known.collect(number)
             duplicates += _first_duplicate(ours)
             joined = ours.join(theirs.rename({"source": "owner"}), on="key", how="left")
             duplicates += _first_taken(joined)
+            others += _first_other(joined)
             matched.append(joined, pl.col("seq") // scratch.bucket_rows)
             self._note_changed(joined)
             self._note_gone(theirs, ours)
@@ -192,6 +204,12 @@ class Freezer:
                 f"key {key!r} is given twice, at {first} and at {second}; keys must be unique in a "
                 "cache: rename one, set another key column, or give the sources different names "
                 "(NAME=PATH)"
+            )
+        if others:
+            _, key, change = min(others)
+            raise SettingError(
+                f"key {key!r} was frozen in {self._known.root} with {change}; restore it, give the "
+                "sample a new key, or build a new cache"
             )
         return matched
 
@@ -252,7 +270,10 @@ class Freezer:
         self._writers["files"].write(files.select(SCHEMAS["files"].names))
         self._writers["samples"].write(new.select(SCHEMAS["samples"].names))
         if self._views.num_views > 1:
-            self._writers["views"].write(_draw_views(self._views, new["key"], new["row"]))
+            for part in new.select("key", "row").iter_slices(
+                _SCAN_ROWS // self._views.num_views + 1
+            ):
+                self._writers["views"].write(_draw_views(self._views, part["key"], part["row"]))
         self.findings.num_missing_files += int(new["num_bytes"].null_count())
         return new["source"][-1], new["path"][-1]
 
@@ -424,6 +445,19 @@ def _first_taken(joined: pl.DataFrame) -> list[tuple[int, str, str, str]]:
     columns = ("seq", "key", "row", "owner", "place")
     seq, key, row, owner, place = taken.sort("seq").select(*columns).row(0)
     return [(seq, key, f"row {row} of the cache (from source {owner!r})", place)]
+
+
+def _first_other(joined: pl.DataFrame) -> list[tuple[int, str, str]]:
+    """Return (seq, key, what changed) of the first known key that names another image or label."""
+    pairs = (("image", "path"), ("image", "member"), ("label", "label"))
+    found: list[tuple[int, str, str]] = []
+    for what, column in pairs:
+        old, new = pl.col(f"old_{column}"), pl.col(column)
+        other = joined.filter(pl.col("row").is_not_null() & old.ne_missing(new)).sort("seq")
+        if other.height:
+            seq, key, before, now = other.select("seq", "key", f"old_{column}", column).row(0)
+            found.append((seq, key, f"{what} {before!r} and now has {now!r}"))
+    return found
 
 
 def _draw_views(policy: ViewPolicy, keys: pl.Series, rows: pl.Series) -> pl.DataFrame:

@@ -5,12 +5,15 @@ from collections.abc import Iterator
 import polars as pl
 
 from ..store.cache import Cache
-from ..store.catalog import Table
+from ..store.catalog import Table, read_table
 
 KNOWN_SAMPLE = {
     "key": pl.String(),
     "row": pl.Int64(),
     "source": pl.String(),
+    "old_path": pl.String(),
+    "old_member": pl.String(),
+    "old_label": pl.String(),
     "old_bytes": pl.Int64(),
     "old_mtime": pl.Int64(),
 }
@@ -29,6 +32,11 @@ class Known:
         self.num_texts = cache.num_texts if cache else 0
         self.num_files = sum(p.num_rows for p in manifest.parts("files")) if manifest else 0
 
+    @property
+    def root(self) -> str:
+        """Folder of the cache, for messages."""
+        return str(self.cache.root) if self.cache else "the cache"
+
     def num_parts(self, table: Table) -> int:
         """Return how many parts a table has."""
         return len(self.cache.manifest.parts(table)) if self.cache else 0
@@ -37,7 +45,7 @@ class Known:
         """Yield a table's parts in order, each whole."""
         if self.cache is not None:
             for part in self.cache.manifest.parts(table):
-                yield pl.read_parquet(self.cache.files.local(part.path))
+                yield read_table(self.cache.files.local(part.path))
 
     def samples(self) -> Iterator[pl.DataFrame]:
         """Yield the samples with their source and what their file was like when planned."""
@@ -45,8 +53,12 @@ class Known:
             assert self.cache is not None
             low, high = samples["file"].min(), samples["file"].max()
             files = self.cache.table("files").filter(pl.col("file").is_between(low, high))
-            named = files.select("file", "source", old_bytes="num_bytes", old_mtime="mtime_ns")
-            joined = samples.join(named.collect(), on="file", how="left")
+            named = files.select(
+                "file", "source", old_path="path", old_bytes="num_bytes", old_mtime="mtime_ns"
+            )
+            joined = samples.join(named.collect(), on="file", how="left").rename(
+                {"member": "old_member", "label": "old_label"}
+            )
             yield joined.select(*KNOWN_SAMPLE)
 
     def problems(self) -> set[tuple[str, str, str]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..store.records import Record, sha256_hex
 from ..store.views import ViewPolicy
 from .freeze import Freezer
 from .parts import Findings, Sink
-from .prompts import Label, make_prompts, read_labels, read_templates
+from .prompts import Label, Prompt, make_prompts, read_labels, read_templates
 from .sources import Source, TableColumns, open_source
 from .spool import Scratch
 
@@ -125,6 +125,7 @@ def make_plan(
     prompts_fingerprint = _fingerprint_prompts(config, cache)
     if cache and _is_current(cache, records, prompts_fingerprint):
         return _nothing_to_plan(cache)
+    prompts = _read_prompts(config)
     on_scan()
     generation = len(cache.manifest.generations) if cache else 0
     counter = _Counter()
@@ -134,7 +135,7 @@ def make_plan(
         freezer = Freezer(cache=cache, views=views, sink=sink, scratch=space)
         try:
             freezer.scan(sources)
-            _add_prompts(config, freezer)
+            freezer.add_prompts(prompts(sorted(freezer.labels)))
             findings = freezer.freeze()
         except BaseException:
             transaction.abandon()
@@ -383,19 +384,27 @@ def _read_setting_file(path: Path) -> bytes:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _add_prompts(config: PlanConfig, freezer: Freezer) -> None:
+def _read_prompts(config: PlanConfig) -> Callable[[list[str]], Iterable[Prompt]]:
+    """Read the prompt files, before the corpus is scanned; return what makes prompts of its labels.
+
+    Raises:
+        SourceError: a file cannot be read, or a line of it is no label or template.
+    """
     if config.templates is None:
-        return
-    if config.labels is not None:
-        labels = read_labels(config.labels)
-    else:
-        labels = [Label(label=name, name=name) for name in sorted(freezer.labels)]
-        if not labels:
+        return lambda corpus_labels: ()
+    templates = read_templates(config.templates)
+    labels = None if config.labels is None else read_labels(config.labels)
+
+    def prompts(corpus_labels: list[str]) -> Iterable[Prompt]:
+        if labels is None and not corpus_labels:
             raise SettingError(
                 f"templates {config.templates} were given, but the corpus has no labels; "
                 "give class names with --labels FILE"
             )
-    freezer.add_prompts(make_prompts(labels, read_templates(config.templates)))
+        own = [Label(label=name, name=name) for name in corpus_labels]
+        return make_prompts(own if labels is None else labels, templates)
+
+    return prompts
 
 
 def _record_fields(

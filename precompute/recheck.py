@@ -7,9 +7,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..errors import SettingError
-from ..siglip import resolve_checkpoint
+from ..siglip import Checkpoint, resolve_checkpoint
 from ..store import layout
 from ..store.cache import Cache
+from ..store.catalog import read_table
 from ..store.layout import Modality
 from ..store.manifest import Span, TeacherRecord, Unit
 from .build import TeacherFactory, load_teacher
@@ -68,15 +69,8 @@ def recheck(
     if num_rows < 1:
         raise SettingError(f"sample must be at least 1 row, got {num_rows}")
     record = cache.teacher(teacher)
-    found = resolve_checkpoint(checkpoint or record.source)
-    dtype = str(record.identity["compute_dtype"])
-    differences = identity_differences(record, found, compute_dtype=dtype)
-    if differences:
-        raise SettingError(
-            f"{found.given} is not the checkpoint that teacher {record.name!r} of {cache.root} was "
-            f"made with: {'; '.join(differences)}; say where that one is with --checkpoint"
-        )
-    live = make_teacher(found, device, dtype)
+    found = find_checkpoint(cache, teacher=teacher, checkpoint=checkpoint)
+    live = make_teacher(found, device, str(record.identity["compute_dtype"]))
     embedder = Embedder(live, record.batch_size["image"], record.batch_size["text"])
     result = Recheck(record.name)
     chooser = np.random.default_rng(seed)
@@ -92,7 +86,7 @@ def recheck(
             form = PixelFormat(
                 num_views=cache.num_views, size=live.image_size, resample=live.resample
             )
-            live_ND = _embed_images(cache, record, rows, form, embedder, result)
+            rows, live_ND = _embed_images(cache, record, rows, form, embedder, result)
             views = np.tile(np.arange(cache.num_views), len(rows))
             stored_ND = targets.read(np.repeat(rows, cache.num_views), views)
             _compare("image", stored_ND, live_ND, record, result)
@@ -103,6 +97,29 @@ def recheck(
     return result
 
 
+def find_checkpoint(
+    cache: Cache, *, teacher: str | None = None, checkpoint: str | None = None
+) -> Checkpoint:
+    """Return the checkpoint that a teacher of a cache was made with; loads no model.
+
+    Raises:
+        SettingError, TeacherError: it is not there, or another one is.
+    """
+    record = cache.teacher(teacher)
+    if checkpoint is None:
+        found = resolve_checkpoint(record.source, revision=record.revision)
+    else:
+        found = resolve_checkpoint(checkpoint)
+    dtype = str(record.identity["compute_dtype"])
+    differences = identity_differences(record, found, compute_dtype=dtype)
+    if differences:
+        raise SettingError(
+            f"{found.given} is not the checkpoint that teacher {record.name!r} of {cache.root} was "
+            f"made with: {'; '.join(differences)}; say where that one is with --checkpoint"
+        )
+    return found
+
+
 def _embed_images(
     cache: Cache,
     record: TeacherRecord,
@@ -110,21 +127,34 @@ def _embed_images(
     form: PixelFormat,
     embedder: Embedder,
     result: Recheck,
-) -> NDArray[np.float16]:
-    pixels = np.zeros((len(rows), *form.image_shape), np.uint8)
-    for i, row in enumerate(rows.tolist()):
+) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+    """Return the rows whose images are still those the teacher saw, and their live embeddings."""
+    batch = max(1, record.batch_size["image"] // cache.num_views)
+    pixels: list[NDArray[np.uint8]] = []
+    found: list[NDArray[np.float16]] = [np.empty((0, record.embed_dim), np.float16)]
+    sound: list[int] = []
+    for row in rows.tolist():
+        one = np.zeros(form.image_shape, np.uint8)
         unit = Unit(modality="image", number=-1, rows=Span(first=row, count=1))
-        image = decode_image(image_refs(cache, unit)[0], form, pixels[i])
+        image = decode_image(image_refs(cache, unit)[0], form, one)
         if image.reason is not None or image.sha256 != _recorded_sha256(cache, record, row):
             key = cache.samples().filter(pl.col("row") == row).collect()["key"][0]
             why = image.reason or "its bytes are not those the teacher saw"
             result.faults.append(f"image {key!r} (row {row}): {why}")
-    return embedder.start_images(pixels.reshape(-1, *form.size, 3))()
+            continue
+        sound.append(row)
+        pixels.append(one)
+        if len(pixels) == batch:
+            found.append(embedder.start_images(np.concatenate(pixels))())
+            pixels.clear()
+    if pixels:
+        found.append(embedder.start_images(np.concatenate(pixels))())
+    return np.array(sound, np.int64), np.concatenate(found)
 
 
 def _recorded_sha256(cache: Cache, record: TeacherRecord, row: int) -> bytes:
     path = cache.files.local(layout.images_part(record.name, row // cache.shard_rows))
-    return pl.scan_parquet(path).filter(pl.col("row") == row).collect()["sha256"][0]
+    return read_table(path).filter(pl.col("row") == row)["sha256"][0]
 
 
 def _compare(
@@ -134,6 +164,8 @@ def _compare(
     record: TeacherRecord,
     result: Recheck,
 ) -> None:
+    if len(stored_ND) == 0:
+        return
     a, b = stored_ND.astype(np.float64), live_ND.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):

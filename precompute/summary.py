@@ -8,7 +8,9 @@ from .progress import format_seconds
 def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:
     """Return what a person wants to know after a build."""
     lines = finding_lines(summary.plan.findings)
-    if summary.num_units == 0:
+    if summary.num_units == 0 and config.retry_rejected and summary.num_rejected:
+        lines.append(f"tried again {summary.num_rejected:,} rejected rows; none can be read yet")
+    elif summary.num_units == 0:
         lines.append(
             f"nothing to do: every unit of {config.cache} is committed for {summary.teacher}"
         )

@@ -12,10 +12,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ..errors import DamagedCacheError
 from ..store import layout
 from ..store.arrays import encode_shard
 from ..store.cache import Cache
-from ..store.catalog import IMAGES_SCHEMA, encode_table
+from ..store.catalog import IMAGES_SCHEMA, encode_table, read_table
 from ..store.commits import Transaction
 from ..store.manifest import Unit, UnitCommit
 from ..store.views import WHOLE_IMAGE, ViewBox
@@ -86,6 +87,7 @@ def image_refs(cache: Cache, unit: Unit) -> list[ImageRef]:
     files = cache.table("files").filter(pl.col("file").is_between(low, high)).collect()
     roots = {name: cache.corpus_root(name) for name in files["source"].unique()}
     joined = samples.join(files, on="file", how="left").sort("row")
+    _refuse_other_rows(cache, unit, joined["row"])
     boxes = _boxes(cache, unit)
     columns = joined.select("row", "source", "path", "offset", "length")
     return [
@@ -97,7 +99,23 @@ def image_refs(cache: Cache, unit: Unit) -> list[ImageRef]:
 def unit_texts(cache: Cache, unit: Unit) -> list[str]:
     """Return the texts of a unit in row order."""
     rows = pl.col("text_row").is_between(unit.rows.first, unit.rows.end - 1)
-    return cache.texts().filter(rows).sort("text_row").collect()["text"].to_list()
+    texts = cache.texts().filter(rows).sort("text_row").collect()
+    _refuse_other_rows(cache, unit, texts["text_row"])
+    return texts["text"].to_list()
+
+
+def _refuse_other_rows(cache: Cache, unit: Unit, rows: pl.Series) -> None:
+    """Refuse a catalog that lacks rows of a unit: every later target would shift by one.
+
+    Raises:
+        DamagedCacheError: the rows are not those that were planned.
+    """
+    if rows.to_list() != list(_numbers(unit)):
+        raise DamagedCacheError(
+            f"the catalog of {cache.root} does not hold the rows of {unit.modality} unit "
+            f"{unit.number} ({unit.rows.first}..{unit.rows.end - 1}); siglip2-cache verify names "
+            "the damaged file"
+        )
 
 
 def open_rows(cache: Cache, teacher: str, job: Job) -> UnitRows:
@@ -247,7 +265,7 @@ def _boxes(cache: Cache, unit: Unit) -> dict[int, tuple[ViewBox, ...]]:
 
 def _previous_images(cache: Cache, teacher: str, unit: Unit) -> list[DecodedImage | None]:
     path = cache.files.local(layout.images_part(teacher, unit.number))
-    frame = pl.read_parquet(path).select("width", "height", "sha256")
+    frame = read_table(path).select("width", "height", "sha256")
     return [
         DecodedImage(width=width, height=height, sha256=digest) if width is not None else None
         for width, height, digest in frame.iter_rows()

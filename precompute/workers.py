@@ -63,6 +63,9 @@ class UnitWorker:
         self.num_rows: dict[Modality, int] = {"image": 0, "text": 0}
         """Rows of those units that were wanted."""
 
+        self.num_rejected_images = 0
+        """Images of those units that were rejected."""
+
     def run(self, jobs: Sequence[Job]) -> None:
         """Make the units, images first; all that was finished is committed however this ends.
 
@@ -81,6 +84,7 @@ class UnitWorker:
                 writer.finish()
             finally:
                 self.num_units, self.num_rows = writer.num_units, writer.num_rows
+                self.num_rejected_images = writer.num_rejected_images
 
     def _embed_images(self, jobs: Sequence[Job], writer: "_Writer") -> None:
         if not jobs:
@@ -194,6 +198,7 @@ class _Writer:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="siglip2-cache-writer")
         self._pending: Future[None] | None = None
         self.num_units = 0
+        self.num_rejected_images = 0
         self.num_rows: dict[Modality, int] = {"image": 0, "text": 0}
 
     def submit(self, rows: UnitRows) -> None:
@@ -218,6 +223,8 @@ class _Writer:
         if commit_unit(self._cache, self._teacher, rows, self._provenance):
             self.num_units += 1
             self.num_rows[rows.job.unit.modality] += int(rows.wanted.sum())
+            if rows.job.unit.modality == "image":
+                self.num_rejected_images += len(rows.rejected)
         self._times.write_s += time.perf_counter() - started
         self._progress.unit_done(rows.job.unit.modality)
 

@@ -4,7 +4,7 @@ Shape letters in this file:
     B = batch, H, W = pixels, C = 3 colours, L = text tokens, D = embedding width.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -81,8 +81,7 @@ def embed_image_pixels(
     device = pixels_BHWC.device
     with torch.inference_mode():
         mean_C, std_C = (
-            torch.tensor(values, device=device)
-            for values in (checkpoint.image_mean, checkpoint.image_std)
+            _on_device(values, device) for values in (checkpoint.image_mean, checkpoint.image_std)
         )
         x_BHWC = (pixels_BHWC.float() * checkpoint.rescale_factor - mean_C) / std_C
         with _autocast(device.type, compute_dtype):
@@ -104,6 +103,14 @@ def embed_token_ids(model: "SiglipModel", ids_BL: "Tensor", *, compute_dtype: st
     with torch.inference_mode(), _autocast(ids_BL.device.type, compute_dtype):
         pooled_BD = tower.get_text_features(input_ids=ids_BL).pooler_output
         return _unit_rows(pooled_BD)
+
+
+def _on_device(values: Sequence[float], device: Any) -> Any:
+    """Return a value a channel; one number where all are equal, which needs no copy to the device:
+    a copy would wait there for the batch before."""
+    import torch
+
+    return values[0] if len(set(values)) == 1 else torch.tensor(values, device=device)
 
 
 def _unit_rows(pooled_BD: "Tensor") -> "Tensor":

@@ -180,12 +180,13 @@ class Cache:
 def relocate(folder: str, corpus_roots: Mapping[str, str]) -> Path:
     """Return a folder with its longest matching old prefix replaced by the new one.
 
-    One that lies below the new folder already has been moved before and stays.
+    Where the new folder lies below the old one, what is in it already has been moved before.
     """
     path = Path(folder)
     for old in sorted(corpus_roots, key=len, reverse=True):
-        if path.is_relative_to(corpus_roots[old]):
+        new = Path(corpus_roots[old])
+        if path.is_relative_to(new) and new.is_relative_to(old):
             return path
         if path.is_relative_to(old):
-            return Path(corpus_roots[old]) / path.relative_to(old)
+            return new / path.relative_to(old)
     return path

@@ -154,6 +154,11 @@ def scan_table(table: Table, paths: Iterable[Path]) -> pl.LazyFrame:
     return pl.scan_parquet(found, hive_partitioning=False, glob=False)
 
 
+def read_table(path: Path) -> pl.DataFrame:
+    """Return one Parquet file; its path is no pattern, whatever characters it holds."""
+    return pl.read_parquet(path, hive_partitioning=False, glob=False)
+
+
 def empty_table(table: Table) -> pl.DataFrame:
     """Return a table of no rows with the columns of its schema."""
     return cast(pl.DataFrame, pl.from_arrow(SCHEMAS[table].empty_table()))

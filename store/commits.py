@@ -51,8 +51,12 @@ class Transaction:
         """Stage one file durably; ``described`` goes into the record beside its checksum."""
         commit = PurePosixPath(self.record).name.removesuffix(".json")
         partial = f"{path}.{commit}.{self._token}.partial"
-        self.files.write(partial, data)
         self._staged[path] = partial
+        try:
+            self.files.write(partial, data)
+        except BaseException:  # a full disk must not keep what nobody will publish
+            self.abandon()
+            raise
         self._described[path] = {
             **described,
             "num_bytes": len(data),

@@ -1,7 +1,7 @@
 """What the records of a cache say: generations of the catalog, teachers, committed units."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,6 +99,10 @@ class Manifest:
         """Every source of the cache."""
         return self.latest.sources
 
+    def as_of(self, generation: int) -> "Manifest":
+        """Return the manifest as it was when a generation was the latest."""
+        return replace(self, generations=self.generations[: generation + 1])
+
     def count(self, modality: Modality) -> int:
         """Return the number of samples or unique texts; gaps are not among them."""
         return sum(g.span(modality).count for g in self.generations)
@@ -156,6 +160,9 @@ class TeacherRecord:
 
     source: str
     """Path or hub id as the user gave it."""
+
+    revision: str | None
+    """Commit of a hub id; None for a local folder."""
 
     generation: int
     """Generation of the catalog at which it was added; later ones have arrays-<generation> records."""
@@ -315,6 +322,7 @@ def _parse_teacher(record: Record) -> TeacherRecord:
         logit_bias=record["logit_bias"],
         batch_size={m: record["batch_size"][m] for m in MODALITIES},
         source=record["source"],
+        revision=record.get("revision"),
         generation=record["generation"],
         files=record["files"],
     )

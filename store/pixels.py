@@ -22,6 +22,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .views import ViewBox, pixel_box
 
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
+"""Nothing else is tried: Pillow would run Ghostscript on a PostScript file named .jpg."""
+
 _SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 
 
@@ -62,7 +65,7 @@ def decode_rgb(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and palettes; it still reads
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image))
     except PixelError:

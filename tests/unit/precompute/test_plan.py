@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,9 +32,14 @@ from siglip2_cache.precompute.estimate import estimate
 from siglip2_cache.precompute.plan import Plan, PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Sample, TableColumns
 from siglip2_cache.precompute.spool import Scratch
+from siglip2_cache.store import layout
+from siglip2_cache.store.cache import relocate
 from siglip2_cache.store.catalog import Table
 from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.verify import verify_cache
 from siglip2_cache.store.views import WHOLE_IMAGE, draw_view
+
+RUN_BUILD = Path(__file__).parents[2] / "kit" / "run_build.py"
 
 Line = dict[str, Any]
 
@@ -1045,3 +1051,55 @@ def test_a_corpus_that_moved_below_its_old_place_is_moved_once(tmp_path: Path) -
         plan(tmp_path / "cache", moved / table.name, corpus_roots=roots)
         assert open_cache(tmp_path / "cache", corpus_roots=roots).corpus_root("") == moved
     assert keys(tmp_path / "cache") == {0: "a", 1: "b"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": "b.png"}, "image 'a.png' and now has 'b.png'"),
+        ({"label": "dog"}, "label 'cat' and now has 'dog'"),
+    ],
+)
+def test_a_known_key_that_names_another_image_or_label_is_refused(
+    tmp_path: Path, change: Line, message: str
+) -> None:
+    known = lines("a", "b", label="cat")
+    table = write_table_corpus(tmp_path / "corpus", known)
+    plan(tmp_path / "cache", table)
+    write_table_corpus(tmp_path / "corpus", [{**known[0], **change}, *lines("b", "c", label="cat")])
+    assert_refused(tmp_path / "cache", table, match=f"key 'a' was frozen in .* with {message}; ")
+
+
+def test_a_corpus_that_moved_above_its_old_place_is_found(tmp_path: Path) -> None:
+    roots = {str(tmp_path / "disk" / "old"): str(tmp_path / "disk")}
+    assert relocate(str(tmp_path / "disk/old/coco"), roots) == tmp_path / "disk" / "coco"
+
+
+def test_arrays_that_grow_are_never_set_back_by_an_intent_left_behind(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    corpus, cache = tmp_path / "corpus", tmp_path / "cache"
+    config = config_of(corpus, cache, tiny_checkpoint, shard_rows=4)
+
+    def run() -> None:
+        build(config, progress=SilentProgress(), make_teacher=lambda *_: FakeTeacher())
+
+    write_folder_corpus(corpus, 3)
+    run()
+    write_folder_corpus(corpus, 3, first=3)
+    for kill_at in range(1, 200):  # until the intent of the arrays' growth was created
+        copy = tmp_path / f"cache{kill_at}"
+        shutil.copytree(cache, copy)
+        command = [sys.executable, RUN_BUILD, corpus, copy, tiny_checkpoint, "--views", "1"]
+        subprocess.run([*map(str, command), "--kill-at", str(kill_at)], capture_output=True)
+        [teacher] = open_cache(copy).teachers
+        if LocalFiles(copy).exists(f"{layout.arrays_record(teacher, 1)}.intent"):
+            break
+        shutil.rmtree(copy)
+    write_folder_corpus(corpus, 3, first=6)
+    config = replace(config, cache=copy)
+    run()
+    opened = open_cache(copy)
+    assert verify_cache(opened).faults == []
+    shape = json.loads(opened.files.read(layout.array_metadata(teacher, "image")))["shape"]
+    assert shape == list(opened.image_targets().shape)
