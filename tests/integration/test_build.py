@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -708,3 +708,28 @@ def test_the_images_part_of_a_large_unit_takes_the_bytes_a_row_that_the_estimate
     )
     num_bytes = len(encode_table(frame, IMAGES_SCHEMA))
     assert 0.8 * _IMAGES_ROW_BYTES < num_bytes / num_rows < _IMAGES_ROW_BYTES
+
+
+def test_a_retry_makes_a_damaged_unit_whole_instead_of_certifying_its_bytes(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    corpus = write_folder_corpus(tmp_path / "corpus", 4)
+    good = (corpus / "img002.png").read_bytes()
+    (corpus / "img002.png").write_bytes(b"nonsense")
+    config = config_of(corpus, tmp_path / "cache", tiny_checkpoint, shard_rows=4)
+    build(config, progress=SilentProgress(), make_teacher=lambda *_: FakeTeacher())
+    expected = open_cache(tmp_path / "cache").image_targets().read([0, 1, 3])
+    shard = tmp_path / "cache" / layout.shard("tiny", "image", 0)
+    data = bytearray(shard.read_bytes())
+    data[5] ^= 0x10
+    shard.write_bytes(data)
+    (corpus / "img002.png").write_bytes(good)
+    progress = SilentProgress()
+    build(
+        replace(config, retry_rejected=True),
+        progress=progress,
+        make_teacher=lambda *_: FakeTeacher(),
+    )
+    mended = open_cache(tmp_path / "cache")
+    np.testing.assert_array_equal(mended.image_targets().read([0, 1, 3]), expected)
+    assert any("is damaged; its whole unit is made again" in line for line in progress.said)
