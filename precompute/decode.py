@@ -68,7 +68,7 @@ class Decoder:
         for tag, refs in batches:
             pixels = np.zeros((len(refs), *self._form.image_shape), np.uint8)
             images = [decode_image(r, self._form, p) for r, p in zip(refs, pixels, strict=True)]
-            yield DecodedBatch(tag, refs, images, pixels, 0)
+            yield DecodedBatch(tag, refs, images, pixels)
 
 
 @dataclass(slots=True)
@@ -162,7 +162,7 @@ class _Pool:
             finished.discard(batch.slot)
             pixels = self._shared.pixels[batch.slot, : len(batch.refs)]
             images = [image for image in batch.images if image is not None]
-            yield DecodedBatch(batch.tag, batch.refs, images, pixels, batch.slot)
+            yield DecodedBatch(batch.tag, batch.refs, images, pixels)
             free.append(batch.slot)
 
     def stop(self) -> None:

@@ -71,8 +71,6 @@ class DecodedBatch:
     pixels: NDArray[np.uint8]
     """(len(refs), views, H, W, 3) uint8."""
 
-    slot: int
-
 
 def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> DecodedImage:
     """Read and decode one image into ``out`` (views, H, W, 3); zeros where it is rejected."""

@@ -7,6 +7,7 @@ import polars as pl
 
 from .cache import Cache
 from .layout import MODALITIES
+from .records import FORMAT_VERSION
 
 
 def describe(cache: Cache) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def describe(cache: Cache) -> dict[str, Any]:
     )
     return {
         "cache": str(cache.root),
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "samples": cache.num_samples,
         "captions": sum(g.num_new_captions for g in cache.manifest.generations),
         "texts": cache.num_texts,
