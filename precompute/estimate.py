@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from ..siglip import resolve_checkpoint
 from ..store.arrays import ArrayLayout
 from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
+from ..store.places import ImagePlace
 from .build import BuildConfig, TeacherFactory, load_teacher
 from .decode import Decoder
 from .disk import unit_bytes
@@ -19,7 +21,7 @@ from .images import ImageRef, PixelFormat
 from .parts import Findings
 from .plan import Plan, make_plan, name_sources, open_if_planned
 from .progress import format_bytes, format_seconds
-from .sources import Sample
+from .sources import Sample, scan
 from .summary import finding_lines
 
 _TIMED_BATCHES = 3
@@ -181,6 +183,18 @@ def _time_batches(
     return images_per_s, len(captions) / (time.perf_counter() - started)
 
 
+def _place_of(sample: Sample, root: Path) -> ImagePlace:
+    return ImagePlace(
+        path=root / sample.path,
+        member=sample.member,
+        offset=sample.offset,
+        length=sample.length,
+        row_group=sample.row_group,
+        index=sample.index,
+        file_bytes=sample.num_bytes,
+    )
+
+
 def _first_samples(
     config: BuildConfig, plan: Plan, num_images: int, num_texts: int
 ) -> tuple[list[ImageRef], list[str]]:
@@ -190,12 +204,11 @@ def _first_samples(
     refs: list[ImageRef] = []
     captions: dict[str, None] = {}
     for _, source in name_sources(config.plan, cache):
-        for item in source.scan():
+        for item in scan(source):
             if not isinstance(item, Sample):
                 continue
             boxes = tuple(draw_view(plan.views, item.key, v) for v in range(plan.views.num_views))
-            path = source.root / item.path
-            refs.append(ImageRef(len(refs), path, item.offset, item.length, boxes))
+            refs.append(ImageRef(len(refs), _place_of(item, source.root), boxes))
             captions.update((caption.text, None) for caption in item.captions)
             if len(refs) >= num_images:
                 return refs, list(captions)[:num_texts]

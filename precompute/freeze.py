@@ -9,7 +9,6 @@ Steps: scan the sources -> match keys -> number samples -> match texts -> number
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import polars as pl
 
@@ -17,25 +16,18 @@ from ..errors import DuplicateKeyError, SettingError, SourceError
 from ..store.cache import Cache
 from ..store.catalog import SCHEMAS, TABLES
 from ..store.views import ViewPolicy, draw_view
-from .known import KNOWN_SAMPLE, Known
+from .known import FROZEN, KNOWN_SAMPLE, Known
 from .parts import Findings, PartWriter, Sink
 from .prompts import Prompt
-from .sources import Problem, Sample, Source
+from .scan import SCAN_ROWS, SCANNED, Scanner
+from .sources import Source
 from .spool import Buckets, Scratch, Spool
 
-_SCAN_ROWS = 65_536
+_NOT_OF_A_SAMPLE = {"texts", "langs", "reason"}
 _SAMPLE = {
     "seq": pl.Int64(),
     "source": pl.String(),
-    "key": pl.String(),
-    "path": pl.String(),
-    "member": pl.String(),
-    "offset": pl.Int64(),
-    "length": pl.Int64(),
-    "label": pl.String(),
-    "num_bytes": pl.Int64(),
-    "mtime_ns": pl.Int64(),
-    "place": pl.String(),
+    **{name: dtype for name, dtype in SCANNED.items() if name not in _NOT_OF_A_SAMPLE},
 }
 # seq -1 - i: the text of prompt i, which belongs to no sample
 _CAPTION = {"cap": pl.Int64(), "seq": pl.Int64(), "text": pl.String(), "lang": pl.String()}
@@ -74,17 +66,18 @@ class Freezer:
         self._captions: Spool = scratch.spool()
         self._prompts: list[Prompt] = []
         self._names: set[str] = set()
+        self._known_problems = self._known.problems()
 
-    def scan(self, sources: Sequence[tuple[str, Source]]) -> None:
+    def scan(self, sources: Sequence[tuple[str, Source]], scanner: Scanner) -> None:
         """Read the sources, (namespace, source) in order.
 
         Raises:
             SourceError: a source as a whole cannot be read.
         """
-        known_problems = self._known.problems()
         self._names = {name for name, _ in sources}
         for name, source in sources:
-            self._scan_source(name, source, known_problems)
+            for frame in scanner.frames(source):
+                self._add_frame(name, frame)
         if self._num_seqs == 0:
             places = ", ".join(str(source.location) for _, source in sources)
             shown = "; ".join(self.findings.problems)
@@ -120,46 +113,41 @@ class Freezer:
 
     # -- scanning
 
-    def _scan_source(self, name: str, source: Source, known: set[tuple[str, str, str]]) -> None:
-        samples: list[tuple[Any, ...]] = []
-        captions: list[tuple[Any, ...]] = []
-        problems: list[tuple[Any, ...]] = []
-        for item in source.scan():
-            if isinstance(item, Sample):
-                item = _refuse_odd_names(item)
-            place = _showable(item.place)
-            if isinstance(item, Problem):
-                if (name, place, item.reason) not in known:
-                    problems.append((name, place, item.key, item.reason))
-                continue
-            key = f"{name}/{item.key}" if name else item.key
-            samples.append(_sample_line(self._num_seqs, name, key, place, item))
-            for caption in item.captions:
-                captions.append((self._num_caps, self._num_seqs, caption.text, caption.lang))
-                self._num_caps += 1
-            self._num_seqs += 1
-            if item.label is not None:
-                self.labels[item.label] = None
-            if len(samples) >= _SCAN_ROWS:
-                self._spool_scanned(samples, captions)
-        self._spool_scanned(samples, captions)
-        self._write_problems(problems)
+    def _add_frame(self, name: str, frame: pl.DataFrame) -> None:
+        """Spool one frame of a source (scan.py): its samples, its captions; write its problems."""
+        is_problem = pl.col("reason").is_not_null()
+        self._add_problems(name, frame.filter(is_problem))
+        samples = frame.filter(~is_problem).with_columns(
+            seq=pl.int_range(pl.len(), dtype=pl.Int64) + self._num_seqs, source=pl.lit(name)
+        )
+        if name:
+            samples = samples.with_columns(key=pl.lit(f"{name}/") + pl.col("key"))
+        samples = samples.drop("reason")
+        captions = samples.filter(pl.col("texts").list.len() > 0)
+        captions = captions.select("seq", text="texts", lang="langs").explode("text", "lang")
+        captions = captions.with_columns(
+            cap=pl.int_range(pl.len(), dtype=pl.Int64) + self._num_caps
+        )
+        self._samples.append(samples, pl.col("seq") // self._scratch.bucket_rows)
+        self._captions.append(captions.select(*_CAPTION))
+        self._num_seqs += samples.height
+        self._num_caps += captions.height
+        labels = samples["label"].drop_nulls().unique(maintain_order=True)
+        self.labels.update(dict.fromkeys(labels))
 
-    def _spool_scanned(
-        self, samples: list[tuple[Any, ...]], captions: list[tuple[Any, ...]]
-    ) -> None:
-        frame = pl.DataFrame(samples, schema=_SAMPLE, orient="row")
-        self._samples.append(frame, pl.col("seq") // self._scratch.bucket_rows)
-        self._captions.append(pl.DataFrame(captions, schema=_CAPTION, orient="row"))
-        samples.clear()
-        captions.clear()
-
-    def _write_problems(self, problems: list[tuple[Any, ...]]) -> None:
-        schema = {n: pl.String() for n in SCHEMAS["problems"].names}
-        self._writers["problems"].write(pl.DataFrame(problems, schema=schema, orient="row"))
-        self.findings.num_problems += len(problems)
-        shown = [f"{place}: {reason}" for _, place, _, reason in problems]
-        self.findings.problems = [*self.findings.problems, *shown][:_SHOWN]
+    def _add_problems(self, name: str, problems: pl.DataFrame) -> None:
+        new = problems.select("key", "place", "reason", source=pl.lit(name)).join(
+            self._known_problems,
+            on=["source", "place", "reason"],
+            how="anti",
+            maintain_order="left",
+        )
+        self._writers["problems"].write(new.select(SCHEMAS["problems"].names))
+        self.findings.num_problems += new.height
+        shown = new.head(_SHOWN - len(self.findings.problems))
+        self.findings.problems += [
+            f"{place}: {reason}" for place, reason in shown.select("place", "reason").iter_rows()
+        ]
 
     # -- samples
 
@@ -172,18 +160,7 @@ class Freezer:
         known = Buckets(scratch, KNOWN_SAMPLE)
         for frame in self._known.samples():
             known.append(frame, by_key)
-        columns = (
-            "seq",
-            "key",
-            "source",
-            "path",
-            "member",
-            "label",
-            "num_bytes",
-            "mtime_ns",
-            "place",
-        )
-        new = Buckets(scratch, {name: _SAMPLE[name] for name in columns})
+        new = Buckets(scratch, _SAMPLE)
         for number in self._samples.numbers():
             new.append(self._samples.collect(number), by_key)
         matched = Buckets(scratch, {"seq": pl.Int64(), "row": pl.Int64()})
@@ -271,7 +248,7 @@ class Freezer:
         self._writers["samples"].write(new.select(SCHEMAS["samples"].names))
         if self._views.num_views > 1:
             for part in new.select("key", "row").iter_slices(
-                _SCAN_ROWS // self._views.num_views + 1
+                SCAN_ROWS // self._views.num_views + 1
             ):
                 self._writers["views"].write(_draw_views(self._views, part["key"], part["row"]))
         self.findings.num_missing_files += int(new["num_bytes"].null_count())
@@ -394,37 +371,6 @@ class Freezer:
         )
 
 
-def _sample_line(seq: int, name: str, key: str, place: str, sample: Sample) -> tuple[Any, ...]:
-    return (
-        seq,
-        name,
-        key,
-        sample.path,
-        sample.member,
-        sample.offset,
-        sample.length,
-        sample.label,
-        sample.num_bytes,
-        sample.mtime_ns,
-        place,
-    )
-
-
-def _refuse_odd_names(sample: Sample) -> Sample | Problem:
-    """Turn a sample whose names cannot be stored as UTF-8 into a problem."""
-    try:
-        f"{sample.key}{sample.path}{sample.member}{sample.label}".encode()
-    except UnicodeEncodeError:
-        reason = "its name is not valid UTF-8; rename the file"
-        return Problem(place=sample.place, reason=reason)
-    return sample
-
-
-def _showable(place: str) -> str:
-    """Return a place as UTF-8 can write it: the corpus may lie in a folder with an odd name."""
-    return place.encode("utf-8", "backslashreplace").decode()
-
-
 def _first_duplicate(samples: pl.DataFrame) -> list[tuple[int, str, str, str]]:
     """Return (seq of the second, key, both places) of the duplicate that is met first."""
     twice = samples.filter(pl.col("key").is_duplicated()).sort("seq")
@@ -449,9 +395,8 @@ def _first_taken(joined: pl.DataFrame) -> list[tuple[int, str, str, str]]:
 
 def _first_other(joined: pl.DataFrame) -> list[tuple[int, str, str]]:
     """Return (seq, key, what changed) of the first known key that names another image or label."""
-    pairs = (("image", "path"), ("image", "member"), ("label", "label"))
     found: list[tuple[int, str, str]] = []
-    for what, column in pairs:
+    for column, what in FROZEN.items():
         old, new = pl.col(f"old_{column}"), pl.col(column)
         other = joined.filter(pl.col("row").is_not_null() & old.ne_missing(new)).sort("seq")
         if other.height:

@@ -3,19 +3,13 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..store.pixels import (
-    PixelError,
-    decode_rgb,
-    read_image_bytes,
-    render_views,
-    sha256_of_pixels,
-)
+from ..store.pixels import PixelError, decode_rgb, render_views, sha256_of_pixels
+from ..store.places import ImagePlace, ReadError, read_image_bytes
 from ..store.views import ViewBox
 
 
@@ -24,9 +18,7 @@ class ImageRef:
     """Where one image lies, and which views of it are wanted."""
 
     row: int
-    path: Path
-    offset: int | None
-    length: int | None
+    place: ImagePlace
     boxes: tuple[ViewBox, ...]
 
 
@@ -77,11 +69,11 @@ def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> De
     started = time.perf_counter()
     read_at = started
     try:
-        data = read_image_bytes(ref.path, ref.offset, ref.length)
+        data = read_image_bytes(ref.place)
         read_at = time.perf_counter()
         image = decode_rgb(data)
         out[:] = render_views(image, ref.boxes, size=form.size, resample=form.resample)
-    except PixelError as error:
+    except (ReadError, PixelError) as error:
         out[:] = 0
         return DecodedImage(reason=str(error), read_s=read_at - started)
     done = time.perf_counter()

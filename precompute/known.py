@@ -5,15 +5,29 @@ from collections.abc import Iterator
 import polars as pl
 
 from ..store.cache import Cache
-from ..store.catalog import Table, read_table
+from ..store.catalog import Table, empty_table, read_part
+
+FROZEN = {
+    "path": "image",
+    "member": "image",
+    "offset": "first byte",
+    "length": "size",
+    "row_group": "row group",
+    "index": "row",
+    "label": "label",
+}
+"""Columns of a sample that a later plan may not change, and what a message calls them."""
 
 KNOWN_SAMPLE = {
     "key": pl.String(),
     "row": pl.Int64(),
     "source": pl.String(),
-    "old_path": pl.String(),
-    "old_member": pl.String(),
-    "old_label": pl.String(),
+    **{
+        f"old_{name}": pl.Int64()
+        if name in ("offset", "length", "row_group", "index")
+        else pl.String()
+        for name in FROZEN
+    },
     "old_bytes": pl.Int64(),
     "old_mtime": pl.Int64(),
 }
@@ -45,7 +59,7 @@ class Known:
         """Yield a table's parts in order, each whole."""
         if self.cache is not None:
             for part in self.cache.manifest.parts(table):
-                yield read_table(self.cache.files.local(part.path))
+                yield read_part(table, self.cache.files.local(part.path))
 
     def samples(self) -> Iterator[pl.DataFrame]:
         """Yield the samples with their source and what their file was like when planned."""
@@ -57,14 +71,14 @@ class Known:
                 "file", "source", old_path="path", old_bytes="num_bytes", old_mtime="mtime_ns"
             )
             joined = samples.join(named.collect(), on="file", how="left").rename(
-                {"member": "old_member", "label": "old_label"}
+                {name: f"old_{name}" for name in FROZEN if name != "path"}
             )
             yield joined.select(*KNOWN_SAMPLE)
 
-    def problems(self) -> set[tuple[str, str, str]]:
-        """Return (source, place, reason) of the problems that are known."""
-        frames = self.parts("problems")
-        return {line for f in frames for line in f.select("source", "place", "reason").iter_rows()}
+    def problems(self) -> pl.DataFrame:
+        """Return source, place and reason of the problems that are known."""
+        frames = [f.select("source", "place", "reason") for f in self.parts("problems")]
+        return pl.concat(frames or [empty_table("problems").select("source", "place", "reason")])
 
     def prompts(self) -> set[tuple[str, str, str | None, str]]:
         """Return (label, template, lang, text) of the prompts that are known."""

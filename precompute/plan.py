@@ -18,6 +18,7 @@ from ..store.views import ViewPolicy
 from .freeze import Freezer
 from .parts import Findings, Sink
 from .prompts import Label, Prompt, make_prompts, read_labels, read_templates
+from .scan import Scanner
 from .sources import Source, TableColumns, open_source
 from .spool import Scratch
 
@@ -131,10 +132,11 @@ def make_plan(
     counter = _Counter()
     transaction = Transaction(files, layout.generation_record(generation))
     sink: Sink = counter if is_dry_run else transaction
+    scanner = Scanner(files, keeps=not is_dry_run)
     with scratch() as space:
         freezer = Freezer(cache=cache, views=views, sink=sink, scratch=space)
         try:
-            freezer.scan(sources)
+            freezer.scan(sources, scanner)
             freezer.add_prompts(prompts(sorted(freezer.labels)))
             findings = freezer.freeze()
         except BaseException:
@@ -148,7 +150,9 @@ def make_plan(
         }
         if generation == 0:
             fields |= {"shard_rows": shard_rows, "views": views.to_record()}
-        if not transaction.commit(fields):
+        is_ours = transaction.commit(fields)
+        scanner.clear()
+        if not is_ours:
             return make_plan(config, files, on_scan=on_scan, scratch=scratch)
     described = transaction.described.values()
     return Plan(

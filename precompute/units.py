@@ -19,6 +19,7 @@ from ..store.cache import Cache
 from ..store.catalog import IMAGES_SCHEMA, encode_table, read_table
 from ..store.commits import Transaction
 from ..store.manifest import Unit, UnitCommit
+from ..store.places import ImagePlace
 from ..store.views import WHOLE_IMAGE, ViewBox
 from .embed import Embedder, is_unit
 from .images import DecodedBatch, DecodedImage, ImageRef
@@ -89,10 +90,26 @@ def image_refs(cache: Cache, unit: Unit) -> list[ImageRef]:
     joined = samples.join(files, on="file", how="left").sort("row")
     _refuse_other_rows(cache, unit, joined["row"])
     boxes = _boxes(cache, unit)
-    columns = joined.select("row", "source", "path", "offset", "length")
+    columns = joined.select(
+        *("row", "source", "path", "member", "offset", "length", "row_group", "index", "num_bytes")
+    )
     return [
-        ImageRef(row, roots[source] / path, offset, length, boxes.get(row, (WHOLE_IMAGE,)))
-        for row, source, path, offset, length in columns.iter_rows()
+        ImageRef(
+            row,
+            ImagePlace(
+                path=roots[source] / path,
+                member=member,
+                offset=offset,
+                length=length,
+                row_group=row_group,
+                index=index,
+                file_bytes=num_bytes,
+            ),
+            boxes.get(row, (WHOLE_IMAGE,)),
+        )
+        for row, source, path, member, offset, length, row_group, index, num_bytes in (
+            columns.iter_rows()
+        )
     ]
 
 

@@ -86,7 +86,7 @@ class Cache:
         return self.manifest.shard_rows
 
     def samples(self) -> pl.LazyFrame:
-        """row, key, file, member, offset, length, label; one line a sample, by row."""
+        """row, key, file, member, offset, length, row_group, index, label, source_sha256; by row."""
         return self.table("samples")
 
     def captions(self) -> pl.LazyFrame:

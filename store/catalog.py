@@ -49,7 +49,10 @@ SCHEMAS: dict[Table, pa.Schema] = {
             pa.field("member", pa.string()),
             pa.field("offset", pa.int64()),
             pa.field("length", pa.int64()),
+            pa.field("row_group", pa.int64()),
+            pa.field("index", pa.int64()),
             pa.field("label", pa.string()),
+            pa.field("source_sha256", pa.binary(32)),
         ]
     ),
     "captions": pa.schema(
@@ -147,11 +150,27 @@ def encode_part(table: Table, frame: pl.DataFrame) -> bytes:
 
 
 def scan_table(table: Table, paths: Iterable[Path]) -> pl.LazyFrame:
-    """Return a table's parts as one lazy frame; an empty one with its columns where there is none."""
+    """Return a table's parts as one lazy frame; an empty one with its columns where there is none.
+
+    A column that an earlier format version did not have is null in its parts.
+    """
     found = list(paths)
+    empty = empty_table(table)
     if not found:
-        return empty_table(table).lazy()
-    return pl.scan_parquet(found, hive_partitioning=False, glob=False)
+        return empty.lazy()
+    return pl.scan_parquet(
+        found,
+        schema=empty.schema,
+        missing_columns="insert",
+        extra_columns="ignore",
+        hive_partitioning=False,
+        glob=False,
+    )
+
+
+def read_part(table: Table, path: Path) -> pl.DataFrame:
+    """Return one part of a table, with every column that scan_table gives."""
+    return scan_table(table, [path]).collect()
 
 
 def read_table(path: Path) -> pl.DataFrame:

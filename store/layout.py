@@ -21,6 +21,7 @@ MODALITIES: tuple[Modality, ...] = ("image", "text")
 CACHE_RECORD = "cache.json"
 CATALOG = "catalog"
 TEACHERS = "teachers"
+_KEPT_SCAN = "scan-"
 
 _RECORD_NAME = re.compile(r"^(?P<commit>.+?)(?:\.r(?P<attempt>[1-9][0-9]*))?\.json$")
 _UNIT_COMMIT = re.compile(r"^(?P<modality>image|text)-(?P<unit>[0-9]{5,})$")
@@ -35,6 +36,16 @@ def generation_record(generation: int) -> str:
 def catalog_part(table: str, part: int) -> str:
     """Return the path of one part of a catalog table."""
     return f"{CATALOG}/{table}-{part:05d}.parquet"
+
+
+def kept_scan(digest: str, part: int) -> str:
+    """Return where the planner keeps a part of what it scanned; means nothing to readers."""
+    return f"{CATALOG}/{_KEPT_SCAN}{digest}-{part:05d}.partial"
+
+
+def is_kept_scan(name: str) -> bool:
+    """Say whether a file name in catalog/ is one of kept_scan, or half of one."""
+    return name.startswith(_KEPT_SCAN) and name.endswith(".partial")
 
 
 def is_teacher_name(name: str) -> bool:

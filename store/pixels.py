@@ -14,7 +14,6 @@ import hashlib
 import io
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,30 +29,6 @@ _SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 
 class PixelError(Exception):
     """An image cannot be read; its message is the reason that the cache records."""
-
-
-def read_image_bytes(path: Path, offset: int | None = None, length: int | None = None) -> bytes:
-    """Return an image's bytes: a whole file, or ``length`` bytes from ``offset``.
-
-    Raises:
-        PixelError: missing, unreadable, empty, or shorter than recorded.
-    """
-    try:
-        with path.open("rb") as file:
-            if offset is None:
-                data = file.read()
-            else:
-                file.seek(offset)
-                data = file.read(length)
-    except FileNotFoundError:
-        raise PixelError("no such file") from None
-    except OSError as error:
-        raise PixelError(f"cannot be read: {error.strerror}") from None
-    if not data:
-        raise PixelError("empty: 0 bytes")
-    if length is not None and len(data) != length:
-        raise PixelError(f"cut short: {len(data)} bytes where {length} were planned")
-    return data
 
 
 def decode_rgb(data: bytes) -> Image.Image:

@@ -10,7 +10,11 @@ from typing import Any
 
 from ..errors import DamagedCacheError, FormatVersionError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What this program writes."""
+
+READABLE_VERSIONS = (1, 2)
+"""What it reads. Version 1 lacks only columns of the samples, all of them null there."""
 
 Record = dict[str, Any]
 
@@ -46,10 +50,10 @@ def decode_record(data: bytes, *, where: str) -> Record:
             "it was written"
         )
     version = fields.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise FormatVersionError(
-            f"{where} has format version {version}, this siglip2-cache reads version "
-            f"{FORMAT_VERSION}; install the siglip2-cache that wrote it"
+            f"{where} has format version {version}, this siglip2-cache reads versions "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; install the siglip2-cache that wrote it"
         )
     return fields
 

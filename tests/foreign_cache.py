@@ -105,7 +105,7 @@ def write_foreign_cache(
 
 def write_record(path: Path, fields: dict[str, Any]) -> None:
     """Write a record with its checksum."""
-    body = json.dumps({"format_version": 1, **fields}, indent=1)[:-2].encode()
+    body = json.dumps({"format_version": 2, **fields}, indent=1)[:-2].encode()
     checksum = hashlib.sha256(body).hexdigest().encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(body + b',\n "checksum": "' + checksum + b'"\n}\n')
@@ -175,7 +175,7 @@ def _write_parts(
             for n, row in zip(numbers, rows, strict=True)
         ],
         "samples": [
-            (row, keys[row], n, None, None, None, "cat" if row % 2 else None)
+            (row, keys[row], n, *(None,) * 5, "cat" if row % 2 else None, None)
             for n, row in zip(numbers, rows, strict=True)
         ],
         "captions": list(CAPTIONS[generation]),
@@ -217,7 +217,10 @@ _SCHEMAS = {
             "member": pa.string(),
             "offset": pa.int64(),
             "length": pa.int64(),
+            "row_group": pa.int64(),
+            "index": pa.int64(),
             "label": pa.string(),
+            "source_sha256": pa.binary(32),
         }
     ),
     "captions": pa.schema({"row": pa.int64(), "text_row": pa.int64(), "lang": pa.string()}),

@@ -1,6 +1,6 @@
 """What every kind of corpus yields."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,13 +30,24 @@ class Sample:
     """Class, where the corpus has classes."""
 
     member: str | None = None
-    """Name inside an archive, never used as a path; None for a plain file."""
+    """Name inside a tar archive, never used as a path; of a row of a Parquet file, its column (dots
+    between nested names: ``image.bytes``); None for all else."""
 
     offset: int | None = None
-    """First byte of the image in the file; None: the whole file is the image."""
+    """First byte of the image in the file; None: the whole file is the image, or a row is."""
 
     length: int | None = None
     """Bytes of the image from offset; None with offset None."""
+
+    row_group: int | None = None
+    """Row group of a Parquet file; None for all else."""
+
+    index: int | None = None
+    """Row within the row group; None with row_group None."""
+
+    source_sha256: bytes | None = None
+    """SHA-256, 32 bytes, of what the image was made of, where the corpus says so (img2dataset: the
+    original download). It tells duplicates; the bytes of the image itself have another."""
 
     num_bytes: int | None = None
     """Size of the file when planned; None where it was not there."""
@@ -62,17 +73,33 @@ class Problem:
     """Key of the sample it concerns, where there is one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a corpus that is scanned in one go: a file of many, or all of it."""
+
+    name: str
+    """For people: its file, relative to the source's root; empty for a whole corpus."""
+
+    scan: Callable[[], Iterator[Sample | Problem]]
+    """Yields the samples in a fixed order, and problems where they occur: a pure function of what
+    lies on disk. Raises SourceError where the piece cannot be read and the plan must not go on."""
+
+    fingerprint: str | None = None
+    """Changes when a scan could give other samples; equal, the samples of an earlier scan are taken.
+    None: the piece is scanned each time."""
+
+
 class Source(Protocol):
     """A corpus that can be scanned."""
 
     @property
     def kind(self) -> str:
-        """Short name of the kind: folder, table."""
+        """Short name of the kind: folder, table, webdataset."""
         ...
 
     @property
     def location(self) -> Path:
-        """What the user named: a folder or a file, absolute."""
+        """What the user named, absolute: a folder, a file, or a pattern of files."""
         ...
 
     @property
@@ -89,10 +116,16 @@ class Source(Protocol):
         """A string that changes when a scan could give other samples; cheap, reads no image."""
         ...
 
-    def scan(self) -> Iterator[Sample | Problem]:
-        """Yield the samples in a fixed order, and problems where they occur.
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the parts of the corpus in a fixed order.
 
         Raises:
             SourceError: the corpus as a whole cannot be read.
         """
         ...
+
+
+def scan(source: Source) -> Iterator[Sample | Problem]:
+    """Yield all of a source: the samples of its pieces, in order."""
+    for piece in source.pieces():
+        yield from piece.scan()

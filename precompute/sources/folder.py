@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import SourceError
-from .base import Problem, Sample
+from .base import Piece, Problem, Sample
 from .caption_files import CaptionFile, read_caption_file
 from .captions import is_unicode
 from .paths import printable, size_and_time
@@ -64,6 +64,10 @@ class FolderSource:
                     num_bytes, mtime_ns = size_and_time(f"{self.root}/{name}")
                     digest.update(os.fsencode(name) + f"\0{num_bytes} {mtime_ns}\n".encode())
         return digest.hexdigest()
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the one piece there is."""
+        yield Piece("", self.scan)
 
     def scan(self) -> Iterator[Sample | Problem]:
         """Yield a folder's images by name, then its sub-folders by name.

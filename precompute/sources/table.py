@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import SourceError
-from .base import Problem, Sample
+from .base import Piece, Problem, Sample
 from .captions import clean_captions, clean_name, clean_text, is_missing, read_cell
 from .columns import TableColumns, check_columns, find_columns
 from .parquet_rows import refuse_packed_images
@@ -49,6 +49,10 @@ class TableSource:
             raise SourceError(f"{self.location} cannot be read ({error.strerror})") from error
         parts = f"table\n{self.columns!r}\n{status.st_size}\n{status.st_mtime_ns}\n"
         return hashlib.sha256(parts.encode()).hexdigest()
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the one piece there is."""
+        yield Piece("", self.scan)
 
     def scan(self) -> Iterator[Sample | Problem]:
         """Yield a sample for each row, and a problem for each thing of a row that is no use.

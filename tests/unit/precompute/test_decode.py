@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from siglip2_cache.errors import BuildError
 from siglip2_cache.precompute.decode import Decoder
 from siglip2_cache.precompute.images import DecodedImage, ImageRef, PixelFormat
+from siglip2_cache.store.places import ImagePlace
 from siglip2_cache.store.views import ViewPolicy, draw_view
 
 SIZE = (8, 8)
@@ -36,7 +37,8 @@ def refs_of(paths: Sequence[Path], num_views: int = 1) -> list[ImageRef]:
     policy = ViewPolicy(num_views=num_views)
     boxes = [tuple(draw_view(policy, path.name, v) for v in range(num_views)) for path in paths]
     return [
-        ImageRef(i, p, None, None, b) for i, (p, b) in enumerate(zip(paths, boxes, strict=True))
+        ImageRef(i, ImagePlace(path=p), b)
+        for i, (p, b) in enumerate(zip(paths, boxes, strict=True))
     ]
 
 
@@ -143,8 +145,10 @@ def test_an_image_may_be_a_piece_of_a_file(tmp_path: Path) -> None:
     pack = tmp_path / "pack.bin"
     pack.write_bytes(b"head" + b"".join(pieces))
     offset = 4 + len(pieces[0])
-    ref = replace(refs_of([pack])[0], offset=offset, length=len(pieces[1]))
-    short = replace(ref, length=len(pieces[1]) + 9)
+    whole = refs_of([pack])[0]
+    place = replace(whole.place, offset=offset, length=len(pieces[1]))
+    ref = replace(whole, place=place)
+    short = replace(whole, place=replace(place, length=len(pieces[1]) + 9))
     for num_workers in (0, 1):
         [batch] = decode_all(decoder(num_workers), [(None, [ref, short])])
         [expected] = decode_all(decoder(0), [(None, refs_of(paths[1:]))])
@@ -346,10 +350,11 @@ import sys, itertools
 from pathlib import Path
 from siglip2_cache.precompute.decode import Decoder
 from siglip2_cache.precompute.images import ImageRef, PixelFormat
+from siglip2_cache.store.places import ImagePlace
 from siglip2_cache.store.views import WHOLE_IMAGE
 
 def main():
-    refs = [ImageRef(i, Path(p), None, None, (WHOLE_IMAGE,)) for i, p in enumerate(sys.argv[1:])]
+    refs = [ImageRef(i, ImagePlace(path=Path(p)), (WHOLE_IMAGE,)) for i, p in enumerate(sys.argv[1:])]
     form = PixelFormat(num_views=1, size=(8, 8), resample=2)
     decoder = Decoder(form, batch_images=len(refs), num_workers=2, timeout_s=100)
     for batch in decoder.decode((i, refs) for i in itertools.count()):
@@ -437,7 +442,7 @@ def test_workers_import_nothing_heavy(tmp_path: Path) -> None:
     [path] = draw_images(tmp_path / "images", 1)
     [ref] = refs_of([path])
     probe: Any = Probe(path, tmp_path / "modules.txt")
-    [batch] = decode_all(decoder(1), [(None, [replace(ref, path=probe)])])
+    [batch] = decode_all(decoder(1), [(None, [replace(ref, place=ImagePlace(path=probe))])])
     assert batch[2][0].reason is None
     modules = (tmp_path / "modules.txt").read_text().split("\n")
     assert "siglip2_cache.precompute.decode_process" in modules

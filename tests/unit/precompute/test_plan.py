@@ -195,14 +195,16 @@ def test_the_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
 PEAK_OF_A_PLAN = """
 import resource, sys
 from pathlib import Path
-from siglip2_cache.precompute import freeze, parts
-from siglip2_cache.precompute.sources import Caption, Sample
+from siglip2_cache.precompute import freeze, parts, scan
+from siglip2_cache.precompute.sources import Caption, Piece, Sample
 from siglip2_cache.precompute.spool import Scratch
 from siglip2_cache.store.views import ViewPolicy
 
 class Corpus:
     location = root = Path("/corpus")
     def __init__(self, num_samples): self.num_samples = num_samples
+    def pieces(self):
+        yield Piece("", self.scan)
     def scan(self):
         for i in range(self.num_samples):
             key = f"some/folder/of/the/corpus/image-{i * 7919 % self.num_samples:09d}"
@@ -215,11 +217,11 @@ class Nowhere:
     num_bytes = 0
     def add(self, path, data, **described): self.num_bytes += len(data)
 
-freeze._SCAN_ROWS = parts.PART_ROWS = 5_000
+scan.SCAN_ROWS = freeze.SCAN_ROWS = parts.PART_ROWS = 5_000
 sink = Nowhere()
 with Scratch(bucket_rows=10_000, memory_limit_bytes=2**21, folder=Path(sys.argv[2])) as space:
     freezer = freeze.Freezer(cache=None, views=ViewPolicy(), sink=sink, scratch=space)
-    freezer.scan([("", Corpus(int(sys.argv[1])))])
+    freezer.scan([("", Corpus(int(sys.argv[1])))], scan.Scanner(None, keeps=False))
     found = freezer.freeze()
 assert found.num_samples == int(sys.argv[1]) and found.num_texts == found.num_samples + 1000
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -322,10 +322,12 @@ def test_an_unfinished_plan_says_how_to_go_on(copied: Path) -> None:
     "record", ["cache.json", "catalog/append-00001.json", "teachers/tiny/teacher.json"]
 )
 def test_a_record_of_a_later_version_is_refused(copied: Path, record: str) -> None:
-    data = (copied / record).read_bytes().replace(b'"format_version": 1', b'"format_version": 2')
+    data = (copied / record).read_bytes().replace(b'"format_version": 2', b'"format_version": 3')
     body, mark, _ = data.rpartition(b',\n "checksum": "')
     (copied / record).write_bytes(body + mark + _sha256(body).encode() + b'"\n}\n')
-    with pytest.raises(FormatVersionError, match=rf"{record} has format version 2, .* version 1; "):
+    with pytest.raises(
+        FormatVersionError, match=rf"{record} has format version 3, .* versions 1 and 2; "
+    ):
         open_cache(copied)
 
 
@@ -405,7 +407,10 @@ def test_a_torn_lower_attempt_means_nothing(copied: Path, foreign: "ForeignCache
 
 def test_samples_have_their_columns_in_row_order(foreign: "ForeignCache") -> None:
     samples = open_cache(foreign.root).samples().collect()
-    assert samples.columns == ["row", "key", "file", "member", "offset", "length", "label"]
+    assert samples.columns == [
+        *("row", "key", "file", "member", "offset", "length", "row_group", "index", "label"),
+        "source_sha256",
+    ]
     assert dict(samples.select("row", "key").iter_rows()) == foreign.keys
     assert samples["row"].to_list() == [*range(15), *range(18, 22)]
     assert samples["file"].to_list() == list(range(19))

@@ -25,7 +25,7 @@ NUM_ROWS = 70_000  # more than a row group
 
 LINES: dict[Table, tuple[Any, ...]] = {
     "files": (0, "photos", "a/ä.jpg", None, 1_700_000_000_000_000_000),
-    "samples": (0, "photos/ä", 0, None, None, None, "cat"),
+    "samples": (0, "photos/ä", 0, "a/ä.jpg", 512, 7, None, None, "cat", b"x" * 32),
     "captions": (0, 3, None),
     "texts": (3, "eine Katze\n猫"),
     "views": (0, 1, 0.1, 0.25, 0.5, 0.75, True),
@@ -110,13 +110,9 @@ def make_samples(count: int) -> pl.DataFrame:
         "row": range(count),
         "key": [f"train/{i:09d}" for i in range(0, 7 * count, 7)],
         "file": range(count),
-        **dict.fromkeys(("member", "offset", "length", "label")),
     }
-    schema = {
-        name: pl.String if name in ("key", "member", "label") else pl.Int64
-        for name in SCHEMAS["samples"].names
-    }
-    return pl.DataFrame(columns, schema=schema)
+    schema = make_frame("samples").schema
+    return pl.DataFrame({name: columns.get(name) for name in schema}, schema=schema)
 
 
 def test_a_sample_takes_at_most_7_bytes() -> None:

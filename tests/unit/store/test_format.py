@@ -95,13 +95,15 @@ def test_the_view_on_the_page_is_the_one_we_draw() -> None:
 
 @pytest.mark.parametrize("table", SCHEMAS)
 def test_every_column_of_every_table_is_on_the_page(table: str) -> None:
-    rows = re.findall(r"^\| (?:`(\w+)`)? ?\| ((?:`\w+`(?:, )?)+) \| (\w+)(, null)? \|", PAGE, re.M)
+    rows = re.findall(
+        r"^\| (?:`(\w+)`)? ?\| ((?:`\w+`(?:, )?)+) \| ([\w()]+)(, null)? \|", PAGE, re.M
+    )
     current, found = "", {}
     for name, columns, type_, null in rows:
         current = name or current
         for column in re.findall(r"\w+", columns):
             found.setdefault(current, []).append((column, type_, bool(null)))
-    names = {"float32": "float", "bool": "bool"}
+    names = {"float32": "float", "fixed_size_binary(32)": "fixed_size_binary[32]"}
     schema = [(f.name, str(f.type), f.nullable) for f in SCHEMAS[table]]  # type: ignore[index]
     assert [(n, names.get(t, t), null) for n, t, null in found[table]] == schema
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import io
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,6 @@ from PIL import Image
 from siglip2_cache.store.pixels import (
     PixelError,
     decode_rgb,
-    read_image_bytes,
     render_views,
     sha256_of_pixels,
 )
@@ -175,44 +172,7 @@ def test_the_picture_returned_is_whole_without_its_bytes() -> None:
     assert getattr(image, "fp", None) is None
 
 
-# -- files to bytes
-
-
-def test_a_whole_file_or_a_part_of_it_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.tar"
-    path.write_bytes(b"0123456789")
-    assert read_image_bytes(path) == b"0123456789"
-    assert read_image_bytes(path, 2, 3) == b"234"
-
-
-@pytest.mark.parametrize(
-    ("make", "arguments", "message"),
-    [
-        (lambda path: None, (), "no such file"),
-        (lambda path: path.write_bytes(b""), (), "empty: 0 bytes"),
-        (lambda path: path.mkdir(), (), "cannot be read: Is a directory"),
-        (lambda path: path.write_bytes(b"abc"), (1, 5), "cut short: 2 bytes where 5 were planned"),
-        (lambda path: path.write_bytes(b"abc"), (9, 5), "empty: 0 bytes"),
-        (
-            lambda path: path.symlink_to(path),
-            (),
-            "cannot be read: Too many levels of symbolic links",
-        ),
-    ],
-)
-def test_a_file_that_cannot_be_read_says_why(
-    tmp_path: Path, make: Callable[[Path], None], arguments: tuple[int, ...], message: str
-) -> None:
-    make(tmp_path / "image")
-    with pytest.raises(PixelError) as caught:
-        read_image_bytes(tmp_path / "image", *arguments)
-    assert str(caught.value) == message
-
-
-def test_a_file_below_a_file_is_no_such_file_but_says_so(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"x")
-    with pytest.raises(PixelError, match="cannot be read: Not a directory"):
-        read_image_bytes(tmp_path / "a" / "b")
+# -- bytes
 
 
 def test_the_hash_of_a_picture_is_that_of_its_bytes() -> None:

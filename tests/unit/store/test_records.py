@@ -21,7 +21,7 @@ MARK = b',\n "checksum": "'
 
 def test_a_record_gives_its_fields_back_behind_the_format_version() -> None:
     fields = decode_record(encode_record(FIELDS), where="x")
-    assert fields == {"format_version": 1, **FIELDS}
+    assert fields == {"format_version": 2, **FIELDS}
     assert next(iter(fields)) == "format_version"
 
 
@@ -77,11 +77,11 @@ def test_a_changed_record_is_named_with_both_checksums() -> None:
 
 
 def test_a_record_of_a_later_version_is_refused_by_number() -> None:
-    body = b'{"format_version": 2'
+    body = b'{"format_version": 3'
     data = body + MARK + sha256_hex(body).encode() + b'"\n}\n'
     with pytest.raises(
         FormatVersionError,
-        match=r"x has format version 2, this siglip2-cache reads version 1; install the siglip2-cache",
+        match=r"x has format version 3, this siglip2-cache reads versions 1 and 2; install the siglip2-cache",
     ):
         decode_record(data, where="x")
 

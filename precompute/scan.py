@@ -1,0 +1,209 @@
+"""Scanning: the samples and problems of a corpus as frames, kept until the plan is committed.
+
+A corpus of many files is scanned file by file (a *piece*, sources/base.py). What a finished piece gave
+is written into the cache's folder under a name that readers pass over, so that a plan that was killed
+goes on with the piece it was at. Scans that were kept are a convenience: a torn or missing one is made
+again, with the same result, for a scan is a pure function of its piece.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import secrets
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import polars as pl
+
+from ..store import layout
+from ..store.files import LocalFiles
+from .sources import Piece, Problem, Sample, Source
+
+SCAN_ROWS = 65_536
+"""Samples and problems in one frame."""
+
+_SCAN_VERSION = 1
+"""Raised when the same piece would give another frame: scans kept by an older program are made again."""
+
+SCANNED = pl.Schema(
+    {
+        "key": pl.String(),
+        "path": pl.String(),
+        "member": pl.String(),
+        "offset": pl.Int64(),
+        "length": pl.Int64(),
+        "row_group": pl.Int64(),
+        "index": pl.Int64(),
+        "label": pl.String(),
+        "source_sha256": pl.Binary(),
+        "num_bytes": pl.Int64(),
+        "mtime_ns": pl.Int64(),
+        "place": pl.String(),
+        "texts": pl.List(pl.String()),
+        "langs": pl.List(pl.String()),
+        "reason": pl.String(),
+    }
+)
+"""Columns of a frame. A line is a sample, or where ``reason`` is not null a problem."""
+
+_SHA256_BYTES = 32
+_LAST, _MORE = b"\1", b"\0"
+
+
+class Scanner:
+    """Scans sources, and keeps what the pieces gave where that spares a later plan the work."""
+
+    def __init__(self, files: LocalFiles, *, keeps: bool) -> None:
+        """Args:
+        files: the cache's folder.
+        keeps: write scans there; False only reads those that an earlier plan kept.
+        """
+        self._files, self._keeps = files, keeps
+
+    def frames(self, source: Source) -> Iterator[pl.DataFrame]:
+        """Yield all of a source in order, in frames of SCANNED; a piece starts a new one.
+
+        Raises:
+            SourceError: the source as a whole cannot be read.
+        """
+        for piece in source.pieces():
+            if piece.fingerprint is None:
+                yield from _frames(piece.scan())
+            else:
+                yield from self._kept_frames(piece, _digest(source, piece))
+
+    def clear(self) -> None:
+        """Remove every scan that was kept: the plan they were for is committed."""
+        for name in self._files.names(layout.CATALOG):
+            if layout.is_kept_scan(name):
+                self._files.remove(f"{layout.CATALOG}/{name}")
+
+    def _kept_frames(self, piece: Piece, digest: str) -> Iterator[pl.DataFrame]:
+        num_kept = self._num_kept(digest)
+        for number in range(num_kept):
+            found = self._read(digest, number)
+            if found is None:  # another process committed the plan meanwhile, and cleared it
+                yield from itertools.islice(_frames(piece.scan()), number, None)
+                return
+            yield found
+        if num_kept == 0:
+            yield from self._scan_and_keep(piece, digest)
+
+    def _scan_and_keep(self, piece: Piece, digest: str) -> Iterator[pl.DataFrame]:
+        number, following = 0, None
+        for frame in _frames(piece.scan()):
+            if following is not None:
+                self._write(digest, number, following, _MORE)
+                yield following
+                number += 1
+            following = frame
+        if following is not None:
+            self._write(digest, number, following, _LAST)
+            yield following
+
+    def _num_kept(self, digest: str) -> int:
+        """Return the number of frames kept of a piece that was scanned to its end; else 0."""
+        for number in itertools.count():
+            head = self._head(digest, number)
+            if head is None:
+                return 0
+            if head == _LAST:
+                return number + 1
+        raise AssertionError
+
+    def _head(self, digest: str, number: int) -> bytes | None:
+        try:
+            with self._files.local(layout.kept_scan(digest, number)).open("rb") as file:
+                return file.read(_SHA256_BYTES + 1)[_SHA256_BYTES:]
+        except OSError:
+            return None
+
+    def _read(self, digest: str, number: int) -> pl.DataFrame | None:
+        try:
+            data = self._files.read(layout.kept_scan(digest, number))
+        except OSError:
+            return None
+        body = memoryview(data)[_SHA256_BYTES:]
+        if hashlib.sha256(body).digest() != data[:_SHA256_BYTES]:
+            return None
+        return pl.read_ipc(io.BytesIO(body[1:]))
+
+    def _write(self, digest: str, number: int, frame: pl.DataFrame, mark: bytes) -> None:
+        if not self._keeps:
+            return
+        sink = io.BytesIO()
+        frame.write_ipc(sink, compression="lz4")
+        body = mark + sink.getvalue()
+        path = layout.kept_scan(digest, number)
+        partial = f"{path.removesuffix('.partial')}.{secrets.token_hex(6)}.partial"
+        self._files.write(partial, hashlib.sha256(body).digest() + body)
+        self._files.rename(partial, path)
+
+
+def _digest(source: Source, piece: Piece) -> str:
+    facts = [
+        _SCAN_VERSION,
+        source.kind,
+        source.settings,
+        str(source.location),
+        piece.name,
+        piece.fingerprint,
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _frames(items: Iterable[Sample | Problem]) -> Iterator[pl.DataFrame]:
+    """Yield the items as frames; one frame without a line where there are none."""
+    lines: list[tuple[Any, ...]] = []
+    num_frames = 0
+    for item in items:
+        if isinstance(item, Sample):
+            item = _refuse_odd_names(item)
+        lines.append(_problem_line(item) if isinstance(item, Problem) else _sample_line(item))
+        if len(lines) == SCAN_ROWS:
+            yield pl.DataFrame(lines, schema=SCANNED, orient="row")
+            num_frames += 1
+            lines = []
+    if lines or num_frames == 0:
+        yield pl.DataFrame(lines, schema=SCANNED, orient="row")
+
+
+def _sample_line(sample: Sample) -> tuple[Any, ...]:
+    return (
+        sample.key,
+        sample.path,
+        sample.member,
+        sample.offset,
+        sample.length,
+        sample.row_group,
+        sample.index,
+        sample.label,
+        sample.source_sha256,
+        sample.num_bytes,
+        sample.mtime_ns,
+        _showable(sample.place),
+        [caption.text for caption in sample.captions],
+        [caption.lang for caption in sample.captions],
+        None,
+    )
+
+
+def _problem_line(problem: Problem) -> tuple[Any, ...]:
+    nothing = (None,) * 10
+    return (problem.key, *nothing, _showable(problem.place), None, None, problem.reason)
+
+
+def _refuse_odd_names(sample: Sample) -> Sample | Problem:
+    """Turn a sample whose names cannot be stored as UTF-8 into a problem."""
+    try:
+        f"{sample.key}{sample.path}{sample.member}{sample.label}".encode()
+    except UnicodeEncodeError:
+        reason = "its name is not valid UTF-8; rename the file"
+        return Problem(place=sample.place, reason=reason)
+    return sample
+
+
+def _showable(place: str) -> str:
+    """Return a place as UTF-8 can write it: the corpus may lie in a folder with an odd name."""
+    return place.encode("utf-8", "backslashreplace").decode()

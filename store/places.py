@@ -1,0 +1,149 @@
+"""Where an image's bytes lie, and reading them: a whole file, a part of one, a cell of a Parquet file.
+
+Archives are read where they are, nothing is unpacked. A place was found when the corpus was planned;
+an archive that was written anew since then has other bytes there, so each read checks what it can: a
+tar member by the header before it, a part of another file by the file's size.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .tar import BLOCK, REGULAR_KINDS, parse_header
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+_SHORT_NAME = 100  # bytes that a tar header has room for; of a longer name it holds a part
+
+
+class ReadError(Exception):
+    """An image's bytes cannot be had; the message is the reason that the cache records."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePlace:
+    """Where one image lies; the columns of the catalog's tables ``samples`` and ``files``."""
+
+    path: Path
+    """The file, on this machine."""
+
+    member: str | None = None
+    """Name of the member of a tar archive, or path of the column of a Parquet file."""
+
+    offset: int | None = None
+    """First byte in the file; None: the whole file, or a row of a Parquet file."""
+
+    length: int | None = None
+    row_group: int | None = None
+    """Row group of a Parquet file."""
+
+    index: int | None = None
+    """Row within the row group."""
+
+    file_bytes: int | None = None
+    """Size of the file when it was planned; None where it was not there."""
+
+
+def read_image_bytes(place: ImagePlace) -> bytes:
+    """Return an image's bytes.
+
+    Raises:
+        ReadError: missing, unreadable, empty, or not what was planned.
+    """
+    try:
+        data = _read(place)
+    except FileNotFoundError:
+        raise ReadError("no such file") from None
+    except OSError as error:
+        raise ReadError(f"cannot be read: {error.strerror or error}") from None
+    if not data:
+        raise ReadError("empty: 0 bytes")
+    return data
+
+
+def read_parquet_image(file: Any, place: ImagePlace) -> bytes:
+    """Return the bytes of one row of an open Parquet file; reads the pages up to that row."""
+    assert place.row_group is not None and place.index is not None and place.member is not None
+    metadata = file.metadata
+    rows = (
+        metadata.row_group(place.row_group).num_rows
+        if place.row_group < metadata.num_row_groups
+        else 0
+    )
+    if place.index >= rows:
+        raise ReadError("the file changed since it was planned: it has no such row any more")
+    seen = 0
+    for batch in file.iter_batches(
+        batch_size=64, row_groups=[place.row_group], columns=[place.member]
+    ):
+        if place.index < seen + len(batch):
+            column: Any = batch.column(0)
+            while column.type.num_fields:  # a struct, of which only the bytes were read
+                column = column.flatten()[0]
+            return column[place.index - seen].as_py() or b""
+        seen += len(batch)
+    raise ReadError("the file is damaged: a row group is shorter than it says")
+
+
+def _read(place: ImagePlace) -> bytes:
+    if place.row_group is not None:
+        return _read_row(place)
+    with place.path.open("rb") as file:
+        if place.offset is None:
+            return file.read()
+        if place.member is not None:
+            _check_member(file, place, place.offset)
+        else:
+            _check_size(file, place)
+        file.seek(place.offset)
+        data = file.read(place.length)
+    if place.length is not None and len(data) != place.length:
+        raise ReadError(f"cut short: {len(data)} bytes where {place.length} were planned")
+    return data
+
+
+def _check_member(file: BinaryIO, place: ImagePlace, offset: int) -> None:
+    """Refuse bytes that do not follow the header of the member that was planned."""
+    file.seek(max(0, offset - BLOCK))
+    header = parse_header(file.read(BLOCK))
+    name = (place.member or "").encode("utf-8", "surrogateescape")
+    is_same = (
+        header is not None
+        and header.kind in REGULAR_KINDS
+        and header.size == place.length
+        and (len(name) > _SHORT_NAME or not name.isascii() or header.name == name)
+    )
+    if not is_same:
+        raise ReadError(
+            f"the archive changed since it was planned: at byte {offset} is no {place.member!r} of "
+            f"{place.length} bytes any more"
+        )
+
+
+def _check_size(file: BinaryIO, place: ImagePlace) -> None:
+    file.seek(0, 2)
+    found = file.tell()
+    if place.file_bytes is not None and found != place.file_bytes:
+        raise ReadError(
+            f"the file changed since it was planned: {found} bytes where it had {place.file_bytes}"
+        )
+
+
+def _read_row(place: ImagePlace) -> bytes:
+    import pyarrow as pa  # here: decoding processes that read plain files start without it
+
+    with place.path.open("rb") as file:
+        _check_size(file, place)
+    try:
+        return read_parquet_image(_open_parquet(place.path), place)
+    except pa.ArrowException as error:
+        raise ReadError(f"cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+
+
+@lru_cache(maxsize=8)  # the footer of a file of many row groups takes longer to read than an image
+def _open_parquet(path: Path) -> "pq.ParquetFile":
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, buffer_size=1 << 20)
