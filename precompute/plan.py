@@ -20,6 +20,7 @@ from .parts import Findings, Sink
 from .prompts import Label, Prompt, make_prompts, read_labels, read_templates
 from .scan import Scanner
 from .sources import Source, TableColumns, open_source
+from .sources.patterns import is_there
 from .spool import Scratch
 
 _DEFAULT_UNIT_VIEWS = 16_384
@@ -287,7 +288,7 @@ def files_root(cache: Cache | None) -> str:
 
 def _refuse_moved(source: Source, known: Mapping[str, SourceRecord]) -> None:
     """Refuse a new source without a name while a known one is gone: its samples would come twice."""
-    gone = [where for where in known if not Path(where).exists()]
+    gone = [where for where in known if not is_there(Path(where))]
     if gone:
         old = next((where for where in gone if Path(where).name == source.location.name), gone[0])
         raise SettingError(

@@ -1,21 +1,24 @@
 """From what the user named to the source that reads it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import SettingError, SourceError
 from .base import Source
 from .columns import TableColumns
 from .folder import FolderSource
+from .patterns import expand, is_pattern
 from .rows import TABLE_ENDINGS
 from .table import TableSource
 
 
 def open_source(location: str | Path, *, columns: TableColumns | None = None) -> Source:
-    """The source at a location: a folder of images or a table. Nothing of it is read yet.
+    """The source at a location: its kind is told by what lies there. No image is read yet.
 
     Args:
-        location: path of a folder or a file; ``~`` is the home folder.
+        location: path of a folder or a file, or a pattern of files (patterns.py); ``~`` is the home
+            folder.
         columns: columns of a table, where their names are not the usual ones.
 
     Raises:
@@ -24,14 +27,36 @@ def open_source(location: str | Path, *, columns: TableColumns | None = None) ->
     """
     path = Path(os.path.abspath(Path(location).expanduser()))
     if path.is_dir():
-        if columns is not None:
-            raise SettingError(f"columns are for tables, and {path} is a folder; leave them out")
-        return FolderSource(path)
+        return _open_folder(path, columns)
+    if is_pattern(path):
+        return _open_files(path, expand(path), columns)
     if not path.exists():
         raise SourceError(f"there is no {path}; expected {_accepted()}")
-    if path.suffix.lower() in TABLE_ENDINGS:
-        return TableSource(path, columns or TableColumns())
-    raise SourceError(f"{path} is no corpus that can be read; expected {_accepted()}")
+    return _open_files(path, [path], columns)
+
+
+def _open_folder(path: Path, columns: TableColumns | None) -> Source:
+    if columns is not None:
+        raise SettingError(f"columns are for tables, and {path} is a folder; leave them out")
+    return FolderSource(path)
+
+
+def _open_files(location: Path, files: Sequence[Path], columns: TableColumns | None) -> Source:
+    """The source of files of one kind."""
+    endings = {file.suffix.lower() for file in files}
+    if len(endings) > 1:
+        raise SourceError(
+            f"{location} names files of several kinds ({', '.join(sorted(endings))}); "
+            "name those of each kind as a source of their own"
+        )
+    [ending] = endings
+    if ending in TABLE_ENDINGS:
+        if len(files) > 1:
+            raise SourceError(
+                f"{location} names {len(files)} tables; name each as a source of its own, NAME=PATH"
+            )
+        return TableSource(files[0], columns or TableColumns())
+    raise SourceError(f"{location} is no corpus that can be read; expected {_accepted()}")
 
 
 def _accepted() -> str:

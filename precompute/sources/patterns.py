@@ -1,0 +1,78 @@
+"""Several files named at once: ``shards/*.tar``, ``shards/{000..123}.tar``, a folder of shards."""
+
+import glob
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...errors import SourceError
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MAX_FILES = 10_000_000
+"""A typo's limit: {000..999999999} would fill the memory with names."""
+
+
+def is_pattern(location: Path) -> bool:
+    """Say whether what the user named stands for several files: it does not exist by that name."""
+    return any(character in str(location) for character in "*?[{") and not location.exists()
+
+
+def is_there(location: Path) -> bool:
+    """Say whether there is such a file or folder, or any file that fits such a pattern."""
+    if not is_pattern(location):
+        return location.exists()
+    names = itertools.chain.from_iterable(map(_matches, _expand_braces(str(location))))
+    return any(Path(name).exists() for name in names)
+
+
+def expand(location: Path) -> list[Path]:
+    """Return the files of a pattern, each once: braces in the order written, globs sorted by name.
+
+    A name that braces spell out is returned whether it exists or not: a missing shard is to be
+    missed. ``{000..123}`` counts with as many digits as are written, ``{a,b}`` chooses.
+
+    Raises:
+        SourceError: nothing fits a glob, or braces count too far.
+    """
+    found: dict[Path, None] = {}
+    for name in _expand_braces(str(location)):
+        files = sorted(_matches(name))
+        if not files:
+            raise SourceError(f"no file is called {name}")
+        found.update((Path(file), None) for file in files)
+    return list(found)
+
+
+def pattern_root(location: Path) -> Path:
+    """Return the folder above the first part of a path that is a pattern."""
+    parts = location.parts
+    first = next((i for i, part in enumerate(parts) if set(part) & set("*?[{")), len(parts) - 1)
+    return Path(*parts[:first])
+
+
+def _matches(name: str) -> Iterator[str]:
+    if any(character in name for character in "*?["):
+        return glob.iglob(name, recursive=True)
+    return iter([name])
+
+
+def _expand_braces(text: str) -> Iterator[str]:
+    found = _BRACES.search(text)
+    if found is None:
+        yield text
+        return
+    for choice in _choices(text, found[1]):
+        yield from _expand_braces(text[: found.start()] + choice + text[found.end() :])
+
+
+def _choices(text: str, inside: str) -> Iterator[str]:
+    counted = _RANGE.fullmatch(inside)
+    if counted is None:
+        return iter(inside.split(","))
+    first, last = int(counted[1]), int(counted[2])
+    if last < first or last - first >= _MAX_FILES:
+        raise SourceError(f"{text} counts from {first} to {last}; write the smaller number first")
+    digits = len(counted[1])
+    return (f"{i:0{digits}d}" for i in range(first, last + 1))
