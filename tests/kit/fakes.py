@@ -15,6 +15,7 @@ from PIL import Image
 from siglip2_cache.precompute.build import BuildConfig
 from siglip2_cache.precompute.plan import PlanConfig
 from siglip2_cache.precompute.progress import Tally
+from siglip2_cache.siglip import SquashRecipe
 
 EMBED_DIM = 64
 SIZE = (8, 8)
@@ -38,6 +39,10 @@ class FakeTeacher:
     image_batches: list[int] = field(default_factory=list)
     text_batches: list[int] = field(default_factory=list)
     texts_seen: list[str] = field(default_factory=list)
+
+    @property
+    def image(self) -> SquashRecipe:
+        return SquashRecipe(size=self.image_size, resample=self.resample)
 
     def embed_images(self, pixels_BHWC: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
         self.image_batches.append(len(pixels_BHWC))
