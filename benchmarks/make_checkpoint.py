@@ -76,6 +76,8 @@ def make_checkpoint(
         out: folder to write; it may exist, files of these names are replaced.
         processor: folder of a published checkpoint's tokenizer and processor files; None makes a
             small byte-level tokenizer, which like the published files neither lowercases nor pads.
+            (AutoProcessor takes a NaFlex checkpoint's for a Siglip2Tokenizer, which does both, but
+            then cuts up words in its own way: compare texts only with the published files.)
         dtype: how the weights are stored, one of DTYPES.
         seed: the same seed gives the same bytes.
     """

@@ -109,7 +109,7 @@ def with_max_num_patches(checkpoint: Checkpoint, max_num_patches: int) -> Checkp
     if not isinstance(checkpoint.image, NaflexRecipe):
         raise SettingError(
             f"max num patches {max_num_patches} goes with a NaFlex checkpoint; {checkpoint.given} "
-            f"is of fixed resolution (model_type {checkpoint.model_type}), leave it out"
+            f"is of fixed resolution (model_type {checkpoint.model_type}): leave out --max-num-patches"
         )
     return replace(checkpoint, image=replace(checkpoint.image, max_num_patches=max_num_patches))
 
