@@ -30,6 +30,7 @@ from siglip2_cache.precompute.recheck import recheck
 from siglip2_cache.precompute.teacher import SiglipTeacher
 from siglip2_cache.siglip import NaflexRecipe, SquashRecipe, resolve_checkpoint
 from siglip2_cache.store.cache import Cache
+from siglip2_cache.store.describe import describe, describe_lines
 from siglip2_cache.store.verify import verify_cache
 from siglip2_cache.store.views import ViewBox, pixel_box
 
@@ -370,6 +371,8 @@ def test_a_limit_left_out_is_that_of_the_cache_and_another_is_refused(
     assert first.recipe.max_num_patches == 50
     assert max(first.widths) <= 50
     assert open_cache(cache).teacher("naflex").identity["image_max_num_patches"] == 50
+    said = "\n".join(describe_lines(describe(open_cache(cache))))
+    assert "float32, at most 50 patches a view, scale" in said
     for path in sorted(cache.glob("teachers/naflex/commits/image-00001.json")):
         path.unlink()  # a unit is missing, as after a kill
     second = built(corpus, cache, naflex_checkpoint)

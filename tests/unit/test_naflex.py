@@ -214,8 +214,12 @@ def test_the_grids_used_longest_ago_are_dropped() -> None:
 # The forward pass
 
 
-class Waits(TorchDispatchMode):
-    """Notes every operation that would wait for a device: a value brought to Python."""
+WAITS = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero"}
+RESIZES = {"aten::_upsample_bilinear2d_aa", "aten::_upsample_bilinear2d_aa.vec"}
+
+
+class Costly(TorchDispatchMode):
+    """Notes every operation that would wait for a device, bringing a value to Python, or resizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +228,7 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal"):
+        if func.name() in WAITS | RESIZES:
             self.seen.append(func.name())
         return func(*args, **(kwargs or {}))
 
@@ -261,7 +265,7 @@ def plain_rows(folder: Path, patches: torch.Tensor, grids: list[tuple[int, int]]
         pytest.param([(2, 3)], False, id="one small one"),
     ],
 )
-def test_a_batch_equals_a_plain_forward_one_by_one_and_never_waits(
+def test_a_batch_equals_a_plain_forward_one_by_one_and_neither_waits_nor_resizes(
     checkpoint: Checkpoint, grids: list[tuple[int, int]], is_masked: bool
 ) -> None:
     model = load_model(checkpoint, device="cpu", compute_dtype="float32")
@@ -274,19 +278,23 @@ def test_a_batch_equals_a_plain_forward_one_by_one_and_never_waits(
 
     expected = plain_rows(checkpoint.folder, patches, grids)
     embed()  # the position embeddings are kept from now on
-    with Waits() as waits:
+    with Costly() as costly:
         found = embed()
-    assert waits.seen == []
+    assert costly.seen == []
     assert found.dtype == torch.float32
     assert (1 - (found.double() * expected).sum(-1)).max() < 1e-6
 
 
-def test_a_wait_would_be_seen(checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.inference_mode])
+def test_plain_transformers_is_seen_to_wait_and_resize(
+    checkpoint: Checkpoint, grad_mode: Callable[[], Any]
+) -> None:
     patches, mask = draw_patches(GRIDS)
     model = plain_model(checkpoint.folder)
-    with torch.no_grad(), Waits() as waits:
+    with grad_mode(), Costly() as costly:
         model.get_image_features(patches.float(), mask, torch.tensor(GRIDS))
-    assert waits.seen != []
+    assert WAITS & set(costly.seen)
+    assert RESIZES & set(costly.seen)
 
 
 def test_what_is_not_fit_for_the_forward_pass_is_refused(
