@@ -85,6 +85,12 @@ def build(
             help="auto, float32, bfloat16 or float16. auto: bfloat16 on cuda, else as stored."
         ),
     ] = "auto",
+    max_num_patches: Annotated[
+        int | None,
+        typer.Option(
+            help="Patches of a view at most, NaFlex checkpoints only. Default: as its processor."
+        ),
+    ] = None,
     batch_size: Annotated[
         str, typer.Option(help="auto, or images (and texts) in one forward pass.")
     ] = "auto",
@@ -142,6 +148,7 @@ def build(
         teacher_name=teacher_name,
         device=device,
         dtype=dtype,
+        max_num_patches=max_num_patches,
         batch_size=_parse_batch_size(batch_size),
         decode_workers=decode_workers,
         sample_timeout_s=sample_timeout,

@@ -2,7 +2,7 @@
 
     python benchmarks/make_checkpoint.py --arch so400m-patch14-224 --processor FOLDER --out T
 
-The folder loads with plain ``SiglipModel.from_pretrained`` and ``AutoProcessor.from_pretrained``.
+The folder loads with plain ``AutoModel.from_pretrained`` and ``AutoProcessor.from_pretrained``.
 Its embeddings mean nothing, but different images and texts get clearly different ones.
 Weights are drawn tensor by tensor straight into the target dtype and streamed to disk, so that the
 largest architecture needs no more memory than a few of its rows.
@@ -21,14 +21,19 @@ from typing import Any
 _TINY, _BASE = (64, 128, 2, 4), (768, 3072, 12, 12)
 _SO400M, _GIANT_OPT = (1152, 4304, 27, 16), (1536, 6144, 40, 16)
 
-# arch -> (vision tower, text tower, patch size, image size)
-ARCHS = {
+# arch -> (vision tower, text tower, patch size, image size; None for NaFlex: any of at most
+# MAX_NUM_PATCHES patches)
+ARCHS: dict[str, tuple[Any, Any, int, int | None]] = {
     "tiny-patch16-64": (_TINY, _TINY, 16, 64),
     "base-patch16-224": (_BASE, _BASE, 16, 224),
     "so400m-patch14-224": (_SO400M, _SO400M, 14, 224),
     "so400m-patch14-384": (_SO400M, _SO400M, 14, 384),
     "giant-opt-patch16-384": (_GIANT_OPT, _SO400M, 16, 384),
+    "tiny-patch16-naflex": (_TINY, _TINY, 16, None),
+    "base-patch16-naflex": (_BASE, _BASE, 16, None),
+    "so400m-patch16-naflex": (_SO400M, _SO400M, 16, None),
 }
+MAX_NUM_PATCHES = 256
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 # About the published ones (4.7476 and -16.777); the scale is a logarithm, as stored.
@@ -71,6 +76,8 @@ def make_checkpoint(
         out: folder to write; it may exist, files of these names are replaced.
         processor: folder of a published checkpoint's tokenizer and processor files; None makes a
             small byte-level tokenizer, which like the published files neither lowercases nor pads.
+            (AutoProcessor takes a NaFlex checkpoint's for a Siglip2Tokenizer, which does both, but
+            then cuts up words in its own way: compare texts only with the published files.)
         dtype: how the weights are stored, one of DTYPES.
         seed: the same seed gives the same bytes.
     """
@@ -80,31 +87,43 @@ def make_checkpoint(
     config = _config(arch, SMALL_VOCAB_SIZE if is_small else PUBLISHED_VOCAB_SIZE, dtype)
     _write_json(out / "config.json", config)
     _write_weights(out / "model.safetensors", config, dtype, seed)
+    settings: dict[str, Any] = _IMAGE_PROCESSOR
     if processor is None:
-        _write_small_tokenizer(out)
-        settings: dict[str, Any] = _IMAGE_PROCESSOR
+        _write_small_tokenizer(out, config["model_type"])
     else:
         for path in sorted(Path(processor).iterdir()):
             if path.name.startswith(("tokenizer", "special_tokens_map")):
                 shutil.copyfile(path, out / path.name)
         settings = json.loads((Path(processor) / "preprocessor_config.json").read_text("utf-8"))
-    image_size = config["vision_config"]["image_size"]
-    _write_json(
-        out / "preprocessor_config.json",
-        settings | {"size": {"height": image_size, "width": image_size}},
-    )
+    settings = {name: value for name, value in settings.items() if name != "size"}
+    _write_json(out / "preprocessor_config.json", settings | _image_size(arch))
     return out
+
+
+def _image_size(arch: str) -> dict[str, Any]:
+    """Return what of the image processor's settings depends on the architecture."""
+    _, _, patch_size, image_size = ARCHS[arch]
+    if image_size is not None:
+        return {"size": {"height": image_size, "width": image_size}}
+    return {
+        "image_processor_type": "Siglip2ImageProcessor",
+        "processor_class": "Siglip2Processor",
+        "patch_size": patch_size,
+        "max_num_patches": MAX_NUM_PATCHES,
+    }
 
 
 def _config(arch: str, vocab_size: int, dtype: str) -> dict[str, Any]:
     vision, text, patch_size, image_size = ARCHS[arch]
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    model_type = "siglip2" if image_size is None else "siglip"
+    size = {"num_patches": MAX_NUM_PATCHES} if image_size is None else {"image_size": image_size}
     return {
-        "architectures": ["SiglipModel"],
-        "model_type": "siglip",
+        "architectures": ["Siglip2Model" if image_size is None else "SiglipModel"],
+        "model_type": model_type,
         "dtype": dtype,
         "text_config": {
-            "model_type": "siglip_text_model",
+            "model_type": f"{model_type}_text_model",
             **dict(zip(names, text, strict=True)),
             "projection_size": vision[0],
             "vocab_size": vocab_size,
@@ -114,10 +133,10 @@ def _config(arch: str, vocab_size: int, dtype: str) -> dict[str, Any]:
             "bos_token_id": BOS,
         },
         "vision_config": {
-            "model_type": "siglip_vision_model",
+            "model_type": f"{model_type}_vision_model",
             **dict(zip(names, vision, strict=True)),
             "patch_size": patch_size,
-            "image_size": image_size,
+            **size,
         },
     }
 
@@ -139,10 +158,14 @@ _IMAGE_PROCESSOR: dict[str, Any] = {
 def _write_weights(path: Path, config: dict[str, Any], dtype: str, seed: int) -> None:
     """Write the safetensors file without ever holding more than a slice of one tensor."""
     import torch
-    from transformers import SiglipConfig, SiglipModel
+    from transformers import Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
 
     with torch.device("meta"):
-        model = SiglipModel(SiglipConfig(**config))
+        model: Any = (
+            Siglip2Model(Siglip2Config(**config))
+            if config["model_type"] == "siglip2"
+            else SiglipModel(SiglipConfig(**config))
+        )
     shapes = {name: tuple(tensor.shape) for name, tensor in sorted(model.state_dict().items())}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     # bfloat16 would make -16.75 of -16.8, so these two stay float32.
@@ -192,7 +215,7 @@ def _standard_deviation(name: str, shape: Any) -> float:
     return 1 / math.sqrt(math.prod(shape[1:]))
 
 
-def _write_small_tokenizer(out: Path) -> None:
+def _write_small_tokenizer(out: Path, model_type: str) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -213,7 +236,7 @@ def _write_small_tokenizer(out: Path) -> None:
         out / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "processor_class": "SiglipProcessor",
+            "processor_class": f"{model_type.capitalize()}Processor",
             "model_input_names": ["input_ids"],
             "padding_side": "right",
             "pad_token": "<pad>",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import BuildError, SettingError
-from ..siglip import COMPUTE_DTYPES, Checkpoint, resolve_checkpoint
+from ..siglip import COMPUTE_DTYPES, Checkpoint, check_max_num_patches, resolve_checkpoint
 from ..store import layout
 from ..store.cache import Cache
 from ..store.commits import clear_garbage, roll_forward
@@ -16,7 +16,7 @@ from ..store.manifest import TeacherRecord, UnitCommit
 from ..store.records import sha256_hex
 from . import enroll
 from .disk import refuse_small_disk
-from .embed import Embedder
+from .embed import Embedder, split_images
 from .plan import Plan, PlanConfig, make_plan
 from .progress import PlainProgress, Progress
 from .teacher import Teacher
@@ -24,7 +24,7 @@ from .units import Job, StageTimes
 from .workers import UnitWorker, num_cores
 
 _LARGEST_BATCH = 65_536
-"""A typo's limit: four batches of pixels are in memory at a time."""
+"""A typo's limit: four batches of pixels are in memory at a time, of a small NaFlex batch sixteen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,10 @@ class BuildConfig:
     dtype: str = "auto"
     """auto, float32, bfloat16 or float16; auto is bfloat16 on CUDA, else as the weights are stored."""
 
+    max_num_patches: int | None = None
+    """Patches of a view at most, for a NaFlex checkpoint; None: what the cache recorded, else what the
+    checkpoint's processor is set to."""
+
     batch_size: int | None = None
     """Images, and texts, in one forward pass; None: what the cache recorded, else measured once."""
 
@@ -75,10 +79,17 @@ class BuildConfig:
             raise SettingError(
                 f"dtype {self.dtype!r} is not one of auto, {', '.join(COMPUTE_DTYPES)}"
             )
+        if self.max_num_patches is not None:
+            check_max_num_patches(self.max_num_patches)
         if self.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
             raise SettingError(
                 f"device {self.device!r} is not one of auto, cpu, cuda, cuda:NUMBER, mps"
             )
+
+    @property
+    def choices(self) -> enroll.TeacherChoices:
+        """What was chosen about the teacher."""
+        return enroll.TeacherChoices(compute_dtype=self.dtype, max_num_patches=self.max_num_patches)
 
     @property
     def num_workers(self) -> int:
@@ -159,16 +170,18 @@ class _Build:
     def run(self) -> BuildSummary:
         started = time.monotonic()
         checkpoint = resolve_checkpoint(self._config.teacher, revision=self._config.revision)
+        checkpoint = self._config.choices.of(checkpoint)
         self._refuse_early()
         plan = make_plan(self._config.plan, self._files, on_scan=self._say_scanning)
         enroll.finish_enrolments(self._files)
         cache = self._open()
         record = self._find_or_enroll(cache, checkpoint)
+        checkpoint = enroll.as_recorded(checkpoint, record)
         cache = self._open()
         enroll.grow_arrays(cache, record)
         self._roll_forward_units(record.name)
         summary = BuildSummary(plan=plan, teacher=record.name, num_workers=self._config.num_workers)
-        jobs = self._list_jobs(cache, record)
+        jobs = self._list_jobs(cache, record, checkpoint)
         if jobs:
             self._make_units(cache, record, checkpoint, jobs, summary)
         clear_garbage(self._files)
@@ -215,11 +228,11 @@ class _Build:
         return self._loaded
 
     def _find_or_enroll(self, cache: Cache, checkpoint: Checkpoint) -> TeacherRecord:
-        name, dtype = self._config.teacher_name, self._config.dtype
-        record = enroll.find_teacher(cache, checkpoint, name=name, compute_dtype=dtype)
+        name, choices = self._config.teacher_name, self._config.choices
+        record = enroll.find_teacher(cache, checkpoint, choices, name=name)
         if record is not None:
             return record
-        dtype = _settle_dtype(checkpoint, self._config.device, dtype)
+        dtype = _settle_dtype(checkpoint, self._config.device, self._config.dtype)
         refuse_small_disk(cache, checkpoint.embed_dim, set())
         teacher = self._teacher(checkpoint, dtype)
         images, texts = (
@@ -235,7 +248,7 @@ class _Build:
             compute_dtype=dtype,
             batch_size={"image": images, "text": texts},
         )
-        found = enroll.find_teacher(self._open(), checkpoint, name=name, compute_dtype=dtype)
+        found = enroll.find_teacher(self._open(), checkpoint, choices, name=name)
         assert found is not None
         return found
 
@@ -245,13 +258,16 @@ class _Build:
             if name.endswith(".intent"):
                 roll_forward(self._files, f"{folder}/{name.removesuffix('.intent')}")
 
-    def _list_jobs(self, cache: Cache, record: TeacherRecord) -> list[Job]:
+    def _list_jobs(self, cache: Cache, record: TeacherRecord, checkpoint: Checkpoint) -> list[Job]:
         commits = cache.commits(record.name)
         for message in commits.damaged:
             self._progress.say(f"warning: {message}; the unit is made again")
         jobs: list[Job] = []
+        samples, _ = split_images(
+            checkpoint.image, self._batch_size(record, "image"), cache.num_views
+        )
         for modality in MODALITIES:
-            batch = self._samples_in_batch(cache, record, modality)
+            batch = samples if modality == "image" else self._batch_size(record, "text")
             for unit in cache.manifest.units(modality):
                 place = (modality, unit.number)
                 attempt = commits.next_attempt.get(place, 0)
@@ -275,9 +291,8 @@ class _Build:
                 return False
         return True
 
-    def _samples_in_batch(self, cache: Cache, record: TeacherRecord, modality: Modality) -> int:
-        size = self._config.batch_size or record.batch_size[modality]
-        return max(1, size // cache.num_views) if modality == "image" else size
+    def _batch_size(self, record: TeacherRecord, modality: Modality) -> int:
+        return self._config.batch_size or record.batch_size[modality]
 
     # -- the work
 
@@ -295,12 +310,10 @@ class _Build:
         teacher = self._teacher(checkpoint, str(record.identity["compute_dtype"]))
         self._warn_of_other_provenance(cache, record, teacher)
         self._warn_of_other_batch_size(record)
-        image_batch = self._config.batch_size or record.batch_size["image"]
-        if cache.num_views <= image_batch:
-            image_batch -= image_batch % cache.num_views
-        embedder = Embedder(
-            teacher, image_batch, self._config.batch_size or record.batch_size["text"]
+        _, image_batch = split_images(
+            checkpoint.image, self._batch_size(record, "image"), cache.num_views
         )
+        embedder = Embedder(teacher, image_batch, self._batch_size(record, "text"))
         by_modality: dict[Modality, list[Job]] = {
             m: [job for job in jobs if job.unit.modality == m] for m in MODALITIES
         }

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
-from ..siglip import Checkpoint, checkpoint_identity
+from ..siglip import Checkpoint, NaflexRecipe, checkpoint_identity, with_max_num_patches
 from ..store import layout
 from ..store.cache import Cache
 from ..store.commits import Transaction, roll_forward
@@ -17,6 +18,41 @@ from ..store.views import VIEW_CODE_VERSION
 from .teacher import Teacher
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherChoices:
+    """What a user may choose about a checkpoint's embeddings; all of it is in the identity.
+
+    What is left open takes over what the cache recorded, or for a new teacher is settled by the
+    checkpoint and the device.
+    """
+
+    compute_dtype: str = "auto"
+    """One of COMPUTE_DTYPES; auto is open."""
+
+    max_num_patches: int | None = None
+    """Patches of a view at most, for a NaFlex checkpoint; None is open."""
+
+    def as_recorded(self, record: TeacherRecord) -> "TeacherChoices":
+        """Return the choices with what was left open as it is recorded."""
+        dtype, limit = self.compute_dtype, self.max_num_patches
+        return TeacherChoices(
+            compute_dtype=str(record.identity["compute_dtype"]) if dtype == "auto" else dtype,
+            max_num_patches=record.identity.get("image_max_num_patches")
+            if limit is None
+            else limit,
+        )
+
+    def of(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Return the checkpoint with what was chosen.
+
+        Raises:
+            SettingError: it is of fixed resolution, and a number of patches was asked for.
+        """
+        if self.max_num_patches is None:
+            return checkpoint
+        return with_max_num_patches(checkpoint, self.max_num_patches)
+
+
 def identify(checkpoint: Checkpoint, *, compute_dtype: str) -> dict[str, Any]:
     """Return what makes this teacher's embeddings its own; another value means another teacher."""
     identity = checkpoint_identity(checkpoint, compute_dtype=compute_dtype)
@@ -24,15 +60,15 @@ def identify(checkpoint: Checkpoint, *, compute_dtype: str) -> dict[str, Any]:
 
 
 def find_teacher(
-    cache: Cache, checkpoint: Checkpoint, *, name: str | None, compute_dtype: str
+    cache: Cache, checkpoint: Checkpoint, choices: TeacherChoices, *, name: str | None
 ) -> TeacherRecord | None:
     """Return the cache's record of this checkpoint, or None where it would be a new teacher.
 
     Args:
         cache: the cache.
         checkpoint: what the user named.
+        choices: --dtype and the like; what is open takes over what the cache recorded.
         name: --teacher-name; None: the checkpoint's own name, or whatever name it has in the cache.
-        compute_dtype: --dtype; auto takes over what the cache recorded.
 
     Raises:
         SettingError: the name belongs to a teacher that differs; each difference is named.
@@ -46,12 +82,12 @@ def find_teacher(
     records = cache.teacher_records
     if name is None:
         for record in records.values():
-            if not identity_differences(record, checkpoint, compute_dtype=compute_dtype):
+            if not identity_differences(record, checkpoint, choices):
                 return record
     record = records.get(wanted)
     if record is None:
         return None
-    differences = identity_differences(record, checkpoint, compute_dtype=compute_dtype)
+    differences = identity_differences(record, checkpoint, choices)
     if differences:
         raise SettingError(
             f"teacher {wanted!r} of {cache.root} is not {checkpoint.given}: "
@@ -123,12 +159,19 @@ def _stage_metadata(
         transaction.add(layout.array_metadata(name, modality), data)
 
 
+def as_recorded(checkpoint: Checkpoint, record: TeacherRecord) -> Checkpoint:
+    """Return the checkpoint of a teacher with what was chosen when it was added."""
+    return TeacherChoices().as_recorded(record).of(checkpoint)
+
+
 def identity_differences(
-    record: TeacherRecord, checkpoint: Checkpoint, *, compute_dtype: str
+    record: TeacherRecord, checkpoint: Checkpoint, choices: TeacherChoices
 ) -> list[str]:
     """Return what differs between a teacher of a cache and a checkpoint, old and new value named."""
-    dtype = record.identity["compute_dtype"] if compute_dtype == "auto" else compute_dtype
-    ours = identify(checkpoint, compute_dtype=str(dtype))
+    choices = choices.as_recorded(record)
+    if isinstance(checkpoint.image, NaflexRecipe):  # else the kinds of checkpoint differ, too
+        checkpoint = choices.of(checkpoint)
+    ours = identify(checkpoint, compute_dtype=choices.compute_dtype)
     return list(_compare(dict(record.identity), ours))
 
 

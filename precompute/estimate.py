@@ -4,10 +4,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import BuildError
-from ..siglip import resolve_checkpoint
+from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.arrays import ArrayLayout
 from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
@@ -15,8 +13,8 @@ from ..store.places import ImagePlace
 from .build import BuildConfig, TeacherFactory, load_teacher
 from .decode import Decoder
 from .disk import unit_bytes
-from .embed import Embedder
-from .enroll import find_teacher
+from .embed import Embedder, split_images
+from .enroll import as_recorded, find_teacher
 from .images import ImageRef, PixelFormat
 from .parts import Findings
 from .plan import Plan, make_plan, name_sources, open_if_planned
@@ -65,15 +63,15 @@ def estimate(
         CacheError: as the build would.
     """
     checkpoint = resolve_checkpoint(config.teacher, revision=config.revision)
+    checkpoint = config.choices.of(checkpoint)
     files = LocalFiles(config.cache.absolute())
     plan = make_plan(config.plan, files, is_dry_run=True)
     new = {"image": plan.findings.num_samples, "text": plan.findings.num_texts}
     spans: dict[Modality, list[int]] = {m: _unit_sizes(new[m], plan.shard_rows) for m in MODALITIES}
     cache = open_if_planned(files, config.plan.corpus_roots)
     if cache is not None:
-        record = find_teacher(
-            cache, checkpoint, name=config.teacher_name, compute_dtype=config.dtype
-        )
+        record = find_teacher(cache, checkpoint, config.choices, name=config.teacher_name)
+        checkpoint = as_recorded(checkpoint, record) if record else checkpoint
         done = set(cache.commits(record.name).units) if record else set[tuple[Modality, int]]()
         for modality in MODALITIES:
             spans[modality] += [
@@ -84,7 +82,7 @@ def estimate(
     num_bytes = sum(
         unit_bytes(_array(plan, m, checkpoint.embed_dim), n) for m in MODALITIES for n in spans[m]
     )
-    rates = _time_batches(config, plan, make_teacher) if is_timed else (None, None)
+    rates = _time_batches(config, plan, checkpoint, make_teacher) if is_timed else (None, None)
     return Estimate(
         plan=plan,
         embed_dim=checkpoint.embed_dim,
@@ -143,21 +141,18 @@ def _array(plan: Plan, modality: Modality, embed_dim: int) -> ArrayLayout:
 
 
 def _time_batches(
-    config: BuildConfig, plan: Plan, make_teacher: TeacherFactory
+    config: BuildConfig, plan: Plan, checkpoint: Checkpoint, make_teacher: TeacherFactory
 ) -> tuple[float, float]:
     """Return (samples/s, texts/s) over a few real batches, decoding and forward overlapped."""
-    checkpoint = resolve_checkpoint(config.teacher, revision=config.revision)
     teacher = make_teacher(checkpoint, config.device, config.dtype)
     images, texts = teacher.auto_batch_size()
     images, texts = config.batch_size or images, config.batch_size or texts
-    embedder = Embedder(teacher, images, texts)
-    size = max(1, images // plan.views.num_views)
+    num_views = plan.views.num_views
+    embedder = Embedder(teacher, split_images(teacher.image, images, num_views)[1], texts)
+    size = max(1, images // num_views)  # of one forward pass: a NaFlex window would take long
     refs, captions = _first_samples(config, plan, size * (_TIMED_BATCHES + 1), texts)
-    form = PixelFormat(
-        num_views=plan.views.num_views, size=teacher.image_size, resample=teacher.resample
-    )
     decoder = Decoder(
-        form,
+        PixelFormat(num_views=num_views, recipe=teacher.image),
         batch_images=size,
         num_workers=config.num_workers,
         timeout_s=config.sample_timeout_s,
@@ -165,17 +160,15 @@ def _time_batches(
     batches = [(None, refs[i : i + size]) for i in range(0, len(refs), size)]
     counted, started = 0, 0.0
     for i, batch in enumerate(decoder.decode(batches)):
-        embedder.start_images(batch.pixels.reshape(-1, *form.size, 3))()
-        if i == 0 and len(batches) > 1:
+        embedder.start_images(*batch.flat_views())()
+        if i == 0:
             started = time.perf_counter()  # the first batch warms up
         else:
             counted += len(batch.refs)
-    images_per_s = counted / (time.perf_counter() - started) if counted and started else None
-    if images_per_s is None:
-        started = time.perf_counter()
-        pixels = np.zeros((len(refs) * plan.views.num_views, *form.size, 3), np.uint8)
-        embedder.start_images(pixels)()
-        images_per_s = len(refs) / (time.perf_counter() - started)
+        if len(batches) == 1:
+            embedder.start_images(*batch.flat_views())()
+            counted = len(batch.refs)
+    images_per_s = counted / (time.perf_counter() - started)
     captions = captions or ["a photo"]
     embedder.start_texts(captions)()
     started = time.perf_counter()

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from ..siglip import ImageRecipe, SquashRecipe
+from ..store.patches import Grid, render_patches
 from ..store.pixels import PixelError, decode_rgb, render_views, sha256_of_pixels
 from ..store.places import ImagePlace, ReadError, read_image_bytes
 from ..store.views import ViewBox
@@ -32,6 +35,9 @@ class DecodedImage:
     reason: str | None = None
     """Why it was rejected; its pixels are then zeros."""
 
+    grids: tuple[Grid, ...] = ()
+    """Rows and columns of patches of each view, for a NaFlex teacher; none where it was rejected."""
+
     read_s: float = 0.0
     decode_s: float = 0.0
 
@@ -41,16 +47,34 @@ class PixelFormat:
     """Shape of what the teacher wants."""
 
     num_views: int
-    size: tuple[int, int]
-    """(height, width)."""
-
-    resample: int
-    """Pillow's number of the resampler."""
+    recipe: ImageRecipe
+    """What the teacher's own image processor does."""
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(views, H, W, 3)."""
-        return (self.num_views, *self.size, 3)
+        """(views, H, W, 3), or (views, max_num_patches, values of a patch) for a NaFlex teacher."""
+        return (self.num_views, *self.recipe.view_shape)
+
+    def render(
+        self, image: Image.Image, boxes: Sequence[ViewBox], out: NDArray[np.uint8]
+    ) -> tuple[Grid, ...]:
+        """Fill ``out``, of image_shape, with the views of an upright RGB image; return their grids.
+
+        Raises:
+            PixelError: the image cannot be what the teacher wants.
+        """
+        recipe = self.recipe
+        if isinstance(recipe, SquashRecipe):
+            out[:] = render_views(image, boxes, size=recipe.size, resample=recipe.resample)
+            return ()
+        out[:], grids = render_patches(
+            image,
+            boxes,
+            patch_size=recipe.patch_size,
+            max_num_patches=recipe.max_num_patches,
+            resample=recipe.resample,
+        )
+        return grids
 
 
 @dataclass(slots=True)
@@ -61,18 +85,29 @@ class DecodedBatch:
     refs: Sequence[ImageRef]
     images: list[DecodedImage]
     pixels: NDArray[np.uint8]
-    """(len(refs), views, H, W, 3) uint8."""
+    """(len(refs), *image_shape) uint8."""
+
+    def flat_views(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return the views of all images one after the other as (B, *view_shape) pixels, and their
+        grids (B, 2), zeros where there are none."""
+        num_views = self.pixels.shape[1]
+        none = ((0, 0),) * num_views
+        grids = [image.grids or none for image in self.images]
+        return (
+            self.pixels.reshape(-1, *self.pixels.shape[2:]),
+            np.array(grids, np.int64).reshape(-1, 2),
+        )
 
 
 def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> DecodedImage:
-    """Read and decode one image into ``out`` (views, H, W, 3); zeros where it is rejected."""
+    """Read and decode one image into ``out``, of image_shape; zeros where it is rejected."""
     started = time.perf_counter()
     read_at = started
     try:
         data = read_image_bytes(ref.place)
         read_at = time.perf_counter()
         image = decode_rgb(data)
-        out[:] = render_views(image, ref.boxes, size=form.size, resample=form.resample)
+        grids = form.render(image, ref.boxes, out)
     except (ReadError, PixelError) as error:
         out[:] = 0
         return DecodedImage(reason=str(error), read_s=read_at - started)
@@ -81,6 +116,7 @@ def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> De
         width=image.width,
         height=image.height,
         sha256=sha256_of_pixels(data),
+        grids=grids,
         read_s=read_at - started,
         decode_s=done - read_at,
     )

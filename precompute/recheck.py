@@ -14,9 +14,9 @@ from ..store.catalog import read_table
 from ..store.layout import Modality
 from ..store.manifest import Span, TeacherRecord, Unit
 from .build import TeacherFactory, load_teacher
-from .embed import Embedder
-from .enroll import identity_differences
-from .images import PixelFormat, decode_image
+from .embed import Embedder, split_images
+from .enroll import TeacherChoices, as_recorded, identity_differences
+from .images import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
 from .units import image_refs
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}
@@ -71,7 +71,8 @@ def recheck(
     record = cache.teacher(teacher)
     found = find_checkpoint(cache, teacher=teacher, checkpoint=checkpoint)
     live = make_teacher(found, device, str(record.identity["compute_dtype"]))
-    embedder = Embedder(live, record.batch_size["image"], record.batch_size["text"])
+    _, image_batch = split_images(live.image, record.batch_size["image"], cache.num_views)
+    embedder = Embedder(live, image_batch, record.batch_size["text"])
     result = Recheck(record.name)
     chooser = np.random.default_rng(seed)
     for modality, targets in (
@@ -83,9 +84,7 @@ def recheck(
         if len(rows) == 0:
             continue
         if modality == "image":
-            form = PixelFormat(
-                num_views=cache.num_views, size=live.image_size, resample=live.resample
-            )
+            form = PixelFormat(num_views=cache.num_views, recipe=live.image)
             rows, live_ND = _embed_images(cache, record, rows, form, embedder, result)
             views = np.tile(np.arange(cache.num_views), len(rows))
             stored_ND = targets.read(np.repeat(rows, cache.num_views), views)
@@ -100,7 +99,7 @@ def recheck(
 def find_checkpoint(
     cache: Cache, *, teacher: str | None = None, checkpoint: str | None = None
 ) -> Checkpoint:
-    """Return the checkpoint that a teacher of a cache was made with; loads no model.
+    """Return the checkpoint that a teacher of a cache was made with, as it was used; loads no model.
 
     Raises:
         SettingError, TeacherError: it is not there, or another one is.
@@ -110,14 +109,13 @@ def find_checkpoint(
         found = resolve_checkpoint(record.source, revision=record.revision)
     else:
         found = resolve_checkpoint(checkpoint)
-    dtype = str(record.identity["compute_dtype"])
-    differences = identity_differences(record, found, compute_dtype=dtype)
+    differences = identity_differences(record, found, TeacherChoices())
     if differences:
         raise SettingError(
             f"{found.given} is not the checkpoint that teacher {record.name!r} of {cache.root} was "
             f"made with: {'; '.join(differences)}; say where that one is with --checkpoint"
         )
-    return found
+    return as_recorded(found, record)
 
 
 def _embed_images(
@@ -129,26 +127,32 @@ def _embed_images(
     result: Recheck,
 ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
     """Return the rows whose images are still those the teacher saw, and their live embeddings."""
-    batch = max(1, record.batch_size["image"] // cache.num_views)
-    pixels: list[NDArray[np.uint8]] = []
+    size, _ = split_images(form.recipe, record.batch_size["image"], form.num_views)
     found: list[NDArray[np.float16]] = [np.empty((0, record.embed_dim), np.float16)]
     sound: list[int] = []
+    decoded: list[tuple[ImageRef, DecodedImage, NDArray[np.uint8]]] = []
+
+    def embed() -> None:
+        refs, images, pixels = zip(*decoded, strict=True)
+        batch = DecodedBatch(None, refs, list(images), np.stack(pixels))
+        found.append(embedder.start_images(*batch.flat_views())())
+        decoded.clear()
+
     for row in rows.tolist():
         one = np.zeros(form.image_shape, np.uint8)
-        unit = Unit(modality="image", number=-1, rows=Span(first=row, count=1))
-        image = decode_image(image_refs(cache, unit)[0], form, one)
+        [ref] = image_refs(cache, Unit(modality="image", number=-1, rows=Span(first=row, count=1)))
+        image = decode_image(ref, form, one)
         if image.reason is not None or image.sha256 != _recorded_sha256(cache, record, row):
             key = cache.samples().filter(pl.col("row") == row).collect()["key"][0]
             why = image.reason or "its bytes are not those the teacher saw"
             result.faults.append(f"image {key!r} (row {row}): {why}")
             continue
         sound.append(row)
-        pixels.append(one)
-        if len(pixels) == batch:
-            found.append(embedder.start_images(np.concatenate(pixels))())
-            pixels.clear()
-    if pixels:
-        found.append(embedder.start_images(np.concatenate(pixels))())
+        decoded.append((ref, image, one))
+        if len(decoded) == size:
+            embed()
+    if decoded:
+        embed()
     return np.array(sound, np.int64), np.concatenate(found)
 
 

@@ -10,7 +10,10 @@ from ..errors import BuildError, SettingError
 from ..siglip import (
     COMPUTE_DTYPES,
     Checkpoint,
+    ImageRecipe,
+    NaflexRecipe,
     TextTokenizer,
+    embed_image_patches,
     embed_image_pixels,
     embed_token_ids,
     load_model,
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Shape letters in this file:
-#     B = batch, H, W = pixels, C = 3 colours, L = text tokens, D = embed_dim.
+#     B = batch, H, W = pixels, C = 3 colours, N = patches, P = values of a patch, L = text tokens,
+#     D = embed_dim.
 
 _T = TypeVar("_T")
 
@@ -47,13 +51,8 @@ class Teacher(Protocol):
         ...
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the pixels it takes."""
-        ...
-
-    @property
-    def resample(self) -> int:
-        """Filter that pixels are resized with, a number of PIL.Image.Resampling."""
+    def image(self) -> ImageRecipe:
+        """Which pixels it takes, and with that, whether embed_images or embed_patches is meant."""
         ...
 
     @property
@@ -76,6 +75,17 @@ class Teacher(Protocol):
 
         Raises (here or in the function returned):
             OutOfMemory: the batch is too large.
+        """
+        ...
+
+    def embed_patches(
+        self, patches_BNP: "NDArray[np.uint8]", grids_B2: "NDArray[np.int64]"
+    ) -> Callable[[], "NDArray[np.float32]"]:
+        """Start on a batch of views cut into patches; like embed_images, of a NaFlex teacher.
+
+        Args:
+            patches_BNP: RGB patches; N is the largest number of the batch.
+            grids_B2: rows and columns of patches of each view; what follows its last is ignored.
         """
         ...
 
@@ -117,8 +127,7 @@ class SiglipTeacher:
         self.device = resolve_device(device)
         self.compute_dtype = resolve_compute_dtype(checkpoint, self.device, compute_dtype)
         self.embed_dim = checkpoint.embed_dim
-        self.image_size = checkpoint.image_size
-        self.resample = checkpoint.resample
+        self.image = checkpoint.image
         self.logit_scale, self.logit_bias = logit_scale_and_bias(checkpoint)
         self._tokenizer = TextTokenizer(checkpoint)  # before the weights: it fails faster
         self._model = load_model(checkpoint, device=self.device, compute_dtype=self.compute_dtype)
@@ -131,7 +140,30 @@ class SiglipTeacher:
                 self._model, self.checkpoint, pixels_BHWC, compute_dtype=self.compute_dtype
             )
 
-        return self._start(pixels_BHWC, forward)
+        return self._start([pixels_BHWC], forward)
+
+    def embed_patches(
+        self, patches_BNP: "NDArray[np.uint8]", grids_B2: "NDArray[np.int64]"
+    ) -> Callable[[], "NDArray[np.float32]"]:
+        """Start on (B, N, P) patches; see Teacher. Without padding there is no mask either."""
+        import numpy as np
+
+        N = patches_BNP.shape[1]
+        is_patch_BN = np.arange(N) < grids_B2.prod(axis=1)[:, None]
+        grids = [(int(rows), int(columns)) for rows, columns in grids_B2]
+
+        def forward(patches_BNP: "Tensor", mask_BN: "Tensor | None" = None) -> "Tensor":
+            return embed_image_patches(
+                self._model,
+                self.checkpoint,
+                patches_BNP,
+                grids,
+                mask_BN,
+                compute_dtype=self.compute_dtype,
+            )
+
+        inputs = [patches_BNP] if is_patch_BN.all() else [patches_BNP, is_patch_BN]
+        return self._start(inputs, forward)
 
     def embed_texts(self, texts: Sequence[str]) -> Callable[[], "NDArray[np.float32]"]:
         """Start on B texts; see Teacher."""
@@ -139,7 +171,7 @@ class SiglipTeacher:
         def forward(ids_BL: "Tensor") -> "Tensor":
             return embed_token_ids(self._model, ids_BL, compute_dtype=self.compute_dtype)
 
-        return self._start(self._tokenizer(list(texts)), forward)
+        return self._start([self._tokenizer(list(texts))], forward)
 
     def provenance(self) -> dict[str, Any]:
         """Return versions, device and origin; a difference is worth a warning, not a refusal."""
@@ -167,8 +199,11 @@ class SiglipTeacher:
         import numpy as np
 
         def time_images(size: int) -> float:
-            pixels_BHWC = np.zeros((size, *self.image_size, 3), np.uint8)
-            return _seconds(lambda: self.embed_images(pixels_BHWC)())
+            pixels = np.zeros((size, *self.image.view_shape), np.uint8)
+            if not isinstance(self.image, NaflexRecipe):
+                return _seconds(lambda: self.embed_images(pixels)())
+            grids_B2 = np.tile([1, self.image.max_num_patches], (size, 1))
+            return _seconds(lambda: self.embed_patches(pixels, grids_B2)())
 
         def time_texts(size: int) -> float:
             return _seconds(lambda: self.embed_texts(["a photo"] * size)())
@@ -176,21 +211,26 @@ class SiglipTeacher:
         return fastest_batch_size(time_images), fastest_batch_size(time_texts)
 
     def _start(
-        self, batch: "NDArray[Any]", forward: Callable[["Tensor"], "Tensor"]
+        self, inputs: "Sequence[NDArray[Any]]", forward: Callable[..., "Tensor"]
     ) -> Callable[[], "NDArray[np.float32]"]:
+        """Start ``forward`` on these arrays, brought to the device."""
         import torch
 
         is_cuda = self.device.startswith("cuda")
 
-        def start() -> "tuple[Tensor, torch.cuda.Event | None]":
+        def on_host(array: "NDArray[Any]") -> "Tensor":
             # Pinned blocks come from torch's pool, which reuses one only when its copy is done.
-            dtype = getattr(torch, batch.dtype.name)
-            host = torch.empty(batch.shape, dtype=dtype, pin_memory=is_cuda)
-            host.numpy()[...] = batch  # whatever its strides, and read-only or not
+            dtype = getattr(torch, array.dtype.name)
+            host = torch.empty(array.shape, dtype=dtype, pin_memory=is_cuda)
+            host.numpy()[...] = array  # whatever its strides, and read-only or not
+            return host
+
+        def start() -> "tuple[Tensor, torch.cuda.Event | None]":
+            hosts = [on_host(array) for array in inputs]
             if not is_cuda:
-                return forward(host.to(self.device)).cpu(), None
+                return forward(*(host.to(self.device) for host in hosts)).cpu(), None
             with torch.cuda.device(self.device):
-                rows_BD = forward(host.to(self.device, non_blocking=True))
+                rows_BD = forward(*(host.to(self.device, non_blocking=True) for host in hosts))
                 result_BD = torch.empty(rows_BD.shape, dtype=rows_BD.dtype, pin_memory=True)
                 result_BD.copy_(rows_BD, non_blocking=True)
                 done = torch.cuda.Event()

@@ -184,8 +184,7 @@ def fill_images(batch: DecodedBatch, embedder: Embedder) -> Callable[[], None]:
     num_views = batch.pixels.shape[1]
     wait: Callable[[], NDArray[np.float16]] | None = None
     if any(image.reason is None for image in images):
-        flat_BHWC = batch.pixels.reshape(-1, *batch.pixels.shape[2:])
-        wait = embedder.start_images(flat_BHWC)
+        wait = embedder.start_images(*batch.flat_views())
     size = embedder.image_batch
 
     def finish() -> None:

@@ -90,9 +90,7 @@ class UnitWorker:
         if not jobs:
             return
         teacher = self._embedder.teacher
-        form = PixelFormat(
-            num_views=self._cache.num_views, size=teacher.image_size, resample=teacher.resample
-        )
+        form = PixelFormat(num_views=self._cache.num_views, recipe=teacher.image)
         decoder = Decoder(
             form,
             batch_images=jobs[0].batch_size,

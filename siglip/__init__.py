@@ -3,7 +3,8 @@
 Everything up to the identity reads plain files, so that a build with nothing left to do finishes
 without importing torch. The recipe of a checkpoint:
 
-    pixels   RGB, squashed to the checkpoint's square by Pillow -> rescaled and normalised here
+    pixels   RGB, by Pillow squashed to the checkpoint's square, or for NaFlex resized to a grid of
+             patches -> rescaled and normalised here
     text     lowercased, tokenized, eos appended, cut to 64 ids with eos kept, padded on the right
     both     `.pooler_output` of the tower (the text tower's is its *last position*, so padding is
              part of the function and there is no attention mask), then L2-normalised in float32
@@ -11,26 +12,39 @@ without importing torch. The recipe of a checkpoint:
 
 from .checkpoint import (
     COMPUTE_DTYPES,
-    RESAMPLE_NAMES,
     Checkpoint,
     checkpoint_identity,
     logit_scale_and_bias,
     resolve_checkpoint,
+    with_max_num_patches,
 )
 from .files import file_sha256
-from .model import embed_image_pixels, embed_token_ids, load_model
+from .image import (
+    RESAMPLE_NAMES,
+    ImageRecipe,
+    NaflexRecipe,
+    SquashRecipe,
+    check_max_num_patches,
+)
+from .model import embed_image_patches, embed_image_pixels, embed_token_ids, load_model
 from .text import TextTokenizer
 
 __all__ = [
     "COMPUTE_DTYPES",
     "RESAMPLE_NAMES",
     "Checkpoint",
+    "ImageRecipe",
+    "NaflexRecipe",
+    "SquashRecipe",
     "TextTokenizer",
+    "check_max_num_patches",
     "checkpoint_identity",
+    "embed_image_patches",
     "embed_image_pixels",
     "embed_token_ids",
     "file_sha256",
     "load_model",
     "logit_scale_and_bias",
     "resolve_checkpoint",
+    "with_max_num_patches",
 ]

@@ -63,17 +63,25 @@ def render_views(
     Each is cropped, mirrored where its box says so, then squashed to ``size`` (height, width) with
     Pillow's resampler, exactly as the checkpoint's processor does with a whole image.
     """
-    height, width = size
-    out = np.empty((len(boxes), height, width, 3), np.uint8)
-    for i, box in enumerate(boxes):
-        pixels = pixel_box(box, image.width, image.height)
-        view = image if pixels == (0, 0, image.width, image.height) else image.crop(pixels)
-        if box.flip:
-            view = ImageOps.mirror(view)
-        if view.size != (width, height):
-            view = view.resize((width, height), Image.Resampling(resample))
-        out[i] = np.asarray(view)
+    out = np.empty((len(boxes), *size, 3), np.uint8)
+    for pixels_HWC, box in zip(out, boxes, strict=True):
+        pixels_HWC[:] = np.asarray(resized(cut_view(image, box), size, resample))
     return out
+
+
+def cut_view(image: Image.Image, box: ViewBox) -> Image.Image:
+    """Return a view of an upright image at its own resolution: cropped, then mirrored."""
+    pixels = pixel_box(box, image.width, image.height)
+    view = image if pixels == (0, 0, image.width, image.height) else image.crop(pixels)
+    return ImageOps.mirror(view) if box.flip else view
+
+
+def resized(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
+    """Return an image of (height, width) pixels."""
+    height, width = size
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling(resample))
 
 
 def sha256_of_pixels(data: bytes) -> bytes:

@@ -39,6 +39,16 @@ def tiny_checkpoint(
 
 
 @pytest.fixture(scope="session")
+def naflex_checkpoint(
+    make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A loadable float32 NaFlex checkpoint, width 64; read it, do not change it."""
+    return make_checkpoint(
+        "tiny-patch16-naflex", tmp_path_factory.mktemp("teachers") / "naflex", dtype="float32"
+    )
+
+
+@pytest.fixture(scope="session")
 def write_foreign_cache() -> Callable[..., "ForeignCache"]:
     """The function of tests/foreign_cache.py: a small cache, written without our writer."""
     return _load("tests/foreign_cache.py").write_foreign_cache

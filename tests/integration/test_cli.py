@@ -328,6 +328,8 @@ def test_every_mistake_is_one_line_that_says_what_would_be_right(
         (build_of(built.corpus, new, "--device", "cuda:9"), "device 'cuda:9' is not available he"),
         (build_of(built.corpus, new, "--device", "gpu"), "device 'gpu' is not one of auto, cpu"),
         (build_of(built.corpus, new, "--dtype", "int8"), "dtype 'int8' is not one of auto, float"),
+        (build_of(built.corpus, new, "--max-num-patches", "0"), "max num patches must be 1 to 65"),
+        (build_of(built.corpus, new, "--max-num-patches", "99"), "99 goes with a NaFlex checkpoin"),
         (build_of(built.corpus, new, "--batch-size", "0"), "batch size must be 1 to 65,536, got 0"),
         (build_of(built.corpus, new, "--batch-size", "many"), "batch size must be auto or a whole"),
         (build_of(built.corpus, new, "--views", "0"), "views must be 1 to 256, got 0"),

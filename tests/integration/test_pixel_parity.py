@@ -8,7 +8,7 @@ from fakes import draw_image
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
 
-from siglip2_cache.siglip import resolve_checkpoint
+from siglip2_cache.siglip import SquashRecipe, resolve_checkpoint
 from siglip2_cache.store.pixels import render_views
 from siglip2_cache.store.views import WHOLE_IMAGE, ViewBox, pixel_box
 
@@ -35,7 +35,9 @@ def test_a_view_has_the_pixels_that_the_processor_gives_of_it(
 ) -> None:
     checkpoint = resolve_checkpoint(str(tiny_checkpoint))
     image = draw_image(7, size)
-    [ours] = render_views(image, [box], size=checkpoint.image_size, resample=checkpoint.resample)
+    recipe = checkpoint.image
+    assert isinstance(recipe, SquashRecipe)
+    [ours] = render_views(image, [box], size=recipe.size, resample=recipe.resample)
     view: Image.Image = image.crop(pixel_box(box, *size))
     view = ImageOps.mirror(view) if box.flip else view
     processor = AutoImageProcessor.from_pretrained(tiny_checkpoint)

@@ -15,9 +15,12 @@ from PIL import Image
 from siglip2_cache.precompute.build import BuildConfig
 from siglip2_cache.precompute.plan import PlanConfig
 from siglip2_cache.precompute.progress import Tally
+from siglip2_cache.precompute.teacher import OutOfMemory
+from siglip2_cache.siglip import NaflexRecipe, SquashRecipe
 
 EMBED_DIM = 64
 SIZE = (8, 8)
+_NAFLEX = NaflexRecipe(patch_size=4, max_num_patches=12, resample=2)
 
 
 @dataclass
@@ -38,6 +41,10 @@ class FakeTeacher:
     image_batches: list[int] = field(default_factory=list)
     text_batches: list[int] = field(default_factory=list)
     texts_seen: list[str] = field(default_factory=list)
+
+    @property
+    def image(self) -> SquashRecipe:
+        return SquashRecipe(size=self.image_size, resample=self.resample)
 
     def embed_images(self, pixels_BHWC: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
         self.image_batches.append(len(pixels_BHWC))
@@ -73,6 +80,46 @@ class FakeTeacher:
         if self.noise_seed is not None:
             rows = rows + np.random.default_rng(self.noise_seed).normal(0, 0.1, rows.shape)
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@dataclass
+class FakeNaflexTeacher(FakeTeacher):
+    """Embeds patches by what they are and where in the grid they stand; what is padding is ignored."""
+
+    recipe: NaflexRecipe = _NAFLEX
+    passes: list[list[tuple[int, int]]] = field(default_factory=list)
+    """Grids of each forward pass."""
+
+    widths: list[int] = field(default_factory=list)
+    """Patches that each forward pass was padded to."""
+
+    fits: int = 1000
+    """Largest batch that fits."""
+
+    @property
+    def image(self) -> NaflexRecipe:
+        return self.recipe
+
+    def embed_images(self, pixels_BHWC: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        raise AssertionError("a NaFlex teacher takes patches")
+
+    def embed_patches(
+        self, patches_BNP: NDArray[np.uint8], grids_B2: NDArray[np.int64]
+    ) -> Callable[[], NDArray[np.float32]]:
+        if len(patches_BNP) > self.fits:
+            raise OutOfMemory(f"a batch of {len(patches_BNP)} does not fit")
+        self.passes.append([(int(rows), int(columns)) for rows, columns in grids_B2])
+        self.widths.append(patches_BNP.shape[1])
+        self._work()
+        planes = np.random.default_rng(0).normal(size=(4, patches_BNP.shape[2], self.embed_dim))
+        found: list[NDArray[np.float64]] = []
+        for patches_NP, (rows, columns) in zip(patches_BNP, self.passes[-1], strict=True):
+            values = patches_NP[: rows * columns] / 255 - 0.5
+            row, column = np.divmod(np.arange(rows * columns), columns)
+            weights = np.stack([np.ones(len(row)), row / rows, column / columns, row * column])
+            found.append(np.einsum("wn,np,wpd->d", weights, values, planes) + 0.01)
+        rows_BD = self._finish(np.stack(found))
+        return lambda: rows_BD
 
 
 class SilentProgress:

@@ -1,6 +1,7 @@
 """What must be right about SigLIP 2 checkpoints: the traps of DESIGN.md section 5."""
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from siglip2_cache import siglip
 from siglip2_cache.errors import SettingError, TeacherError
 from siglip2_cache.siglip import (
+    SquashRecipe,
     TextTokenizer,
     checkpoint_identity,
     embed_image_pixels,
@@ -28,8 +30,9 @@ from siglip2_cache.siglip import (
     logit_scale_and_bias,
     resolve_checkpoint,
 )
-from siglip2_cache.siglip import checkpoint as checkpoint_module
+from siglip2_cache.siglip import config as config_module
 from siglip2_cache.siglip import files as files_module
+from siglip2_cache.siglip import image as image_module
 from siglip2_cache.siglip import text as text_module
 
 PAD, EOS = 0, 1
@@ -76,9 +79,9 @@ def test_a_local_folder_is_resolved_from_its_own_files(folder: Path) -> None:
     checkpoint = resolve_checkpoint(str(folder))
     assert (checkpoint.folder, checkpoint.given) == (folder, str(folder))
     assert (checkpoint.name, checkpoint.revision) == ("copy", None)
-    assert (checkpoint.embed_dim, checkpoint.image_size) == (64, (64, 64))
+    assert (checkpoint.model_type, checkpoint.embed_dim) == ("siglip", 64)
+    assert checkpoint.image == SquashRecipe(size=(64, 64), resample=2)
     assert (checkpoint.max_text_tokens, checkpoint.vocab_size) == (64, 512)
-    assert checkpoint.resample == 2
     assert checkpoint.rescale_factor == 1 / 255
     assert checkpoint.image_mean == checkpoint.image_std == (0.5, 0.5, 0.5)
     assert checkpoint.stored_dtype == "float32"
@@ -94,35 +97,35 @@ def test_fields_the_published_files_leave_out_are_filled(folder: Path) -> None:
     for name in ("config.json", "preprocessor_config.json"):
         shutil.copyfile(REAL_PROCESSOR / name, folder / name)
     checkpoint = resolve_checkpoint(str(folder))
-    assert (checkpoint.embed_dim, checkpoint.image_size) == (768, (224, 224))
+    assert checkpoint.embed_dim == 768
+    assert checkpoint.image == SquashRecipe(size=(224, 224), resample=2)
     assert (checkpoint.max_text_tokens, checkpoint.vocab_size) == (64, 256_000)
-    assert checkpoint.resample == 2
 
 
-def test_the_defaults_are_those_of_transformers() -> None:
-    from transformers import SiglipTextConfig, SiglipVisionConfig
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-
-    text, vision = SiglipTextConfig().to_dict(), SiglipVisionConfig().to_dict()
+@pytest.mark.parametrize("model_type", ["siglip", "siglip2"])
+def test_the_defaults_are_those_of_transformers(model_type: Literal["siglip", "siglip2"]) -> None:
+    classes = importlib.import_module(f"transformers.models.{model_type}")
+    name = model_type.capitalize()
+    text = getattr(classes, f"{name}TextConfig")().to_dict()
+    vision = getattr(classes, f"{name}VisionConfig")().to_dict()
     text["projection_size"] = None  # filled in by the class with hidden_size, by us too
-    assert {name: text[name] for name in checkpoint_module.TEXT_DEFAULTS} == (
-        checkpoint_module.TEXT_DEFAULTS
-    )
-    assert {name: vision[name] for name in checkpoint_module.VISION_DEFAULTS} == (
-        checkpoint_module.VISION_DEFAULTS
-    )
-    image = SiglipImageProcessorPil()
-    for name, value in checkpoint_module.IMAGE_PROCESSOR_DEFAULTS.items():
-        found = getattr(image, name)
+    for theirs, ours in (
+        (text, config_module.TEXT_DEFAULTS),
+        (vision, config_module.VISION_DEFAULTS[model_type]),
+    ):
+        assert {field: theirs[field] for field in ours} == ours
+    image = getattr(classes, f"{name}ImageProcessorPil")()
+    for field, value in image_module.PROCESSOR_DEFAULTS[model_type].items():
+        found = getattr(image, field)
         if isinstance(found, tuple):
             found = list(found)
-        assert (dict(found) if name == "size" else found) == value
+        assert (dict(found) if field == "size" else found) == value
 
 
 def test_transformers_5_nests_the_image_processor_and_prefers_that(folder: Path) -> None:
     nested = json.loads((folder / "preprocessor_config.json").read_text()) | {"resample": 3}
     (folder / "processor_config.json").write_text(json.dumps({"image_processor": nested}))
-    assert resolve_checkpoint(str(folder)).resample == 3
+    assert resolve_checkpoint(str(folder)).image.resample == 3
 
 
 def test_what_a_processor_saves_resolves_to_the_same_settings(folder: Path) -> None:
@@ -140,8 +143,9 @@ def test_what_a_processor_saves_resolves_to_the_same_settings(folder: Path) -> N
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("config.json", {"model_type": "siglip2"}, r"NaFlex.*not supported yet.*fixed resolution"),
-        ("config.json", {"model_type": "clip"}, r"model_type 'clip'; a teacher needs 'siglip'"),
+        ("config.json", {"model_type": "clip"}, r"model_type 'clip'; a teacher needs 'siglip' or"),
+        ("config.json", {"model_type": "siglip2"}, r"image_processor_type 'SiglipImageProcessor'"),
+        ("config.json", {"vision_config__num_channels": 1}, r"num_channels 1; images are RGB"),
         ("config.json", {"text_config__projection_size": 32}, r"width 64 and .* width 32"),
         ("config.json", {"vision_config__image_size": 96}, r"64 x 64.*takes 96 x 96"),
         ("config.json", {"vision_config__image_size": [64, 64]}, r"image_size \[64, 64\]"),

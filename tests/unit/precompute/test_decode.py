@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from siglip2_cache.errors import BuildError
 from siglip2_cache.precompute.decode import Decoder
 from siglip2_cache.precompute.images import DecodedImage, ImageRef, PixelFormat
+from siglip2_cache.siglip import SquashRecipe
 from siglip2_cache.store.places import ImagePlace
 from siglip2_cache.store.views import ViewPolicy, draw_view
 
@@ -58,7 +59,8 @@ def cut(refs: Sequence[ImageRef], size: int) -> list[tuple[Any, list[ImageRef]]]
 def decoder(
     num_workers: int, *, num_views: int = 1, batch_images: int = 5, timeout_s: float = 30.0
 ) -> Decoder:
-    form = PixelFormat(num_views=num_views, size=SIZE, resample=BILINEAR)
+    recipe = SquashRecipe(size=SIZE, resample=BILINEAR)
+    form = PixelFormat(num_views=num_views, recipe=recipe)
     return Decoder(form, batch_images=batch_images, num_workers=num_workers, timeout_s=timeout_s)
 
 
@@ -350,12 +352,13 @@ import sys, itertools
 from pathlib import Path
 from siglip2_cache.precompute.decode import Decoder
 from siglip2_cache.precompute.images import ImageRef, PixelFormat
+from siglip2_cache.siglip import SquashRecipe
 from siglip2_cache.store.places import ImagePlace
 from siglip2_cache.store.views import WHOLE_IMAGE
 
 def main():
     refs = [ImageRef(i, ImagePlace(path=Path(p)), (WHOLE_IMAGE,)) for i, p in enumerate(sys.argv[1:])]
-    form = PixelFormat(num_views=1, size=(8, 8), resample=2)
+    form = PixelFormat(num_views=1, recipe=SquashRecipe(size=(8, 8), resample=2))
     decoder = Decoder(form, batch_images=len(refs), num_workers=2, timeout_s=100)
     for batch in decoder.decode((i, refs) for i in itertools.count()):
         if batch.tag == 0:

@@ -23,7 +23,7 @@ from siglip2_cache.precompute.teacher import (
     resolve_compute_dtype,
     resolve_device,
 )
-from siglip2_cache.siglip import resolve_checkpoint
+from siglip2_cache.siglip import SquashRecipe, resolve_checkpoint
 
 # Largest 1 - cosine to a float32 forward that a half-precision pass of the tiny model may show.
 # Measured on AVX512: bfloat16 7.5e-5, float16 9.6e-7.
@@ -85,8 +85,10 @@ def reference(tiny_checkpoint: Path, images: list[Image.Image]) -> dict[str, NDA
 
 
 def pixels_of(images: list[Image.Image], teacher: Teacher) -> NDArray[np.uint8]:
-    H, W = teacher.image_size
-    return np.stack([np.asarray(image.resize((W, H), teacher.resample)) for image in images])
+    recipe = teacher.image
+    assert isinstance(recipe, SquashRecipe)
+    H, W = recipe.size
+    return np.stack([np.asarray(image.resize((W, H), recipe.resample)) for image in images])
 
 
 def in_batches(
@@ -172,11 +174,8 @@ def test_an_attention_mask_or_another_length_would_be_seen(
 
 def test_a_teacher_says_what_it_is(tiny_checkpoint: Path, teacher: SiglipTeacher) -> None:
     as_protocol: Teacher = teacher
-    assert (as_protocol.embed_dim, as_protocol.image_size, as_protocol.resample) == (
-        64,
-        (64, 64),
-        2,
-    )
+    assert as_protocol.embed_dim == 64
+    assert as_protocol.image == SquashRecipe(size=(64, 64), resample=2)
     assert (as_protocol.logit_scale, as_protocol.logit_bias) == pytest.approx((4.75, -16.8))
     assert as_protocol.device == "cpu"
     assert as_protocol.auto_batch_size() == (16, 32)

@@ -24,6 +24,7 @@ import pytest
 from siglip2_cache import open_cache
 from siglip2_cache.store.arrays import ArrayLayout, encode_shard
 from siglip2_cache.store.catalog import IMAGES_SCHEMA, SCHEMAS
+from siglip2_cache.store.patches import patch_grid
 from siglip2_cache.store.records import decode_record, encode_record
 from siglip2_cache.store.verify import verify_cache
 from siglip2_cache.store.views import ViewPolicy, draw_view, pixel_box
@@ -91,6 +92,18 @@ def test_the_view_on_the_page_is_the_one_we_draw() -> None:
     assert [box.top, box.left, box.height, box.width] == [float(found[i]) for i in range(1, 5)]
     assert box.flip
     assert pixel_box(box, 640, 480) == tuple(int(found[i]) for i in range(5, 9))
+
+
+def test_the_grids_on_the_page_are_those_we_compute() -> None:
+    [line] = [line for line in PAGE.split("\n") if line.startswith("Check: P ")]
+    found = re.search(r"P (\d+), M (\d+): ", line)
+    assert found is not None
+    patch_size, limit = int(found[1]), int(found[2])
+    sizes = re.findall(r"(\d+) x (\d+) (?:\(.*?\) )?gives (\d+) (?:rows )?and (\d+)", line)
+    assert len(sizes) == 4
+    for height, width, rows, columns in sizes:
+        grid = patch_grid(int(height), int(width), patch_size=patch_size, max_num_patches=limit)
+        assert grid == (int(rows), int(columns))
 
 
 @pytest.mark.parametrize("table", SCHEMAS)

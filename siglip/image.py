@@ -1,0 +1,223 @@
+"""The image recipe: what a checkpoint's own image processor does with a picture.
+
+A recipe says which pixels a teacher takes; making them is the business of whoever decodes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ..errors import SettingError, TeacherError
+from .config import ModelType, TowerSettings, with_defaults
+from .files import read_json
+
+# What a preprocessor_config.json that leaves a field out means.
+# Source: SiglipImageProcessorPil and Siglip2ImageProcessorPil of transformers 5.23; a test compares
+# them with the installed version.
+_PROCESSOR_DEFAULTS: dict[str, Any] = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+PROCESSOR_DEFAULTS: dict[ModelType, dict[str, Any]] = {
+    "siglip": {
+        **_PROCESSOR_DEFAULTS,
+        "resample": 3,
+        "size": {"height": 224, "width": 224},
+    },
+    "siglip2": {**_PROCESSOR_DEFAULTS, "resample": 2, "patch_size": 16, "max_num_patches": 256},
+}
+_PROCESSORS: dict[ModelType, set[str]] = {
+    "siglip": {
+        "SiglipImageProcessor",
+        "SiglipImageProcessorFast",
+        "SiglipImageProcessorPil",
+        "SiglipFeatureExtractor",
+    },
+    "siglip2": {
+        "Siglip2ImageProcessor",
+        "Siglip2ImageProcessorFast",
+        "Siglip2ImageProcessorPil",
+    },
+}
+_WHAT_IT_DOES: dict[ModelType, str] = {
+    "siglip": "SigLIP's image processor squashes to size {height, width}, rescales and normalises",
+    "siglip2": "NaFlex's image processor resizes to a grid of patches, rescales and normalises",
+}
+
+RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+"""The filters of PIL.Image.Resampling by number."""
+
+LARGEST_MAX_NUM_PATCHES = 65_536
+"""A typo's limit: 50 MB of pixels a view. The published checkpoints were trained up to 1024."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SquashRecipe:
+    """Views are squashed to one size, their aspect not kept: checkpoints of fixed resolution."""
+
+    size: tuple[int, int]
+    """Height and width in pixels that the image tower takes."""
+
+    resample: int
+    """Filter of the resize, a number of PIL.Image.Resampling."""
+
+    @property
+    def view_shape(self) -> tuple[int, ...]:
+        """(H, W, 3): a view as uint8 RGB."""
+        return (*self.size, 3)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what of an embedding it decides, as JSON values."""
+        return {
+            "image_size": list(self.size),
+            "image_resize": "squash",
+            "image_resample": RESAMPLE_NAMES[self.resample],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NaflexRecipe:
+    """Views nearly keep their aspect: each becomes a grid of as many patches as the limit allows."""
+
+    patch_size: int
+    """Height and width of a patch in pixels."""
+
+    max_num_patches: int
+    """Patches of a view at most."""
+
+    resample: int
+    """Filter of the resize, a number of PIL.Image.Resampling."""
+
+    @property
+    def view_shape(self) -> tuple[int, ...]:
+        """(max_num_patches, patch_size * patch_size * 3): a view as uint8 patches, zeros after its
+        last; a patch is its RGB pixels row by row."""
+        return (self.max_num_patches, self.patch_size * self.patch_size * 3)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what of an embedding it decides, as JSON values."""
+        return {
+            "image_patch_size": self.patch_size,
+            "image_max_num_patches": self.max_num_patches,
+            "image_resize": "patch grid",
+            "image_resample": RESAMPLE_NAMES[self.resample],
+        }
+
+
+ImageRecipe = SquashRecipe | NaflexRecipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSettings:
+    """What an image processor is set to."""
+
+    recipe: ImageRecipe
+    rescale_factor: float
+    """Multiplies the uint8 pixels before mean and std, 1/255."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def read_image_settings(folder: Path, towers: TowerSettings) -> ImageSettings:
+    """Return the image processor's settings.
+
+    Raises:
+        TeacherError: it does what we would not reproduce, or does not fit the image tower.
+    """
+    path, image = _read_processor(folder, towers.model_type)
+    recipe = (
+        _squash_recipe(folder, image, towers.vision)
+        if towers.model_type == "siglip"
+        else _naflex_recipe(path, image, towers.vision)
+    )
+    return ImageSettings(
+        recipe=recipe,
+        rescale_factor=image["rescale_factor"],
+        mean=tuple(image["image_mean"]),
+        std=tuple(image["image_std"]),
+    )
+
+
+def check_max_num_patches(value: int) -> None:
+    """Refuse a limit that is none.
+
+    Raises:
+        SettingError: not 1 to LARGEST_MAX_NUM_PATCHES.
+    """
+    if not 1 <= value <= LARGEST_MAX_NUM_PATCHES:
+        raise SettingError(f"max num patches must be 1 to {LARGEST_MAX_NUM_PATCHES:,}, got {value}")
+
+
+def _squash_recipe(folder: Path, image: dict[str, Any], vision: dict[str, Any]) -> SquashRecipe:
+    size = (image["size"]["height"], image["size"]["width"])
+    if size != (vision["image_size"],) * 2:
+        raise TeacherError(
+            f"{folder} resizes images to {size[0]} x {size[1]} (image processor) but its image "
+            f"tower takes {vision['image_size']} x {vision['image_size']} (config.json); take both "
+            "files from one checkpoint"
+        )
+    return SquashRecipe(size=size, resample=image["resample"])
+
+
+def _naflex_recipe(path: Path, image: dict[str, Any], vision: dict[str, Any]) -> NaflexRecipe:
+    if image["patch_size"] != vision["patch_size"]:
+        raise TeacherError(
+            f"{path} cuts images into patches of {image['patch_size']} pixels but the image tower "
+            f"takes patches of {vision['patch_size']} (config.json); take both files from one "
+            "checkpoint"
+        )
+    limit = image["max_num_patches"]
+    if not isinstance(limit, int) or not 1 <= limit <= LARGEST_MAX_NUM_PATCHES:
+        raise TeacherError(f"{path} has max_num_patches {limit!r}, which is not supported")
+    return NaflexRecipe(
+        patch_size=image["patch_size"], max_num_patches=limit, resample=image["resample"]
+    )
+
+
+def _read_processor(folder: Path, model_type: ModelType) -> tuple[Path, dict[str, Any]]:
+    """Return the file and its settings, complete; refuse what we would not reproduce."""
+    path = folder / "processor_config.json"  # transformers 5 nests them here and prefers that
+    found = read_json(path).get("image_processor") if path.is_file() else None
+    if found is None:
+        path = folder / "preprocessor_config.json"
+        found = read_json(path)
+    image = with_defaults(found, PROCESSOR_DEFAULTS[model_type])
+    kind = found.get("image_processor_type") or found.get("feature_extractor_type")
+    numbers = [image["rescale_factor"]]
+    for name in ("image_mean", "image_std"):
+        numbers += (
+            image[name] if isinstance(image[name], list) and len(image[name]) == 3 else [None]
+        )
+    size = image.get("size", {"height": 0, "width": 0})
+    reasons = [
+        (
+            kind is not None and kind not in _PROCESSORS[model_type],
+            f"image_processor_type {kind!r}",
+        ),
+        (not image["do_resize"], "do_resize false"),
+        (not image["do_rescale"], "do_rescale false"),
+        (not image["do_normalize"], "do_normalize false"),
+        (bool(found.get("do_center_crop")), "do_center_crop true"),
+        (bool(found.get("do_pad")), "do_pad true"),
+        (image["resample"] not in RESAMPLE_NAMES, f"resample {image['resample']!r}"),
+        (
+            not isinstance(size, dict)
+            or sorted(cast("dict[str, Any]", size)) != ["height", "width"],
+            f"size {size!r}",
+        ),
+        (
+            not all(isinstance(number, int | float) for number in numbers),
+            f"rescale_factor, image_mean, image_std {numbers}",
+        ),
+    ]
+    for is_so, what in reasons:
+        if is_so:
+            raise TeacherError(
+                f"{path} has {what}, which is not supported; {_WHAT_IT_DOES[model_type]}"
+            )
+    return path, image
