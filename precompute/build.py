@@ -13,6 +13,7 @@ from ..store.commits import clear_garbage, roll_forward
 from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
 from ..store.manifest import TeacherRecord, UnitCommit
+from ..store.pixels import DECODES, Decode
 from ..store.records import sha256_hex
 from . import enroll
 from .disk import refuse_small_disk
@@ -55,6 +56,9 @@ class BuildConfig:
     batch_size: int | None = None
     """Images, and texts, in one forward pass; None: what the cache recorded, else measured once."""
 
+    decode: Decode | None = None
+    """How pictures are decoded; None: what the cache recorded, else exact."""
+
     decode_workers: int | None = None
     """Processes that decode; 0 decodes in the main process; None: one a core, at most 16."""
 
@@ -75,6 +79,8 @@ class BuildConfig:
             raise SettingError(
                 f"dtype {self.dtype!r} is not one of auto, {', '.join(COMPUTE_DTYPES)}"
             )
+        if self.decode not in (None, *DECODES):
+            raise SettingError(f"decode {self.decode!r} is not one of {', '.join(DECODES)}")
         if self.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
             raise SettingError(
                 f"device {self.device!r} is not one of auto, cpu, cuda, cuda:NUMBER, mps"
@@ -215,8 +221,10 @@ class _Build:
         return self._loaded
 
     def _find_or_enroll(self, cache: Cache, checkpoint: Checkpoint) -> TeacherRecord:
-        name, dtype = self._config.teacher_name, self._config.dtype
-        record = enroll.find_teacher(cache, checkpoint, name=name, compute_dtype=dtype)
+        name, dtype, decode = self._config.teacher_name, self._config.dtype, self._config.decode
+        record = enroll.find_teacher(
+            cache, checkpoint, name=name, compute_dtype=dtype, decode=decode
+        )
         if record is not None:
             return record
         dtype = _settle_dtype(checkpoint, self._config.device, dtype)
@@ -233,9 +241,12 @@ class _Build:
             teacher,
             name=name,
             compute_dtype=dtype,
+            decode=decode or "exact",
             batch_size={"image": images, "text": texts},
         )
-        found = enroll.find_teacher(self._open(), checkpoint, name=name, compute_dtype=dtype)
+        found = enroll.find_teacher(
+            self._open(), checkpoint, name=name, compute_dtype=dtype, decode=decode
+        )
         assert found is not None
         return found
 
@@ -312,6 +323,7 @@ class _Build:
             cache,
             record.name,
             embedder,
+            decode=enroll.decode_of(record),
             num_decoders=self._config.num_workers,
             timeout_s=self._config.sample_timeout_s,
             progress=self._progress,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import SettingError
 from ..siglip import Checkpoint, checkpoint_identity
@@ -13,18 +13,32 @@ from ..store.commits import Transaction, roll_forward
 from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
 from ..store.manifest import Manifest, TeacherRecord
+from ..store.pixels import Decode
 from ..store.views import VIEW_CODE_VERSION
 from .teacher import Teacher
 
+_DECODE = "image_decode"
+"""Name of the fact in an identity."""
 
-def identify(checkpoint: Checkpoint, *, compute_dtype: str) -> dict[str, Any]:
+
+def identify(checkpoint: Checkpoint, *, compute_dtype: str, decode: Decode) -> dict[str, Any]:
     """Return what makes this teacher's embeddings its own; another value means another teacher."""
     identity = checkpoint_identity(checkpoint, compute_dtype=compute_dtype)
-    return {**identity, "view_code_version": VIEW_CODE_VERSION}
+    return {**identity, _DECODE: decode, "view_code_version": VIEW_CODE_VERSION}
+
+
+def decode_of(record: TeacherRecord) -> Decode:
+    """Return how the pictures of a teacher of a cache were decoded."""
+    return cast("Decode", record.identity.get(_DECODE, "exact"))  # older records do not say
 
 
 def find_teacher(
-    cache: Cache, checkpoint: Checkpoint, *, name: str | None, compute_dtype: str
+    cache: Cache,
+    checkpoint: Checkpoint,
+    *,
+    name: str | None,
+    compute_dtype: str,
+    decode: Decode | None,
 ) -> TeacherRecord | None:
     """Return the cache's record of this checkpoint, or None where it would be a new teacher.
 
@@ -33,6 +47,7 @@ def find_teacher(
         checkpoint: what the user named.
         name: --teacher-name; None: the checkpoint's own name, or whatever name it has in the cache.
         compute_dtype: --dtype; auto takes over what the cache recorded.
+        decode: --decode; None takes over what the cache recorded.
 
     Raises:
         SettingError: the name belongs to a teacher that differs; each difference is named.
@@ -44,14 +59,18 @@ def find_teacher(
             "a letter or a digit first"
         )
     records = cache.teacher_records
+
+    def differences_of(record: TeacherRecord) -> list[str]:
+        return identity_differences(record, checkpoint, compute_dtype=compute_dtype, decode=decode)
+
     if name is None:
         for record in records.values():
-            if not identity_differences(record, checkpoint, compute_dtype=compute_dtype):
+            if not differences_of(record):
                 return record
     record = records.get(wanted)
     if record is None:
         return None
-    differences = identity_differences(record, checkpoint, compute_dtype=compute_dtype)
+    differences = differences_of(record)
     if differences:
         raise SettingError(
             f"teacher {wanted!r} of {cache.root} is not {checkpoint.given}: "
@@ -68,6 +87,7 @@ def enroll(
     *,
     name: str | None,
     compute_dtype: str,
+    decode: Decode,
     batch_size: Mapping[Modality, int],
 ) -> None:
     """Add a teacher to a cache: its record and the metadata of its arrays."""
@@ -82,7 +102,7 @@ def enroll(
             if checkpoint.revision is None
             else checkpoint.given,
             "revision": checkpoint.revision,
-            "identity": identify(checkpoint, compute_dtype=compute_dtype),
+            "identity": identify(checkpoint, compute_dtype=compute_dtype, decode=decode),
             "embed_dim": teacher.embed_dim,
             "dtype": "float16",
             "logit_scale": teacher.logit_scale,
@@ -124,12 +144,20 @@ def _stage_metadata(
 
 
 def identity_differences(
-    record: TeacherRecord, checkpoint: Checkpoint, *, compute_dtype: str
+    record: TeacherRecord,
+    checkpoint: Checkpoint,
+    *,
+    compute_dtype: str,
+    decode: Decode | None = None,
 ) -> list[str]:
-    """Return what differs between a teacher of a cache and a checkpoint, old and new value named."""
+    """Return what differs between a teacher of a cache and a checkpoint, old and new value named.
+
+    auto for the dtype, and None for the decoding, differ from nothing.
+    """
     dtype = record.identity["compute_dtype"] if compute_dtype == "auto" else compute_dtype
-    ours = identify(checkpoint, compute_dtype=str(dtype))
-    return list(_compare(dict(record.identity), ours))
+    recorded = decode_of(record)
+    ours = identify(checkpoint, compute_dtype=str(dtype), decode=decode or recorded)
+    return list(_compare({**record.identity, _DECODE: recorded}, ours))
 
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -10,11 +10,12 @@ from ..siglip import resolve_checkpoint
 from ..store.arrays import ArrayLayout
 from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
+from ..store.pixels import Decode
 from .build import BuildConfig, TeacherFactory, load_teacher
 from .decode import Decoder
 from .disk import unit_bytes
 from .embed import Embedder
-from .enroll import find_teacher
+from .enroll import decode_of, find_teacher
 from .images import ImageRef, PixelFormat
 from .parts import Findings
 from .plan import Plan, make_plan, name_sources, open_if_planned
@@ -68,10 +69,16 @@ def estimate(
     new = {"image": plan.findings.num_samples, "text": plan.findings.num_texts}
     spans: dict[Modality, list[int]] = {m: _unit_sizes(new[m], plan.shard_rows) for m in MODALITIES}
     cache = open_if_planned(files, config.plan.corpus_roots)
+    decode = config.decode or "exact"
     if cache is not None:
         record = find_teacher(
-            cache, checkpoint, name=config.teacher_name, compute_dtype=config.dtype
+            cache,
+            checkpoint,
+            name=config.teacher_name,
+            compute_dtype=config.dtype,
+            decode=config.decode,
         )
+        decode = decode_of(record) if record else decode
         done = set(cache.commits(record.name).units) if record else set[tuple[Modality, int]]()
         for modality in MODALITIES:
             spans[modality] += [
@@ -82,7 +89,7 @@ def estimate(
     num_bytes = sum(
         unit_bytes(_array(plan, m, checkpoint.embed_dim), n) for m in MODALITIES for n in spans[m]
     )
-    rates = _time_batches(config, plan, make_teacher) if is_timed else (None, None)
+    rates = _time_batches(config, plan, decode, make_teacher) if is_timed else (None, None)
     return Estimate(
         plan=plan,
         embed_dim=checkpoint.embed_dim,
@@ -141,7 +148,7 @@ def _array(plan: Plan, modality: Modality, embed_dim: int) -> ArrayLayout:
 
 
 def _time_batches(
-    config: BuildConfig, plan: Plan, make_teacher: TeacherFactory
+    config: BuildConfig, plan: Plan, decode: Decode, make_teacher: TeacherFactory
 ) -> tuple[float, float]:
     """Return (samples/s, texts/s) over a few real batches, decoding and forward overlapped."""
     checkpoint = resolve_checkpoint(config.teacher, revision=config.revision)
@@ -152,7 +159,10 @@ def _time_batches(
     size = max(1, images // plan.views.num_views)
     refs, captions = _first_samples(config, plan, size * (_TIMED_BATCHES + 1), texts)
     form = PixelFormat(
-        num_views=plan.views.num_views, size=teacher.image_size, resample=teacher.resample
+        num_views=plan.views.num_views,
+        size=teacher.image_size,
+        resample=teacher.resample,
+        decode=decode,
     )
     decoder = Decoder(
         form,

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..store.pixels import (
+    Decode,
     PixelError,
-    decode_rgb,
+    decode_for_views,
     read_image_bytes,
     render_views,
     sha256_of_pixels,
@@ -55,6 +56,9 @@ class PixelFormat:
     resample: int
     """Pillow's number of the resampler."""
 
+    decode: Decode = "exact"
+    """How pictures are decoded before they are resized."""
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(views, H, W, 3)."""
@@ -79,15 +83,17 @@ def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> De
     try:
         data = read_image_bytes(ref.path, ref.offset, ref.length)
         read_at = time.perf_counter()
-        image = decode_rgb(data)
+        image, (width, height) = decode_for_views(
+            data, ref.boxes, size=form.size, decode=form.decode
+        )
         out[:] = render_views(image, ref.boxes, size=form.size, resample=form.resample)
     except PixelError as error:
         out[:] = 0
         return DecodedImage(reason=str(error), read_s=read_at - started)
     done = time.perf_counter()
     return DecodedImage(
-        width=image.width,
-        height=image.height,
+        width=width,
+        height=height,
         sha256=sha256_of_pixels(data),
         read_s=read_at - started,
         decode_s=done - read_at,

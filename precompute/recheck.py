@@ -15,7 +15,7 @@ from ..store.layout import Modality
 from ..store.manifest import Span, TeacherRecord, Unit
 from .build import TeacherFactory, load_teacher
 from .embed import Embedder
-from .enroll import identity_differences
+from .enroll import decode_of, identity_differences
 from .images import PixelFormat, decode_image
 from .units import image_refs
 
@@ -84,7 +84,10 @@ def recheck(
             continue
         if modality == "image":
             form = PixelFormat(
-                num_views=cache.num_views, size=live.image_size, resample=live.resample
+                num_views=cache.num_views,
+                size=live.image_size,
+                resample=live.resample,
+                decode=decode_of(record),
             )
             rows, live_ND = _embed_images(cache, record, rows, form, embedder, result)
             views = np.tile(np.arange(cache.num_views), len(rows))
