@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -13,6 +13,7 @@ from .errors import CacheError, SettingError
 if TYPE_CHECKING:
     from .precompute.build import BuildConfig, BuildSummary
     from .store.cache import Cache
+    from .store.pixels import Decode
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -94,6 +95,13 @@ def build(
     batch_size: Annotated[
         str, typer.Option(help="auto, or images (and texts) in one forward pass.")
     ] = "auto",
+    decode: Annotated[
+        str | None,
+        typer.Option(
+            help="exact: the processor's own pixels. scaled: large JPEGs are decoded at a fraction of "
+            "their size, faster and nearly the same. Default: as the cache has it, else exact."
+        ),
+    ] = None,
     decode_workers: Annotated[
         int | None, typer.Option(help="Decoding processes; 0: none. Default: one a core, max 16.")
     ] = None,
@@ -150,6 +158,7 @@ def build(
         dtype=dtype,
         max_num_patches=max_num_patches,
         batch_size=_parse_batch_size(batch_size),
+        decode=cast("Decode | None", decode),  # the config refuses other words
         decode_workers=decode_workers,
         sample_timeout_s=sample_timeout,
         retry_rejected=retry_rejected,

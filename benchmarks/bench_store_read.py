@@ -1,14 +1,15 @@
-"""Random and sequential reading of targets: ours against memmap, zarr-python, TensorStore, Parquet.
+"""Random and sequential reading of targets: ours against memmap, zarr-python, TensorStore, Lance, Parquet.
 
     python benchmarks/bench_store_read.py [--rows 200000] [--batch 4096] [--dim 1152] [--json] [--quick]
 
 Every reader reads the same rows of the same numbers in one run, from the page cache. The limit is
-numpy.memmap on one flat file: a gather by one copy, with nothing to look up.
+numpy.memmap on one flat file: a gather by one copy, with nothing to look up. TensorStore, zarr-python and
+ours read the same files; Lance and Parquet keep the rows uncompressed, too, each as its own writer lays
+them out. TensorStore and Lance use threads of their own, the others one.
 """
 
 import argparse
 import json
-import platform
 import shutil
 import statistics
 import tempfile
@@ -17,11 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorstore
 import zarr
+from hardware import machine
 from numpy.typing import NDArray
 
 from siglip2_cache import open_cache
@@ -33,7 +36,9 @@ from siglip2_cache.store.layout import MODALITIES
 from siglip2_cache.store.views import ViewPolicy
 
 Reader = Callable[[NDArray[np.int64]], NDArray[np.float16]]
-SHARD_ROWS = 16_384
+SHARD_ROWS, QUICK_SHARD_ROWS = 16_384, 8192
+"""Rows of a shard, as a build has by default, and in the quick run, so that it too has several."""
+
 TEACHER = "bench"
 _BALLAST = np.zeros(256 * 2**20, np.uint8)
 
@@ -50,10 +55,11 @@ def main() -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line"
     )
-    parser.add_argument("--quick", action="store_true", help="a tenth of the rows, a few repeats")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the rows, in five shards")
     args = parser.parse_args()
+    args.shard_rows = SHARD_ROWS
     if args.quick:
-        args.rows, args.repeats = args.rows // 10, 5
+        args.rows, args.shard_rows = args.rows // 5, QUICK_SHARD_ROWS
     folder = Path(tempfile.mkdtemp(dir=args.folder, prefix="bench-store-read-"))
     try:
         run(folder, args)
@@ -62,21 +68,22 @@ def main() -> None:
 
 
 def run(folder: Path, args: argparse.Namespace) -> None:
-    readers = make_readers(folder, args.rows, args.dim)
+    readers, in_order = make_readers(folder, args.rows, args.dim, args.shard_rows)
     chooser = np.random.default_rng(1)
     batches = [chooser.integers(0, args.rows, args.batch) for _ in range(args.repeats + 1)]
     starts = chooser.integers(0, args.rows - args.batch, args.repeats + 1)
     runs = [np.arange(start, start + args.batch) for start in starts]
-    for name, read in readers.items():  # equal numbers, or the times mean nothing
-        np.testing.assert_array_equal(read(batches[0]), readers["memmap"](batches[0]), name)
+    for batch, which in ((batches[0], readers), (runs[0], in_order)):
+        for name, read in which.items():  # equal numbers, or the times mean nothing
+            np.testing.assert_array_equal(read(batch), readers["memmap"](batch), name)
     results = {
         "random_rows_per_s": measure(readers, batches),
-        "sequential_rows_per_s": measure(readers, runs),
+        "sequential_rows_per_s": measure(in_order, runs),
     }
     print(
-        f"{args.batch:,} of {args.rows:,} rows of {args.dim} x float16, page-cached; "
-        f"median of {args.repeats}; {platform.processor() or platform.machine()}, "
-        f"zarr {zarr.__version__}, numpy {np.__version__}, pyarrow {pa.__version__}"
+        f"{args.batch:,} of {args.rows:,} rows of {args.dim} x float16 in "
+        f"{-(-args.rows // args.shard_rows)} shards, page-cached; median of {args.repeats}\n"
+        + machine("numpy", "zarr", "tensorstore", "pylance", "pyarrow")
     )
     for kind, rates in results.items():
         print(f"\n{kind.split('_')[0]:<12} {'rows/s':>14} {'ms a batch':>12} {'of memmap':>10}")
@@ -110,33 +117,56 @@ def flush_caches() -> None:
     _BALLAST[:] += 1
 
 
-def make_readers(folder: Path, num_rows: int, dim: int) -> dict[str, Reader]:
-    """Write the same random unit rows in every form and return a reader of each."""
+def make_readers(
+    folder: Path, num_rows: int, dim: int, shard_rows: int
+) -> tuple[dict[str, Reader], dict[str, Reader]]:
+    """Write the same random unit rows in every form and return readers of each.
+
+    Returns:
+        Readers of any rows, and readers of consecutive ones, where each peer may use its own way to
+        read a range.
+    """
     flat = np.memmap(folder / "flat.bin", np.float16, "w+", shape=(num_rows, dim))
     rng = np.random.default_rng(0)
-    for first in range(0, num_rows, SHARD_ROWS):
-        rows = rng.standard_normal((min(SHARD_ROWS, num_rows - first), dim), np.float32)
+    for first in range(0, num_rows, shard_rows):
+        rows = rng.standard_normal((min(shard_rows, num_rows - first), dim), np.float32)
         flat[first : first + len(rows)] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     flat.flush()
-    cache = write_cache(folder / "cache", flat)
+    cache = write_cache(folder / "cache", flat, shard_rows)
     targets = cache.image_targets()
     image_zarr = folder / "cache" / layout.array_folder(TEACHER, "image")
     with_zarr: Any = zarr.open_array(image_zarr, mode="r")
     with_tensorstore = tensorstore.open(
         {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(image_zarr)}}
     ).result()
+    dataset = write_lance(folder / "rows.lance", flat)
     table = write_parquet(folder / "rows.parquet", flat)
     mapped = np.memmap(folder / "flat.bin", np.float16, "r", shape=(num_rows, dim))
-    return {
+    at_random: dict[str, Reader] = {
         "ours": targets.read,
         "memmap": lambda rows: mapped[rows],
         "zarr-python": lambda rows: with_zarr.oindex[rows, 0],
         "tensorstore": lambda rows: with_tensorstore[rows, 0].read().result(),
+        "lance": lambda rows: values_of(dataset.take(rows), dim),
         "parquet": lambda rows: read_parquet(table, rows, dim),
     }
+    in_order: dict[str, Reader] = at_random | {
+        "memmap": lambda rows: mapped[span(rows)].copy(),
+        "zarr-python": lambda rows: with_zarr[span(rows), 0],
+        "tensorstore": lambda rows: with_tensorstore[span(rows), 0].read().result(),
+        "lance": lambda rows: values_of(
+            dataset.to_table(offset=int(rows[0]), limit=len(rows)), dim
+        ),
+    }
+    return at_random, in_order
 
 
-def write_cache(root: Path, rows: NDArray[np.float16]) -> Any:
+def span(rows: NDArray[np.int64]) -> slice:
+    """Return consecutive rows as a range."""
+    return slice(int(rows[0]), int(rows[-1]) + 1)
+
+
+def write_cache(root: Path, rows: NDArray[np.float16], shard_rows: int) -> Any:
     """Write a cache with these image targets and no catalog tables, by the store's own commits."""
     files = LocalFiles(root)
     none = {"first": 0, "count": 0}
@@ -150,7 +180,7 @@ def write_cache(root: Path, rows: NDArray[np.float16]) -> Any:
             "digest": "",
             "sources": [],
             "prompts_fingerprint": "",
-            "shard_rows": SHARD_ROWS,
+            "shard_rows": shard_rows,
             "views": ViewPolicy().to_record(),
         }
     )
@@ -188,6 +218,19 @@ def write_cache(root: Path, rows: NDArray[np.float16]) -> Any:
             }
         )
     return open_cache(root)
+
+
+def write_lance(path: Path, rows: NDArray[np.float16]) -> Any:
+    """Write rows as a fixed-size list of float16, Lance's own form for vectors."""
+    flat = pa.array(np.ascontiguousarray(rows).reshape(-1), pa.float16())
+    vectors = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
+    lance.write_dataset(pa.table({"embedding": vectors}), path)
+    return lance.dataset(path)
+
+
+def values_of(table: pa.Table, dim: int) -> NDArray[np.float16]:
+    """Return the vectors of a Lance table; without a copy where they came in one piece."""
+    return table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
 
 
 def write_parquet(path: Path, rows: NDArray[np.float16]) -> pq.ParquetFile:

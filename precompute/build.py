@@ -13,6 +13,7 @@ from ..store.commits import clear_garbage, roll_forward
 from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
 from ..store.manifest import TeacherRecord, UnitCommit
+from ..store.pixels import DECODES, Decode
 from ..store.records import sha256_hex
 from . import enroll
 from .disk import refuse_small_disk
@@ -59,6 +60,9 @@ class BuildConfig:
     batch_size: int | None = None
     """Images, and texts, in one forward pass; None: what the cache recorded, else measured once."""
 
+    decode: Decode | None = None
+    """How pictures are decoded; None: what the cache recorded, else exact."""
+
     decode_workers: int | None = None
     """Processes that decode; 0 decodes in the main process; None: one a core, at most 16."""
 
@@ -81,6 +85,8 @@ class BuildConfig:
             )
         if self.max_num_patches is not None:
             check_max_num_patches(self.max_num_patches)
+        if self.decode not in (None, *DECODES):
+            raise SettingError(f"decode {self.decode!r} is not one of {', '.join(DECODES)}")
         if self.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
             raise SettingError(
                 f"device {self.device!r} is not one of auto, cpu, cuda, cuda:NUMBER, mps"
@@ -89,7 +95,9 @@ class BuildConfig:
     @property
     def choices(self) -> enroll.TeacherChoices:
         """What was chosen about the teacher."""
-        return enroll.TeacherChoices(compute_dtype=self.dtype, max_num_patches=self.max_num_patches)
+        return enroll.TeacherChoices(
+            compute_dtype=self.dtype, decode=self.decode, max_num_patches=self.max_num_patches
+        )
 
     @property
     def num_workers(self) -> int:
@@ -246,6 +254,7 @@ class _Build:
             teacher,
             name=name,
             compute_dtype=dtype,
+            decode=choices.decode or "exact",
             batch_size={"image": images, "text": texts},
         )
         found = enroll.find_teacher(self._open(), checkpoint, choices, name=name)
@@ -325,6 +334,7 @@ class _Build:
             cache,
             record.name,
             embedder,
+            decode=enroll.decode_of(record),
             num_decoders=self._config.num_workers,
             timeout_s=self._config.sample_timeout_s,
             progress=self._progress,

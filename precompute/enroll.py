@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import SettingError
 from ..siglip import Checkpoint, NaflexRecipe, checkpoint_identity, with_max_num_patches
@@ -14,8 +14,12 @@ from ..store.commits import Transaction, roll_forward
 from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
 from ..store.manifest import Manifest, TeacherRecord
+from ..store.pixels import Decode
 from ..store.views import VIEW_CODE_VERSION
 from .teacher import Teacher
+
+_DECODE = "image_decode"
+"""Name of the fact in an identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +33,9 @@ class TeacherChoices:
     compute_dtype: str = "auto"
     """One of COMPUTE_DTYPES; auto is open."""
 
+    decode: Decode | None = None
+    """How pictures are decoded; None is open, and exact for a new teacher."""
+
     max_num_patches: int | None = None
     """Patches of a view at most, for a NaFlex checkpoint; None is open."""
 
@@ -37,6 +44,7 @@ class TeacherChoices:
         dtype, limit = self.compute_dtype, self.max_num_patches
         return TeacherChoices(
             compute_dtype=str(record.identity["compute_dtype"]) if dtype == "auto" else dtype,
+            decode=self.decode or decode_of(record),
             max_num_patches=record.identity.get("image_max_num_patches")
             if limit is None
             else limit,
@@ -53,10 +61,15 @@ class TeacherChoices:
         return with_max_num_patches(checkpoint, self.max_num_patches)
 
 
-def identify(checkpoint: Checkpoint, *, compute_dtype: str) -> dict[str, Any]:
+def identify(checkpoint: Checkpoint, *, compute_dtype: str, decode: Decode) -> dict[str, Any]:
     """Return what makes this teacher's embeddings its own; another value means another teacher."""
     identity = checkpoint_identity(checkpoint, compute_dtype=compute_dtype)
-    return {**identity, "view_code_version": VIEW_CODE_VERSION}
+    return {**identity, _DECODE: decode, "view_code_version": VIEW_CODE_VERSION}
+
+
+def decode_of(record: TeacherRecord) -> Decode:
+    """Return how the pictures of a teacher of a cache were decoded."""
+    return cast("Decode", record.identity.get(_DECODE, "exact"))  # older records do not say
 
 
 def find_teacher(
@@ -104,6 +117,7 @@ def enroll(
     *,
     name: str | None,
     compute_dtype: str,
+    decode: Decode,
     batch_size: Mapping[Modality, int],
 ) -> None:
     """Add a teacher to a cache: its record and the metadata of its arrays."""
@@ -118,7 +132,7 @@ def enroll(
             if checkpoint.revision is None
             else checkpoint.given,
             "revision": checkpoint.revision,
-            "identity": identify(checkpoint, compute_dtype=compute_dtype),
+            "identity": identify(checkpoint, compute_dtype=compute_dtype, decode=decode),
             "embed_dim": teacher.embed_dim,
             "dtype": "float16",
             "logit_scale": teacher.logit_scale,
@@ -171,8 +185,10 @@ def identity_differences(
     choices = choices.as_recorded(record)
     if isinstance(checkpoint.image, NaflexRecipe):  # else the kinds of checkpoint differ, too
         checkpoint = choices.of(checkpoint)
-    ours = identify(checkpoint, compute_dtype=choices.compute_dtype)
-    return list(_compare(dict(record.identity), ours))
+    ours = identify(
+        checkpoint, compute_dtype=choices.compute_dtype, decode=choices.decode or "exact"
+    )
+    return list(_compare({**record.identity, _DECODE: decode_of(record)}, ours))
 
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -9,12 +9,13 @@ from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.arrays import ArrayLayout
 from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
+from ..store.pixels import Decode
 from ..store.places import ImagePlace
 from .build import BuildConfig, TeacherFactory, load_teacher
 from .decode import Decoder
 from .disk import unit_bytes
 from .embed import Embedder, split_images
-from .enroll import as_recorded, find_teacher
+from .enroll import as_recorded, decode_of, find_teacher
 from .images import ImageRef, PixelFormat
 from .parts import Findings
 from .plan import Plan, make_plan, name_sources, open_if_planned
@@ -69,9 +70,11 @@ def estimate(
     new = {"image": plan.findings.num_samples, "text": plan.findings.num_texts}
     spans: dict[Modality, list[int]] = {m: _unit_sizes(new[m], plan.shard_rows) for m in MODALITIES}
     cache = open_if_planned(files, config.plan.corpus_roots)
+    decode = config.decode or "exact"
     if cache is not None:
         record = find_teacher(cache, checkpoint, config.choices, name=config.teacher_name)
         checkpoint = as_recorded(checkpoint, record) if record else checkpoint
+        decode = decode_of(record) if record else decode
         done = set(cache.commits(record.name).units) if record else set[tuple[Modality, int]]()
         for modality in MODALITIES:
             spans[modality] += [
@@ -82,7 +85,9 @@ def estimate(
     num_bytes = sum(
         unit_bytes(_array(plan, m, checkpoint.embed_dim), n) for m in MODALITIES for n in spans[m]
     )
-    rates = _time_batches(config, plan, checkpoint, make_teacher) if is_timed else (None, None)
+    rates = (
+        _time_batches(config, plan, checkpoint, decode, make_teacher) if is_timed else (None, None)
+    )
     return Estimate(
         plan=plan,
         embed_dim=checkpoint.embed_dim,
@@ -141,7 +146,11 @@ def _array(plan: Plan, modality: Modality, embed_dim: int) -> ArrayLayout:
 
 
 def _time_batches(
-    config: BuildConfig, plan: Plan, checkpoint: Checkpoint, make_teacher: TeacherFactory
+    config: BuildConfig,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    decode: Decode,
+    make_teacher: TeacherFactory,
 ) -> tuple[float, float]:
     """Return (samples/s, texts/s) over a few real batches, decoding and forward overlapped."""
     teacher = make_teacher(checkpoint, config.device, config.dtype)
@@ -152,7 +161,7 @@ def _time_batches(
     size = max(1, images // num_views)  # of one forward pass: a NaFlex window would take long
     refs, captions = _first_samples(config, plan, size * (_TIMED_BATCHES + 1), texts)
     decoder = Decoder(
-        PixelFormat(num_views=num_views, recipe=teacher.image),
+        PixelFormat(num_views=num_views, recipe=teacher.image, decode=decode),
         batch_images=size,
         num_workers=config.num_workers,
         timeout_s=config.sample_timeout_s,

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..siglip import ImageRecipe, SquashRecipe
-from ..store.patches import Grid, render_patches
-from ..store.pixels import PixelError, decode_rgb, render_views, sha256_of_pixels
+from ..store.patches import Grid, patch_grid, render_patches
+from ..store.pixels import Decode, PixelError, decode_for_views, render_views, sha256_of_pixels
 from ..store.places import ImagePlace, ReadError, read_image_bytes
 from ..store.views import ViewBox
 
@@ -50,15 +50,34 @@ class PixelFormat:
     recipe: ImageRecipe
     """What the teacher's own image processor does."""
 
+    decode: Decode = "exact"
+    """How pictures are decoded before they are resized."""
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(views, H, W, 3), or (views, max_num_patches, values of a patch) for a NaFlex teacher."""
         return (self.num_views, *self.recipe.view_shape)
 
+    def view_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the pixels that a view cut with height x width will have."""
+        recipe = self.recipe
+        if isinstance(recipe, SquashRecipe):
+            return recipe.size
+        rows, columns = patch_grid(
+            height, width, patch_size=recipe.patch_size, max_num_patches=recipe.max_num_patches
+        )
+        return rows * recipe.patch_size, columns * recipe.patch_size
+
     def render(
-        self, image: Image.Image, boxes: Sequence[ViewBox], out: NDArray[np.uint8]
+        self,
+        image: Image.Image,
+        full: tuple[int, int],
+        boxes: Sequence[ViewBox],
+        out: NDArray[np.uint8],
     ) -> tuple[Grid, ...]:
         """Fill ``out``, of image_shape, with the views of an upright RGB image; return their grids.
+
+        ``full`` is the (width, height) that the picture has in full; the image may be a smaller one.
 
         Raises:
             PixelError: the image cannot be what the teacher wants.
@@ -73,6 +92,7 @@ class PixelFormat:
             patch_size=recipe.patch_size,
             max_num_patches=recipe.max_num_patches,
             resample=recipe.resample,
+            full=full,
         )
         return grids
 
@@ -106,15 +126,17 @@ def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> De
     try:
         data = read_image_bytes(ref.place)
         read_at = time.perf_counter()
-        image = decode_rgb(data)
-        grids = form.render(image, ref.boxes, out)
+        image, (width, height) = decode_for_views(
+            data, ref.boxes, view_size=form.view_size, decode=form.decode
+        )
+        grids = form.render(image, (width, height), ref.boxes, out)
     except (ReadError, PixelError) as error:
         out[:] = 0
         return DecodedImage(reason=str(error), read_s=read_at - started)
     done = time.perf_counter()
     return DecodedImage(
-        width=image.width,
-        height=image.height,
+        width=width,
+        height=height,
         sha256=sha256_of_pixels(data),
         grids=grids,
         read_s=read_at - started,

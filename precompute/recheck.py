@@ -15,7 +15,7 @@ from ..store.layout import Modality
 from ..store.manifest import Span, TeacherRecord, Unit
 from .build import TeacherFactory, load_teacher
 from .embed import Embedder, split_images
-from .enroll import TeacherChoices, as_recorded, identity_differences
+from .enroll import TeacherChoices, as_recorded, decode_of, identity_differences
 from .images import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
 from .units import image_refs
 
@@ -84,7 +84,9 @@ def recheck(
         if len(rows) == 0:
             continue
         if modality == "image":
-            form = PixelFormat(num_views=cache.num_views, recipe=live.image)
+            form = PixelFormat(
+                num_views=cache.num_views, recipe=live.image, decode=decode_of(record)
+            )
             rows, live_ND = _embed_images(cache, record, rows, form, embedder, result)
             views = np.tile(np.arange(cache.num_views), len(rows))
             stored_ND = targets.read(np.repeat(rows, cache.num_views), views)

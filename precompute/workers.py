@@ -17,6 +17,7 @@ from ..errors import BuildError
 from ..store import layout
 from ..store.cache import Cache
 from ..store.layout import Modality
+from ..store.pixels import Decode
 from .decode import Decoder
 from .embed import Embedder
 from .images import DecodedBatch, PixelFormat
@@ -48,6 +49,7 @@ class UnitWorker:
         teacher: str,
         embedder: Embedder,
         *,
+        decode: Decode,
         num_decoders: int,
         timeout_s: float,
         progress: Progress,
@@ -55,6 +57,7 @@ class UnitWorker:
     ) -> None:
         self._cache, self._teacher, self._embedder = cache, teacher, embedder
         self._num_decoders, self._timeout_s = num_decoders, timeout_s
+        self._decode: Decode = decode
         self._progress, self._times = progress, times
         self._stop = threading.Event()
         self.num_units = 0
@@ -90,7 +93,9 @@ class UnitWorker:
         if not jobs:
             return
         teacher = self._embedder.teacher
-        form = PixelFormat(num_views=self._cache.num_views, recipe=teacher.image)
+        form = PixelFormat(
+            num_views=self._cache.num_views, recipe=teacher.image, decode=self._decode
+        )
         decoder = Decoder(
             form,
             batch_images=jobs[0].batch_size,

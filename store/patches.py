@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .pixels import PixelError, cut_view, resized
+from .pixels import PixelError, cut_size, cut_view, resized
 from .views import ViewBox
 
 Grid = tuple[int, int]
@@ -53,6 +53,7 @@ def render_patches(
     patch_size: int,
     max_num_patches: int,
     resample: int,
+    full: tuple[int, int] | None = None,
 ) -> tuple[NDArray[np.uint8], tuple[Grid, ...]]:
     """Return the views of an upright RGB image as (len(boxes), max_num_patches, P) uint8 patches,
     zeros after the last of each, and their grids.
@@ -60,22 +61,24 @@ def render_patches(
     Each is cropped, mirrored where its box says so, then resized to its own grid with Pillow's
     resampler, exactly as the checkpoint's processor does with a whole image.
 
+    ``full`` is the (width, height) that the picture has in full, where ``image`` is a smaller one: the
+    grids are those of the full one.
+
     Raises:
         PixelError: a view is so long that even at the smallest scale it has too many patches.
     """
     out = np.zeros((len(boxes), max_num_patches, patch_size * patch_size * 3), np.uint8)
     grids: list[Grid] = []
     for patches_NP, box in zip(out, boxes, strict=True):
-        view = cut_view(image, box)
+        height, width = cut_size(box, full or image.size)
         rows, columns = patch_grid(
-            view.height, view.width, patch_size=patch_size, max_num_patches=max_num_patches
+            height, width, patch_size=patch_size, max_num_patches=max_num_patches
         )
         if rows * columns > max_num_patches:
             raise PixelError(
-                f"too long: {view.width} x {view.height} pixels do not go into {max_num_patches} "
-                "patches"
+                f"too long: {width} x {height} pixels do not go into {max_num_patches} patches"
             )
-        view = resized(view, (rows * patch_size, columns * patch_size), resample)
+        view = resized(cut_view(image, box), (rows * patch_size, columns * patch_size), resample)
         patches_NP[: rows * columns] = patchify(np.asarray(view), patch_size)
         grids.append((rows, columns))
     return out, tuple(grids)
