@@ -10,8 +10,8 @@ from ...errors import SourceError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MAX_FILES = 10_000_000
-"""A typo's limit: {000..999999999} would fill the memory with names."""
+_MAX_FILES = 1_000_000
+"""A typo's limit: {000..999999999}, or {0..9} ten times, would fill the memory with names."""
 
 
 def is_pattern(location: Path) -> bool:
@@ -37,7 +37,11 @@ def expand(location: Path) -> list[Path]:
         SourceError: nothing fits a glob, or braces count too far.
     """
     found: dict[Path, None] = {}
-    for name in _expand_braces(str(location)):
+    for number, name in enumerate(_expand_braces(str(location)), 1):
+        if number > _MAX_FILES:
+            raise SourceError(
+                f"{location} names more than {_MAX_FILES:,} files; write fewer braces"
+            )
         files = sorted(_matches(name))
         if not files:
             raise SourceError(f"no file is called {name}")

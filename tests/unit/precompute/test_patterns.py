@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from siglip2_cache.errors import SourceError
+from siglip2_cache.precompute.sources import patterns
 from siglip2_cache.precompute.sources.patterns import expand, is_pattern, is_there, pattern_root
 
 
@@ -47,6 +48,15 @@ def test_a_glob_that_nothing_fits_is_refused_by_name(shards: Path) -> None:
 def test_braces_that_count_too_far_or_backwards_are_refused(shards: Path, braces: str) -> None:
     with pytest.raises(SourceError, match="counts from"):
         expand(shards / f"{braces}.tar")
+
+
+def test_braces_that_multiply_too_far_are_refused(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patterns, "_MAX_FILES", 8)
+    assert len(expand(shards / "{0,1}{0,1}{0,1}.tar")) == 8
+    with pytest.raises(SourceError, match="names more than 8 files; write fewer braces"):
+        expand(shards / "{0,1}{0,1}{0,1}{0,1}.tar")
 
 
 def test_the_root_is_the_folder_above_the_pattern() -> None:
