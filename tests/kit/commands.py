@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+_PROGRESS = ("planning ", "loading ", "warning: ", "images ", "texts ")
+
 
 def run(
     *arguments: object, cwd: Path | None = None, before: Callable[[], None] | None = None
@@ -20,7 +22,7 @@ def error_line(status: int, out: str, err: str) -> str:
     """Return the one line, without ``error:``, that a refused command leaves on stderr."""
     shown = f"{status} {out!r} {err!r}"
     assert (status, out) == (1, ""), shown
-    [line] = [line for line in err.splitlines() if not line.startswith(("planning ", "loading "))]
+    [line] = [line for line in err.splitlines() if not line.startswith(_PROGRESS)]
     assert line.startswith("error: "), shown
     assert line.isprintable(), shown
     message = line.removeprefix("error: ")
