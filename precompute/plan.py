@@ -127,6 +127,8 @@ def make_plan(
     records = _source_records(config, cache, sources)
     prompts_fingerprint = _fingerprint_prompts(config, cache)
     if cache and _is_current(cache, records, prompts_fingerprint):
+        if not is_dry_run:  # of a plan that was killed when it was committed
+            Scanner(files, keeps=False).clear()
         return _nothing_to_plan(cache)
     prompts = _read_prompts(config)
     on_scan()
