@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from .errors import CacheError, SettingError
+from .errors import CacheError, SettingError, one_line, plain_json
 
 if TYPE_CHECKING:
     from .precompute.build import BuildConfig, BuildSummary
@@ -172,7 +172,7 @@ def build(
         summary = run_build(config, progress=make_progress())
     except (BuildInterrupted, KeyboardInterrupt) as error:  # the latter before the first batch
         message = str(error) or "stopped; finished units are kept, run the same command to go on"
-        typer.echo(message, err=True)
+        typer.echo(one_line(message), err=True)
         raise typer.Exit(130) from None
     _print_summary(config, summary)
 
@@ -180,14 +180,26 @@ def build(
 @app.command()
 def info(
     cache: CacheArgument,
+    rejected: Annotated[
+        bool,
+        typer.Option(
+            "--rejected", help="List every rejected row, and all of the corpus that was unreadable."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a cache holds: samples, texts, teachers, what is committed, what was rejected."""
     from .store.cache import open_cache
-    from .store.describe import describe, describe_lines
+    from .store.describe import describe, describe_lines, list_rejected, rejected_lines
 
-    found = describe(open_cache(cache))
-    _print(found, describe_lines(found), as_json)
+    opened = open_cache(cache)
+    found = describe(opened)
+    lines = describe_lines(found)
+    if rejected:
+        listed = list_rejected(opened)
+        found |= listed
+        lines += rejected_lines(listed)
+    _print(found, lines, as_json)
 
 
 @app.command()
@@ -285,29 +297,29 @@ def _dry_run(config: "BuildConfig", *, is_timed: bool) -> None:
     from .precompute.estimate import estimate, estimate_lines
 
     for line in estimate_lines(estimate(config, is_timed=is_timed)):
-        typer.echo(line)
+        typer.echo(one_line(line))
 
 
 def _print_summary(config: "BuildConfig", summary: "BuildSummary") -> None:
     from .precompute.summary import summary_lines
 
     for line in summary_lines(config, summary):
-        typer.echo(line)
+        typer.echo(one_line(line))
 
 
 def _print(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        typer.echo(plain_json(json.dumps(found, indent=1, ensure_ascii=False)))
     else:
         for line in lines:
-            typer.echo(line)
+            typer.echo(one_line(line))
 
 
 def _parse_roots(arguments: list[str] | None) -> dict[str, str]:
     roots: dict[str, str] = {}
     for argument in arguments or ():
         old, separator, new = argument.partition("=")
-        if not separator or not old or not new:
+        if not separator or not old or not new or "\0" in argument:
             raise SettingError(f"corpus root {argument!r} is not OLD=NEW")
         roots[str(Path(old).absolute())] = str(Path(new).absolute())
     return roots
@@ -316,9 +328,9 @@ def _parse_roots(arguments: list[str] | None) -> dict[str, str]:
 def _parse_batch_size(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal()):
         raise SettingError(f"batch size must be auto or a whole number, got {text!r}")
-    return int(text)
+    return int(text[:20])  # Python converts no more than 4300 digits; 20 are too many already
 
 
 def main() -> None:
@@ -329,7 +341,7 @@ def main() -> None:
         message = _explain(error)
         if message is None or os.environ.get("SIGLIP2_CACHE_DEBUG") == "1":
             raise
-        typer.echo(f"error: {' '.join(message.splitlines())}", err=True)
+        typer.echo(f"error: {one_line(message)}", err=True)
         sys.exit(1)
 
 
@@ -339,8 +351,9 @@ def _explain(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    if type(error).__module__.startswith("polars."):  # which does not say what file it was reading
-        reason = str(error).splitlines()[0]
+    # Of polars, which does not say what file it was reading, or raises an OSError without its parts.
+    if isinstance(error, OSError) or type(error).__module__.startswith("polars."):
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         return (
             f"a table cannot be read ({reason}); siglip2-cache verify CACHE names the damaged file"
         )

@@ -15,6 +15,28 @@ CacheError
 The command line prints the message of each as one line and exits with status 1.
 """
 
+import re
+
+_ODD = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # control characters: ends of lines, the escapes that move a cursor
+    "\u2028\u2029\u202a-\u202e\u2066-\u2069"  # ends of lines again; turn the text behind them around
+    "\ud800-\udfff]"  # bytes of a name that are not UTF-8
+)
+
+
+def one_line(text: str) -> str:
+    """Return a text that may hold anything as one line that leaves the terminal as it was.
+
+    Control characters, ends of lines, marks that turn the direction of what follows, and lone
+    surrogates become escapes such as ``\\n``, ``\\x1b`` and ``\\u202e``.
+    """
+    return _ODD.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def plain_json(text: str) -> str:
+    """Return a JSON text, indented or not, with what one_line escapes written as ``\\uXXXX``."""
+    return _ODD.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
+
 
 class CacheError(Exception):
     """Root of the errors this package raises on purpose; its message is meant for the user."""

@@ -27,6 +27,9 @@ from .workers import UnitWorker, num_cores
 _LARGEST_BATCH = 65_536
 """A typo's limit: four batches of pixels are in memory at a time, of a small NaFlex batch sixteen."""
 
+_MOST_WORKERS = 1024
+"""A typo's limit: each is a process."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildConfig:
@@ -75,8 +78,10 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if self.batch_size is not None and not 1 <= self.batch_size <= _LARGEST_BATCH:
             raise SettingError(f"batch size must be 1 to {_LARGEST_BATCH:,}, got {self.batch_size}")
-        if self.decode_workers is not None and self.decode_workers < 0:
-            raise SettingError(f"decode workers must be 0 or more, got {self.decode_workers}")
+        if self.decode_workers is not None and not 0 <= self.decode_workers <= _MOST_WORKERS:
+            raise SettingError(
+                f"decode workers must be 0 to {_MOST_WORKERS:,}, got {self.decode_workers}"
+            )
         if not self.sample_timeout_s > 0:
             raise SettingError(f"sample timeout must be above 0 s, got {self.sample_timeout_s}")
         if self.dtype not in ("auto", *COMPUTE_DTYPES):
@@ -200,8 +205,8 @@ class _Build:
         if is_all and not self._config.retry_rejected:
             raise BuildError(
                 f"every image that this run was to embed was rejected ({summary.num_images:,}); "
-                "open_cache(...).rejected() lists them; mend them and run again with "
-                "--retry-rejected, or say --corpus-root OLD=NEW if the corpus moved"
+                f"siglip2-cache info {self._config.cache} --rejected lists them; mend them and run "
+                "again with --retry-rejected, or say --corpus-root OLD=NEW if the corpus moved"
             )
         return summary
 

@@ -86,7 +86,7 @@ def find_teacher(
     Raises:
         SettingError: the name belongs to a teacher that differs; each difference is named.
     """
-    wanted = name or checkpoint.name
+    wanted = checkpoint.name if name is None else name
     if not layout.is_teacher_name(wanted):
         raise SettingError(
             f"teacher name {wanted!r} cannot be a folder; use letters, digits, '.', '_' and '-', "
@@ -121,7 +121,7 @@ def enroll(
     batch_size: Mapping[Modality, int],
 ) -> None:
     """Add a teacher to a cache: its record and the metadata of its arrays."""
-    name = name or checkpoint.name
+    name = checkpoint.name if name is None else name
     latest = cache.manifest.latest.number
     transaction = Transaction(cache.files, layout.teacher_record(name))
     _stage_metadata(cache.manifest, transaction, name, teacher.embed_dim)

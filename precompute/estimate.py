@@ -106,7 +106,11 @@ def estimate_lines(found: Estimate) -> list[str]:
     plan, findings = found.plan, found.plan.findings
     views = f" x {plan.views.num_views} views" if plan.views.num_views > 1 else ""
     lines = [
-        *[line for line in finding_lines(findings) if not line.startswith("planned")],
+        *[
+            line
+            for line in finding_lines(findings, "a build keeps them all")
+            if not line.startswith("planned")
+        ],
         f"images     {found.num_images:,}{views}{_missing(findings)}",
         f"captions   {findings.num_captions:,}",
         f"texts      {found.num_texts:,} unique"

@@ -123,9 +123,12 @@ def make_plan(
     cache = open_if_planned(files, config.corpus_roots)
     shard_rows, views = _settle(config, cache)
     sources = name_sources(config, cache)
+    _refuse_sources_in_cache(sources, files)
     records = _source_records(config, cache, sources)
     prompts_fingerprint = _fingerprint_prompts(config, cache)
     if cache and _is_current(cache, records, prompts_fingerprint):
+        if not is_dry_run:  # of a plan that was killed when it was committed
+            Scanner(files, keeps=False).clear()
         return _nothing_to_plan(cache)
     prompts = _read_prompts(config)
     on_scan()
@@ -303,7 +306,8 @@ def _refuse_shared_names(named: Sequence[tuple[str, Source]], known: Mapping[str
     given: set[str] = set()
     for name, source in named:
         location = str(source.location)
-        if location in given:
+        real_path = os.path.realpath(location)  # a link to it is the same corpus
+        if real_path in given:
             raise SettingError(f"the source {location} was given twice")
         if name in places and places[name] != location:
             moved = f", or, if the corpus moved, say --corpus-root {places[name]}={location}"
@@ -311,8 +315,18 @@ def _refuse_shared_names(named: Sequence[tuple[str, Source]], known: Mapping[str
                 f"two sources are called {name!r}: {places[name]} and {location}; name this one "
                 f"otherwise with NAME={location}{moved if name in known else ''}"
             )
-        given.add(location)
+        given.add(real_path)
         places[name] = location
+
+
+def _refuse_sources_in_cache(sources: Sequence[tuple[str, Source]], files: LocalFiles) -> None:
+    cache = Path(os.path.realpath(files.root))
+    for _, source in sources:
+        if Path(os.path.realpath(source.location)).is_relative_to(cache):
+            raise SettingError(
+                f"the source {source.location} lies in the folder of the cache, {files.root}, which "
+                "is to hold nothing else; name another folder for the cache, or move the corpus"
+            )
 
 
 def _split_name(argument: str) -> tuple[str | None, str]:

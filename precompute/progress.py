@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
+from ..errors import one_line
 from ..store.layout import Modality
 
 _PLAIN_INTERVAL_S = 10.0
@@ -81,7 +82,7 @@ class PlainProgress:
         self._last = 0.0
 
     def say(self, message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
+        print(one_line(message), file=sys.stderr, flush=True)
 
     def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
         self._tally.start(totals, units)
@@ -121,7 +122,7 @@ class RichProgress:
         self._tasks: dict[Modality, object] = {}
 
     def say(self, message: str) -> None:
-        self._bars.console.print(message, markup=False, highlight=False)
+        self._bars.console.print(one_line(message), markup=False, highlight=False)
 
     def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
         self._tally.start(totals, units)

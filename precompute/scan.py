@@ -144,6 +144,7 @@ class Scanner:
 def _digest(source: Source, piece: Piece) -> str:
     facts = [
         _SCAN_VERSION,
+        SCAN_ROWS,  # a frame that is damaged is found again by its number
         source.kind,
         source.settings,
         str(source.location),

@@ -1,5 +1,7 @@
 """The lines a build ends with."""
 
+import shlex
+
 from .build import BuildConfig, BuildSummary
 from .parts import Findings
 from .progress import format_seconds
@@ -7,7 +9,8 @@ from .progress import format_seconds
 
 def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:
     """Return what a person wants to know after a build."""
-    lines = finding_lines(summary.plan.findings)
+    list_all = f"siglip2-cache info {shlex.quote(str(config.cache))} --rejected lists them all"
+    lines = finding_lines(summary.plan.findings, list_all)
     if summary.num_units == 0 and config.retry_rejected and summary.num_rejected:
         lines.append(f"tried again {summary.num_rejected:,} rejected rows; none can be read yet")
     elif summary.num_units == 0:
@@ -21,13 +24,16 @@ def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:
             f"{summary.image_batch} images, {summary.text_batch} texts"
         )
         lines += _stage_lines(summary)
-    lines += _rejected_lines(summary)
+    lines += _rejected_lines(summary, list_all)
     lines.append(f"cache      {config.cache}, teacher {summary.teacher}")
     return lines
 
 
-def finding_lines(findings: Findings) -> list[str]:
-    """Return what planning found that is new, gone, changed or unreadable."""
+def finding_lines(findings: Findings, list_all: str) -> list[str]:
+    """Return what planning found that is new, gone, changed or unreadable.
+
+    ``list_all`` says what shows more of the latter than the first few.
+    """
     lines: list[str] = []
     if findings.num_samples or findings.num_texts:
         again = f" ({findings.num_known:,} were there before)" if findings.num_known else ""
@@ -50,7 +56,7 @@ def finding_lines(findings: Findings) -> list[str]:
         lines.append(f"problems   {findings.num_problems:,} things could not be read:")
         lines += [f"           {problem}" for problem in findings.problems]
         if findings.num_problems > len(findings.problems):
-            lines.append("           ... all of them are in the catalog's problems table")
+            lines.append(f"           ... {list_all}")
     return lines
 
 
@@ -70,13 +76,13 @@ def _stage_lines(summary: BuildSummary) -> list[str]:
     ]
 
 
-def _rejected_lines(summary: BuildSummary) -> list[str]:
+def _rejected_lines(summary: BuildSummary, list_all: str) -> list[str]:
     if not summary.num_rejected:
         return ["rejected   none"]
     lines = [f"rejected   {summary.num_rejected:,} rows of the cache:"]
     lines += [f"           {each}" for each in summary.first_rejected]
     if summary.num_rejected > len(summary.first_rejected):
-        lines.append("           ... open_cache(...).rejected() lists them all")
+        lines.append(f"           ... {list_all}")
     lines.append("           --retry-rejected tries them again")
     return lines
 

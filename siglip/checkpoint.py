@@ -1,5 +1,6 @@
 """A checkpoint on the local disk: where it is, what its settings are, and its identity."""
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,7 +176,7 @@ def logit_scale_and_bias(checkpoint: Checkpoint) -> tuple[float, float]:
 
 def _find_folder(id_or_path: str, revision: str | None) -> tuple[Path, str | None]:
     """Return the local folder, and the commit where it comes from the hub."""
-    folder = Path(id_or_path).expanduser()
+    folder = Path(os.path.expanduser(id_or_path))
     if folder.is_dir():
         if revision is not None:
             raise TeacherError(f"{folder} is a local folder, which has no revision {revision!r}")

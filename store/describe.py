@@ -61,6 +61,27 @@ def describe_lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def list_rejected(cache: Cache) -> dict[str, Any]:
+    """Return every rejected row of every teacher, and everything of the corpus that was unreadable."""
+    columns = ("source", "place", "key", "reason")
+    return {
+        "rejected_rows": cache.rejected().collect().to_dicts(),
+        "problem_rows": cache.table("problems").select(columns).collect().to_dicts(),
+    }
+
+
+def rejected_lines(listed: dict[str, Any]) -> list[str]:
+    """Return list_rejected for people, a line each."""
+    lines: list[str] = []
+    for row in listed["rejected_rows"]:
+        key = "" if row["key"] is None else f" {row['key']}"
+        where = f"{row['teacher']} {row['modality']} {row['row']}{key}"
+        lines.append(f"rejected   {where}: {row['reason']}")
+    for problem in listed["problem_rows"]:
+        lines.append(f"problem    {problem['place']}: {problem['reason']}")
+    return lines or ["rejected   none"]
+
+
 def _source(source: dict[str, Any]) -> str:
     name = f"{source['name']}: " if source["name"] else ""
     return f"{name}{source['kind']} {source['location']}"

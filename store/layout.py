@@ -23,9 +23,9 @@ CATALOG = "catalog"
 TEACHERS = "teachers"
 _KEPT_SCAN = "scan-"
 
-_RECORD_NAME = re.compile(r"^(?P<commit>.+?)(?:\.r(?P<attempt>[1-9][0-9]*))?\.json$")
-_UNIT_COMMIT = re.compile(r"^(?P<modality>image|text)-(?P<unit>[0-9]{5,})$")
-_TEACHER_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_RECORD_NAME = re.compile(r"(?P<commit>.+?)(?:\.r(?P<attempt>[1-9][0-9]*))?\.json")
+_UNIT_COMMIT = re.compile(r"(?P<modality>image|text)-(?P<unit>[0-9]{5,})")
+_TEACHER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def generation_record(generation: int) -> str:
@@ -50,7 +50,7 @@ def is_kept_scan(name: str) -> bool:
 
 def is_teacher_name(name: str) -> bool:
     """Say whether a name can be a folder under teachers/."""
-    return _TEACHER_NAME.match(name) is not None
+    return _TEACHER_NAME.fullmatch(name) is not None
 
 
 def teacher_folder(teacher: str) -> str:
@@ -102,8 +102,8 @@ def images_part(teacher: str, unit: int) -> str:
 
 def parse_unit_record(name: str) -> tuple[Modality, int, int] | None:
     """Return (modality, unit, attempt) of a file name in commits/; None for any other name."""
-    record = _RECORD_NAME.match(name)
-    commit = _UNIT_COMMIT.match(record["commit"]) if record else None
+    record = _RECORD_NAME.fullmatch(name)
+    commit = _UNIT_COMMIT.fullmatch(record["commit"]) if record else None
     if record is None or commit is None:
         return None
     modality: Modality = "image" if commit["modality"] == "image" else "text"

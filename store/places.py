@@ -5,6 +5,8 @@ an archive that was written anew since then has other bytes there, so each read 
 tar member by the header before it, a part of another file by the file's size.
 """
 
+import os
+import stat
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +16,10 @@ from .tar import BLOCK, REGULAR_KINDS, parse_header
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
+
+_MAX_BYTES = 2**31
+"""More than any picture has that Pillow would decode: 179 million pixels, uncompressed, of 8 bytes. The
+largest file is what one decoding process may have to hold."""
 
 _SHORT_NAME = 100  # bytes that a tar header has room for; of a longer name it holds a part
 
@@ -92,7 +98,7 @@ def _read(place: ImagePlace) -> bytes:
         return _read_row(place)
     with place.path.open("rb") as file:
         if place.offset is None:
-            return file.read()
+            return _read_whole(file)
         if place.member is not None:
             _check_member(file, place, place.offset)
         else:
@@ -102,6 +108,15 @@ def _read(place: ImagePlace) -> bytes:
     if place.length is not None and len(data) != place.length:
         raise ReadError(f"cut short: {len(data)} bytes where {place.length} were planned")
     return data
+
+
+def _read_whole(file: BinaryIO) -> bytes:
+    status = os.fstat(file.fileno())
+    if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):  # /dev/zero has no end
+        raise ReadError("not a regular file")
+    if status.st_size > _MAX_BYTES:
+        raise ReadError(f"too large: {status.st_size:,} bytes, at most {_MAX_BYTES:,} are read")
+    return file.read()
 
 
 def _check_member(file: BinaryIO, place: ImagePlace, offset: int) -> None:

@@ -25,7 +25,9 @@ def open_source(location: str | Path, *, columns: TableColumns | None = None) ->
         SourceError: there is nothing, or nothing of a kind that can be read.
         SettingError: columns were given for something that has none.
     """
-    path = Path(os.path.abspath(Path(location).expanduser()))
+    if not str(location):
+        raise SettingError("a source is named by an empty text; give a folder or a table of images")
+    path = Path(os.path.abspath(os.path.expanduser(location)))
     if path.is_dir():
         return _open_folder(path, columns)
     if is_pattern(path):

@@ -9,9 +9,9 @@ from pathlib import Path
 from ...errors import SourceError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MAX_FILES = 10_000_000
-"""A typo's limit: {000..999999999} would fill the memory with names."""
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+_MAX_FILES = 1_000_000
+"""A typo's limit: {000..999999999}, or {0..9} ten times, would fill the memory with names."""
 
 
 def is_pattern(location: Path) -> bool:
@@ -37,6 +37,7 @@ def expand(location: Path) -> list[Path]:
         SourceError: nothing fits a glob, or braces count too far.
     """
     found: dict[Path, None] = {}
+    _refuse_too_many(str(location))
     for name in _expand_braces(str(location)):
         files = sorted(_matches(name))
         if not files:
@@ -58,6 +59,17 @@ def _matches(name: str) -> Iterator[str]:
     return iter([name])
 
 
+def _refuse_too_many(text: str) -> None:
+    num_names = 1
+    for braces in _BRACES.finditer(text):
+        counted = _RANGE.fullmatch(braces[1])
+        num_names *= (
+            max(1, int(counted[2]) - int(counted[1]) + 1) if counted else braces[1].count(",") + 1
+        )
+        if num_names > _MAX_FILES:
+            raise SourceError(f"{text} names more than {_MAX_FILES:,} files; write fewer braces")
+
+
 def _expand_braces(text: str) -> Iterator[str]:
     found = _BRACES.search(text)
     if found is None:
@@ -72,7 +84,7 @@ def _choices(text: str, inside: str) -> Iterator[str]:
     if counted is None:
         return iter(inside.split(","))
     first, last = int(counted[1]), int(counted[2])
-    if last < first or last - first >= _MAX_FILES:
+    if last < first:
         raise SourceError(f"{text} counts from {first} to {last}; write the smaller number first")
     digits = len(counted[1])
     return (f"{i:0{digits}d}" for i in range(first, last + 1))

@@ -505,7 +505,8 @@ def test_what_is_known_wrong_is_refused_before_the_corpus_is_planned(
         ({"dtype": "int8"}, "dtype 'int8' is not one of auto, float32, bfloat16, float16"),
         ({"device": "gpu"}, "device 'gpu' is not one of auto, cpu, cuda, cuda:NUMBER, mps"),
         ({"batch_size": 0}, "batch size must be 1 to 65,536, got 0"),
-        ({"decode_workers": -1}, "decode workers must be 0 or more, got -1"),
+        ({"decode_workers": -1}, "decode workers must be 0 to 1,024, got -1"),
+        ({"decode_workers": 10**9}, "decode workers must be 0 to 1,024, got 1000000000"),
         ({"sample_timeout_s": 0.0}, r"sample timeout must be above 0 s, got 0\.0"),
         ({"sample_timeout_s": math.nan}, "sample timeout must be above 0 s, got nan"),
     ):

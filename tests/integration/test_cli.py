@@ -8,14 +8,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from commands import run
 from fakes import FakeTeacher, SilentProgress, config_of, draw_image, tree_of
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from reference import Reference, distance
 
 from siglip2_cache import open_cache
 from siglip2_cache.cli import main
@@ -48,29 +48,6 @@ class Built:
     @property
     def cache(self) -> Cache:
         return open_cache(self.root)
-
-
-def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own."""
-    command = [sys.executable, "-m", "siglip2_cache.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
-
-
-@pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run a command that needs no model in this process; (exit status, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["siglip2-cache", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -426,43 +403,6 @@ def test_ctrl_c_before_the_first_batch_also_says_how_to_go_on(
 
 
 # -- parity with transformers
-
-
-class Reference:
-    """transformers alone, one picture or one text at a time, in float32."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        import torch
-        from transformers import AutoImageProcessor, PreTrainedTokenizerFast, SiglipModel
-
-        self._torch = torch
-        self._model: Any = SiglipModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
-        self._processor: Any = AutoImageProcessor.from_pretrained(checkpoint)
-        self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(checkpoint)
-
-    def image(self, picture: Image.Image) -> NDArray[np.float64]:
-        pixels = self._processor(images=picture.convert("RGB"), return_tensors="pt")
-        with self._torch.no_grad():
-            row = self._model.get_image_features(pixels["pixel_values"]).pooler_output[0]
-        return normalised(row.double().numpy())
-
-    def text(self, text: str) -> NDArray[np.float64]:
-        lowered = text.lower().replace("\u03c2", "\u03c3")  # no final sigma, as tokenizers
-        ids = self._tokenizer(
-            [lowered], padding="max_length", max_length=64, truncation=True, return_tensors="pt"
-        )["input_ids"]
-        assert ids.shape == (1, 64)
-        with self._torch.no_grad():
-            row = self._model.get_text_features(input_ids=ids).pooler_output[0]
-        return normalised(row.double().numpy())
-
-
-def normalised(row: NDArray[np.float64]) -> NDArray[np.float64]:
-    return row / np.linalg.norm(row)
-
-
-def distance(one: NDArray[Any], other: NDArray[Any]) -> float:
-    return 1 - float(normalised(one.astype(np.float64)) @ normalised(other.astype(np.float64)))
 
 
 @pytest.fixture(scope="module")
