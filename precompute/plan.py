@@ -20,7 +20,7 @@ from .parts import Findings, Sink
 from .prompts import Label, Prompt, make_prompts, read_labels, read_templates
 from .scan import Scanner
 from .sources import Source, TableColumns, open_source
-from .sources.patterns import is_there
+from .sources.patterns import is_pattern, is_there
 from .spool import Scratch
 
 _DEFAULT_UNIT_VIEWS = 16_384
@@ -267,7 +267,8 @@ def name_sources(config: PlanConfig, cache: Cache | None) -> list[tuple[str, Sou
         if name is None:
             _refuse_moved(source, known)
             is_only = len(config.sources) == 1 and not known
-            name = "" if is_only else source.location.stem
+            named_by = source.root if is_pattern(source.location) else source.location
+            name = "" if is_only else named_by.stem
         named.append((name, source))
     _refuse_shared_names(named, {record.name: where for where, record in known.items()})
     return named
