@@ -125,7 +125,10 @@ def make_plan(
     sources = name_sources(config, cache)
     records = _source_records(config, cache, sources)
     prompts_fingerprint = _fingerprint_prompts(config, cache)
+    scanner = Scanner(files, keeps=not is_dry_run)
     if cache and _is_current(cache, records, prompts_fingerprint):
+        if not is_dry_run:
+            scanner.clear()  # a plan that was killed when it had been committed could not
         return _nothing_to_plan(cache)
     prompts = _read_prompts(config)
     on_scan()
@@ -133,7 +136,6 @@ def make_plan(
     counter = _Counter()
     transaction = Transaction(files, layout.generation_record(generation))
     sink: Sink = counter if is_dry_run else transaction
-    scanner = Scanner(files, keeps=not is_dry_run)
     with scratch() as space:
         freezer = Freezer(cache=cache, views=views, sink=sink, scratch=space)
         try:
