@@ -1,8 +1,8 @@
 """The samples of one tar archive, by WebDataset's rule: members that share a key are one sample.
 
 The archive is indexed first, from its headers alone, then grouped: members of a sample need not follow
-each other. An index takes about 45 bytes and its name for a member that matters: 70 MB for a million
-of them. Images are addressed where they lie; only texts are read.
+each other. A million members take 115 MB while they are grouped (names of 13 bytes). Images are
+addressed where they lie; only texts are read.
 """
 
 import hashlib
