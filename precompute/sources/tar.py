@@ -187,7 +187,7 @@ def _parse_records(data: bytes, position: int) -> Iterator[tuple[bytes, bytes]]:
     while start < len(data) and data[start] != 0:  # some writers fill it up with zeros
         found = _RECORD_START.match(data, start)
         end = start + int(found[1]) if found else 0
-        if found is None or not found.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+        if found is None or end > len(data) or data[end - 1 : end] != b"\n":
             raise _DamagedError(f"it is damaged at byte {position:,}: a broken extended header")
         key, separator, value = data[found.end() : end - 1].partition(b"=")
         if not separator or (key == b"size" and value and not _SIZE.fullmatch(value)):

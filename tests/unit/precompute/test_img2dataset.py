@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from privileges import open_folder, unprivileged
 
 from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute.sources.base import Problem, Sample, scan
@@ -208,14 +208,15 @@ def test_a_txt_counts_where_there_is_no_json_and_a_whole_txt_is_one_caption(file
     assert sample.source_sha256 is None
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
-def test_a_shard_folder_that_may_not_be_read_is_a_problem(files: Path) -> None:
-    (files / "00000").chmod(0)
-    try:
-        assert keys_of(files) == KEYS[2:]
-        assert problems_of(files) == [("00000", "the folder cannot be read (Permission denied)")]
-    finally:
-        (files / "00000").chmod(0o700)
+def test_a_shard_folder_that_may_not_be_read_is_a_problem() -> None:
+    with open_folder() as root:
+        files = Path(shutil.copytree(WRITTEN / "files", root / "files"))
+        (files / "00000").chmod(0)
+        with unprivileged(root):
+            assert keys_of(files) == KEYS[2:]
+            assert problems_of(files) == [
+                ("00000", "the folder cannot be read (Permission denied)")
+            ]
 
 
 def test_what_is_wrong_with_files_is_named(files: Path) -> None:
@@ -236,12 +237,15 @@ def test_what_is_wrong_with_files_is_named(files: Path) -> None:
     ]
 
 
-def test_a_folder_of_numbered_classes_is_an_ordinary_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [["00007.parquet", "00008_stats.json"], ["00001.parquet"], []])
+def test_a_folder_of_numbered_classes_is_an_ordinary_folder(
+    tmp_path: Path, beside: list[str]
+) -> None:
     for i in range(3):
         (tmp_path / f"{i:05d}").mkdir()
         (tmp_path / f"{i:05d}/a.jpg").write_bytes(b"j")
-    (tmp_path / "00007.parquet").touch()
-    (tmp_path / "00008_stats.json").touch()
+    for name in beside:
+        (tmp_path / name).touch()
     assert isinstance(open_source(tmp_path), FolderSource)
     assert {sample.label for sample in entries_of(tmp_path)[0]} == {"00000", "00001", "00002"}
 

@@ -165,13 +165,14 @@ def test_a_sparse_file_is_told_from_a_plain_one_and_passed_over(
         for i in range(40):  # more pieces than one header has room for
             file.seek(i * 200_000)
             file.write(b"x" * 4096)
+    status = (tmp_path / "holes.jpg").stat()
+    if status.st_blocks * 512 >= status.st_size:
+        pytest.skip("this filesystem keeps no holes")
     (tmp_path / "z.jpg").write_bytes(b"plain")
     archive = tmp_path / "a.tar"
     command = ["tar", "-S", *options, "-C", str(tmp_path), "-cf", str(archive)]
     subprocess.run([*command, "holes.jpg", "z.jpg"], check=True)
     sparse, plain = [m for m in walk(archive.read_bytes()) if isinstance(m, TarMember)]
-    if sparse.kind == "file":
-        pytest.skip("this filesystem keeps no holes")
     assert sparse.kind == "sparse"
     assert plain.kind == "file"
     assert archive.read_bytes()[plain.offset :][: plain.size] == b"plain"
