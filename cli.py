@@ -39,8 +39,8 @@ def build(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of images, or table (.jsonl, .csv, .tsv, .parquet); NAME=PATH puts NAME/ "
-            "before its keys.",
+            help="Folder of images, tar archives (a .tar, a folder, '*.tar', '{000..123}.tar'), or table "
+            "(.jsonl, .csv, .tsv, .parquet); NAME=PATH puts NAME/ before its keys.",
         ),
     ],
     cache: Annotated[

@@ -20,7 +20,7 @@ from .parts import Findings, Sink
 from .prompts import Label, Prompt, make_prompts, read_labels, read_templates
 from .scan import Scanner
 from .sources import Source, TableColumns, open_source
-from .sources.patterns import is_there
+from .sources.patterns import is_pattern, is_there
 from .spool import Scratch
 
 _DEFAULT_UNIT_VIEWS = 16_384
@@ -126,9 +126,10 @@ def make_plan(
     _refuse_sources_in_cache(sources, files)
     records = _source_records(config, cache, sources)
     prompts_fingerprint = _fingerprint_prompts(config, cache)
+    scanner = Scanner(files, keeps=not is_dry_run)
     if cache and _is_current(cache, records, prompts_fingerprint):
-        if not is_dry_run:  # of a plan that was killed when it was committed
-            Scanner(files, keeps=False).clear()
+        if not is_dry_run:
+            scanner.clear()  # a plan that was killed when it had been committed could not
         return _nothing_to_plan(cache)
     prompts = _read_prompts(config)
     on_scan()
@@ -136,7 +137,6 @@ def make_plan(
     counter = _Counter()
     transaction = Transaction(files, layout.generation_record(generation))
     sink: Sink = counter if is_dry_run else transaction
-    scanner = Scanner(files, keeps=not is_dry_run)
     with scratch() as space:
         freezer = Freezer(cache=cache, views=views, sink=sink, scratch=space)
         try:
@@ -270,7 +270,8 @@ def name_sources(config: PlanConfig, cache: Cache | None) -> list[tuple[str, Sou
         if name is None:
             _refuse_moved(source, known)
             is_only = len(config.sources) == 1 and not known
-            name = "" if is_only else source.location.stem
+            named_by = source.root if is_pattern(source.location) else source.location
+            name = "" if is_only else named_by.stem
         named.append((name, source))
     _refuse_shared_names(named, {record.name: where for where, record in known.items()})
     return named

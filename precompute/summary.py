@@ -49,8 +49,8 @@ def finding_lines(findings: Findings, list_all: str) -> list[str]:
         )
     if findings.num_changed:
         lines.append(
-            f"changed    {findings.num_changed:,} files have another size or time than when they "
-            f"were planned, their targets stay: {_few(findings.changed, findings.num_changed)}"
+            f"changed    the files of {findings.num_changed:,} samples have another size or time than "
+            f"when planned, their targets stay: {_few(findings.changed, findings.num_changed)}"
         )
     if findings.num_problems:
         lines.append(f"problems   {findings.num_problems:,} things could not be read:")

@@ -34,13 +34,21 @@ def parse_header(block: bytes) -> TarHeader | None:
     recorded = _number(block[148:156])
     total = sum(block) - sum(block[148:156]) + 8 * 0x20  # the checksum counts as spaces
     size = _number(block[124:136])
-    if recorded != total or size is None:
+    if recorded not in (total, _signed(total, block)) or size is None:
         return None
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0":  # GNU's "ustar " keeps times where POSIX has the prefix
         prefix = block[345:500].split(b"\0", 1)[0]
         name = prefix + b"/" + name if prefix else name
     return TarHeader(name, size, block[156:157])
+
+
+def _signed(total: int, block: bytes) -> int:
+    """Return the sum as old programs made it, of signed bytes; the same where all are ASCII."""
+    if block.isascii():
+        return total
+    num_high = sum(byte > 127 for byte in block) - sum(byte > 127 for byte in block[148:156])
+    return total - 256 * num_high
 
 
 def _number(field: bytes) -> int | None:

@@ -1,7 +1,8 @@
 """The caption file beside an image: ``dog.json`` or ``dog.txt`` for ``dog.jpg``."""
 
 import codecs
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import cast
 
 from .base import Caption, Problem
@@ -10,7 +11,9 @@ from .columns import CAPTION_NAMES, TableColumns, find_columns, show_names
 from .paths import printable
 from .rows import parse_json
 
-_MAX_BYTES = 1 << 24  # the file is read whole
+MAX_TEXT_BYTES = 1 << 24
+"""Of a caption file, which is read whole."""
+
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -23,6 +26,25 @@ class CaptionFile:
     problems: tuple[Problem, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class CaptionJson:
+    """What a JSON text says of an image."""
+
+    captions: tuple[Caption, ...] = ()
+    label: str | None = None
+    reasons: tuple[str, ...] = ()
+    """What is wrong with it."""
+
+    entry: Mapping[str, object] = field(default_factory=dict[str, object])
+    """The object that the text is; empty where it is another value."""
+
+    has_captions: bool = True
+    """False where it is an object without a place for captions."""
+
+    is_foreign: bool = False
+    """It is an object with a place for neither captions nor a label; the one reason says so."""
+
+
 def read_caption_file(path: str, key: str) -> CaptionFile:
     """The captions and label in the file; whatever is wrong with it comes back as problems.
 
@@ -31,10 +53,11 @@ def read_caption_file(path: str, key: str) -> CaptionFile:
     """
     place = printable(path)
     try:
-        text = _read_text(path)
+        text = decode_text(read_bytes(path))
         if path.lower().endswith(".json"):
-            captions, label, reasons = _from_json(text)
-            problems = [Problem(place=place, reason=reason, key=key) for reason in reasons]
+            told = parse_caption_json(text)
+            captions, label = told.captions, told.label
+            problems = [Problem(place=place, reason=reason, key=key) for reason in told.reasons]
         else:
             label = None
             captions, bad_lines = _from_lines(text)
@@ -47,22 +70,31 @@ def read_caption_file(path: str, key: str) -> CaptionFile:
     return CaptionFile(captions, label, tuple(problems))
 
 
-def _read_text(path: str) -> str:
+def decode_text(data: bytes) -> str:
     """The text, with bytes that are not UTF-8 as surrogates.
 
     Raises:
-        ValueError: it cannot be read, or is no text; the message is a reason.
+        ValueError: it is no text; the message is a reason.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ValueError(f"the caption file cannot be read ({error.strerror})") from error
-    if len(data) > _MAX_BYTES:
-        raise ValueError(f"the caption file is larger than {_MAX_BYTES:,} bytes")
     if data.startswith(_UTF16) or b"\0" in data:
         raise ValueError("not UTF-8 (it looks like UTF-16); save it as UTF-8")
     return data.decode("utf-8-sig", "surrogateescape")
+
+
+def read_bytes(path: str) -> bytes:
+    """A whole caption file.
+
+    Raises:
+        ValueError: it cannot be read, or is too large; the message is a reason.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"the caption file cannot be read ({error.strerror})") from error
+    if len(data) > MAX_TEXT_BYTES:
+        raise ValueError(f"the caption file is larger than {MAX_TEXT_BYTES:,} bytes")
+    return data
 
 
 def _from_lines(text: str) -> tuple[tuple[Caption, ...], list[int]]:
@@ -74,14 +106,18 @@ def _from_lines(text: str) -> tuple[tuple[Caption, ...], list[int]]:
     return captions, bad
 
 
-def _from_json(text: str) -> tuple[tuple[Caption, ...], str | None, list[str]]:
-    """Captions, label and what is wrong."""
+def parse_caption_json(text: str) -> CaptionJson:
+    """What a JSON text says of its image.
+
+    Raises:
+        ValueError: it is not JSON; the message is a reason.
+    """
     if not is_unicode(text):
         raise ValueError("not UTF-8; save it as UTF-8")
     value = parse_json(text)
     if not isinstance(value, dict):
         captions, reasons = clean_captions([(value, None)])
-        return captions, None, reasons
+        return CaptionJson(captions, reasons=tuple(reasons))
     entry = cast(dict[str, object], value)
     found = find_columns(tuple(entry), TableColumns())
     if not found.captions and found.label is None:
@@ -92,7 +128,8 @@ def _from_json(text: str) -> tuple[tuple[Caption, ...], str | None, list[str]]:
                 f"no caption among {show_names(list(entry))}; "
                 f"expected {', '.join(CAPTION_NAMES)}, a label, or language codes"
             ]
-        return captions, None, reasons
+        is_foreign = bool(reasons)
+        return CaptionJson(captions, None, tuple(reasons), entry, not is_foreign, is_foreign)
     captions, reasons = clean_captions(
         [(entry[name], lang) for name, lang in found.captions],
         entry[found.lang] if found.lang is not None else None,
@@ -103,4 +140,4 @@ def _from_json(text: str) -> tuple[tuple[Caption, ...], str | None, list[str]]:
             label = clean_name(entry[found.label], "the label")
         except ValueError as error:
             reasons = [str(error), *reasons]
-    return captions, label, reasons
+    return CaptionJson(captions, label, tuple(reasons), entry, bool(found.captions))

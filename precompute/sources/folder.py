@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import SourceError
+from .archives import is_tar
 from .base import Piece, Problem, Sample
 from .caption_files import CaptionFile, read_caption_file
 from .captions import is_unicode
@@ -17,6 +18,8 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tif
 
 CAPTION_ENDINGS = (".json", ".txt")
 """Of caption files; where an image has both, the first wins."""
+
+_UNREAD_TAR = "an archive in a folder of images is not read; name it as a source of its own"
 
 _FolderId = tuple[int, int]  # device, inode
 _Entry = tuple[str, str | None]  # image and its caption file, relative to the root
@@ -75,16 +78,21 @@ class FolderSource:
         Raises:
             SourceError: the folder cannot be read, or there is no image below it.
         """
-        num_images = 0
+        num_images = num_tars = 0
         for entry in self._walk():
             if isinstance(entry, Problem):
+                num_tars += entry.reason == _UNREAD_TAR
                 yield entry
             else:
                 num_images += 1
                 yield from self._sample(*entry)
         if not num_images:
+            tars = (
+                f", or name its {num_tars:,} archives: '{self.root}/**/*.tar'" if num_tars else ""
+            )
             raise SourceError(
                 f"{self.root} holds no images; expected files ending in {', '.join(IMAGE_ENDINGS)}"
+                f"{tars}"
             )
 
     def _sample(self, image: str, caption_file: str | None) -> Iterator[Sample | Problem]:
@@ -161,6 +169,8 @@ def _sort_in(entry: os.DirEntry[str], listing: _Listing) -> None:
         # Of dog.TXT and dog.txt the second, whichever the system names first.
         other = listing.captions.get(stem + ending, "")
         listing.captions[stem + ending] = max(entry.name, other)
+    elif kind == "file" and is_tar(entry.name):
+        listing.problems.append(Problem(place=printable(entry.path), reason=_UNREAD_TAR))
     elif kind == "dead link" or ending in IMAGE_ENDINGS:
         # A dead link may be a whole folder of images on a disk that is not there.
         reason = "a link that leads nowhere" if kind == "dead link" else "not a regular file"

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import SettingError, SourceError
+from .archives import is_tar
 from .base import Source
 from .columns import TableColumns
 from .folder import FolderSource
+from .img2dataset import find_img2dataset_files
 from .patterns import expand, is_pattern
 from .rows import TABLE_ENDINGS
 from .table import TableSource
+from .webdataset import find_webdataset, make_webdataset
 
 
 def open_source(location: str | Path, *, columns: TableColumns | None = None) -> Source:
@@ -40,11 +43,15 @@ def open_source(location: str | Path, *, columns: TableColumns | None = None) ->
 def _open_folder(path: Path, columns: TableColumns | None) -> Source:
     if columns is not None:
         raise SettingError(f"columns are for tables, and {path} is a folder; leave them out")
-    return FolderSource(path)
+    return find_webdataset(path) or find_img2dataset_files(path) or FolderSource(path)
 
 
 def _open_files(location: Path, files: Sequence[Path], columns: TableColumns | None) -> Source:
     """The source of files of one kind."""
+    if all(is_tar(file.name) for file in files):
+        if columns is not None:
+            raise SettingError(f"columns are for tables, and {location} is a tar; leave them out")
+        return make_webdataset(location, files)
     endings = {file.suffix.lower() for file in files}
     if len(endings) > 1:
         raise SourceError(
@@ -62,4 +69,4 @@ def _open_files(location: Path, files: Sequence[Path], columns: TableColumns | N
 
 
 def _accepted() -> str:
-    return f"a folder of images, or a table ({', '.join(TABLE_ENDINGS)})"
+    return f"a folder of images, tar archives, or a table ({', '.join(TABLE_ENDINGS)})"

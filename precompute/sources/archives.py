@@ -1,0 +1,54 @@
+"""Tar archives by name. Compressed ones are refused: no image in them could be read alone."""
+
+import shlex
+from pathlib import Path
+
+from ...errors import SourceError
+
+_COMPRESSED = (  # endings, how such a file begins, the command that unpacks it
+    ((".tar.gz", ".tgz", ".taz"), b"\x1f\x8b", "gunzip -k {}"),
+    ((".tar.bz2", ".tbz2", ".tbz"), b"BZh", "bunzip2 -k {}"),
+    ((".tar.xz", ".txz"), b"\xfd7zXZ\0", "unxz -k {}"),
+    ((".tar.zst", ".tzst"), b"\x28\xb5\x2f\xfd", "zstd -d {}"),
+    ((".tar.lz4",), b"\x04\x22\x4d\x18", "lz4 -d {}"),
+)
+
+
+TAR_ENDING = ".tar"
+
+
+def is_tar(name: str) -> bool:
+    """Say whether a file is a tar archive by its name, compressed or not."""
+    return name.lower().endswith(TAR_ENDING) or is_compressed_tar(name)
+
+
+def is_compressed_tar(name: str) -> bool:
+    """Say whether a file is a compressed archive by its name."""
+    return any(name.lower().endswith(endings) for endings, _, _ in _COMPRESSED)
+
+
+def unpacked_name(name: str) -> str:
+    """Return the name that a compressed archive has when it is unpacked."""
+    ending = next(e for endings, _, _ in _COMPRESSED for e in endings if name.lower().endswith(e))
+    return name[: -len(ending)] + TAR_ENDING
+
+
+def refuse_compressed(path: Path, *, begins: bytes | None = None) -> None:
+    """Refuse an archive that is compressed by its name, or by its first bytes where they are given.
+
+    Raises:
+        SourceError: it is; the message has the command that unpacks it.
+    """
+    name = path.name.lower()
+    for endings, magic, command in _COMPRESSED:
+        if begins is None and name.endswith(endings):
+            unpack = command.format(shlex.quote(str(path)))
+        elif begins is not None and begins.startswith(magic):
+            # The programs go by the ending, and take it away.
+            packed = shlex.quote(f"{path}{endings[0].removeprefix('.tar')}")
+            unpack = f"mv {shlex.quote(str(path))} {packed} && {command.format(packed)}"
+        else:
+            continue
+        raise SourceError(
+            f"{path} is compressed, so that no image in it can be read alone; unpack it: {unpack}"
+        )

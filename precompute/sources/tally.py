@@ -1,0 +1,36 @@
+"""Problems of a file of very many samples: the first of each kind one by one, the rest as a number."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from .base import Problem
+
+_NUM_SHOWN = 3
+
+
+class Tally:
+    """Counts the problems of one file by kind, so that what ails every sample is said in few lines."""
+
+    def __init__(self, place: str) -> None:
+        """Args:
+        place: the file, for the lines that count.
+        """
+        self._place = place
+        self._counts: Counter[str] = Counter()
+
+    def add(self, kind: str, problem: Problem) -> Iterator[Problem]:
+        """Yield the problem where it is among the first of its kind; else count it.
+
+        Args:
+            kind: what all such problems have in common, as it follows "97 more: ".
+            problem: the problem.
+        """
+        self._counts[kind] += 1
+        if self._counts[kind] <= _NUM_SHOWN:
+            yield problem
+
+    def rest(self) -> Iterator[Problem]:
+        """Yield a line for each kind of which not all were shown."""
+        for kind, count in self._counts.items():
+            if count > _NUM_SHOWN:
+                yield Problem(place=self._place, reason=f"{count - _NUM_SHOWN:,} more: {kind}")

@@ -1,0 +1,264 @@
+"""Walking a tar archive by its headers: where each member's data lie. No data are read.
+
+Python's tarfile ends at a damaged header as if the archive did, keeps an object for each member, and
+follows what a name says. This walk tells how an archive ends, keeps nothing, and names are only names.
+Source: POSIX.1-2017, pax, "Extended Header"; GNU tar manual, "Basic Tar Format", "Storing Sparse Files".
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO, Literal
+
+from ...store.tar import BLOCK, REGULAR_KINDS, TarHeader, parse_header
+
+_MAX_NAME_BYTES = 1 << 16
+"""Of a long name: sixteen times what a path may have on Linux."""
+
+_MAX_RECORDS_BYTES = 1 << 20
+"""Of a PAX header, which is read whole; some hold extended attributes."""
+
+_RECORD_START = re.compile(rb"(\d{1,7}) ")
+_SIZE = re.compile(rb"\d{1,18}")
+_SPARSE = b"GNU.sparse."  # the PAX records of a sparse file begin so
+_CHUNK = 1 << 20  # bytes looked at in one go behind the end mark
+
+_LONG_NAME, _LONG_LINK, _OLD_SPARSE = b"L", b"K", b"S"
+_EXTENDED, _SOLARIS, _GLOBAL = b"x", b"X", b"g"
+
+TarKind = Literal["file", "link", "device", "folder", "sparse", "other"]
+
+_WITHOUT_DATA: dict[bytes, TarKind] = {
+    b"1": "link",
+    b"2": "link",
+    b"3": "device",
+    b"4": "device",
+    b"5": "folder",
+    b"6": "device",
+}
+"""Kinds that no data follow, whatever size they give: that of a link is the file's."""
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """One member of an archive."""
+
+    name: bytes
+    """As stored. Only a name: never a path."""
+
+    offset: int
+    """First byte of its data in the archive."""
+
+    size: int
+    """Bytes of its data."""
+
+    kind: TarKind
+    """``file`` where the data are the bytes of a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class TarFault:
+    """Why a walk ended otherwise than at the archive's end; always the last that a walk gives."""
+
+    reason: str
+
+
+class _DamagedError(Exception):
+    """What stands in the archive cannot be followed; the message is a reason."""
+
+
+@dataclass(slots=True)
+class _Told:
+    """What extended headers say of the members after them."""
+
+    common: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
+    """Of all: a global PAX header."""
+
+    own: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
+    """Of the next member: a PAX header of its own."""
+
+    long_name: bytes | None = None
+    """Of the next member: GNU's."""
+
+    is_extended: bool = False
+    """A header belongs to a member that has not come."""
+
+    def of_member(self, header: TarHeader) -> tuple[bytes, int, bool]:
+        """Return name, size and whether it is sparse; forget what was told of this one."""
+        if not (self.is_extended or self.common):
+            return header.name, header.size, False
+        records = {**self.common, **self.own}
+        name = records.get(b"path") or self.long_name or header.name
+        size = int(records[b"size"]) if records.get(b"size") else header.size
+        is_sparse = _SPARSE in records
+        self.own, self.long_name, self.is_extended = {}, None, False
+        return name, size, is_sparse
+
+
+def walk_tar(file: BinaryIO) -> Iterator[TarMember | TarFault]:
+    """Yield the members of an archive in order, and last a fault unless it ends as it should.
+
+    What precedes a fault can be used: the data of each member are all there. Whatever the bytes are,
+    only what the file itself raises is raised.
+
+    Args:
+        file: seekable; unbuffered is best, for only headers are read.
+    """
+    num_bytes = file.seek(0, 2)
+    told = _Told()
+    position = 0
+    try:
+        while position < num_bytes:
+            block = _read(file, position, BLOCK)
+            if block[0] == 0 and not block.strip(b"\0"):
+                _check_end(file, position, num_bytes, told)
+                return
+            if len(block) < BLOCK:
+                raise _DamagedError(f"it is cut in the middle of a header, at byte {num_bytes:,}")
+            header = parse_header(block)
+            if header is None:
+                raise _DamagedError(_describe_foreign(position))
+            member, position = _step(file, position, num_bytes, header, block, told)
+            if member is not None:
+                yield member
+    except _DamagedError as damaged:
+        yield TarFault(str(damaged))
+        return
+    if num_bytes == 0:
+        yield TarFault("it is empty: 0 bytes")
+    elif told.is_extended:
+        yield TarFault(f"it is cut at byte {num_bytes:,}, behind the name of a member that is gone")
+    else:
+        yield TarFault(f"it has no end mark at byte {num_bytes:,} and may be cut")
+
+
+def _step(
+    file: BinaryIO, position: int, num_bytes: int, header: TarHeader, block: bytes, told: _Told
+) -> tuple[TarMember | None, int]:
+    """Return the member that a header stands for, None for an extended header, and what follows."""
+    start = position + BLOCK
+    if header.kind in (_LONG_NAME, _LONG_LINK, _EXTENDED, _SOLARIS, _GLOBAL):
+        _check_cut(start + header.size, num_bytes, header.name)
+        _read_extended(file, position, header, told)
+        return None, start + _padded(header.size)
+    name, size, is_sparse = told.of_member(header)
+    kind: TarKind = "other"
+    if header.kind in _WITHOUT_DATA:
+        return TarMember(name, start, 0, _WITHOUT_DATA[header.kind]), start
+    if header.kind == b"\0" and header.name.endswith(b"/"):
+        return TarMember(name, start, 0, "folder"), start  # version 7 has no kind of its own for it
+    if header.kind == _OLD_SPARSE:
+        kind, start = "sparse", _skip_sparse_map(file, start, num_bytes, block)
+    elif is_sparse:
+        kind = "sparse"
+    elif header.kind in REGULAR_KINDS:
+        kind = "file"
+    _check_cut(start + size, num_bytes, name)
+    return TarMember(name, start, size, kind), start + _padded(size)
+
+
+def _read_extended(file: BinaryIO, position: int, header: TarHeader, told: _Told) -> None:
+    """Take in what a long name or a PAX header says."""
+    is_name = header.kind in (_LONG_NAME, _LONG_LINK)
+    limit = _MAX_NAME_BYTES if is_name else _MAX_RECORDS_BYTES
+    if header.size > limit:
+        what = "a name" if is_name else "an extended header"
+        raise _DamagedError(
+            f"it is damaged at byte {position:,}: {what} of {header.size:,} bytes, at most {limit:,} "
+            "are read"
+        )
+    told.is_extended = header.kind != _GLOBAL or told.is_extended
+    if header.kind == _LONG_LINK:
+        return
+    data = _read(file, position + BLOCK, header.size)
+    if header.kind == _LONG_NAME:
+        told.long_name = data.split(b"\0", 1)[0]
+    else:
+        records = told.common if header.kind == _GLOBAL else told.own
+        records.update(_parse_records(data, position))
+
+
+def _parse_records(data: bytes, position: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the records of a PAX header, ``<length> <key>=<value>`` and a newline each.
+
+    Only those that tell where and what a member is: an archive may give any others.
+    """
+    start = 0
+    while start < len(data) and data[start] != 0:  # some writers fill it up with zeros
+        found = _RECORD_START.match(data, start)
+        end = start + int(found[1]) if found else 0
+        if found is None or end > len(data) or data[end - 1 : end] != b"\n":
+            raise _DamagedError(f"it is damaged at byte {position:,}: a broken extended header")
+        key, separator, value = data[found.end() : end - 1].partition(b"=")
+        if not separator or (key == b"size" and value and not _SIZE.fullmatch(value)):
+            raise _DamagedError(f"it is damaged at byte {position:,}: a broken extended header")
+        if key in (b"path", b"size"):
+            yield key, value
+        elif key.startswith(_SPARSE):  # one for all of them: what is kept must not grow
+            yield _SPARSE, b""
+        start = end
+
+
+def _skip_sparse_map(file: BinaryIO, start: int, num_bytes: int, block: bytes) -> int:
+    """Return where the data of an old GNU sparse file begin: behind blocks that map its holes."""
+    is_continued = block[482] != 0
+    while is_continued:
+        block = _read(file, start, BLOCK)
+        if len(block) < BLOCK:
+            raise _DamagedError(f"it is cut in the middle of a header, at byte {num_bytes:,}")
+        is_continued = block[504] != 0
+        start += BLOCK
+    return start
+
+
+def _check_cut(end: int, num_bytes: int, name: bytes) -> None:
+    if end > num_bytes:
+        raise _DamagedError(
+            f"it is cut at byte {num_bytes:,}, in the middle of {printable_name(name)}, which would "
+            f"end at byte {end:,}"
+        )
+
+
+def _check_end(file: BinaryIO, position: int, num_bytes: int, told: _Told) -> None:
+    """Refuse an end mark that is cut itself, or stands where a member should, or is not the end."""
+    if num_bytes - position < BLOCK:
+        raise _DamagedError(f"it has no whole end mark at byte {num_bytes:,} and may be cut")
+    if told.is_extended:
+        raise _DamagedError(f"it is damaged at byte {position:,}: an end mark instead of a member")
+    for start in range(position + BLOCK, num_bytes, _CHUNK):
+        chunk = _read(file, start, _CHUNK)
+        rest = chunk.lstrip(b"\0")
+        if rest:
+            at = start + len(chunk) - len(rest)
+            raise _DamagedError(
+                f"it has more behind its end mark, from byte {at:,} on, which is not read; if "
+                "archives were appended to each other, name each as a file of its own"
+            )
+
+
+def _describe_foreign(position: int) -> str:
+    if position == 0:
+        return "it is no tar archive: at its beginning stands no header"
+    return f"it is damaged at byte {position:,}, where a header should stand"
+
+
+def printable_name(name: bytes) -> str:
+    """Return a member's name for a message: quoted, cut where it is long, on one line."""
+    text = name.decode("utf-8", "backslashreplace")
+    return repr(text if len(text) <= 80 else f"{text[:80]}...")
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _read(file: BinaryIO, position: int, size: int) -> bytes:
+    """Return the bytes there, fewer only at the end of the file."""
+    file.seek(position)
+    data = file.read(size)
+    while len(data) < size:  # an unbuffered file may give fewer than there are
+        more = file.read(size - len(data))
+        if not more:
+            break
+        data += more
+    return data

@@ -1,0 +1,270 @@
+"""The samples of one tar archive, by WebDataset's rule: members that share a key are one sample.
+
+The archive is indexed first, from its headers alone, then grouped: members of a sample need not follow
+each other. A million members take 115 MB while they are grouped (names of 13 bytes). Images are
+addressed where they lie; only texts are read.
+"""
+
+import hashlib
+import itertools
+import re
+import stat
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from ...errors import SourceError
+from .archives import refuse_compressed
+from .base import Problem, Sample
+from .caption_files import MAX_TEXT_BYTES
+from .described import DESCRIBING, describe_image
+from .folder import IMAGE_ENDINGS
+from .paths import printable, size_and_time
+from .tally import Tally
+from .tar import TarFault, TarKind, TarMember, printable_name, walk_tar
+
+_IMAGES = tuple(ending[1:].encode() for ending in IMAGE_ENDINGS)
+_ROLES = (*_IMAGES, *(ending.encode() for ending in DESCRIBING))
+_ROLE_OF = {ending: role for role, ending in enumerate(_ROLES)}
+"""Number of an ending; those of images come first, the preferred ones before the others."""
+
+_META = re.compile(rb"__[^/]*__(?:/|$)")
+"""Names that WebDataset keeps for facts about the archive."""
+
+_DIGEST_BYTES = 16  # of a key: two keys of one archive never share it
+
+
+@dataclass(slots=True)
+class _Index:
+    """Members of an archive that matter to its samples, in order, without an object for each."""
+
+    names: bytearray = field(default_factory=bytearray)
+    """All names, one after the other."""
+
+    name_ends: "array[int]" = field(default_factory=lambda: array("q"))
+    offsets: "array[int]" = field(default_factory=lambda: array("q"))
+    sizes: "array[int]" = field(default_factory=lambda: array("q"))
+    roles: bytearray = field(default_factory=bytearray)
+    key_digests: bytearray = field(default_factory=bytearray)
+
+    num_others: int = 0
+    """Members that are passed by."""
+
+    num_dotted_images: int = 0
+    """Of those: named like an image with another dot in its name, such as ``photo.1.jpg``."""
+
+    passed: "Counter[TarKind]" = field(default_factory=Counter)
+    """Members that are named like ours and are no files."""
+
+    fault: str | None = None
+    """Why the archive ends otherwise than it should."""
+
+    def __len__(self) -> int:
+        return len(self.roles)
+
+    def name(self, i: int) -> bytes:
+        """Return the name of a member."""
+        start = self.name_ends[i - 1] if i else 0
+        return bytes(self.names[start : self.name_ends[i]])
+
+    def add(self, member: TarMember, key: bytes, role: int) -> None:
+        """Take in a member."""
+        self.names += member.name
+        self.name_ends.append(len(self.names))
+        self.offsets.append(member.offset)
+        self.sizes.append(member.size)
+        self.roles.append(role)
+        self.key_digests += hashlib.blake2b(key, digest_size=_DIGEST_BYTES).digest()
+
+    def groups(self) -> Iterator[list[int]]:
+        """Yield the members of each key, in order; the keys in the order of their first members."""
+        if not len(self):
+            return
+        halves = np.frombuffer(self.key_digests, "<u8").reshape(-1, 2)
+        by_key = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: in order within a key
+        is_first = np.ones(len(by_key), bool)
+        is_first[1:] = (halves[by_key[1:]] != halves[by_key[:-1]]).any(axis=1)
+        first = np.empty(len(by_key), np.int64)  # of each member, the first of its key
+        first[by_key] = by_key[is_first][np.cumsum(is_first) - 1]
+        order = np.argsort(first, kind="stable")
+        starts = np.flatnonzero(np.diff(first[order], prepend=-1))
+        for start, end in itertools.pairwise([*starts.tolist(), len(order)]):
+            yield order[start:end].tolist()
+
+
+def split_key(name: bytes) -> tuple[bytes, bytes] | None:
+    """Return key and ending (lower-case) of a member: split at the first dot behind the last slash.
+
+    None where it has no key: no dot, or nothing before it, or it is about the archive itself.
+    Source: webdataset 1.0, tariterators.py, base_plus_ext and tar_file_iterator.
+    """
+    folder, slash, base = name.rpartition(b"/")
+    stem, dot, ending = base.partition(b".")
+    if not stem or not dot or _META.match(name):
+        return None
+    return folder + slash + stem, ending.lower()
+
+
+def tar_samples(path: Path, relative: str) -> Iterator[Sample | Problem]:
+    """Yield the samples of an archive in the order of their first members, and what is wrong.
+
+    Args:
+        path: the archive.
+        relative: the same as Sample.path has it.
+
+    Raises:
+        SourceError: it is compressed, or reading it fails (not: it is missing, or damaged).
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
+            yield Problem(place=printable(str(path)), reason="not a regular file")
+            return
+        with path.open("rb", buffering=0) as file:
+            yield from _Archive(path, relative, file).scan()
+    except FileNotFoundError:
+        yield Problem(place=printable(str(path)), reason="no such file")
+    except PermissionError as error:
+        yield Problem(place=printable(str(path)), reason=f"it cannot be read ({error.strerror})")
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read ({error.strerror})") from error
+
+
+class _Archive:
+    """One archive that is being scanned."""
+
+    def __init__(self, path: Path, relative: str, file: BinaryIO) -> None:
+        self._path, self._relative, self._file = path, relative, file
+        self._place = printable(str(path))
+        self._num_bytes, self._mtime_ns = size_and_time(str(path))
+        self._tally = Tally(self._place)
+        self._index = _Index()
+
+    def scan(self) -> Iterator[Sample | Problem]:
+        yield from self._build_index()
+        num_images = 0
+        for group in self._index.groups():
+            for entry in self._sample(group):
+                num_images += isinstance(entry, Sample)
+                yield entry
+        yield from self._tally.rest()
+        yield from self._closing_problems(num_images)
+
+    def _build_index(self) -> Iterator[Problem]:
+        index = self._index
+        for member in walk_tar(self._file):
+            if isinstance(member, TarFault):
+                self._refuse_compressed()
+                index.fault = member.reason
+                return
+            parts = split_key(member.name)
+            role = _ROLE_OF.get(parts[1]) if parts else None
+            if parts is None or role is None:
+                index.num_others += member.kind != "folder"
+                index.num_dotted_images += parts is not None and parts[1].endswith(_DOTTED)
+            elif member.kind != "file":
+                index.passed[member.kind] += 1
+            elif not _is_utf8(member.name):
+                reason = "the member's name is not UTF-8"
+                yield from self._tally.add(reason, self._problem(member.name, reason))
+            else:
+                index.add(member, parts[0], role)
+
+    def _sample(self, group: list[int]) -> Iterator[Sample | Problem]:
+        index = self._index
+        members: dict[int, int] = {}  # by role
+        for i in group:
+            if members.setdefault(index.roles[i], i) != i:
+                reason = "its sample has such a member already; the first is taken"
+                yield from self._tally.add(reason, self._problem(index.name(i), reason))
+        role, image = min(members.items())
+        name = index.name(image)
+        parts = split_key(name)
+        assert parts is not None
+        key = parts[0].decode()
+        if role >= len(_IMAGES):
+            reason = "there is no image to it"
+            yield from self._tally.add(reason, self._problem(name, reason, key))
+            return
+        texts = {
+            ending: partial(self._read_text, members[r])
+            for r, ending in enumerate(DESCRIBING, len(_IMAGES))
+            if r in members
+        }
+        told = describe_image(texts)
+        yield Sample(
+            key=key,
+            path=self._relative,
+            captions=told.captions,
+            label=told.label,
+            member=name.decode(),
+            offset=index.offsets[image],
+            length=index.sizes[image],
+            source_sha256=told.source_sha256,
+            num_bytes=self._num_bytes,
+            mtime_ns=self._mtime_ns,
+            place=self._place_of(name),
+        )
+        for ending, reason in told.reasons:
+            wrong = index.name(members[_ROLE_OF[ending.encode()]])
+            kind = f"its .{ending} is no use, or part of it"
+            yield from self._tally.add(kind, self._problem(wrong, reason, key))
+
+    def _read_text(self, i: int) -> bytes:
+        size = self._index.sizes[i]
+        if size > MAX_TEXT_BYTES:
+            raise ValueError(f"larger than {MAX_TEXT_BYTES:,} bytes")
+        self._file.seek(self._index.offsets[i])
+        return self._file.read(size)
+
+    def _closing_problems(self, num_images: int) -> Iterator[Problem]:
+        """Yield what is wrong with the archive as a whole."""
+        index = self._index
+        passed = index.passed.items()
+        if passed:
+            counts = " and ".join(f"{count:,} of kind {kind}" for kind, count in passed)
+            yield Problem(place=self._place, reason=f"members that are no files: {counts}")
+        if index.fault is not None:
+            reason = f"{index.fault}; {num_images:,} images before that are used"
+            yield Problem(place=self._place, reason=reason if num_images else index.fault)
+        elif not num_images:
+            yield Problem(place=self._place, reason=self._describe_lack())
+
+    def _describe_lack(self) -> str:
+        num_members = len(self._index) + self._index.num_others
+        reason = (
+            f"no image among its {num_members:,} members; expected KEY{', KEY'.join(IMAGE_ENDINGS)}"
+        )
+        if self._index.num_dotted_images:
+            reason += (
+                f"; {self._index.num_dotted_images:,} images have a dot in their names before the "
+                "ending, where WebDataset ends the key: rename them"
+            )
+        return reason
+
+    def _refuse_compressed(self) -> None:
+        if len(self._index) == self._index.num_others == 0:
+            self._file.seek(0)
+            refuse_compressed(self._path, begins=self._file.read(8))
+
+    def _problem(self, name: bytes, reason: str, key: str | None = None) -> Problem:
+        return Problem(place=self._place_of(name), reason=reason, key=key)
+
+    def _place_of(self, name: bytes) -> str:
+        return f"{self._place} member {printable_name(name)}"
+
+
+_DOTTED = tuple(b"." + ending for ending in _IMAGES)
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,122 @@
+"""A WebDataset: samples in tar archives, read where they lie. Nothing is unpacked."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...errors import SourceError
+from .archives import is_compressed_tar, is_tar, refuse_compressed, unpacked_name
+from .base import Piece, Problem, Sample
+from .folder import IMAGE_ENDINGS
+from .img2dataset import RecordedFolder, ShardRecords, unread_folders
+from .paths import size_and_time
+from .patterns import is_pattern, pattern_root
+from .tar_samples import tar_samples
+
+
+@dataclass(frozen=True, slots=True)
+class WebDatasetSource:
+    """Samples in one tar, in the tars of a folder, or in those that a pattern names."""
+
+    location: Path
+    """What the user named, absolute: a tar, a folder of them, a pattern."""
+
+    files: tuple[Path, ...]
+    """The tars in order; one that is not there is a problem of the corpus."""
+
+    passed_folders: tuple[str, ...] = ()
+    """Sub-folders of a folder of tars: nothing in them is read."""
+
+    @property
+    def kind(self) -> str:
+        return "webdataset"
+
+    @property
+    def root(self) -> Path:
+        if is_pattern(self.location):
+            return pattern_root(self.location)
+        return self.location if self.location.is_dir() else self.location.parent
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Nothing can be set."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """Changes with the name, size or time of any tar, and with what img2dataset left beside it."""
+        digest = hashlib.sha256(b"webdataset\n")
+        for piece in self.pieces():
+            digest.update(os.fsencode(piece.name) + f"\0{piece.fingerprint}\n".encode())
+        return digest.hexdigest()
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield one piece a tar, in order."""
+        if self.passed_folders:
+            yield Piece("", partial(unread_folders, self.root, self.passed_folders))
+        recorded: tuple[str, RecordedFolder] | None = None
+        for path in self.files:
+            folder = str(path.parent)
+            if recorded is None or recorded[0] != folder:
+                recorded = folder, RecordedFolder(folder)
+            records = recorded[1].of_shard(path.stem)
+            relative = path.relative_to(self.root).as_posix()
+            told = records.fingerprint() if records else "none"
+            # A file that may not be read looks the same when it may: its size and time stay.
+            state = f"{size_and_time(str(path))} {os.access(path, os.R_OK)} {told}"
+            yield Piece(relative, partial(_scan, path, relative, records), state)
+
+
+def _scan(path: Path, relative: str, records: ShardRecords | None) -> Iterator[Sample | Problem]:
+    if records is not None and records.is_unfinished and path.exists():
+        yield records.unfinished(str(path))
+        return
+    yield from tar_samples(path, relative)
+    if records is not None:
+        yield from records.problems()
+
+
+def find_webdataset(folder: Path) -> WebDatasetSource | None:
+    """Return the source that a folder is, where tars and no images lie at its top.
+
+    Raises:
+        SourceError: a tar is compressed and is not there unpacked; or the folder cannot be read.
+    """
+    tars: list[str] = []
+    folders: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name.lower()
+                if name.startswith("."):
+                    continue
+                if name.endswith(IMAGE_ENDINGS):
+                    return None
+                if is_tar(name):
+                    tars.append(entry.name)
+                elif entry.is_dir() and not name.startswith("_"):  # img2dataset works in _tmp
+                    folders.append(entry.name)
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be read ({error.strerror})") from error
+    if not tars:
+        return None
+    return make_webdataset(folder, [folder / n for n in sorted(tars)], tuple(sorted(folders)))
+
+
+def make_webdataset(
+    location: Path, files: Sequence[Path], passed_folders: tuple[str, ...] = ()
+) -> WebDatasetSource:
+    """Return the source of these tars.
+
+    Raises:
+        SourceError: one is compressed and is not there unpacked.
+    """
+    names = set(files)
+    for file in files:
+        if is_compressed_tar(file.name) and file.with_name(unpacked_name(file.name)) not in names:
+            refuse_compressed(file)
+    tars = tuple(file for file in files if not is_compressed_tar(file.name))
+    return WebDatasetSource(location, tars, passed_folders)
