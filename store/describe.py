@@ -7,7 +7,6 @@ import polars as pl
 
 from .cache import Cache
 from .layout import MODALITIES
-from .records import FORMAT_VERSION
 
 
 def describe(cache: Cache) -> dict[str, Any]:
@@ -18,7 +17,7 @@ def describe(cache: Cache) -> dict[str, Any]:
     )
     return {
         "cache": str(cache.root),
-        "format_version": FORMAT_VERSION,
+        "format_version": max(g.format_version for g in cache.manifest.generations),
         "samples": cache.num_samples,
         "captions": sum(g.num_new_captions for g in cache.manifest.generations),
         "texts": cache.num_texts,

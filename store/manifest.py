@@ -54,6 +54,9 @@ class Generation:
     """One plan: the first, or one that appended samples found later."""
 
     number: int
+    format_version: int
+    """That its record was written with."""
+
     rows: Span
     text_rows: Span
     parts: tuple[Part, ...]
@@ -299,6 +302,7 @@ def _parse_span(record: Record) -> Span:
 def _parse_generation(record: Record) -> Generation:
     return Generation(
         number=record["generation"],
+        format_version=record["format_version"],
         rows=_parse_span(record["rows"]),
         text_rows=_parse_span(record["text_rows"]),
         parts=tuple(
