@@ -11,6 +11,7 @@ def make_manifest(shard_rows: int, *rows: tuple[int, int]) -> Manifest:
     generations = [
         Generation(
             number=number,
+            format_version=2,
             rows=Span(first=first, count=count),
             text_rows=Span(first=0, count=0),
             parts=(),
