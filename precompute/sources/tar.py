@@ -61,10 +61,16 @@ class TarFault:
     """Why a walk ended otherwise than at the archive's end; always the last that a walk gives."""
 
     reason: str
+    cut_name: bytes | None = None
+    """Name of the member whose data are cut, where it is known."""
 
 
 class _DamagedError(Exception):
-    """What stands in the archive cannot be followed; the message is a reason."""
+    """What stands in the archive cannot be followed."""
+
+    def __init__(self, reason: str, cut_name: bytes | None = None) -> None:
+        super().__init__(reason)
+        self.fault = TarFault(reason, cut_name)
 
 
 @dataclass(slots=True)
@@ -110,6 +116,8 @@ def walk_tar(file: BinaryIO) -> Iterator[TarMember | TarFault]:
     try:
         while position < num_bytes:
             block = _read(file, position, BLOCK)
+            if len(block) < min(BLOCK, num_bytes - position):
+                raise _DamagedError(f"it became shorter than {num_bytes:,} bytes while it was read")
             if block[0] == 0 and not block.strip(b"\0"):
                 _check_end(file, position, num_bytes, told)
                 return
@@ -122,7 +130,7 @@ def walk_tar(file: BinaryIO) -> Iterator[TarMember | TarFault]:
             if member is not None:
                 yield member
     except _DamagedError as damaged:
-        yield TarFault(str(damaged))
+        yield damaged.fault
         return
     if num_bytes == 0:
         yield TarFault("it is empty: 0 bytes")
@@ -138,7 +146,7 @@ def _step(
     """Return the member that a header stands for, None for an extended header, and what follows."""
     start = position + BLOCK
     if header.kind in (_LONG_NAME, _LONG_LINK, _EXTENDED, _SOLARIS, _GLOBAL):
-        _check_cut(start + header.size, num_bytes, header.name)
+        _check_cut(start + header.size, num_bytes, None)
         _read_extended(file, position, header, told)
         return None, start + _padded(header.size)
     name, size, is_sparse = told.of_member(header)
@@ -211,11 +219,13 @@ def _skip_sparse_map(file: BinaryIO, start: int, num_bytes: int, block: bytes) -
     return start
 
 
-def _check_cut(end: int, num_bytes: int, name: bytes) -> None:
+def _check_cut(end: int, num_bytes: int, name: bytes | None) -> None:
     if end > num_bytes:
+        what = "an extended header" if name is None else printable_name(name)
         raise _DamagedError(
-            f"it is cut at byte {num_bytes:,}, in the middle of {printable_name(name)}, which would "
-            f"end at byte {end:,}"
+            f"it is cut at byte {num_bytes:,}, in the middle of {what}, which would end at byte "
+            f"{end:,}",
+            name,
         )
 
 

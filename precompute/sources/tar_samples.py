@@ -65,6 +65,9 @@ class _Index:
     fault: str | None = None
     """Why the archive ends otherwise than it should."""
 
+    cut_key: bytes | None = None
+    """Key of the sample in the middle of which the archive is cut."""
+
     def __len__(self) -> int:
         return len(self.roles)
 
@@ -161,6 +164,9 @@ class _Archive:
             if isinstance(member, TarFault):
                 self._refuse_compressed()
                 index.fault = member.reason
+                parts = split_key(member.cut_name) if member.cut_name else None
+                if parts is not None and parts[1] in _ROLE_OF:
+                    index.cut_key = parts[0]
                 return
             parts = split_key(member.name)
             role = _ROLE_OF.get(parts[1]) if parts else None
@@ -187,6 +193,10 @@ class _Archive:
         parts = split_key(name)
         assert parts is not None
         key = parts[0].decode()
+        if parts[0] == index.cut_key:  # with captions missing it would be frozen without them
+            reason = "its sample is cut off, and left out until the archive is whole"
+            yield self._problem(name, reason, key)
+            return
         if role >= len(_IMAGES):
             reason = "there is no image to it"
             yield from self._tally.add(reason, self._problem(name, reason, key))

@@ -55,15 +55,16 @@ class WebDatasetSource:
 
     def pieces(self) -> Iterator[Piece]:
         """Yield one piece a tar, in order."""
+        root = self.root
         if self.passed_folders:
-            yield Piece("", partial(unread_folders, self.root, self.passed_folders))
+            yield Piece("", partial(unread_folders, root, self.passed_folders))
         recorded: tuple[str, RecordedFolder] | None = None
         for path in self.files:
             folder = str(path.parent)
             if recorded is None or recorded[0] != folder:
                 recorded = folder, RecordedFolder(folder)
             records = recorded[1].of_shard(path.stem)
-            relative = path.relative_to(self.root).as_posix()
+            relative = path.relative_to(root).as_posix()
             told = records.fingerprint() if records else "none"
             # A file that may not be read looks the same when it may: its size and time stay.
             state = f"{size_and_time(str(path))} {os.access(path, os.R_OK)} {told}"

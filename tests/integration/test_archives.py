@@ -112,6 +112,19 @@ def test_both_formats_of_img2dataset_get_the_same_targets_and_captions(
         assert verify_cache(cache).faults == []
 
 
+def test_a_pattern_beside_another_source_is_called_after_its_folder(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    put_shards(tmp_path / "web", 2, size=1)
+    put_tar(tmp_path / "more.tar", [7])
+    sources = [f"{tmp_path}/web/{{000..001}}.tar", tmp_path / "more.tar"]
+    config = config_of(sources, tmp_path / "cache", tiny_checkpoint, shard_rows=4)
+    build(config, progress=SilentProgress(), make_teacher=lambda *_: FakeTeacher())
+    cache = open_cache(tmp_path / "cache")
+    keys = cache.samples().collect()["key"].to_list()
+    assert keys == ["web/img000", "web/img001", "more/img007"]
+
+
 # -- planning shard by shard
 
 

@@ -257,6 +257,12 @@ def test_zero_blocks_are_the_end(blocks: int) -> None:
             1,
             "it is cut at byte 1,538, in the middle of 'a.jpg', which would end at byte 1,539",
         ),
+        (
+            ONE + pax(record(b"path", b"x" * 600))[:-600],
+            1,
+            "it is cut at byte 1,960, in the middle of an extended header, which would end at byte "
+            "2,146",
+        ),
         (ONE + ONE[:511], 1, "it is cut in the middle of a header, at byte 1,535"),
         (ONE + b"\1" + ONE[1:], 1, "it is damaged at byte 1,024, where a header should stand"),
         (
@@ -413,3 +419,11 @@ def test_a_file_that_gives_fewer_bytes_than_asked_is_read_whole() -> None:
 
     archive = make_tar({LONG: b"abc", "b.jpg": b"b"}, tarfile.PAX_FORMAT)
     assert list(walk_tar(Slow(archive))) == walk(archive)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named() -> None:
+    file = io.BytesIO(make_tar({"a.jpg": b"a", "b.jpg": b"b"}))
+    found = walk_tar(file)
+    next(found)
+    file.truncate(1024)
+    assert list(found) == [TarFault("it became shorter than 10,240 bytes while it was read")]

@@ -366,6 +366,27 @@ def test_what_precedes_a_cut_is_used_and_the_cut_is_named(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.parametrize(("ending", "is_used"), [("txt", False), ("JSON", False), ("npy", True)])
+def test_a_sample_whose_text_is_cut_off_is_left_out_until_the_tar_is_whole(
+    tmp_path: Path, ending: str, is_used: bool
+) -> None:
+    members = [("0.jpg", b"0"), ("1.jpg", b"1"), (f"1.{ending}", b'"text"' + b" " * 600)]
+    path = put_tar(tmp_path / "a.tar", members)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 5 * 512 + 20])
+    samples, problems = entries_of(path)
+    assert [sample.key for sample in samples] == ["0", "1"][: 1 + is_used]
+    assert problems[-1].reason.endswith(f"; {1 + is_used} images before that are used")
+    expected = Problem(
+        place=f"{path} member '1.jpg'",
+        reason="its sample is cut off, and left out until the archive is whole",
+        key="1",
+    )
+    assert problems[:-1] == ([] if is_used else [expected])
+    path.write_bytes(whole)
+    assert [sample.key for sample in samples_of(path)] == ["0", "1"]
+
+
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
