@@ -45,8 +45,10 @@ def _open(table: Path) -> Any:
 
     try:
         # With a buffer, column chunks are read in pieces and not a row group at a time.
-        return pq.ParquetFile(table, buffer_size=1 << 20)
-    except (OSError, pa.ArrowException) as error:
+        file = pq.ParquetFile(table, buffer_size=1 << 20)
+        _ = file.schema_arrow.names  # UnicodeDecodeError: a damaged one has names that are no UTF-8
+        return file
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise SourceError(f"{table} cannot be read as Parquet ({_first_line(error)})") from error
 
 
@@ -81,13 +83,15 @@ def _batch_rows(batch: Any) -> Iterator[dict[str, object] | str]:
     try:
         yield from batch.to_pylist(maps_as_pydicts="lossy")
         return
-    except UnicodeDecodeError:
-        pass  # Parquet does not check that its texts are UTF-8: go row by row
+    except (ValueError, OverflowError):
+        pass  # Parquet does not check that its texts are UTF-8 nor that its times are: go row by row
     for i in range(len(batch)):
         try:
             yield batch.slice(i, 1).to_pylist(maps_as_pydicts="lossy")[0]
         except UnicodeDecodeError:
             yield "not UTF-8"
+        except (ValueError, OverflowError) as error:  # nanoseconds, a year beyond 9999
+            yield f"a value that cannot be read ({_first_line(error)})"
 
 
 def _first_line(error: BaseException) -> str:
