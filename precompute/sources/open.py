@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import SettingError, SourceError
+from .arrow import find_saved_dataset
 from .base import Source
 from .columns import TableColumns
 from .folder import FolderSource
+from .parquet import find_parquet, find_parquet_files
 from .patterns import expand, is_pattern
 from .rows import TABLE_ENDINGS
 from .table import TableSource
@@ -36,8 +38,15 @@ def open_source(location: str | Path, *, columns: TableColumns | None = None) ->
 
 
 def _open_folder(path: Path, columns: TableColumns | None) -> Source:
+    packed = find_saved_dataset(path, columns or TableColumns()) or find_parquet(
+        path, columns or TableColumns()
+    )
+    if packed is not None:
+        return packed
     if columns is not None:
-        raise SettingError(f"columns are for tables, and {path} is a folder; leave them out")
+        raise SettingError(
+            f"columns are for tables, and {path} is a folder without any; leave them out"
+        )
     return FolderSource(path)
 
 
@@ -50,6 +59,10 @@ def _open_files(location: Path, files: Sequence[Path], columns: TableColumns | N
             "name those of each kind as a source of their own"
         )
     [ending] = endings
+    if ending == ".parquet":
+        packed = find_parquet_files(location, files, columns or TableColumns())
+        if packed is not None:
+            return packed
     if ending in TABLE_ENDINGS:
         if len(files) > 1:
             raise SourceError(
@@ -60,4 +73,4 @@ def _open_files(location: Path, files: Sequence[Path], columns: TableColumns | N
 
 
 def _accepted() -> str:
-    return f"a folder of images, or a table ({', '.join(TABLE_ENDINGS)})"
+    return f"a folder of images or one that datasets saved, or a table ({', '.join(TABLE_ENDINGS)})"
