@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..errors import BuildError
 from . import decode_process
 from .decode_process import Descriptor, SharedPixels, work
 from .images import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
+from .parquet_images import with_parquet_bytes
 
 _TASK_IMAGES = 4
 """Images handed to a worker at a time: few, so that all end together; several, to save messages."""
@@ -52,15 +53,16 @@ class Decoder:
         Raises:
             BuildError: the workers cannot be started.
         """
-        if self._num_workers == 0:
-            yield from self._decode_here(batches)
-            return
-        with SharedPixels(_NUM_SLOTS, self._batch_images, self._form) as shared:
-            pool = _Pool(shared, self._form, self._num_workers, self._timeout_s)
-            try:
-                yield from pool.run(batches)
-            finally:
-                pool.stop()
+        with contextlib.closing(with_parquet_bytes(batches)) as ready:
+            if self._num_workers == 0:
+                yield from self._decode_here(ready)
+                return
+            with SharedPixels(_NUM_SLOTS, self._batch_images, self._form) as shared:
+                pool = _Pool(shared, self._form, self._num_workers, self._timeout_s)
+                try:
+                    yield from pool.run(ready)
+                finally:
+                    pool.stop()
 
     def _decode_here(
         self, batches: Iterable[tuple[Any, Sequence[ImageRef]]]
@@ -82,7 +84,7 @@ class _Task:
 @dataclass(slots=True)
 class _Batch:
     tag: Any
-    refs: Sequence[ImageRef]
+    refs: list[ImageRef]
     slot: int
     images: list[DecodedImage | None]
     num_left: int
@@ -149,7 +151,7 @@ class _Pool:
         while True:
             while free and (following := next(source, None)) is not None:
                 tag, refs = following
-                order.append(_Batch(tag, refs, free.popleft(), [None] * len(refs), len(refs)))
+                order.append(_Batch(tag, list(refs), free.popleft(), [None] * len(refs), len(refs)))
                 self._submit(order[-1])
             if not order:
                 return
@@ -256,6 +258,7 @@ class _Pool:
 
     def _record(self, batch: _Batch, position: int, image: DecodedImage) -> None:
         batch.images[position] = image
+        batch.refs[position] = replace(batch.refs[position], data=None)  # it may be large
         batch.num_left -= 1
         if batch.num_left == 0:
             self._done.put(batch)

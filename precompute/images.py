@@ -23,6 +23,14 @@ class ImageRef:
     row: int
     place: ImagePlace
     boxes: tuple[ViewBox, ...]
+    data: bytes | None = None
+    """Its bytes, where they were read ahead (parquet_images.py); None: they lie at its place."""
+
+    fault: str | None = None
+    """Why they could not be read ahead; the image is rejected for this reason."""
+
+    read_s: float = 0.0
+    """Seconds that reading ahead took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +132,7 @@ def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> De
     started = time.perf_counter()
     read_at = started
     try:
-        data = read_image_bytes(ref.place)
+        data = _bytes_of(ref)
         read_at = time.perf_counter()
         image, (width, height) = decode_for_views(
             data, ref.boxes, view_size=form.view_size, decode=form.decode
@@ -132,13 +140,19 @@ def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> De
         grids = form.render(image, (width, height), ref.boxes, out)
     except (ReadError, PixelError) as error:
         out[:] = 0
-        return DecodedImage(reason=str(error), read_s=read_at - started)
+        return DecodedImage(reason=str(error), read_s=ref.read_s + read_at - started)
     done = time.perf_counter()
     return DecodedImage(
         width=width,
         height=height,
         sha256=sha256_of_pixels(data),
         grids=grids,
-        read_s=read_at - started,
+        read_s=ref.read_s + read_at - started,
         decode_s=done - read_at,
     )
+
+
+def _bytes_of(ref: ImageRef) -> bytes:
+    if ref.fault is not None:
+        raise ReadError(ref.fault)
+    return read_image_bytes(ref.place) if ref.data is None else ref.data

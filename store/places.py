@@ -7,6 +7,8 @@ tar member by the header before it, a part of another file by the file's size.
 
 import os
 import stat
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -71,26 +73,45 @@ def read_image_bytes(place: ImagePlace) -> bytes:
 
 def read_parquet_image(file: Any, place: ImagePlace) -> bytes:
     """Return the bytes of one row of an open Parquet file; reads the pages up to that row."""
+    check_row(file, place)
     assert place.row_group is not None and place.index is not None and place.member is not None
-    metadata = file.metadata
-    rows = (
-        metadata.row_group(place.row_group).num_rows
-        if place.row_group < metadata.num_row_groups
-        else 0
-    )
-    if place.index >= rows:
-        raise ReadError("the file changed since it was planned: it has no such row any more")
     seen = 0
-    for batch in file.iter_batches(
-        batch_size=64, row_groups=[place.row_group], columns=[place.member]
-    ):
-        if place.index < seen + len(batch):
-            column: Any = batch.column(0)
-            while column.type.num_fields:  # a struct, of which only the bytes were read
-                column = column.flatten()[0]
-            return column[place.index - seen].as_py() or b""
-        seen += len(batch)
+    for column in leaf_batches(file, place.member, place.row_group, batch_rows=64):
+        if place.index < seen + len(column):
+            return bytes_of(column[place.index - seen])
+        seen += len(column)
     raise ReadError("the file is damaged: a row group is shorter than it says")
+
+
+def leaf_batches(file: Any, member: str, row_group: int, *, batch_rows: int) -> Iterator[Any]:
+    """Yield Arrow arrays, of at most batch_rows values, of one column of a row group.
+
+    Pages are read one after the other, so memory holds a page and a batch whatever the row group.
+
+    Raises:
+        ReadError: there is no such column.
+    """
+    for batch in file.iter_batches(
+        batch_size=batch_rows, row_groups=[row_group], columns=[member], use_threads=False
+    ):
+        if batch.num_columns != 1:
+            raise ReadError(f"the file changed since it was planned: it has no column {member!r}")
+        column: Any = batch.column(0)
+        while column.type.num_fields:  # a struct, of which only the bytes were read
+            column = column.flatten()[0]
+        yield column
+
+
+def bytes_of(value: Any) -> bytes:
+    """Return the bytes of an Arrow value; none where it is null.
+
+    Raises:
+        ReadError: it holds something else.
+    """
+    found: object = value.as_py()
+    if found is not None and not isinstance(found, bytes):
+        raise ReadError("the file changed since it was planned: its column holds no bytes")
+    return found or b""
 
 
 def _read(place: ImagePlace) -> bytes:
@@ -146,19 +167,64 @@ def _check_size(file: BinaryIO, place: ImagePlace) -> None:
         )
 
 
-def _read_row(place: ImagePlace) -> bytes:
-    import pyarrow as pa  # here: decoding processes that read plain files start without it
+def open_rows(place: ImagePlace) -> Any:
+    """Open the Parquet file that holds a row.
 
+    Raises:
+        ReadError: it is missing, unreadable, or has another size than when it was planned.
+    """
+    with _reading_parquet():
+        with place.path.open("rb") as file:
+            _check_size(file, place)
+        return open_streamed(place.path)
+
+
+def check_row(file: Any, place: ImagePlace) -> None:
+    """Refuse an open Parquet file that has no such row.
+
+    Raises:
+        ReadError: as said.
+    """
+    group, metadata = place.row_group, file.metadata
+    assert group is not None and place.index is not None
+    rows = metadata.row_group(group).num_rows if group < metadata.num_row_groups else 0
+    if place.index >= rows:
+        raise ReadError("the file changed since it was planned: it has no such row any more")
+
+
+def _read_row(place: ImagePlace) -> bytes:
     with place.path.open("rb") as file:
         _check_size(file, place)
+    with _reading_parquet():
+        return read_parquet_image(_kept_open(place.path), place)
+
+
+@contextmanager
+def _reading_parquet() -> Generator[None]:
+    import pyarrow as pa  # here: decoding processes that read plain files start without it
+
     try:
-        return read_parquet_image(_open_parquet(place.path), place)
+        yield
+    except FileNotFoundError:
+        raise ReadError("no such file") from None
     except pa.ArrowException as error:
         raise ReadError(f"cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        raise ReadError(f"cannot be read: {error.strerror or error}") from None
 
 
 @lru_cache(maxsize=8)  # the footer of a file of many row groups takes longer to read than an image
-def _open_parquet(path: Path) -> "pq.ParquetFile":
+def _kept_open(path: Path) -> "pq.ParquetFile":
+    return open_streamed(path)
+
+
+def open_streamed(path: Path) -> "pq.ParquetFile":
+    """Open a Parquet file so that row groups are read page by page, checksums compared if it has any.
+
+    pyarrow's default, in recent versions, loads all of a row group beforehand.
+    """
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path, buffer_size=1 << 20)
+    return pq.ParquetFile(
+        path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+    )

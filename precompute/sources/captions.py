@@ -1,7 +1,8 @@
 """Captions, languages and names as corpora write them, made clean.
 
 A caption value is a text, a list of texts, an object ``{"text": ..., "lang": ...}``, a list of such
-objects, or an object keyed by language: ``{"de": "ein Hund", "en": ["a dog", "the dog"]}``.
+objects, an object of lists ``{"text": [...], "lang": [...]}``, or an object keyed by language:
+``{"de": "ein Hund", "en": ["a dog", "the dog"]}``.
 Nothing here raises for bad content: what cannot be used comes back as a reason.
 """
 
@@ -147,6 +148,10 @@ def _items_of_object(
     text_name = next((name for name in _TEXT_NAMES if name in entry), None)
     if text_name is not None:
         own = next((entry[name] for name in _LANGUAGE_NAMES if name in entry), None)
+        if isinstance(own, list):  # datasets' Sequence of objects: one object of lists
+            items = list(_items(entry[text_name], None, reasons, depth + 1))
+            yield from _with_languages(items, cast(list[object], own), reasons)
+            return
         own = _language(own, reasons) or lang
         yield from _items(entry[text_name], own, reasons, depth + 1)
         return

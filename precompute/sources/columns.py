@@ -2,9 +2,10 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ...errors import SettingError, SourceError
 from .languages import IDENTIFIER_LIKE, split_language
@@ -20,7 +21,7 @@ LANG_NAMES = ("lang", "language", "langs", "languages")
 LABEL_NAMES = ("label", "class", "class_name", "category")
 CAPTION_NAMES = ("caption", "captions", "text", "texts")
 FALLBACK_CAPTION_NAMES = (
-    *("sentence", "sentences", "alt", "alt_text", "title", "description", "descriptions"),
+    *("txt", "sentence", "sentences", "alt", "alt_text", "title", "description", "descriptions"),
 )
 """Captions only where no column of CAPTION_NAMES is: beside one, they say something else."""
 
@@ -32,7 +33,8 @@ class TableColumns:
     """Columns of a table, named by the user. None: found by its usual names."""
 
     image: str | None = None
-    """Path of the image, absolute or relative to the table's folder."""
+    """Path of the image, absolute or relative to the table's folder; in Parquet files also the bytes of
+    the image, with dots between nested names (``image.bytes``)."""
 
     captions: tuple[str, ...] | None = None
     """Captions. A name that ends in a language (``caption_de``) gives them that; () takes none."""
@@ -54,6 +56,11 @@ class TableColumns:
         """Every column that the user named."""
         single = (self.image, self.key, self.lang, self.label)
         return (*(name for name in single if name is not None), *(self.captions or ()))
+
+    def to_settings(self) -> dict[str, Any]:
+        """What the user named, as JSON values."""
+        named = {name: value for name, value in asdict(self).items() if value is not None}
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in named.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,19 +1,12 @@
-"""What img2dataset writes: records beside its shards, and its format "files".
+"""What img2dataset wrote in its format "files": a sub-folder for each shard, images and texts in it.
 
-A shard NNNNN (a tar, a folder) has beside it NNNNN.parquet, a row for each link of the shard with what
-became of it, and NNNNN_stats.json, which is written last: a shard without it is not finished.
-Source: img2dataset 1.47, writer.py, downloader.py, logger.py.
+Source: img2dataset 1.47, writer.py.
 """
-
-# pyarrow has no types, so that everything it returns is unknown to a strict checker.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import hashlib
 import os
 import re
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,89 +17,12 @@ from .base import Piece, Problem, Sample
 from .caption_files import read_bytes
 from .captions import is_unicode
 from .described import DESCRIBING, describe_image
+from .downloads import RecordedFolder, ShardRecords
 from .folder import IMAGE_ENDINGS
 from .paths import printable, size_and_time
 from .tally import Tally
 
-_STATS = re.compile(r"(\d+)_stats\.json")
-_RECORDS = re.compile(r"(\d+)\.parquet")
 _SHARD_FOLDER = re.compile(r"\d+")  # as many digits as img2dataset is told, 5 if not
-_FAILURES = {"failed_to_download": "not downloaded", "failed_to_resize": "not decoded or resized"}
-_MAX_REASONS = 20  # different ones that one shard's problems name
-_MAX_REASON = 200  # characters of one
-
-
-@dataclass(frozen=True, slots=True)
-class ShardRecords:
-    """What stands beside one shard."""
-
-    stem: str
-    """Path of the shard without its ending."""
-
-    has_records: bool
-    is_unfinished: bool
-
-    def fingerprint(self) -> str:
-        """Changes with the records."""
-        records = size_and_time(f"{self.stem}.parquet") if self.has_records else None
-        return f"{records} {self.is_unfinished}"
-
-    def problems(self) -> Iterator[Problem]:
-        """Yield a problem for each reason why links of a finished shard gave no image."""
-        if self.has_records:
-            yield from _failures(f"{self.stem}.parquet")
-
-    def unfinished(self, place: str) -> Problem:
-        """Return the problem that an unfinished shard is."""
-        name = os.path.basename(self.stem)
-        return Problem(
-            place=printable(place),
-            reason=f"img2dataset has not finished it (there is no {name}_stats.json), skipped; run "
-            f"img2dataset again, or, if it is whole: touch {name}_stats.json",
-        )
-
-
-class RecordedFolder:
-    """The records that img2dataset left in one folder."""
-
-    def __init__(self, folder: str) -> None:
-        """Args:
-        folder: of the shards; listed once.
-        """
-        self._folder = folder
-        self._finished: set[str] = set()
-        self._recorded: set[str] = set()
-        try:
-            names = os.listdir(folder)
-        except OSError:
-            return
-        for name in names:
-            if found := _STATS.fullmatch(name):
-                self._finished.add(found[1])
-            elif found := _RECORDS.fullmatch(name):
-                self._recorded.add(found[1])
-
-    def of_shard(self, name: str) -> ShardRecords | None:
-        """Return what stands beside a shard, named without ending; None where img2dataset wrote nothing.
-
-        Many corpora are handed on without the stats: where no shard has them, those count as finished
-        whose records are whole, which are closed after the shard.
-        """
-        stem = f"{self._folder}/{name}"
-        is_recorded = name in self._recorded
-        if not name.isdecimal() or not (is_recorded or self._finished):
-            return None
-        if self._finished:
-            is_unfinished = name not in self._finished
-        else:
-            is_unfinished = not _is_whole_parquet(f"{stem}.parquet")
-        return ShardRecords(stem, is_recorded, is_unfinished)
-
-    def belongs_to(self, shards: Collection[str]) -> bool:
-        """Say whether it was img2dataset that wrote these shards."""
-        if self._finished:
-            return any(name in self._finished for name in shards)
-        return bool(shards) and all(name in self._recorded for name in shards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,58 +179,3 @@ def _digest(folder: str) -> str:
         num_bytes, mtime_ns = size_and_time(f"{folder}/{name}")
         digest.update(os.fsencode(name) + f"\0{num_bytes} {mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def _is_whole_parquet(path: str) -> bool:
-    """Say whether a file ends as a Parquet file does: it was written to its end."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(-4, os.SEEK_END)
-            return file.read() == b"PAR1"
-    except OSError:
-        return False
-
-
-def _failures(path: str) -> Iterator[Problem]:
-    """Yield why rows of a shard's records gave no image, each reason once, the commonest first."""
-    place = printable(path)
-    try:
-        counts, num_rows = _count_failures(path)
-    except ValueError as error:
-        yield Problem(place=place, reason=f"the record of its downloads cannot be read ({error})")
-        return
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    for (what, message), count in ordered[:_MAX_REASONS]:
-        yield Problem(place=place, reason=f"{count:,} of {num_rows:,} rows were {what}: {message}")
-    others = ordered[_MAX_REASONS:]
-    if others:
-        total = sum(count for _, count in others)
-        reason = f"{total:,} of {num_rows:,} rows failed for {len(others):,} other reasons"
-        yield Problem(place=place, reason=reason)
-
-
-def _count_failures(path: str) -> tuple[Counter[tuple[str, str]], int]:
-    """Return the rows that failed by (what, message), and the number of all rows."""
-    import pyarrow as pa  # here: it takes 0.2 s
-    import pyarrow.parquet as pq
-
-    counts: Counter[tuple[str, str]] = Counter()
-    num_rows = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = [n for n in ("status", "error_message") if n in file.schema_arrow.names]
-            if "status" not in columns:  # some other table that is named like the shard
-                return counts, 0
-            for batch in file.iter_batches(columns=columns):
-                num_rows += len(batch)
-                for row in batch.to_pylist():
-                    what = _FAILURES.get(row["status"])
-                    if what is not None:
-                        counts[what, _one_line(row.get("error_message"))] += 1
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
-    return counts, num_rows
-
-
-def _one_line(message: object) -> str:
-    return " ".join(str(message or "no reason given").split())[:_MAX_REASON]

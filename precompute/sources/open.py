@@ -6,10 +6,12 @@ from pathlib import Path
 
 from ...errors import SettingError, SourceError
 from .archives import is_tar
+from .arrow import find_saved_dataset
 from .base import Source
 from .columns import TableColumns
 from .folder import FolderSource
 from .img2dataset import find_img2dataset_files
+from .parquet import find_parquet, find_parquet_files
 from .patterns import expand, is_pattern
 from .rows import TABLE_ENDINGS
 from .table import TableSource
@@ -41,8 +43,15 @@ def open_source(location: str | Path, *, columns: TableColumns | None = None) ->
 
 
 def _open_folder(path: Path, columns: TableColumns | None) -> Source:
+    packed = find_saved_dataset(path, columns or TableColumns()) or find_parquet(
+        path, columns or TableColumns()
+    )
+    if packed is not None:
+        return packed
     if columns is not None:
-        raise SettingError(f"columns are for tables, and {path} is a folder; leave them out")
+        raise SettingError(
+            f"columns are for tables, and {path} is a folder without any; leave them out"
+        )
     return find_webdataset(path) or find_img2dataset_files(path) or FolderSource(path)
 
 
@@ -59,6 +68,10 @@ def _open_files(location: Path, files: Sequence[Path], columns: TableColumns | N
             "name those of each kind as a source of their own"
         )
     [ending] = endings
+    if ending == ".parquet":
+        packed = find_parquet_files(location, files, columns or TableColumns())
+        if packed is not None:
+            return packed
     if ending in TABLE_ENDINGS:
         if len(files) > 1:
             raise SourceError(
@@ -69,4 +82,7 @@ def _open_files(location: Path, files: Sequence[Path], columns: TableColumns | N
 
 
 def _accepted() -> str:
-    return f"a folder of images, tar archives, or a table ({', '.join(TABLE_ENDINGS)})"
+    return (
+        "a folder of images, of shards or one that datasets saved, tar archives, or a table "
+        f"({', '.join(TABLE_ENDINGS)})"
+    )

@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, a batch at a time."""
+"""Rows of a Parquet file, a batch at a time; of Arrow batches in general."""
 
 # pyarrow has no types, so that everything it returns is unknown to a strict checker.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import SourceError
+from ...store.places import ReadError, leaf_batches, open_streamed
 
 _BATCH_ROWS = 1024
 
@@ -19,7 +20,7 @@ def parquet_names(table: Path) -> list[str]:
     Raises:
         SourceError: the file cannot be read.
     """
-    return [str(name) for name in _open(table).schema_arrow.names]
+    return [str(name) for name in open_parquet(table).schema_arrow.names]
 
 
 def refuse_packed_images(table: Path, column: str) -> None:
@@ -30,7 +31,7 @@ def refuse_packed_images(table: Path, column: str) -> None:
     """
     import pyarrow as pa
 
-    found = _open(table).schema_arrow.field(column).type
+    found = open_parquet(table).schema_arrow.field(column).type
     value = found.value_type if pa.types.is_dictionary(found) else found
     # Compared by name: string_view is too new for the oldest pyarrow we allow.
     if str(value) not in ("string", "large_string", "string_view"):
@@ -39,17 +40,31 @@ def refuse_packed_images(table: Path, column: str) -> None:
         )
 
 
-def _open(table: Path) -> Any:
+def open_parquet(path: Path) -> Any:
+    """Open a Parquet file: its footer is read, none of its columns.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
     import pyarrow as pa  # here: it takes 0.2 s, and most tables are text
-    import pyarrow.parquet as pq
 
     try:
-        # With a buffer, column chunks are read in pieces and not a row group at a time.
-        file = pq.ParquetFile(table, buffer_size=1 << 20)
-        _ = file.schema_arrow.names  # UnicodeDecodeError: a damaged one has names that are no UTF-8
+        file = open_streamed(path)
+        check_names(file.schema_arrow)
         return file
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise SourceError(f"{table} cannot be read as Parquet ({_first_line(error)})") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise SourceError(f"{path} cannot be read as Parquet ({first_line(error)})") from error
+
+
+def check_names(fields: Any) -> None:
+    """Read every name of an Arrow schema, or of the fields of a type.
+
+    Raises:
+        UnicodeDecodeError: one is not UTF-8; pyarrow would say so at some later time.
+    """
+    for field in fields:
+        assert field.name is not None
+        check_names([field.type.field(i) for i in range(field.type.num_fields)])
 
 
 def parquet_rows(
@@ -63,36 +78,95 @@ def parquet_rows(
     import pyarrow as pa
 
     number = 1
-    with _open(table) as file:
+    with open_parquet(table) as file:
         batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
         while True:
             try:
                 batch = next(batches, None)
             except (OSError, pa.ArrowException) as error:
                 raise SourceError(
-                    f"{table} is damaged from row {number} on ({_first_line(error)}); copy it again"
+                    f"{table} is damaged from row {number} on ({first_line(error)}); copy it again"
                 ) from error
             if batch is None:
                 break
-            for i, values in enumerate(_batch_rows(batch)):
+            for i, values in enumerate(batch_rows(batch)):
                 yield f"row {number + i}", values
             number += len(batch)
 
 
-def _batch_rows(batch: Any) -> Iterator[dict[str, object] | str]:
+def row_group_rows(
+    file: Any, row_group: int, columns: Sequence[str]
+) -> Iterator[dict[str, object] | str]:
+    """The values of each row of a row group, or the reason why it has none.
+
+    Raises:
+        ValueError: the row group is damaged from the next row on; the message is a reason.
+    """
+    import pyarrow as pa
+
+    if not columns:  # pyarrow would give no batch at all
+        for _ in range(file.metadata.row_group(row_group).num_rows):
+            yield {}
+        return
+    try:
+        for batch in file.iter_batches(
+            batch_size=_BATCH_ROWS, row_groups=[row_group], columns=columns
+        ):
+            yield from batch_rows(batch)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(first_line(error)) from error
+
+
+def null_rows(file: Any, row_group: int, image: Sequence[str]) -> set[int]:
+    """Return which rows of a row group have no bytes in a column, named by the way that leads to it.
+
+    The column is read only where its statistics do not say that every row, or none, has bytes.
+
+    Raises:
+        ValueError: the row group is damaged; the message is a reason.
+    """
+    import pyarrow as pa
+
+    member = ".".join(image)
+    described = file.metadata.row_group(row_group)
+    paths = [file.schema.column(i).path for i in range(described.num_columns)]
+    statistics = described.column(paths.index(member)).statistics if member in paths else None
+    if statistics is not None and statistics.has_null_count:
+        if statistics.null_count == 0:
+            return set()
+        if statistics.null_count == described.num_rows:
+            return set(range(described.num_rows))
+    found: set[int] = set()
+    first = 0
+    try:
+        for column in leaf_batches(file, member, row_group, batch_rows=64):
+            found.update(first + i for i, is_null in enumerate(column.is_null()) if is_null.as_py())
+            first += len(column)
+    except (OSError, ReadError, pa.ArrowException) as error:
+        raise ValueError(first_line(error)) from error
+    return found
+
+
+def batch_rows(batch: Any) -> Iterator[dict[str, object] | str]:
+    """The values of each row of an Arrow batch, or the reason why it has none."""
+    import pyarrow as pa
+
+    # Texts that are not UTF-8, which nobody checks; times that Python cannot hold, unknown time zones.
+    no_value = (ValueError, OverflowError, LookupError, pa.ArrowException)
     try:
         yield from batch.to_pylist(maps_as_pydicts="lossy")
         return
-    except (ValueError, OverflowError):
-        pass  # Parquet does not check that its texts are UTF-8 nor that its times are: go row by row
+    except no_value:
+        pass
     for i in range(len(batch)):
         try:
             yield batch.slice(i, 1).to_pylist(maps_as_pydicts="lossy")[0]
         except UnicodeDecodeError:
             yield "not UTF-8"
-        except (ValueError, OverflowError) as error:  # nanoseconds, a year beyond 9999
-            yield f"a value that cannot be read ({_first_line(error)})"
+        except no_value as error:
+            yield f"a value cannot be read ({first_line(error)})"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of pyarrow says, in one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -3,14 +3,15 @@
 import hashlib
 import posixpath
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...errors import SourceError
 from .base import Piece, Problem, Sample
-from .captions import clean_captions, clean_name, clean_text, is_missing, read_cell
+from .captions import clean_text, is_missing, read_cell
 from .columns import TableColumns, check_columns, find_columns
+from .fields import read_fields
 from .parquet_rows import refuse_packed_images
 from .paths import path_below, size_and_time
 from .rows import BadRow, Row, column_names, read_rows
@@ -38,8 +39,7 @@ class TableSource:
     @property
     def settings(self) -> dict[str, Any]:
         """The columns that the user named."""
-        named = {k: v for k, v in asdict(self.columns).items() if v is not None}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in named.items()}
+        return self.columns.to_settings()
 
     def fingerprint(self) -> str:
         """Changes with the table's size or time, or the columns asked for; images do not count."""
@@ -79,35 +79,24 @@ class TableSource:
         place = f"{self.location} {row.where}"
         values = row.values
         found = find_columns(tuple(values), self.columns)
-        reasons: list[str] = []
         try:
             path = self._path(values, found.image)
-            key = clean_name(values[found.key], "the key") if found.key is not None else None
+            fields = read_fields(values, found, read_cell=self._cell)
         except ValueError as error:
             yield Problem(place=place, reason=str(error))
             return
-        key = key or posixpath.splitext(path)[0]
-        label = None
-        if found.label is not None:
-            try:
-                label = clean_name(values[found.label], "the label")
-            except ValueError as error:
-                reasons.append(str(error))
-        captions, unusable = clean_captions(
-            [(self._cell(values[name]), lang) for name, lang in found.captions],
-            self._cell(values[found.lang]) if found.lang is not None else None,
-        )
+        key = fields.key or posixpath.splitext(path)[0]
         num_bytes, mtime_ns = size_and_time(f"{self.root}/{path}")
         yield Sample(
             key=key,
             path=path,
-            captions=captions,
-            label=label,
+            captions=fields.captions,
+            label=fields.label,
             num_bytes=num_bytes,
             mtime_ns=mtime_ns,
             place=place,
         )
-        for reason in (*reasons, *unusable):
+        for reason in fields.reasons:
             yield Problem(place=place, reason=reason, key=key)
 
     def _path(self, values: dict[str, object], column: str | None) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 from ...errors import SourceError
 from .archives import is_compressed_tar, is_tar, refuse_compressed, unpacked_name
 from .base import Piece, Problem, Sample
+from .downloads import RecordedFolder, ShardRecords
 from .folder import IMAGE_ENDINGS
-from .img2dataset import RecordedFolder, ShardRecords, unread_folders
+from .img2dataset import unread_folders
 from .paths import size_and_time
 from .patterns import is_pattern, pattern_root
 from .tar_samples import tar_samples

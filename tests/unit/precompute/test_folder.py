@@ -377,7 +377,7 @@ def test_columns_for_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_place_with_nothing_there_says_what_could_be(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"there is no .*/gone; expected a folder of images, tar"):
+    with pytest.raises(SourceError, match=r"there is no .*/gone; expected a folder of images, of"):
         open_source(tmp_path / "gone")
 
 

@@ -477,10 +477,11 @@ def test_a_parquet_without_rows_is_refused(tmp_path: Path) -> None:
         samples_of(tmp_path / "t.parquet")
 
 
-def test_a_parquet_with_the_images_inside_is_refused_before_they_are_read(tmp_path: Path) -> None:
-    rows: list[dict[str, object]] = [{"image": {"bytes": b"pixels", "path": "a.jpg"}}]
-    path = write_table(tmp_path, "parquet", rows)
-    with pytest.raises(SourceError, match=r"column 'image' holds struct<.*expected text: paths of"):
+def test_a_parquet_column_of_images_that_holds_neither_paths_nor_bytes_is_refused(
+    tmp_path: Path,
+) -> None:
+    path = write_table(tmp_path, "parquet", [{"image": [b"pixels"]}])
+    with pytest.raises(SourceError, match=r"column 'image' holds list<.*expected text: paths of"):
         samples_of(path)
     table = pa.table({"image": pa.array(["a.jpg"]).dictionary_encode()})
     pq.write_table(table, path)

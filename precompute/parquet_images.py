@@ -1,0 +1,181 @@
+"""Reading images out of Parquet files ahead of the decoders: once, in order, whoever decodes them.
+
+A row of a Parquet file is reached through the rows before it in its row group. Decoding processes that
+each fetched their own few images would read every row group many times, so one thread reads for all.
+"""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from ..store.places import ImagePlace, ReadError, bytes_of, check_row, leaf_batches, open_rows
+from .images import ImageRef
+
+READ_AHEAD_BYTES = 1 << 28
+"""Bytes of images that may wait for the decoders, beside the one batch that always may."""
+
+_STEP_BYTES = 1 << 22  # of a row group, decoded at a time
+
+_Batch = tuple[Any, Sequence[ImageRef]]
+
+
+def with_parquet_bytes(
+    batches: Iterable[_Batch], *, max_bytes: int = READ_AHEAD_BYTES
+) -> Generator[_Batch]:
+    """Yield the batches, the images that lie in Parquet files with their bytes.
+
+    Batches are taken ahead, in a thread of its own, from the first one on that needs it; a corpus of
+    other files has no such thread.
+    """
+    source = iter(batches)
+    for batch in source:
+        if any(ref.place.row_group is not None for ref in batch[1]):
+            ahead = _ReadAhead(chain([batch], source), max_bytes)
+            try:
+                yield from ahead.batches()
+            finally:
+                ahead.stop()
+            return
+        yield batch
+
+
+class _ReadAhead:
+    """A thread that reads, and the batches that it has read."""
+
+    def __init__(self, source: Iterator[_Batch], max_bytes: int) -> None:
+        self._source, self._max_bytes = source, max_bytes
+        self._ready: deque[tuple[_Batch | BaseException | None, int]] = deque()
+        self._num_bytes = 0
+        self._is_stopping = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._read, name="parquet-images", daemon=True)
+        self._thread.start()
+
+    def batches(self) -> Iterator[_Batch]:
+        """Yield what was read, in order; raises what the source raised."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ready)
+                found, num_bytes = self._ready.popleft()
+                self._num_bytes -= num_bytes
+                self._changed.notify_all()
+            if found is None:
+                return
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+
+    def stop(self) -> None:
+        """End the thread; one that hangs on a file is left behind."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
+        self._thread.join(1)
+
+    def _read(self) -> None:
+        rows = RowReader()
+        try:
+            for tag, refs in self._source:
+                read: list[ImageRef] = []
+                for ref in refs:
+                    if self._is_stopping:
+                        return
+                    read.append(rows.read(ref))
+                self._put((tag, read), sum(len(ref.data or b"") for ref in read))
+            self._put(None, 0)
+        except BaseException as error:
+            self._put(error, 0)
+        finally:
+            rows.close()
+
+    def _put(self, item: _Batch | BaseException | None, num_bytes: int) -> None:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._is_stopping
+                    or not self._ready
+                    or self._num_bytes + num_bytes <= self._max_bytes
+                )
+            )
+            self._ready.append((item, num_bytes))
+            self._num_bytes += num_bytes
+            self._changed.notify_all()
+
+
+class RowReader:
+    """Reads rows of Parquet files; those asked for in the order of a file are each decoded once."""
+
+    def __init__(self) -> None:
+        self._file: Any = None
+        self._path: Path | None = None
+        self._group: tuple[str | None, int | None] | None = None
+        self._rows: Iterator[Any] = iter(())
+        self._next = 0
+        self._fault: str | None = None
+
+    def read(self, ref: ImageRef) -> ImageRef:
+        """Return the ref with its bytes, or why they cannot be had; as it is where no row is meant."""
+        if ref.place.row_group is None:
+            return ref
+        started = time.perf_counter()
+        try:
+            data = self._bytes(ref.place)
+        except ReadError as error:
+            return replace(ref, fault=str(error), read_s=time.perf_counter() - started)
+        return replace(ref, data=data, read_s=time.perf_counter() - started)
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+        self._file, self._path, self._group, self._fault = None, None, None, None
+
+    def _bytes(self, place: ImagePlace) -> bytes:
+        import pyarrow as pa
+
+        if place.path != self._path:
+            self.close()
+            self._path = place.path
+            try:
+                self._file = open_rows(place)
+            except ReadError as error:
+                self._fault = str(error)
+        if self._file is None:
+            raise ReadError(self._fault or "cannot be read")
+        check_row(self._file, place)
+        assert place.index is not None
+        if (place.member, place.row_group) != self._group or place.index < self._next:
+            self._start(place)
+        if self._fault is not None:
+            raise ReadError(self._fault)
+        try:
+            value = next(islice(self._rows, place.index - self._next, None), None)
+        except (OSError, pa.ArrowException) as error:
+            message = (str(error).splitlines() or [type(error).__name__])[0]
+            self._fault = f"row group {place.row_group} is damaged: {message}"
+            raise ReadError(self._fault) from None
+        self._next = place.index + 1
+        if value is None:
+            raise ReadError("the file is damaged: a row group is shorter than it says")
+        data = bytes_of(value)
+        if not data:
+            raise ReadError("empty: 0 bytes")
+        return data
+
+    def _start(self, place: ImagePlace) -> None:
+        assert place.member is not None and place.row_group is not None
+        self._group = (place.member, place.row_group)
+        self._next, self._fault = 0, None
+        group = self._file.metadata.row_group(place.row_group)
+        chunks = [group.column(i) for i in range(group.num_columns)]
+        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema == place.member)
+        batch_rows = max(1, min(1024, _STEP_BYTES * group.num_rows // max(1, size)))
+        columns = leaf_batches(self._file, place.member, place.row_group, batch_rows=batch_rows)
+        self._rows = (value for column in columns for value in column)

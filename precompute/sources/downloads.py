@@ -1,0 +1,178 @@
+"""What img2dataset recorded of its downloads, in whatever format it wrote the images.
+
+A shard NNNNN (a tar, a folder, or the Parquet file itself) has beside it NNNNN.parquet, a row for each
+link of the shard with what became of it, and NNNNN_stats.json, which is written last: a shard without
+it is not finished.
+Source: img2dataset 1.47, writer.py, downloader.py, logger.py.
+"""
+
+# pyarrow has no types, so that everything it returns is unknown to a strict checker.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .base import Problem
+from .captions import is_unicode
+from .parquet_rows import open_parquet, row_group_rows
+from .paths import printable, size_and_time
+
+STATUS_COLUMNS = ("status", "error_message")
+HASH_COLUMN = "sha256"
+"""Of the download, in 64 hexadecimal digits; null where img2dataset was not to compute it."""
+
+_STATS = re.compile(r"(\d+)_stats\.json")
+_RECORDS = re.compile(r"(\d+)\.parquet")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_WHAT = {"failed_to_download": "not downloaded", "failed_to_resize": "not decoded or resized"}
+_MAX_REASONS = 20  # different ones that one shard's problems name
+_MAX_REASON = 200  # characters of one
+
+
+class Downloads:
+    """Counts the rows of one shard that hold no image, by reason."""
+
+    def __init__(self) -> None:
+        self._num_rows = 0
+        self._failed: Counter[str] = Counter()
+
+    def add(self, values: Mapping[str, object]) -> bool:
+        """Count a row; return whether it holds an image."""
+        self._num_rows += 1
+        status = values.get("status")
+        if status == "success":
+            return True
+        what = _WHAT.get(str(status), f"of status {str(status)[:40]!r}")
+        message = values.get("error_message")
+        why = " ".join(message.split())[:_MAX_REASON] if isinstance(message, str) else ""
+        self._failed[f"{what}: {why}" if why and is_unicode(why) else what] += 1
+        return False
+
+    def problems(self, place: str) -> Iterator[Problem]:
+        """Yield a problem for each reason, the most frequent first."""
+        common = self._failed.most_common()
+        for reason, count in common[:_MAX_REASONS]:
+            yield Problem(place=place, reason=f"{count:,} of {self._num_rows:,} rows were {reason}")
+        rest = sum(count for _, count in common[_MAX_REASONS:])
+        if rest:
+            reason = f"{rest:,} of {self._num_rows:,} rows hold no image for other reasons"
+            yield Problem(place=place, reason=reason)
+
+
+def source_sha256(values: Mapping[str, object]) -> bytes | None:
+    """Return the hash of what was downloaded, where the row says it."""
+    written = values.get(HASH_COLUMN)
+    is_hash = isinstance(written, str) and _SHA256.fullmatch(written)
+    return bytes.fromhex(written) if is_hash and isinstance(written, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecords:
+    """What stands beside one shard."""
+
+    stem: str
+    """Path of the shard without its ending."""
+
+    has_records: bool
+    is_unfinished: bool
+
+    def fingerprint(self) -> str:
+        """Changes with the records."""
+        records = size_and_time(f"{self.stem}.parquet") if self.has_records else None
+        return f"{records} {self.is_unfinished}"
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield a problem for each reason why links of a finished shard gave no image."""
+        if self.has_records:
+            yield from _failures(Path(f"{self.stem}.parquet"))
+
+    def unfinished(self, place: str) -> Problem:
+        """Return the problem that an unfinished shard is."""
+        name = os.path.basename(self.stem)
+        return Problem(
+            place=printable(place),
+            reason=f"img2dataset has not finished it (there is no {name}_stats.json), skipped; run "
+            f"img2dataset again, or, if it is whole: touch {name}_stats.json",
+        )
+
+
+class RecordedFolder:
+    """The records that img2dataset left in one folder."""
+
+    def __init__(self, folder: str) -> None:
+        """Args:
+        folder: of the shards; listed once.
+        """
+        self._folder = folder
+        self._finished: set[str] = set()
+        self._recorded: set[str] = set()
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            return
+        for name in names:
+            if found := _STATS.fullmatch(name):
+                self._finished.add(found[1])
+            elif found := _RECORDS.fullmatch(name):
+                self._recorded.add(found[1])
+
+    def of_shard(self, name: str) -> ShardRecords | None:
+        """Return what stands beside a shard, named without ending; None where img2dataset wrote nothing.
+
+        Many corpora are handed on without the stats: where no shard has them, those count as finished
+        whose records are whole, which are closed after the shard.
+        """
+        stem = f"{self._folder}/{name}"
+        is_recorded = name in self._recorded
+        if not name.isdecimal() or not (is_recorded or self._finished):
+            return None
+        if self._finished:
+            is_unfinished = name not in self._finished
+        else:
+            is_unfinished = not _is_whole_parquet(f"{stem}.parquet")
+        return ShardRecords(stem, is_recorded, is_unfinished)
+
+    def of_images(self, name: str) -> ShardRecords | None:
+        """Return what stands beside a shard that is a Parquet file with the images in it; None where
+        img2dataset recorded nothing. Without any stats it is a file as other programs write it."""
+        return self.of_shard(name) if self._finished else None
+
+    def belongs_to(self, shards: Collection[str]) -> bool:
+        """Say whether it was img2dataset that wrote these shards."""
+        if self._finished:
+            return any(name in self._finished for name in shards)
+        return bool(shards) and all(name in self._recorded for name in shards)
+
+
+def _is_whole_parquet(path: str) -> bool:
+    """Say whether a file ends as a Parquet file does: it was written to its end."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-4, os.SEEK_END)
+            return file.read() == b"PAR1"
+    except OSError:
+        return False
+
+
+def _failures(records: Path) -> Iterator[Problem]:
+    """Yield why rows of a shard's records gave no image, each reason once, the commonest first."""
+    place = printable(str(records))
+    downloads = Downloads()
+    try:
+        with open_parquet(records) as file:
+            columns = [name for name in STATUS_COLUMNS if name in file.schema_arrow.names]
+            if "status" not in columns:  # some other table that is named like the shard
+                return
+            for group in range(file.metadata.num_row_groups):
+                for values in row_group_rows(file, group, columns):
+                    downloads.add({} if isinstance(values, str) else values)
+    except ValueError as error:
+        reason = str(error).removeprefix(str(records)).strip()
+        yield Problem(place=place, reason=f"the record of its downloads cannot be read ({reason})")
+        return
+    yield from downloads.problems(place)

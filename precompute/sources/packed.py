@@ -1,0 +1,207 @@
+"""Tables that hold the images themselves: which column, by its Arrow type, its name and its metadata."""
+
+# pyarrow has no types, so that everything it returns is unknown to a strict checker.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from ...errors import SourceError
+from .captions import clean_text, is_missing
+from .columns import (
+    IMAGE_NAMES,
+    FoundColumns,
+    TableColumns,
+    check_columns,
+    find_columns,
+    first_column,
+    show_names,
+)
+from .paths import path_below
+
+_BYTES_NAMES = ("jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
+_IMG2DATASET = {"key", "status", "error_message"}
+
+# Compared by name: the view types are too new for the oldest pyarrow we allow.
+_BINARY = ("binary", "large_binary", "binary_view")
+_TEXT = ("string", "large_string", "string_view")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedColumns:
+    """The columns of a table that holds its images."""
+
+    image: tuple[str, ...]
+    """Names that lead to the bytes: a column, then fields of structs."""
+
+    path: tuple[str, ...] | None
+    """The text beside the bytes that names a file where there are none (datasets' ``path``)."""
+
+    fields: FoundColumns
+    """The others; its image is image[0]."""
+
+    class_names: tuple[str, ...] = ()
+    """Names of classes, where the metadata of datasets say so and labels are numbers."""
+
+    is_img2dataset: bool = False
+    """The table says of each row whether it could be downloaded."""
+
+    @property
+    def member(self) -> str:
+        """The image's column with dots, as Sample.member has it."""
+        return ".".join(self.image)
+
+
+def holds_images(schema: Any, wanted: TableColumns) -> bool:
+    """Say whether a table with an Arrow schema holds images, rather than paths of some."""
+    if _find_image(schema, wanted) is not None:
+        return True
+    top = wanted.image or first_column(schema.names, IMAGE_NAMES)
+    return top is None and any(_leaf(field.type) is not None for field in schema)
+
+
+def packed_columns(schema: Any, wanted: TableColumns, place: Path) -> PackedColumns:
+    """Return the columns of a table that holds images.
+
+    Raises:
+        SourceError: it has none that holds images, or lacks one that the user named.
+    """
+    image = _find_image(schema, wanted)
+    if image is None:
+        raise SourceError(_no_image(schema, wanted, place))
+    wanted = replace(wanted, image=image[0])
+    check_columns(schema.names, wanted, place)
+    fields = find_columns(tuple(schema.names), wanted)
+    features = _features(schema)
+    is_named = fields.label is not None and _kind(features.get(fields.label)) == "ClassLabel"
+    return PackedColumns(
+        image=image,
+        path=_path_beside(schema, image),
+        fields=fields,
+        class_names=_class_names(features[fields.label]) if is_named and fields.label else (),
+        is_img2dataset=set(schema.names) >= _IMG2DATASET,
+    )
+
+
+def _find_image(schema: Any, wanted: TableColumns) -> tuple[str, ...] | None:
+    if wanted.image is not None:
+        return _follow(schema, wanted.image)
+    named = set(wanted.named())
+    leaves = {f.name: leaf for f in schema if (leaf := _leaf(f.type)) is not None}
+    packed = [name for name in leaves if name not in named]
+    features = _features(schema)
+    images = [name for name in packed if _kind(features.get(name)) == "Image"]
+    found = first_column(images, IMAGE_NAMES) or next(iter(images), None)
+    found = found or first_column(packed, (*IMAGE_NAMES, *_BYTES_NAMES))
+    return None if found is None else (found, *leaves[found])
+
+
+def _follow(schema: Any, told: str) -> tuple[str, ...] | None:
+    """Return the way to the bytes of the column that the user named, with dots or without."""
+    for way in _ways(told):
+        found = schema.get_all_field_indices(way[0])
+        if len(found) != 1:
+            continue
+        at: Any = schema.field(found[0]).type
+        for name in way[1:]:
+            at = _field(at, name)
+        leaf = _leaf(at) if at is not None else None
+        if leaf is not None:
+            return (*way, *leaf)
+    return None
+
+
+def _ways(told: str) -> Iterator[tuple[str, ...]]:
+    """Yield the readings of a name with dots, which may itself be the name of a column."""
+    yield (told,)
+    if "." in told:
+        yield tuple(told.split("."))
+
+
+def _leaf(found: Any) -> tuple[str, ...] | None:
+    """Return the fields that lead from a type to bytes: none, or ``bytes`` of a struct."""
+    if str(found) in _BINARY:
+        return ()
+    inner = _field(found, "bytes")
+    return ("bytes",) if inner is not None and str(inner) in _BINARY else None
+
+
+def _field(found: Any, name: str) -> Any:
+    """Return the type of a struct's field; None where it is no struct, or has not one such field."""
+    import pyarrow as pa
+
+    if found is None or not pa.types.is_struct(found):
+        return None
+    index = found.get_field_index(name)  # -1: none, or several
+    return found.field(index).type if index >= 0 else None
+
+
+def _path_beside(schema: Any, image: tuple[str, ...]) -> tuple[str, ...] | None:
+    if len(image) < 2:
+        return None
+    at: Any = schema.field(image[0]).type
+    for name in image[1:-1]:
+        at = _field(at, name)
+    text = _field(at, "path")
+    return (*image[:-1], "path") if text is not None and str(text) in _TEXT else None
+
+
+def _no_image(schema: Any, wanted: TableColumns, place: Path) -> str:
+    shown = show_names([f"{field.name} ({str(field.type)[:40]})" for field in schema])
+    expected = "binary, or a struct with 'bytes'"
+    if wanted.image is not None:
+        return f"{place}: {wanted.image!r} is no column of images ({expected}); it has {shown}"
+    names = ", ".join((*IMAGE_NAMES[:1], *_BYTES_NAMES))
+    return (
+        f"{place} has no column of images ({expected}) named {names} or the like, it has {shown}; "
+        "say which it is with --image-column"
+    )
+
+
+def _features(schema: Any) -> Mapping[str, object]:
+    """Return the features by column, as datasets writes them into a schema; empty without."""
+    written = (schema.metadata or {}).get(b"huggingface")
+    try:
+        found: Any = json.loads(written) if written is not None else None
+    except (ValueError, RecursionError):
+        return {}
+    for name in ("info", "features"):
+        found = cast(dict[str, Any], found).get(name) if isinstance(found, dict) else None
+    return cast(dict[str, object], found) if isinstance(found, dict) else {}
+
+
+def _kind(feature: object) -> object:
+    return cast(dict[str, object], feature).get("_type") if isinstance(feature, dict) else None
+
+
+def _class_names(feature: object) -> tuple[str, ...]:
+    names: object = cast(dict[str, object], feature).get("names")
+    if not isinstance(names, Sequence) or isinstance(names, str):
+        return ()
+    texts = [name for name in cast(Sequence[object], names) if isinstance(name, str)]
+    return tuple(texts) if len(texts) == len(cast(Sequence[object], names)) else ()
+
+
+def image_file(root: Path, folder: Path, written: object) -> str:
+    """Return the file that stands for the bytes of a row, relative to the source's root.
+
+    Args:
+        root: of the source.
+        folder: of the table, relative to root: what the path is relative to.
+        written: the row's path.
+
+    Raises:
+        ValueError: there is none; the message is a reason.
+    """
+    if is_missing(written):
+        raise ValueError("the image has no bytes and no path")
+    text = clean_text(written, "the image path")
+    return path_below(root, text if Path(text).is_absolute() else _below(folder, text))
+
+
+def _below(folder: Path, text: str) -> str:
+    return text if "://" in text or folder == Path(".") else f"{folder.as_posix()}/{text}"

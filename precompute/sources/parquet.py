@@ -1,0 +1,302 @@
+"""Parquet files that hold the images themselves: one, a folder of them, a pattern."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...errors import SourceError
+from .base import Piece, Problem, Sample
+from .columns import TableColumns
+from .downloads import (
+    HASH_COLUMN,
+    STATUS_COLUMNS,
+    Downloads,
+    RecordedFolder,
+    ShardRecords,
+    source_sha256,
+)
+from .fields import read_fields
+from .folder import IMAGE_ENDINGS
+from .packed import PackedColumns, holds_images, image_file, packed_columns
+from .parquet_rows import null_rows, open_parquet, row_group_rows
+from .paths import printable, size_and_time
+from .patterns import expand, is_pattern, pattern_root
+
+_ENDING = ".parquet"
+_MAX_LOOKED_AT = 16  # footers read to tell what a folder holds
+_MAX_NAMES = 10_000  # names looked at: a folder of a billion images is not listed for this
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetSource:
+    """The rows of Parquet files, files in order of their names, each row an image."""
+
+    location: Path
+    """A file, a folder, or a pattern; absolute."""
+
+    columns: TableColumns = field(default_factory=TableColumns)
+
+    @property
+    def kind(self) -> str:
+        return "parquet"
+
+    @property
+    def root(self) -> Path:
+        if is_pattern(self.location):
+            return pattern_root(self.location)
+        return self.location if self.location.is_dir() else self.location.parent
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The columns that the user named."""
+        return self.columns.to_settings()
+
+    def fingerprint(self) -> str:
+        """Changes with the name, size or time of any file, or with the columns asked for."""
+        digest = hashlib.sha256(f"parquet\n{self.columns!r}\n".encode())
+        for piece in self._file_pieces():
+            digest.update(os.fsencode(piece.name) + f"\0{piece.fingerprint}\n".encode())
+        return digest.hexdigest()
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield a piece for each file."""
+        yield from self._file_pieces()
+        if self.location.is_dir() and (num_images := _count_images(self.location)):
+            reason = (
+                f"{num_images:,} image files beside the Parquet files are not read; name their folder "
+                "as a source of its own"
+            )
+            place = printable(str(self.location))
+            yield Piece("", lambda: iter([Problem(place=place, reason=reason)]))
+
+    def _file_pieces(self) -> Iterator[Piece]:
+        files = self._files()
+        is_only = len(files) == 1
+        recorded: tuple[Path, RecordedFolder] | None = None
+        for file in files:
+            if recorded is None or recorded[0] != file.parent:
+                recorded = file.parent, RecordedFolder(str(file.parent))
+            records = recorded[1].of_images(file.stem)
+            is_unfinished = records is not None and records.is_unfinished
+            name = os.path.relpath(file, self.root)
+            yield Piece(
+                name,
+                partial(self._scan, file, name, is_only, records),
+                f"{size_and_time(str(file))} {is_unfinished}",
+            )
+
+    def _files(self) -> Sequence[Path]:
+        if is_pattern(self.location):
+            return expand(self.location)
+        return list(_walk(self.location)) if self.location.is_dir() else [self.location]
+
+    def _scan(
+        self, file: Path, name: str, is_only: bool, records: ShardRecords | None
+    ) -> Iterator[Sample | Problem]:
+        """Yield the samples of a file.
+
+        Raises:
+            SourceError: it is the only one, and cannot be read or holds no images.
+        """
+        place = printable(str(file))
+        if records is not None and records.is_unfinished:
+            yield records.unfinished(str(file))
+            return
+        try:
+            opened = open_parquet(file)
+            columns = packed_columns(opened.schema_arrow, self.columns, file)
+        except SourceError as error:
+            if is_only:
+                raise
+            reason = str(error).removeprefix(str(file)).lstrip(": ")
+            yield Problem(place=place, reason=reason)
+            return
+        with opened:
+            if is_only and not opened.metadata.num_rows:
+                raise SourceError(f"{file} has no rows")
+            yield from _FileScan(opened, file, name, columns).run()
+
+
+class _FileScan:
+    """One file on its way to samples."""
+
+    def __init__(self, opened: Any, file: Path, name: str, columns: PackedColumns) -> None:
+        self._opened, self._file, self._name, self._columns = opened, file, name, columns
+        self._place = printable(str(file))
+        self._folder = Path(name).parent
+        self._root = Path(str(file).removesuffix(name))
+        self._stem = name.removesuffix(Path(name).suffix)
+        self._size_and_time = size_and_time(str(file))
+        self._downloads = Downloads()
+
+    def run(self) -> Iterator[Sample | Problem]:
+        columns = self._columns
+        names = [name for name in columns.fields.names() if name != columns.image[0]]
+        if columns.is_img2dataset:
+            present = self._opened.schema_arrow.names
+            names += [n for n in (*STATUS_COLUMNS, HASH_COLUMN) if n in present and n not in names]
+        first = 0
+        for group in range(self._opened.metadata.num_row_groups):
+            count = self._opened.metadata.row_group(group).num_rows
+            index = 0
+            try:
+                files = self._files_instead(group)
+                for index, values in enumerate(row_group_rows(self._opened, group, names)):
+                    yield from self._row(group, index, first + index, values, files)
+            except ValueError as error:
+                where = f"rows {first + index:,} to {first + count - 1:,} (row group {group})"
+                reason = f"{where} cannot be read ({error}); copy the file again"
+                yield Problem(place=self._place, reason=reason)
+            first += count
+        yield from self._downloads.problems(self._place)
+
+    def _files_instead(self, group: int) -> Mapping[int, object]:
+        """Return, by index, what stands as the path of rows without bytes; None where nothing does.
+
+        Raises:
+            ValueError: the row group is damaged; the message is a reason.
+        """
+        if self._columns.is_img2dataset:  # its status says which
+            return {}
+        nulls = null_rows(self._opened, group, self._columns.image)
+        if not nulls or self._columns.path is None:
+            return dict.fromkeys(nulls)
+        found: dict[int, object] = {}
+        path = ".".join(self._columns.path)
+        for index, values in enumerate(row_group_rows(self._opened, group, [path])):
+            if index in nulls:
+                found[index] = values if isinstance(values, str) else _inner(values)
+        return found
+
+    def _row(
+        self,
+        group: int,
+        index: int,
+        number: int,
+        values: dict[str, object] | str,
+        files: Mapping[int, object],
+    ) -> Iterator[Sample | Problem]:
+        place = f"{self._place}, index {number}"
+        if isinstance(values, str):
+            yield Problem(place=place, reason=values)
+            return
+        if self._columns.is_img2dataset and not self._downloads.add(values):
+            return
+        columns = self._columns
+        try:
+            fields = read_fields(values, columns.fields, class_names=columns.class_names)
+            instead = None
+            if index in files:
+                instead = image_file(self._root, self._folder, files[index])
+        except ValueError as error:
+            yield Problem(place=place, reason=str(error))
+            return
+        key = fields.key or f"{self._stem}/{number}"
+        size, time = size_and_time(f"{self._root}/{instead}") if instead else self._size_and_time
+        yield Sample(
+            key=key,
+            path=instead or self._name,
+            captions=fields.captions,
+            label=fields.label,
+            member=None if instead else columns.member,
+            row_group=None if instead else group,
+            index=None if instead else index,
+            source_sha256=source_sha256(values) if columns.is_img2dataset else None,
+            num_bytes=size,
+            mtime_ns=time,
+            place=place,
+        )
+        for reason in fields.reasons:
+            yield Problem(place=place, reason=reason, key=key)
+
+
+def find_parquet(folder: Path, columns: TableColumns) -> ParquetSource | None:
+    """Return the source of a folder of Parquet files with images; None for any other folder.
+
+    Raises:
+        SourceError: it has Parquet files, none of which can be read, and no image file.
+    """
+    reason: SourceError | None = None
+    num_opened = 0
+    has_images = False
+    for path in _first_names(folder):
+        has_images = has_images or path.suffix.lower() in IMAGE_ENDINGS
+        if path.suffix.lower() != _ENDING or num_opened == _MAX_LOOKED_AT:
+            continue
+        num_opened += 1
+        try:
+            with open_parquet(path) as opened:
+                if holds_images(opened.schema_arrow, columns):
+                    return ParquetSource(folder, columns)
+        except SourceError as error:
+            reason = error
+            num_opened -= 1
+    if reason is not None and not num_opened and not has_images:
+        raise reason
+    return None
+
+
+def find_parquet_files(
+    location: Path, files: Sequence[Path], columns: TableColumns
+) -> ParquetSource | None:
+    """Return the source of files with images inside; None where the first that can be read has none."""
+    for file in files:
+        try:
+            with open_parquet(file) as opened:
+                is_packed = holds_images(opened.schema_arrow, columns)
+                return ParquetSource(location, columns) if is_packed else None
+        except SourceError:
+            continue
+    return None
+
+
+def _inner(values: dict[str, object]) -> object:
+    """Return the one value inside nested structs of which one field was read."""
+    found: object = values
+    while isinstance(found, dict):
+        found = next(iter(found.values()), None)  # pyright: ignore[reportUnknownArgumentType]
+    return found  # pyright: ignore[reportUnknownVariableType]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the Parquet files below a folder, those of a folder before those of its sub-folders."""
+    for path in _all_names(folder):
+        if path.suffix.lower() == _ENDING:
+            yield path
+
+
+def _count_images(folder: Path) -> int:
+    return sum(path.suffix.lower() in IMAGE_ENDINGS for path in _all_names(folder))
+
+
+def _all_names(folder: Path) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(root, name)
+
+
+def _first_names(folder: Path) -> Iterator[Path]:
+    """Yield some thousand names of files, the nearest to the folder first."""
+    pending = deque([folder])
+    num_names = 0
+    while pending and num_names < _MAX_NAMES:
+        below = pending.popleft()
+        try:
+            entries = sorted(os.scandir(below), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        num_names += len(entries)
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(Path(entry.path))
+            else:
+                yield Path(entry.path)
