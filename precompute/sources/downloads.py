@@ -12,6 +12,7 @@ Source: img2dataset 1.47, writer.py, downloader.py, logger.py.
 
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -79,26 +80,23 @@ class ShardRecords:
     """Path of the shard without its ending."""
 
     has_records: bool
-    is_unfinished: bool
+    unfinished: str | None
+    """Why the shard is not finished and what mends that; None where it is."""
 
     def fingerprint(self) -> str:
         """Changes with the records."""
         records = size_and_time(f"{self.stem}.parquet") if self.has_records else None
-        return f"{records} {self.is_unfinished}"
+        return f"{records} {self.unfinished is None}"
 
     def problems(self) -> Iterator[Problem]:
         """Yield a problem for each reason why links of a finished shard gave no image."""
         if self.has_records:
             yield from _failures(Path(f"{self.stem}.parquet"))
 
-    def unfinished(self, place: str) -> Problem:
+    def skipped(self, place: str) -> Problem:
         """Return the problem that an unfinished shard is."""
-        name = os.path.basename(self.stem)
-        return Problem(
-            place=printable(place),
-            reason=f"img2dataset has not finished it (there is no {name}_stats.json), skipped; run "
-            f"img2dataset again, or, if it is whole: touch {name}_stats.json",
-        )
+        reason = f"img2dataset has not finished it, skipped ({self.unfinished})"
+        return Problem(place=printable(place), reason=reason)
 
 
 class RecordedFolder:
@@ -125,17 +123,24 @@ class RecordedFolder:
         """Return what stands beside a shard, named without ending; None where img2dataset wrote nothing.
 
         Many corpora are handed on without the stats: where no shard has them, those count as finished
-        whose records are whole, which are closed after the shard.
+        whose records are whole. These are closed when the last link has been tried.
         """
         stem = f"{self._folder}/{name}"
         is_recorded = name in self._recorded
         if not name.isdecimal() or not (is_recorded or self._finished):
             return None
-        if self._finished:
-            is_unfinished = name not in self._finished
-        else:
-            is_unfinished = not _is_whole_parquet(f"{stem}.parquet")
-        return ShardRecords(stem, is_recorded, is_unfinished)
+        unfinished = None
+        if self._finished and name not in self._finished:
+            unfinished = (
+                f"there is no {name}_stats.json; run img2dataset again, or, if the shard is whole: "
+                f"touch {shlex.quote(f'{stem}_stats.json')}"
+            )
+        elif not self._finished and not _is_whole_parquet(f"{stem}.parquet"):
+            unfinished = (
+                f"{name}.parquet is cut; run img2dataset again, or, if the shard is whole: "
+                f"rm {shlex.quote(f'{stem}.parquet')}"
+            )
+        return ShardRecords(stem, is_recorded, unfinished)
 
     def of_images(self, name: str) -> ShardRecords | None:
         """Return what stands beside a shard that is a Parquet file with the images in it; None where

@@ -68,8 +68,8 @@ class Img2datasetFiles:
 
     def _scan(self, name: str, records: ShardRecords | None) -> Iterator[Sample | Problem]:
         folder = f"{self.root}/{name}"
-        if records is not None and records.is_unfinished:
-            yield records.unfinished(folder)
+        if records is not None and records.unfinished is not None:
+            yield records.skipped(folder)
             return
         try:
             file_names = _list_shard(folder)

@@ -82,7 +82,7 @@ class ParquetSource:
             if recorded is None or recorded[0] != file.parent:
                 recorded = file.parent, RecordedFolder(str(file.parent))
             records = recorded[1].of_images(file.stem)
-            is_unfinished = records is not None and records.is_unfinished
+            is_unfinished = records is not None and records.unfinished is not None
             name = os.path.relpath(file, self.root)
             yield Piece(
                 name,
@@ -104,8 +104,8 @@ class ParquetSource:
             SourceError: it is the only one, and cannot be read or holds no images.
         """
         place = printable(str(file))
-        if records is not None and records.is_unfinished:
-            yield records.unfinished(str(file))
+        if records is not None and records.unfinished is not None:
+            yield records.skipped(str(file))
             return
         try:
             opened = open_parquet(file)

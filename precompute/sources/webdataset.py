@@ -73,8 +73,8 @@ class WebDatasetSource:
 
 
 def _scan(path: Path, relative: str, records: ShardRecords | None) -> Iterator[Sample | Problem]:
-    if records is not None and records.is_unfinished and path.exists():
-        yield records.unfinished(str(path))
+    if records is not None and records.unfinished is not None and path.exists():
+        yield records.skipped(str(path))
         return
     yield from tar_samples(path, relative)
     if records is not None:

@@ -97,8 +97,8 @@ def test_a_shard_without_stats_is_skipped_by_name(written: Path) -> None:
     [(place, reason)] = problems_of(written)
     assert place.removesuffix(".tar") == "00000"
     assert reason == (
-        "img2dataset has not finished it (there is no 00000_stats.json), skipped; run img2dataset "
-        "again, or, if it is whole: touch 00000_stats.json"
+        "img2dataset has not finished it, skipped (there is no 00000_stats.json; run img2dataset "
+        f"again, or, if the shard is whole: touch {written}/00000_stats.json)"
     )
     assert open_source(written).fingerprint() != before
     (written / "00000_stats.json").touch()
@@ -121,6 +121,10 @@ def test_shards_whose_stats_were_all_left_out_count_by_their_records(written: Pa
     records = written / "00001.parquet"
     records.write_bytes(records.read_bytes()[:-100])  # img2dataset was killed while writing it
     assert keys_of(written) == KEYS[:2]
+    assert problems_of(written)[-1][1] == (
+        "img2dataset has not finished it, skipped (00001.parquet is cut; run img2dataset again, or, "
+        f"if the shard is whole: rm {written}/00001.parquet)"
+    )
 
 
 def test_tars_that_were_handed_on_alone_are_a_plain_webdataset(tmp_path: Path) -> None:
@@ -138,7 +142,7 @@ def test_one_tar_or_a_pattern_knows_what_lies_beside_it(tmp_path: Path) -> None:
     assert [sample.key for sample in samples] == KEYS[:2]
     assert [(Path(p.place).name, p.reason.split(" (")[0]) for p in problems] == [
         ("00000.parquet", FAILED),
-        ("00001.tar", "img2dataset has not finished it"),
+        ("00001.tar", "img2dataset has not finished it, skipped"),
         ("00002.tar", "no such file"),
     ]
 
