@@ -51,7 +51,7 @@ class Downloads:
         what = _WHAT.get(str(status), f"of status {str(status)[:40]!r}")
         message = values.get("error_message")
         why = " ".join(message.split())[:_MAX_REASON] if isinstance(message, str) else ""
-        self._failed[f"{what}: {why}" if why and is_unicode(why) else what] += 1
+        self._failed[f"{what}: {why if why and is_unicode(why) else 'no reason given'}"] += 1
         return False
 
     def problems(self, place: str) -> Iterator[Problem]:
@@ -59,9 +59,10 @@ class Downloads:
         common = self._failed.most_common()
         for reason, count in common[:_MAX_REASONS]:
             yield Problem(place=place, reason=f"{count:,} of {self._num_rows:,} rows were {reason}")
-        rest = sum(count for _, count in common[_MAX_REASONS:])
-        if rest:
-            reason = f"{rest:,} of {self._num_rows:,} rows hold no image for other reasons"
+        others = common[_MAX_REASONS:]
+        if others:
+            rest = sum(count for _, count in others)
+            reason = f"{rest:,} of {self._num_rows:,} rows failed for {len(others):,} other reasons"
             yield Problem(place=place, reason=reason)
 
 

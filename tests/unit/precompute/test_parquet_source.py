@@ -345,7 +345,9 @@ def test_a_shard_that_img2dataset_has_not_finished_is_named_and_passed_by(tmp_pa
     assert [s.key for s in samples_of(tmp_path)] == ["000000000", "000000020"]
     ((place, reason),) = problems_of(tmp_path)
     assert place == "00001.parquet"
-    assert reason.startswith("img2dataset has not finished it (there is no 00001_stats.json)")
+    assert reason.startswith(
+        "img2dataset has not finished it, skipped (there is no 00001_stats.json; "
+    )
     unfinished = open_source(tmp_path).fingerprint()
     (tmp_path / "00001_stats.json").touch()
     assert len({whole, unfinished, open_source(tmp_path).fingerprint()}) == 3
