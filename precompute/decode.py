@@ -7,13 +7,15 @@ dies or hangs on one image costs that image, not the build: it is replaced, and 
 
 import contextlib
 import multiprocessing
-import multiprocessing.connection
 import multiprocessing.context
 import queue
+import selectors
+import sys
 import threading
 import time
+import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -105,7 +107,8 @@ class _Worker:
         self.process: Any = context.Process(  # type: ignore[attr-defined]
             target=work, args=(theirs, descriptor, shared.shape, form), daemon=True
         )
-        self.process.start()
+        with _no_main_module():
+            self.process.start()
         theirs.close()
         self.connection: Connection = ours
         self.is_ready = False
@@ -117,6 +120,18 @@ class _Worker:
         self.process.kill()
         self.process.join(1)
         self.connection.close()
+
+
+@contextlib.contextmanager
+def _no_main_module() -> Generator[None]:
+    """Hide the script that runs the build from multiprocessing, which would import it in every worker:
+    seconds where it imports torch, and another build where it has no ``__main__`` guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 class _Pool:
@@ -139,6 +154,9 @@ class _Pool:
         self._inbox: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[_Batch | BaseException] = queue.SimpleQueue()
         self._wake_reader, self._wake_writer = multiprocessing.Pipe(duplex=False)
+        # One for all rounds: multiprocessing.connection.wait would make a new one in each.
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wake_reader, selectors.EVENT_READ)
         self._is_stopping = False
         self._thread = threading.Thread(target=self._dispatch, daemon=True)
 
@@ -174,6 +192,7 @@ class _Pool:
             self._thread.join()
         for worker in self._workers:
             worker.kill()
+        self._selector.close()
 
     def _submit(self, batch: _Batch) -> None:
         self._inbox.put(batch)
@@ -197,7 +216,9 @@ class _Pool:
             self._done.put(error)
 
     def _start_worker(self) -> _Worker:
-        return _Worker(self._context, self._shared, self._form)
+        worker = _Worker(self._context, self._shared, self._form)
+        self._selector.register(worker.connection, selectors.EVENT_READ, worker)
+        return worker
 
     def _take_inbox(self) -> None:
         while not self._inbox.empty():
@@ -223,29 +244,30 @@ class _Pool:
     def _wait(self) -> None:
         nearest = min((w.deadline for w in self._workers), default=float("inf"))
         timeout = None if nearest == float("inf") else max(0.0, nearest - time.monotonic())
-        waiting = [self._wake_reader, *(w.connection for w in self._workers)]
         started = time.monotonic()
-        ready = multiprocessing.connection.wait(waiting, timeout)
+        ready = [key.data for key, _ in self._selector.select(timeout)]
         overslept = time.monotonic() - started - (timeout or 0.0)
         if timeout is not None and overslept > 1:  # the whole build was suspended: nobody is late
             for worker in self._workers:
                 worker.deadline += overslept
-        if self._wake_reader in ready:
-            self._wake_reader.recv_bytes()
-        for worker in [w for w in self._workers if w.connection in ready]:
-            self._receive(worker)
+        for worker in ready:
+            if worker is None:
+                self._wake_reader.recv_bytes()
+            else:
+                self._receive(worker)
 
     def _receive(self, worker: _Worker) -> None:
+        """Take the one message that has surely come; asking for more costs more than a round."""
         try:
-            while worker.connection.poll():
-                message = worker.connection.recv()
-                if message is None:
-                    worker.is_ready = True
-                    self._num_failed_starts = 0
-                else:
-                    self._settle(worker, *message)
+            message = worker.connection.recv()
         except (EOFError, OSError):
             self._bury(worker)
+            return
+        if message is None:
+            worker.is_ready = True
+            self._num_failed_starts = 0
+        else:
+            self._settle(worker, *message)
 
     def _settle(self, worker: _Worker, position: int, image: DecodedImage) -> None:
         task = worker.task
@@ -301,6 +323,7 @@ class _Pool:
 
     def _replace(self, worker: _Worker) -> _Task | None:
         task, worker.task = worker.task, None
+        self._selector.unregister(worker.connection)
         worker.kill()
         self._workers[self._workers.index(worker)] = self._start_worker()
         return task

@@ -30,11 +30,15 @@ from PIL import Image, ImageOps
 from siglip2_cache import open_cache
 from siglip2_cache.errors import BuildError, SettingError
 from siglip2_cache.precompute.build import BuildSummary, build
+from siglip2_cache.precompute.enroll import identity_differences
 from siglip2_cache.precompute.estimate import estimate
+from siglip2_cache.precompute.recheck import recheck
 from siglip2_cache.precompute.summary import summary_lines
 from siglip2_cache.precompute.teacher import OutOfMemory
+from siglip2_cache.siglip import resolve_checkpoint
 from siglip2_cache.store import layout
 from siglip2_cache.store.cache import Cache
+from siglip2_cache.store.catalog import read_table
 from siglip2_cache.store.verify import verify_cache
 
 KIT = Path(__file__).parents[1] / "kit"
@@ -488,6 +492,68 @@ def test_a_changed_dtype_is_refused_with_both_values(tiny_checkpoint: Path, tmp_
         run(corpus, tmp_path / "cache", tiny_checkpoint, dtype="bfloat16")
 
 
+def write_photographs(corpus: Path) -> Path:
+    """JPEGs so large that scaled decoding gives other pixels than exact."""
+    corpus.mkdir()
+    for i in range(5):
+        draw_image(i, (400, 300)).save(corpus / f"{i}.jpg")
+    return corpus
+
+
+def test_scaled_decoding_is_another_teacher_and_a_later_run_takes_it_over(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    corpus, cache = write_photographs(tmp_path / "corpus"), tmp_path / "cache"
+    exact = run(corpus, tmp_path / "exact", tiny_checkpoint)
+    scaled = run(corpus, cache, tiny_checkpoint, decode="scaled")
+    assert exact.cache.teacher("tiny").identity["image_decode"] == "exact"
+    assert scaled.cache.teacher("tiny").identity["image_decode"] == "scaled"
+    assert (scaled.images != exact.images).any()
+    cosines = (scaled.images.astype(float) * exact.images).sum(axis=-1)
+    assert cosines.min() > 0.95  # of blocks of 4 pixels, far rougher than photographs
+    true_sizes = images_of(scaled.cache).select("width", "height").rows()
+    assert true_sizes == [(400, 300)] * 5
+
+    with pytest.raises(SettingError, match="image_decode was scaled and is exact; to add it"):
+        run(corpus, cache, tiny_checkpoint, decode="exact")
+    with pytest.raises(SettingError, match="image_decode was exact and is scaled; to add it"):
+        run(corpus, tmp_path / "exact", tiny_checkpoint, decode="scaled")
+    draw_image(9, (400, 300)).save(corpus / "9.jpg")
+    appended = run(corpus, cache, tiny_checkpoint)  # decode left out
+    alone = run(corpus, tmp_path / "alone", tiny_checkpoint, decode="scaled")
+    np.testing.assert_array_equal(appended.images[-1], alone.images[-1])
+
+
+def test_a_teacher_whose_record_does_not_say_how_it_decoded_decoded_exactly(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    corpus, cache = write_photographs(tmp_path / "corpus"), tmp_path / "cache"
+    made = run(corpus, cache, tiny_checkpoint).cache.teacher("tiny")
+    older = replace(made, identity={k: v for k, v in made.identity.items() if k != "image_decode"})
+    checkpoint = resolve_checkpoint(str(tiny_checkpoint))
+    same = identity_differences(older, checkpoint, compute_dtype="auto", decode="exact")
+    other = identity_differences(older, checkpoint, compute_dtype="auto", decode="scaled")
+    assert (same, other) == ([], ["image_decode was exact and is scaled"])
+
+
+def test_samples_are_verified_and_timed_with_the_decoding_that_the_cache_recorded(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    corpus, cache = write_photographs(tmp_path / "corpus"), tmp_path / "cache"
+    built = run(corpus, cache, tiny_checkpoint, decode="scaled", batch_size=5)
+    live = Teacher()
+    assert recheck(built.cache, 5, make_teacher=lambda *_: live).faults == []
+    timed = Teacher()
+    config = config_of(corpus, cache, tiny_checkpoint, batch_size=5)
+    estimate(config, is_timed=True, make_teacher=lambda *_: timed)
+    for teacher in (live, timed):
+        np.testing.assert_array_equal(teacher.pixels_seen[0], built.teacher.pixels_seen[0])
+
+
+def images_of(cache: Cache) -> pl.DataFrame:
+    return read_table(cache.files.local(layout.images_part("tiny", 0)))
+
+
 def test_a_checkpoint_that_moved_is_recognised(tiny_checkpoint: Path, tmp_path: Path) -> None:
     corpus = write_folder_corpus(tmp_path / "corpus", 3)
     run(corpus, tmp_path / "cache", tiny_checkpoint)
@@ -504,6 +570,7 @@ def test_what_is_known_wrong_is_refused_before_the_corpus_is_planned(
     for settings, message in (
         ({"dtype": "int8"}, "dtype 'int8' is not one of auto, float32, bfloat16, float16"),
         ({"device": "gpu"}, "device 'gpu' is not one of auto, cpu, cuda, cuda:NUMBER, mps"),
+        ({"decode": "fast"}, "decode 'fast' is not one of exact, scaled"),
         ({"batch_size": 0}, "batch size must be 1 to 65,536, got 0"),
         ({"decode_workers": -1}, "decode workers must be 0 to 1,024, got -1"),
         ({"decode_workers": 10**9}, "decode workers must be 0 to 1,024, got 1000000000"),

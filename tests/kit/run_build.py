@@ -1,6 +1,7 @@
 """A build with the fake teacher in a process of its own, for tests that kill it.
 
 python run_build.py CORPUS CACHE CHECKPOINT [--kill-at N] [--noise SEED] [--seconds S]
+    [--decode-workers N]
 """
 
 import argparse
@@ -25,9 +26,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--shard-rows", type=int, default=4)
     parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--decode-workers", type=int, default=0)
     args = parser.parse_args()
     config = config_of(
-        args.corpus, args.cache, args.checkpoint, shard_rows=args.shard_rows, num_views=args.views
+        args.corpus,
+        args.cache,
+        args.checkpoint,
+        shard_rows=args.shard_rows,
+        num_views=args.views,
+        decode_workers=args.decode_workers,
     )
     teacher = FakeTeacher(noise_seed=args.noise, seconds_a_batch=args.seconds)
     progress = SilentProgress(on_unit=lambda: print("unit", flush=True))

@@ -364,11 +364,10 @@ def main():
         if batch.tag == 0:
             print("decoding", *(m for m in ("torch", "transformers") if m in sys.modules), flush=True)
 
-if __name__ == "__mp_main__":
-    START
-if __name__ == "__main__":
-    main()
+START
+main()
 """
+"""Without the guard that multiprocessing asks of scripts: workers must not import it."""
 
 
 @contextlib.contextmanager
@@ -415,9 +414,9 @@ def test_a_build_that_is_killed_takes_a_worker_along_that_hangs_on_a_file(
 
 
 def test_workers_that_cannot_start_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    with decoding(
-        tmp_path, draw_images(tmp_path / "images", 1), "import os; os._exit(3)"
-    ) as process:
+    (tmp_path / "dying.py").write_text("import os\ndef work(*_):\n    os._exit(3)\n")
+    start = "from siglip2_cache.precompute import decode; import dying; decode.work = dying.work"
+    with decoding(tmp_path, draw_images(tmp_path / "images", 1), start) as process:
         assert process.wait(PATIENCE_S) == 1
     last = (tmp_path / "errors.txt").read_text().splitlines()[-1]
     assert last.endswith(

@@ -1,0 +1,70 @@
+"""Every benchmark runs, and its last line is the JSON that those who compare runs will read."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def test_every_benchmark_is_tried_here() -> None:
+    tried = {"bench_build.py", "bench_decode.py", "bench_kills.py", "bench_store_read.py"}
+    assert {path.name for path in BENCHMARKS.glob("bench_*.py")} == tried
+
+
+def last_line(name: str, *options: str) -> dict[str, Any]:
+    """Run a benchmark, quickly; return its JSON. Its first line names the machine."""
+    command = [sys.executable, BENCHMARKS / name, "--quick", "--json", *options]
+    warnings = {**os.environ, "PYTHONWARNINGS": ""}  # those of peers are not ours to mend
+    done = subprocess.run(command, capture_output=True, text=True, env=warnings, timeout=280)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert any(" cores, " in line and "Python 3" in line for line in lines[:2])
+    return json.loads(lines[-1])
+
+
+@pytest.mark.slow
+def test_reading_gives_the_rate_of_every_reader() -> None:
+    pytest.importorskip("lance", reason="the extra bench is not installed")
+    found = last_line("bench_store_read.py")
+    assert list(found) == ["random_rows_per_s", "sequential_rows_per_s"]
+    for rates in found.values():
+        assert list(rates) == ["ours", "memmap", "zarr-python", "tensorstore", "lance", "parquet"]
+        assert all(rate > 0 for rate in rates.values())
+
+
+def test_decoding_gives_the_gain_and_the_parity_of_every_way() -> None:
+    pytest.importorskip("simplejpeg", reason="the extra bench is not installed")
+    found = last_line("bench_decode.py")
+    assert found["size"] == [64, 64]
+    for ways in found["decode"].values():
+        assert ways["exact"]["max_diff"] == 0
+        assert ways["exact"]["gain"] == 1
+        assert 0 < ways["scaled"]["max_diff"] <= 4
+        assert 0.999 < ways["scaled"]["min_cosine"] < 1
+
+
+@pytest.mark.slow
+def test_building_gives_both_ratios_the_memory_and_the_stages() -> None:
+    found = last_line("bench_build.py")
+    assert list(found) == ["forward", "decoding", "memory"]
+    for part in ("forward", "decoding"):
+        assert 0 < found[part]["ratio"] < 1.5
+        stages = ["read", "decode", "forward", "write", "teacher waited", "whole"]
+        assert list(found[part]["stages_s"]) == stages
+    assert 0 < found["forward"]["share_of_matmul_peak"] < 1
+    assert list(found["memory"]["anonymous_bytes"]) == ["100", "1000"]
+    assert abs(found["memory"]["growth"]) < 0.25
+
+
+@pytest.mark.slow
+def test_random_kills_lose_and_double_nothing() -> None:
+    found = last_line("bench_kills.py")
+    assert found["kills"] == sum(found["kills_by_kind"].values()) == 10
+    for fault in ("rows_lost", "rows_doubled", "files_differing", "faults_found_by_verify"):
+        assert found[fault] == 0
