@@ -9,7 +9,10 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.context
+import os
 import queue
+import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -99,6 +102,7 @@ class _Worker:
         context: multiprocessing.context.BaseContext,
         shared: SharedPixels,
         form: PixelFormat,
+        timeout_s: float,
     ) -> None:
         ours, theirs = context.Pipe()
         descriptor = Descriptor(shared.descriptor)
@@ -107,6 +111,7 @@ class _Worker:
         )
         self.process.start()
         theirs.close()
+        _limit_sending(ours, timeout_s)
         self.connection: Connection = ours
         self.is_ready = False
         self.task: _Task | None = None
@@ -197,7 +202,7 @@ class _Pool:
             self._done.put(error)
 
     def _start_worker(self) -> _Worker:
-        return _Worker(self._context, self._shared, self._form)
+        return _Worker(self._context, self._shared, self._form, self._timeout_s)
 
     def _take_inbox(self) -> None:
         while not self._inbox.empty():
@@ -217,6 +222,8 @@ class _Pool:
                 worker.deadline = time.monotonic() + self._timeout_s
                 try:
                     worker.connection.send((task.batch.slot, images))
+                except BlockingIOError:  # it does not take them: stopped, or stuck
+                    self._give_up(worker)
                 except OSError:
                     self._bury(worker)
 
@@ -266,10 +273,13 @@ class _Pool:
     def _expire(self) -> None:
         now = time.monotonic()
         for worker in [w for w in self._workers if w.deadline <= now]:
-            reason = f"took longer than {self._timeout_s:g} s to read and decode, twice"
-            task = self._replace(worker)
-            if task is not None:
-                self._retry_or_reject(task, reason)
+            self._give_up(worker)
+
+    def _give_up(self, worker: _Worker) -> None:
+        reason = f"took longer than {self._timeout_s:g} s to read and decode, twice"
+        task = self._replace(worker)
+        if task is not None:
+            self._retry_or_reject(task, reason)
 
     def _bury(self, worker: _Worker) -> None:
         """Replace a worker that died. Its image gets a second chance alone: it may be blameless."""
@@ -311,3 +321,11 @@ class _Pool:
         self._record(task.batch, position, DecodedImage(reason=reason))
         if task.positions:
             self._tasks.appendleft(task)
+
+
+def _limit_sending(connection: Connection, timeout_s: float) -> None:
+    """Let sending fail after a time: images sent whole fill the pipe to a worker that takes nothing."""
+    seconds = min(timeout_s, 1e6)
+    limit = struct.pack("ll", int(seconds), max(1, int(seconds % 1 * 1e6)))
+    with socket.socket(fileno=os.dup(connection.fileno())) as pipe:
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
