@@ -37,7 +37,7 @@ from make_checkpoint import ARCHS, make_checkpoint
 from numpy.typing import NDArray
 from photographs import photographs
 from PIL import Image
-from teacher_peak import flops_of_image, matmul_flops_per_s
+from teacher_peak import flops_of_image, matmul_flops_per_s, squash
 
 from siglip2_cache.precompute.build import BuildConfig, BuildSummary, build
 from siglip2_cache.precompute.plan import PlanConfig
@@ -148,7 +148,7 @@ def bare_forward(
 
 
 def pixels_of(teacher: SiglipTeacher, files: list[Path], count: int) -> NDArray[np.uint8]:
-    size, resample = teacher.image_size, teacher.resample
+    size, resample = squash(teacher).size, squash(teacher).resample
     each = [
         render_views(decode_rgb(path.read_bytes()), [WHOLE_IMAGE], size=size, resample=resample)[0]
         for path in files[:count]
@@ -188,7 +188,7 @@ def run_decoding(folder: Path, files: list[Path], args: argparse.Namespace) -> d
     torch.set_num_threads(1)  # a second thread would only wait, busily, on the decoders' cores
     table = write_table(folder / "decoding.jsonl", files, args.num_decoded, captions=False)
     chosen = [files[i % len(files)] for i in range(args.num_decoded)]
-    height, width = teacher.image_size
+    height, width = squash(teacher).size
     num_workers = settings(folder, table, teacher, args).num_workers
     ratios, bare_s, builds = [], [], []
     with get_context("forkserver").Pool(num_workers, _set_size, ((width, height),)) as pool:

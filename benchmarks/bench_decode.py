@@ -25,6 +25,7 @@ from make_checkpoint import make_checkpoint
 from numpy.typing import NDArray
 from photographs import photographs, tile
 from PIL import Image
+from teacher_peak import squash
 
 from siglip2_cache.precompute.teacher import SiglipTeacher
 from siglip2_cache.siglip import resolve_checkpoint
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def run(teacher: SiglipTeacher, args: argparse.Namespace) -> None:
-    size = teacher.image_size if args.size is None else (args.size, args.size)
+    size = squash(teacher).size if args.size is None else (args.size, args.size)
     photos = photographs(args.images, args.num_images)
     corpora = {"as they are": photos}
     for num_across in (2, 5):
@@ -91,7 +92,7 @@ def compare(
     corpus: list[bytes], size: tuple[int, int], teacher: SiglipTeacher, repeats: int
 ) -> dict[str, dict[str, float]]:
     """Return for every way the milliseconds an image takes, and its distance to exact."""
-    ways = make_ways(size, teacher.resample)
+    ways = make_ways(size, squash(teacher).resample)
     pixels = {way: np.stack([decode(data) for data in corpus]) for way, decode in ways.items()}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(repeats):
@@ -101,7 +102,7 @@ def compare(
                 decode(data)
             seconds[way].append(time.perf_counter() - started)
     ms = {way: statistics.median(s) / len(corpus) * 1e3 for way, s in seconds.items()}
-    can_embed = size == teacher.image_size
+    can_embed = size == squash(teacher).size
     exact_ND = embed(teacher, pixels["exact"]) if can_embed else None
     found: dict[str, dict[str, float]] = {}
     for way in ways:

@@ -1,4 +1,4 @@
-"""What a forward pass costs by arithmetic, and what the device reaches at most."""
+"""What a benchmark wants to know of a teacher: its pixels, its arithmetic, the most its device reaches."""
 
 import json
 import time
@@ -6,6 +6,18 @@ from pathlib import Path
 
 import torch
 from transformers import SiglipVisionConfig
+
+from siglip2_cache.precompute.teacher import SiglipTeacher
+from siglip2_cache.siglip import SquashRecipe
+
+
+def squash(teacher: SiglipTeacher) -> SquashRecipe:
+    """Return what a fixed-resolution teacher does with an image; the benchmarks take no other."""
+    if not isinstance(teacher.image, SquashRecipe):
+        raise SystemExit(
+            f"{teacher.checkpoint.given} is a NaFlex teacher; name one of fixed resolution"
+        )
+    return teacher.image
 
 
 def flops_of_image(checkpoint: Path) -> float:

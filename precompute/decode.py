@@ -8,8 +8,11 @@ dies or hangs on one image costs that image, not the build: it is replaced, and 
 import contextlib
 import multiprocessing
 import multiprocessing.context
+import os
 import queue
 import selectors
+import socket
+import struct
 import sys
 import threading
 import time
@@ -101,6 +104,7 @@ class _Worker:
         context: multiprocessing.context.BaseContext,
         shared: SharedPixels,
         form: PixelFormat,
+        timeout_s: float,
     ) -> None:
         ours, theirs = context.Pipe()
         descriptor = Descriptor(shared.descriptor)
@@ -110,6 +114,7 @@ class _Worker:
         with _no_main_module():
             self.process.start()
         theirs.close()
+        _limit_sending(ours, timeout_s)
         self.connection: Connection = ours
         self.is_ready = False
         self.task: _Task | None = None
@@ -216,7 +221,7 @@ class _Pool:
             self._done.put(error)
 
     def _start_worker(self) -> _Worker:
-        worker = _Worker(self._context, self._shared, self._form)
+        worker = _Worker(self._context, self._shared, self._form, self._timeout_s)
         self._selector.register(worker.connection, selectors.EVENT_READ, worker)
         return worker
 
@@ -238,6 +243,8 @@ class _Pool:
                 worker.deadline = time.monotonic() + self._timeout_s
                 try:
                     worker.connection.send((task.batch.slot, images))
+                except BlockingIOError:  # it does not take them: stopped, or stuck
+                    self._give_up(worker)
                 except OSError:
                     self._bury(worker)
 
@@ -288,10 +295,13 @@ class _Pool:
     def _expire(self) -> None:
         now = time.monotonic()
         for worker in [w for w in self._workers if w.deadline <= now]:
-            reason = f"took longer than {self._timeout_s:g} s to read and decode, twice"
-            task = self._replace(worker)
-            if task is not None:
-                self._retry_or_reject(task, reason)
+            self._give_up(worker)
+
+    def _give_up(self, worker: _Worker) -> None:
+        reason = f"took longer than {self._timeout_s:g} s to read and decode, twice"
+        task = self._replace(worker)
+        if task is not None:
+            self._retry_or_reject(task, reason)
 
     def _bury(self, worker: _Worker) -> None:
         """Replace a worker that died. Its image gets a second chance alone: it may be blameless."""
@@ -334,3 +344,11 @@ class _Pool:
         self._record(task.batch, position, DecodedImage(reason=reason))
         if task.positions:
             self._tasks.appendleft(task)
+
+
+def _limit_sending(connection: Connection, timeout_s: float) -> None:
+    """Let sending fail after a time: images sent whole fill the pipe to a worker that takes nothing."""
+    seconds = min(timeout_s, 1e6)
+    limit = struct.pack("ll", int(seconds), max(1, int(seconds % 1 * 1e6)))
+    with socket.socket(fileno=os.dup(connection.fileno())) as pipe:
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

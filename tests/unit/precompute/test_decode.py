@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fakes import draw_image
 from numpy.typing import NDArray
+from PIL import Image
 
 from siglip2_cache.errors import BuildError
 from siglip2_cache.precompute.decode import Decoder
@@ -307,6 +310,63 @@ def assert_one_rejected(
     for ours, theirs in zip(found, expected, strict=True):
         assert ours[2] == theirs[2]
         np.testing.assert_array_equal(ours[3], theirs[3])
+
+
+# --- rows of Parquet files, whose bytes are sent to the workers ---------------------------------
+
+
+def rows_of(paths: Sequence[Path], parquet: Path) -> list[ImageRef]:
+    """The same images as rows of a Parquet file of small row groups."""
+    pq.write_table(pa.table({"jpg": [p.read_bytes() for p in paths]}), parquet, row_group_size=4)
+    places = [
+        ImagePlace(path=parquet, member="jpg", row_group=i // 4, index=i % 4)
+        for i in range(len(paths))
+    ]
+    return [replace(r, place=p) for r, p in zip(refs_of(paths), places, strict=True)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_rows_of_a_parquet_file_give_the_pixels_of_plain_files(
+    tmp_path: Path, num_workers: int
+) -> None:
+    paths = draw_images(tmp_path / "images", 18)
+    expected = decode_all(decoder(0), cut(refs_of(paths), 5))
+    found = decode_all(decoder(num_workers), cut(rows_of(paths, tmp_path / "a.parquet"), 5))
+    assert [batch[2] for batch in found] == [batch[2] for batch in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours[3], theirs[3])
+
+
+def test_a_worker_that_dies_costs_no_row_that_was_sent_with_its_image(
+    tmp_path: Path, fifo: Path
+) -> None:
+    paths = draw_images(tmp_path / "images", 18)
+    expected = decode_all(decoder(0), cut(refs_of(paths), 5))
+    rows = rows_of(paths, tmp_path / "a.parquet")
+    rows[6] = replace(rows[6], place=ImagePlace(path=fifo))  # second of its task
+    killer = Killer(fifo, times=2)
+    found = decode_all(decoder(1), cut(rows, 5))
+    assert len(killer.killed) == 2
+    assert_one_rejected(found, expected, 6, "the decoder process died on it twice (signal 9)")
+
+
+def test_a_worker_that_takes_nothing_is_replaced(tmp_path: Path) -> None:
+    paths = draw_images(tmp_path / "images", 40)
+    for path in paths:  # more than a pipe holds
+        Image.effect_noise((400, 400), 100).save(path)
+    expected = decode_all(decoder(0), cut(refs_of(paths), 5))
+    stopped: list[psutil.Process] = []
+
+    def batches() -> Iterator[tuple[Any, Sequence[ImageRef]]]:
+        for batch in cut(rows_of(paths, tmp_path / "a.parquet"), 5):
+            if not stopped and workers_of():
+                stopped.extend(workers_of())
+                stopped[0].suspend()
+            yield batch
+
+    found = decode_all(decoder(1, timeout_s=1.5), batches())  # type: ignore[arg-type]
+    assert stopped
+    assert [batch[2] for batch in found] == [batch[2] for batch in expected]
 
 
 # --- nothing stays behind --------------------------------------------------------------------

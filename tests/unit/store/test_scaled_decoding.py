@@ -8,9 +8,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from siglip2_cache.store.patches import patch_grid, render_patches
 from siglip2_cache.store.pixels import (
+    DECODES,
     Decode,
     PixelError,
+    ViewSize,
     decode_for_views,
     decode_rgb,
     render_views,
@@ -39,15 +42,22 @@ def encode(image: Image.Image, format: str = "JPEG", **options: Any) -> bytes:
     return sink.getvalue()
 
 
+def always(size: tuple[int, int]) -> ViewSize:
+    """A model that squashes every view to one size."""
+    return lambda height, width: size
+
+
 def views(
     data: bytes, decode: Decode, boxes: tuple[ViewBox, ...] = (WHOLE_IMAGE,)
 ) -> NDArray[np.int16]:
-    image, _ = decode_for_views(data, boxes, size=SIZE, decode=decode)
+    image, _ = decode_for_views(data, boxes, view_size=always(SIZE), decode=decode)
     return render_views(image, boxes, size=SIZE, resample=BILINEAR).astype(np.int16)
 
 
 def decoded_size(data: bytes, size: tuple[int, int], *boxes: ViewBox) -> tuple[int, int]:
-    image, _ = decode_for_views(data, boxes or (WHOLE_IMAGE,), size=size, decode="scaled")
+    image, _ = decode_for_views(
+        data, boxes or (WHOLE_IMAGE,), view_size=always(size), decode="scaled"
+    )
     return image.size
 
 
@@ -62,7 +72,7 @@ def test_every_exif_orientation_gives_nearly_the_exact_pixels(orientation: int) 
     assert difference.mean() <= MOST_IN_MEAN
     # The tolerance tells pictures apart: turned otherwise, this one is far away.
     assert np.abs(views(data, "exact")[:, ::-1] - views(data, "exact")).mean() > 20
-    image, size = decode_for_views(data, boxes, size=SIZE, decode="scaled")
+    image, size = decode_for_views(data, boxes, view_size=always(SIZE), decode="scaled")
     assert size == ((640, 480) if orientation < 5 else (480, 640)), "the true size is recorded"
     assert image.size == tuple(side // 4 for side in size)
 
@@ -126,6 +136,28 @@ def test_exact_is_bit_for_bit_what_pillow_decodes_and_turns_upright(orientation:
     data = encode(photograph(), exif=exif)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     np.testing.assert_array_equal(np.asarray(decode_rgb(data)), np.asarray(expected))
-    image, size = decode_for_views(data, [WHOLE_IMAGE], size=SIZE, decode="exact")
+    image, size = decode_for_views(data, [WHOLE_IMAGE], view_size=always(SIZE), decode="exact")
     np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
     assert size == expected.size
+
+
+def test_patches_of_a_scaled_picture_have_the_grid_of_the_full_one() -> None:
+    # 900 x 632 at an eighth is 113 x 79, whose aspect is another by a little, and so is its grid.
+    data = encode(photograph(900, 632))
+    limit = {"patch_size": 4, "max_num_patches": 80}
+    box = (WHOLE_IMAGE,)
+    assert patch_grid(632, 900, **limit) != patch_grid(79, 113, **limit)
+
+    def view_size(height: int, width: int) -> tuple[int, int]:
+        rows, columns = patch_grid(height, width, **limit)
+        return rows * 4, columns * 4
+
+    found = {}
+    for decode in DECODES:
+        image, full = decode_for_views(data, box, view_size=view_size, decode=decode)
+        assert full == (900, 632)
+        assert image.size == {"exact": full, "scaled": (113, 79)}[decode]
+        found[decode] = render_patches(image, box, **limit, resample=BILINEAR, full=full)
+    assert found["scaled"][1] == found["exact"][1]
+    difference = np.abs(found["scaled"][0].astype(np.int16) - found["exact"][0])
+    assert difference.mean() <= MOST_IN_MEAN
