@@ -160,4 +160,4 @@ def test_patches_of_a_scaled_picture_have_the_grid_of_the_full_one() -> None:
         found[decode] = render_patches(image, box, **limit, resample=BILINEAR, full=full)
     assert found["scaled"][1] == found["exact"][1]
     difference = np.abs(found["scaled"][0].astype(np.int16) - found["exact"][0])
-    assert difference.mean() <= MOST_IN_MEAN
+    assert difference.mean() <= 2  # 113 pixels at an eighth stand for 904: up to 0.4 % of a stretch
