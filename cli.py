@@ -71,7 +71,9 @@ def build(
     templates: Annotated[
         Path | None, typer.Option(help="Prompt templates, one with {} a line; plans prompts.")
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Table column of image paths.")] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Table column of image paths or bytes.")
+    ] = None,
     caption_column: Annotated[
         list[str] | None, typer.Option(help="Table column of captions. Repeatable.")
     ] = None,

@@ -63,10 +63,10 @@ def test_rows_that_are_not_wanted_are_passed_over_and_an_earlier_one_is_found_ag
     tmp_path: Path, opened: list[tuple[str, int]]
 ) -> None:
     path = write(tmp_path / "a.parquet", [b"%d" % i for i in range(12)], 4)
-    refs = [ref_of(path, i) for i in (1, 3, 9, 2)]
+    refs = [ref_of(path, i) for i in (1, 3, 2, 9, 2)]
     ((_, found),) = with_parquet_bytes([(None, refs)])
-    assert [ref.data for ref in found] == [b"1", b"3", b"9", b"2"]
-    assert [group for _, group in opened] == [0, 2, 0]
+    assert [ref.data for ref in found] == [b"1", b"3", b"2", b"9", b"2"]
+    assert [group for _, group in opened] == [0, 0, 2, 0]
 
 
 def test_images_elsewhere_are_left_to_the_workers_and_need_no_thread(tmp_path: Path) -> None:
