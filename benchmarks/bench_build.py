@@ -225,7 +225,8 @@ def _set_size(size: tuple[int, int]) -> None:
 def decode_bare(path: Path) -> None:
     """Read, decode and resize as any loader would; nothing is sent back. Runs in the pool."""
     with Image.open(path) as image:
-        np.asarray(image.convert("RGB").resize(_size, Image.Resampling.BILINEAR))
+        rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+        np.asarray(rgb.resize(_size, Image.Resampling.BILINEAR))
 
 
 # -- memory

@@ -189,19 +189,20 @@ def fill_images(batch: DecodedBatch, embedder: Embedder) -> Callable[[], None]:
 
     def finish() -> None:
         found = wait().reshape(len(images), num_views, -1) if wait else None
+        good_B = np.zeros(len(images), np.bool_)
+        if found is not None:
+            good_B[:] = is_unit(found).all(axis=1)
         for i, image in enumerate(images):
             position = where.start + i
             if not rows.wanted[position]:
                 continue
             rows.images[position] = image
-            reason = image.reason
-            if reason is None and found is not None and not is_unit(found[i]).all():
-                reason = _NOT_FINITE
-            if reason is None and found is not None:
+            if found is not None and image.reason is None and good_B[i]:
                 rows.values[position] = found[i]
             else:
                 rows.values[position] = np.nan
-                rows.rejected[rows.job.unit.rows.first + position] = reason or _NOT_FINITE
+                reason = image.reason or _NOT_FINITE
+                rows.rejected[rows.job.unit.rows.first + position] = reason
         _note_batch(rows, size)
 
     return finish
