@@ -19,7 +19,7 @@ from .captions import is_unicode
 from .described import DESCRIBING, describe_image
 from .downloads import RecordedFolder, ShardRecords
 from .folder import IMAGE_ENDINGS
-from .paths import printable, size_and_time
+from .paths import is_folder, printable, size_and_time
 from .tally import Tally
 
 _SHARD_FOLDER = re.compile(r"\d+")  # as many digits as img2dataset is told, 5 if not
@@ -146,7 +146,7 @@ def _folders(root: str) -> tuple[list[str], list[str]]:
     """Return the sub-folders that are named like shards, and the others but for hidden ones."""
     try:
         with os.scandir(root) as entries:
-            names = sorted(e.name for e in entries if e.name[0] not in "._" and e.is_dir())
+            names = sorted(e.name for e in entries if e.name[0] not in "._" and is_folder(e))
     except OSError as error:
         raise SourceError(f"{root} cannot be read ({error.strerror})") from error
     shards = [name for name in names if _SHARD_FOLDER.fullmatch(name)]

@@ -41,6 +41,14 @@ def size_and_time(path: str) -> tuple[int | None, int | None]:
     return status.st_size, status.st_mtime_ns
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Say whether an entry is a folder or leads to one; a link to itself does not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def printable(path: str) -> str:
     """The path for a message; bytes of a name that are not UTF-8 appear as ``\\xff``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -14,7 +14,7 @@ from .base import Piece, Problem, Sample
 from .downloads import RecordedFolder, ShardRecords
 from .folder import IMAGE_ENDINGS
 from .img2dataset import unread_folders
-from .paths import size_and_time
+from .paths import is_folder, size_and_time
 from .patterns import is_pattern, pattern_root
 from .tar_samples import tar_samples
 
@@ -99,7 +99,7 @@ def find_webdataset(folder: Path) -> WebDatasetSource | None:
                     return None
                 if is_tar(name):
                     tars.append(entry.name)
-                elif entry.is_dir() and not name.startswith("_"):  # img2dataset works in _tmp
+                elif is_folder(entry) and not name.startswith("_"):  # img2dataset works in _tmp
                     folders.append(entry.name)
     except OSError as error:
         raise SourceError(f"{folder} cannot be read ({error.strerror})") from error

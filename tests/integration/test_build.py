@@ -30,7 +30,7 @@ from PIL import Image, ImageOps
 from siglip2_cache import open_cache
 from siglip2_cache.errors import BuildError, SettingError
 from siglip2_cache.precompute.build import BuildSummary, build
-from siglip2_cache.precompute.enroll import identity_differences
+from siglip2_cache.precompute.enroll import TeacherChoices, identity_differences
 from siglip2_cache.precompute.estimate import estimate
 from siglip2_cache.precompute.recheck import recheck
 from siglip2_cache.precompute.summary import summary_lines
@@ -531,8 +531,8 @@ def test_a_teacher_whose_record_does_not_say_how_it_decoded_decoded_exactly(
     made = run(corpus, cache, tiny_checkpoint).cache.teacher("tiny")
     older = replace(made, identity={k: v for k, v in made.identity.items() if k != "image_decode"})
     checkpoint = resolve_checkpoint(str(tiny_checkpoint))
-    same = identity_differences(older, checkpoint, compute_dtype="auto", decode="exact")
-    other = identity_differences(older, checkpoint, compute_dtype="auto", decode="scaled")
+    same = identity_differences(older, checkpoint, TeacherChoices(decode="exact"))
+    other = identity_differences(older, checkpoint, TeacherChoices(decode="scaled"))
     assert (same, other) == ([], ["image_decode was exact and is scaled"])
 
 
