@@ -31,8 +31,9 @@ from .decode_process import Descriptor, SharedPixels, work
 from .images import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
 from .parquet_images import with_parquet_bytes
 
-_TASK_IMAGES = 4
-"""Images handed to a worker at a time: few, so that all end together; several, to save messages."""
+_TASK_IMAGES = 8
+"""Images handed to a worker at a time at most: several, to save messages; fewer where workers would
+have nothing to do, and so that all end together."""
 
 _NUM_SLOTS = 4
 """Batches in flight: one in the teacher, one done, two in work."""
@@ -62,7 +63,9 @@ class Decoder:
             if self._num_workers == 0:
                 yield from self._decode_here(ready)
                 return
-            with SharedPixels(_NUM_SLOTS, self._batch_images, self._form) as shared:
+            with SharedPixels(
+                _NUM_SLOTS, self._batch_images, self._form, num_workers=self._num_workers
+            ) as shared:
                 pool = _Pool(shared, self._form, self._num_workers, self._timeout_s)
                 try:
                     yield from pool.run(ready)
@@ -105,11 +108,15 @@ class _Worker:
         shared: SharedPixels,
         form: PixelFormat,
         timeout_s: float,
+        number: int,
     ) -> None:
+        self.number = number
+        """Where it says in shared memory which image it is at."""
+
         ours, theirs = context.Pipe()
         descriptor = Descriptor(shared.descriptor)
         self.process: Any = context.Process(  # type: ignore[attr-defined]
-            target=work, args=(theirs, descriptor, shared.shape, form), daemon=True
+            target=work, args=(theirs, descriptor, shared.shape, form, number), daemon=True
         )
         with _no_main_module():
             self.process.start()
@@ -211,7 +218,7 @@ class _Pool:
 
     def _dispatch(self) -> None:
         try:
-            self._workers = [self._start_worker() for _ in range(self._num_workers)]
+            self._workers = [self._start_worker(i) for i in range(self._num_workers)]
             while not self._is_stopping:
                 self._take_inbox()
                 self._deal()
@@ -220,8 +227,8 @@ class _Pool:
         except BaseException as error:
             self._done.put(error)
 
-    def _start_worker(self) -> _Worker:
-        worker = _Worker(self._context, self._shared, self._form, self._timeout_s)
+    def _start_worker(self, number: int) -> _Worker:
+        worker = _Worker(self._context, self._shared, self._form, self._timeout_s, number)
         self._selector.register(worker.connection, selectors.EVENT_READ, worker)
         return worker
 
@@ -230,8 +237,10 @@ class _Pool:
             batch = self._inbox.get()
             if batch.num_left == 0:
                 self._done.put(batch)
-            for first in range(0, len(batch.refs), _TASK_IMAGES):
-                last = min(first + _TASK_IMAGES, len(batch.refs))
+            share = len(batch.refs) // (2 * self._num_workers)
+            size = min(_TASK_IMAGES, max(1, share))
+            for first in range(0, len(batch.refs), size):
+                last = min(first + size, len(batch.refs))
                 self._tasks.append(_Task(batch, deque(range(first, last))))
 
     def _deal(self) -> None:
@@ -240,6 +249,7 @@ class _Pool:
                 task = self._tasks.popleft()
                 images = [(i, task.batch.refs[i]) for i in task.positions]
                 worker.task = task
+                self._shared.at_image[worker.number] = task.positions[0]
                 worker.deadline = time.monotonic() + self._timeout_s
                 try:
                     worker.connection.send((task.batch.slot, images))
@@ -274,16 +284,18 @@ class _Pool:
             worker.is_ready = True
             self._num_failed_starts = 0
         else:
-            self._settle(worker, *message)
+            self._settle(worker, message)
 
-    def _settle(self, worker: _Worker, position: int, image: DecodedImage) -> None:
+    def _settle(self, worker: _Worker, done: list[tuple[int, DecodedImage]]) -> None:
         task = worker.task
-        assert task is not None and task.positions[0] == position
-        task.positions.popleft()
+        assert task is not None
+        for position, image in done:
+            assert task.positions[0] == position
+            task.positions.popleft()
+            self._record(task.batch, position, image)
         worker.deadline = time.monotonic() + self._timeout_s
         if not task.positions:
             worker.task, worker.deadline = None, float("inf")
-        self._record(task.batch, position, image)
 
     def _record(self, batch: _Batch, position: int, image: DecodedImage) -> None:
         batch.images[position] = image
@@ -332,10 +344,16 @@ class _Pool:
             self._tasks.appendleft(task)
 
     def _replace(self, worker: _Worker) -> _Task | None:
+        """Start another process; return what this one had, the image it was at first."""
         task, worker.task = worker.task, None
         self._selector.unregister(worker.connection)
         worker.kill()
-        self._workers[self._workers.index(worker)] = self._start_worker()
+        if task is not None:  # those before it were done, but not sent
+            at = int(self._shared.at_image[worker.number])
+            if at in task.positions:  # else it was sent, and the next not begun
+                task.positions.remove(at)
+                task.positions.appendleft(at)
+        self._workers[self._workers.index(worker)] = self._start_worker(worker.number)
         return task
 
     def _reject_current(self, task: _Task, reason: str) -> None:

@@ -11,24 +11,30 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .images import PixelFormat, decode_image
+from .images import DecodedImage, PixelFormat, decode_image
+
+_AT = np.dtype(np.int64)
+_HELD_S = 0.05
+"""How long a worker may hold what is done back, to send it with what follows."""
 
 
 class SharedPixels:
     """Slots of pixels in memory that worker processes share through a file descriptor."""
 
-    def __init__(self, num_slots: int, num_images: int, form: PixelFormat) -> None:
+    def __init__(
+        self, num_slots: int, num_images: int, form: PixelFormat, *, num_workers: int
+    ) -> None:
         self.shape = (num_slots, num_images, *form.image_shape)
-        self.num_bytes = int(np.prod(self.shape))
         self.descriptor = _anonymous_file()
-        os.ftruncate(self.descriptor, self.num_bytes)
-        self.pixels = _map_pixels(self.descriptor, self.shape)
+        os.ftruncate(self.descriptor, _num_bytes(self.shape) + num_workers * _AT.itemsize)
+        self.pixels, self.at_image = _map_shared(self.descriptor, self.shape)
 
     def __enter__(self) -> "SharedPixels":
         return self
@@ -37,9 +43,18 @@ class SharedPixels:
         os.close(self.descriptor)  # the map itself goes with the last array that refers to it
 
 
-def _map_pixels(descriptor: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return an array over the shared file."""
-    return np.frombuffer(mmap.mmap(descriptor, int(np.prod(shape))), np.uint8).reshape(shape)
+def _num_bytes(shape: tuple[int, ...]) -> int:
+    """Return the bytes of the pixels, to a whole number of what stands behind them."""
+    return -(-int(np.prod(shape)) // _AT.itemsize) * _AT.itemsize
+
+
+def _map_shared(
+    descriptor: int, shape: tuple[int, ...]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the pixels, and for each worker the position of the image that it is at."""
+    shared = mmap.mmap(descriptor, 0)
+    pixels = np.frombuffer(shared, np.uint8, int(np.prod(shape))).reshape(shape)
+    return pixels, np.frombuffer(shared, _AT, offset=_num_bytes(shape))
 
 
 def _anonymous_file() -> int:
@@ -64,18 +79,34 @@ class Descriptor:
 
 
 def work(
-    connection: Connection, descriptor: Descriptor, shape: tuple[int, ...], form: PixelFormat
+    connection: Connection,
+    descriptor: Descriptor,
+    shape: tuple[int, ...],
+    form: PixelFormat,
+    number: int,
 ) -> None:
-    """Decode what the pipe brings until it closes. Runs in a worker process."""
+    """Decode what the pipe brings until it closes. Runs in a worker process.
+
+    A message costs as much as a twentieth of an image, so what is quickly done is sent together;
+    which image a worker was at when it died stands in shared memory, at its number.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the build's to handle
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    pixels = _map_pixels(descriptor.descriptor, shape)
+    pixels, at_image = _map_shared(descriptor.descriptor, shape)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         connection.send(None)  # ready
         while True:
             slot, images = connection.recv()
+            done: list[tuple[int, DecodedImage]] = []
+            sent_at = time.monotonic()
             for position, ref in images:
-                connection.send((position, decode_image(ref, form, pixels[slot, position])))
+                at_image[number] = position
+                done.append((position, decode_image(ref, form, pixels[slot, position])))
+                if time.monotonic() - sent_at > _HELD_S:
+                    connection.send(done)
+                    done, sent_at = [], time.monotonic()
+            if done:
+                connection.send(done)
 
 
 def _exit_with_parent() -> None:
