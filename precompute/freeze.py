@@ -136,7 +136,8 @@ class Freezer:
         self.labels.update(dict.fromkeys(labels))
 
     def _add_problems(self, name: str, problems: pl.DataFrame) -> None:
-        new = problems.select("key", "place", "reason", source=pl.lit(name)).join(
+        key = pl.lit(f"{name}/") + pl.col("key") if name else pl.col("key")
+        new = problems.select("place", "reason", key=key, source=pl.lit(name)).join(
             self._known_problems,
             on=["source", "place", "reason"],
             how="anti",

@@ -25,6 +25,11 @@ from .spool import Scratch
 
 _DEFAULT_UNIT_VIEWS = 16_384
 
+_SHARDED = {"webdataset", "parquet"}
+"""Kinds of which a location may name any number of files of one folder."""
+
+_TELLTALES = "*.parquet and *_stats.json of img2dataset, images beside shards, dataset_info.json"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanConfig:
@@ -258,6 +263,12 @@ def name_sources(config: PlanConfig, cache: Cache | None) -> list[tuple[str, Sou
         if where is not None:
             source = open_source(where)
         record = known.get(str(source.location))
+        if record is not None and record.kind != source.kind:
+            raise SettingError(
+                f"{source.location} was planned as {record.kind} and now looks like {source.kind}, "
+                "which gives its images other keys; put back what is gone or take away what has come "
+                f"({_TELLTALES}), or build a new cache"
+            )
         columns = config.columns or (_recorded_columns(record) if record else None)
         if columns is not None:
             source = open_source(source.location, columns=columns)
@@ -269,6 +280,7 @@ def name_sources(config: PlanConfig, cache: Cache | None) -> list[tuple[str, Sou
             )
         if name is None:
             _refuse_moved(source, known)
+            _refuse_other_files(source, known, config.corpus_roots)
             is_only = len(config.sources) == 1 and not known
             named_by = source.root if is_pattern(source.location) else source.location
             name = "" if is_only else named_by.stem
@@ -300,6 +312,23 @@ def _refuse_moved(source: Source, known: Mapping[str, SourceRecord]) -> None:
             f"corpus moved, say --corpus-root {old}={source.location}; if this is another one, name "
             f"it with NAME={source.location}"
         )
+
+
+def _refuse_other_files(
+    source: Source, known: Mapping[str, SourceRecord], corpus_roots: Mapping[str, str]
+) -> None:
+    """Refuse other files of a folder of shards as a new source without a name: ``{000..123}.tar`` that
+    was ``{000..122}.tar`` is the same corpus, and its samples would come twice."""
+    if source.kind not in _SHARDED:
+        return
+    for where, record in known.items():
+        root = relocate(record.root, corpus_roots)
+        if record.kind == source.kind and root == source.root:
+            raise SettingError(
+                f"{source.location} is new to the cache, which has {where} of the same folder; if it is "
+                f"that corpus with other shards, say --corpus-root '{where}={source.location}'; if it is "
+                f"another one, name it with NAME={source.location}"
+            )
 
 
 def _refuse_shared_names(named: Sequence[tuple[str, Source]], known: Mapping[str, str]) -> None:

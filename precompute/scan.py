@@ -192,7 +192,9 @@ def _sample_line(sample: Sample) -> tuple[Any, ...]:
 
 def _problem_line(problem: Problem) -> tuple[Any, ...]:
     nothing = (None,) * 10
-    return (problem.key, *nothing, _showable(problem.place), None, None, problem.reason)
+    key = None if problem.key is None else _showable(problem.key)
+    place, reason = _showable(problem.place), _showable(problem.reason)
+    return (key, *nothing, place, None, None, reason)
 
 
 def _refuse_odd_names(sample: Sample) -> Sample | Problem:
@@ -205,6 +207,6 @@ def _refuse_odd_names(sample: Sample) -> Sample | Problem:
     return sample
 
 
-def _showable(place: str) -> str:
-    """Return a place as UTF-8 can write it: the corpus may lie in a folder with an odd name."""
-    return place.encode("utf-8", "backslashreplace").decode()
+def _showable(text: str) -> str:
+    """Return a text as UTF-8 can write it: the corpus may lie in a folder with an odd name."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -124,6 +124,7 @@ def _read(place: ImagePlace) -> bytes:
             _check_member(file, place, place.offset)
         else:
             _check_size(file, place)
+        _check_length(place.length or 0)
         file.seek(place.offset)
         data = file.read(place.length)
     if place.length is not None and len(data) != place.length:
@@ -135,9 +136,13 @@ def _read_whole(file: BinaryIO) -> bytes:
     status = os.fstat(file.fileno())
     if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):  # /dev/zero has no end
         raise ReadError("not a regular file")
-    if status.st_size > _MAX_BYTES:
-        raise ReadError(f"too large: {status.st_size:,} bytes, at most {_MAX_BYTES:,} are read")
+    _check_length(status.st_size)
     return file.read()
+
+
+def _check_length(num_bytes: int) -> None:
+    if num_bytes > _MAX_BYTES:
+        raise ReadError(f"too large: {num_bytes:,} bytes, at most {_MAX_BYTES:,} are read")
 
 
 def _check_member(file: BinaryIO, place: ImagePlace, offset: int) -> None:

@@ -1,11 +1,13 @@
 """Planning: a corpus frozen into the catalog, the same bytes every time, appended to and guarded."""
 
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -1105,3 +1107,53 @@ def test_arrays_that_grow_are_never_set_back_by_an_intent_left_behind(
     assert verify_cache(opened).faults == []
     shape = json.loads(opened.files.read(layout.array_metadata(teacher, "image")))["shape"]
     assert shape == list(opened.image_targets().shape)
+
+
+# -- shards
+
+
+def write_shards(folder: Path, *numbers: int) -> None:
+    """Write NNN.tar with one sample each."""
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        with tarfile.open(folder / f"{number:03d}.tar", "w") as tar:
+            for name, data in (("jpg", b"no picture"), ("txt", f"text {number}".encode())):
+                member = tarfile.TarInfo(f"k{number}.{name}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("other", ["{000..002}.tar", "*.tar", "002.tar", ""])
+def test_a_pattern_that_grew_is_not_taken_for_another_corpus(tmp_path: Path, other: str) -> None:
+    write_shards(tmp_path / "shards", 0, 1)
+    old, new = tmp_path / "shards" / "{000..001}.tar", tmp_path / "shards" / other
+    plan(tmp_path / "cache", old)
+    write_shards(tmp_path / "shards", 2)
+    with pytest.raises(
+        SettingError,
+        match=rf"{re.escape(str(new))} is new to the cache, which has {re.escape(str(old))} of the same "
+        rf"folder; .* say --corpus-root '{re.escape(str(old))}={re.escape(str(new))}'; .* NAME=",
+    ):
+        plan(tmp_path / "cache", new)
+    roots = {str(old): str(new)}
+    if other != "002.tar":
+        for _ in range(2):  # the second time the cache knows
+            plan(tmp_path / "cache", new, corpus_roots=roots)
+            roots = {}
+        assert list(keys(tmp_path / "cache").values()) == ["k0", "k1", "k2"]
+    else:
+        plan(tmp_path / "cache", f"more={new}")
+        assert list(keys(tmp_path / "cache").values()) == ["k0", "k1", "more/k2"]
+
+
+def test_a_folder_that_became_another_kind_of_corpus_is_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", 0)
+    plan(tmp_path / "cache", tmp_path / "shards")
+    draw_image(0).save(tmp_path / "shards" / "preview.png")
+    with pytest.raises(
+        SettingError,
+        match=r"shards was planned as webdataset and now looks like folder, which gives",
+    ):
+        plan(tmp_path / "cache", tmp_path / "shards")
+    (tmp_path / "shards" / "preview.png").unlink()
+    assert not plan(tmp_path / "cache", tmp_path / "shards").was_scanned

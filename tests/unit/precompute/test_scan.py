@@ -1,5 +1,6 @@
 """Scans that are kept: a killed plan goes on where it was, and no kept file is ever believed blindly."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pieces import PieceSource, plan_pieces
 from siglip2_cache import open_cache
 from siglip2_cache.precompute import scan
 from siglip2_cache.precompute.scan import Scanner
+from siglip2_cache.precompute.sources import Problem
 from siglip2_cache.store.files import LocalFiles
 from siglip2_cache.store.verify import verify_cache
 
@@ -203,3 +205,15 @@ def test_frames_kept_at_another_size_are_not_mixed_with_those_of_today(
         if frame.name.endswith("-00001.partial"):
             flip(60)(frame)
     assert scan_all(source, tmp_path).equals(expected)
+
+
+def test_odd_bytes_of_a_folder_are_shown_in_every_text_of_a_problem() -> None:
+    odd = os.fsdecode(b"/corpus/\xff")
+    problem = Problem(place=f"{odd}/a.tar", reason=f"touch {odd}/a_stats.json", key=odd)
+    [frame] = scan._frames([problem])
+    shown = "/corpus/\\udcff"
+    assert frame.select("place", "reason", "key").row(0) == (
+        f"{shown}/a.tar",
+        f"touch {shown}/a_stats.json",
+        shown,
+    )

@@ -179,3 +179,15 @@ def test_a_size_of_many_gigabytes_is_read() -> None:
     found = parse_header(member.tobuf(format=tarfile.GNU_FORMAT))
     assert found is not None
     assert found.size == 2**40
+
+
+def test_a_member_of_many_gigabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    member = tarfile.TarInfo("a.jpg")
+    member.size = 2**33
+    with path.open("wb") as file:
+        file.write(member.tobuf(format=tarfile.GNU_FORMAT))
+        file.truncate(BLOCK + member.size)  # sparse: it takes no room
+    place = ImagePlace(path=path, member="a.jpg", offset=BLOCK, length=member.size)
+    with pytest.raises(ReadError, match="too large: 8,589,934,592 bytes, at most"):
+        read_image_bytes(place)
