@@ -39,8 +39,9 @@ def build(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of images, tar archives (a .tar, a folder, '*.tar', '{000..123}.tar'), or table "
-            "(.jsonl, .csv, .tsv, .parquet); NAME=PATH puts NAME/ before its keys.",
+            help="Folder of images; tars or Parquet files with images (a file, a folder, '*.tar', "
+            "'{000..123}.tar'); folder of img2dataset or of datasets; or table that names images "
+            "(.jsonl, .csv, .tsv, .parquet). NAME=PATH puts NAME/ before its keys.",
         ),
     ],
     cache: Annotated[
@@ -114,7 +115,10 @@ def build(
         bool, typer.Option("--retry-rejected", help="Try rejected rows once more.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Load no model, write nothing, print what it costs.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Write nothing, load no model (but for --time), print what it costs."
+        ),
     ] = False,
     time: Annotated[
         bool, typer.Option("--time", help="With --dry-run: time real batches, say how long.")

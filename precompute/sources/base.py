@@ -94,7 +94,7 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """Short name of the kind: folder, table, webdataset."""
+        """Short name: folder, table, webdataset, img2dataset, parquet or datasets."""
         ...
 
     @property
