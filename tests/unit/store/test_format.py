@@ -6,8 +6,13 @@ tests/data/cache-v1 was made on the day version 1 was fixed, by
         --templates templates.txt --batch-size 4 --device cpu
 
 over five drawings, one of them a web page, and again after two more were added; the teacher was
-``benchmarks/make_checkpoint.py --arch tiny-patch16-64``. It may never be made anew: when a test here
-fails, the code is wrong.
+``benchmarks/make_checkpoint.py --arch tiny-patch16-64``. tests/data/cache-v2 was made likewise of a tar
+and a Parquet file, and again after another tar:
+
+    siglip2-cache build shards=corpus/shards packed=corpus/packed cache --teacher teacher --shard-rows 4
+        --batch-size 4 --device cpu
+
+Neither may ever be made anew: when a test here fails, the code is wrong.
 """
 
 import hashlib
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "data" / "cache-v1"
+GOLDEN_2 = ROOT / "tests" / "data" / "cache-v2"
 PAGE = (ROOT / "docs" / "format.md").read_text()
 
 
@@ -224,6 +230,43 @@ def test_the_golden_views_are_those_we_draw_today() -> None:
     for row, view, *box in cache.table("views").collect().iter_rows():
         ours = draw_view(cache.view_policy, keys[row], view)
         assert (ours.top, ours.left, ours.height, ours.width, ours.flip) == tuple(box)
+
+
+def test_the_golden_cache_of_version_2_is_what_it_was() -> None:
+    cache = open_cache(GOLDEN_2)
+    report = verify_cache(cache)
+    assert (report.faults, report.num_rows) == ([], {"image": 7, "text": 7})
+    places = ("key", "file", "member", "offset", "length", "row_group", "index")
+    assert cache.samples().select("row", *places).collect().rows() == [
+        (0, "shards/disc", 0, "disc.png", 512, 265, None, None),
+        (1, "shards/page", 0, "page.png", 2560, 15, None, None),
+        (2, "shards/ring", 0, "ring.png", 4608, 273, None, None),
+        (3, "packed/bar", 1, "image.bytes", None, None, 0, 0),
+        (4, "packed/dot", 1, "image.bytes", None, None, 0, 1),
+        (5, "packed/box", 1, "image.bytes", None, None, 1, 0),
+        (8, "shards/star", 2, "star.png", 512, 280, None, None),
+    ]
+    hashes = cache.samples().collect()["source_sha256"].to_list()
+    download = [hashlib.sha256(b"download %d" % i).digest() for i in (0, 1, 2, 6)]
+    assert hashes == [*download[:3], None, None, None, download[3]]
+    assert cache.captions().collect().rows() == [
+        *((0, 0, None), (1, 1, None), (2, 2, None), (3, 3, None), (3, 4, None), (4, 5, None)),
+        (8, 8, None),
+    ]
+    assert cache.rejected().collect().rows() == [
+        ("teacher", "image", 1, "shards/page", "not an image: it is a web page")
+    ]
+    images, texts = cache.image_targets(), cache.text_targets()
+    assert [
+        hashlib.sha256(targets.read(targets.available_rows()).tobytes()).hexdigest()
+        for targets in (images, texts)
+    ] == [
+        "4a88e8bff7cdb72f0ef8c16b7dd9804db31751f89cfcd4abb89064339426ad16",
+        "c7f7154156de872c6364d1def989e3bf2ed24d3d0e1a27f995b7e9cdad4c7933",
+    ]
+    assert cache.manifest.latest.digest == (
+        "dd1eab39262ad0cef867ee59043af485fce2ddfdf04963efdf8b5105687bb4a6"
+    )
 
 
 @pytest.mark.parametrize("root", ["golden", "foreign"])
