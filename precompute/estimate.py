@@ -9,13 +9,12 @@ from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.arrays import ArrayLayout
 from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
-from ..store.pixels import Decode
 from ..store.places import ImagePlace
 from .build import BuildConfig, TeacherFactory, load_teacher
 from .decode import Decoder
 from .disk import unit_bytes
 from .embed import Embedder, split_images
-from .enroll import as_recorded, decode_of, find_teacher
+from .enroll import TeacherChoices, as_recorded, find_teacher
 from .images import ImageRef, PixelFormat
 from .parts import Findings
 from .plan import Plan, make_plan, name_sources, open_if_planned
@@ -70,11 +69,11 @@ def estimate(
     new = {"image": plan.findings.num_samples, "text": plan.findings.num_texts}
     spans: dict[Modality, list[int]] = {m: _unit_sizes(new[m], plan.shard_rows) for m in MODALITIES}
     cache = open_if_planned(files, config.plan.corpus_roots)
-    decode = config.decode or "exact"
+    choices = config.choices
     if cache is not None:
         record = find_teacher(cache, checkpoint, config.choices, name=config.teacher_name)
-        checkpoint = as_recorded(checkpoint, record) if record else checkpoint
-        decode = decode_of(record) if record else decode
+        if record is not None:
+            checkpoint, choices = as_recorded(checkpoint, record), choices.as_recorded(record)
         done = set(cache.commits(record.name).units) if record else set[tuple[Modality, int]]()
         for modality in MODALITIES:
             spans[modality] += [
@@ -86,7 +85,7 @@ def estimate(
         unit_bytes(_array(plan, m, checkpoint.embed_dim), n) for m in MODALITIES for n in spans[m]
     )
     rates = (
-        _time_batches(config, plan, checkpoint, decode, make_teacher) if is_timed else (None, None)
+        _time_batches(config, plan, checkpoint, choices, make_teacher) if is_timed else (None, None)
     )
     return Estimate(
         plan=plan,
@@ -153,11 +152,11 @@ def _time_batches(
     config: BuildConfig,
     plan: Plan,
     checkpoint: Checkpoint,
-    decode: Decode,
+    choices: TeacherChoices,
     make_teacher: TeacherFactory,
 ) -> tuple[float, float]:
     """Return (samples/s, texts/s) over a few real batches, decoding and forward overlapped."""
-    teacher = make_teacher(checkpoint, config.device, config.dtype)
+    teacher = make_teacher(checkpoint, config.device, choices.compute_dtype)
     images, texts = teacher.auto_batch_size()
     images, texts = config.batch_size or images, config.batch_size or texts
     num_views = plan.views.num_views
@@ -165,7 +164,7 @@ def _time_batches(
     size = max(1, images // num_views)  # of one forward pass: a NaFlex window would take long
     refs, captions = _first_samples(config, plan, size * (_TIMED_BATCHES + 1), texts)
     decoder = Decoder(
-        PixelFormat(num_views=num_views, recipe=teacher.image, decode=decode),
+        PixelFormat(num_views=num_views, recipe=teacher.image, decode=choices.decode or "exact"),
         batch_images=size,
         num_workers=config.num_workers,
         timeout_s=config.sample_timeout_s,

@@ -195,7 +195,12 @@ class Freezer:
         differs = pl.col("num_bytes").ne_missing(pl.col("old_bytes")) | pl.col(
             "mtime_ns"
         ).ne_missing(pl.col("old_mtime"))
-        changed = joined.filter(pl.col("row").is_not_null() & differs).sort("key")
+        # A tar that grew holds its old members where they were: their places were compared.
+        is_member = pl.col("member").is_not_null() & pl.col("offset").is_not_null()
+        is_grown = is_member & (pl.col("num_bytes") > pl.col("old_bytes"))
+        changed = joined.filter(
+            pl.col("row").is_not_null() & differs & ~is_grown.fill_null(False)
+        ).sort("key")
         self.findings.num_changed += changed.height
         self.findings.changed = sorted([*self.findings.changed, *changed["key"][:_SHOWN]])[:_SHOWN]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from ..errors import DiskFullError
 from ..store import layout
 from ..store.files import LocalFiles
 from .sources import Piece, Problem, Sample, Source
@@ -137,7 +138,11 @@ class Scanner:
         body = mark + sink.getvalue()
         path = layout.kept_scan(digest, number)
         partial = f"{path.removesuffix('.partial')}.{secrets.token_hex(6)}.partial"
-        self._files.write(partial, hashlib.sha256(body).digest() + body)
+        try:
+            self._files.write(partial, hashlib.sha256(body).digest() + body)
+        except DiskFullError:
+            self._keeps = False  # the plan itself may still fit
+            return
         self._files.rename(partial, path)
 
 
