@@ -20,6 +20,10 @@ from .images import ImageRef
 READ_AHEAD_BYTES = 1 << 28
 """Bytes of images that may wait for the decoders, beside the one batch that always may."""
 
+_MAX_WAITING = 4
+"""Batches that may wait, whatever they hold: images that lie elsewhere carry no bytes here, yet taking
+their batches opens the rows of a unit each."""
+
 _STEP_BYTES = 1 << 22  # of a row group, decoded at a time
 
 _Batch = tuple[Any, Sequence[ImageRef]]
@@ -100,7 +104,10 @@ class _ReadAhead:
                 lambda: (
                     self._is_stopping
                     or not self._ready
-                    or self._num_bytes + num_bytes <= self._max_bytes
+                    or (
+                        len(self._ready) < _MAX_WAITING
+                        and self._num_bytes + num_bytes <= self._max_bytes
+                    )
                 )
             )
             self._ready.append((item, num_bytes))

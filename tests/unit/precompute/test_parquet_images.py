@@ -30,6 +30,15 @@ def ref_of(path: Path, row: int, row_group_size: int = 4, **more: Any) -> ImageR
     return ImageRef(row, place, (WHOLE_IMAGE,))
 
 
+def settled(taken: Sequence[int]) -> int:
+    """How many were taken, once no more are."""
+    before = -1
+    while before != len(taken):
+        before = len(taken)
+        time.sleep(0.05)
+    return before
+
+
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Every start of a row group: (file, row group)."""
@@ -92,12 +101,24 @@ def test_no_more_is_read_ahead_than_was_said(tmp_path: Path) -> None:
 
     ready = with_parquet_bytes(batches(), max_bytes=6000)
     next(ready)
-    settled = -1
-    while settled != len(taken):
-        settled = len(taken)
-        time.sleep(0.05)
-    assert settled <= 5  # one handed over, three waiting, one read that waits for room
+    assert settled(taken) <= 5  # one handed over, three waiting, one read that waits for room
     assert len(list(ready)) == 19
+
+
+def test_batches_that_carry_no_bytes_are_not_taken_far_ahead(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [b"0"], 4)
+    plain = ImageRef(7, ImagePlace(path=tmp_path / "gone.jpg"), (WHOLE_IMAGE,))
+    taken: list[int] = []
+
+    def batches() -> Iterator[tuple[int, list[ImageRef]]]:
+        for i in range(1001):
+            taken.append(i)
+            yield i, [plain if i else ref_of(path, 0)]
+
+    ready = with_parquet_bytes(batches())
+    next(ready)
+    assert settled(taken) <= 6  # one handed over, four waiting, one that waits for room
+    assert [tag for tag, _ in ready] == list(range(1, 1001))
 
 
 def test_one_batch_larger_than_the_limit_goes_through(tmp_path: Path) -> None:
