@@ -120,7 +120,7 @@ class RowReader:
 
     def __init__(self) -> None:
         self._file: Any = None
-        self._path: Path | None = None
+        self._opened: tuple[Path, int | None] | None = None
         self._group: tuple[str | None, int | None] | None = None
         self._rows: Iterator[Any] = iter(())
         self._next = 0
@@ -142,14 +142,15 @@ class RowReader:
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
-        self._file, self._path, self._group, self._fault = None, None, None, None
+        self._file, self._opened, self._group, self._fault = None, None, None, None
 
     def _bytes(self, place: ImagePlace) -> bytes:
         import pyarrow as pa
 
-        if place.path != self._path:
+        # With its size: a file written anew is refused to the rows planned before, not to the others.
+        if (place.path, place.file_bytes) != self._opened:
             self.close()
-            self._path = place.path
+            self._opened = place.path, place.file_bytes
             try:
                 self._file = open_rows(place)
             except ReadError as error:
@@ -168,6 +169,9 @@ class RowReader:
             message = (str(error).splitlines() or [type(error).__name__])[0]
             self._fault = f"row group {place.row_group} is damaged: {message}"
             raise ReadError(self._fault) from None
+        except ReadError as error:  # no such column: nor for the other rows
+            self._fault = str(error)
+            raise
         self._next = place.index + 1
         if value is None:
             raise ReadError("the file is damaged: a row group is shorter than it says")

@@ -184,6 +184,25 @@ def test_files_that_changed_or_vanished_cost_their_rows(tmp_path: Path) -> None:
     assert changed.fault == f"the file changed since it was planned: {size} bytes where it had 1"
 
 
+def test_a_file_written_anew_is_read_for_the_rows_that_were_planned_since(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [b"0", b"1", b"2"], 4)
+    size = path.stat().st_size
+    sizes = [size - 1, size, size, size - 1, size]
+    refs = [ref_of(path, i % 3, file_bytes=planned) for i, planned in enumerate(sizes)]
+    ((_, found),) = with_parquet_bytes([(None, refs)])
+    assert [ref.data for ref in found] == [None, b"1", b"2", None, b"1"]
+    reason = f"the file changed since it was planned: {size} bytes where it had {size - 1}"
+    assert [ref.fault for ref in found] == [reason, None, None, reason, None]
+
+
+def test_every_row_of_a_column_that_is_gone_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"other": [b"%d" % i for i in range(8)]}), path, row_group_size=4)
+    ((_, found),) = with_parquet_bytes([(None, [ref_of(path, i) for i in (0, 1, 3, 5, 6)])])
+    reason = "the file changed since it was planned: it has no column 'image.bytes'"
+    assert [ref.fault for ref in found] == [reason] * 5
+
+
 def test_what_the_batches_raise_is_raised_after_the_batches_before(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", [b"0"], 4)
 
