@@ -84,11 +84,9 @@ class ParquetSource:
             records = recorded[1].of_images(file.stem)
             is_unfinished = records is not None and records.unfinished is not None
             name = os.path.relpath(file, self.root)
-            yield Piece(
-                name,
-                partial(self._scan, file, name, is_only, records),
-                f"{size_and_time(str(file))} {is_unfinished}",
-            )
+            # A file that may not be read looks the same when it may: its size and time stay.
+            state = f"{size_and_time(str(file))} {os.access(file, os.R_OK)} {is_unfinished}"
+            yield Piece(name, partial(self._scan, file, name, is_only, records), state)
 
     def _files(self) -> Sequence[Path]:
         if is_pattern(self.location):

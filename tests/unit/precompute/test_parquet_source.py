@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from privileges import open_folder, unprivileged
 
 from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, scan
@@ -281,6 +282,23 @@ def test_files_that_cannot_be_read_are_named_and_the_others_built(tmp_path: Path
     assert other[1].startswith("has no column of images (binary, or a struct with 'bytes')")
     with pytest.raises(SourceError, match=r"b\.parquet cannot be read as Parquet"):
         samples_of(tmp_path / "b.parquet")
+
+
+def test_a_file_that_may_not_be_read_is_a_problem_until_it_may() -> None:
+    with open_folder() as root:
+        for i, name in enumerate(["a.parquet", "b.parquet"]):
+            write(root / name, rows_of([i])).chmod(0o644)
+        (root / "a.parquet").chmod(0)
+        with unprivileged(root):
+            before = open_source(root).fingerprint()
+            ((place, reason),) = problems_of(root)
+            assert place == "a.parquet"
+            assert "Permission denied" in reason
+            assert [sample.key for sample in samples_of(root)] == ["b/0"]
+        (root / "a.parquet").chmod(0o644)
+        with unprivileged(root):
+            assert open_source(root).fingerprint() != before
+            assert [sample.key for sample in samples_of(root)] == ["a/0", "b/0"]
 
 
 def test_a_damaged_row_group_costs_its_own_rows(tmp_path: Path) -> None:
