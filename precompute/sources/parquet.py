@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import SourceError
+from ...store.layout import CACHE_RECORD, CATALOG
 from .base import Piece, Problem, Sample
 from .columns import TableColumns
 from .downloads import (
@@ -274,6 +275,9 @@ def _count_images(folder: Path) -> int:
 
 def _all_names(folder: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
+        if Path(root) != folder and _is_cache([*folders, *names]):
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith("."):
@@ -290,6 +294,8 @@ def _first_names(folder: Path) -> Iterator[Path]:
             entries = sorted(os.scandir(below), key=lambda entry: entry.name)
         except OSError:
             continue
+        if below != folder and _is_cache([entry.name for entry in entries]):
+            continue
         num_names += len(entries)
         for entry in entries:
             if entry.name.startswith("."):
@@ -298,3 +304,8 @@ def _first_names(folder: Path) -> Iterator[Path]:
                 pending.append(Path(entry.path))
             else:
                 yield Path(entry.path)
+
+
+def _is_cache(names: Sequence[str]) -> bool:
+    """Say whether a folder is a cache by what lies in it. Its tables are Parquet, but no corpus."""
+    return CACHE_RECORD in names and CATALOG in names

@@ -152,6 +152,34 @@ def test_images_beside_parquet_files_are_counted_not_dropped_in_silence(tmp_path
     assert "2 image files beside the Parquet files are not read" in reason
 
 
+def put_cache(folder: Path) -> None:
+    write(folder / "catalog" / "samples-00000.parquet", [{"key": "a", "image": b"not a corpus"}])
+    (folder / "cache.json").write_text("{}")
+    (folder / "preview.jpg").write_bytes(b"x")
+
+
+def test_a_cache_inside_the_corpus_is_no_part_of_it(tmp_path: Path) -> None:
+    for i, name in enumerate(["z.parquet", "more/a.parquet"]):
+        write(tmp_path / name, rows_of([i]))
+    before = open_source(tmp_path).fingerprint()
+    put_cache(tmp_path / "more" / "cache")
+    assert open_source(tmp_path).fingerprint() == before
+    assert [s.key for s in samples_of(tmp_path)] == ["z/0", "more/a/0"]
+    assert problems_of(tmp_path) == []
+
+
+def test_images_with_a_cache_beside_them_are_a_folder_of_images(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    put_cache(tmp_path / "cache")
+    assert open_source(tmp_path).kind == "folder"
+
+
+def test_a_folder_that_merely_holds_a_cache_json_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "a.parquet", rows_of([0]))
+    (tmp_path / "data" / "cache.json").write_text("{}")
+    assert [s.key for s in samples_of(tmp_path)] == ["data/a/0"]
+
+
 def test_a_folder_of_images_with_a_parquet_of_other_things_stays_one(tmp_path: Path) -> None:
     write(tmp_path / "meta.parquet", [{"url": "x", "hash": "y"}])
     (tmp_path / "a.jpg").touch()
