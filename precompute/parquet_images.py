@@ -20,6 +20,10 @@ from .images import ImageRef
 READ_AHEAD_BYTES = 1 << 28
 """Bytes of images that may wait for the decoders, beside the one batch that always may."""
 
+_MAX_WAITING = 4
+"""Batches that may wait, whatever they hold: images that lie elsewhere carry no bytes here, yet taking
+their batches opens the rows of a unit each."""
+
 _STEP_BYTES = 1 << 22  # of a row group, decoded at a time
 
 _Batch = tuple[Any, Sequence[ImageRef]]
@@ -100,7 +104,10 @@ class _ReadAhead:
                 lambda: (
                     self._is_stopping
                     or not self._ready
-                    or self._num_bytes + num_bytes <= self._max_bytes
+                    or (
+                        len(self._ready) < _MAX_WAITING
+                        and self._num_bytes + num_bytes <= self._max_bytes
+                    )
                 )
             )
             self._ready.append((item, num_bytes))
@@ -113,7 +120,7 @@ class RowReader:
 
     def __init__(self) -> None:
         self._file: Any = None
-        self._path: Path | None = None
+        self._opened: tuple[Path, int | None] | None = None
         self._group: tuple[str | None, int | None] | None = None
         self._rows: Iterator[Any] = iter(())
         self._next = 0
@@ -135,14 +142,15 @@ class RowReader:
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
-        self._file, self._path, self._group, self._fault = None, None, None, None
+        self._file, self._opened, self._group, self._fault = None, None, None, None
 
     def _bytes(self, place: ImagePlace) -> bytes:
         import pyarrow as pa
 
-        if place.path != self._path:
+        # With its size: a file written anew is refused to the rows planned before, not to the others.
+        if (place.path, place.file_bytes) != self._opened:
             self.close()
-            self._path = place.path
+            self._opened = place.path, place.file_bytes
             try:
                 self._file = open_rows(place)
             except ReadError as error:
@@ -161,6 +169,9 @@ class RowReader:
             message = (str(error).splitlines() or [type(error).__name__])[0]
             self._fault = f"row group {place.row_group} is damaged: {message}"
             raise ReadError(self._fault) from None
+        except ReadError as error:  # no such column: nor for the other rows
+            self._fault = str(error)
+            raise
         self._next = place.index + 1
         if value is None:
             raise ReadError("the file is damaged: a row group is shorter than it says")

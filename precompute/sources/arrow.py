@@ -11,7 +11,7 @@ needs neither Arrow nor any other row. ``datasets`` itself is not needed.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,13 +33,24 @@ _MAX_JSON = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
-    """One Arrow file of a saved dataset."""
+class _Split:
+    """The Arrow files of one Dataset, and how many rows come before each."""
 
-    path: Path
-    split: str | None
-    before: tuple[Path, ...]
-    """The files of its split that come before it."""
+    name: str | None
+    files: tuple[Path, ...]
+    _ends: list[int] = field(default_factory=lambda: [0])
+    """Rows up to the end of the files counted so far, each opened once for it."""
+
+    def first_row(self, number: int) -> int:
+        """Return the number, in the split, of the first row of a file.
+
+        Raises:
+            SourceError: a file before it cannot be read.
+        """
+        while len(self._ends) <= number:
+            with ArrowFile(self.files[len(self._ends) - 1]) as opened:
+                self._ends.append(self._ends[-1] + opened.count_rows())
+        return self._ends[number]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +78,10 @@ class SavedDatasetSource:
     def fingerprint(self) -> str:
         """Changes with the name, size or time of any Arrow file, or with the columns asked for."""
         digest = hashlib.sha256(f"datasets\n{self.columns!r}\n".encode())
-        for file in self._files():
-            digest.update(f"{file.split}\0{_fingerprint([file.path])}\n".encode())
+        for split in self._splits():
+            for path in split.files:
+                told = hashlib.sha256(_facts(path)).hexdigest()
+                digest.update(f"{split.name}\0{told}\n".encode())
         return digest.hexdigest()
 
     def pieces(self) -> Iterator[Piece]:
@@ -77,29 +90,32 @@ class SavedDatasetSource:
         Raises:
             SourceError: what the folder says of itself cannot be read or followed.
         """
-        for file in self._files():
-            name = file.path.relative_to(self.location).as_posix()
-            fingerprint = _fingerprint([*file.before, file.path])  # earlier files give the numbers
-            yield Piece(name, partial(self._scan, file), fingerprint)
+        for split in self._splits():
+            digest = hashlib.sha256()  # of all files so far: the earlier ones give the numbers
+            for number, path in enumerate(split.files):
+                digest.update(_facts(path))
+                name = path.relative_to(self.location).as_posix()
+                yield Piece(name, partial(self._scan, split, number), digest.hexdigest())
 
-    def _files(self) -> list[_File]:
+    def _splits(self) -> list[_Split]:
         if not (self.location / _SPLITS).exists():
-            return _files_of(self.location, None)
+            return [_Split(None, _files_of(self.location))]
         splits = _read_json(self.location / _SPLITS).get("splits")
         if not _is_names(splits):
             raise SourceError(f"{self.location / _SPLITS} names no splits; save the dataset again")
-        return [file for split in splits for file in _files_of(self.location / split, split)]
+        return [_Split(split, _files_of(self.location / split)) for split in splits]
 
-    def _scan(self, file: _File) -> Iterator[Sample | Problem]:
+    def _scan(self, split: _Split, number: int) -> Iterator[Sample | Problem]:
         """Yield the samples of a file.
 
         Raises:
             SourceError: it cannot be read or holds no images. The rows behind it could not be numbered.
         """
-        first = sum(_num_rows(path) for path in file.before)
-        with ArrowFile(file.path) as opened:
-            columns = packed_columns(opened.schema, self.columns, file.path)
-            scan = _FileScan(self.location, file, columns, opened)
+        first = split.first_row(number)
+        path = split.files[number]
+        with ArrowFile(path) as opened:
+            columns = packed_columns(opened.schema, self.columns, path)
+            scan = _FileScan(self.location, path, split.name, columns, opened)
             for batch in opened.batches():
                 yield from scan.batch(batch, first)
                 first += len(batch)
@@ -108,12 +124,14 @@ class SavedDatasetSource:
 class _FileScan:
     """One file on its way to samples."""
 
-    def __init__(self, root: Path, file: _File, columns: PackedColumns, opened: ArrowFile) -> None:
+    def __init__(
+        self, root: Path, path: Path, split: str | None, columns: PackedColumns, opened: ArrowFile
+    ) -> None:
         self._root, self._columns, self._opened = root, columns, opened
-        self._name = file.path.relative_to(root).as_posix()
-        self._place = printable(str(file.path))
-        self._prefix = f"{file.split}/" if file.split is not None else ""
-        self._size_and_time = size_and_time(str(file.path))
+        self._name = path.relative_to(root).as_posix()
+        self._place = printable(str(path))
+        self._prefix = f"{split}/" if split is not None else ""
+        self._size_and_time = size_and_time(str(path))
         wanted = [name for name in columns.fields.names() if name != columns.image[0]]
         self._indices = [opened.schema.get_field_index(name) for name in wanted]
 
@@ -180,7 +198,7 @@ def find_saved_dataset(folder: Path, columns: TableColumns) -> SavedDatasetSourc
     return SavedDatasetSource(folder, columns) if is_saved else None
 
 
-def _files_of(folder: Path, split: str | None) -> list[_File]:
+def _files_of(folder: Path) -> tuple[Path, ...]:
     """Return the files of one Dataset, those that it says and no others.
 
     Raises:
@@ -199,8 +217,7 @@ def _files_of(folder: Path, split: str | None) -> list[_File]:
             f"{folder} is a selection of rows of its files, as datasets before 2.0 saved it; load it, "
             "call flatten_indices() and save it again"
         )
-    paths = [folder / name for name in names]
-    return [_File(path, split, tuple(paths[:i])) for i, path in enumerate(paths)]
+    return tuple(folder / name for name in names)
 
 
 def _file_name(file: object) -> object:
@@ -231,14 +248,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], found)
 
 
-def _num_rows(path: Path) -> int:
-    with ArrowFile(path) as opened:
-        return sum(len(batch) for batch in opened.batches())
-
-
-def _fingerprint(paths: Sequence[Path]) -> str:
-    facts = "".join(f"{os.fsencode(path.name)!r} {size_and_time(str(path))}\n" for path in paths)
-    return hashlib.sha256(facts.encode()).hexdigest()
+def _facts(path: Path) -> bytes:
+    return f"{os.fsencode(path.name)!r} {size_and_time(str(path))}\n".encode()
 
 
 def _as_text(value: Any) -> object:

@@ -68,6 +68,18 @@ class ArrowFile:
             yield batch
             number += 1
 
+    def count_rows(self) -> int:
+        """Return the number of rows; reads no value. The file is then at its end.
+
+        Raises:
+            SourceError: the file is damaged.
+        """
+        num_rows = number = 0
+        while (batch := self._batch(number)) is not None:
+            num_rows += batch.num_rows
+            number += 1
+        return num_rows
+
     def places(self, column: Any) -> list[_Place | None]:
         """Return where in the file the bytes of each value lie, as (offset, length); None for null.
 

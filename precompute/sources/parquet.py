@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import SourceError
+from ...store.layout import CACHE_RECORD, CATALOG
 from .base import Piece, Problem, Sample
 from .columns import TableColumns
 from .downloads import (
@@ -84,11 +85,9 @@ class ParquetSource:
             records = recorded[1].of_images(file.stem)
             is_unfinished = records is not None and records.unfinished is not None
             name = os.path.relpath(file, self.root)
-            yield Piece(
-                name,
-                partial(self._scan, file, name, is_only, records),
-                f"{size_and_time(str(file))} {is_unfinished}",
-            )
+            # A file that may not be read looks the same when it may: its size and time stay.
+            state = f"{size_and_time(str(file))} {os.access(file, os.R_OK)} {is_unfinished}"
+            yield Piece(name, partial(self._scan, file, name, is_only, records), state)
 
     def _files(self) -> Sequence[Path]:
         if is_pattern(self.location):
@@ -276,6 +275,9 @@ def _count_images(folder: Path) -> int:
 
 def _all_names(folder: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
+        if Path(root) != folder and _is_cache([*folders, *names]):
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith("."):
@@ -292,6 +294,8 @@ def _first_names(folder: Path) -> Iterator[Path]:
             entries = sorted(os.scandir(below), key=lambda entry: entry.name)
         except OSError:
             continue
+        if below != folder and _is_cache([entry.name for entry in entries]):
+            continue
         num_names += len(entries)
         for entry in entries:
             if entry.name.startswith("."):
@@ -300,3 +304,8 @@ def _first_names(folder: Path) -> Iterator[Path]:
                 pending.append(Path(entry.path))
             else:
                 yield Path(entry.path)
+
+
+def _is_cache(names: Sequence[str]) -> bool:
+    """Say whether a folder is a cache by what lies in it. Its tables are Parquet, but no corpus."""
+    return CACHE_RECORD in names and CATALOG in names

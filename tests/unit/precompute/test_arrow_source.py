@@ -14,7 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from siglip2_cache.errors import SourceError
-from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, scan
+from siglip2_cache.precompute.sources import (
+    Problem,
+    Sample,
+    TableColumns,
+    arrow,
+    open_source,
+    scan,
+)
+from siglip2_cache.precompute.sources.arrow_file import ArrowFile
 from siglip2_cache.precompute.sources.base import Source
 from siglip2_cache.store.places import ImagePlace, read_image_bytes
 
@@ -229,6 +237,49 @@ def test_a_piece_is_known_by_the_files_up_to_it(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\xff\xff\xff\xff\0\0\0\0")
     second = [piece.fingerprint for piece in open_source(tmp_path / "d").pieces()]
     assert [a == b for a, b in zip(first, second, strict=True)] == [True, False, False]
+
+
+def test_a_file_is_opened_twice_and_checked_once_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_files = 12
+    dataset_of(range(2 * num_files)).save_to_disk(tmp_path / "d", num_shards=num_files)
+    opened: list[Path] = []
+    checked: list[int] = []
+    looked_at: list[str] = []
+    is_at, check = arrow.size_and_time, ArrowFile._check  # pyright: ignore[reportPrivateUsage]
+
+    def open_one(path: Path) -> ArrowFile:
+        opened.append(path)
+        return ArrowFile(path)
+
+    def check_one(self: ArrowFile, batch: Any) -> None:
+        checked.append(len(batch))
+        check(self, batch)
+
+    def look_at(path: str) -> tuple[int | None, int | None]:
+        looked_at.append(path)
+        return is_at(path)
+
+    monkeypatch.setattr(arrow, "ArrowFile", open_one)
+    monkeypatch.setattr(ArrowFile, "_check", check_one)
+    monkeypatch.setattr(arrow, "size_and_time", look_at)
+    assert [s.key for s in samples_of(tmp_path / "d")] == [str(i) for i in range(2 * num_files)]
+    assert checked == [2] * num_files
+    assert max(opened.count(path) for path in opened) == 2  # to count its rows, to read them
+    assert max(looked_at.count(path) for path in looked_at) == 2  # fingerprint, and its samples
+
+
+def test_a_file_has_the_same_numbers_whether_those_before_were_scanned_or_not(
+    tmp_path: Path,
+) -> None:
+    splits = {"train": dataset_of(range(7)), "eval": dataset_of(range(5))}
+    shards = {"train": 3, "eval": 2}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "d", num_shards=shards)
+    whole = samples_of(tmp_path / "d")
+    pieces = list(open_source(tmp_path / "d").pieces())
+    found = [item for piece in reversed(pieces) for item in reversed(list(piece.scan()))]
+    assert found[::-1] == whole
 
 
 def test_datasets_is_not_imported(tmp_path: Path) -> None:

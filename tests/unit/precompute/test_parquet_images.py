@@ -30,6 +30,15 @@ def ref_of(path: Path, row: int, row_group_size: int = 4, **more: Any) -> ImageR
     return ImageRef(row, place, (WHOLE_IMAGE,))
 
 
+def settled(taken: Sequence[int]) -> int:
+    """How many were taken, once no more are."""
+    before = -1
+    while before != len(taken):
+        before = len(taken)
+        time.sleep(0.05)
+    return before
+
+
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Every start of a row group: (file, row group)."""
@@ -92,12 +101,24 @@ def test_no_more_is_read_ahead_than_was_said(tmp_path: Path) -> None:
 
     ready = with_parquet_bytes(batches(), max_bytes=6000)
     next(ready)
-    settled = -1
-    while settled != len(taken):
-        settled = len(taken)
-        time.sleep(0.05)
-    assert settled <= 5  # one handed over, three waiting, one read that waits for room
+    assert settled(taken) <= 5  # one handed over, three waiting, one read that waits for room
     assert len(list(ready)) == 19
+
+
+def test_batches_that_carry_no_bytes_are_not_taken_far_ahead(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [b"0"], 4)
+    plain = ImageRef(7, ImagePlace(path=tmp_path / "gone.jpg"), (WHOLE_IMAGE,))
+    taken: list[int] = []
+
+    def batches() -> Iterator[tuple[int, list[ImageRef]]]:
+        for i in range(1001):
+            taken.append(i)
+            yield i, [plain if i else ref_of(path, 0)]
+
+    ready = with_parquet_bytes(batches())
+    next(ready)
+    assert settled(taken) <= 6  # one handed over, four waiting, one that waits for room
+    assert [tag for tag, _ in ready] == list(range(1, 1001))
 
 
 def test_one_batch_larger_than_the_limit_goes_through(tmp_path: Path) -> None:
@@ -161,6 +182,25 @@ def test_files_that_changed_or_vanished_cost_their_rows(tmp_path: Path) -> None:
     assert [ref.fault for ref in found[4:6]] == ["no such file"] * 2
     ((_, (changed,)),) = with_parquet_bytes([(None, [ref_of(path, 0, file_bytes=1)])])
     assert changed.fault == f"the file changed since it was planned: {size} bytes where it had 1"
+
+
+def test_a_file_written_anew_is_read_for_the_rows_that_were_planned_since(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [b"0", b"1", b"2"], 4)
+    size = path.stat().st_size
+    sizes = [size - 1, size, size, size - 1, size]
+    refs = [ref_of(path, i % 3, file_bytes=planned) for i, planned in enumerate(sizes)]
+    ((_, found),) = with_parquet_bytes([(None, refs)])
+    assert [ref.data for ref in found] == [None, b"1", b"2", None, b"1"]
+    reason = f"the file changed since it was planned: {size} bytes where it had {size - 1}"
+    assert [ref.fault for ref in found] == [reason, None, None, reason, None]
+
+
+def test_every_row_of_a_column_that_is_gone_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"other": [b"%d" % i for i in range(8)]}), path, row_group_size=4)
+    ((_, found),) = with_parquet_bytes([(None, [ref_of(path, i) for i in (0, 1, 3, 5, 6)])])
+    reason = "the file changed since it was planned: it has no column 'image.bytes'"
+    assert [ref.fault for ref in found] == [reason] * 5
 
 
 def test_what_the_batches_raise_is_raised_after_the_batches_before(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from privileges import open_folder, unprivileged
 
 from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, scan
@@ -151,6 +152,34 @@ def test_images_beside_parquet_files_are_counted_not_dropped_in_silence(tmp_path
     assert "2 image files beside the Parquet files are not read" in reason
 
 
+def put_cache(folder: Path) -> None:
+    write(folder / "catalog" / "samples-00000.parquet", [{"key": "a", "image": b"not a corpus"}])
+    (folder / "cache.json").write_text("{}")
+    (folder / "preview.jpg").write_bytes(b"x")
+
+
+def test_a_cache_inside_the_corpus_is_no_part_of_it(tmp_path: Path) -> None:
+    for i, name in enumerate(["z.parquet", "more/a.parquet"]):
+        write(tmp_path / name, rows_of([i]))
+    before = open_source(tmp_path).fingerprint()
+    put_cache(tmp_path / "more" / "cache")
+    assert open_source(tmp_path).fingerprint() == before
+    assert [s.key for s in samples_of(tmp_path)] == ["z/0", "more/a/0"]
+    assert problems_of(tmp_path) == []
+
+
+def test_images_with_a_cache_beside_them_are_a_folder_of_images(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    put_cache(tmp_path / "cache")
+    assert open_source(tmp_path).kind == "folder"
+
+
+def test_a_folder_that_merely_holds_a_cache_json_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "a.parquet", rows_of([0]))
+    (tmp_path / "data" / "cache.json").write_text("{}")
+    assert [s.key for s in samples_of(tmp_path)] == ["data/a/0"]
+
+
 def test_a_folder_of_images_with_a_parquet_of_other_things_stays_one(tmp_path: Path) -> None:
     write(tmp_path / "meta.parquet", [{"url": "x", "hash": "y"}])
     (tmp_path / "a.jpg").touch()
@@ -281,6 +310,23 @@ def test_files_that_cannot_be_read_are_named_and_the_others_built(tmp_path: Path
     assert other[1].startswith("has no column of images (binary, or a struct with 'bytes')")
     with pytest.raises(SourceError, match=r"b\.parquet cannot be read as Parquet"):
         samples_of(tmp_path / "b.parquet")
+
+
+def test_a_file_that_may_not_be_read_is_a_problem_until_it_may() -> None:
+    with open_folder() as root:
+        for i, name in enumerate(["a.parquet", "b.parquet"]):
+            write(root / name, rows_of([i])).chmod(0o644)
+        (root / "a.parquet").chmod(0)
+        with unprivileged(root):
+            before = open_source(root).fingerprint()
+            ((place, reason),) = problems_of(root)
+            assert place == "a.parquet"
+            assert "Permission denied" in reason
+            assert [sample.key for sample in samples_of(root)] == ["b/0"]
+        (root / "a.parquet").chmod(0o644)
+        with unprivileged(root):
+            assert open_source(root).fingerprint() != before
+            assert [sample.key for sample in samples_of(root)] == ["a/0", "b/0"]
 
 
 def test_a_damaged_row_group_costs_its_own_rows(tmp_path: Path) -> None:
