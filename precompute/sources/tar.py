@@ -64,13 +64,19 @@ class TarFault:
     cut_name: bytes | None = None
     """Name of the member whose data are cut, where it is known."""
 
+    lacks_mark_only: bool = False
+    """All that is seen to be missing is the end mark, behind a whole member: some writers never write
+    one. A cut at just this place looks the same."""
+
 
 class _DamagedError(Exception):
     """What stands in the archive cannot be followed."""
 
-    def __init__(self, reason: str, cut_name: bytes | None = None) -> None:
+    def __init__(
+        self, reason: str, cut_name: bytes | None = None, *, lacks_mark_only: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.fault = TarFault(reason, cut_name)
+        self.fault = TarFault(reason, cut_name, lacks_mark_only)
 
 
 @dataclass(slots=True)
@@ -104,8 +110,9 @@ class _Told:
 def walk_tar(file: BinaryIO) -> Iterator[TarMember | TarFault]:
     """Yield the members of an archive in order, and last a fault unless it ends as it should.
 
-    What precedes a fault can be used: the data of each member are all there. Whatever the bytes are,
-    only what the file itself raises is raised.
+    What precedes a fault can be used: the data of each member are all there. But more members of the
+    last sample may have stood behind it. Whatever the bytes are, only what the file itself raises is
+    raised.
 
     Args:
         file: seekable; unbuffered is best, for only headers are read.
@@ -137,7 +144,8 @@ def walk_tar(file: BinaryIO) -> Iterator[TarMember | TarFault]:
     elif told.is_extended:
         yield TarFault(f"it is cut at byte {num_bytes:,}, behind the name of a member that is gone")
     else:
-        yield TarFault(f"it has no end mark at byte {num_bytes:,} and may be cut")
+        reason = f"it has no end mark at byte {num_bytes:,} and may be cut"
+        yield TarFault(reason, lacks_mark_only=position == num_bytes)  # else zeros are gone as well
 
 
 def _step(
@@ -231,10 +239,11 @@ def _check_cut(end: int, num_bytes: int, name: bytes | None) -> None:
 
 def _check_end(file: BinaryIO, position: int, num_bytes: int, told: _Told) -> None:
     """Refuse an end mark that is cut itself, or stands where a member should, or is not the end."""
-    if num_bytes - position < BLOCK:
-        raise _DamagedError(f"it has no whole end mark at byte {num_bytes:,} and may be cut")
     if told.is_extended:
         raise _DamagedError(f"it is damaged at byte {position:,}: an end mark instead of a member")
+    if num_bytes - position < BLOCK:
+        reason = f"it has no whole end mark at byte {num_bytes:,} and may be cut"
+        raise _DamagedError(reason, lacks_mark_only=True)
     for start in range(position + BLOCK, num_bytes, _CHUNK):
         chunk = _read(file, start, _CHUNK)
         rest = chunk.lstrip(b"\0")

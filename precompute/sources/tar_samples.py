@@ -3,6 +3,10 @@
 The archive is indexed first, from its headers alone, then grouped: members of a sample need not follow
 each other. A million members take 115 MB while they are grouped (names of 13 bytes). Images are
 addressed where they lie; only texts are read.
+
+Of an archive that is cut or damaged the last sample is left out: more members of it may have stood there,
+and a caption that is not there when it is planned could never be added. Where nothing but the end mark is
+missing it is used, for some writers never write one.
 """
 
 import hashlib
@@ -65,8 +69,11 @@ class _Index:
     fault: str | None = None
     """Why the archive ends otherwise than it should."""
 
-    cut_key: bytes | None = None
-    """Key of the sample in the middle of which the archive is cut."""
+    last_key: bytes | None = None
+    """Key of the last member that has one, of whatever kind."""
+
+    is_cut: bool = False
+    """More members of the last key may be missing."""
 
     def __len__(self) -> int:
         return len(self.roles)
@@ -84,6 +91,12 @@ class _Index:
         self.sizes.append(member.size)
         self.roles.append(role)
         self.key_digests += hashlib.blake2b(key, digest_size=_DIGEST_BYTES).digest()
+
+    def take_fault(self, fault: TarFault) -> None:
+        """Take in why the archive ends, and of which sample members may be missing for it."""
+        self.fault, self.is_cut = fault.reason, not fault.lacks_mark_only
+        cut = split_key(fault.cut_name) if fault.cut_name else None
+        self.last_key = cut[0] if cut else self.last_key
 
     def groups(self) -> Iterator[list[int]]:
         """Yield the members of each key, in order; the keys in the order of their first members."""
@@ -147,6 +160,7 @@ class _Archive:
         self._num_bytes, self._mtime_ns = size_and_time(str(path))
         self._tally = Tally(self._place)
         self._index = _Index()
+        self._left_out: str | None = None  # key of the last sample, where it may lack members
 
     def scan(self) -> Iterator[Sample | Problem]:
         yield from self._build_index()
@@ -163,12 +177,10 @@ class _Archive:
         for member in walk_tar(self._file):
             if isinstance(member, TarFault):
                 self._refuse_compressed()
-                index.fault = member.reason
-                parts = split_key(member.cut_name) if member.cut_name else None
-                if parts is not None and parts[1] in _ROLE_OF:
-                    index.cut_key = parts[0]
+                index.take_fault(member)
                 return
             parts = split_key(member.name)
+            index.last_key = parts[0] if parts else index.last_key
             role = _ROLE_OF.get(parts[1]) if parts else None
             if parts is None or role is None:
                 index.num_others += member.kind != "folder"
@@ -193,9 +205,8 @@ class _Archive:
         parts = split_key(name)
         assert parts is not None
         key = parts[0].decode()
-        if parts[0] == index.cut_key:  # with captions missing it would be frozen without them
-            reason = "its sample is cut off, and left out until the archive is whole"
-            yield self._problem(name, reason, key)
+        if index.is_cut and parts[0] == index.last_key:
+            self._left_out = key  # with captions missing it would be frozen without them
             return
         if role >= len(_IMAGES):
             reason = "there is no image to it"
@@ -240,8 +251,13 @@ class _Archive:
             counts = " and ".join(f"{count:,} of kind {kind}" for kind, count in passed)
             yield Problem(place=self._place, reason=f"members that are no files: {counts}")
         if index.fault is not None:
-            reason = f"{index.fault}; {num_images:,} images before that are used"
-            yield Problem(place=self._place, reason=reason if num_images else index.fault)
+            reason = index.fault
+            if self._left_out is not None:
+                last = printable_name(self._left_out.encode())
+                reason += f"; its last sample {last} may lack members and is left out"
+            if num_images:
+                reason += f"; {num_images:,} images before that are used"
+            yield Problem(place=self._place, reason=reason, key=self._left_out)
         elif not num_images:
             yield Problem(place=self._place, reason=self._describe_lack())
 

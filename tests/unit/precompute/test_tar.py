@@ -282,6 +282,11 @@ def test_zero_blocks_are_the_end(blocks: int) -> None:
             "it is damaged at byte 2,048: an end mark instead of a member",
         ),
         (
+            ONE + pax(record(b"path", b"x")) + bytes(100),
+            1,
+            "it is damaged at byte 2,048: an end mark instead of a member",
+        ),
+        (
             bytes(header(b"a.jpg", b"\x80" + b"\xff" * 11)) + END,
             0,
             "it is cut at byte 1,536, in the middle of 'a.jpg', which would end at byte "

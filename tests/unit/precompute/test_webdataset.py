@@ -366,25 +366,114 @@ def test_what_precedes_a_cut_is_used_and_the_cut_is_named(tmp_path: Path) -> Non
     )
 
 
-@pytest.mark.parametrize(("ending", "is_used"), [("txt", False), ("JSON", False), ("npy", True)])
-def test_a_sample_whose_text_is_cut_off_is_left_out_until_the_tar_is_whole(
-    tmp_path: Path, ending: str, is_used: bool
+TWO = [("0.jpg", b"0"), ("0.txt", b"zero"), ("1.jpg", b"1"), ("1.txt", b"one")]
+ONE_TEXT = 6 * 512  # where the header of 1.txt begins, of headers without any before them
+LEFT_OUT = "; its last sample '1' may lack members and is left out; 1 images before that are used"
+
+
+@pytest.mark.parametrize("ending", ["txt", "JSON", "npy"])
+def test_a_sample_with_a_member_that_is_cut_off_is_left_out_until_the_tar_is_whole(
+    tmp_path: Path, ending: str
 ) -> None:
-    members = [("0.jpg", b"0"), ("1.jpg", b"1"), (f"1.{ending}", b'"text"' + b" " * 600)]
+    members = [*TWO[:3], (f"1.{ending}", b'"text"' + b" " * 600)]
     path = put_tar(tmp_path / "a.tar", members)
     whole = path.read_bytes()
-    path.write_bytes(whole[: 5 * 512 + 20])
-    samples, problems = entries_of(path)
-    assert [sample.key for sample in samples] == ["0", "1"][: 1 + is_used]
-    assert problems[-1].reason.endswith(f"; {1 + is_used} images before that are used")
-    expected = Problem(
-        place=f"{path} member '1.jpg'",
-        reason="its sample is cut off, and left out until the archive is whole",
+    path.write_bytes(whole[: ONE_TEXT + 512 + 20])
+    [sample], [problem] = entries_of(path)
+    assert sample.key == "0"
+    assert problem == Problem(
+        place=str(path),
+        reason=f"it is cut at byte 3,604, in the middle of '1.{ending}', which would end at byte "
+        f"4,190{LEFT_OUT}",
         key="1",
     )
-    assert problems[:-1] == ([] if is_used else [expected])
     path.write_bytes(whole)
     assert [sample.key for sample in samples_of(path)] == ["0", "1"]
+
+
+LONG_NAMED = [*TWO[:3], ("1." + "x" * 101, b"other")]  # its name needs a header of its own
+PLAIN, PAX, GNU = tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT
+
+
+@pytest.mark.parametrize(
+    ("form", "num_bytes", "reason"),
+    [
+        (PLAIN, ONE_TEXT + 1, "it is cut in the middle of a header, at byte 3,073"),
+        (PLAIN, ONE_TEXT + 511, "it is cut in the middle of a header, at byte 3,583"),
+        (PAX, ONE_TEXT + 100, "it is cut in the middle of a header, at byte 3,172"),
+        (PAX, ONE_TEXT + 512, "it is cut at byte 3,584, in the middle of an extended header"),
+        (GNU, ONE_TEXT + 600, "it is cut at byte 3,672, in the middle of an extended header"),
+        (PAX, ONE_TEXT + 1024, "it is cut at byte 4,096, behind the name of a member that is gone"),
+        (GNU, ONE_TEXT + 1024, "it is cut at byte 4,096, behind the name of a member that is gone"),
+        (GNU, ONE_TEXT + 1100, "it is cut in the middle of a header, at byte 4,172"),
+        (PLAIN, ONE_TEXT - 1, "it has no end mark at byte 3,071 and may be cut"),
+    ],
+)
+def test_of_a_tar_that_is_cut_in_what_precedes_a_member_the_last_sample_is_left_out(
+    tmp_path: Path, form: int, num_bytes: int, reason: str
+) -> None:
+    path = put_tar(tmp_path / "a.tar", TWO if form == PLAIN else LONG_NAMED, form)
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    [sample], [problem] = entries_of(path)
+    assert sample.key == "0"
+    assert problem.key == "1"
+    assert problem.reason.startswith(reason)
+    assert problem.reason.endswith(LEFT_OUT)
+
+
+@pytest.mark.parametrize(
+    ("at", "wrong", "reason"),
+    [
+        (ONE_TEXT, b"x", "it is damaged at byte 3,072, where a header should stand"),
+        (ONE_TEXT, bytes(512), "it has more behind its end mark, from byte 3,584 on"),
+    ],
+)
+def test_of_a_tar_that_is_damaged_at_a_header_the_last_sample_is_left_out(
+    tmp_path: Path, at: int, wrong: bytes, reason: str
+) -> None:
+    path = put_tar(tmp_path / "a.tar", TWO)
+    data = bytearray(path.read_bytes())
+    data[at : at + len(wrong)] = wrong
+    path.write_bytes(data)
+    [sample], [problem] = entries_of(path)
+    assert sample.key == "0"
+    assert problem.reason.startswith(reason)
+    assert problem.reason.endswith(LEFT_OUT)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"), [(0, "it has no end mark"), (7, "it has no whole end mark")]
+)
+def test_of_a_tar_that_lacks_only_its_end_mark_every_sample_is_used(
+    tmp_path: Path, more: int, reason: str
+) -> None:
+    path = put_tar(tmp_path / "a.tar", TWO)
+    path.write_bytes(path.read_bytes()[: 8 * 512 + more])
+    samples, [problem] = entries_of(path)
+    assert [sample.key for sample in samples] == ["0", "1"]
+    assert problem.reason.startswith(reason)
+    assert problem.reason.endswith("may be cut; 2 images before that are used")
+    assert problem.key is None
+
+
+def test_a_sample_is_whole_where_a_member_of_another_follows_before_the_fault(
+    tmp_path: Path,
+) -> None:
+    path = put_tar(tmp_path / "a.tar", [*TWO, ("2.npy", b"n"), ("3.npy", b"n")])
+    path.write_bytes(path.read_bytes()[: 10 * 512 + 100])
+    samples, [problem] = entries_of(path)
+    assert [sample.key for sample in samples] == ["0", "1"]
+    assert problem.reason == (
+        "it is cut in the middle of a header, at byte 5,220; 2 images before that are used"
+    )
+
+
+def test_a_last_sample_whose_image_is_behind_the_fault_is_left_out_too(tmp_path: Path) -> None:
+    path = put_tar(tmp_path / "a.tar", [*TWO[:2], ("1.cls", b"1"), ("1.jpg", b"1")])
+    path.write_bytes(path.read_bytes()[: ONE_TEXT + 5])
+    [sample], [problem] = entries_of(path)
+    assert sample.key == "0"
+    assert problem.reason.endswith(LEFT_OUT)
 
 
 @pytest.mark.parametrize(
