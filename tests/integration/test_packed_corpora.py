@@ -176,6 +176,19 @@ def test_a_new_file_is_appended_and_the_known_rows_stay(
     assert verify_cache(cache).faults == []
 
 
+def test_a_cache_inside_its_corpus_is_not_read_as_part_of_it(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    corpus = write_parquet(tmp_path / "corpus", range(6))
+    run(corpus, corpus / "cache", tiny_checkpoint)
+    again, _ = run(corpus, corpus / "cache", tiny_checkpoint)
+    assert not again.plan.was_scanned
+    write_file(corpus / "data" / "train-00003.parquet", [20])
+    summary, cache = run(corpus, corpus / "cache", tiny_checkpoint)
+    assert (summary.plan.findings.num_samples, summary.plan.findings.num_problems) == (1, 0)
+    assert verify_cache(cache).faults == []
+
+
 @BOTH
 def test_a_file_that_was_replaced_after_the_plan_costs_its_own_rows_until_it_is_back(
     tiny_checkpoint: Path, tmp_path: Path, write: Write
