@@ -6,7 +6,7 @@ Source: img2dataset 1.47, writer.py.
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from ...errors import SourceError
 from .base import Piece, Problem, Sample
 from .caption_files import read_bytes
 from .captions import is_unicode
-from .described import DESCRIBING, describe_image
+from .described import DESCRIBING, SECOND_IMAGE, describe_image
 from .downloads import RecordedFolder, ShardRecords
 from .folder import IMAGE_ENDINGS
 from .paths import is_folder, printable, size_and_time
@@ -118,9 +118,27 @@ class Img2datasetFiles:
             mtime_ns=mtime_ns,
             place=place,
         )
+        for other, reason in _second_files(names, {image, *texts.values()}, folder):
+            problem = Problem(place=printable(other), reason=reason, key=key)
+            yield from tally.add(reason, problem)
         for ending, reason in told.reasons:
             problem = Problem(place=printable(texts[ending]), reason=reason, key=key)
             yield from tally.add(f"its .{ending} is no use, or part of it", problem)
+
+
+def _second_files(
+    names: Sequence[str], taken: Collection[str], folder: str
+) -> Iterator[tuple[str, str]]:
+    """Yield the images and texts of a sample that are not taken for another is, each with a reason."""
+    endings = {os.path.splitext(path)[1].lower() for path in taken}
+    for path in (f"{folder}/{name}" for name in names):
+        ending = os.path.splitext(path)[1].lower()
+        if path in taken:
+            continue
+        if ending in IMAGE_ENDINGS:
+            yield path, SECOND_IMAGE
+        elif ending in endings:
+            yield path, f"a second {ending} of its sample, not used"
 
 
 def find_img2dataset_files(folder: Path) -> Img2datasetFiles | None:

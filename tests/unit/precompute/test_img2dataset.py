@@ -241,6 +241,25 @@ def test_what_is_wrong_with_files_is_named(files: Path) -> None:
     ]
 
 
+def test_files_that_another_of_the_sample_stands_before_are_told(files: Path) -> None:
+    shard = files / "00001"
+    for name in ("000010.JPG", "000010.png", "000010.JSON", "000010.txt", "000010.notes"):
+        (shard / name).write_bytes(b"x")
+    for i in range(6):
+        for ending in ("jpeg", "webp"):
+            (shard / f"x{i}.{ending}").write_bytes(b"x")
+    taken = [Path(sample.path).name for sample in entries_of(files)[0]]
+    assert taken == [f"{key}.jpg" for key in KEYS] + [f"x{i}.jpeg" for i in range(6)]
+    image, text = "a second image of its sample, not used", "a second .json of its sample, not used"
+    assert problems_of(files)[1:] == [
+        ("00001/000010.JPG", image),
+        ("00001/000010.JSON", text),
+        ("00001/000010.png", image),
+        ("00001/x0.webp", image),
+        ("00001", f"5 more: {image}"),
+    ]
+
+
 @pytest.mark.parametrize("beside", [["00007.parquet", "00008_stats.json"], ["00001.parquet"], []])
 def test_a_folder_of_numbered_classes_is_an_ordinary_folder(
     tmp_path: Path, beside: list[str]
