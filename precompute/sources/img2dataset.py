@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import SourceError
+from ...store.layout import CACHE_RECORD, CATALOG
 from .base import Piece, Problem, Sample
 from .caption_files import read_bytes
 from .captions import is_unicode
@@ -160,15 +161,30 @@ def unread_folders(root: Path, names: Sequence[str]) -> Iterator[Problem]:
     )
 
 
+def holds_cache_or_nothing(folder: str) -> bool:
+    """Say whether a folder beside shards is a cache, even one that is being planned, or is empty.
+
+    Nothing in it waits to be read; and to name it would change the corpus by building its cache in it.
+    """
+    if os.path.exists(f"{folder}/{CACHE_RECORD}"):
+        return True
+    try:
+        with os.scandir(folder) as entries:
+            return all(e.name == CATALOG or e.name.startswith(f"{CACHE_RECORD}.") for e in entries)
+    except OSError:
+        return False
+
+
 def _folders(root: str) -> tuple[list[str], list[str]]:
-    """Return the sub-folders that are named like shards, and the others but for hidden ones."""
+    """Return the sub-folders that are named like shards, and others that may hold something unread."""
     try:
         with os.scandir(root) as entries:
             names = sorted(e.name for e in entries if e.name[0] not in "._" and is_folder(e))
     except OSError as error:
         raise SourceError(f"{root} cannot be read ({error.strerror})") from error
     shards = [name for name in names if _SHARD_FOLDER.fullmatch(name)]
-    return shards, [name for name in names if not _SHARD_FOLDER.fullmatch(name)]
+    others = [name for name in names if not _SHARD_FOLDER.fullmatch(name)]
+    return shards, [name for name in others if not holds_cache_or_nothing(f"{root}/{name}")]
 
 
 def _list_shard(folder: str) -> list[str]:

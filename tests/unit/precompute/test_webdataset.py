@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from privileges import open_folder, unprivileged
 
 from siglip2_cache.errors import SettingError, SourceError
+from siglip2_cache.precompute.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.scan import Scanner
 from siglip2_cache.precompute.sources.base import Caption, Problem, Sample, scan
 from siglip2_cache.precompute.sources.columns import TableColumns
@@ -628,9 +629,38 @@ def test_sub_folders_beside_tars_are_named(tmp_path: Path) -> None:
     put_shards(tmp_path, "a.tar")
     for name in ("val", "_tmp", ".git", "extra"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "x").touch()
+    (tmp_path / "empty").mkdir()
     [problem] = entries_of(tmp_path)[1]
     assert problem.place == str(tmp_path)
     assert problem.reason.startswith("its sub-folders extra, val are not read")
+
+
+def test_a_cache_beside_tars_is_not_named_at_any_time_of_its_life(tmp_path: Path) -> None:
+    put_shards(tmp_path, "a.tar")
+    before = open_source(tmp_path).fingerprint()
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    fingerprints = {before, open_source(tmp_path).fingerprint()}
+    (cache / "catalog").mkdir()
+    fingerprints.add(open_source(tmp_path).fingerprint())
+    (cache / "cache.json.0123456789ab.partial").touch()
+    fingerprints.add(open_source(tmp_path).fingerprint())
+    (cache / "cache.json").touch()
+    (cache / "teachers").mkdir()
+    fingerprints.add(open_source(tmp_path).fingerprint())
+    assert fingerprints == {before}
+    (cache / "cache.json").unlink()
+    assert open_source(tmp_path).fingerprint() != before
+
+
+def test_a_cache_in_the_corpus_adds_no_generation(tmp_path: Path) -> None:
+    put_shards(tmp_path, "a.tar")
+    config = PlanConfig(sources=(str(tmp_path),))
+    files = LocalFiles(tmp_path / "cache")
+    assert make_plan(config, files).was_scanned
+    assert not make_plan(config, files).was_scanned
+    assert entries_of(tmp_path)[1] == []
 
 
 def test_a_folder_whose_tars_lie_deeper_says_which_pattern_finds_them(tmp_path: Path) -> None:
