@@ -13,6 +13,9 @@ from .captions import clean_captions, clean_name, is_unicode
 DESCRIBING = ("json", "txt", "cls")
 """Endings of what describes an image. A .txt is one caption, whole; a .json wins over it."""
 
+SECOND_IMAGE = "a second image of its sample, not used"
+"""Reason of the problem that each image of a sample is but for the one that is taken."""
+
 _NO_JSON = CaptionJson(has_captions=False)
 _SHA256_DIGITS = 64
 

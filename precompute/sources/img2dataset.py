@@ -6,17 +6,18 @@ Source: img2dataset 1.47, writer.py.
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...errors import SourceError
+from ...store.layout import CACHE_RECORD, CATALOG
 from .base import Piece, Problem, Sample
 from .caption_files import read_bytes
 from .captions import is_unicode
-from .described import DESCRIBING, describe_image
+from .described import DESCRIBING, SECOND_IMAGE, describe_image
 from .downloads import RecordedFolder, ShardRecords
 from .folder import IMAGE_ENDINGS
 from .paths import is_folder, printable, size_and_time
@@ -118,9 +119,27 @@ class Img2datasetFiles:
             mtime_ns=mtime_ns,
             place=place,
         )
+        for other, reason in _second_files(names, {image, *texts.values()}, folder):
+            problem = Problem(place=printable(other), reason=reason, key=key)
+            yield from tally.add(reason, problem)
         for ending, reason in told.reasons:
             problem = Problem(place=printable(texts[ending]), reason=reason, key=key)
             yield from tally.add(f"its .{ending} is no use, or part of it", problem)
+
+
+def _second_files(
+    names: Sequence[str], taken: Collection[str], folder: str
+) -> Iterator[tuple[str, str]]:
+    """Yield the images and texts of a sample that are not taken for another is, each with a reason."""
+    endings = {os.path.splitext(path)[1].lower() for path in taken}
+    for path in (f"{folder}/{name}" for name in names):
+        ending = os.path.splitext(path)[1].lower()
+        if path in taken:
+            continue
+        if ending in IMAGE_ENDINGS:
+            yield path, SECOND_IMAGE
+        elif ending in endings:
+            yield path, f"a second {ending} of its sample, not used"
 
 
 def find_img2dataset_files(folder: Path) -> Img2datasetFiles | None:
@@ -142,15 +161,30 @@ def unread_folders(root: Path, names: Sequence[str]) -> Iterator[Problem]:
     )
 
 
+def holds_cache_or_nothing(folder: str) -> bool:
+    """Say whether a folder beside shards is a cache, even one that is being planned, or is empty.
+
+    Nothing in it waits to be read; and to name it would change the corpus by building its cache in it.
+    """
+    if os.path.exists(f"{folder}/{CACHE_RECORD}"):
+        return True
+    try:
+        with os.scandir(folder) as entries:
+            return all(e.name == CATALOG or e.name.startswith(f"{CACHE_RECORD}.") for e in entries)
+    except OSError:
+        return False
+
+
 def _folders(root: str) -> tuple[list[str], list[str]]:
-    """Return the sub-folders that are named like shards, and the others but for hidden ones."""
+    """Return the sub-folders that are named like shards, and others that may hold something unread."""
     try:
         with os.scandir(root) as entries:
             names = sorted(e.name for e in entries if e.name[0] not in "._" and is_folder(e))
     except OSError as error:
         raise SourceError(f"{root} cannot be read ({error.strerror})") from error
     shards = [name for name in names if _SHARD_FOLDER.fullmatch(name)]
-    return shards, [name for name in names if not _SHARD_FOLDER.fullmatch(name)]
+    others = [name for name in names if not _SHARD_FOLDER.fullmatch(name)]
+    return shards, [name for name in others if not holds_cache_or_nothing(f"{root}/{name}")]
 
 
 def _list_shard(folder: str) -> list[str]:

@@ -27,7 +27,7 @@ from ...errors import SourceError
 from .archives import refuse_compressed
 from .base import Problem, Sample
 from .caption_files import MAX_TEXT_BYTES
-from .described import DESCRIBING, describe_image
+from .described import DESCRIBING, SECOND_IMAGE, describe_image
 from .folder import IMAGE_ENDINGS
 from .paths import printable, size_and_time
 from .tally import Tally
@@ -40,6 +40,11 @@ _ROLE_OF = {ending: role for role, ending in enumerate(_ROLES)}
 
 _META = re.compile(rb"__[^/]*__(?:/|$)")
 """Names that WebDataset keeps for facts about the archive."""
+
+_DOTTED_IMAGE = (
+    "an image with a dot in its name before the ending, where WebDataset ends the key: not used; "
+    "rename it if it is no mask or the like"
+)
 
 _DIGEST_BYTES = 16  # of a key: two keys of one archive never share it
 
@@ -59,9 +64,6 @@ class _Index:
 
     num_others: int = 0
     """Members that are passed by."""
-
-    num_dotted_images: int = 0
-    """Of those: named like an image with another dot in its name, such as ``photo.1.jpg``."""
 
     passed: "Counter[TarKind]" = field(default_factory=Counter)
     """Members that are named like ours and are no files."""
@@ -184,7 +186,10 @@ class _Archive:
             role = _ROLE_OF.get(parts[1]) if parts else None
             if parts is None or role is None:
                 index.num_others += member.kind != "folder"
-                index.num_dotted_images += parts is not None and parts[1].endswith(_DOTTED)
+                if parts is not None and parts[1].endswith(_DOTTED):
+                    yield from self._tally.add(
+                        _DOTTED_IMAGE, self._problem(member.name, _DOTTED_IMAGE)
+                    )
             elif member.kind != "file":
                 index.passed[member.kind] += 1
             elif not _is_utf8(member.name):
@@ -212,6 +217,9 @@ class _Archive:
             reason = "there is no image to it"
             yield from self._tally.add(reason, self._problem(name, reason, key))
             return
+        for second in (members[r] for r in sorted(members) if role < r < len(_IMAGES)):
+            problem = self._problem(index.name(second), SECOND_IMAGE, key)
+            yield from self._tally.add(SECOND_IMAGE, problem)
         texts = {
             ending: partial(self._read_text, members[r])
             for r, ending in enumerate(DESCRIBING, len(_IMAGES))
@@ -263,15 +271,9 @@ class _Archive:
 
     def _describe_lack(self) -> str:
         num_members = len(self._index) + self._index.num_others
-        reason = (
+        return (
             f"no image among its {num_members:,} members; expected KEY{', KEY'.join(IMAGE_ENDINGS)}"
         )
-        if self._index.num_dotted_images:
-            reason += (
-                f"; {self._index.num_dotted_images:,} images have a dot in their names before the "
-                "ending, where WebDataset ends the key: rename them"
-            )
-        return reason
 
     def _refuse_compressed(self) -> None:
         if len(self._index) == self._index.num_others == 0:

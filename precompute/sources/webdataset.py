@@ -13,7 +13,7 @@ from .archives import is_compressed_tar, is_tar, refuse_compressed, unpacked_nam
 from .base import Piece, Problem, Sample
 from .downloads import RecordedFolder, ShardRecords
 from .folder import IMAGE_ENDINGS
-from .img2dataset import unread_folders
+from .img2dataset import holds_cache_or_nothing, unread_folders
 from .paths import is_folder, size_and_time
 from .patterns import is_pattern, pattern_root
 from .tar_samples import tar_samples
@@ -105,7 +105,8 @@ def find_webdataset(folder: Path) -> WebDatasetSource | None:
         raise SourceError(f"{folder} cannot be read ({error.strerror})") from error
     if not tars:
         return None
-    return make_webdataset(folder, [folder / n for n in sorted(tars)], tuple(sorted(folders)))
+    unread = tuple(n for n in sorted(folders) if not holds_cache_or_nothing(f"{folder}/{n}"))
+    return make_webdataset(folder, [folder / n for n in sorted(tars)], unread)
 
 
 def make_webdataset(

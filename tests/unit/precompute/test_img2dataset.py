@@ -10,13 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 from privileges import open_folder, unprivileged
 
+from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
+from siglip2_cache.precompute.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.sources.base import Problem, Sample, scan
 from siglip2_cache.precompute.sources.columns import TableColumns
 from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.precompute.sources.img2dataset import Img2datasetFiles
 from siglip2_cache.precompute.sources.open import open_source
 from siglip2_cache.precompute.sources.webdataset import WebDatasetSource
+from siglip2_cache.store.files import LocalFiles
 from siglip2_cache.store.places import ImagePlace, read_image_bytes
 
 WRITTEN = Path(__file__).parents[2] / "data/img2dataset"
@@ -228,6 +231,7 @@ def test_what_is_wrong_with_files_is_named(files: Path) -> None:
     (files / "00000/000001.json").write_text("{")
     (files / "00001/notes").touch()
     (files / "more").mkdir()
+    (files / "more/x").touch()
     (files / "_tmp").mkdir()
     assert [(place, reason.split(" (")[0]) for place, reason in problems_of(files)] == [
         (
@@ -239,6 +243,36 @@ def test_what_is_wrong_with_files_is_named(files: Path) -> None:
         ("00000/000001.json", "malformed JSON"),
         ("00000.parquet", FAILED),
     ]
+
+
+def test_files_that_another_of_the_sample_stands_before_are_told(files: Path) -> None:
+    shard = files / "00001"
+    for name in ("000010.JPG", "000010.png", "000010.JSON", "000010.txt", "000010.notes"):
+        (shard / name).write_bytes(b"x")
+    for i in range(6):
+        for ending in ("jpeg", "webp"):
+            (shard / f"x{i}.{ending}").write_bytes(b"x")
+    taken = [Path(sample.path).name for sample in entries_of(files)[0]]
+    assert taken == [f"{key}.jpg" for key in KEYS] + [f"x{i}.jpeg" for i in range(6)]
+    image, text = "a second image of its sample, not used", "a second .json of its sample, not used"
+    assert problems_of(files)[1:] == [
+        ("00001/000010.JPG", image),
+        ("00001/000010.JSON", text),
+        ("00001/000010.png", image),
+        ("00001/x0.webp", image),
+        ("00001", f"5 more: {image}"),
+    ]
+
+
+def test_a_cache_in_the_corpus_is_not_named_and_adds_no_generation(written: Path) -> None:
+    config = PlanConfig(sources=(str(written),))
+    cache = LocalFiles(written / "cache")
+    problems = problems_of(written)
+    assert make_plan(config, cache).was_scanned
+    told = open_cache(written / "cache").table("problems").collect()["reason"].to_list()
+    assert told == [reason for _, reason in problems] == [FAILED]
+    assert not make_plan(config, cache).was_scanned
+    assert problems_of(written) == problems
 
 
 @pytest.mark.parametrize("beside", [["00007.parquet", "00008_stats.json"], ["00001.parquet"], []])

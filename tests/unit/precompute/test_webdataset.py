@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from privileges import open_folder, unprivileged
 
 from siglip2_cache.errors import SettingError, SourceError
+from siglip2_cache.precompute.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.scan import Scanner
 from siglip2_cache.precompute.sources.base import Caption, Problem, Sample, scan
 from siglip2_cache.precompute.sources.columns import TableColumns
@@ -177,9 +178,13 @@ def test_keys_are_those_of_webdataset(name: str) -> None:
 def test_of_several_images_the_preferred_one_is_taken(
     tmp_path: Path, endings: list[str], taken: str
 ) -> None:
-    sample = only_sample(tmp_path, {f"a.{ending}": ending.encode() for ending in endings})
+    members = {f"a.{ending}": ending.encode() for ending in endings}
+    [sample], problems = entries_of(put_tar(tmp_path / "a.tar", members))
     assert sample.member == f"a.{taken}"
     assert bytes_of(tmp_path, sample) == taken.encode()
+    told = [p for p in problems if "more:" not in p.reason]
+    assert len(told) == min(len(endings) - 1, 3)
+    assert all(p.reason.endswith("not used") or "rename it" in p.reason for p in told)
 
 
 def test_members_of_other_kinds_are_passed_by_without_a_word(tmp_path: Path) -> None:
@@ -324,6 +329,36 @@ def test_a_member_that_comes_twice_counts_once_and_is_a_problem(tmp_path: Path) 
         ("'a.jpg'", "its sample has such a member already; the first is taken"),
         ("'a.JPG'", "its sample has such a member already; the first is taken"),
     ]
+
+
+def test_images_that_are_not_used_are_told_three_of_each_kind_and_the_rest_counted(
+    tmp_path: Path,
+) -> None:
+    members = {f"{i}.{ending}": b"x" for i in range(6) for ending in ("png", "jpg")}
+    members |= {"0.webp": b"w"} | {f"photo.{i}.JPG": b"p" for i in range(5)}
+    samples, problems = entries_of(put_tar(tmp_path / "a.tar", members))
+    assert [sample.member for sample in samples] == [f"{i}.jpg" for i in range(6)]
+    second = "a second image of its sample, not used"
+    dotted = (
+        "an image with a dot in its name before the ending, where WebDataset ends the key: not used; "
+        "rename it if it is no mask or the like"
+    )
+    assert [(p.place.removeprefix(str(tmp_path)), p.reason, p.key) for p in problems] == [
+        *((f"/a.tar member 'photo.{i}.JPG'", dotted, None) for i in range(3)),
+        ("/a.tar member '0.png'", second, "0"),
+        ("/a.tar member '0.webp'", second, "0"),
+        ("/a.tar member '1.png'", second, "1"),
+        ("/a.tar", f"2 more: {dotted}", None),
+        ("/a.tar", f"4 more: {second}", None),
+    ]
+
+
+def test_a_tar_of_dotted_images_alone_says_so(tmp_path: Path) -> None:
+    path = put_tar(tmp_path / "a.tar", {"photo.1.jpg": b"1", "photo.2.jpg": b"2"})
+    first, second, lack = (reason for _, reason in reasons_of(path))
+    assert first == second
+    assert first.startswith("an image with a dot in its name before the ending")
+    assert lack.startswith("no image among its 2 members; expected KEY.jpg, ")
 
 
 def test_captions_without_an_image_are_a_problem_with_their_key(tmp_path: Path) -> None:
@@ -481,10 +516,6 @@ def test_a_last_sample_whose_image_is_behind_the_fault_is_left_out_too(tmp_path:
     [
         ({}, "no image among its 0 members; expected KEY.jpg, KEY.jpeg, KEY.png, KEY.webp"),
         ({"a.npy": b"n", "b": b"b"}, "no image among its 2 members; expected KEY.jpg"),
-        (
-            {"photo.1.jpg": b"1", "photo.2.jpg": b"2"},
-            "2 images have a dot in their names before the ending, where WebDataset ends the key",
-        ),
     ],
 )
 def test_a_tar_without_images_says_what_it_lacks(
@@ -598,9 +629,38 @@ def test_sub_folders_beside_tars_are_named(tmp_path: Path) -> None:
     put_shards(tmp_path, "a.tar")
     for name in ("val", "_tmp", ".git", "extra"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "x").touch()
+    (tmp_path / "empty").mkdir()
     [problem] = entries_of(tmp_path)[1]
     assert problem.place == str(tmp_path)
     assert problem.reason.startswith("its sub-folders extra, val are not read")
+
+
+def test_a_cache_beside_tars_is_not_named_at_any_time_of_its_life(tmp_path: Path) -> None:
+    put_shards(tmp_path, "a.tar")
+    before = open_source(tmp_path).fingerprint()
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    fingerprints = {before, open_source(tmp_path).fingerprint()}
+    (cache / "catalog").mkdir()
+    fingerprints.add(open_source(tmp_path).fingerprint())
+    (cache / "cache.json.0123456789ab.partial").touch()
+    fingerprints.add(open_source(tmp_path).fingerprint())
+    (cache / "cache.json").touch()
+    (cache / "teachers").mkdir()
+    fingerprints.add(open_source(tmp_path).fingerprint())
+    assert fingerprints == {before}
+    (cache / "cache.json").unlink()
+    assert open_source(tmp_path).fingerprint() != before
+
+
+def test_a_cache_in_the_corpus_adds_no_generation(tmp_path: Path) -> None:
+    put_shards(tmp_path, "a.tar")
+    config = PlanConfig(sources=(str(tmp_path),))
+    files = LocalFiles(tmp_path / "cache")
+    assert make_plan(config, files).was_scanned
+    assert not make_plan(config, files).was_scanned
+    assert entries_of(tmp_path)[1] == []
 
 
 def test_a_folder_whose_tars_lie_deeper_says_which_pattern_finds_them(tmp_path: Path) -> None:
