@@ -89,11 +89,12 @@ def assert_equal(found: Sequence[Batch], expected: Sequence[Batch]) -> None:
 def workers_of(pid: int | None = None) -> list[psutil.Process]:
     """The decoding processes: children of the fork server, which is our child."""
     parent = psutil.Process(pid)
-    return [
-        process
-        for process in parent.children(recursive=True)
-        if process.ppid() != parent.pid and process.status() != psutil.STATUS_ZOMBIE
-    ]
+    found: list[psutil.Process] = []
+    for process in parent.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended while it was looked at
+            if process.ppid() != parent.pid and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def wait_until(is_so: Callable[[], bool], what: str) -> None:
@@ -232,7 +233,8 @@ class Killer(threading.Thread):
             while not (readers := self._readers()):
                 time.sleep(0.001)
             for pid in readers:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.killed |= readers
             os.close(writer)  # at once: the next reader is to wait again
 
