@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from .errors import CacheError, SettingError, one_line, plain_json
+from .errors import CacheError, SettingError, first_line, one_line, plain_json
 
 if TYPE_CHECKING:
     from .precompute.build import BuildConfig, BuildSummary
@@ -359,9 +359,9 @@ def _explain(error: Exception) -> str | None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     # Of polars, which does not say what file it was reading, or raises an OSError without its parts.
     if isinstance(error, OSError) or type(error).__module__.startswith("polars."):
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         return (
-            f"a table cannot be read ({reason}); siglip2-cache verify CACHE names the damaged file"
+            f"a table cannot be read ({first_line(error)}); "
+            "siglip2-cache verify CACHE names the damaged file"
         )
     return None
 

@@ -33,6 +33,11 @@ def one_line(text: str) -> str:
     return _ODD.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or the name of its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def plain_json(text: str) -> str:
     """Return a JSON text, indented or not, with what one_line escapes written as ``\\uXXXX``."""
     return _ODD.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)

@@ -14,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from ..errors import first_line
 from ..store.places import ImagePlace, ReadError, bytes_of, check_row, leaf_batches, open_rows
 from .images import ImageRef
 
@@ -166,8 +167,7 @@ class RowReader:
         try:
             value = next(islice(self._rows, place.index - self._next, None), None)
         except (OSError, pa.ArrowException) as error:
-            message = (str(error).splitlines() or [type(error).__name__])[0]
-            self._fault = f"row group {place.row_group} is damaged: {message}"
+            self._fault = f"row group {place.row_group} is damaged: {first_line(error)}"
             raise ReadError(self._fault) from None
         except ReadError as error:  # no such column: nor for the other rows
             self._fault = str(error)

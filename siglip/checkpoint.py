@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingError, TeacherError
+from ..errors import SettingError, TeacherError, first_line
 from .config import ModelType, read_towers
 from .files import (
     file_sha256,
     files_sha256,
-    first_line,
     read_header,
     stored_dtype_of,
     weight_files,

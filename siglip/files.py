@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from ..errors import TeacherError
+from ..errors import TeacherError, first_line
 
 _STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -120,7 +120,3 @@ def files_sha256(paths: list[Path]) -> str:
         return digests[0]
     lines = [f"{digest}  {path.name}\n" for digest, path in zip(digests, paths, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

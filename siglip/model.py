@@ -9,9 +9,8 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import TeacherError
+from ..errors import TeacherError, first_line
 from .checkpoint import Checkpoint
-from .files import first_line
 from .image import NaflexRecipe, SquashRecipe
 from .positions import KeptPositions
 

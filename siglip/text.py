@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import TeacherError
-from .files import first_line, read_json
+from ..errors import TeacherError, first_line
+from .files import read_json
 
 if TYPE_CHECKING:
     import numpy as np

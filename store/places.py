@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ..errors import first_line
 from .tar import BLOCK, REGULAR_KINDS, parse_header
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _reading_parquet() -> Generator[None]:
     except FileNotFoundError:
         raise ReadError("no such file") from None
     except pa.ArrowException as error:
-        raise ReadError(f"cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+        raise ReadError(f"cannot be read as Parquet: {first_line(error)}") from None
     except OSError as error:
         raise ReadError(f"cannot be read: {error.strerror or error}") from None
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import SourceError
-from .parquet_rows import check_names, first_line
+from ...errors import SourceError, first_line
+from .parquet_rows import check_names
 
 _FILE_MAGIC = b"ARROW1"
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"

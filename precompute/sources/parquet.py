@@ -26,7 +26,7 @@ from .folder import IMAGE_ENDINGS
 from .packed import PackedColumns, holds_images, image_file, packed_columns
 from .parquet_rows import null_rows, open_parquet, row_group_rows
 from .paths import printable, size_and_time
-from .patterns import expand, is_pattern, pattern_root
+from .patterns import expand, is_pattern, root_of
 
 _ENDING = ".parquet"
 _MAX_LOOKED_AT = 16  # footers read to tell what a folder holds
@@ -48,9 +48,7 @@ class ParquetSource:
 
     @property
     def root(self) -> Path:
-        if is_pattern(self.location):
-            return pattern_root(self.location)
-        return self.location if self.location.is_dir() else self.location.parent
+        return root_of(self.location)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -76,7 +74,7 @@ class ParquetSource:
             yield Piece("", lambda: iter([Problem(place=place, reason=reason)]))
 
     def _file_pieces(self) -> Iterator[Piece]:
-        files = self._files()
+        files, root = self._files(), self.root
         is_only = len(files) == 1
         recorded: tuple[Path, RecordedFolder] | None = None
         for file in files:
@@ -84,7 +82,7 @@ class ParquetSource:
                 recorded = file.parent, RecordedFolder(str(file.parent))
             records = recorded[1].of_images(file.stem)
             is_unfinished = records is not None and records.unfinished is not None
-            name = os.path.relpath(file, self.root)
+            name = os.path.relpath(file, root)
             # A file that may not be read looks the same when it may: its size and time stay.
             state = f"{size_and_time(str(file))} {os.access(file, os.R_OK)} {is_unfinished}"
             yield Piece(name, partial(self._scan, file, name, is_only, records), state)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import SourceError
+from ...errors import SourceError, first_line
 from ...store.places import ReadError, leaf_batches, open_streamed
 
 _BATCH_ROWS = 1024
@@ -165,8 +165,3 @@ def batch_rows(batch: Any) -> Iterator[dict[str, object] | str]:
             yield "not UTF-8"
         except no_value as error:
             yield f"a value cannot be read ({first_line(error)})"
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of pyarrow says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

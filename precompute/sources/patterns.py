@@ -46,6 +46,13 @@ def expand(location: Path) -> list[Path]:
     return list(found)
 
 
+def root_of(location: Path) -> Path:
+    """Return the folder that the files at a location are named relative to."""
+    if is_pattern(location):
+        return pattern_root(location)
+    return location if location.is_dir() else location.parent
+
+
 def pattern_root(location: Path) -> Path:
     """Return the folder above the first part of a path that is a pattern."""
     parts = location.parts

@@ -15,7 +15,7 @@ from .downloads import RecordedFolder, ShardRecords
 from .folder import IMAGE_ENDINGS
 from .img2dataset import holds_cache_or_nothing, unread_folders
 from .paths import is_folder, size_and_time
-from .patterns import is_pattern, pattern_root
+from .patterns import root_of
 from .tar_samples import tar_samples
 
 
@@ -38,9 +38,7 @@ class WebDatasetSource:
 
     @property
     def root(self) -> Path:
-        if is_pattern(self.location):
-            return pattern_root(self.location)
-        return self.location if self.location.is_dir() else self.location.parent
+        return root_of(self.location)
 
     @property
     def settings(self) -> dict[str, Any]:
