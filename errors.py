@@ -4,13 +4,14 @@ CacheError
 ├── SettingError          (ValueError)         a setting that is wrong, or differs from the cache's
 ├── SourceError           (ValueError)         a corpus that cannot be planned
 │   └── DuplicateKeyError                      one key for two samples
-├── TeacherError          (ValueError)         a checkpoint that is missing, damaged or unsupported
+├── CheckpointError       (ValueError)         a checkpoint that is missing, damaged or unsupported
 ├── NotACacheError        (FileNotFoundError)  no cache where one was named
 ├── FormatVersionError    (ValueError)         a cache written by another format version
 ├── DamagedCacheError     (ValueError)         bytes on disk differ from what was recorded
 ├── RowUnavailableError   (LookupError)        a row without a target: gap, uncommitted, rejected
 ├── DiskFullError         (OSError)            the disk is, or will be, too small
-└── BuildError            (RuntimeError)       the build cannot go on, or embedded nothing
+├── BuildError            (RuntimeError)       the build cannot go on, or embedded nothing
+└── TrainError            (RuntimeError)       the training cannot go on
 
 The command line prints the message of each as one line and exits with status 1.
 """
@@ -59,7 +60,7 @@ class DuplicateKeyError(SourceError):
     """Two samples have one key; the message names both places."""
 
 
-class TeacherError(CacheError, ValueError):
+class CheckpointError(CacheError, ValueError):
     """A checkpoint is missing, damaged, unsupported, or not the one the cache was made with."""
 
 
@@ -85,3 +86,7 @@ class DiskFullError(CacheError, OSError):
 
 class BuildError(CacheError, RuntimeError):
     """The build cannot go on, or finished without a single embedding."""
+
+
+class TrainError(CacheError, RuntimeError):
+    """A training cannot go on; the message says what to do. Its last checkpoint stays."""

@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..decoding.decode import Decoder
+from ..decoding.images import ImageRef, PixelFormat
 from ..errors import BuildError
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.arrays import ArrayLayout
@@ -11,11 +13,9 @@ from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
 from ..store.places import ImagePlace
 from .build import BuildConfig, TeacherFactory, load_teacher
-from .decode import Decoder
 from .disk import unit_bytes
 from .embed import Embedder, split_images
 from .enroll import TeacherChoices, as_recorded, find_teacher
-from .images import ImageRef, PixelFormat
 from .parts import Findings
 from .plan import Plan, make_plan, name_sources, open_if_planned
 from .progress import format_bytes, format_seconds

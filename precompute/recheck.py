@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ..decoding.images import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
 from ..errors import SettingError
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store import layout
@@ -16,8 +17,7 @@ from ..store.manifest import Span, TeacherRecord, Unit
 from .build import TeacherFactory, load_teacher
 from .embed import Embedder, split_images
 from .enroll import TeacherChoices, as_recorded, decode_of, identity_differences
-from .images import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
-from .units import image_refs
+from .units import unit_images
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}
 """Largest 1 - cosine that another machine or batch size explains, by compute dtype. Measured on one
@@ -64,7 +64,7 @@ def recheck(
         make_teacher: loads the model.
 
     Raises:
-        SettingError, TeacherError: the checkpoint is not the one that the cache was made with.
+        SettingError, CheckpointError: the checkpoint is not the one that the cache was made with.
     """
     if num_rows < 1:
         raise SettingError(f"sample must be at least 1 row, got {num_rows}")
@@ -104,7 +104,7 @@ def find_checkpoint(
     """Return the checkpoint that a teacher of a cache was made with, as it was used; loads no model.
 
     Raises:
-        SettingError, TeacherError: it is not there, or another one is.
+        SettingError, CheckpointError: it is not there, or another one is.
     """
     record = cache.teacher(teacher)
     if checkpoint is None:
@@ -142,7 +142,7 @@ def _embed_images(
 
     for row in rows.tolist():
         one = np.zeros(form.image_shape, np.uint8)
-        [ref] = image_refs(cache, Unit(modality="image", number=-1, rows=Span(first=row, count=1)))
+        [ref] = unit_images(cache, Unit(modality="image", number=-1, rows=Span(first=row, count=1)))
         image = decode_image(ref, form, one)
         if image.reason is not None or image.sha256 != _recorded_sha256(cache, record, row):
             key = cache.samples().filter(pl.col("row") == row).collect()["key"][0]

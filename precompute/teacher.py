@@ -18,6 +18,7 @@ from ..siglip import (
     embed_token_ids,
     load_model,
     logit_scale_and_bias,
+    resolve_device,
 )
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class SiglipTeacher:
 
         Raises:
             SettingError: no such device or dtype here.
-            TeacherError: the checkpoint is damaged.
+            CheckpointError: the checkpoint is damaged.
         """
         self.checkpoint = checkpoint
         self.device = resolve_device(device)
@@ -260,32 +261,6 @@ class SiglipTeacher:
 
             torch.cuda.empty_cache()
         raise OutOfMemory(f"a batch does not fit on {self.device}: {reason}")
-
-
-def resolve_device(device: str = "auto") -> str:
-    """Return the device to run on.
-
-    Raises:
-        SettingError: torch sees no such device here.
-    """
-    import torch
-
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if device == "auto":
-        return next(name for name, is_there in available.items() if is_there)
-    kind, _, number = device.partition(":")
-    is_there = available.get(kind, False)
-    if number:
-        is_there = is_there and kind == "cuda" and number.isdecimal()
-        is_there = is_there and int(number) < torch.cuda.device_count()
-    if not is_there:
-        here = ", ".join(name for name, is_there in available.items() if is_there)
-        raise SettingError(f"device {device!r} is not available here; this machine has {here}")
-    return device
 
 
 def resolve_compute_dtype(checkpoint: Checkpoint, device: str, compute_dtype: str = "auto") -> str:

@@ -12,6 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ..decoding.images import DecodedBatch, DecodedImage, ImageRef
+from ..decoding.refs import image_refs
 from ..errors import DamagedCacheError
 from ..store import layout
 from ..store.arrays import encode_shard
@@ -19,10 +21,7 @@ from ..store.cache import Cache
 from ..store.catalog import IMAGES_SCHEMA, encode_table, read_table
 from ..store.commits import Transaction
 from ..store.manifest import Unit, UnitCommit
-from ..store.places import ImagePlace
-from ..store.views import WHOLE_IMAGE, ViewBox
 from .embed import Embedder, is_unit
-from .images import DecodedBatch, DecodedImage, ImageRef
 
 _NOT_FINITE = "the teacher returned an embedding that is not finite"
 _IMAGES = {"row": pl.Int64, "width": pl.Int32, "height": pl.Int32, "sha256": pl.Binary}
@@ -80,54 +79,28 @@ class StageTimes:
     """Seconds that the teacher waited for pixels."""
 
 
-def image_refs(cache: Cache, unit: Unit) -> list[ImageRef]:
+def unit_images(cache: Cache, unit: Unit) -> list[ImageRef]:
     """Return where the images of a unit lie and which views are wanted, in row order."""
-    rows = pl.col("row").is_between(unit.rows.first, unit.rows.end - 1)
-    samples = cache.samples().filter(rows).collect()
-    low, high = samples["file"].min(), samples["file"].max()
-    files = cache.table("files").filter(pl.col("file").is_between(low, high)).collect()
-    roots = {name: cache.corpus_root(name) for name in files["source"].unique()}
-    joined = samples.join(files, on="file", how="left").sort("row")
-    _refuse_other_rows(cache, unit, joined["row"])
-    boxes = _boxes(cache, unit)
-    columns = joined.select(
-        *("row", "source", "path", "member", "offset", "length", "row_group", "index", "num_bytes")
-    )
-    return [
-        ImageRef(
-            row,
-            ImagePlace(
-                path=roots[source] / path,
-                member=member,
-                offset=offset,
-                length=length,
-                row_group=row_group,
-                index=index,
-                file_bytes=num_bytes,
-            ),
-            boxes.get(row, (WHOLE_IMAGE,)),
-        )
-        for row, source, path, member, offset, length, row_group, index, num_bytes in (
-            columns.iter_rows()
-        )
-    ]
+    refs = image_refs(cache, unit.rows)
+    _refuse_other_rows(cache, unit, [ref.row for ref in refs])
+    return refs
 
 
 def unit_texts(cache: Cache, unit: Unit) -> list[str]:
     """Return the texts of a unit in row order."""
     rows = pl.col("text_row").is_between(unit.rows.first, unit.rows.end - 1)
     texts = cache.texts().filter(rows).sort("text_row").collect()
-    _refuse_other_rows(cache, unit, texts["text_row"])
+    _refuse_other_rows(cache, unit, texts["text_row"].to_list())
     return texts["text"].to_list()
 
 
-def _refuse_other_rows(cache: Cache, unit: Unit, rows: pl.Series) -> None:
+def _refuse_other_rows(cache: Cache, unit: Unit, rows: list[int]) -> None:
     """Refuse a catalog that lacks rows of a unit: every later target would shift by one.
 
     Raises:
         DamagedCacheError: the rows are not those that were planned.
     """
-    if rows.to_list() != list(_numbers(unit)):
+    if rows != list(_numbers(unit)):
         raise DamagedCacheError(
             f"the catalog of {cache.root} does not hold the rows of {unit.modality} unit "
             f"{unit.number} ({unit.rows.first}..{unit.rows.end - 1}); siglip2-cache verify names "
@@ -172,7 +145,7 @@ def image_batches(
     """Yield ((rows, which of them), images) for the decoder, unit after unit."""
     for job in jobs:
         rows = open_rows(cache, teacher, job)
-        refs = image_refs(cache, job.unit)
+        refs = unit_images(cache, job.unit)
         for where in wanted_batches(rows.wanted, job.batch_size):
             yield (rows, where), refs[where]
 
@@ -266,18 +239,6 @@ def _note_batch(rows: UnitRows, forward_size: int) -> None:
 
 def _numbers(unit: Unit) -> range:
     return range(unit.rows.first, unit.rows.end)
-
-
-def _boxes(cache: Cache, unit: Unit) -> dict[int, tuple[ViewBox, ...]]:
-    if cache.num_views == 1:
-        return {}
-    rows = pl.col("row").is_between(unit.rows.first, unit.rows.end - 1)
-    views = cache.table("views").filter(rows).sort("row", "view").collect()
-    columns = views.select("row", "top", "left", "height", "width", "flip")
-    boxes: dict[int, list[ViewBox]] = {}
-    for row, *box in columns.iter_rows():
-        boxes.setdefault(row, []).append(ViewBox(*box))
-    return {row: tuple(found) for row, found in boxes.items()}
 
 
 def _previous_images(cache: Cache, teacher: str, unit: Unit) -> list[DecodedImage | None]:

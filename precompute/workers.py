@@ -13,14 +13,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from ..decoding.decode import Decoder
+from ..decoding.images import DecodedBatch, PixelFormat
 from ..errors import BuildError
 from ..store import layout
 from ..store.cache import Cache
 from ..store.layout import Modality
 from ..store.pixels import Decode
-from .decode import Decoder
 from .embed import Embedder
-from .images import DecodedBatch, PixelFormat
 from .progress import Progress
 from .units import (
     Job,

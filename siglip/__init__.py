@@ -18,6 +18,7 @@ from .checkpoint import (
     resolve_checkpoint,
     with_max_num_patches,
 )
+from .device import resolve_device
 from .files import file_sha256
 from .image import (
     RESAMPLE_NAMES,
@@ -26,7 +27,20 @@ from .image import (
     SquashRecipe,
     check_max_num_patches,
 )
-from .model import embed_image_patches, embed_image_pixels, embed_token_ids, load_model
+from .model import (
+    Towers,
+    autocast,
+    embed_image_patches,
+    embed_image_pixels,
+    embed_token_ids,
+    load_model,
+    load_trainable,
+    pool_patches,
+    pool_pixels,
+    pool_token_ids,
+    unit_rows,
+    vision_tower,
+)
 from .text import TextTokenizer
 
 __all__ = [
@@ -37,6 +51,8 @@ __all__ = [
     "NaflexRecipe",
     "SquashRecipe",
     "TextTokenizer",
+    "Towers",
+    "autocast",
     "check_max_num_patches",
     "checkpoint_identity",
     "embed_image_patches",
@@ -44,7 +60,14 @@ __all__ = [
     "embed_token_ids",
     "file_sha256",
     "load_model",
+    "load_trainable",
     "logit_scale_and_bias",
+    "pool_patches",
+    "pool_pixels",
+    "pool_token_ids",
     "resolve_checkpoint",
+    "resolve_device",
+    "unit_rows",
+    "vision_tower",
     "with_max_num_patches",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingError, TeacherError, first_line
+from ..errors import CheckpointError, SettingError, first_line
 from .config import ModelType, read_towers
 from .files import (
     file_sha256,
@@ -63,14 +63,17 @@ class Checkpoint:
     """Dtype of most of the stored weights, one of COMPUTE_DTYPES."""
 
 
-def resolve_checkpoint(id_or_path: str, *, revision: str | None = None) -> Checkpoint:
+def resolve_checkpoint(
+    id_or_path: str, *, revision: str | None = None, has_weights: bool = True
+) -> Checkpoint:
     """Return the checkpoint of a local folder, or of a hub id after fetching what is missing.
 
     Reads settings and the header of the weights, imports no torch. Without network a hub id is
-    looked up in the local hub cache.
+    looked up in the local hub cache. Where ``has_weights`` is False only settings are needed, for a
+    model that begins from random weights; its stored_dtype is float32.
 
     Raises:
-        TeacherError: nothing there, damaged, or a kind of checkpoint that is not supported.
+        CheckpointError: nothing there, damaged, or a kind of checkpoint that is not supported.
     """
     folder, commit = _find_folder(id_or_path, revision)
     towers = read_towers(folder)
@@ -78,9 +81,9 @@ def resolve_checkpoint(id_or_path: str, *, revision: str | None = None) -> Check
     image = read_image_settings(folder, towers)
     embed_dim, text_dim = vision["hidden_size"], text["projection_size"]
     if embed_dim != text_dim:
-        raise TeacherError(
+        raise CheckpointError(
             f"{folder} has image embeddings of width {embed_dim} and text embeddings of width "
-            f"{text_dim}; a teacher needs one width (vision hidden_size = text projection_size)"
+            f"{text_dim}; both must have one width (vision hidden_size = text projection_size)"
         )
     return Checkpoint(
         folder=folder,
@@ -95,7 +98,7 @@ def resolve_checkpoint(id_or_path: str, *, revision: str | None = None) -> Check
         rescale_factor=image.rescale_factor,
         image_mean=image.mean,
         image_std=image.std,
-        stored_dtype=stored_dtype_of(folder),
+        stored_dtype=stored_dtype_of(folder) if has_weights else "float32",
     )
 
 
@@ -167,7 +170,7 @@ def logit_scale_and_bias(checkpoint: Checkpoint) -> tuple[float, float]:
             values[name] = float(number[0])
     missing = sorted({"logit_scale", "logit_bias"} - values.keys())
     if missing:
-        raise TeacherError(
+        raise CheckpointError(
             f"{checkpoint.folder} holds no {' and no '.join(missing)} among its weights"
         )
     return values["logit_scale"], values["logit_bias"]
@@ -178,10 +181,10 @@ def _find_folder(id_or_path: str, revision: str | None) -> tuple[Path, str | Non
     folder = Path(os.path.expanduser(id_or_path))
     if folder.is_dir():
         if revision is not None:
-            raise TeacherError(f"{folder} is a local folder, which has no revision {revision!r}")
+            raise CheckpointError(f"{folder} is a local folder, which has no revision {revision!r}")
         return folder.resolve(), None
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", id_or_path):
-        raise TeacherError(
+        raise CheckpointError(
             f"{id_or_path} is neither a folder nor a hub id such as "
             "google/siglip2-so400m-patch14-224"
         )
@@ -195,7 +198,7 @@ def _find_folder(id_or_path: str, revision: str | None) -> tuple[Path, str | Non
         try:
             found = hub.snapshot_download(id_or_path, local_files_only=True, **request)
         except Exception:
-            raise TeacherError(
+            raise CheckpointError(
                 f"{id_or_path} is not a folder here, nor could it be fetched from the hub or found "
                 f"in the local hub cache: {first_line(error)}"
             ) from error

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from ..errors import TeacherError
+from ..errors import CheckpointError
 from .files import read_json
 
 ModelType = Literal["siglip", "siglip2"]
@@ -60,14 +60,14 @@ def read_towers(folder: Path) -> TowerSettings:
     """Return the settings of both towers.
 
     Raises:
-        TeacherError: no config.json, not a SigLIP's, or of a kind that we would not reproduce.
+        CheckpointError: no config.json, not a SigLIP's, or of a kind that we would not reproduce.
     """
     path = folder / "config.json"
     config = read_json(path)
     model_type = config.get("model_type")
     if model_type not in ("siglip", "siglip2"):
-        raise TeacherError(
-            f"{folder} has model_type {model_type!r}; a teacher needs 'siglip' or, for NaFlex, "
+        raise CheckpointError(
+            f"{folder} has model_type {model_type!r}; what is supported is 'siglip' and, for NaFlex, "
             "'siglip2'"
         )
     text_defaults, vision_defaults = TEXT_DEFAULTS, VISION_DEFAULTS[model_type]
@@ -81,16 +81,20 @@ def read_towers(folder: Path) -> TowerSettings:
     ):
         for name, value in settings.items():
             if type(value) is not type(defaults[name]):
-                raise TeacherError(f"{path} has {section}.{name} {value!r}, which is not supported")
+                raise CheckpointError(
+                    f"{path} has {section}.{name} {value!r}, which is not supported"
+                )
     if vision["num_channels"] != 3:
-        raise TeacherError(
+        raise CheckpointError(
             f"{path} has vision_config.num_channels {vision['num_channels']}; images are RGB"
         )
     if not vision["vision_use_head"]:
-        raise TeacherError(f"{path} has vision_config.vision_use_head false: no pooled embedding")
+        raise CheckpointError(
+            f"{path} has vision_config.vision_use_head false: no pooled embedding"
+        )
     num_patches = vision.get("num_patches", 1)
     if num_patches < 1 or math.isqrt(num_patches) ** 2 != num_patches:
-        raise TeacherError(
+        raise CheckpointError(
             f"{path} has vision_config.num_patches {num_patches}, which is no square: its position "
             "embeddings are a square grid"
         )

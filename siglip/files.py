@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from ..errors import TeacherError, first_line
+from ..errors import CheckpointError, first_line
 
 _STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -16,13 +16,13 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise TeacherError(
+        raise CheckpointError(
             f"{path.parent} has no {path.name}, so it is not a complete Hugging Face checkpoint"
         ) from None
     except (OSError, ValueError) as error:
-        raise TeacherError(f"{path} cannot be read as JSON: {first_line(error)}") from error
+        raise CheckpointError(f"{path} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(value, dict):
-        raise TeacherError(f"{path} holds no JSON object")
+        raise CheckpointError(f"{path} holds no JSON object")
     return cast("dict[str, Any]", value)
 
 
@@ -32,14 +32,14 @@ def weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if not index.is_file():
-        raise TeacherError(
+        raise CheckpointError(
             f"{folder} has no model.safetensors; save the weights with "
             "model.save_pretrained(folder) (pickled .bin weights are not read)"
         )
     files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
     for path in files:
         if not path.is_file():
-            raise TeacherError(f"{index} names {path.name}, which is missing; fetch it again")
+            raise CheckpointError(f"{index} names {path.name}, which is missing; fetch it again")
     return files
 
 
@@ -52,10 +52,10 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
             header.pop("__metadata__", None)
             end = 8 + num_bytes + max(record["data_offsets"][1] for record in header.values())
         except (ValueError, TypeError, AttributeError, KeyError, IndexError):
-            raise TeacherError(f"{path} is not a safetensors file; fetch it again") from None
+            raise CheckpointError(f"{path} is not a safetensors file; fetch it again") from None
     size = path.stat().st_size
     if size != end:
-        raise TeacherError(f"{path} has {size} bytes, its header promises {end}; fetch it again")
+        raise CheckpointError(f"{path} has {size} bytes, its header promises {end}; fetch it again")
     return header, 8 + num_bytes
 
 
@@ -67,7 +67,7 @@ def stored_dtype_of(folder: Path) -> str:
             num_bytes[record["dtype"]] = num_bytes.get(record["dtype"], 0) + end - start
     most = max(num_bytes, key=lambda dtype: num_bytes[dtype])
     if most not in _STORED_DTYPES:
-        raise TeacherError(f"{folder} stores its weights as {most}; expected F32, BF16 or F16")
+        raise CheckpointError(f"{folder} stores its weights as {most}; expected F32, BF16 or F16")
     return _STORED_DTYPES[most]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from ..errors import SettingError, TeacherError
+from ..errors import CheckpointError, SettingError
 from .config import ModelType, TowerSettings, with_defaults
 from .files import read_json
 
@@ -127,7 +127,7 @@ def read_image_settings(folder: Path, towers: TowerSettings) -> ImageSettings:
     """Return the image processor's settings.
 
     Raises:
-        TeacherError: it does what we would not reproduce, or does not fit the image tower.
+        CheckpointError: it does what we would not reproduce, or does not fit the image tower.
     """
     path, image = _read_processor(folder, towers.model_type)
     recipe = (
@@ -156,7 +156,7 @@ def check_max_num_patches(value: int) -> None:
 def _squash_recipe(folder: Path, image: dict[str, Any], vision: dict[str, Any]) -> SquashRecipe:
     size = (image["size"]["height"], image["size"]["width"])
     if size != (vision["image_size"],) * 2:
-        raise TeacherError(
+        raise CheckpointError(
             f"{folder} resizes images to {size[0]} x {size[1]} (image processor) but its image "
             f"tower takes {vision['image_size']} x {vision['image_size']} (config.json); take both "
             "files from one checkpoint"
@@ -166,14 +166,14 @@ def _squash_recipe(folder: Path, image: dict[str, Any], vision: dict[str, Any]) 
 
 def _naflex_recipe(path: Path, image: dict[str, Any], vision: dict[str, Any]) -> NaflexRecipe:
     if image["patch_size"] != vision["patch_size"]:
-        raise TeacherError(
+        raise CheckpointError(
             f"{path} cuts images into patches of {image['patch_size']} pixels but the image tower "
             f"takes patches of {vision['patch_size']} (config.json); take both files from one "
             "checkpoint"
         )
     limit = image["max_num_patches"]
     if not isinstance(limit, int) or not 1 <= limit <= LARGEST_MAX_NUM_PATCHES:
-        raise TeacherError(f"{path} has max_num_patches {limit!r}, which is not supported")
+        raise CheckpointError(f"{path} has max_num_patches {limit!r}, which is not supported")
     return NaflexRecipe(
         patch_size=image["patch_size"], max_num_patches=limit, resample=image["resample"]
     )
@@ -217,7 +217,7 @@ def _read_processor(folder: Path, model_type: ModelType) -> tuple[Path, dict[str
     ]
     for is_so, what in reasons:
         if is_so:
-            raise TeacherError(
+            raise CheckpointError(
                 f"{path} has {what}, which is not supported; {_WHAT_IT_DOES[model_type]}"
             )
     return path, image

@@ -7,16 +7,19 @@ Shape letters in this file:
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from ..errors import TeacherError, first_line
+from ..errors import CheckpointError, first_line
 from .checkpoint import Checkpoint
 from .image import NaflexRecipe, SquashRecipe
-from .positions import KeptPositions
+from .positions import GridPositions, KeptPositions
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Siglip2Model, SiglipModel
+
+Towers = Literal["both", "image"]
+"""Which towers of a student are trained."""
 
 
 def load_model(
@@ -28,21 +31,85 @@ def load_model(
     4.5), except that float32 computes on float32 parameters and the two half dtypes do not mix.
 
     Raises:
-        TeacherError: weights are missing, unexpected, or of another shape than config.json says.
+        CheckpointError: weights are missing, unexpected, or of another shape than config.json says.
     """
     import torch
-    from safetensors import SafetensorError
-    from transformers import Siglip2Model, SiglipModel
 
-    model_class: Any = Siglip2Model if checkpoint.model_type == "siglip2" else SiglipModel
     is_kept = checkpoint.stored_dtype == "float32" and compute_dtype != "float32"
+    dtype = torch.float32 if is_kept else getattr(torch, compute_dtype)
+    model = _load(checkpoint, _classes(checkpoint)[0], dtype)
+    model = model.to(device).eval().requires_grad_(False)
+    if checkpoint.model_type == "siglip2":
+        embeddings = model.vision_model.embeddings
+        resize = embeddings.resize_positional_embeddings
+        embeddings.resize_positional_embeddings = KeptPositions(resize)
+    return model
+
+
+def load_trainable(checkpoint: Checkpoint, *, towers: Towers, is_new: bool) -> Any:
+    """Return a model in train mode on the CPU, every parameter float32 and with gradient.
+
+    Args:
+        checkpoint: the student; of a new one only the settings are read.
+        towers: both gives a SiglipModel or Siglip2Model; image only the image tower, as a
+            SiglipVisionModel or Siglip2VisionModel (logit scale and bias are not part of it).
+        is_new: weights drawn by transformers from torch's random state, not read. logit_scale and
+            logit_bias are then 0 and to be set by the caller.
+
+    Raises:
+        CheckpointError: as load_model.
+    """
+    import torch
+
+    both_class, image_class, config_class = _classes(checkpoint)
+    model_class = both_class if towers == "both" else image_class
+    if is_new:
+        config = config_class.from_pretrained(checkpoint.folder)
+        config = config if towers == "both" else config.vision_config
+        with _quiet_transformers():
+            model = model_class._from_config(
+                config, dtype=torch.float32, attn_implementation="sdpa"
+            )
+    else:
+        left_out = () if towers == "both" else ("text_model.", "logit_")
+        model = _load(checkpoint, model_class, torch.float32, left_out)
+    model = model.train().requires_grad_(True)
+    if checkpoint.model_type == "siglip2":
+        embeddings = vision_tower(model).embeddings
+        resize = embeddings.resize_positional_embeddings
+        embeddings.resize_positional_embeddings = GridPositions(resize)
+    return model
+
+
+def vision_tower(model: Any) -> Any:
+    """Return the image tower of a model that has both, or that is one."""
+    return getattr(model, "vision_model", model)
+
+
+def _classes(checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
+    """Return the classes of the model with both towers, of the image tower, of the settings."""
+    import transformers
+
+    kind = "Siglip2" if checkpoint.model_type == "siglip2" else "Siglip"
+    names = ("Model", "VisionModel", "Config")
+    both, image, config = (getattr(transformers, kind + name) for name in names)
+    return both, image, config
+
+
+def _load(
+    checkpoint: Checkpoint, model_class: Any, dtype: Any, left_out: tuple[str, ...] = ()
+) -> Any:
+    """Return a model with all its weights from the checkpoint, of which nothing else is left over
+    but what begins with ``left_out``."""
+    from safetensors import SafetensorError
+
     with _quiet_transformers():
         try:
             model, info = cast(
                 "tuple[Any, dict[str, Any]]",
                 model_class.from_pretrained(
                     checkpoint.folder,
-                    dtype=torch.float32 if is_kept else getattr(torch, compute_dtype),
+                    dtype=dtype,
                     attn_implementation="sdpa",
                     local_files_only=True,
                     use_safetensors=True,
@@ -51,20 +118,19 @@ def load_model(
                 ),
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise TeacherError(f"{checkpoint.folder} does not load: {first_line(error)}") from error
+            raise CheckpointError(
+                f"{checkpoint.folder} does not load: {first_line(error)}"
+            ) from error
     for fault in ("missing", "mismatched", "unexpected"):
         names = sorted(key if isinstance(key, str) else key[0] for key in info[f"{fault}_keys"])
+        if fault == "unexpected":
+            names = [name for name in names if not name.startswith(left_out)] if left_out else names
         if names:  # transformers would fill them with random numbers and go on
-            raise TeacherError(
+            raise CheckpointError(
                 f"{checkpoint.folder} has {len(names)} {fault} weights: {', '.join(names[:3])}"
                 f"{', ...' if len(names) > 3 else ''}; fetch the checkpoint again, or take "
                 "config.json and weights from one checkpoint"
             )
-    model = model.to(device).eval().requires_grad_(False)
-    if checkpoint.model_type == "siglip2":
-        embeddings = model.vision_model.embeddings
-        resize = embeddings.resize_positional_embeddings
-        embeddings.resize_positional_embeddings = KeptPositions(resize)
     return model
 
 
@@ -85,21 +151,8 @@ def embed_image_pixels(
     """
     import torch
 
-    recipe = checkpoint.image
-    if not isinstance(recipe, SquashRecipe):
-        raise ValueError(f"{checkpoint.given} takes patches: embed_image_patches")
-    H, W = recipe.size
-    if pixels_BHWC.shape[1:] != (H, W, 3) or pixels_BHWC.dtype != torch.uint8:
-        raise ValueError(
-            f"pixels must be uint8 of shape (B, {H}, {W}, 3), "
-            f"got {pixels_BHWC.dtype} {tuple(pixels_BHWC.shape)}"
-        )
-    tower: Any = model  # its types are partly unknown
-    with torch.inference_mode():
-        x_BHWC = _normalised(pixels_BHWC, checkpoint)
-        with _autocast(pixels_BHWC.device.type, compute_dtype):
-            pooled_BD = tower.get_image_features(x_BHWC.permute(0, 3, 1, 2)).pooler_output
-        return _unit_rows(pooled_BD)
+    with torch.inference_mode(), autocast(pixels_BHWC.device.type, compute_dtype):
+        return unit_rows(pool_pixels(vision_tower(model), checkpoint, pixels_BHWC))
 
 
 def embed_image_patches(
@@ -124,30 +177,9 @@ def embed_image_patches(
     """
     import torch
 
-    recipe = checkpoint.image
-    if not isinstance(recipe, NaflexRecipe):
-        raise ValueError(f"{checkpoint.given} takes whole pictures: embed_image_pixels")
-    B, N, P = (len(grids), *patches_BNP.shape[1:])
-    if patches_BNP.shape != (B, N, recipe.view_shape[1]) or patches_BNP.dtype != torch.uint8:
-        raise ValueError(
-            f"patches must be uint8 of shape ({B}, N, {recipe.view_shape[1]}), "
-            f"got {patches_BNP.dtype} {tuple(patches_BNP.shape)}"
-        )
-    if mask_BN is None and any(height * width != N for height, width in grids):
-        raise ValueError(f"grids of other than {N} patches need a mask, got {grids}")
-    tower: Any = model  # its types are partly unknown
-    with torch.inference_mode():
-        x_BNP = _normalised(patches_BNP.view(B, N, P // 3, 3), checkpoint).view(B, N, P)
-        # Of four dimensions a mask is taken as it is; of two, transformers looks whether it masks
-        # anything, which waits for the device.
-        mask_B11N = None if mask_BN is None else mask_BN[:, None, None, :]
-        with _autocast(patches_BNP.device.type, compute_dtype):
-            pooled_BD = tower.get_image_features(
-                pixel_values=x_BNP,
-                pixel_attention_mask=mask_B11N,
-                spatial_shapes=torch.tensor(grids),
-            ).pooler_output
-        return _unit_rows(pooled_BD)
+    with torch.inference_mode(), autocast(patches_BNP.device.type, compute_dtype):
+        tower = vision_tower(model)
+        return unit_rows(pool_patches(tower, checkpoint, patches_BNP, grids, mask_BN))
 
 
 def embed_token_ids(
@@ -159,13 +191,73 @@ def embed_token_ids(
     """
     import torch
 
-    tower: Any = model  # its types are partly unknown
-    L = tower.config.text_config.max_position_embeddings
+    text_tower: Any = model.text_model
+    with torch.inference_mode(), autocast(ids_BL.device.type, compute_dtype):
+        return unit_rows(pool_token_ids(text_tower, ids_BL))
+
+
+def pool_pixels(tower: Any, checkpoint: Checkpoint, pixels_BHWC: "Tensor") -> "Tensor":
+    """Return the (B, D) pooled output of an image tower, not normalised; gradients flow.
+
+    Args:
+        tower: from vision_tower.
+        checkpoint: of fixed resolution.
+        pixels_BHWC: as embed_image_pixels takes them; normalised in float32 under any autocast.
+    """
+    import torch
+
+    recipe = checkpoint.image
+    if not isinstance(recipe, SquashRecipe):
+        raise ValueError(f"{checkpoint.given} takes patches, not whole pictures")
+    H, W = recipe.size
+    if pixels_BHWC.shape[1:] != (H, W, 3) or pixels_BHWC.dtype != torch.uint8:
+        raise ValueError(
+            f"pixels must be uint8 of shape (B, {H}, {W}, 3), "
+            f"got {pixels_BHWC.dtype} {tuple(pixels_BHWC.shape)}"
+        )
+    x_BHWC = _normalised(pixels_BHWC, checkpoint)
+    return tower(pixel_values=x_BHWC.permute(0, 3, 1, 2)).pooler_output
+
+
+def pool_patches(
+    tower: Any,
+    checkpoint: Checkpoint,
+    patches_BNP: "Tensor",
+    grids: Sequence[tuple[int, int]],
+    mask_BN: "Tensor | None",
+) -> "Tensor":
+    """Return the (B, D) pooled output of a NaFlex image tower, not normalised; gradients flow.
+
+    The other arguments are those of embed_image_patches.
+    """
+    import torch
+
+    recipe = checkpoint.image
+    if not isinstance(recipe, NaflexRecipe):
+        raise ValueError(f"{checkpoint.given} takes whole pictures, not patches")
+    B, N, P = (len(grids), *patches_BNP.shape[1:])
+    if patches_BNP.shape != (B, N, recipe.view_shape[1]) or patches_BNP.dtype != torch.uint8:
+        raise ValueError(
+            f"patches must be uint8 of shape ({B}, N, {recipe.view_shape[1]}), "
+            f"got {patches_BNP.dtype} {tuple(patches_BNP.shape)}"
+        )
+    if mask_BN is None and any(height * width != N for height, width in grids):
+        raise ValueError(f"grids of other than {N} patches need a mask, got {grids}")
+    x_BNP = _normalised(patches_BNP.view(B, N, P // 3, 3), checkpoint).view(B, N, P)
+    # Of four dimensions a mask is taken as it is; of two, transformers looks whether it masks
+    # anything, which waits for the device.
+    mask_B11N = None if mask_BN is None else mask_BN[:, None, None, :]
+    return tower(
+        pixel_values=x_BNP, pixel_attention_mask=mask_B11N, spatial_shapes=torch.tensor(grids)
+    ).pooler_output
+
+
+def pool_token_ids(text_tower: Any, ids_BL: "Tensor") -> "Tensor":
+    """Return the (B, D) pooled output of a text tower, not normalised; gradients flow."""
+    L = text_tower.config.max_position_embeddings
     if ids_BL.ndim != 2 or ids_BL.shape[1] != L:  # a shorter one runs, and pools the wrong position
         raise ValueError(f"token ids must be of shape (B, {L}), got {tuple(ids_BL.shape)}")
-    with torch.inference_mode(), _autocast(ids_BL.device.type, compute_dtype):
-        pooled_BD = tower.get_text_features(input_ids=ids_BL).pooler_output
-        return _unit_rows(pooled_BD)
+    return text_tower(input_ids=ids_BL).pooler_output
 
 
 def _normalised(pixels_C: "Tensor", checkpoint: Checkpoint) -> "Tensor":
@@ -185,13 +277,16 @@ def _on_device(values: Sequence[float], device: Any) -> Any:
     return values[0] if len(set(values)) == 1 else torch.tensor(values, device=device)
 
 
-def _unit_rows(pooled_BD: "Tensor") -> "Tensor":
+def unit_rows(pooled_BD: "Tensor") -> "Tensor":
+    """Return rows of norm 1 in float32, or float64 where they are float64."""
     import torch
 
-    return torch.nn.functional.normalize(pooled_BD.float(), dim=-1)
+    is_double = pooled_BD.dtype == torch.float64
+    return torch.nn.functional.normalize(pooled_BD if is_double else pooled_BD.float(), dim=-1)
 
 
-def _autocast(device_type: str, compute_dtype: str) -> Any:
+def autocast(device_type: str, compute_dtype: str) -> Any:
+    """Return the context of a forward pass in one of COMPUTE_DTYPES."""
     import torch
 
     if compute_dtype == "float32":

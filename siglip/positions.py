@@ -17,22 +17,19 @@ _LARGEST_NUM_ROWS = 1 << 16
 """Rows kept, 256 grids of 256 patches: 300 MB for an SO400M in float32, half that in bfloat16."""
 
 
-class KeptPositions:
+class GridPositions:
     """In place of ``Siglip2VisionEmbeddings.resize_positional_embeddings``, with equal values.
 
-    For a model whose weights stay as they are, and spatial shapes on the host.
+    Each grid of a batch is resized once; gradients flow. Spatial shapes must be on the host.
     """
 
-    def __init__(self, resize: Any, *, largest_num_rows: int = _LARGEST_NUM_ROWS) -> None:
-        """Keep what ``resize``, the method replaced, gives; it is called for one image at a time.
+    def __init__(self, resize: Any) -> None:
+        """Call ``resize``, the method replaced, for one grid at a time.
 
         Args:
             resize: (embeddings of shape (height, width, D), shapes (B, 2), N) -> (B, N, D).
-            largest_num_rows: rows of all grids kept; beyond, those used longest ago are dropped.
         """
-        self._resize, self._largest_num_rows = resize, largest_num_rows
-        self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
-        self._num_rows = 0
+        self._resize = resize
 
     def __call__(
         self, positional_embeddings: "Tensor", spatial_shapes: "Tensor", max_length: int
@@ -51,14 +48,29 @@ class KeptPositions:
     def _rows(self, positional_embeddings: "Tensor", grid: tuple[int, int]) -> "Tensor":
         import torch
 
+        [rows_ND] = self._resize(positional_embeddings, torch.tensor([grid]), grid[0] * grid[1])
+        return rows_ND
+
+
+class KeptPositions(GridPositions):
+    """Each grid is resized once for all batches: for a model whose weights stay as they are."""
+
+    def __init__(self, resize: Any, *, largest_num_rows: int = _LARGEST_NUM_ROWS) -> None:
+        """Keep what ``resize`` gives, up to ``largest_num_rows`` rows of all grids; beyond, those
+        used longest ago are dropped."""
+        super().__init__(resize)
+        self._largest_num_rows = largest_num_rows
+        self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._num_rows = 0
+
+    def _rows(self, positional_embeddings: "Tensor", grid: tuple[int, int]) -> "Tensor":
         rows_ND = self._kept.get(grid)
         if rows_ND is not None:
             self._kept.move_to_end(grid)
             return rows_ND
-        N = grid[0] * grid[1]
-        [rows_ND] = self._resize(positional_embeddings, torch.tensor([grid]), N)
+        rows_ND = super()._rows(positional_embeddings, grid)
         self._kept[grid] = rows_ND
-        self._num_rows += N
+        self._num_rows += len(rows_ND)
         while self._num_rows > self._largest_num_rows and len(self._kept) > 1:
             (height, width), _ = self._kept.popitem(last=False)
             self._num_rows -= height * width

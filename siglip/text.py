@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import TeacherError, first_line
+from ..errors import CheckpointError, first_line
 from .files import read_json
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class TextTokenizer:
         """Load the tokenizer.
 
         Raises:
-            TeacherError: files are missing or damaged, or do not fit the token embedding.
+            CheckpointError: files are missing or damaged, or do not fit the token embedding.
         """
         self._length = checkpoint.max_text_tokens
         self._settings = read_text_settings(checkpoint.folder)
@@ -61,23 +61,23 @@ class TextTokenizer:
         try:
             tokenizer: Any = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception
-            raise TeacherError(f"{path} is not a tokenizer: {first_line(error)}") from error
+            raise CheckpointError(f"{path} is not a tokenizer: {first_line(error)}") from error
         pad_token = self._settings.pad_token
         pad_id = tokenizer.token_to_id(pad_token)
         if pad_id is None:
-            raise TeacherError(
+            raise CheckpointError(
                 f"{path} has no token {pad_token!r}, which its texts are padded with"
             )
         largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
         if largest >= vocab_size:
-            raise TeacherError(
+            raise CheckpointError(
                 f"{path} gives token ids up to {largest}, but the model has {vocab_size} token "
                 "embeddings; take tokenizer and weights from one checkpoint"
             )
         tokenizer.no_padding()  # the published file pads by itself, to 64
         mask = tokenizer.encode("a").special_tokens_mask
         if mask[-1:] != [1] or sum(mask) != 1:
-            raise TeacherError(f"{path} does not end a text with one eos, as SigLIP's do")
+            raise CheckpointError(f"{path} does not end a text with one eos, as SigLIP's do")
         if not self._settings.is_siglip1:
             rest = [tokenizer.normalizer] if tokenizer.normalizer else []
             tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
@@ -93,7 +93,7 @@ class TextTokenizer:
 
     def _from_sentencepiece(self, folder: Path) -> _Encode:
         if importlib.util.find_spec("sentencepiece") is None:
-            raise TeacherError(
+            raise CheckpointError(
                 f"{folder} has only {self._settings.file} for a tokenizer, which needs the package "
                 "sentencepiece: pip install sentencepiece"
             )
@@ -130,7 +130,7 @@ def read_text_settings(folder: Path) -> TextSettings:
     config = read_json(folder / "tokenizer_config.json")
     is_siglip1 = str(config.get("tokenizer_class")).startswith("SiglipTokenizer")
     if not files or (files[0] == "spiece.model" and not is_siglip1):
-        raise TeacherError(
+        raise CheckpointError(
             f"{folder} has no tokenizer.json; copy the tokenizer files of the checkpoint"
         )
     pad_token: Any = config.get("pad_token")
@@ -141,7 +141,7 @@ def read_text_settings(folder: Path) -> TextSettings:
     if isinstance(pad_token, dict):
         pad_token = cast("dict[str, Any]", pad_token).get("content")
     if not isinstance(pad_token, str):
-        raise TeacherError(
+        raise CheckpointError(
             f"{folder / 'tokenizer_config.json'} names no pad_token, and padding is part of "
             'what the text tower computes; SigLIP 2 has "<pad>"'
         )

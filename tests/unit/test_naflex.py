@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from siglip2_cache.errors import SettingError, TeacherError
+from siglip2_cache.errors import CheckpointError, SettingError
 from siglip2_cache.siglip import (
     Checkpoint,
     NaflexRecipe,
@@ -101,7 +101,7 @@ def test_settings_we_would_not_reproduce_are_refused(
     folder: Path, file: str, section: str | None, changes: dict[str, Any], message: str
 ) -> None:
     edit_json(folder / file, section, **changes)
-    with pytest.raises(TeacherError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         resolve_checkpoint(str(folder))
 
 
@@ -314,7 +314,7 @@ def test_what_is_not_fit_for_the_forward_pass_is_refused(
         embed(patches.float(), mask, checkpoint)
     with pytest.raises(ValueError, match=r"must be uint8 of shape \(2, N, 768\)"):
         embed(patches[:1], mask[:1], checkpoint)
-    with pytest.raises(ValueError, match="takes whole pictures: embed_image_pixels"):
+    with pytest.raises(ValueError, match="takes whole pictures, not patches"):
         embed(patches, mask, fixed)
-    with pytest.raises(ValueError, match="takes patches: embed_image_patches"):
+    with pytest.raises(ValueError, match="takes patches, not whole pictures"):
         embed_image_pixels(model, checkpoint, patches, compute_dtype="float32")

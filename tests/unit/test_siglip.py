@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from siglip2_cache import siglip
-from siglip2_cache.errors import SettingError, TeacherError
+from siglip2_cache.errors import CheckpointError, SettingError
 from siglip2_cache.siglip import (
     SquashRecipe,
     TextTokenizer,
@@ -143,7 +143,11 @@ def test_what_a_processor_saves_resolves_to_the_same_settings(folder: Path) -> N
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("config.json", {"model_type": "clip"}, r"model_type 'clip'; a teacher needs 'siglip' or"),
+        (
+            "config.json",
+            {"model_type": "clip"},
+            r"model_type 'clip'; what is supported is 'siglip' and",
+        ),
         ("config.json", {"model_type": "siglip2"}, r"image_processor_type 'SiglipImageProcessor'"),
         ("config.json", {"vision_config__num_channels": 1}, r"num_channels 1; images are RGB"),
         ("config.json", {"text_config__projection_size": 32}, r"width 64 and .* width 32"),
@@ -169,7 +173,7 @@ def test_settings_we_would_not_reproduce_are_refused(
     folder: Path, file: str, changes: dict[str, Any], message: str
 ) -> None:
     edit_json(folder / file, **changes)
-    with pytest.raises(TeacherError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         resolve_checkpoint(str(folder))
 
 
@@ -197,25 +201,25 @@ def test_missing_and_damaged_files_are_named(
     (folder / file).unlink()
     if content is not None:
         (folder / file).write_bytes(content)
-    with pytest.raises(TeacherError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         resolve_checkpoint(str(folder))
 
 
 def test_a_truncated_download_is_seen_before_the_model_is_loaded(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(TeacherError, match=r"has \d+ bytes, its header promises \d+; fetch it"):
+    with pytest.raises(CheckpointError, match=r"has \d+ bytes, its header promises \d+; fetch it"):
         resolve_checkpoint(str(folder))
 
 
 @pytest.mark.parametrize("given", ["/no/such/folder", "nothing-here", "./a/b", "~/a/b"])
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(given: str) -> None:
-    with pytest.raises(TeacherError, match=r"neither a folder nor a hub id"):
+    with pytest.raises(CheckpointError, match=r"neither a folder nor a hub id"):
         resolve_checkpoint(given)
 
 
 def test_a_local_folder_has_no_revision(folder: Path) -> None:
-    with pytest.raises(TeacherError, match="has no revision 'main'"):
+    with pytest.raises(CheckpointError, match="has no revision 'main'"):
         resolve_checkpoint(str(folder), revision="main")
 
 
@@ -243,13 +247,13 @@ def test_a_hub_id_is_found_in_the_offline_cache_and_needs_no_torch(
         "import json, sys\n"
         "from siglip2_cache.precompute.teacher import resolve_compute_dtype\n"
         "from siglip2_cache.siglip import *\n"
-        "from siglip2_cache.errors import TeacherError\n"
+        "from siglip2_cache.errors import CheckpointError\n"
         "c = resolve_checkpoint('someone/siglip2-tiny')\n"
         "identity = checkpoint_identity(c, compute_dtype=resolve_compute_dtype(c, 'cpu'))\n"
         "logit_scale_and_bias(c)\n"
         f"assert resolve_checkpoint('someone/siglip2-tiny', revision={commit!r}) == c\n"
         "try: resolve_checkpoint('someone/else')\n"
-        "except TeacherError as error: message = str(error)\n"
+        "except CheckpointError as error: message = str(error)\n"
         "heavy = [name for name in ('torch', 'transformers') if name in sys.modules]\n"
         "print(json.dumps([c.name, c.given, c.revision, str(c.folder), identity, message, heavy]))"
     )
@@ -305,7 +309,7 @@ def test_sharded_weights_are_read_whole(folder: Path) -> None:
     assert {name for name in identity if identity[name] != other[name]} == {"weights_sha256"}
     load_model(checkpoint, device="cpu", compute_dtype="float32")
     (folder / "model-1.safetensors").unlink()
-    with pytest.raises(TeacherError, match=r"names model-1\.safetensors, which is missing"):
+    with pytest.raises(CheckpointError, match=r"names model-1\.safetensors, which is missing"):
         resolve_checkpoint(str(folder))
 
 
@@ -335,7 +339,7 @@ def test_weights_that_do_not_fit_are_named_not_drawn_at_random(
     change(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     checkpoint = resolve_checkpoint(str(folder))
-    with pytest.raises(TeacherError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         load_model(checkpoint, device="cpu", compute_dtype="float32")
 
 
@@ -452,7 +456,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(
     folder: Path, file: str, changes: dict[str, Any], message: str
 ) -> None:
     edit_json(folder / file, **changes)
-    with pytest.raises(TeacherError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         TextTokenizer(resolve_checkpoint(str(folder)))
 
 
@@ -492,10 +496,10 @@ def test_a_siglip_1_checkpoint_without_tokenizer_json_asks_for_sentencepiece(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (folder / "tokenizer.json").rename(folder / "spiece.model")
-    with pytest.raises(TeacherError, match=r"has no tokenizer\.json"):
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         TextTokenizer(resolve_checkpoint(str(folder)))
     edit_json(folder / "tokenizer_config.json", tokenizer_class="SiglipTokenizer")
-    with pytest.raises(TeacherError, match=r"pip install sentencepiece"):
+    with pytest.raises(CheckpointError, match=r"pip install sentencepiece"):
         TextTokenizer(resolve_checkpoint(str(folder)))
 
 

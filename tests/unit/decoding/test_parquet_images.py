@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from siglip2_cache.precompute import parquet_images
-from siglip2_cache.precompute.images import ImageRef
-from siglip2_cache.precompute.parquet_images import RowReader, with_parquet_bytes
+from siglip2_cache.decoding import parquet_images
+from siglip2_cache.decoding.images import ImageRef
+from siglip2_cache.decoding.parquet_images import RowReader, with_parquet_bytes
 from siglip2_cache.store.places import ImagePlace
 from siglip2_cache.store.views import WHOLE_IMAGE
 

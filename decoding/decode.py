@@ -1,6 +1,6 @@
 """Decoding images in worker processes: files to uint8 pixels, in order, whatever the files hold.
 
-Pixels do not travel through pipes: workers write them into memory shared with the build (an unlinked
+Pixels do not travel through pipes: workers write them into memory shared with their user (an unlinked
 file, so that nothing stays behind when a process is killed, and /dev/shm may be small). A worker that
 dies or hangs on one image costs that image, not the build: it is replaced, and the image rejected.
 """

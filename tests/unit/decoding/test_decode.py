@@ -22,9 +22,9 @@ from fakes import draw_image
 from numpy.typing import NDArray
 from PIL import Image
 
+from siglip2_cache.decoding.decode import Decoder
+from siglip2_cache.decoding.images import DecodedImage, ImageRef, PixelFormat
 from siglip2_cache.errors import BuildError
-from siglip2_cache.precompute.decode import Decoder
-from siglip2_cache.precompute.images import DecodedImage, ImageRef, PixelFormat
 from siglip2_cache.siglip import SquashRecipe
 from siglip2_cache.store.places import ImagePlace
 from siglip2_cache.store.views import ViewPolicy, draw_view
@@ -412,8 +412,8 @@ def is_alive(process: psutil.Process) -> bool:
 DECODE_FOR_EVER = """
 import sys, itertools
 from pathlib import Path
-from siglip2_cache.precompute.decode import Decoder
-from siglip2_cache.precompute.images import ImageRef, PixelFormat
+from siglip2_cache.decoding.decode import Decoder
+from siglip2_cache.decoding.images import ImageRef, PixelFormat
 from siglip2_cache.siglip import SquashRecipe
 from siglip2_cache.store.places import ImagePlace
 from siglip2_cache.store.views import WHOLE_IMAGE
@@ -477,7 +477,7 @@ def test_a_build_that_is_killed_takes_a_worker_along_that_hangs_on_a_file(
 
 def test_workers_that_cannot_start_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "dying.py").write_text("import os\ndef work(*_):\n    os._exit(3)\n")
-    start = "from siglip2_cache.precompute import decode; import dying; decode.work = dying.work"
+    start = "from siglip2_cache.decoding import decode; import dying; decode.work = dying.work"
     with decoding(tmp_path, draw_images(tmp_path / "images", 1), start) as process:
         assert process.wait(PATIENCE_S) == 1
     last = (tmp_path / "errors.txt").read_text().splitlines()[-1]
@@ -509,5 +509,5 @@ def test_workers_import_nothing_heavy(tmp_path: Path) -> None:
     [batch] = decode_all(decoder(1), [(None, [replace(ref, place=ImagePlace(path=probe))])])
     assert batch[2][0].reason is None
     modules = (tmp_path / "modules.txt").read_text().split("\n")
-    assert "siglip2_cache.precompute.decode_process" in modules
+    assert "siglip2_cache.decoding.decode_process" in modules
     assert {"torch", "transformers", "polars", "pyarrow", "zarr"} & set(modules) == set()

@@ -1,0 +1,82 @@
+"""Where the images of a cache lie, and which views of them are stored: the catalog, joined."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import polars as pl
+
+from ..store.cache import Cache
+from ..store.manifest import Span
+from ..store.places import ImagePlace
+from ..store.views import WHOLE_IMAGE, ViewBox
+from .images import ImageRef
+
+PLACE_COLUMNS = ("file", "member", "offset", "length", "row_group", "index")
+"""Columns of the table ``samples`` that say where an image lies."""
+
+
+def image_refs(cache: Cache, span: Span) -> list[ImageRef]:
+    """Return where the images of consecutive rows lie and all their views, in row order.
+
+    Rows that the catalog does not hold are left out.
+    """
+    samples = cache.samples().filter(_within(span)).sort("row").collect()
+    low, high = samples["file"].min(), samples["file"].max()
+    wanted = cache.table("files").filter(pl.col("file").is_between(low, high)).collect()
+    files = PlannedFiles(cache, wanted)
+    boxes = stored_boxes(cache, span)
+    columns = samples.select("row", *PLACE_COLUMNS)
+    return [
+        ImageRef(row, files.place(*place), boxes.get(row, (WHOLE_IMAGE,)))
+        for row, *place in columns.iter_rows()
+    ]
+
+
+class PlannedFiles:
+    """The files of a corpus by number, where they are now."""
+
+    def __init__(self, cache: Cache, files: pl.DataFrame) -> None:
+        """Keep some lines of the catalog's table ``files``; corpora that moved are found there."""
+        roots = {name: cache.corpus_root(name) for name in files["source"].unique()}
+        columns = files.select("file", "source", "path", "num_bytes")
+        self._files: Mapping[int, tuple[Path, int | None]] = {
+            file: (roots[source] / path, num_bytes)
+            for file, source, path, num_bytes in columns.iter_rows()
+        }
+
+    def place(
+        self,
+        file: int,
+        member: str | None,
+        offset: int | None,
+        length: int | None,
+        row_group: int | None,
+        index: int | None,
+    ) -> ImagePlace:
+        """Return the place that a line of the table ``samples`` names, its columns in this order."""
+        path, num_bytes = self._files[file]
+        return ImagePlace(
+            path=path,
+            member=member,
+            offset=offset,
+            length=length,
+            row_group=row_group,
+            index=index,
+            file_bytes=num_bytes,
+        )
+
+
+def stored_boxes(cache: Cache, span: Span) -> dict[int, tuple[ViewBox, ...]]:
+    """Return the views of consecutive rows by row; none where a cache has whole images only."""
+    if cache.num_views == 1:
+        return {}
+    views = cache.table("views").filter(_within(span)).sort("row", "view").collect()
+    columns = views.select("row", "top", "left", "height", "width", "flip")
+    boxes: dict[int, list[ViewBox]] = {}
+    for row, *box in columns.iter_rows():
+        boxes.setdefault(row, []).append(ViewBox(*box))
+    return {row: tuple(found) for row, found in boxes.items()}
+
+
+def _within(span: Span) -> pl.Expr:
+    return pl.col("row").is_between(span.first, span.end - 1)
