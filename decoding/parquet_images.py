@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import first_line
-from ..store.places import ImagePlace, ReadError, bytes_of, check_row, leaf_batches, open_rows
+from ..store.places import (
+    ImagePlace,
+    ReadError,
+    bytes_of,
+    check_row,
+    column_chunk,
+    leaf_batches,
+    open_rows,
+)
 from .images import ImageRef
 
 READ_AHEAD_BYTES = 1 << 28
@@ -160,11 +168,11 @@ class RowReader:
             raise ReadError(self._fault or "cannot be read")
         check_row(self._file, place)
         assert place.index is not None
-        if (place.member, place.row_group) != self._group or place.index < self._next:
-            self._start(place)
-        if self._fault is not None:
-            raise ReadError(self._fault)
         try:
+            if (place.member, place.row_group) != self._group or place.index < self._next:
+                self._start(place)
+            if self._fault is not None:
+                raise ReadError(self._fault)
             value = next(islice(self._rows, place.index - self._next, None), None)
         except (OSError, pa.ArrowException) as error:
             self._fault = f"row group {place.row_group} is damaged: {first_line(error)}"
@@ -184,9 +192,10 @@ class RowReader:
         assert place.member is not None and place.row_group is not None
         self._group = (place.member, place.row_group)
         self._next, self._fault = 0, None
-        group = self._file.metadata.row_group(place.row_group)
-        chunks = [group.column(i) for i in range(group.num_columns)]
-        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema == place.member)
-        batch_rows = max(1, min(1024, _STEP_BYTES * group.num_rows // max(1, size)))
+        chunk = column_chunk(self._file, place.member, place.row_group)
+        batch_rows = 1
+        if chunk is not None:
+            size = max(1, chunk.total_uncompressed_size)
+            batch_rows = max(1, min(1024, _STEP_BYTES * chunk.num_values // size))
         columns = leaf_batches(self._file, place.member, place.row_group, batch_rows=batch_rows)
         self._rows = (value for column in columns for value in column)
