@@ -136,6 +136,18 @@ _ZH_COLOURS: dict[Colour, str] = {
 }
 _ZH_SIZES = {"large": "大", "small": "小"}
 
+_ZH_OTHERS = (
+    *("一个", "图中", "这是", "有", "和", "在", "位于", "的", "东西"),
+    *("左边", "右边", "上方", "下方", "左侧", "右侧", "上面", "下面"),
+)
+CHINESE_WORDS: tuple[str, ...] = (
+    *_ZH_OTHERS,
+    *_ZH_SIZES.values(),
+    *_ZH_COLOURS.values(),
+    *_ZH_SHAPES.values(),
+)
+"""Chinese writes no spaces: what its sentences are cut into."""
+
 
 def _chinese(said: Said) -> dict[str, str]:
     colour = f"{_ZH_COLOURS[said.colour]}的" if said.colour else ""
@@ -156,7 +168,7 @@ LANGUAGES: dict[str, Language] = {
         },
         full=("{a} {place}", "{a} is {place}", "{place} there is {a}", "an image of {a} {place}"),
         pair=("{a} and {b}", "an image of {a} and {b}"),
-        single=("{a}", "an image of {a}", "there is {a}"),
+        single=("{a}", "an image of {a}", "this is a photo of {a}"),
     ),
     "de": Language(
         phrase=_german,
