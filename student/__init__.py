@@ -1,0 +1,1 @@
+"""Students: trained from the targets of a cache alongside pixels."""
