@@ -1,0 +1,185 @@
+"""Retrieval and zero-shot: what ranks first for an image, a text, a class. Plain numpy.
+
+Everything runs over blocks of queries: a matrix of all images by all texts is never held. A score that
+is not finite (NaN where an embedding is missing) never hits and never ranks before another.
+
+Shape letters in this file:
+    N = images, M = texts, D = embedding width, C = classes, P = pairs (of an image with its caption)
+    or prompts, B = queries of a block.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .metrics import Ints, Rows, blocks
+
+NEVER = int(np.iinfo(np.int64).max)
+"""Rank of a query that cannot hit: nothing of its own has a finite score."""
+
+CUTOFFS = (1, 5, 10)
+"""The k of R@k."""
+
+
+def ranks(
+    scores_of: Callable[[slice], Rows],
+    shape: tuple[int, int],
+    query_P: Ints,
+    candidate_P: Ints,
+    *,
+    block_rows: int | None = None,
+) -> Ints:
+    """Return each query's rank: how many candidates of others score at least its best own one.
+
+    0 is a hit at 1; k is no hit at k. So ties count against, and the other candidates that a query
+    owns do not. A score that is not finite counts for nothing: not as the best own one, and not as
+    another's before it.
+
+    Args:
+        scores_of: (B, candidates) scores of a slice of queries; larger is nearer.
+        shape: (queries, candidates).
+        query_P: the query of each own pair, in any order.
+        candidate_P: the candidate that it owns.
+        block_rows: queries scored at a time; None: as many as make a block.
+
+    Returns:
+        (queries,) int64; NEVER where a query has no own candidate of finite score.
+    """
+    num_queries, num_candidates = shape
+    order_P = np.argsort(query_P, kind="stable")
+    query_P, candidate_P = query_P[order_P], candidate_P[order_P]
+    found = np.full(num_queries, NEVER, np.int64)
+    for rows in blocks(num_queries, num_candidates, block_rows):
+        first, last = np.searchsorted(query_P, (rows.start, rows.stop))
+        own_P = query_P[first:last] - rows.start
+        found[rows] = _ranks_of_block(scores_of(rows), own_P, candidate_P[first:last])
+    return found
+
+
+def dots(queries_ND: Rows, candidates_MD: Rows) -> Callable[[slice], Rows]:
+    """Return the dot products of a slice of queries with all candidates, for ranks."""
+
+    def scores_of(rows: slice) -> Rows:
+        with np.errstate(invalid="ignore", over="ignore"):
+            return queries_ND[rows] @ candidates_MD.T
+
+    return scores_of
+
+
+def hit_rates(rank_N: Ints, cutoffs: tuple[int, ...] = CUTOFFS) -> dict[str, float] | None:
+    """Return the share of queries with a hit among the first k, by k; None where there is no query."""
+    if len(rank_N) == 0:
+        return None
+    return {str(k): float(np.mean(rank_N < k)) for k in cutoffs}
+
+
+def retrieval(
+    images_ND: Rows, texts_MD: Rows, image_P: Ints, text_P: Ints, picture_N: Ints
+) -> dict[str, Any]:
+    """Return R@1, 5 and 10 both ways, and the sizes of the galleries.
+
+    Image to text: the queries are the images with a caption, the gallery every text that is one; a
+    hit is any own text of the image. Text to image: the queries are those texts, each once, the
+    gallery *all* images given, captioned or not; a hit is any image that holds the text, or is the
+    same picture as one that does. (On COCO, where every image has captions, that is the protocol of
+    the retrieval papers.)
+
+    Args:
+        images_ND: unit rows.
+        texts_MD: unit rows; a text that is in no pair is left out.
+        image_P: the image of each pair of an image with its caption.
+        text_P: the text of each pair.
+        picture_N: equal numbers for equal pictures.
+    """
+    captioned, own_image_P = np.unique(image_P, return_inverse=True)
+    captions, own_text_P = np.unique(text_P, return_inverse=True)
+    gallery_MD = texts_MD[captions]
+    to_text = ranks(
+        dots(images_ND[captioned], gallery_MD),
+        (len(captioned), len(captions)),
+        own_image_P.astype(np.int64),
+        own_text_P.astype(np.int64),
+    )
+    holder_P, held_P = with_equal_pictures(image_P, own_text_P.astype(np.int64), picture_N)
+    to_image = ranks(dots(gallery_MD, images_ND), (len(captions), len(images_ND)), held_P, holder_P)
+    return {
+        "images": len(images_ND),
+        "captioned_images": len(captioned),
+        "texts": len(captions),
+        "image_to_text": hit_rates(to_text),
+        "text_to_image": hit_rates(to_image),
+    }
+
+
+def with_equal_pictures(image_P: Ints, text_P: Ints, picture_N: Ints) -> tuple[Ints, Ints]:
+    """Return the pairs, each once, with those that hold because another image is the same picture."""
+    by_picture_N = np.argsort(picture_N, kind="stable")
+    sorted_N = picture_N[by_picture_N]
+    known = np.unique(np.stack([picture_N[image_P], text_P], axis=1), axis=0)
+    first, last = (np.searchsorted(sorted_N, known[:, 0], side) for side in ("left", "right"))
+    count = last - first
+    # The images of a picture lie side by side: count up from the first within each pair.
+    offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    return by_picture_N[np.repeat(first, count) + offset], np.repeat(known[:, 1], count)
+
+
+def class_embeddings(prompts_PD: Rows, class_P: Ints, num_classes: int) -> Rows:
+    """Return (C, D) float64: the mean of each class's unit prompt rows, of unit length again.
+
+    Prompts that are not finite are left out; a class without any is NaN.
+
+    Source: the prompt ensembling of CLIP, arXiv:2103.00020, section 3.1.4.
+    """
+    is_there = np.isfinite(prompts_PD).all(axis=1)
+    sums_CD = np.zeros((num_classes, prompts_PD.shape[1]))
+    np.add.at(sums_CD, class_P[is_there], prompts_PD[is_there].astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        return sums_CD / np.linalg.norm(sums_CD, axis=1, keepdims=True)
+
+
+def zero_shot(
+    images_ND: Rows, label_N: Ints, prompts_PD: Rows, class_P: Ints
+) -> dict[str, Any] | None:
+    """Return the accuracy at 1 and 5 over the images whose label is among the classes; ties against.
+
+    Args:
+        images_ND: unit rows.
+        label_N: class of each image; negative where it has none.
+        prompts_PD: unit rows.
+        class_P: class of each prompt.
+
+    Returns:
+        None where no image has a class that a prompt stands for.
+    """
+    classes, class_P = np.unique(class_P, return_inverse=True)
+    labelled = np.flatnonzero(np.isin(label_N, classes))
+    if len(labelled) == 0:
+        return None
+    own_N = np.searchsorted(classes, label_N[labelled]).astype(np.int64)
+    classes_CD = class_embeddings(prompts_PD, class_P.astype(np.int64), len(classes))
+    rank_N = ranks(
+        dots(images_ND[labelled], classes_CD),
+        (len(labelled), len(classes)),
+        np.arange(len(labelled)),
+        own_N,
+    )
+    rates = hit_rates(rank_N, (1, 5))
+    return {"images": len(labelled), "classes": len(classes), "accuracy": rates}
+
+
+def macro_mean(found: Mapping[str, Mapping[str, float] | None]) -> dict[str, float] | None:
+    """Return the plain mean over languages of numbers by name; None where no language has them."""
+    there = [numbers for numbers in found.values() if numbers is not None]
+    if not there:
+        return None
+    return {name: float(np.mean([numbers[name] for numbers in there])) for name in there[0]}
+
+
+def _ranks_of_block(scores_BM: Rows, query_P: Ints, candidate_P: Ints) -> Ints:
+    scores_BM = np.where(np.isfinite(scores_BM), scores_BM, -np.inf)
+    best_B = np.full(len(scores_BM), -np.inf, scores_BM.dtype)
+    np.maximum.at(best_B, query_P, scores_BM[query_P, candidate_P])
+    scores_BM[query_P, candidate_P] = -np.inf  # one's own do not compete
+    rank_B = np.sum(scores_BM >= best_B[:, None], axis=1)
+    return np.where(np.isfinite(best_B), rank_B, NEVER)

@@ -1,0 +1,170 @@
+"""Nearness to the teacher and calibration: small cases by hand, larger ones against plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from siglip2_cache.student.metrics import (
+    calibration_error,
+    image_agreement,
+    mean_cosine,
+    other_pairs,
+    pair_cosines,
+    sigmoid,
+    soft_loss_excess,
+)
+
+
+def unit_rows(seed: int, shape: tuple[int, int]) -> NDArray[np.float32]:
+    rows = np.random.default_rng(seed).normal(size=shape)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_the_mean_cosine_takes_rows_of_any_length_and_leaves_out_what_is_missing() -> None:
+    student = np.array([[3.0, 4.0], [0, 2], [np.nan, 1], [0, 0]])
+    teacher = np.array([[1.0, 0.0], [0, 1], [0, 1], [1, 0]])
+    assert mean_cosine(student, teacher) == pytest.approx((0.6 + 1 + 0) / 3)
+    assert mean_cosine(student[2:3], teacher[2:3]) is None
+
+
+@pytest.mark.parametrize("block_rows", [1, 4, 13, None])
+def test_agreement_equals_a_loop_over_all_pairs_of_images(block_rows: int | None) -> None:
+    student, teacher = unit_rows(0, (30, 5)), unit_rows(1, (30, 7))
+    student[:, :2] += teacher[:, :2]
+    missing = student.copy()
+    missing[11], teacher[4] = np.nan, np.nan
+    kept = [i for i in range(30) if i not in (4, 11)]
+    x = [[float(student[i].astype(float) @ student[j]) for j in kept] for i in kept]
+    y = [[float(teacher[i].astype(float) @ teacher[j]) for j in kept] for i in kept]
+    above = np.triu_indices(28, 1)
+    expected = np.corrcoef(np.array(x)[above], np.array(y)[above])[0, 1]
+
+    def nearest(row: list[float], i: int) -> set[int]:
+        return set(sorted((j for j in range(28) if j != i), key=lambda j: -row[j])[:10])
+
+    shared = [len(nearest(x[i], i) & nearest(y[i], i)) for i in range(28)]
+    correlation, overlap = image_agreement(missing, teacher, block_rows=block_rows)
+    assert correlation == pytest.approx(expected, abs=1e-6)
+    assert overlap == pytest.approx(sum(shared) / 280)
+    assert 0.1 < expected < 0.9
+
+
+def test_a_model_agrees_with_itself_turned_and_not_with_one_that_collapsed() -> None:
+    rows = unit_rows(2, (40, 6))
+    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(6, 6)))[0]
+    correlation, overlap = image_agreement(rows.astype(float) @ turn, rows)
+    assert correlation == pytest.approx(1)
+    assert overlap == 1
+    assert image_agreement(np.tile(rows[:1], (40, 1)), rows)[0] is None
+    assert image_agreement(rows[:1], rows[:1]) == (None, None)
+
+
+def test_of_equally_near_neighbours_the_first_rows_are_taken() -> None:
+    # From row 0, the student sees rows 1, 2, 3 equally near, the teacher 1 and 3 nearer than 2.
+    # Nearest 2 of row 0: {1, 2} and {1, 3}; of 1: {0, 2} and {3, 0}; of 2: {0, 1} and {3, 0};
+    # of 3: {0, 1} and {1, 0}.
+    student = np.eye(4)
+    angle = np.radians([0, 10, 25, 12])
+    teacher = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    # row 0: 10, 12; row 1: 2 (row 3), 10 (row 0); row 2: 13 (row 3), 15 (row 1); row 3: 2, 12
+    _, overlap = image_agreement(student, teacher, num_neighbours=2)
+    assert overlap == pytest.approx((1 + 1 + 1 + 2) / 8)
+
+
+def bernoulli_kl(p: float, q: float) -> float:
+    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+
+@pytest.mark.parametrize("block_rows", [1, 2, None])
+def test_the_soft_loss_less_the_entropy_is_the_divergence_of_each_pair(
+    block_rows: int | None,
+) -> None:
+    student, teacher = (
+        (unit_rows(0, (3, 4)), unit_rows(1, (5, 4))),
+        (
+            unit_rows(2, (3, 6)),
+            unit_rows(3, (5, 6)),
+        ),
+    )
+
+    def probability(sides: tuple[NDArray[np.float32], ...], i: int, j: int, t: float, b: float):
+        return 1 / (1 + math.exp(-(t * float(sides[0][i].astype(float) @ sides[1][j]) + b)))
+
+    expected = [
+        bernoulli_kl(probability(teacher, i, j, 7, -1), probability(student, i, j, 3, 0.5))
+        for i in range(3)
+        for j in range(5)
+    ]
+    found = soft_loss_excess(
+        student, teacher, student_logit=(3, 0.5), teacher_logit=(7, -1), block_rows=block_rows
+    )
+    assert found == pytest.approx(np.mean(expected))
+
+
+def test_the_excess_is_zero_for_the_teacher_itself_and_counts_pairs_that_both_have() -> None:
+    images, texts = unit_rows(0, (6, 4)), unit_rows(1, (5, 4))
+    own = soft_loss_excess(
+        (images, texts), (images, texts), student_logit=(117, -17), teacher_logit=(117, -17)
+    )
+    assert own == 0
+    holes = images.copy()
+    holes[0] = np.nan
+    logits = {"student_logit": (9.0, -1.0), "teacher_logit": (117.0, -17.0)}
+    found = soft_loss_excess((holes, texts), (images, texts), **logits)
+    assert found == soft_loss_excess((images[1:], texts), (images[1:], texts), **logits)
+    assert found is not None
+    assert found > 0
+    assert soft_loss_excess((holes[:1], texts), (images[:1], texts), **logits) is None
+
+
+def test_large_logits_neither_overflow_nor_lose_their_sign() -> None:
+    assert sigmoid(np.array([-2000.0, 0, 2000])).tolist() == [0, 0.5, 1]
+    one, other = np.array([[1.0, 0]]), np.array([[-1.0, 0]])
+    logits = {"student_logit": (1000.0, 0.0), "teacher_logit": (1000.0, 0.0)}
+    # The teacher is sure that they match, the student's logit is -1000: 1000 + 1000 - 1000 nats
+    assert soft_loss_excess((one, other), (one, one), **logits) == pytest.approx(1000)
+
+
+def test_the_calibration_error_of_two_bins_is_the_weighted_gap_between_said_and_true() -> None:
+    # bin 1 of 15, [.0667, .1333): .1, .1, .12 said, one of three true: |.32 - 1| / 4
+    # bin 14: .95 said, true: |.95 - 1| / 4
+    said = np.array([0.1, 0.1, 0.12, 0.95])
+    true = np.array([False, True, False, True])
+    assert calibration_error(said, true) == pytest.approx((0.68 + 0.05) / 4)
+    assert calibration_error(np.array([1.0, 0.0]), np.array([True, False])) == 0
+    # 1 itself is of the last bin: |1.95 - 1| / 2
+    sure = calibration_error(np.array([1.0, 0.95]), np.array([False, True]))
+    assert sure == pytest.approx(0.475)
+    # gaps of one bin make up for each other, gaps of two do not
+    assert calibration_error(np.array([0.45, 0.45]), np.array([True, False])) == pytest.approx(0.05)
+    assert calibration_error(np.array([0.45, 0.55]), np.array([True, False])) == pytest.approx(0.55)
+    assert calibration_error(np.array([np.nan, 0.5]), np.array([True, True])) == 0.5
+    assert calibration_error(np.array([np.nan]), np.array([True])) is None
+
+
+def test_other_pairs_are_as_many_repeatable_and_never_known_to_match() -> None:
+    image_P, text_P = np.array([0, 0, 1, 2, 3]), np.array([0, 1, 1, 2, 5])
+    picture_N = np.array([0, 1, 2, 2, 4])  # images 2 and 3 are one picture, 4 has no caption
+    known = {(0, 0), (0, 1), (1, 1), (2, 2), (3, 5), (2, 5), (3, 2)}
+    drawn: set[tuple[int, int]] = set()
+    for seed in range(40):
+        images, texts = other_pairs(image_P, text_P, picture_N, 6, seed=seed)
+        assert len(images) == len(texts) == 5
+        drawn |= set(zip(images.tolist(), texts.tolist(), strict=True))
+    assert drawn == {(i, t) for i in range(5) for t in (0, 1, 2, 5)} - known
+    again = other_pairs(image_P, text_P, picture_N, 6, seed=39)
+    assert [side.tolist() for side in again] == [images.tolist(), texts.tolist()]
+
+
+def test_where_every_pair_matches_there_is_no_other() -> None:
+    images, texts = other_pairs(np.array([0]), np.array([0]), np.array([0]), 1, seed=0)
+    assert len(images) == len(texts) == 0
+
+
+def test_cosines_of_pairs_are_those_of_their_rows() -> None:
+    images, texts = unit_rows(0, (4, 3)), unit_rows(1, (5, 3))
+    found = pair_cosines(images, texts, np.array([3, 0, 3]), np.array([1, 4, 2]))
+    expected = [images[3] @ texts[1], images[0] @ texts[4], images[3] @ texts[2]]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
