@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..errors import TeacherError
+from ..errors import CheckpointError
 from ..siglip import Checkpoint, NaflexRecipe
 from ..siglip.config import ModelType, read_towers
 from ..siglip.files import weight_files
@@ -55,7 +55,7 @@ def export_model(
 
     Raises:
         SettingError: ``out`` is something else than an earlier export.
-        TeacherError: the checkpoint's tokenizer files are missing or damaged.
+        CheckpointError: the checkpoint's tokenizer files are missing or damaged.
         DiskFullError: no room; ``out`` is as it was.
     """
     student: Any = model
@@ -103,7 +103,7 @@ def export_image_tower(
     Raises:
         ValueError: the map does not lead from the teacher's width to the student's.
         SettingError: ``out`` is something else than an earlier export.
-        TeacherError: the teacher's files are missing or damaged.
+        CheckpointError: the teacher's files are missing or damaged.
         DiskFullError: no room; ``out`` is as it was.
     """
     tower: Any = vision_model
@@ -160,7 +160,7 @@ def _mapped_text_tower(teacher: Checkpoint, map_ED: "NDArray[Any] | None") -> "_
         map_DE = torch.from_numpy(map_ED).double().T
         for name in ("text_model.head.weight", "text_model.head.bias"):
             if name not in tensors:
-                raise TeacherError(f"{teacher.folder} holds no {name} among its weights")
+                raise CheckpointError(f"{teacher.folder} holds no {name} among its weights")
             tensors[name] = (map_DE @ tensors[name].double()).float()
     return tensors
 
@@ -186,7 +186,7 @@ def _write_model(folder: Path, model_class: Any, config: Any, tensors: "_Tensors
     """Write config.json and model.safetensors.
 
     Raises:
-        TeacherError: names or shapes are not those of the model.
+        CheckpointError: names or shapes are not those of the model.
     """
     import torch
     from safetensors.torch import save_file
@@ -212,7 +212,7 @@ def _check_tensors(model_class: Any, config: Any, tensors: "_Tensors") -> None:
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
     if wrong:
-        raise TeacherError(
+        raise CheckpointError(
             f"{len(wrong)} weights are not those of a {model_class.__name__} of this config: "
             f"{wrong[0]} is of shape {found.get(wrong[0])}, it would be {shapes.get(wrong[0])}"
         )

@@ -19,8 +19,10 @@ _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def written_whole(out: Path) -> Generator[Path]:
+def written_whole(out: Path, *, mark: str = MARK) -> Generator[Path]:
     """Yield an empty folder beside ``out``; left without an error, it takes the place of ``out``.
+
+    ``mark`` is a file by which a folder of this kind is known.
 
     An earlier ``out`` is removed only after the new one stands under its name. A process killed
     between the two renames leaves the earlier one as ``<name>.old``; the next call puts it back.
@@ -33,7 +35,7 @@ def written_whole(out: Path) -> Generator[Path]:
     partial, old = (out.with_name(f"{out.name}.{suffix}") for suffix in ("partial", "old"))
     if old.is_dir() and not out.exists():
         old.rename(out)
-    _check_replaceable(out)
+    _check_replaceable(out, mark)
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -55,11 +57,11 @@ def written_whole(out: Path) -> Generator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_replaceable(out: Path) -> None:
-    if not out.exists() or (out.is_dir() and (not any(out.iterdir()) or (out / MARK).is_file())):
+def _check_replaceable(out: Path, mark: str) -> None:
+    if not out.exists() or (out.is_dir() and (not any(out.iterdir()) or (out / mark).is_file())):
         return
     raise SettingError(
-        f"{out} is there and holds no {MARK}, so it is no earlier export and is left alone; name "
+        f"{out} is there and holds no {mark}, so it is no earlier export and is left alone; name "
         "another folder, or remove it"
     )
 

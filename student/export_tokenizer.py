@@ -45,7 +45,7 @@ def write_tokenizer(
         tokens; nothing for SigLIP 1, whose config is right as it is.
 
     Raises:
-        TeacherError: the checkpoint's tokenizer files are missing or damaged.
+        CheckpointError: the checkpoint's tokenizer files are missing or damaged.
     """
     settings = read_text_settings(checkpoint.folder)
     if settings.is_siglip1:
