@@ -241,7 +241,7 @@ class _BatchLoss:
         return slice(int(bounds[self._ranks.rank]), int(bounds[self._ranks.rank + 1]))
 
     def _all_texts(self, found: Embedded) -> Tensor:
-        """Return (M, D): the texts of all processes, embedded, or the teacher's where it has no text tower."""
+        """Return (M, D): the texts of all processes; the teacher's where there is no text tower."""
         if not self._distiller.has_text:
             return self._targets(self._teacher(self._batch.teacher_text_ME))
         assert found.text_MD is not None

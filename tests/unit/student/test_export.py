@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from siglip2_cache import siglip
-from siglip2_cache.errors import DiskFullError, SettingError, CheckpointError
+from siglip2_cache.errors import CheckpointError, DiskFullError, SettingError
 from siglip2_cache.store.patches import render_patches
 from siglip2_cache.store.pixels import resized
 from siglip2_cache.store.views import ViewBox
@@ -630,7 +630,9 @@ def test_weights_that_are_not_those_of_the_config_are_refused(
 ) -> None:
     model = trained(start)
     model.text_model.head = torch.nn.Linear(64, 32)
-    with pytest.raises(CheckpointError, match=r"2 weights are not .* text_model\.head\.bias is of sh"):
+    with pytest.raises(
+        CheckpointError, match=r"2 weights are not .* text_model\.head\.bias is of sh"
+    ):
         export_model(model, start, tmp_path / "out", card=CARD)
 
 
