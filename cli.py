@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .precompute.build import BuildConfig, BuildSummary
     from .store.cache import Cache
     from .store.pixels import Decode
+    from .student.gallery import Split
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -272,6 +273,76 @@ def verify(
     _print(found, lines, as_json)
     if not found["ok"]:
         raise typer.Exit(1)
+
+
+@app.command("eval")
+def eval_(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder or hub id of a SigLIP or SigLIP 2 checkpoint, such as RUN/model of a training.",
+        ),
+    ],
+    cache: CacheArgument,
+    split: Annotated[
+        str, typer.Option(help="val (images held out), train (the others) or all.")
+    ] = "val",
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher to compare with, where the cache has several.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Images at most, a seeded choice.")] = 10_000,
+    val_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the pictures that is held out. Default: as MODEL was trained, else 0.05."
+        ),
+    ] = None,
+    val_keys: Annotated[
+        str | None,
+        typer.Option(help="Hold out images of such keys, e.g. 'validation/*', not a share."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the choice of images, and of pairs that do not match.")
+    ] = 0,
+    device: Device = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto, float32, bfloat16 or float16. auto: bfloat16 on cuda, else as stored."
+        ),
+    ] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Images, and texts, in one forward pass.")] = 32,
+    decode_workers: Annotated[
+        int | None, typer.Option(help="Decoding processes; 0: none. Default: one a core, max 16.")
+    ] = None,
+    corpus_root: CorpusRoot = None,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Take what is committed of an unfinished cache.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a model with the teacher of a cache: retrieval, zero-shot, nearness, calibration."""
+    from .student.compare import EvalConfig, compare
+
+    config = EvalConfig(
+        model=model,
+        cache=cache,
+        teacher=teacher,
+        split=cast("Split", split),  # the config refuses other words
+        val_share=val_share,
+        val_keys=val_keys,
+        samples=samples,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        decode_workers=decode_workers,
+        corpus_roots=_parse_roots(corpus_root),
+        allow_partial=allow_partial,
+    )
+    comparison = compare(config)
+    _print(comparison.found, comparison.lines, as_json)
 
 
 def _recheck(

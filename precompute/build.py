@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import BuildError, SettingError
-from ..siglip import COMPUTE_DTYPES, Checkpoint, check_max_num_patches, resolve_checkpoint
+from ..siglip import (
+    COMPUTE_DTYPES,
+    Checkpoint,
+    check_max_num_patches,
+    resolve_checkpoint,
+    resolve_compute_dtype,
+    resolve_device,
+)
 from ..store import layout
 from ..store.cache import Cache
 from ..store.commits import clear_garbage, roll_forward
@@ -224,8 +231,6 @@ class _Build:
             )
         is_new = not self._files.exists(layout.CACHE_RECORD)  # else it may need no device at all
         if is_new and self._config.device not in ("auto", "cpu"):
-            from .teacher import resolve_device
-
             resolve_device(self._config.device)
 
     def _say_scanning(self) -> None:
@@ -383,8 +388,6 @@ class _Build:
 
 
 def _settle_dtype(checkpoint: Checkpoint, device: str, dtype: str) -> str:
-    from .teacher import resolve_compute_dtype, resolve_device
-
     if dtype != "auto":  # no need to ask torch for the device
         return resolve_compute_dtype(checkpoint, "cpu", dtype)
     return resolve_compute_dtype(checkpoint, resolve_device(device), dtype)

@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ..errors import BuildError, SettingError
+from ..errors import BuildError
 from ..siglip import (
-    COMPUTE_DTYPES,
     Checkpoint,
     ImageRecipe,
     NaflexRecipe,
@@ -18,6 +17,7 @@ from ..siglip import (
     embed_token_ids,
     load_model,
     logit_scale_and_bias,
+    resolve_compute_dtype,
     resolve_device,
 )
 
@@ -261,22 +261,6 @@ class SiglipTeacher:
 
             torch.cuda.empty_cache()
         raise OutOfMemory(f"a batch does not fit on {self.device}: {reason}")
-
-
-def resolve_compute_dtype(checkpoint: Checkpoint, device: str, compute_dtype: str = "auto") -> str:
-    """Return the dtype of the forward pass: what is asked for, or for auto bfloat16 on CUDA and the
-    dtype of the stored weights elsewhere. Needs no torch; device as resolve_device gives it.
-
-    Raises:
-        SettingError: not one of COMPUTE_DTYPES.
-    """
-    if compute_dtype == "auto":
-        return "bfloat16" if device.startswith("cuda") else checkpoint.stored_dtype
-    if compute_dtype not in COMPUTE_DTYPES:
-        raise SettingError(
-            f"dtype {compute_dtype!r} is not one of auto, {', '.join(COMPUTE_DTYPES)}"
-        )
-    return compute_dtype
 
 
 def fastest_batch_size(time_batch: Callable[[int], float]) -> int:

@@ -18,7 +18,7 @@ from .checkpoint import (
     resolve_checkpoint,
     with_max_num_patches,
 )
-from .device import resolve_device
+from .device import resolve_compute_dtype, resolve_device
 from .files import file_sha256
 from .image import (
     RESAMPLE_NAMES,
@@ -66,6 +66,7 @@ __all__ = [
     "pool_pixels",
     "pool_token_ids",
     "resolve_checkpoint",
+    "resolve_compute_dtype",
     "resolve_device",
     "unit_rows",
     "vision_tower",

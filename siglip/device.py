@@ -1,6 +1,7 @@
-"""The device that a model runs on."""
+"""The device that a model runs on, and the dtype it computes in."""
 
 from ..errors import SettingError
+from .checkpoint import COMPUTE_DTYPES, Checkpoint
 
 
 def resolve_device(device: str = "auto") -> str:
@@ -27,3 +28,19 @@ def resolve_device(device: str = "auto") -> str:
         here = ", ".join(name for name, is_there in available.items() if is_there)
         raise SettingError(f"device {device!r} is not available here; this machine has {here}")
     return device
+
+
+def resolve_compute_dtype(checkpoint: Checkpoint, device: str, compute_dtype: str = "auto") -> str:
+    """Return the dtype of the forward pass: what is asked for, or for auto bfloat16 on CUDA and the
+    dtype of the stored weights elsewhere. Needs no torch; device as resolve_device gives it.
+
+    Raises:
+        SettingError: not one of COMPUTE_DTYPES.
+    """
+    if compute_dtype == "auto":
+        return "bfloat16" if device.startswith("cuda") else checkpoint.stored_dtype
+    if compute_dtype not in COMPUTE_DTYPES:
+        raise SettingError(
+            f"dtype {compute_dtype!r} is not one of auto, {', '.join(COMPUTE_DTYPES)}"
+        )
+    return compute_dtype

@@ -245,7 +245,6 @@ def test_a_hub_id_is_found_in_the_offline_cache_and_needs_no_torch(
     (repository / "refs" / "main").write_text(commit)
     code = (
         "import json, sys\n"
-        "from siglip2_cache.precompute.teacher import resolve_compute_dtype\n"
         "from siglip2_cache.siglip import *\n"
         "from siglip2_cache.errors import CheckpointError\n"
         "c = resolve_checkpoint('someone/siglip2-tiny')\n"

@@ -20,10 +20,9 @@ from siglip2_cache.precompute.teacher import (
     Teacher,
     fastest_batch_size,
     is_out_of_memory,
-    resolve_compute_dtype,
     resolve_device,
 )
-from siglip2_cache.siglip import SquashRecipe, resolve_checkpoint
+from siglip2_cache.siglip import SquashRecipe, resolve_checkpoint, resolve_compute_dtype
 
 # Largest 1 - cosine to a float32 forward that a half-precision pass of the tiny model may show.
 # Measured on AVX512: bfloat16 7.5e-5, float16 9.6e-7.

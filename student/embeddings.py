@@ -1,0 +1,255 @@
+"""The embeddings that are evaluated: a teacher's from its cache, a student's from pixels and texts.
+
+Shape letters in this file:
+    N = images, M = texts, D = embedding width, E = that of the teacher, B = batch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ..decoding.decode import Decoder
+from ..decoding.images import DecodedBatch, ImageRef, PixelFormat
+from ..decoding.refs import PLACE_COLUMNS, PlannedFiles
+from ..errors import TrainError
+from ..siglip import (
+    Checkpoint,
+    SquashRecipe,
+    TextTokenizer,
+    autocast,
+    pool_patches,
+    pool_pixels,
+    pool_token_ids,
+    unit_rows,
+    vision_tower,
+)
+from ..store.cache import Cache
+from ..store.views import WHOLE_IMAGE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_IMAGE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """What one model says of some images and texts."""
+
+    name: str
+    images_ND: NDArray[np.float32]
+    """Unit rows; NaN where the model has none."""
+
+    texts_MD: NDArray[np.float32]
+    """Unit rows; NaN where the model has none, all of them where it has no text tower."""
+
+    logit_scale: float | None
+    """As stored, a logarithm; None where the model has no logits."""
+
+    logit_bias: float | None
+
+    faults: Mapping[int, str] = field(default_factory=dict[int, str])
+    """Why an image has no embedding, by its row in the cache."""
+
+    @property
+    def logit(self) -> tuple[float, float] | None:
+        """(scale, bias) of a logit, the scale exponentiated."""
+        if self.logit_scale is None or self.logit_bias is None:
+            return None
+        return float(np.exp(self.logit_scale)), self.logit_bias
+
+
+def teacher_embeddings(
+    cache: Cache, teacher: str | None, rows_N: NDArray[np.int64], text_rows_M: NDArray[np.int64]
+) -> Embeddings:
+    """Return a teacher's embeddings of whole images and of texts, from the cache; loads no model.
+
+    Args:
+        cache: the cache.
+        teacher: name of the teacher; None is the only one.
+        rows_N: images; NaN where the teacher has no target.
+        text_rows_M: texts; the same.
+    """
+    record = cache.teacher(teacher)
+    images_ND, _ = cache.image_targets(record.name).read_masked(rows_N)
+    texts_MD, _ = cache.text_targets(record.name).read_masked(text_rows_M)
+    return Embeddings(
+        name=record.name,
+        images_ND=of_unit_length(images_ND),
+        texts_MD=of_unit_length(texts_MD),
+        logit_scale=record.logit_scale,
+        logit_bias=record.logit_bias,
+    )
+
+
+def student_embeddings(
+    model: Any,
+    checkpoint: Checkpoint,
+    cache: Cache,
+    rows_N: NDArray[np.int64],
+    text_rows_M: NDArray[np.int64],
+    *,
+    device: str,
+    compute_dtype: str,
+    batch_size: int,
+    num_workers: int,
+    name: str | None = None,
+    sha256_N: NDArray[np.uint8] | None = None,
+    texts_MD: NDArray[np.float32] | None = None,
+    logit: tuple[float, float] | None = None,
+) -> Embeddings:
+    """Return a model's embeddings of the whole images, from their files, and of the texts.
+
+    Args:
+        model: a SiglipModel or Siglip2Model, or the vision model of either, on the device. It runs
+            in eval mode without gradients, and is then in the mode it was in.
+        checkpoint: whose pixels and tokens the model takes.
+        cache: says where the images lie and what the texts are.
+        rows_N: images, in any order.
+        text_rows_M: texts, in any order.
+        device: where the model is.
+        compute_dtype: of the forward pass, one of siglip.COMPUTE_DTYPES.
+        batch_size: images, and texts, in one forward pass.
+        num_workers: decoding processes; 0: none.
+        name: None is the checkpoint's.
+        sha256_N: (N, 32) what the images' bytes must hash to; others have no embedding. None: any.
+        texts_MD: unit rows of the texts, for a model without a text tower; None: it has none.
+        logit: (logit_scale, a logarithm, and logit_bias), for a model that holds neither.
+
+    Raises:
+        TrainError: not one of the images can be read.
+    """
+    runner = _Runner(checkpoint, cache, device, compute_dtype, batch_size, num_workers)
+    was_training = model.training
+    model.eval()
+    try:
+        images_ND, faults = runner.images(vision_tower(model), rows_N, sha256_N)
+        if hasattr(model, "text_model"):
+            texts_MD = runner.texts(model.text_model, text_rows_M)
+        elif texts_MD is None:
+            texts_MD = np.full((len(text_rows_M), images_ND.shape[1]), np.nan, np.float32)
+    finally:
+        model.train(was_training)
+    if hasattr(model, "logit_scale"):
+        logit = (float(model.logit_scale.detach()), float(model.logit_bias.detach()))
+    return Embeddings(
+        name=name or checkpoint.name,
+        images_ND=images_ND,
+        texts_MD=texts_MD,
+        logit_scale=logit[0] if logit else None,
+        logit_bias=logit[1] if logit else None,
+        faults=faults,
+    )
+
+
+def of_unit_length(rows_ND: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Return rows of norm 1 in float32; NaN stays, and so becomes a row of zeros."""
+    wide_ND = rows_ND.astype(np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return wide_ND / np.linalg.norm(wide_ND, axis=1, keepdims=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    """Runs towers over images and texts of a cache."""
+
+    checkpoint: Checkpoint
+    cache: Cache
+    device: str
+    compute_dtype: str
+    batch_size: int
+    num_workers: int
+
+    def images(
+        self, tower: Any, rows_N: NDArray[np.int64], sha256_N: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.float32], dict[int, str]]:
+        """Return (N, D) unit rows, NaN for images that cannot be used, and by row why they cannot."""
+        decoder = Decoder(
+            PixelFormat(num_views=1, recipe=self.checkpoint.image),
+            batch_images=self.batch_size,
+            num_workers=self.num_workers,
+            timeout_s=_IMAGE_TIMEOUT_S,
+        )
+        images_ND = np.full((len(rows_N), self.checkpoint.embed_dim), np.nan, np.float32)
+        faults: dict[int, str] = {}
+        for batch in decoder.decode(self._batches(rows_N)):
+            first: int = batch.tag
+            known = None if sha256_N is None else sha256_N[first : first + len(batch.refs)]
+            found = _faults(batch, known)
+            sound = [i for i, ref in enumerate(batch.refs) if ref.row not in found]
+            if sound:
+                images_ND[first + np.array(sound)] = self._unit_rows(
+                    lambda: _pool(tower, self.checkpoint, batch, sound, self.device)  # noqa: B023
+                )
+            faults |= found
+        if len(rows_N) and np.isnan(images_ND).all():
+            row = int(rows_N[0])
+            raise TrainError(
+                f"none of {len(rows_N):,} images can be used, row {row} for instance: "
+                f"{faults.get(row)}; if the corpus has moved, say so with --corpus-root OLD=NEW"
+            )
+        return images_ND, faults
+
+    def texts(self, tower: Any, text_rows_M: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return (M, D) unit rows."""
+        import torch
+
+        tokenizer = TextTokenizer(self.checkpoint)
+        lazy = self.cache.texts().filter(pl.col("text_row").is_in(text_rows_M.tolist()))
+        texts = dict(lazy.select("text_row", "text").collect().iter_rows())
+        found = [np.empty((0, self.checkpoint.embed_dim), np.float32)]
+        for first in range(0, len(text_rows_M), self.batch_size):
+            rows = text_rows_M[first : first + self.batch_size].tolist()
+            ids_BL = torch.from_numpy(tokenizer([texts[row] for row in rows])).to(self.device)
+            found.append(self._unit_rows(lambda: pool_token_ids(tower, ids_BL)))  # noqa: B023
+        return np.concatenate(found)
+
+    def _unit_rows(self, pool: "Callable[[], Tensor]") -> NDArray[np.float32]:
+        import torch
+
+        with torch.no_grad(), autocast(torch.device(self.device).type, self.compute_dtype):
+            return unit_rows(pool()).float().cpu().numpy()
+
+    def _batches(self, rows_N: NDArray[np.int64]) -> Iterator[tuple[int, list[ImageRef]]]:
+        """Yield the position of each batch's first image, and where its images lie."""
+        lazy = self.cache.samples().filter(pl.col("row").is_in(rows_N.tolist()))
+        samples = lazy.select("row", *PLACE_COLUMNS).collect()
+        wanted = pl.col("file").is_in(samples["file"].unique().to_list())
+        files = PlannedFiles(self.cache, self.cache.table("files").filter(wanted).collect())
+        places = {row: files.place(*place) for row, *place in samples.iter_rows()}
+        for first in range(0, len(rows_N), self.batch_size):
+            rows = rows_N[first : first + self.batch_size].tolist()
+            yield first, [ImageRef(row, places[row], (WHOLE_IMAGE,)) for row in rows]
+
+
+def _faults(batch: DecodedBatch, sha256_B: NDArray[np.uint8] | None) -> dict[int, str]:
+    """Return why images of a batch cannot be used, by row."""
+    found: dict[int, str] = {}
+    for i, (ref, image) in enumerate(zip(batch.refs, batch.images, strict=True)):
+        if image.reason is not None:
+            found[ref.row] = image.reason
+        elif sha256_B is not None and image.sha256 != sha256_B[i].tobytes():
+            found[ref.row] = "its bytes are not those the teacher saw"
+    return found
+
+
+def _pool(
+    tower: Any, checkpoint: Checkpoint, batch: DecodedBatch, sound: list[int], device: str
+) -> "Tensor":
+    """Return the (B, D) pooled output of some images of a batch."""
+    import torch
+
+    pixels_B, grids_B2 = batch.flat_views()
+    pixels_B, grids_B2 = pixels_B[sound], grids_B2[sound]
+    if isinstance(checkpoint.image, SquashRecipe):
+        return pool_pixels(tower, checkpoint, torch.from_numpy(pixels_B).to(device))
+    count_B = grids_B2.prod(axis=1)
+    patches_BNP = torch.from_numpy(pixels_B[:, : count_B.max()].copy()).to(device)
+    mask_BN = np.arange(count_B.max()) < count_B[:, None]
+    grids = [(int(rows), int(columns)) for rows, columns in grids_B2]
+    mask = None if mask_BN.all() else torch.from_numpy(mask_BN).to(device)
+    return pool_patches(tower, checkpoint, patches_BNP, grids, mask)

@@ -1,0 +1,158 @@
+"""What is evaluated: the images of a split, their captions, and the prompts of the classes.
+
+Shape letters in this file:
+    N = images, M = texts, P = pairs of an image with its caption, Q = prompts.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ..errors import SettingError
+from ..store.cache import Cache
+from .corpus import Corpus
+
+Split = Literal["val", "train", "all"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """The images and texts that a model is evaluated on, by their positions."""
+
+    split: Split
+    num_split_images: int
+    """Images of the split, of which rows_N may be a random choice."""
+
+    rows_N: NDArray[np.int64]
+    """(N,) rows of the cache, ascending."""
+
+    sha256_N: NDArray[np.uint8]
+    """(N, 32) SHA-256 of the bytes that the teacher saw."""
+
+    picture_N: NDArray[np.int64]
+    """(N,) equal if and only if the SHA-256 is."""
+
+    text_rows_M: NDArray[np.int64]
+    """(M,) text_rows of the captions and the prompts, ascending, each once."""
+
+    image_P: NDArray[np.int64]
+    """(P,) position in rows_N of each pair."""
+
+    text_P: NDArray[np.int64]
+    """(P,) position in text_rows_M of each pair."""
+
+    lang_P: NDArray[np.int32]
+    """(P,) position in langs of each pair."""
+
+    langs: tuple[str | None, ...]
+    """Languages of captions; None is of those without one."""
+
+    label_N: NDArray[np.int64]
+    """(N,) class of each image, -1 where it has no label or one without prompts."""
+
+    class_Q: NDArray[np.int64]
+    """(Q,) class of each prompt."""
+
+    prompt_Q: NDArray[np.int64]
+    """(Q,) position in text_rows_M of each prompt."""
+
+    lang_Q: tuple[str | None, ...]
+    """Language of each prompt."""
+
+    has_prompts: bool
+    """Whether the cache has prompts; there are none here where they are of no image's class."""
+
+    num_texts_in_train: int | None
+    """Captions here that are captions of training images, too; None where split is not val."""
+
+    @property
+    def num_captions(self) -> int:
+        """Texts that are a caption of an image here, each once."""
+        return len(np.unique(self.text_P))
+
+
+def choose_gallery(
+    cache: Cache, corpus: Corpus, *, split: Split = "val", max_images: int = 10_000, seed: int = 0
+) -> Gallery:
+    """Return the images of a split, at random no more than so many, and all texts that go with them.
+
+    Args:
+        cache: the cache.
+        corpus: from read_corpus, train and val.
+        split: which images.
+        max_images: images at most.
+        seed: of the choice.
+
+    Raises:
+        SettingError: the split has no image, or a setting is none.
+    """
+    if split not in SPLITS:
+        raise SettingError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if max_images < 1 or seed < 0:
+        raise SettingError(
+            f"samples must be at least 1 and seed at least 0, got {max_images} and {seed}"
+        )
+    is_in_N = {"val": corpus.is_val_N, "train": ~corpus.is_val_N}.get(split)
+    of_split = np.arange(len(corpus)) if is_in_N is None else np.flatnonzero(is_in_N)
+    if len(of_split) == 0:
+        raise SettingError(
+            f"split {split} has none of the {len(corpus):,} images of {cache.root}; "
+            "hold out another share with --val-share, or take --split all"
+        )
+    chosen = of_split
+    if len(of_split) > max_images:
+        draw = np.random.default_rng(seed)
+        chosen = np.sort(draw.choice(of_split, max_images, replace=False))
+    mask_N = np.zeros(len(corpus), np.bool_)
+    mask_N[chosen] = True
+    images = corpus.select(mask_N)
+    captions = images.text_rows
+    in_train = None
+    if split == "val":
+        of_train = corpus.select(~corpus.is_val_N).text_rows
+        in_train = int(np.isin(captions, of_train).sum())
+    label_N, prompts = _labels_and_prompts(cache, images.rows_N)
+    prompt_rows = prompts["text_row"].to_numpy().astype(np.int64)
+    text_rows_M = np.union1d(captions, prompt_rows)
+    return Gallery(
+        split=split,
+        num_split_images=len(of_split),
+        rows_N=images.rows_N,
+        sha256_N=images.sha256_N,
+        picture_N=images.picture_N,
+        text_rows_M=text_rows_M,
+        image_P=np.repeat(np.arange(len(images)), images.caption_counts),
+        text_P=np.searchsorted(text_rows_M, images.caption_text_row).astype(np.int64),
+        lang_P=images.caption_lang,
+        langs=images.langs,
+        label_N=label_N,
+        class_Q=prompts["class"].to_numpy().astype(np.int64),
+        prompt_Q=np.searchsorted(text_rows_M, prompt_rows).astype(np.int64),
+        lang_Q=tuple(prompts["lang"].to_list()),
+        has_prompts=cache.table("prompts").head(1).collect().height > 0,
+        num_texts_in_train=in_train,
+    )
+
+
+def _labels_and_prompts(
+    cache: Cache, rows_N: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], pl.DataFrame]:
+    """Return the class of each image and the prompts: columns text_row, class, lang.
+
+    Without an image of a class among the prompts none are returned: no text is embedded for nothing.
+    """
+    prompts = cache.table("prompts").collect()
+    classes = {label: i for i, label in enumerate(prompts["label"].unique().sort().to_list())}
+    samples = cache.samples().filter(pl.col("row").is_in(rows_N.tolist()))
+    labels = samples.sort("row").select("label").collect()["label"].to_list()
+    label_N = np.array([classes.get(label, -1) for label in labels], np.int64)
+    if (label_N < 0).all():
+        prompts = prompts.clear()
+    number = [classes[label] for label in prompts["label"]]
+    return label_N, prompts.select("text_row", "lang").with_columns(
+        pl.Series("class", number, pl.Int64)
+    )

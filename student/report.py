@@ -1,0 +1,108 @@
+"""The numbers of an evaluation for people: one column a model, plain text, aligned."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+_NA = "n/a"
+_WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
+_NEARNESS = (
+    ("image_cosine", "cosine to the teacher, images", ".4f"),
+    ("text_cosine", "cosine to the teacher, texts", ".4f"),
+    ("image_correlation", "image-image cosines, correlation", ".4f"),
+    ("neighbour_overlap", "10 nearest images, overlap", ".4f"),
+    ("soft_loss_excess", "soft loss - entropy, nats a pair", ".3g"),
+    ("calibration_error", "calibration error", ".4f"),
+)
+
+PROMPTS_COMMAND = (
+    "siglip2-cache build SOURCE CACHE --teacher TEACHER --templates FILE, one template a line, such as "
+    "'This is a photo of {}.'"
+)
+"""What adds prompts to a cache."""
+
+_Column = Mapping[str, Any]
+
+
+def table_lines(columns: Mapping[str, _Column]) -> list[str]:
+    """Return the lines of a table: a row a number, a column a model.
+
+    Args:
+        columns: heading -> what evaluate returned, all of one gallery.
+    """
+    rows = [("", list(columns))]
+    for label, of_column, form in _rows(list(columns.values())):
+        rows.append((label, [_shown(of_column(column), form) for column in columns.values()]))
+    label_width = max(len(label) for label, _ in rows)
+    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(columns))]
+    lines = [
+        "  ".join([label.ljust(label_width), *map(str.rjust, cells, widths)]).rstrip()
+        for label, cells in rows
+    ]
+    if all(column["zero_shot"] is None for column in columns.values()):
+        lines.append(f"zero-shot needs prompts of the images' classes: {PROMPTS_COMMAND}")
+    return lines
+
+
+def _shown(value: float | None, form: str) -> str:
+    return _NA if value is None else format(value, form)
+
+
+_Row = tuple[str, Callable[[_Column], "float | None"], str]
+
+
+def _rows(columns: list[_Column]) -> Iterator[_Row]:
+    """Yield label, getter and format of each row."""
+    for way, words in _WAYS.items():
+        for k in ("1", "5", "10"):
+            yield f"{words}, R@{k}", _at("retrieval", "all", way, k), ".4f"
+    yield from _language_rows(columns, "retrieval", _retrieval_rows)
+    for k in ("1", "5"):
+        yield f"zero-shot, top {k}", _at("zero_shot", "all", "accuracy", k), ".4f"
+    yield from _language_rows(columns, "zero_shot", _zero_shot_rows)
+    for name, words, form in _NEARNESS:
+        yield words, _at(name), form
+    for name in ("missing_images", "missing_texts"):
+        if any(column[name] for column in columns):
+            yield name.replace("_", " "), _at(name), ",d"
+
+
+def _language_rows(
+    columns: list[_Column], task: str, rows_of: Callable[[str, Mapping[str, Any] | None], Any]
+) -> Iterator[_Row]:
+    """Yield the rows of each language, and of their macro mean, where there are several."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for column in columns:
+        if column[task] is not None:
+            found |= column[task]["languages"]
+    if len(found) < 2:
+        return
+    for lang, numbers in sorted(found.items()):
+        yield from rows_of(lang, numbers)
+    yield from rows_of("", None)
+
+
+def _retrieval_rows(lang: str, sizes: Mapping[str, Any] | None) -> Iterator[_Row]:
+    where = ("languages", lang) if sizes else ("macro_mean",)
+    size = f" ({sizes['images']:,} images, {sizes['texts']:,} texts)" if sizes else ""
+    for way, words in _WAYS.items():
+        label = f"  {lang or 'mean of languages'}: {words}, R@1{size}"
+        yield label, _at("retrieval", *where, way, "1"), ".4f"
+
+
+def _zero_shot_rows(lang: str, sizes: Mapping[str, Any] | None) -> Iterator[_Row]:
+    where = ("languages", lang, "accuracy") if sizes else ("macro_mean",)
+    size = f" ({sizes['images']:,} images, {sizes['classes']:,} classes)" if sizes else ""
+    label = f"  {lang or 'mean of languages'}: zero-shot, top 1{size}"
+    yield label, _at("zero_shot", *where, "1"), ".4f"
+
+
+def _at(*path: str) -> Callable[[_Column], "float | None"]:
+    """Return a getter of a nested value, None where any step to it is None or missing."""
+
+    def get(column: _Column) -> float | None:
+        value: Any = column
+        for name in path:
+            value = None if value is None else value.get(name)
+        return value
+
+    return get
