@@ -7,7 +7,7 @@ each fetched their own few images would read every row group many times, so one 
 import contextlib
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -39,17 +39,18 @@ _Batch = tuple[Any, Sequence[ImageRef]]
 
 
 def with_parquet_bytes(
-    batches: Iterable[_Batch], *, max_bytes: int = READ_AHEAD_BYTES
+    batches: Iterable[_Batch], *, max_bytes: int = READ_AHEAD_BYTES, open_groups: int = 1
 ) -> Generator[_Batch]:
     """Yield the batches, the images that lie in Parquet files with their bytes.
 
     Batches are taken ahead, in a thread of its own, from the first one on that needs it; a corpus of
-    other files has no such thread.
+    other files has no such thread. ``open_groups`` is for images that come from several row groups by
+    turns, the rows of each in order (RowReader).
     """
     source = iter(batches)
     for batch in source:
         if any(ref.place.row_group is not None for ref in batch[1]):
-            ahead = _ReadAhead(chain([batch], source), max_bytes)
+            ahead = _ReadAhead(chain([batch], source), max_bytes, open_groups)
             try:
                 yield from ahead.batches()
             finally:
@@ -61,8 +62,8 @@ def with_parquet_bytes(
 class _ReadAhead:
     """A thread that reads, and the batches that it has read."""
 
-    def __init__(self, source: Iterator[_Batch], max_bytes: int) -> None:
-        self._source, self._max_bytes = source, max_bytes
+    def __init__(self, source: Iterator[_Batch], max_bytes: int, open_groups: int) -> None:
+        self._source, self._max_bytes, self._open_groups = source, max_bytes, open_groups
         self._ready: deque[tuple[_Batch | BaseException | None, int]] = deque()
         self._num_bytes = 0
         self._is_stopping = False
@@ -92,7 +93,7 @@ class _ReadAhead:
         self._thread.join(1)
 
     def _read(self) -> None:
-        rows = RowReader()
+        rows = RowReader(open_groups=self._open_groups)
         try:
             for tag, refs in self._source:
                 read: list[ImageRef] = []
@@ -125,15 +126,16 @@ class _ReadAhead:
 
 
 class RowReader:
-    """Reads rows of Parquet files; those asked for in the order of a file are each decoded once."""
+    """Reads rows of Parquet files, each row group decoded once if its rows are asked for in order.
 
-    def __init__(self) -> None:
-        self._file: Any = None
-        self._opened: tuple[Path, int | None] | None = None
-        self._group: tuple[str | None, int | None] | None = None
-        self._rows: Iterator[Any] = iter(())
-        self._next = 0
-        self._fault: str | None = None
+    Several row groups may be read by turns. The row asked for last, of each, may be asked for again.
+    """
+
+    def __init__(self, *, open_groups: int = 1) -> None:
+        """Keep at most this many row groups open: a page, and some 4 MB of rows, of each."""
+        self._open_groups = open_groups
+        self._files: dict[_FileKey, _OpenFile] = {}
+        self._groups: OrderedDict[_GroupKey, _OpenGroup] = OrderedDict()
 
     def read(self, ref: ImageRef) -> ImageRef:
         """Return the ref with its bytes, or why they cannot be had; as it is where no row is meant."""
@@ -147,26 +149,21 @@ class RowReader:
         return replace(ref, data=data, read_s=time.perf_counter() - started)
 
     def close(self) -> None:
-        """Close the file that is open."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-        self._file, self._opened, self._group, self._fault = None, None, None, None
+        """Close the files that are open."""
+        self._groups.clear()
+        self._close_unused()
 
     def _bytes(self, place: ImagePlace) -> bytes:
-        import pyarrow as pa
-
         # With its size: a file written anew is refused to the rows planned before, not to the others.
-        if (place.path, place.file_bytes) != self._opened:
-            self.close()
-            self._opened = place.path, place.file_bytes
-            try:
-                self._file = open_rows(place)
-            except ReadError as error:
-                self._fault = str(error)
-        if self._file is None:
-            raise ReadError(self._fault or "cannot be read")
-        check_row(self._file, place)
+        file_key: _FileKey = (place.path, place.file_bytes)
+        file = self._files.get(file_key)
+        if file is None:
+            file = _OpenFile(place)
+            self._files[file_key] = file
+        if file.fault is not None:
+            self._close_unused(file_key)
+            raise ReadError(file.fault)
+        check_row(file.parquet, place)
         assert place.index is not None
         try:
             if (place.member, place.row_group) != self._group or place.index < self._next:
@@ -175,17 +172,18 @@ class RowReader:
                 raise ReadError(self._fault)
             value = next(islice(self._rows, place.index - self._next, None), None)
         except (OSError, pa.ArrowException) as error:
-            self._fault = f"row group {place.row_group} is damaged: {first_line(error)}"
+            self._fault = f"row group {self._row_group} is damaged: {first_line(error)}"
             raise ReadError(self._fault) from None
         except ReadError as error:  # no such column: nor for the other rows
             self._fault = str(error)
             raise
-        self._next = place.index + 1
         if value is None:
-            raise ReadError("the file is damaged: a row group is shorter than it says")
+            self._fault = "the file is damaged: a row group is shorter than it says"
+            raise ReadError(self._fault)
+        self._next = index + 1
         data = bytes_of(value)
-        if not data:
-            raise ReadError("empty: 0 bytes")
+        if self._next == self._num_rows:
+            self._rows = iter(())  # lets go of its last page
         return data
 
     def _start(self, place: ImagePlace) -> None:
