@@ -4,14 +4,12 @@ A row of a Parquet file is reached through the rows before it in its row group. 
 each fetched their own few images would read every row group many times, so one thread reads for all.
 """
 
-import contextlib
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 from ..errors import first_line
@@ -22,7 +20,6 @@ from ..store.places import (
     check_row,
     column_chunk,
     leaf_batches,
-    open_rows,
 )
 from .images import ImageRef
 

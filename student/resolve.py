@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from ..errors import SettingError
@@ -35,6 +34,9 @@ class Resolved:
     config: TrainConfig
     cache: Cache
     teacher: TeacherRecord
+    corpus: Corpus
+    """All of it; train and val are its parts."""
+
     train: Corpus
     val: Corpus
     checkpoint: Checkpoint
@@ -124,6 +126,7 @@ def resolve(config: TrainConfig, ranks: Ranks, device: str) -> Resolved:
         config=full,
         cache=cache,
         teacher=teacher,
+        corpus=corpus,
         train=train,
         val=corpus.select(corpus.is_val_N),
         checkpoint=checkpoint,
@@ -223,8 +226,3 @@ def _student_sha256(checkpoint: Checkpoint, *, is_new: bool) -> str:
 
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
-
-
-def folder_name(config: TrainConfig) -> str:
-    """Return the run's name: that of its folder."""
-    return Path(config.out).absolute().name

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 from ..errors import SettingError, TrainError
-from ..siglip import Checkpoint, load_trainable, logit_scale_and_bias, vision_tower
+from ..siglip import load_trainable, logit_scale_and_bias, vision_tower
 from .bank import Bank
 from .config import TrainConfig, as_plain, refuse_changes, to_yaml
 from .data import Batch, Loader
@@ -50,6 +50,9 @@ class TrainSummary:
     images_per_s: float
     wait_share: float
     """Of the time of the steps, spent waiting for pixels."""
+
+    is_first: bool
+    """Whether this is the process that wrote the files."""
 
     num_skipped: int
     """Images left out as they were drawn: unreadable, or other bytes than the teacher saw."""
@@ -132,7 +135,11 @@ class _Training:
 
         done = self._resume()
         if done == 0:
-            self._on_first(lambda run: evaluate_student(self._resolved, self._distiller, run, "before", self._pca))
+            self._on_first(
+                lambda run: evaluate_student(
+                    self._resolved, self._distiller, run, "before", self._pca
+                )
+            )
         self._progress.say(self._first_line(done))
         started = time.monotonic()
         timing = self._steps(done)
@@ -147,6 +154,7 @@ class _Training:
             seconds=seconds,
             images_per_s=num_images / timing.step_s if timing.step_s else 0.0,
             wait_share=timing.wait_s / timing.step_s if timing.step_s else 0.0,
+            is_first=self._ranks.is_first,
             num_skipped=self._num_skipped,
         )
 
@@ -176,7 +184,10 @@ class _Training:
             return timing
         self._progress.start(done, resolved.steps)
         self._distiller.train()
-        with _make_loader(resolved, self._sampler, self._ranks, done) as batches, _signals() as stop:
+        with (
+            _make_loader(resolved, self._sampler, self._ranks, done) as batches,
+            _signals() as stop,
+        ):
             for step, batch in zip(range(done + 1, resolved.steps + 1), batches, strict=False):
                 started = time.monotonic()
                 metrics = self._step(step, batch)
@@ -246,8 +257,14 @@ class _Training:
             )
 
     def _why_not_finite(self, step: int, batch: Batch, loss: StepLoss, norm: float) -> str:
-        terms = [f"{term} {value}" for term, value in loss.values.items() if not math.isfinite(value)]
-        what = f"the loss is not finite ({', '.join(terms)})" if terms else f"its gradient has norm {norm}"
+        terms = [
+            f"{term} {value}" for term, value in loss.values.items() if not math.isfinite(value)
+        ]
+        what = (
+            f"the loss is not finite ({', '.join(terms)})"
+            if terms
+            else f"its gradient has norm {norm}"
+        )
         keys = _keys(self._resolved, batch.positions_N)
         return (
             f"step {step:,}: {what}; the batch: {', '.join(keys)}; the checkpoint before it stays, a "
@@ -256,7 +273,10 @@ class _Training:
 
     def _save(self, step: int) -> None:
         if self._run is not None:
-            model = {name: t.detach().cpu().contiguous() for name, t in self._distiller.state_dict().items()}
+            model = {
+                name: t.detach().cpu().contiguous()
+                for name, t in self._distiller.state_dict().items()
+            }
             optimizer = {name: t.detach().cpu() for name, t in self._optimizer.tensors().items()}
             state = self._resolved.fingerprint()
             self._run.save(
@@ -465,5 +485,3 @@ def _signals() -> Iterator[_Stop]:
     finally:
         for number, before in old.items():
             signal.signal(number, before)
-
-
