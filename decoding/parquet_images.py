@@ -4,23 +4,18 @@ A row of a Parquet file is reached through the rows before it in its row group. 
 each fetched their own few images would read every row group many times, so one thread reads for all.
 """
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from ..errors import first_line
-from ..store.places import (
-    ImagePlace,
-    ReadError,
-    bytes_of,
-    check_row,
-    column_chunk,
-    leaf_batches,
-)
+from ..store.places import ImagePlace, ReadError, bytes_of, check_row, leaf_batches, open_rows
 from .images import ImageRef
 
 READ_AHEAD_BYTES = 1 << 28
@@ -162,12 +157,85 @@ class RowReader:
             raise ReadError(file.fault)
         check_row(file.parquet, place)
         assert place.index is not None
+        key: _GroupKey = (*file_key, place.member, place.row_group)
+        group = self._groups.get(key)
+        if group is None or not group.is_ahead(place.index):
+            group = _OpenGroup(file.parquet, place)
+            self._groups[key] = group
+        self._groups.move_to_end(key)
+        if len(self._groups) > self._open_groups:
+            self._groups.popitem(last=False)
+        self._close_unused(file_key)
+        return group.read(place.index)
+
+    def _close_unused(self, wanted: "_FileKey | None" = None) -> None:
+        used = {(path, file_bytes) for path, file_bytes, *_ in self._groups}
+        for key in [key for key in self._files if key != wanted and key not in used]:
+            self._files.pop(key).close()
+
+
+_FileKey = tuple[Path, int | None]
+_GroupKey = tuple[Path, int | None, str | None, int | None]
+
+
+class _OpenFile:
+    """A Parquet file, or why it cannot be read."""
+
+    def __init__(self, place: ImagePlace) -> None:
+        self.parquet: Any = None
+        self.fault: str | None = None
         try:
-            if (place.member, place.row_group) != self._group or place.index < self._next:
-                self._start(place)
-            if self._fault is not None:
-                raise ReadError(self._fault)
-            value = next(islice(self._rows, place.index - self._next, None), None)
+            self.parquet = open_rows(place)
+        except ReadError as error:
+            self.fault = str(error)
+
+    def close(self) -> None:
+        if self.parquet is not None:
+            with contextlib.suppress(OSError):
+                self.parquet.close()
+
+
+class _OpenGroup:
+    """A row group that is being read, or why it cannot be."""
+
+    def __init__(self, parquet: Any, place: ImagePlace) -> None:
+        assert place.member is not None and place.row_group is not None
+        self._row_group = place.row_group
+        self._next = 0
+        self._fault: str | None = None
+        self._last: bytes | None = None
+        group = parquet.metadata.row_group(place.row_group)
+        self._num_rows = group.num_rows
+        chunks = [group.column(i) for i in range(group.num_columns)]
+        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema == place.member)
+        batch_rows = max(1, min(1024, _STEP_BYTES * group.num_rows // max(1, size)))
+        columns = leaf_batches(parquet, place.member, place.row_group, batch_rows=batch_rows)
+        self._rows: Iterator[Any] = (value for column in columns for value in column)
+
+    def is_ahead(self, index: int) -> bool:
+        """Say whether a row is still to come, or was the last that was read."""
+        return index >= self._next - 1
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of a row that is_ahead.
+
+        Raises:
+            ReadError: there are none.
+        """
+        if self._fault is not None:
+            raise ReadError(self._fault)
+        if index >= self._next:
+            self._last = None  # should advancing fail
+            self._last = self._advance(index)
+        if not self._last:
+            raise ReadError("empty: 0 bytes")
+        return self._last
+
+    def _advance(self, index: int) -> bytes:
+        import pyarrow as pa
+
+        try:
+            value = next(islice(self._rows, index - self._next, None), None)
         except (OSError, pa.ArrowException) as error:
             self._fault = f"row group {self._row_group} is damaged: {first_line(error)}"
             raise ReadError(self._fault) from None
@@ -182,15 +250,3 @@ class RowReader:
         if self._next == self._num_rows:
             self._rows = iter(())  # lets go of its last page
         return data
-
-    def _start(self, place: ImagePlace) -> None:
-        assert place.member is not None and place.row_group is not None
-        self._group = (place.member, place.row_group)
-        self._next, self._fault = 0, None
-        chunk = column_chunk(self._file, place.member, place.row_group)
-        batch_rows = 1
-        if chunk is not None:
-            size = max(1, chunk.total_uncompressed_size)
-            batch_rows = max(1, min(1024, _STEP_BYTES * chunk.num_values // size))
-        columns = leaf_batches(self._file, place.member, place.row_group, batch_rows=batch_rows)
-        self._rows = (value for column in columns for value in column)
