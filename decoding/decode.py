@@ -59,7 +59,7 @@ class Decoder:
         self._timeout_s = timeout_s
         self._open_row_groups = open_row_groups
 
-    def decode(self, batches: Iterable[tuple[Any, Sequence[ImageRef]]]) -> Iterator[DecodedBatch]:
+    def decode(self, batches: Iterable[tuple[Any, Sequence[ImageRef]]]) -> Generator[DecodedBatch]:
         """Yield decoded batches in the order given; a batch is valid until the next is asked for.
 
         Args:
