@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import first_line
-from ..store.places import ImagePlace, ReadError, bytes_of, check_row, leaf_batches, open_rows
+from ..store.places import (
+    ImagePlace,
+    ReadError,
+    bytes_of,
+    check_row,
+    column_chunk,
+    leaf_batches,
+    open_rows,
+)
 from .images import ImageRef
 
 READ_AHEAD_BYTES = 1 << 28
@@ -204,13 +212,8 @@ class _OpenGroup:
         self._next = 0
         self._fault: str | None = None
         self._last: bytes | None = None
-        group = parquet.metadata.row_group(place.row_group)
-        self._num_rows = group.num_rows
-        chunks = [group.column(i) for i in range(group.num_columns)]
-        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema == place.member)
-        batch_rows = max(1, min(1024, _STEP_BYTES * group.num_rows // max(1, size)))
-        columns = leaf_batches(parquet, place.member, place.row_group, batch_rows=batch_rows)
-        self._rows: Iterator[Any] = (value for column in columns for value in column)
+        self._num_rows = parquet.metadata.row_group(place.row_group).num_rows
+        self._rows = _values(parquet, place.member, place.row_group)
 
     def is_ahead(self, index: int) -> bool:
         """Say whether a row is still to come, or was the last that was read."""
@@ -250,3 +253,18 @@ class _OpenGroup:
         if self._next == self._num_rows:
             self._rows = iter(())  # lets go of its last page
         return data
+
+
+def _values(parquet: Any, member: str, row_group: int) -> Iterator[Any]:
+    """Yield the cells of a column of a row group, some 4 MB at a time.
+
+    Raises:
+        ReadError, OSError, ArrowException: with the first cell, or at one that is damaged.
+    """
+    chunk = column_chunk(parquet, member, row_group)
+    batch_rows = 1
+    if chunk is not None:
+        size = max(1, chunk.total_uncompressed_size)
+        batch_rows = max(1, min(1024, _STEP_BYTES * chunk.num_values // size))
+    for column in leaf_batches(parquet, member, row_group, batch_rows=batch_rows):
+        yield from column

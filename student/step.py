@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .batch import Batch
 from .config import Term
-from .data import Batch
 from .model import Distiller, Embedded, Gradient, Piece
 from .objective import Columns, Counts, Objective, Rows
 from .ranks import Ranks

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,10 @@ import torch
 from ..errors import SettingError, TrainError
 from ..siglip import load_trainable, logit_scale_and_bias, vision_tower
 from .bank import Bank
+from .batch import Batch
 from .config import TrainConfig, as_plain, refuse_changes, to_yaml
-from .data import Batch, Loader
+from .data import Loader, LoaderConfig
+from .lookup import ImageLookup
 from .model import Distiller
 from .objective import Columns, Objective
 from .pca import PcaMap, fit_pca_map
@@ -95,14 +97,16 @@ class _Training:
         self._config = resolved.config
         if run is not None:
             _take_up(run, resolved)
+        self._images = ImageLookup(resolved.cache, resolved.train)
         self._sampler = Sampler(
             resolved.train,
-            resolved.cache,
             global_batch_size=self._config.global_batch_size,
             views_per_step=self._config.views_per_step,
+            num_views=resolved.cache.num_views,
             seed=self._config.seed,
             rank=ranks.rank,
             world_size=ranks.world_size,
+            groups=self._images.row_groups,
         )
         self._pca = fit_map(resolved) if resolved.projection == "pca" else None
         if self._pca is not None:
@@ -158,7 +162,7 @@ class _Training:
             num_skipped=self._num_skipped,
         )
 
-    def _on_first(self, act: Any) -> None:
+    def _on_first(self, act: Callable[[RunFolder], None]) -> None:
         """Let the first process do something while the others wait."""
         if self._run is not None:
             act(self._run)
@@ -184,11 +188,9 @@ class _Training:
             return timing
         self._progress.start(done, resolved.steps)
         self._distiller.train()
-        with (
-            _make_loader(resolved, self._sampler, self._ranks, done) as batches,
-            _signals() as stop,
-        ):
-            for step, batch in zip(range(done + 1, resolved.steps + 1), batches, strict=False):
+        with self._make_loader() as loader, _signals() as stop:
+            for batch in loader.batches(done, resolved.steps):
+                step = batch.step + 1
                 started = time.monotonic()
                 metrics = self._step(step, batch)
                 timing.add(time.monotonic() - started, batch)
@@ -205,6 +207,23 @@ class _Training:
                         "same command to go on"
                     )
         return timing
+
+    def _make_loader(self) -> Loader:
+        resolved, config = self._resolved, self._config
+        return Loader(
+            resolved.cache,
+            resolved.teacher.name,
+            self._sampler,
+            self._images,
+            resolved.checkpoint,
+            config=LoaderConfig(
+                num_workers=resolved.num_workers,
+                check_pixels=config.check_pixels,
+                sample_timeout_s=config.sample_timeout,
+            ),
+            towers=config.towers,
+            device=resolved.device,
+        )
 
     def _step(self, step: int, batch: Batch) -> dict[str, Any]:
         """Make one step; return its metrics."""
@@ -240,21 +259,11 @@ class _Training:
         return Knowledge(known_2P=torch.from_numpy(known).to(device), bank=bank)
 
     def _note_skipped(self, batch: Batch) -> None:
-        """Name the first images that could not be used, count the others.
-
-        Raises:
-            TrainError: none of a batch could be used.
-        """
+        """Name the first images that could not be used, count the others."""
         for key, reason in batch.skipped:
             self._num_skipped += 1
             if self._num_skipped <= _MOST_NAMED:
                 self._progress.say(f"warning: image {key!r} is left out: {reason}")
-        if len(batch.positions_N) == 0 and batch.skipped:
-            key, reason = batch.skipped[0]
-            raise TrainError(
-                f"no image of a batch could be used, the first of them {key!r}: {reason}; if the corpus "
-                "has moved, say --corpus-root OLD=NEW"
-            )
 
     def _why_not_finite(self, step: int, batch: Batch, loss: StepLoss, norm: float) -> str:
         terms = [
@@ -389,24 +398,6 @@ def _make_bank(resolved: Resolved) -> Bank:
     return Bank(resolved.train, resolved.val, texts, size=config.bank_size, seed=config.seed)
 
 
-def _make_loader(resolved: Resolved, sampler: Sampler, ranks: Ranks, done: int) -> Loader:
-    config = resolved.config
-    return Loader(
-        resolved.cache,
-        resolved.teacher.name,
-        resolved.train,
-        sampler,
-        resolved.checkpoint,
-        first_step=done,
-        last_step=resolved.steps,
-        has_texts=config.towers == "both",
-        check_pixels=config.check_pixels,
-        num_workers=resolved.num_workers,
-        timeout_s=config.sample_timeout,
-        is_pinned=resolved.device.startswith("cuda"),
-    )
-
-
 class _Timing:
     """Seconds of the steps, and of waiting for pixels."""
 
@@ -465,7 +456,7 @@ class _Stop:
 
 
 @contextmanager
-def _signals() -> Iterator[_Stop]:
+def _signals() -> Generator[_Stop]:
     """Note SIGINT and SIGTERM instead of dying of them; a second one is not held back."""
     stop = _Stop()
 
