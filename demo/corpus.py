@@ -1,7 +1,7 @@
 """Write the generated corpus that tests, experiments and the demo learn from.
 
     python -m siglip2_cache.demo.corpus OUT --images 8000 --seed 1 --missing 0.3 --mismatched 0.45
-    python -m siglip2_cache.demo.corpus HELD_OUT --images 1000 --seed 2 --held-out
+    python -m siglip2_cache.demo.corpus HELD_OUT --images 1000 --seed 2 --held-out --vague 0
 
 The folder is what a build takes::
 
@@ -50,6 +50,10 @@ class CorpusConfig:
     mismatched_rate: float = 0.0
     """Part of those with captions whose captions, all of them, are of another layout, in [0, 1]."""
 
+    vague_rate: float = 0.4
+    """How likely a caption is vague: true, but of other layouts too. With 0 every caption fits one
+    layout alone, so that retrieval among held-out images can reach 1."""
+
     captions_per_image: int = 5
     """1 to 20; five captions are in five languages."""
 
@@ -61,7 +65,7 @@ class CorpusConfig:
                 f"corpus.captions_per_image must be 1 to {_MOST_CAPTIONS}, "
                 f"got {self.captions_per_image}"
             )
-        for name in ("missing_rate", "mismatched_rate"):
+        for name in ("missing_rate", "mismatched_rate", "vague_rate"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise SettingError(f"corpus.{name} must be between 0 and 1, got {value}")
@@ -156,7 +160,7 @@ def _samples(config: CorpusConfig, missing: set[int], mismatched: set[int]) -> I
         layout = order[i % len(choice)]
         rng = _rng(config, f"sample {i}")
         scene = layout.scene(is_first_large=rng.random() < 0.5)
-        captions = draw_captions(scene, config.captions_per_image, rng)
+        captions = _captions(scene, config, rng)
         if i in mismatched:
             captions = _captions_of_another(layout, choice, config, i)
         yield _Sample(layout, scene, [] if i in missing else captions)
@@ -170,7 +174,11 @@ def _captions_of_another(
     while other == layout:
         other = pick(choice, rng)
     scene = other.scene(is_first_large=rng.random() < 0.5)
-    return draw_captions(scene, config.captions_per_image, rng)
+    return _captions(scene, config, rng)
+
+
+def _captions(scene: Scene, config: CorpusConfig, rng: Random) -> list[Caption]:
+    return draw_captions(scene, config.captions_per_image, rng, vague_rate=config.vague_rate)
 
 
 def _line(image: str, i: int, config: CorpusConfig, sample: _Sample) -> dict[str, Any]:
@@ -205,6 +213,7 @@ def main() -> int:
     parser.add_argument(
         *("--mismatched",), type=float, default=0.0, help="rate, of those with, of wrong captions"
     )
+    parser.add_argument("--vague", type=float, default=0.4, help="rate of captions that say less")
     parser.add_argument("--captions", type=int, default=5, help="captions an image")
     parser.add_argument("--held-out", action="store_true", help="layouts that training never shows")
     given = parser.parse_args()
@@ -215,6 +224,7 @@ def main() -> int:
             held_out=given.held_out,
             missing_rate=given.missing,
             mismatched_rate=given.mismatched,
+            vague_rate=given.vague,
             captions_per_image=given.captions,
         )
         summary = write_corpus(config, given.out)

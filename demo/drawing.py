@@ -38,8 +38,10 @@ NOISE = 5
 
 _GREY = (105.0, 160.0)  # between black and white, so that every colour stands out
 _TINT = 8.0
-_LARGE = (7.6, 8.6)  # half the width of an object, in pixels
-_SMALL = (4.4, 5.2)
+_LARGE = (7.6, 8.2)  # half the width of an object, in pixels
+_SMALL = (4.6, 5.2)
+_MARGIN = 0.5
+_JITTER = 1.3  # of a place, in pixels
 _SAMPLES = 4
 _STEPS = (np.arange(IMAGE_SIZE * _SAMPLES) + 0.5) / _SAMPLES  # (H * S,): centres of the samples
 
@@ -87,18 +89,15 @@ def _places(
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Centres (x, y) of the large and the small object, which do not touch.
 
-    Along the axis of the relation the free pixels are shared out at random before, between and
-    behind the objects; across it both lie within 3 pixels of the middle.
+    Along the axis of the relation each lies near its end of the picture, across it both lie near
+    the middle. Wider jitter makes shapes much slower to learn than colours.
     """
     large, small = radii
-    margin, gap = 0.5, 1.5
-    free = IMAGE_SIZE - 2 * (large + small) - 2 * margin - gap
-    before, behind = sorted((free * rng.random(), free * rng.random()))
     is_large_first = scene.relation in ("left", "above")
     first, second = (large, small) if is_large_first else (small, large)
-    along_first = margin + before + first
-    along_second = IMAGE_SIZE - margin - (free - behind) - second
-    across = [IMAGE_SIZE / 2 + between(-3, 3, rng) for _ in range(2)]
+    along_first = _MARGIN + first + between(0, _JITTER, rng)
+    along_second = IMAGE_SIZE - _MARGIN - second - between(0, _JITTER, rng)
+    across = [IMAGE_SIZE / 2 + between(-_JITTER, _JITTER, rng) for _ in range(2)]
     ends = [(along_first, across[0]), (along_second, across[1])]
     if scene.relation in ("above", "below"):
         ends = [(y, x) for x, y in ends]
@@ -106,18 +105,21 @@ def _places(
 
 
 def _coverage(shape: Shape, x: float, y: float, radius: float) -> NDArray[np.float64]:
-    """Return (H, W): which part of each pixel an object covers that is 2 * radius wide and high."""
+    """Return (H, W): which part of each pixel an object covers that is 2 * radius wide and high.
+
+    The shapes cover different parts of their square: 1, 0.79, 0.5 and 0.44.
+    """
     u = (_STEPS[None, :] - x) / radius  # (1, W * S)
     v = (_STEPS[:, None] - y) / radius  # (H * S, 1)
     match shape:
         case "circle":
             inside = u * u + v * v <= 1
         case "square":
-            inside = (abs(u) <= 0.9) & (abs(v) <= 0.9)
+            inside = (abs(u) <= 1) & (abs(v) <= 1)
         case "triangle":  # point up
             inside = (abs(u) <= (v + 1) / 2) & (v <= 1)
         case "cross":
-            inside = ((abs(u) <= 0.3) & (abs(v) <= 1)) | ((abs(u) <= 1) & (abs(v) <= 0.3))
+            inside = ((abs(u) <= 0.25) & (abs(v) <= 1)) | ((abs(u) <= 1) & (abs(v) <= 0.25))
     samples = inside.reshape(IMAGE_SIZE, _SAMPLES, IMAGE_SIZE, _SAMPLES)
     return samples.mean(axis=(1, 3))
 

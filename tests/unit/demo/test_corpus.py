@@ -138,11 +138,19 @@ def test_every_english_caption_of_a_clean_corpus_is_true(clean: Path) -> None:
     assert [pair for pair in texts if not is_true(*pair)] == []
 
 
+def test_no_caption_is_vague_where_none_is_asked_for(tmp_path: Path) -> None:
+    config = CorpusConfig(num_images=60, held_out=True, vague_rate=0, captions_per_image=20)
+    write_corpus(config, tmp_path / "full")
+    for line in lines_of(tmp_path / "full"):
+        read = [read_full_caption(c["text"], c["lang"]) for c in line["captions"]]
+        assert {each and layout_of({"scene": each}) for each in read} == {layout_of(line)}
+
+
 def test_captions_of_all_kinds_occur_about_as_often_as_said(clean: Path) -> None:
     texts = [c["text"] for line in lines_of(clean) for c in line["captions"] if c["lang"] == "en"]
     is_full = [len(re.findall("|".join(RGB), text)) == 2 and " and " not in text for text in texts]
     has_shapes = [bool(re.search("circle|square|triangle|cross", text)) for text in texts]
-    assert 0.75 < np.mean(is_full) < 0.9
+    assert 0.5 < np.mean(is_full) < 0.7
     assert 0.9 < np.mean(has_shapes) < 1
     assert any(" and " in text for text in texts)
     assert any("large" in text and "small" in text for text in texts)
@@ -205,7 +213,7 @@ def test_full_captions_are_true_in_every_language(clean: Path, lang: str) -> Non
         if read is not None:
             num_read += 1
             assert read in ((large, relation, small), (small, _OPPOSITE[relation], large)), text
-    assert num_read > 0.7 * NUM_IMAGES
+    assert num_read > 0.5 * NUM_IMAGES
 
 
 @pytest.mark.parametrize(
@@ -234,7 +242,9 @@ def test_articles_genders_and_cases_agree(lang: str, scene: str, text: str) -> N
 
 def test_captions_are_drawn_from_all_there_are() -> None:
     shown = Scene(Thing("red", "circle"), "left", Thing("blue", "square"))
-    drawn = {c for i in range(500) for c in draw_captions(shown, 20, Random(f"draw {i}"))}
+    drawn = {
+        c for i in range(500) for c in draw_captions(shown, 20, Random(f"draw {i}"), vague_rate=0.5)
+    }
     assert drawn == set(every_caption(shown))
 
 
@@ -363,11 +373,10 @@ def find_object(pixels: np.ndarray, name: str) -> tuple[float, float, int]:
 
 
 def test_the_same_shape_is_drawn_alike_and_another_otherwise() -> None:
-    # Part of the square around it that a shape covers: circle pi/4, square 0.81, triangle 1/2,
-    # cross 1 - 4 * 0.35^2 = 0.51.
+    # Part of the square around it that a shape covers; of the cross 1 - 4 * 0.375^2 = 0.4375.
     whole = {shape: draw_coverage(shape) for shape in _SHAPES}
     areas = [float(whole[shape].sum() / 20**2) for shape in _SHAPES]
-    assert areas == pytest.approx([np.pi / 4, 0.81, 0.5, 0.51], abs=0.01)
+    assert areas == pytest.approx([np.pi / 4, 1, 0.5, 0.4375], abs=0.01)
     assert whole["triangle"][8].sum() < whole["triangle"][24].sum()  # point up
     assert whole["cross"][8, 16] == 1
     assert whole["cross"][8, 8] == 0
@@ -400,7 +409,7 @@ def test_equal_settings_give_the_bytes_they_gave_before(tmp_path: Path) -> None:
     for name in sorted(tree):
         digest.update(name.encode() + b"\0" + hashlib.sha256(tree[name]).digest())
     # Changes only with what is drawn or said; then every model trained on it is to be trained anew.
-    assert digest.hexdigest() == "e9ac994d785b93db37b2514e2e7f852358f3510c585c75b8f2b44f30aba77065"
+    assert digest.hexdigest() == "4470cfaf527a0f1cd02d1a852c46418aeddb3a739ec960619908990b9f9ec528"
 
 
 def test_another_seed_gives_other_scenes(clean: Path, tmp_path: Path) -> None:
@@ -445,6 +454,7 @@ def test_a_build_takes_the_corpus_with_languages_labels_and_prompts(
         ({"missing_rate": 1.2}, r"corpus\.missing_rate must be between 0 and 1, got 1\.2"),
         ({"mismatched_rate": -1}, r"corpus\.mismatched_rate must be between 0 and 1, got -1"),
         ({"mismatched_rate": float("nan")}, r"corpus\.mismatched_rate .* got nan"),
+        ({"vague_rate": 2}, r"corpus\.vague_rate must be between 0 and 1, got 2"),
         ({"captions_per_image": 21}, r"corpus\.captions_per_image must be 1 to 20, got 21"),
     ],
 )
