@@ -399,20 +399,40 @@ def test_what_else_is_to_be_kept_is_kept(start: siglip.Checkpoint, tmp_path: Pat
     }
 
 
-def test_the_files_of_a_siglip_1_tokenizer_are_copied_as_they_are(
-    tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "siglip1"))
+@pytest.fixture
+def siglip1(tiny_checkpoint: Path, tmp_path: Path) -> siglip.Checkpoint:
+    """A checkpoint with a tokenizer of SigLIP 1, which cannot be loaded without sentencepiece."""
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "siglip1"))
     config = {"tokenizer_class": "SiglipTokenizer", "pad_token": "</s>", "do_lower_case": True}
-    (source / "tokenizer_config.json").write_text(json.dumps(config))
-    (source / "spiece.model").write_bytes(b"pieces")
-    (source / "tokenizer.json").unlink()
-    start = siglip.resolve_checkpoint(str(source))
-    model = trained(siglip.resolve_checkpoint(str(tiny_checkpoint)))
-    export_model(model, start, tmp_path / "out", card=CARD)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "spiece.model").write_bytes(b"pieces")
+    (folder / "tokenizer.json").unlink()
+    return siglip.resolve_checkpoint(str(folder))
+
+
+def test_the_files_of_a_siglip_1_tokenizer_are_copied_as_they_are(
+    siglip1: siglip.Checkpoint, tmp_path: Path
+) -> None:
+    export_model(trained(siglip1), siglip1, tmp_path / "out", card=CARD)
     for name in ("tokenizer_config.json", "spiece.model"):
-        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == (siglip1.folder / name).read_bytes()
     assert not (tmp_path / "out" / "tokenizer.json").exists()
+    text = json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
+    assert text["eos_token_id"] == 49407  # as the student had it
+    assert "AutoTokenizer.from_pretrained" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("start", [NAFLEX], indirect=True)
+def test_beside_a_naflex_tower_a_siglip_1_tokenizer_is_named(
+    start: siglip.Checkpoint, siglip1: siglip.Checkpoint, tmp_path: Path
+) -> None:
+    tower = trained(start).vision_model
+    export_image_tower(
+        tower, 1.0, 0.0, start, tmp_path / "out", teacher_text=siglip1, map_ED=None, card=CARD
+    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "SiglipTokenizer.from_pretrained" in card
+    assert "model=folder, tokenizer=tokenizer)" in card
 
 
 # An image tower beside the teacher's texts
@@ -562,7 +582,7 @@ def test_of_the_teacher_only_the_text_tower_is_read(
             return self._file.get_tensor(name)
 
     monkeypatch.setattr(safetensors, "safe_open", Watched)
-    monkeypatch.setattr(export, "auto_tokenizer_agrees", lambda *_: True)
+    monkeypatch.setattr(export, "tokenizer_class_to_name", lambda *_, **__: "AutoTokenizer")
     map_ED = np.eye(96, 64)
     tower = trained(start).vision_model
     read.clear()

@@ -74,7 +74,7 @@ def test_a_failure_leaves_the_earlier_one_and_nothing_else(
 
 def test_what_a_killed_process_left_is_put_right(tmp_path: Path) -> None:
     write(tmp_path / "out", "first")
-    (tmp_path / "out").rename(tmp_path / "out.old")  # killed between its renames
+    (tmp_path / "out").rename(tmp_path / "out.earlier.partial")  # killed between its renames
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "half").write_text("")
     with pytest.raises(ValueError, match="again"), written_whole(tmp_path / "out"):
