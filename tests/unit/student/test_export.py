@@ -336,12 +336,21 @@ def test_the_image_processor_is_the_students_own(exported: Exported, picture: Im
 
 
 @pytest.mark.parametrize("start", [NAFLEX], indirect=True)
-def test_another_limit_of_patches_goes_with_the_student(
-    start: siglip.Checkpoint, tmp_path: Path
+def test_another_limit_of_patches_goes_with_the_student_and_the_usage_keeps_it(
+    start: siglip.Checkpoint,
+    picture: Image.Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limited = siglip.with_max_num_patches(start, 100)
-    export_model(trained(start), limited, tmp_path / "out", card=CARD)
+    limited, model = siglip.with_max_num_patches(start, 100), trained(start)
+    export_model(model, limited, tmp_path / "out", card=CARD)
     assert siglip.resolve_checkpoint(str(tmp_path / "out")).image == limited.image
+    found = run_usage(tmp_path / "out", picture, tmp_path, monkeypatch)
+    row = found["output"].image_embeds[0]
+    torch.testing.assert_close(row, image_row(model, limited, picture)[0], atol=1e-6, rtol=0)
+    assert (row - image_row(model, start, picture)[0]).abs().max() > 1e-3
+    by_label = {each["label"]: each["score"] for each in found["results"]}
+    assert by_label["a red cat"] == pytest.approx(found["scores"][0].item(), abs=1e-5)
 
 
 # What our own code makes of it
