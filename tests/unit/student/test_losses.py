@@ -508,8 +508,12 @@ def test_no_gradient_reaches_the_teachers_side() -> None:
         teacher_scale=teacher_scale,
         teacher_bias=-3.0,
     ).backward()
-    hard_bank(batch).backward()
     assert all(v.grad is None for v in (*teachers, teacher_scale))
+    assert not soft_target_entropy(*teachers, **TEACHER).requires_grad
+    other = make_batch()
+    (soft_bank(other) + hard_bank(other)).backward()
+    assert other.text.grad is None  # the bank
+    assert other.image.grad is not None
     with torch.no_grad():
         assert not hard(batch).requires_grad
 
