@@ -36,6 +36,7 @@ from siglip2_cache.siglip import (
     with_max_num_patches,
 )
 from siglip2_cache.store.cache import Cache
+from siglip2_cache.store.views import ViewBox, pixel_box
 from siglip2_cache.student import lookup
 from siglip2_cache.student.corpus import Corpus, SplitPolicy, read_corpus
 from siglip2_cache.student.data import Batch, Loader, LoaderConfig
@@ -147,9 +148,9 @@ def test_every_view_has_the_target_of_just_its_pixels(
     batches = batches_of(small, tiny_checkpoint, 0, 12, views_per_step=views_per_step)
     for batch in batches:
         assert rows_that_meet(batch, batch.pixels_N).all()
-        # The test sees what it is meant to see: mirrored, or another view's, they do not meet.
+        # The test sees what it is meant to see: mirrored, or another image's, they do not meet.
         assert not rows_that_meet(batch, batch.pixels_N.flip(2)).any()
-        assert not rows_that_meet(batch, batch.pixels_N.roll(1, 0)).any()
+        assert not rows_that_meet(batch, batch.pixels_N.roll(views_per_step, 0)).any()
     seen = {(p, v) for b in batches for p, v in zip(b.positions_N, b.views_N, strict=True)}
     flips = small.cache.table("views").select("flip").collect()["flip"]
     assert 0 < flips.sum() < len(flips)
@@ -159,28 +160,30 @@ def test_every_view_has_the_target_of_just_its_pixels(
 def test_flips_or_crops_that_are_mixed_up_do_not_meet_their_targets(
     small: Made, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = lookup.ViewBox
-    views = small.cache.table("views").collect()
-    flipped = set(views.filter("flip").select("row", "view").iter_rows())
+    columns = ("row", "view", "top", "left", "height", "width", "flip")
+    views = small.cache.table("views").select(columns).collect()
+    boxes = {(row, view): ViewBox(*box) for row, view, *box in views.iter_rows()}
 
-    def unmirrored(*box: float, flip: bool) -> Any:
-        return real(*box)
+    def not_mirrored(top: float, left: float, height: float, width: float, *, flip: bool) -> Any:
+        return ViewBox(top, left, height, width)
 
-    monkeypatch.setattr(lookup, "ViewBox", unmirrored)
-    num_flipped = 0
-    for batch in batches_of(small, tiny_checkpoint, 0, 4):
-        rows = small.corpus.rows_N[batch.positions_N]
-        is_flipped = [pair in flipped for pair in zip(rows.tolist(), batch.views_N, strict=True)]
-        assert rows_that_meet(batch, batch.pixels_N).tolist() == [not each for each in is_flipped]
-        num_flipped += sum(is_flipped)
-    assert num_flipped
+    def turned(top: float, left: float, height: float, width: float, *, flip: bool) -> Any:
+        return ViewBox(left, top, width, height, flip)
 
-    def shifted(top: float, left: float, height: float, width: float, *, flip: bool) -> Any:
-        return real(left, top, width, height, flip)
-
-    monkeypatch.setattr(lookup, "ViewBox", shifted)
-    for batch in batches_of(small, tiny_checkpoint, 0, 4):
-        assert rows_that_meet(batch, batch.pixels_N).tolist() == (batch.views_N == 0).tolist()
+    for wrong in (not_mirrored, turned):
+        monkeypatch.setattr(lookup, "ViewBox", wrong)
+        num_wrong = 0
+        for batch in batches_of(small, tiny_checkpoint, 0, 4):
+            is_right: list[bool] = []
+            for position, view in zip(batch.positions_N.tolist(), batch.views_N, strict=True):
+                size = (96, 64) if position % 5 else (40, 100)
+                box = boxes[position, int(view)]
+                used = wrong(box.top, box.left, box.height, box.width, flip=box.flip)
+                same_crop = pixel_box(used, *size) == pixel_box(box, *size)
+                is_right.append(same_crop and used.flip == box.flip)
+            assert rows_that_meet(batch, batch.pixels_N).tolist() == is_right
+            num_wrong += is_right.count(False)
+        assert num_wrong > 10
 
 
 def test_pixels_are_made_as_the_students_own_processor_makes_them(
