@@ -37,7 +37,7 @@ NOTES = "siglip2_cache.json"
 """What a training left beside the model: how it held images out."""
 
 PROJECTION = "projection.safetensors"
-"""The map P to the teacher's space, where one was trained: a tensor map_ED."""
+"""The map P to the teacher's space, where one was trained, in the run's folder: a tensor map_ED."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,8 +179,8 @@ def read_projection(checkpoint: Checkpoint, teacher_dim: int) -> NDArray[np.floa
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = checkpoint.folder / PROJECTION
-    if not path.is_file():
+    path = checkpoint.folder.parent / PROJECTION
+    if not (path.is_file() and (checkpoint.folder / NOTES).is_file()):
         return None
     try:
         map_ED = load_file(path)["map_ED"].astype(np.float32)
