@@ -353,7 +353,7 @@ def test_a_picture_shows_what_its_scene_says(clean: Path) -> None:
         assert along * sign > 8
         assert abs(across) < along * sign
         if large.split()[1] == small.split()[1]:
-            assert l_area > 1.8 * s_area
+            assert l_area > 1.5 * s_area
 
 
 def test_flat_colours_are_noisy(clean: Path) -> None:
@@ -409,7 +409,7 @@ def test_equal_settings_give_the_bytes_they_gave_before(tmp_path: Path) -> None:
     for name in sorted(tree):
         digest.update(name.encode() + b"\0" + hashlib.sha256(tree[name]).digest())
     # Changes only with what is drawn or said; then every model trained on it is to be trained anew.
-    assert digest.hexdigest() == "4470cfaf527a0f1cd02d1a852c46418aeddb3a739ec960619908990b9f9ec528"
+    assert digest.hexdigest() == "ddf34d12ec3b66409e2311398dfe7b2ff23b14981909c1b5b5bd573d0eff7878"
 
 
 def test_another_seed_gives_other_scenes(clean: Path, tmp_path: Path) -> None:
