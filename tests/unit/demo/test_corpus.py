@@ -146,6 +146,13 @@ def test_no_caption_is_vague_where_none_is_asked_for(tmp_path: Path) -> None:
         assert {each and layout_of({"scene": each}) for each in read} == {layout_of(line)}
 
 
+def test_twenty_vague_captions_can_be_had(tmp_path: Path) -> None:
+    config = CorpusConfig(num_images=60, vague_rate=1, captions_per_image=20)
+    summary = write_corpus(config, tmp_path / "vague")
+    assert summary.num_captions == 60 * 20
+    assert summary.num_texts < summary.num_captions  # they fit other layouts too
+
+
 def test_captions_of_all_kinds_occur_about_as_often_as_said(clean: Path) -> None:
     texts = [c["text"] for line in lines_of(clean) for c in line["captions"] if c["lang"] == "en"]
     is_full = [len(re.findall("|".join(RGB), text)) == 2 and " and " not in text for text in texts]
