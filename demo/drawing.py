@@ -90,7 +90,7 @@ def _places(
     """Centres (x, y) of the large and the small object, which do not touch.
 
     Along the axis of the relation each lies near its end of the picture, across it both lie near
-    the middle. Wider jitter makes shapes much slower to learn than colours.
+    the middle: shapes are learned more slowly than colours, all the more the further they stray.
     """
     large, small = radii
     is_large_first = scene.relation in ("left", "above")
