@@ -1,19 +1,14 @@
 """``siglip2-cache eval``: a model beside the teacher whose embeddings a cache holds."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from commands import error_line
 from fakes import config_of, draw_image, write_table_corpus
-from safetensors.numpy import save_file
 
 from siglip2_cache.precompute.build import build
-from siglip2_cache.student.compare import EvalConfig, compare
 
 Command = Callable[..., tuple[int, str, str]]
 COLOURS = ("red", "green", "blue")
