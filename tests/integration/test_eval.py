@@ -54,13 +54,12 @@ def cache(corpus: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPath
     return root
 
 
-def fake_cache(corpus: Path, root: Path, **settings: Any) -> Path:
-    """A cache of the corpus by a teacher that is quick, of the same width as the tiny checkpoint."""
-    teacher = FakeTeacher()
-    build(
-        config_of(corpus, root, settings.pop("checkpoint"), **settings),
-        make_teacher=lambda *_: teacher,
-    )
+def fake_cache(
+    corpus: Path, root: Path, *, checkpoint: Path, width: int = 64, **settings: Any
+) -> Path:
+    """A cache of the corpus by a teacher that is quick."""
+    teacher = FakeTeacher(embed_dim=width)
+    build(config_of(corpus, root, checkpoint, **settings), make_teacher=lambda *_: teacher)
     return root
 
 
@@ -155,11 +154,12 @@ def test_what_a_training_left_beside_the_model_says_the_split_and_the_map(
     assert asked["gallery"]["val_keys"] is None
 
     save_file({"map_ED": turn[:32]}, model / "projection.safetensors")
-    assert "maps to width 32 from 64, but the teacher has 64" in refused(command, model, cache)
+    shapes = "holds a map of shape (32, 64), but from the model to this teacher it is (64, 64)"
+    assert shapes in refused(command, model, cache)
     (model / "projection.safetensors").write_bytes(b"nonsense")
     assert "holds no tensor map_ED" in refused(command, model, cache)
     notes.write_text("[]")
-    assert "does not say how images were held out" in refused(command, model, cache)
+    assert "is not what a training writes" in refused(command, model, cache)
 
 
 def test_without_prompts_the_table_names_the_command_that_adds_them(
@@ -270,6 +270,42 @@ def test_an_image_tower_takes_its_texts_and_logits_from_outside(
     )
     assert given.texts_MD is teacher.texts_MD
     assert given.logit == (pytest.approx(np.e), -2.0)
+
+
+def test_a_folder_of_an_image_tower_alone_meets_the_teachers_texts(
+    command: Command, cache: Path, corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = resolve_checkpoint(str(tiny_checkpoint))
+    folder = tmp_path / "tower"
+    load_trainable(checkpoint, towers="image", is_new=False).save_pretrained(folder)
+    shutil.copyfile(
+        tiny_checkpoint / "preprocessor_config.json", folder / "preprocessor_config.json"
+    )
+    (folder / "siglip2_cache.json").write_text('{"logit_scale": 4.75, "logit_bias": -16.8}')
+    whole, alone = (
+        numbers_of(evaluated(command, model, cache, "--split", "all")["columns"]["model"])
+        for model in (tiny_checkpoint, folder)
+    )
+    assert alone["/name"] == "tower"
+    assert {k: pytest.approx(v, abs=1e-3) for k, v in whole.items() if k != "/name"} == {
+        k: v for k, v in alone.items() if k != "/name"
+    }
+    _, out, _ = command("eval", folder, cache, "--split", "all")
+    assert "an image tower alone; its texts are the teacher's" in out
+
+    # Of another width, and without a map, it has no texts.
+    wide = fake_cache(corpus, tmp_path / "wide", checkpoint=tiny_checkpoint, width=96)
+    found = evaluated(command, folder, wide, "--split", "all")["columns"]["model"]
+    assert found["retrieval"] is found["image_cosine"] is found["soft_loss_excess"] is None
+    assert found["image_correlation"] is not None
+    map_ED = np.linalg.qr(np.random.default_rng(0).normal(size=(96, 64)))[0].astype(np.float32)
+    save_file({"map_ED": map_ED}, folder / "projection.safetensors")
+    found = evaluated(command, folder, wide, "--split", "all")["columns"]["model"]
+    assert found["missing_texts"] == 0
+    assert found["soft_loss_excess"] > 0
+    # A teacher must have both towers.
+    message = error_line(*command("build", corpus, tmp_path / "none", "--teacher", folder))
+    assert "has model_type 'siglip_vision_model'" in message
 
 
 def test_images_whose_bytes_have_changed_have_no_embedding(

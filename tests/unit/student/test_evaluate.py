@@ -53,7 +53,6 @@ def gallery(**changes: Any) -> Gallery:
         class_Q=np.array([0, 1, 1]),
         prompt_Q=np.array([4, 5, 6]),
         lang_Q=(None, None, "en"),
-        has_prompts=True,
         num_texts_in_train=2,
     )
     return replace(whole, **changes)
