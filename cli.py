@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from .cli_train import train
 from .errors import CacheError, SettingError, first_line, one_line, plain_json
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def build(
         view_min_area=view_min_area,
         labels=labels,
         templates=templates,
-        corpus_roots=_parse_roots(corpus_root),
+        corpus_roots=parse_roots(corpus_root),
     )
     config = BuildConfig(
         plan=plan,
@@ -182,6 +183,9 @@ def build(
         typer.echo(one_line(message), err=True)
         raise typer.Exit(130) from None
     _print_summary(config, summary)
+
+
+app.command()(train)
 
 
 @app.command()
@@ -231,7 +235,7 @@ def verify(
     from .store.cache import open_cache
     from .store.verify import verify_cache
 
-    opened = open_cache(cache, corpus_roots=_parse_roots(corpus_root))
+    opened = open_cache(cache, corpus_roots=parse_roots(corpus_root))
     if sample is None and (teacher or checkpoint):
         raise SettingError(
             "--teacher and --checkpoint go with --sample N: without it no teacher is run, "
@@ -338,7 +342,7 @@ def eval_(
         dtype=dtype,
         batch_size=batch_size,
         decode_workers=decode_workers,
-        corpus_roots=_parse_roots(corpus_root),
+        corpus_roots=parse_roots(corpus_root),
         allow_partial=allow_partial,
     )
     comparison = compare(config)
@@ -392,7 +396,8 @@ def _print(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
             typer.echo(one_line(line))
 
 
-def _parse_roots(arguments: list[str] | None) -> dict[str, str]:
+def parse_roots(arguments: list[str] | None) -> dict[str, str]:
+    """Return the OLD=NEW arguments of --corpus-root."""
     roots: dict[str, str] = {}
     for argument in arguments or ():
         old, separator, new = argument.partition("=")

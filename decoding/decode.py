@@ -43,14 +43,23 @@ class Decoder:
     """Decodes batches in order: in worker processes, or in this one where num_workers is 0."""
 
     def __init__(
-        self, form: PixelFormat, *, batch_images: int, num_workers: int, timeout_s: float
+        self,
+        form: PixelFormat,
+        *,
+        batch_images: int,
+        num_workers: int,
+        timeout_s: float,
+        open_row_groups: int = 1,
     ) -> None:
+        """Remember what is wanted; ``open_row_groups`` is how many the images come from by turns,
+        where they lie in Parquet files."""
         self._form = form
         self._batch_images = batch_images
         self._num_workers = num_workers
         self._timeout_s = timeout_s
+        self._open_row_groups = open_row_groups
 
-    def decode(self, batches: Iterable[tuple[Any, Sequence[ImageRef]]]) -> Iterator[DecodedBatch]:
+    def decode(self, batches: Iterable[tuple[Any, Sequence[ImageRef]]]) -> Generator[DecodedBatch]:
         """Yield decoded batches in the order given; a batch is valid until the next is asked for.
 
         Args:
@@ -59,7 +68,8 @@ class Decoder:
         Raises:
             BuildError: the workers cannot be started.
         """
-        with contextlib.closing(with_parquet_bytes(batches)) as ready:
+        read = with_parquet_bytes(batches, open_groups=self._open_row_groups)
+        with contextlib.closing(read) as ready:
             if self._num_workers == 0:
                 yield from self._decode_here(ready)
                 return

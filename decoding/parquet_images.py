@@ -7,7 +7,7 @@ each fetched their own few images would read every row group many times, so one 
 import contextlib
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import first_line
-from ..store.places import ImagePlace, ReadError, bytes_of, check_row, leaf_batches, open_rows
+from ..store.places import (
+    ImagePlace,
+    ReadError,
+    bytes_of,
+    check_row,
+    column_chunk,
+    leaf_batches,
+    open_rows,
+)
 from .images import ImageRef
 
 READ_AHEAD_BYTES = 1 << 28
@@ -31,17 +39,18 @@ _Batch = tuple[Any, Sequence[ImageRef]]
 
 
 def with_parquet_bytes(
-    batches: Iterable[_Batch], *, max_bytes: int = READ_AHEAD_BYTES
+    batches: Iterable[_Batch], *, max_bytes: int = READ_AHEAD_BYTES, open_groups: int = 1
 ) -> Generator[_Batch]:
     """Yield the batches, the images that lie in Parquet files with their bytes.
 
     Batches are taken ahead, in a thread of its own, from the first one on that needs it; a corpus of
-    other files has no such thread.
+    other files has no such thread. ``open_groups`` is for images that come from several row groups by
+    turns, the rows of each in order (RowReader).
     """
     source = iter(batches)
     for batch in source:
         if any(ref.place.row_group is not None for ref in batch[1]):
-            ahead = _ReadAhead(chain([batch], source), max_bytes)
+            ahead = _ReadAhead(chain([batch], source), max_bytes, open_groups)
             try:
                 yield from ahead.batches()
             finally:
@@ -53,8 +62,8 @@ def with_parquet_bytes(
 class _ReadAhead:
     """A thread that reads, and the batches that it has read."""
 
-    def __init__(self, source: Iterator[_Batch], max_bytes: int) -> None:
-        self._source, self._max_bytes = source, max_bytes
+    def __init__(self, source: Iterator[_Batch], max_bytes: int, open_groups: int) -> None:
+        self._source, self._max_bytes, self._open_groups = source, max_bytes, open_groups
         self._ready: deque[tuple[_Batch | BaseException | None, int]] = deque()
         self._num_bytes = 0
         self._is_stopping = False
@@ -84,7 +93,7 @@ class _ReadAhead:
         self._thread.join(1)
 
     def _read(self) -> None:
-        rows = RowReader()
+        rows = RowReader(open_groups=self._open_groups)
         try:
             for tag, refs in self._source:
                 read: list[ImageRef] = []
@@ -117,15 +126,16 @@ class _ReadAhead:
 
 
 class RowReader:
-    """Reads rows of Parquet files; those asked for in the order of a file are each decoded once."""
+    """Reads rows of Parquet files, each row group decoded once if its rows are asked for in order.
 
-    def __init__(self) -> None:
-        self._file: Any = None
-        self._opened: tuple[Path, int | None] | None = None
-        self._group: tuple[str | None, int | None] | None = None
-        self._rows: Iterator[Any] = iter(())
-        self._next = 0
-        self._fault: str | None = None
+    Several row groups may be read by turns. The row asked for last, of each, may be asked for again.
+    """
+
+    def __init__(self, *, open_groups: int = 1) -> None:
+        """Keep at most this many row groups open: a page, and some 4 MB of rows, of each."""
+        self._open_groups = open_groups
+        self._files: dict[_FileKey, _OpenFile] = {}
+        self._groups: OrderedDict[_GroupKey, _OpenGroup] = OrderedDict()
 
     def read(self, ref: ImageRef) -> ImageRef:
         """Return the ref with its bytes, or why they cannot be had; as it is where no row is meant."""
@@ -139,54 +149,122 @@ class RowReader:
         return replace(ref, data=data, read_s=time.perf_counter() - started)
 
     def close(self) -> None:
-        """Close the file that is open."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-        self._file, self._opened, self._group, self._fault = None, None, None, None
+        """Close the files that are open."""
+        self._groups.clear()
+        self._close_unused()
 
     def _bytes(self, place: ImagePlace) -> bytes:
-        import pyarrow as pa
-
         # With its size: a file written anew is refused to the rows planned before, not to the others.
-        if (place.path, place.file_bytes) != self._opened:
-            self.close()
-            self._opened = place.path, place.file_bytes
-            try:
-                self._file = open_rows(place)
-            except ReadError as error:
-                self._fault = str(error)
-        if self._file is None:
-            raise ReadError(self._fault or "cannot be read")
-        check_row(self._file, place)
+        file_key: _FileKey = (place.path, place.file_bytes)
+        file = self._files.get(file_key)
+        if file is None:
+            file = _OpenFile(place)
+            self._files[file_key] = file
+        if file.fault is not None:
+            self._close_unused(file_key)
+            raise ReadError(file.fault)
+        check_row(file.parquet, place)
         assert place.index is not None
-        if (place.member, place.row_group) != self._group or place.index < self._next:
-            self._start(place)
+        key: _GroupKey = (*file_key, place.member, place.row_group)
+        group = self._groups.get(key)
+        if group is None or not group.is_ahead(place.index):
+            group = _OpenGroup(file.parquet, place)
+            self._groups[key] = group
+        self._groups.move_to_end(key)
+        if len(self._groups) > self._open_groups:
+            self._groups.popitem(last=False)
+        self._close_unused(file_key)
+        return group.read(place.index)
+
+    def _close_unused(self, wanted: "_FileKey | None" = None) -> None:
+        used = {(path, file_bytes) for path, file_bytes, *_ in self._groups}
+        for key in [key for key in self._files if key != wanted and key not in used]:
+            self._files.pop(key).close()
+
+
+_FileKey = tuple[Path, int | None]
+_GroupKey = tuple[Path, int | None, str | None, int | None]
+
+
+class _OpenFile:
+    """A Parquet file, or why it cannot be read."""
+
+    def __init__(self, place: ImagePlace) -> None:
+        self.parquet: Any = None
+        self.fault: str | None = None
+        try:
+            self.parquet = open_rows(place)
+        except ReadError as error:
+            self.fault = str(error)
+
+    def close(self) -> None:
+        if self.parquet is not None:
+            with contextlib.suppress(OSError):
+                self.parquet.close()
+
+
+class _OpenGroup:
+    """A row group that is being read, or why it cannot be."""
+
+    def __init__(self, parquet: Any, place: ImagePlace) -> None:
+        assert place.member is not None and place.row_group is not None
+        self._row_group = place.row_group
+        self._next = 0
+        self._fault: str | None = None
+        self._last: bytes | None = None
+        self._num_rows = parquet.metadata.row_group(place.row_group).num_rows
+        self._rows = _values(parquet, place.member, place.row_group)
+
+    def is_ahead(self, index: int) -> bool:
+        """Say whether a row is still to come, or was the last that was read."""
+        return index >= self._next - 1
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of a row that is_ahead.
+
+        Raises:
+            ReadError: there are none.
+        """
         if self._fault is not None:
             raise ReadError(self._fault)
+        if index >= self._next:
+            self._last = None  # should advancing fail
+            self._last = self._advance(index)
+        if not self._last:
+            raise ReadError("empty: 0 bytes")
+        return self._last
+
+    def _advance(self, index: int) -> bytes:
+        import pyarrow as pa
+
         try:
-            value = next(islice(self._rows, place.index - self._next, None), None)
+            value = next(islice(self._rows, index - self._next, None), None)
         except (OSError, pa.ArrowException) as error:
-            self._fault = f"row group {place.row_group} is damaged: {first_line(error)}"
+            self._fault = f"row group {self._row_group} is damaged: {first_line(error)}"
             raise ReadError(self._fault) from None
         except ReadError as error:  # no such column: nor for the other rows
             self._fault = str(error)
             raise
-        self._next = place.index + 1
         if value is None:
-            raise ReadError("the file is damaged: a row group is shorter than it says")
+            self._fault = "the file is damaged: a row group is shorter than it says"
+            raise ReadError(self._fault)
+        self._next = index + 1
         data = bytes_of(value)
-        if not data:
-            raise ReadError("empty: 0 bytes")
+        if self._next == self._num_rows:
+            self._rows = iter(())  # lets go of its last page
         return data
 
-    def _start(self, place: ImagePlace) -> None:
-        assert place.member is not None and place.row_group is not None
-        self._group = (place.member, place.row_group)
-        self._next, self._fault = 0, None
-        group = self._file.metadata.row_group(place.row_group)
-        chunks = [group.column(i) for i in range(group.num_columns)]
-        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema == place.member)
-        batch_rows = max(1, min(1024, _STEP_BYTES * group.num_rows // max(1, size)))
-        columns = leaf_batches(self._file, place.member, place.row_group, batch_rows=batch_rows)
-        self._rows = (value for column in columns for value in column)
+
+def _values(parquet: Any, member: str, row_group: int) -> Iterator[Any]:
+    """Yield the cells of a column of a row group, some 4 MB at a time.
+
+    Raises:
+        ReadError, OSError, ArrowException: with the first cell, or at one that is damaged.
+    """
+    chunk = column_chunk(parquet, member, row_group)
+    batch_rows = 1
+    if chunk is not None:
+        size = max(1, chunk.total_uncompressed_size)
+        batch_rows = max(1, min(1024, _STEP_BYTES * chunk.num_values // size))
+    for column in leaf_batches(parquet, member, row_group, batch_rows=batch_rows):
+        yield from column

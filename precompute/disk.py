@@ -6,7 +6,7 @@ from ..errors import DiskFullError
 from ..store.arrays import ArrayLayout
 from ..store.cache import Cache
 from ..store.layout import MODALITIES, Modality
-from .progress import format_bytes
+from ..words import format_bytes
 
 _IMAGES_ROW_BYTES = 44
 """One row of teachers/<name>/images: 32 of hash, the rest with some room."""

@@ -12,13 +12,13 @@ from ..store.arrays import ArrayLayout
 from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
 from ..store.places import ImagePlace
+from ..words import format_bytes, format_seconds
 from .build import BuildConfig, TeacherFactory, load_teacher
 from .disk import unit_bytes
 from .embed import Embedder, split_images
 from .enroll import TeacherChoices, as_recorded, find_teacher
 from .parts import Findings
 from .plan import Plan, make_plan, name_sources, open_if_planned
-from .progress import format_bytes, format_seconds
 from .sources import Sample, scan
 from .summary import finding_lines
 

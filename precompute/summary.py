@@ -2,9 +2,9 @@
 
 import shlex
 
+from ..words import format_seconds
 from .build import BuildConfig, BuildSummary
 from .parts import Findings
-from .progress import format_seconds
 
 
 def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:

@@ -103,6 +103,23 @@ def leaf_batches(file: Any, member: str, row_group: int, *, batch_rows: int) -> 
         yield column
 
 
+def column_chunk(file: Any, member: str, row_group: int) -> Any:
+    """Return what an open Parquet file says of one column of a row group; None: no such column.
+
+    The first value is read beforehand. Where a footer is damaged that raises, while asking pyarrow
+    26's metadata right away would end this process: there nothing catches what C++ throws.
+
+    Raises:
+        ReadError, OSError, ArrowException: the column cannot be read.
+    """
+    described = file.metadata.row_group(row_group)
+    paths = [file.schema.column(i).path for i in range(described.num_columns)]
+    if member not in paths:
+        return None
+    next(leaf_batches(file, member, row_group, batch_rows=1), None)
+    return described.column(paths.index(member))
+
+
 def bytes_of(value: Any) -> bytes:
     """Return the bytes of an Arrow value; none where it is null.
 

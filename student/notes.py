@@ -9,14 +9,12 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, first_line
 from ..siglip import Checkpoint
+from .export_folder import MARK
 from .split import SplitPolicy
 
-NOTES = "siglip2_cache.json"
-"""JSON: split {val_share, val_keys}, how images were held out; of an image tower alone also
-logit_scale, a logarithm, and logit_bias."""
-
 PROJECTION = "projection.safetensors"
-"""One tensor, map_ED: ``x_ND @ map_ED.T`` is in the teacher's space."""
+"""In the folder of the run, beside that of the model: one tensor, map_ED, and ``x_ND @ map_ED.T`` is in
+the teacher's space."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +22,10 @@ class Notes:
     """What siglip2_cache.json says; None where it does not."""
 
     split: SplitPolicy | None = None
+    """How images were held out."""
+
     logit: tuple[float, float] | None = None
+    """logit_scale, a logarithm, and logit_bias, of an image tower alone."""
 
 
 def read_notes(checkpoint: Checkpoint) -> Notes:
@@ -33,7 +34,7 @@ def read_notes(checkpoint: Checkpoint) -> Notes:
     Raises:
         CheckpointError: the file is damaged.
     """
-    path = checkpoint.folder / NOTES
+    path = checkpoint.folder / MARK
     if not path.is_file():
         return Notes()
     try:
@@ -53,7 +54,9 @@ def read_notes(checkpoint: Checkpoint) -> Notes:
 
 
 def read_projection(checkpoint: Checkpoint, teacher_dim: int) -> NDArray[np.float32] | None:
-    """Return the map to the teacher's space that a training left beside a model, (E, D), or None.
+    """Return the map to the teacher's space that a training left, (E, D), or None.
+
+    It lies in the model's folder or, beside a model of ours, in the folder above.
 
     Raises:
         CheckpointError: it is damaged, or leads elsewhere.
@@ -61,8 +64,10 @@ def read_projection(checkpoint: Checkpoint, teacher_dim: int) -> NDArray[np.floa
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = checkpoint.folder / PROJECTION
-    if not path.is_file():
+    is_ours = (checkpoint.folder / MARK).is_file()
+    folders = [checkpoint.folder, *([checkpoint.folder.parent] if is_ours else [])]
+    path = next((p for folder in folders if (p := folder / PROJECTION).is_file()), None)
+    if path is None:
         return None
     try:
         map_ED = load_file(path)["map_ED"].astype(np.float32)

@@ -142,3 +142,19 @@ def _at(*path: str) -> Callable[[_Column], "float | None"]:
         return value
 
     return get
+
+
+def result_rows(columns: Mapping[str, _Column]) -> list[tuple[str, str, str, str]]:
+    """Return (number, teacher, student before, student after) of a run's evaluation, for its model card.
+
+    Rows of single languages are left out, and so are those that no column has.
+    """
+    if "after" not in columns:
+        return []
+    wanted = [columns.get(name) for name in ("teacher", "before", "after")]
+    rows: list[tuple[str, str, str, str]] = []
+    for label, of_column, form in _rows([column for column in wanted if column is not None]):
+        cells = [_NA if column is None else _shown(of_column(column), form) for column in wanted]
+        if not label.startswith(" ") and set(cells) != {_NA}:
+            rows.append((label, cells[0], cells[1], cells[2]))
+    return rows

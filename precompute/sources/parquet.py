@@ -24,6 +24,7 @@ from .downloads import (
 from .fields import read_fields
 from .folder import IMAGE_ENDINGS
 from .packed import PackedColumns, holds_images, image_file, packed_columns
+from .parquet_footers import FOOTERS, NullCounts
 from .parquet_rows import null_rows, open_parquet, row_group_rows
 from .paths import printable, size_and_time
 from .patterns import expand, is_pattern, root_of
@@ -130,6 +131,7 @@ class _FileScan:
         self._stem = name.removesuffix(Path(name).suffix)
         self._size_and_time = size_and_time(str(file))
         self._downloads = Downloads()
+        self._null_counts: NullCounts | None = None
 
     def run(self) -> Iterator[Sample | Problem]:
         columns = self._columns
@@ -160,7 +162,10 @@ class _FileScan:
         """
         if self._columns.is_img2dataset:  # its status says which
             return {}
-        nulls = null_rows(self._opened, group, self._columns.image)
+        if self._null_counts is None:
+            num_groups, member = self._opened.metadata.num_row_groups, ".".join(self._columns.image)
+            self._null_counts = FOOTERS.null_counts(str(self._file), member, num_groups)
+        nulls = null_rows(self._opened, group, self._columns.image, self._null_counts[group])
         if not nulls or self._columns.path is None:
             return dict.fromkeys(nulls)
         found: dict[int, object] = {}

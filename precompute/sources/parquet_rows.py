@@ -117,29 +117,25 @@ def row_group_rows(
         raise ValueError(first_line(error)) from error
 
 
-def null_rows(file: Any, row_group: int, image: Sequence[str]) -> set[int]:
+def null_rows(file: Any, row_group: int, image: Sequence[str], null_count: int | None) -> set[int]:
     """Return which rows of a row group have no bytes in a column, named by the way that leads to it.
 
-    The column is read only where its statistics do not say that every row, or none, has bytes.
+    The column is read only where its null count does not say that every row, or none, has bytes.
 
     Raises:
         ValueError: the row group is damaged; the message is a reason.
     """
     import pyarrow as pa
 
-    member = ".".join(image)
-    described = file.metadata.row_group(row_group)
-    paths = [file.schema.column(i).path for i in range(described.num_columns)]
-    statistics = described.column(paths.index(member)).statistics if member in paths else None
-    if statistics is not None and statistics.has_null_count:
-        if statistics.null_count == 0:
-            return set()
-        if statistics.null_count == described.num_rows:
-            return set(range(described.num_rows))
+    num_rows = file.metadata.row_group(row_group).num_rows
+    if null_count == 0:
+        return set()
+    if null_count == num_rows:
+        return set(range(num_rows))
     found: set[int] = set()
     first = 0
     try:
-        for column in leaf_batches(file, member, row_group, batch_rows=64):
+        for column in leaf_batches(file, ".".join(image), row_group, batch_rows=64):
             found.update(first + i for i, is_null in enumerate(column.is_null()) if is_null.as_py())
             first += len(column)
     except (OSError, ReadError, pa.ArrowException) as error:

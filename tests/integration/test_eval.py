@@ -137,12 +137,12 @@ def test_workers_and_batches_make_no_difference(
 def test_what_a_training_left_beside_the_model_says_the_split_and_the_map(
     command: Command, cache: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    model = tmp_path / "model"
+    model = tmp_path / "run" / "model"
     shutil.copytree(tiny_checkpoint, model)
     notes = model / "siglip2_cache.json"
     notes.write_text(json.dumps({"split": {"val_share": 0.5, "val_keys": "0*"}}))
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 64)))[0].astype(np.float32)
-    save_file({"map_ED": turn}, model / "projection.safetensors")
+    save_file({"map_ED": turn}, model.parent / "projection.safetensors")
     found = evaluated(command, model, cache)
     assert found["gallery"]["val_keys"] == "0*"
     assert found["gallery"]["images"] == 11  # 00 to 09, and 29, which copies 00
@@ -153,10 +153,10 @@ def test_what_a_training_left_beside_the_model_says_the_split_and_the_map(
     assert asked["gallery"]["val_share"] == 0.5
     assert asked["gallery"]["val_keys"] is None
 
-    save_file({"map_ED": turn[:32]}, model / "projection.safetensors")
+    save_file({"map_ED": turn[:32]}, model.parent / "projection.safetensors")
     shapes = "holds a map of shape (32, 64), but from the model to this teacher it is (64, 64)"
     assert shapes in refused(command, model, cache)
-    (model / "projection.safetensors").write_bytes(b"nonsense")
+    (model.parent / "projection.safetensors").write_bytes(b"nonsense")
     assert "holds no tensor map_ED" in refused(command, model, cache)
     notes.write_text("[]")
     assert "is not what a training writes" in refused(command, model, cache)

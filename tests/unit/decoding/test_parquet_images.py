@@ -78,6 +78,53 @@ def test_rows_that_are_not_wanted_are_passed_over_and_an_earlier_one_is_found_ag
     assert [group for _, group in opened] == [0, 0, 2, 0]
 
 
+def test_row_groups_read_by_turns_are_each_decoded_once(
+    tmp_path: Path, opened: list[tuple[str, int]]
+) -> None:
+    a = write(tmp_path / "a.parquet", [b"a%d" % i for i in range(8)], 4)
+    b = write(tmp_path / "b.parquet", [b"b%d" % i for i in range(4)], 4)
+    rows = [(a, 0), (b, 0), (a, 4), (a, 1), (b, 2), (a, 7), (a, 3), (b, 3)]
+    refs = [ref_of(path, row) for path, row in rows]
+    ((_, found),) = with_parquet_bytes([(None, refs)], open_groups=3)
+    assert [ref.data for ref in found] == [f"{path.stem}{row}".encode() for path, row in rows]
+    assert [group for _, group in opened] == [0, 0, 1]
+    opened.clear()
+    ((_, found),) = with_parquet_bytes([(None, refs)], open_groups=2)  # one too few
+    assert [ref.data for ref in found] == [f"{path.stem}{row}".encode() for path, row in rows]
+    assert len(opened) > 3
+
+
+def test_no_more_files_are_open_than_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[pq.ParquetFile] = []
+    real = parquet_images.open_rows
+
+    def spy(place: ImagePlace) -> Any:
+        files.append(real(place))
+        return files[-1]
+
+    monkeypatch.setattr(parquet_images, "open_rows", spy)
+    reader = RowReader(open_groups=2)
+    for i in range(5):
+        reader.read(ref_of(write(tmp_path / f"{i}.parquet", [b"0", b"1"], 1), 1, 1))
+        assert sum(not file.closed for file in files) <= 2
+    assert len(files) == 5
+    reader.close()
+    assert all(file.closed for file in files)
+
+
+def test_a_row_asked_for_again_at_once_is_not_decoded_again(
+    tmp_path: Path, opened: list[tuple[str, int]]
+) -> None:
+    path = write(tmp_path / "a.parquet", [b"0", None, b"2", b"3"], 4)
+    refs = [ref_of(path, row) for row in (0, 0, 1, 1, 3, 3, 3)]
+    ((_, found),) = with_parquet_bytes([(None, refs)])
+    assert [ref.data for ref in found] == [b"0", b"0", None, None, b"3", b"3", b"3"]
+    assert [ref.fault for ref in found[2:4]] == ["empty: 0 bytes"] * 2
+    assert len(opened) == 1
+
+
 def test_images_elsewhere_are_left_to_the_workers_and_need_no_thread(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", [b"0", b"1"], 4)
     plain = ImageRef(7, ImagePlace(path=tmp_path / "gone.jpg"), (WHOLE_IMAGE,))

@@ -1,5 +1,6 @@
 """Parquet files that hold the images: plain bytes, the struct of ``datasets``, img2dataset's shards."""
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, scan
 from siglip2_cache.precompute.sources.base import Source
 from siglip2_cache.precompute.sources.parquet import ParquetSource
+from siglip2_cache.precompute.sources.parquet_footers import Footers
 from siglip2_cache.precompute.sources.table import TableSource
 from siglip2_cache.store.places import ImagePlace, read_image_bytes
 
@@ -471,7 +473,9 @@ def test_any_schema_and_any_cells_give_samples_problems_or_a_source_error(
     assert len(rows) == 3 or any("rows were" in i.reason for i in found if isinstance(i, Problem))
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_any_flipped_byte_gives_samples_problems_or_a_source_error(
     tmp_path: Path, at: int, value: int
@@ -484,3 +488,27 @@ def test_any_flipped_byte_gives_samples_problems_or_a_source_error(
         list(scan(open_source(path)))
     except SourceError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_footer_that_contradicts_itself_costs_its_rows_and_not_the_process(
+    tmp_path: Path,
+) -> None:
+    rows = rows_of(range(6), label="x")
+    path = write(tmp_path / "b.parquet", rows, row_group_size=3)
+    whole = path.read_bytes()
+    footers, num_dead = Footers(), 0
+    for at in range(len(whole) - 1):
+        if whole[at : at + 2] != b"\x15\x0c":  # in a footer: the type of a column is BYTE_ARRAY
+            continue
+        path.write_bytes(whole[: at + 1] + b"\x00" + whole[at + 2 :])  # now it is BOOLEAN
+        if footers.null_counts(str(path), "image", 2) == [0, 0]:
+            continue
+        num_dead += 1
+        with contextlib.suppress(SourceError):
+            found = list(scan(open_source(path)))
+            assert len(found) == 6 or any(isinstance(item, Problem) for item in found)
+    assert num_dead, "no byte of this file is one that ends pyarrow"
+    path.write_bytes(whole)
+    assert footers.null_counts(str(path), "image", 2) == [0, 0]
+    footers.close()
+    assert len(list(scan(open_source(path)))) == 6

@@ -8,10 +8,9 @@ from siglip2_cache.precompute import progress
 from siglip2_cache.precompute.progress import (
     PlainProgress,
     RichProgress,
-    format_bytes,
-    format_seconds,
     make_progress,
 )
+from siglip2_cache.words import format_bytes, format_seconds
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""The teacher-text bank: cached texts that images are compared with, beside those of their batch.
+
+Shape letters in this file: K = bank texts of a step, P = known pairs.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..store.targets import Targets
+from .corpus import Corpus
+
+
+@dataclass(frozen=True, slots=True)
+class BankDraw:
+    """The columns of the bank term in one step."""
+
+    text_rows_K: NDArray[np.int64]
+    caption_N: NDArray[np.int64]
+    """Column of each image's drawn caption; -1 where it has none here."""
+
+    known_2P: NDArray[np.int64]
+    """(2, P) of (image, column) that are known to match."""
+
+    targets_KE: NDArray[np.float16]
+
+
+class Bank:
+    """Texts of the train split that no held-out image has."""
+
+    def __init__(
+        self, train: Corpus, held_out: Corpus, texts: Targets, *, size: int, seed: int
+    ) -> None:
+        self._train, self._texts, self._size, self._seed = train, texts, size, seed
+        self._held_out = held_out.text_rows
+        self._pool = np.setdiff1d(train.text_rows, self._held_out, assume_unique=True)
+
+    def __len__(self) -> int:
+        return len(self._pool)
+
+    def draw(
+        self,
+        step: int,
+        positions_N: NDArray[np.int64],
+        caption_N: NDArray[np.int64],
+        batch_text_rows_M: NDArray[np.int64],
+    ) -> BankDraw:
+        """Return the batch's own texts and some drawn from the pool: a pure function of (seed, step).
+
+        Args:
+            step: number of the step.
+            positions_N: the images, as positions in the train corpus.
+            caption_N: their drawn captions as positions in batch_text_rows_M; -1 for none.
+            batch_text_rows_M: unique texts of the whole batch.
+        """
+        generator = np.random.Generator(np.random.Philox(key=[self._seed, 0xBA2C], counter=step))
+        count = min(self._size, len(self._pool))
+        drawn = self._pool[generator.choice(len(self._pool), count, replace=False, shuffle=False)]
+        is_fair_M = np.isin(batch_text_rows_M, self._held_out, invert=True)
+        own = batch_text_rows_M[is_fair_M]
+        text_rows_K = np.concatenate([own, np.setdiff1d(drawn, own)])
+        column_M = np.where(is_fair_M, np.cumsum(is_fair_M) - 1, -1)
+        caption_K = np.full(len(caption_N), -1, np.int64)
+        has_caption = caption_N >= 0
+        caption_K[has_caption] = column_M[caption_N[has_caption]]
+        return BankDraw(
+            text_rows_K=text_rows_K,
+            caption_N=caption_K,
+            known_2P=self._train.known_pairs(positions_N, text_rows_K),
+            targets_KE=self._texts.read(text_rows_K),
+        )

@@ -1,0 +1,232 @@
+"""The model card of a student: README.md of the folder that is exported."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Literal
+
+from ..errors import SettingError, one_line
+
+Number = float | int | str | None
+"""A cell of the table of results: a string is shown as it is, None as n/a."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSummary:
+    """What the student learned from, in numbers that can be published."""
+
+    samples: int
+    captions: int
+    texts: int
+    """Unique texts."""
+
+    views: int
+    """Views of each image."""
+
+    corpora: Sequence[str]
+    """Kind of each corpus, e.g. ``webdataset``; no paths, which are nobody's business."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What a reader of the model card is told beside how to use the model."""
+
+    name: str
+    """Its title."""
+
+    student: str
+    """Hub id or path that the student started from; of an absolute path the last part is shown."""
+
+    base_model: str | None = None
+    """Hub id of the student; None where it came from a local folder."""
+
+    teacher: str
+    """Hub id or path of the teacher; of an absolute path the last part is shown."""
+
+    cache: CacheSummary
+
+    objectives: Mapping[str, float]
+    """Weight of each objective by its name; those of weight 0 are left out."""
+
+    steps: int
+    """Optimizer steps."""
+
+    global_batch_size: int
+    """Images in one step, over all processes."""
+
+    towers: Literal["both", "image"]
+    """What was trained."""
+
+    results: Sequence[tuple[str, Number, Number, Number]] = ()
+    """Rows of (metric, teacher, student before, student after)."""
+
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Version of each package by its name."""
+
+    def __post_init__(self) -> None:
+        if self.base_model is not None and not re.fullmatch(
+            r"[\w-][\w.-]*/[\w-][\w.-]*", self.base_model
+        ):
+            raise SettingError(
+                f"card.base_model {self.base_model!r} is no hub id such as "
+                "google/siglip2-base-patch16-224; leave it out for a local folder"
+            )
+
+
+def render_card(card: ModelCard, *, tokenizer_class: str | None, max_text_tokens: int) -> str:
+    """Return README.md: front matter, usage that runs as it stands, training, results.
+
+    Args:
+        card: what to tell.
+        tokenizer_class: the class of transformers that reads the folder's tokenizer; None where the
+            folder holds an image tower alone.
+        max_text_tokens: positions of the text tower.
+    """
+    if tokenizer_class is None:
+        usage = _IMAGE_USAGE
+    else:
+        usage = _USAGE.format(
+            L=max_text_tokens, cls=tokenizer_class, chosen=_chosen(tokenizer_class)
+        )
+    parts = [
+        _front_matter(card, has_text=tokenizer_class is not None),
+        f"# {_escaped(card.name)}",
+        _summary(card),
+        usage,
+        _training(card),
+        *([_results(card)] if card.results else []),
+        "## License\n\nInherited from the student checkpoint named above: its terms apply.",
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+_USAGE = """\
+## Usage
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, {cls}, pipeline
+
+folder = "."  # this folder, or its id on the hub
+model = AutoModel.from_pretrained(folder).eval()
+image_processor = AutoImageProcessor.from_pretrained(folder)
+tokenizer = {cls}.from_pretrained(folder)
+
+image = Image.open("picture.jpg").convert("RGB")
+texts = tokenizer(
+    ["This is a photo of a red cat.", "This is a photo of two dogs."],
+    padding="max_length", truncation=True, max_length={L}, return_tensors="pt",
+)
+with torch.no_grad():
+    output = model(input_ids=texts["input_ids"], **image_processor(image, return_tensors="pt"))
+scores = torch.sigmoid(output.logits_per_image)[0]  # each text by itself; they need not add up to 1
+
+classify = pipeline("zero-shot-image-classification", model=folder{chosen})
+results = classify(image, candidate_labels=["a red cat", "two dogs"])
+```
+
+The text tower reads its last position, so `padding="max_length", truncation=True` is part of what it
+computes: texts are always {L} tokens, without an attention mask. The tokenizer lowercases by itself.
+"""
+
+_IMAGE_USAGE = """\
+## Usage
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+folder = "."  # this folder, or its id on the hub
+model = AutoModel.from_pretrained(folder).eval()
+image_processor = AutoImageProcessor.from_pretrained(folder)
+
+image = Image.open("picture.jpg").convert("RGB")
+with torch.no_grad():
+    output = model(**image_processor(image, return_tensors="pt"))
+embedding = torch.nn.functional.normalize(output.pooler_output, dim=-1)[0]
+```
+
+An image tower alone: it was trained against the teacher's embeddings of texts, which are not here.
+`siglip2_cache.json` holds the logit scale (a logarithm) and bias that go with them.
+"""
+
+
+def _chosen(tokenizer_class: str) -> str:
+    """AutoTokenizer is what a pipeline takes by itself."""
+    return "" if tokenizer_class == "AutoTokenizer" else ", tokenizer=tokenizer"
+
+
+def _front_matter(card: ModelCard, *, has_text: bool) -> str:
+    """Return YAML; a JSON value is one, so nothing in a name can break out of it."""
+    task = "zero-shot-image-classification" if has_text else "image-feature-extraction"
+    fields: dict[str, object] = {
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "tags": ["siglip", "distillation", "siglip2-cache"],
+    }
+    if card.base_model is not None:
+        fields["base_model"] = card.base_model
+    lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _summary(card: ModelCard) -> str:
+    return (
+        f"A student, {_code(_shown(card.student))}, trained with siglip2-cache from the cached "
+        f"embeddings of the teacher {_code(_shown(card.teacher))}."
+    )
+
+
+def _training(card: ModelCard) -> str:
+    cache = card.cache
+    weights = [f"{name} {weight:g}" for name, weight in card.objectives.items() if weight]
+    trained = {"both": "image and text", "image": "image only"}[card.towers]
+    rows = [
+        (
+            "data",
+            f"{cache.samples:,} samples, {cache.captions:,} captions, {cache.texts:,} unique texts",
+        ),
+        ("views of an image", f"{cache.views:,}"),
+        ("corpora", ", ".join(cache.corpora)),
+        ("objectives (weight)", ", ".join(weights)),
+        ("steps", f"{card.steps:,} of {card.global_batch_size:,} images"),
+        ("towers trained", trained),
+        ("versions", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
+    ]
+    return "## Training\n\n" + _table(("", ""), [row for row in rows if row[1]])
+
+
+def _results(card: ModelCard) -> str:
+    rows = [(metric, *map(_number, numbers)) for metric, *numbers in card.results]
+    return "## Results\n\n" + _table(("", "teacher", "student before", "student after"), rows)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] * len(header)
+    lines = [header, rule, *([_escaped(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: Number) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "n/a" if value is None else str(value)
+
+
+def _shown(source: str) -> str:
+    path = PurePath(source)
+    return path.name if path.is_absolute() else source
+
+
+def _escaped(text: str) -> str:
+    """Return a text as one line in which Markdown finds no markup and no end of a table's cell."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!~&$])", r"\\\1", one_line(text))
+
+
+def _code(text: str) -> str:
+    """Return a text as code; a name holds no back quote that is worth keeping."""
+    return "`" + one_line(text).replace("`", "'") + "`"

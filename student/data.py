@@ -1,0 +1,282 @@
+"""Batches of a training: pixels of the drawn views, token ids, and the teacher's targets for both.
+
+Shape letters in this file:
+    N = images of this rank that could be used    M = different texts of the global batch
+    B = images of a piece, V = views of each in a step    L = tokens    E = width of the teacher
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..decoding.decode import Decoder
+from ..decoding.images import DecodedBatch, DecodedImage, ImageRef, PixelFormat
+from ..errors import BuildError, SettingError, TrainError
+from ..siglip import Checkpoint, TextTokenizer
+from ..store.cache import Cache
+from .batch import Batch, FillingBatch
+from .lookup import ImageLookup, TextLookup
+from .prefetch import Prefetcher
+from .sampler import OPEN_ROW_GROUPS, Sampler, StepPlan
+
+CheckPixels = Literal["always", "first-epoch", "never"]
+CHECKS: tuple[CheckPixels, ...] = ("always", "first-epoch", "never")
+
+_PIECE_VIEWS = 256
+"""Views decoded at a time: four such pieces are in shared memory, 154 MB at 224 px."""
+
+_OTHER_BYTES = (
+    "its bytes are not those the teacher saw; restore the file, or build a cache of what is there"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderConfig:
+    """How batches are made; none of it changes what they hold, unless a file changed."""
+
+    num_workers: int = 2
+    """Processes that decode; 0 decodes in a thread of the training."""
+
+    check_pixels: CheckPixels = "always"
+    """When an image's bytes are compared with those the teacher saw, by SHA-256."""
+
+    prefetch: int = 2
+    """Batches that wait for the training, at least 1; one more is being made."""
+
+    sample_timeout_s: float = 60.0
+    """Seconds that one image may take to read and decode before it is left out."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.num_workers <= 1024:
+            raise SettingError(f"train.num_workers must be 0 to 1024, got {self.num_workers}")
+        if self.check_pixels not in CHECKS:
+            raise SettingError(
+                f"train.check_pixels {self.check_pixels!r} is not one of {', '.join(CHECKS)}"
+            )
+        if self.prefetch < 1:
+            raise SettingError(f"train.prefetch must be at least 1, got {self.prefetch}")
+        if not self.sample_timeout_s > 0:
+            raise SettingError(
+                f"train.sample_timeout_s must be above 0, got {self.sample_timeout_s}"
+            )
+
+
+class Loader:
+    """Makes the batches of a sampler, ahead of the training.
+
+    A batch is the same, bit for bit, whatever the number of workers and wherever one began. Close it,
+    or use it in a ``with``, so that its thread and its workers end.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        teacher: str | None,
+        sampler: Sampler,
+        images: ImageLookup,
+        checkpoint: Checkpoint,
+        *,
+        config: LoaderConfig | None = None,
+        towers: Literal["both", "image"] = "both",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Read what a batch looks up.
+
+        Args:
+            cache: the cache.
+            teacher: whose targets; None is the only one's.
+            sampler: what to draw.
+            images: of the sampler's corpus.
+            checkpoint: the student's: its own preprocessing makes the pixels, its tokenizer the ids.
+            config: how.
+            towers: ``image`` makes no token ids.
+            device: where the batches will go; nothing is copied there.
+
+        Raises:
+            CheckpointError: the student's tokenizer does not load.
+        """
+        self._sampler, self._images, self._checkpoint = sampler, images, checkpoint
+        self._config = config or LoaderConfig()
+        self._image_targets = cache.image_targets(teacher)
+        self._text_targets = cache.text_targets(teacher)
+        self._tokenizer = TextTokenizer(checkpoint) if towers == "both" else None
+        self._texts = TextLookup(cache, sampler.corpus) if towers == "both" else None
+        self._pin = torch.device(device).type == "cuda"
+        self._open: set[Prefetcher[Batch]] = set()
+
+    def batches(self, first_step: int = 0, end_step: int | None = None) -> Generator[Batch]:
+        """Yield the batches from a step on, to below ``end_step`` or without end.
+
+        Raises:
+            TrainError: no image of a batch could be used, or the workers cannot be started.
+        """
+        ahead = Prefetcher(
+            lambda stopping: self._make(first_step, end_step, stopping),
+            num_ahead=self._config.prefetch,
+            name="train-batches",
+        )
+        self._open.add(ahead)
+        made = iter(ahead)
+        try:
+            while True:
+                started = time.perf_counter()
+                batch = next(made, None)
+                if batch is None:
+                    return
+                batch.wait_s = time.perf_counter() - started
+                yield batch
+                del batch
+        finally:
+            ahead.close()
+            self._open.discard(ahead)
+
+    def close(self) -> None:
+        """End the thread and the workers; batches() then ends."""
+        for ahead in list(self._open):
+            ahead.close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- in the thread
+
+    def _make(
+        self, first_step: int, end_step: int | None, stopping: threading.Event
+    ) -> Generator[Batch]:
+        """Yield batches, their pieces decoded without a break between steps."""
+        views_per_step = self._sampler.views_per_step
+        decoder = Decoder(
+            PixelFormat(num_views=views_per_step, recipe=self._checkpoint.image),
+            batch_images=self._ids_per_piece,
+            num_workers=self._config.num_workers,
+            timeout_s=self._config.sample_timeout_s,
+            open_row_groups=OPEN_ROW_GROUPS,
+        )
+        pieces = decoder.decode(self._pieces(first_step, end_step))
+        with contextlib.closing(pieces), _as_train_error():
+            filling: FillingBatch | None = None
+            for piece in pieces:
+                if stopping.is_set():
+                    return
+                plan: StepPlan = piece.tag
+                if filling is None:
+                    filling = FillingBatch(plan, self._sampler, self._checkpoint, pin=self._pin)
+                filling.add(piece, self._faults(plan, filling.num_seen, piece))
+                if filling.is_full:
+                    yield self._finish(filling)
+                    filling = None
+
+    @property
+    def _ids_per_piece(self) -> int:
+        views_per_step = self._sampler.views_per_step
+        own = self._sampler.images_per_rank // views_per_step
+        return min(own, max(1, _PIECE_VIEWS // views_per_step))
+
+    def _pieces(
+        self, first_step: int, end_step: int | None
+    ) -> Iterator[tuple[StepPlan, list[ImageRef]]]:
+        """Yield this rank's images of each step, piece by piece, the plan with each."""
+        size, views_per_step = self._ids_per_piece, self._sampler.views_per_step
+        step = first_step
+        while end_step is None or step < end_step:
+            plan = self._sampler.plan(step)
+            ids = plan.positions_N[self._sampler.rank_slice][::views_per_step]
+            views = plan.views_N[self._sampler.rank_slice].reshape(-1, views_per_step)
+            for start in range(0, len(ids), size):
+                yield (
+                    plan,
+                    self._images.refs(ids[start : start + size], views[start : start + size]),
+                )
+            step += 1
+
+    def _faults(self, plan: StepPlan, num_seen: int, piece: DecodedBatch) -> list[str | None]:
+        """Return why each image of a piece cannot be used, None where it can."""
+        corpus, check = self._sampler.corpus, self._config.check_pixels
+        is_checked = check == "always" or (check == "first-epoch" and plan.epoch == 0)
+        V = self._sampler.views_per_step
+        own = plan.positions_N[self._sampler.rank_slice][
+            num_seen : num_seen + len(piece.refs) * V : V
+        ]
+        expected = corpus.sha256_N[own]
+
+        def fault_of(image: DecodedImage, sha256: NDArray[np.uint8]) -> str | None:
+            if image.reason is None and is_checked and image.sha256 != sha256.tobytes():
+                return _OTHER_BYTES
+            return image.reason
+
+        return [fault_of(i, sha256) for i, sha256 in zip(piece.images, expected, strict=True)]
+
+    def _finish(self, filling: "FillingBatch") -> Batch:
+        """Return the batch of images that are all decoded: targets and texts are added here."""
+        plan, own = filling.plan, self._sampler.rank_slice
+        keep = np.flatnonzero(filling.is_used)
+        skipped = self._name_skipped(filling)
+        if len(keep) == 0:
+            key, reason = skipped[0]
+            raise TrainError(
+                f"no image of step {plan.step} could be used, the first, {key}: {reason}; "
+                "--corpus-root OLD=NEW says where a corpus is that moved"
+            )
+        positions_N, views_N = plan.positions_N[own][keep], plan.views_N[own][keep]
+        started = time.perf_counter()
+        teacher_image = self._image_targets.read(self._sampler.corpus.rows_N[positions_N], views_N)
+        teacher_text = self._text_targets.read(plan.global_text_rows_M)
+        read_targets_s = time.perf_counter() - started
+        return Batch(
+            step=plan.step,
+            epoch=plan.epoch,
+            positions_N=positions_N,
+            views_N=views_N,
+            pixels_N=filling.pixels[: len(keep)],
+            grids_N2=filling.grids,
+            caption_N=plan.caption_N[own][keep],
+            text_rows_M=plan.global_text_rows_M,
+            text_bounds=plan.text_bounds,
+            ids_ML=self._token_ids(plan),
+            teacher_image_NE=self._tensor(teacher_image),
+            teacher_text_ME=self._tensor(teacher_text),
+            skipped=skipped,
+            read_targets_s=read_targets_s,
+        )
+
+    def _name_skipped(self, filling: "FillingBatch") -> list[tuple[str, str]]:
+        if not filling.faults:
+            return []
+        keys = self._images.keys(list(filling.faults))
+        return list(zip(keys, filling.faults.values(), strict=True))
+
+    def _token_ids(self, plan: StepPlan) -> Tensor | None:
+        if self._tokenizer is None or self._texts is None:
+            return None
+        first, end = plan.text_bounds[self._sampler.rank : self._sampler.rank + 2]
+        own = plan.global_text_rows_M[first:end]
+        return self._tensor(self._tokenizer(self._texts.texts(own)))
+
+    def _tensor(self, values: NDArray[np.generic]) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        return tensor.pin_memory() if self._pin else tensor
+
+
+@contextlib.contextmanager
+def _as_train_error() -> Generator[None]:
+    try:
+        yield
+    except BuildError as error:  # the decoder's
+        raise TrainError(str(error)) from error

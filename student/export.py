@@ -1,0 +1,260 @@
+"""Export of a student as a Hugging Face folder that is right for a plain user.
+
+What makes it right is in export_tokenizer.py. Weights are float32: what was trained, and one dtype in
+the file, whatever reads it. For a teacher's text tower stored in bfloat16 that doubles its bytes, but
+the map folded into its head would lose as much to bfloat16 as the embeddings themselves do.
+
+Shape letters in this file: E = the teacher's embedding width, D = the student's.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..errors import CheckpointError
+from ..siglip import Checkpoint, NaflexRecipe
+from ..siglip.config import ModelType, read_towers
+from ..siglip.files import weight_files
+from .card import ModelCard, render_card
+from .export_folder import MARK, written_whole
+from .export_tokenizer import auto_tokenizer_agrees, write_tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import (
+        Siglip2Model,
+        Siglip2VisionModel,
+        SiglipModel,
+        SiglipVisionModel,
+    )
+
+    _Tensors = dict[str, Tensor]
+
+
+def export_model(
+    model: "SiglipModel | Siglip2Model",
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    card: ModelCard,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a student of two towers, whole or not at all; an earlier export there is replaced.
+
+    Args:
+        model: the student, on any device; it stays as it is.
+        checkpoint: what it started from, whose tokenizer and image processor go with it.
+        out: the folder.
+        card: README.md.
+        extra: JSON values that siglip2_cache.json keeps.
+
+    Raises:
+        SettingError: ``out`` is something else than an earlier export.
+        CheckpointError: the checkpoint's tokenizer files are missing or damaged.
+        DiskFullError: no room; ``out`` is as it was.
+    """
+    student: Any = model
+    with written_whole(out) as folder:
+        config = copy.deepcopy(student.config)
+        _write_text_part(folder, config, checkpoint, checkpoint.model_type)
+        _write_model(folder, type(model), config, student.state_dict())
+        _write_image_processor(folder, checkpoint)
+        _write_extra(folder, extra)
+        _write_card(folder, card, checkpoint)
+
+
+def export_image_tower(
+    vision_model: "SiglipVisionModel | Siglip2VisionModel",
+    logit_scale: float,
+    logit_bias: float,
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    teacher_text: Checkpoint | None,
+    map_ED: "NDArray[np.floating[Any]] | None",
+    card: ModelCard,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an image tower that was trained against cached texts, with the teacher's text tower.
+
+    The map goes into the text tower's head, ``head' = map_ED.T @ head``, so that a text's embedding
+    is the teacher's, mapped. The teacher's length of 1 is not lost by that: a linear map and a
+    division by the length give the same direction in either order.
+
+    Without a teacher's text tower the folder is a SiglipVisionModel and an image processor; scale and
+    bias then stand in siglip2_cache.json.
+
+    Args:
+        vision_model: the student's image tower, on any device; it stays as it is.
+        logit_scale: a logarithm, as stored in checkpoints.
+        logit_bias: as stored in checkpoints.
+        checkpoint: what the student started from, whose image processor goes with it.
+        out: the folder.
+        teacher_text: the teacher, of which the text tower is read and nothing else; None: no texts.
+        map_ED: (E, D), multiplied with the teacher's embeddings from the right; None: D is E.
+        card: README.md.
+        extra: JSON values that siglip2_cache.json keeps.
+
+    Raises:
+        ValueError: the map does not lead from the teacher's width to the student's.
+        SettingError: ``out`` is something else than an earlier export.
+        CheckpointError: the teacher's files are missing or damaged.
+        DiskFullError: no room; ``out`` is as it was.
+    """
+    tower: Any = vision_model
+    vision = {f"vision_model.{name}": tensor for name, tensor in tower.state_dict().items()}
+    if teacher_text is None:
+        extra = {**(extra or {}), "logit_scale": logit_scale, "logit_bias": logit_bias}
+    else:
+        _check_map(map_ED, teacher_text.embed_dim, tower.config.hidden_size)
+    with written_whole(out) as folder:
+        if teacher_text is None:
+            # The names have a prefix here too: transformers 4 needs it, 5 reads both.
+            _write_model(folder, type(vision_model), copy.deepcopy(tower.config), vision)
+        else:
+            model_class, config = _joined(tower.config, teacher_text)
+            _write_text_part(folder, config, teacher_text, checkpoint.model_type)
+            tensors = vision | _mapped_text_tower(teacher_text, map_ED)
+            tensors |= _constants(logit_scale, logit_bias)
+            _write_model(folder, model_class, config, tensors)
+        _write_image_processor(folder, checkpoint)
+        _write_extra(folder, extra)
+        _write_card(folder, card, teacher_text)
+
+
+def _check_map(map_ED: "NDArray[Any] | None", E: int, D: int) -> None:
+    if map_ED is None and E != D:
+        raise ValueError(f"teacher of width {E} and student of width {D}: a map is needed")
+    if map_ED is not None and map_ED.shape != (E, D):
+        raise ValueError(f"the map must be of shape ({E}, {D}), got {map_ED.shape}")
+
+
+def _joined(vision_config: Any, teacher: Checkpoint) -> tuple[Any, Any]:
+    """Return class and config of the student's image tower beside the teacher's text tower."""
+    from transformers import Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
+
+    is_naflex = vision_config.model_type == "siglip2_vision_model"
+    config_class: Any = Siglip2Config if is_naflex else SiglipConfig
+    text = {**read_towers(teacher.folder).text, "projection_size": vision_config.hidden_size}
+    config = config_class(text_config=text, vision_config=vision_config.to_dict())
+    return Siglip2Model if is_naflex else SiglipModel, config
+
+
+def _mapped_text_tower(teacher: Checkpoint, map_ED: "NDArray[Any] | None") -> "_Tensors":
+    """Return the teacher's text tower in float32; of its weights nothing else is read."""
+    import torch
+    from safetensors import safe_open
+
+    tensors: _Tensors = {}
+    for path in weight_files(teacher.folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118, it is no dict
+                if name.startswith("text_model."):
+                    tensors[name] = file.get_tensor(name).float()
+    if map_ED is not None:
+        map_DE = torch.from_numpy(map_ED).double().T
+        for name in ("text_model.head.weight", "text_model.head.bias"):
+            if name not in tensors:
+                raise CheckpointError(f"{teacher.folder} holds no {name} among its weights")
+            tensors[name] = (map_DE @ tensors[name].double()).float()
+    return tensors
+
+
+def _constants(logit_scale: float, logit_bias: float) -> "_Tensors":
+    import torch
+
+    return {
+        "logit_scale": torch.tensor([logit_scale]),
+        "logit_bias": torch.tensor([logit_bias]),
+    }
+
+
+def _write_text_part(
+    folder: Path, config: Any, checkpoint: Checkpoint, model_type: ModelType
+) -> None:
+    """Write the tokenizer, and set its special ids in the config: SigLIP 2's are not the defaults."""
+    for name, value in write_tokenizer(checkpoint, folder, model_type=model_type).items():
+        setattr(config.text_config, name, value)
+
+
+def _write_model(folder: Path, model_class: Any, config: Any, tensors: "_Tensors") -> None:
+    """Write config.json and model.safetensors.
+
+    Raises:
+        CheckpointError: names or shapes are not those of the model.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    _check_tensors(model_class, config, tensors)
+    config.architectures = [model_class.__name__]
+    config.dtype = torch.float32
+    config.save_pretrained(folder)
+    stored = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in tensors.items()
+    }
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _check_tensors(model_class: Any, config: Any, tensors: "_Tensors") -> None:
+    import torch
+
+    with torch.device("meta"):
+        expected = model_class(config).state_dict()
+    prefix = "" if "logit_scale" in expected else "vision_model."
+    shapes = {prefix + name: tuple(tensor.shape) for name, tensor in expected.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wrong = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
+    if wrong:
+        raise CheckpointError(
+            f"{len(wrong)} weights are not those of a {model_class.__name__} of this config: "
+            f"{wrong[0]} is of shape {found.get(wrong[0])}, it would be {shapes.get(wrong[0])}"
+        )
+
+
+def _write_image_processor(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write preprocessor_config.json, which transformers 4 and 5 read; nothing is left to defaults."""
+    recipe = checkpoint.image
+    name = checkpoint.model_type.capitalize()
+    settings: dict[str, Any] = {
+        "image_processor_type": f"{name}ImageProcessor",
+        "processor_class": f"{name}Processor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": recipe.resample,
+        "do_rescale": True,
+        "rescale_factor": checkpoint.rescale_factor,
+        "do_normalize": True,
+        "image_mean": list(checkpoint.image_mean),
+        "image_std": list(checkpoint.image_std),
+    }
+    if isinstance(recipe, NaflexRecipe):
+        settings |= {"patch_size": recipe.patch_size, "max_num_patches": recipe.max_num_patches}
+    else:
+        settings["size"] = {"height": recipe.size[0], "width": recipe.size[1]}
+    _write_json(folder / "preprocessor_config.json", settings)
+
+
+def _write_extra(folder: Path, extra: Mapping[str, Any] | None) -> None:
+    _write_json(folder / MARK, {**(extra or {}), "written_by": f"siglip2-cache {__version__}"})
+
+
+def _write_card(folder: Path, card: ModelCard, text: Checkpoint | None) -> None:
+    """Write README.md, whose usage names the tokenizer's class where transformers mistakes it."""
+    tokenizer_class, max_text_tokens = None, 0
+    if text is not None:
+        agrees = auto_tokenizer_agrees(text, folder)
+        tokenizer_class = "AutoTokenizer" if agrees else "PreTrainedTokenizerFast"
+        max_text_tokens = text.max_text_tokens
+    rendered = render_card(card, tokenizer_class=tokenizer_class, max_text_tokens=max_text_tokens)
+    (folder / "README.md").write_text(rendered, encoding="utf-8")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,91 @@
+"""A folder that appears whole or not at all, in place of an earlier one of its name."""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ..errors import DiskFullError, SettingError
+
+MARK = "siglip2_cache.json"
+"""In every folder that was exported; a folder without it is somebody's own and not replaced."""
+
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def written_whole(out: Path, *, mark: str = MARK) -> Generator[Path]:
+    """Yield an empty folder beside ``out``; left without an error, it takes the place of ``out``.
+
+    ``mark`` is a file by which a folder of this kind is known.
+
+    An earlier ``out`` is removed only after the new one stands under its name. A process killed
+    between the two renames leaves the earlier one as ``<name>.old``; the next call puts it back.
+
+    Raises:
+        SettingError: ``out`` is there and is no folder that was exported.
+        DiskFullError: the disk has no room; what was written is removed, ``out`` is as it was.
+    """
+    out = Path(os.path.realpath(out))
+    partial, old = (out.with_name(f"{out.name}.{suffix}") for suffix in ("partial", "old"))
+    if old.is_dir() and not out.exists():
+        old.rename(out)
+    _check_replaceable(out, mark)
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _sync(partial)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if _is_full_disk(error):
+            raise DiskFullError(
+                f"no space left on the disk of {out.parent} while writing {out.name}; free some and "
+                "run the same command again"
+            ) from error
+        raise
+    if out.is_dir() and any(out.iterdir()):
+        out.rename(old)
+    partial.rename(out)  # an empty folder is replaced by this
+    _sync_folder(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_replaceable(out: Path, mark: str) -> None:
+    if not out.exists() or (out.is_dir() and (not any(out.iterdir()) or (out / mark).is_file())):
+        return
+    raise SettingError(
+        f"{out} is there and holds no {mark}, so it is no earlier export and is left alone; name "
+        "another folder, or remove it"
+    )
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL_DISK
+    found = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+    return found is not None and int(found[1]) in _FULL_DISK
+
+
+def _sync(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network filesystems cannot sync folders
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,158 @@
+"""The tokenizer files of an exported student: right where nobody knows SigLIP 2's recipe.
+
+A student saved with its tokenizer files as they were shipped gives wrong scores in plain transformers:
+GemmaTokenizer keeps capitals, and drops a normalizer that was written into tokenizer.json. So the
+recipe goes into tokenizer.json itself, and the class becomes the one that takes that file as it is.
+
+SigLIP 1's files are copied: SiglipTokenizer does all that its text tower was trained on.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..siglip import Checkpoint, TextTokenizer
+from ..siglip.config import ModelType
+from ..siglip.files import read_json
+from ..siglip.text import read_text_settings
+
+_SPECIAL_TOKENS = ("pad_token", "eos_token", "bos_token", "unk_token")
+_SIGLIP1_FILES = (
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+# Capitals (a final sigma and a dotted I among them), spaces, no word, more words than fit, none.
+_PROBES = ["A Red CAT", "ΟΔΥΣΣΕΥΣ İstanbul", "two  spaces\nand a line", "猫 😀", "Word " * 99, ""]
+
+
+def write_tokenizer(
+    checkpoint: Checkpoint, folder: Path, *, model_type: ModelType
+) -> dict[str, int]:
+    """Write the tokenizer files; return what they mean for text_config of config.json.
+
+    Args:
+        checkpoint: the one whose text tower is exported.
+        folder: where they go; it exists.
+        model_type: of the model that is exported.
+
+    Returns:
+        ``pad_token_id``, ``eos_token_id`` and ``bos_token_id``, as far as the tokenizer has such
+        tokens; nothing for SigLIP 1, whose config is right as it is.
+
+    Raises:
+        CheckpointError: the checkpoint's tokenizer files are missing or damaged.
+    """
+    settings = read_text_settings(checkpoint.folder)
+    if settings.is_siglip1:
+        _copy_files(checkpoint.folder, folder)
+        return {}
+    length = checkpoint.max_text_tokens
+    tokenizer = read_json(checkpoint.folder / settings.file)
+    tokens = _special_tokens(checkpoint.folder) | {"pad_token": settings.pad_token}
+    ids = _ids_of(tokenizer, tokens)
+    _write_json(
+        folder / "tokenizer.json",
+        tokenizer
+        | {
+            "normalizer": _lowercase_first(tokenizer.get("normalizer")),
+            "truncation": _truncation(length),
+            "padding": _padding(length, settings.pad_token, ids["pad_token_id"]),
+        },
+    )
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "processor_class": f"{model_type.capitalize()}Processor",
+            "model_input_names": ["input_ids"],  # no attention mask: the padding is read
+            "model_max_length": length,
+            "padding_side": "right",
+            "truncation_side": "right",
+            "clean_up_tokenization_spaces": False,
+            **tokens,
+        },
+    )
+    return {
+        name: ids[name] for name in ("pad_token_id", "eos_token_id", "bos_token_id") if name in ids
+    }
+
+
+def auto_tokenizer_agrees(checkpoint: Checkpoint, folder: Path) -> bool:
+    """Say whether the installed AutoTokenizer makes of this folder the ids that it should.
+
+    It does but in one case: for NaFlex, transformers 5.23 takes Siglip2Tokenizer whatever the files
+    name, which cuts up words in the published tokenizer's way; another tokenizer needs its class
+    named by the caller. SigLIP 1's files are taken to be right, they may need sentencepiece.
+
+    Args:
+        checkpoint: the one whose text tower was exported.
+        folder: holds config.json and what write_tokenizer wrote.
+    """
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    if read_text_settings(checkpoint.folder).is_siglip1:
+        return True
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    found = tokenizer(_PROBES, padding="max_length", truncation=True)
+    return np.array_equal(found["input_ids"], TextTokenizer(checkpoint)(_PROBES))
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    for name in _SIGLIP1_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """Return the named tokens; those files may also hold a token as an object."""
+    found: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            found |= read_json(folder / name)
+    tokens = {name: found.get(name) for name in _SPECIAL_TOKENS}
+    texts = {
+        name: token.get("content") if isinstance(token, dict) else token
+        for name, token in tokens.items()
+    }
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _ids_of(tokenizer: dict[str, Any], tokens: dict[str, str]) -> dict[str, int]:
+    ids: dict[str, int] = dict(tokenizer["model"]["vocab"])
+    ids |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    return {f"{name}_id": ids[token] for name, token in tokens.items() if token in ids}
+
+
+def _lowercase_first(normalizer: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a normalizer that lowercases, then does what it did; lowercasing twice is harmless."""
+    rest = [] if normalizer is None else [normalizer]
+    if normalizer is not None and normalizer["type"] == "Sequence":
+        rest = normalizer["normalizers"]
+    if rest[:1] == [{"type": "Lowercase"}]:
+        rest = rest[1:]
+    return {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *rest]}
+
+
+def _truncation(length: int) -> dict[str, Any]:
+    return {"direction": "Right", "max_length": length, "strategy": "LongestFirst", "stride": 0}
+
+
+def _padding(length: int, pad_token: str, pad_id: int) -> dict[str, Any]:
+    return {
+        "strategy": {"Fixed": length},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": pad_id,
+        "pad_type_id": 0,
+        "pad_token": pad_token,
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,180 @@
+"""What is trained: the student, the map to the teacher's width, scales and biases, as one module.
+
+Shape letters in this file:
+    N = images, M = texts, L = text tokens, D = the student's width, E = the teacher's.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..siglip import (
+    Checkpoint,
+    NaflexRecipe,
+    Towers,
+    autocast,
+    pool_patches,
+    pool_pixels,
+    pool_token_ids,
+    unit_rows,
+    vision_tower,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Images and texts of one forward pass, on the host or on the device."""
+
+    pixels_N: Tensor
+    """uint8 (N, *view_shape)."""
+
+    grids: Sequence[tuple[int, int]] | None
+    """Rows and columns of patches of each image; None for a student of fixed resolution."""
+
+    ids_ML: Tensor | None
+    """Token ids int64; None where the student has no text tower."""
+
+    @property
+    def size(self) -> int:
+        """The larger of N and M."""
+        return max(len(self.pixels_N), 0 if self.ids_ML is None else len(self.ids_ML))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """Unit rows of a piece."""
+
+    image_ND: Tensor
+    text_MD: Tensor | None
+
+
+class Distiller(nn.Module):
+    """Everything trainable. Its parameters other than the model's are the *head*."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        checkpoint: Checkpoint,
+        *,
+        towers: Towers,
+        compute_dtype: str,
+        logit_scale: float,
+        logit_bias: float,
+        teacher_dim: int | None,
+        bank: tuple[float, float] | None,
+    ) -> None:
+        """Take a model from load_trainable.
+
+        Args:
+            model: the student.
+            checkpoint: where it came from.
+            towers: which of its towers it has.
+            compute_dtype: of the forward pass; parameters keep theirs.
+            logit_scale: where the student's scale begins, a logarithm.
+            logit_bias: where its bias begins.
+            teacher_dim: E, where a map to it is learned; None: there is no such map.
+            bank: where (log scale, bias) of the bank term begin; None: there is none.
+        """
+        super().__init__()
+        self.model: Any = model
+        self._checkpoint, self._compute_dtype = checkpoint, compute_dtype
+        self.has_text = towers == "both"
+        owner: Any = model if self.has_text else self
+        if not self.has_text:
+            self.logit_scale = nn.Parameter(torch.zeros(1))
+            self.logit_bias = nn.Parameter(torch.zeros(1))
+        with torch.no_grad():
+            owner.logit_scale.fill_(logit_scale)
+            owner.logit_bias.fill_(logit_bias)
+        self.projection = None
+        if teacher_dim is not None:
+            self.projection = nn.Linear(checkpoint.embed_dim, teacher_dim, bias=False)
+            nn.init.orthogonal_(self.projection.weight)  # keeps cosines, so far as widths allow
+        if bank is not None:
+            self.bank_scale = nn.Parameter(torch.tensor([bank[0]]))
+            self.bank_bias = nn.Parameter(torch.tensor([bank[1]]))
+
+    @property
+    def scale_and_bias(self) -> tuple[Tensor, Tensor]:
+        """The student's own, the scale as a logarithm."""
+        owner = self.model if self.has_text else self
+        return owner.logit_scale, owner.logit_bias
+
+    def head(self) -> list[Tensor]:
+        """Return the parameters that the loss meets directly, not through an embedding."""
+        found = [*self.scale_and_bias]
+        if self.projection is not None:
+            found.append(self.projection.weight)
+        if hasattr(self, "bank_scale"):
+            found += [self.bank_scale, self.bank_bias]
+        return found
+
+    def embed(self, piece: Piece) -> Embedded:
+        """Return unit rows in float32, or float64 for a model in float64; gradients flow."""
+        device = self.device
+        pixels_N = piece.pixels_N.to(device, non_blocking=True)
+        with self._autocast():
+            image_ND = unit_rows(self._pool_images(pixels_N, piece.grids))
+            text_MD = None
+            if piece.ids_ML is not None:
+                ids_ML = piece.ids_ML.to(device, non_blocking=True)
+                text_MD = unit_rows(pool_token_ids(self.model.text_model, ids_ML))
+        return Embedded(image_ND=image_ND, text_MD=text_MD)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.scale_and_bias[0].device
+
+    def forward(self, piece: Piece, backward: "Backward") -> Tensor:
+        """Return a scalar whose gradient is this piece's share of the loss's.
+
+        It is what a backward pass starts from, not the loss's value: the loss is a function of the
+        embeddings of all pieces of all processes, and of these the gradient is known.
+        """
+        found = self.embed(piece)
+        gradient = backward(found)
+        total = (found.image_ND * gradient.image_ND).sum()
+        if found.text_MD is not None:
+            assert gradient.text_MD is not None
+            total = total + (found.text_MD * gradient.text_MD).sum()
+        for parameter, by_parameter in zip(self.head(), gradient.head, strict=False):
+            total = total + (parameter * by_parameter).sum()
+        if gradient.touches_all:
+            total = total + sum(p.reshape(-1)[0] * 0.0 for p in self.parameters())
+        return total
+
+    def _pool_images(self, pixels_N: Tensor, grids: Sequence[tuple[int, int]] | None) -> Tensor:
+        tower = vision_tower(self.model)
+        if not isinstance(self._checkpoint.image, NaflexRecipe):
+            return pool_pixels(tower, self._checkpoint, pixels_N)
+        assert grids is not None
+        num_patches = torch.tensor([rows * columns for rows, columns in grids])
+        longest = int(num_patches.max())
+        mask_BN = torch.arange(longest) < num_patches[:, None]
+        mask = None if bool(mask_BN.all()) else mask_BN.to(pixels_N.device, non_blocking=True)
+        return pool_patches(tower, self._checkpoint, pixels_N[:, :longest], grids, mask)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self.device.type, self._compute_dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradient:
+    """Of the loss, by what a piece was embedded to; times the number of processes, whose mean DDP takes."""
+
+    image_ND: Tensor
+    text_MD: Tensor | None
+    head: Sequence[Tensor] = ()
+    """By each parameter of Distiller.head; empty but for the last piece."""
+
+    touches_all: bool = False
+    """Whether every parameter must get a gradient, if only of 0: DDP waits for each."""
+
+
+Backward = Callable[[Embedded], Gradient]
+"""From a piece's embeddings to the gradient by them."""

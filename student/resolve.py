@@ -1,0 +1,228 @@
+"""From settings to what is trained on what: every None filled in, every contradiction refused."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+from ..errors import SettingError
+from ..siglip import (
+    Checkpoint,
+    checkpoint_identity,
+    file_sha256,
+    resolve_checkpoint,
+    resolve_device,
+    with_max_num_patches,
+)
+from ..store.cache import Cache, open_cache
+from ..store.manifest import TeacherRecord
+from .config import Term, TrainConfig
+from .corpus import Corpus, read_corpus
+from .ranks import Ranks
+from .split import SplitPolicy
+
+_MOST_WORKERS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """One training, decided: no setting of the config is None but those where None is a choice."""
+
+    config: TrainConfig
+    cache: Cache
+    teacher: TeacherRecord
+    corpus: Corpus
+    """All of it; train and val are its parts."""
+
+    train: Corpus
+    val: Corpus
+    checkpoint: Checkpoint
+    device: str
+    compute_dtype: str
+    projection: Literal["learned", "pca", "none"]
+    weights: Mapping[Term, float]
+    teacher_scale: float
+    """Exponential applied."""
+
+    teacher_bias: float
+    num_workers: int
+    """Decoding processes of this process."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        assert self.config.steps is not None
+        return self.config.steps
+
+    @property
+    def save_every(self) -> int:
+        """Steps between checkpoints."""
+        return self.config.save_every or max(10, min(1000, self.steps // 20))
+
+    @property
+    def has_bank(self) -> bool:
+        """Whether there is a bank term."""
+        return self.weights["bank"] > 0
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what a run goes on with or not at all: of which cache, teacher and student it is."""
+        identity = json.dumps(dict(self.teacher.identity), sort_keys=True)
+        return {
+            "catalog": self.cache.manifest.latest.digest,
+            "teacher": hashlib.sha256(identity.encode()).hexdigest(),
+            "images with a target": self.train.num_images + self.val.num_images,
+            "captions with a target": self.train.num_captions + self.val.num_captions,
+            "student": _student_sha256(self.checkpoint, is_new=self.config.from_scratch),
+        }
+
+
+def resolve(config: TrainConfig, ranks: Ranks, device: str) -> Resolved:
+    """Open the cache and the student's checkpoint, and decide what the settings leave open.
+
+    Args:
+        config: as the user gave it.
+        ranks: this process among the others.
+        device: from device_of.
+
+    Raises:
+        CacheError: what is there does not fit together; the message says what to do.
+    """
+    cache = open_cache(config.cache, corpus_roots=config.corpus_roots)
+    teacher = cache.teacher(config.teacher)
+    checkpoint = resolve_checkpoint(
+        config.student, revision=config.revision, has_weights=not config.from_scratch
+    )
+    if config.max_num_patches is not None:
+        checkpoint = with_max_num_patches(checkpoint, config.max_num_patches)
+    policy = SplitPolicy(val_share=config.val_share, val_keys=config.val_keys)
+    corpus = read_corpus(cache, teacher.name, policy, allow_partial=config.allow_partial)
+    train = corpus.select(~corpus.is_val_N)
+    scale = config.teacher_scale or math.exp(teacher.logit_scale)
+    bias = teacher.logit_bias if config.teacher_bias is None else config.teacher_bias
+    weights = _weights(config, scale)
+    projection = _projection(config, checkpoint, teacher, weights)
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    full = replace(
+        config,
+        teacher=teacher.name,
+        projection=projection,
+        weights=weights,
+        teacher_scale=scale,
+        teacher_bias=bias,
+        steps=_steps(config, train),
+        epochs=None,
+        lr=config.lr or (1e-3 if config.from_scratch else 1e-5),
+        weight_decay=_or(config.weight_decay, 1e-4 if config.from_scratch else 0.0),
+        max_num_patches=getattr(checkpoint.image, "max_num_patches", None),
+        dtype=dtype,
+    )
+    _refuse_idle(full, weights, train)
+    return Resolved(
+        config=full,
+        cache=cache,
+        teacher=teacher,
+        corpus=corpus,
+        train=train,
+        val=corpus.select(corpus.is_val_N),
+        checkpoint=checkpoint,
+        device=device,
+        compute_dtype=dtype,
+        projection=projection,
+        weights=weights,
+        teacher_scale=scale,
+        teacher_bias=bias,
+        num_workers=_num_workers(config, ranks),
+    )
+
+
+def device_of(config: TrainConfig) -> str:
+    """Return the device of this process: with several on a machine, cuda means each its own.
+
+    Raises:
+        SettingError: torch sees no such device here.
+    """
+    device = resolve_device(config.device)
+    local_rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local_rank}" if device == "cuda" and local_rank else device
+
+
+def _weights(config: TrainConfig, scale: float) -> dict[Term, float]:
+    defaults: dict[Term, float] = {
+        "soft": 1.0,
+        "cosine": scale / 3,
+        "contrastive": 0.1,
+        "bank": 0.0,
+    }
+    weights: dict[Term, float] = {**defaults, **config.weights}
+    if not any(weights.values()):
+        raise SettingError("weights are all 0: there is nothing to learn from")
+    return weights
+
+
+def _projection(
+    config: TrainConfig,
+    checkpoint: Checkpoint,
+    teacher: TeacherRecord,
+    weights: Mapping[Term, float],
+) -> Literal["learned", "pca", "none"]:
+    """Return the map between the widths."""
+    is_equal = checkpoint.embed_dim == teacher.embed_dim
+    needs_one = weights["cosine"] > 0 or weights["bank"] > 0 or config.towers == "image"
+    widths = f"the student's {checkpoint.embed_dim}, the teacher's {teacher.embed_dim}"
+    if config.projection == "none" and needs_one and not is_equal:
+        raise SettingError(
+            f"projection none needs equal widths ({widths}), or towers both with only the soft and the "
+            "contrastive term; take learned or pca, or --weight cosine=0"
+        )
+    if config.projection != "auto":
+        return config.projection
+    if config.towers == "image":
+        return "none" if is_equal else "pca"
+    return "learned" if needs_one else "none"
+
+
+def _steps(config: TrainConfig, train: Corpus) -> int:
+    if config.steps is not None:
+        return config.steps
+    epochs = 1.0 if config.epochs is None else config.epochs
+    return max(
+        1, round(epochs * (train.num_images * config.views_per_step // config.global_batch_size))
+    )
+
+
+def _refuse_idle(config: TrainConfig, weights: Mapping[Term, float], train: Corpus) -> None:
+    """Refuse terms that could not teach anything here.
+
+    Raises:
+        SettingError: naming the term.
+    """
+    if train.num_captioned:
+        return
+    if weights["cosine"] == 0:
+        raise SettingError(
+            f"{config.cache} has no caption in its train split, so only the cosine term can teach, and "
+            "its weight is 0; take --weight cosine=1"
+        )
+
+
+def _num_workers(config: TrainConfig, ranks: Ranks) -> int:
+    if config.decode_workers is not None:
+        return config.decode_workers
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size))
+    return max(1, min(_MOST_WORKERS, (os.cpu_count() or 1) // max(1, local)))
+
+
+def _student_sha256(checkpoint: Checkpoint, *, is_new: bool) -> str:
+    if is_new:
+        return file_sha256(checkpoint.folder / "config.json")
+    identity = checkpoint_identity(checkpoint, compute_dtype="float32")
+    return cast(str, identity["weights_sha256"])
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -1,0 +1,218 @@
+"""RUN on disk: settings, one line of metrics a step, checkpoints, and the lock of who trains there.
+
+RUN/config.yaml             every setting, resolved
+RUN/metrics.jsonl           one object a step, each step once
+RUN/checkpoints/step-0000100/
+                            model.safetensors, optimizer.safetensors, state.json
+RUN/evaluation.json         teacher, student before, student after
+RUN/projection.safetensors  the map between the widths, where there is one
+RUN/model/                  the finished student, for plain transformers
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from ..errors import DamagedCacheError, TrainError, first_line
+from ..store.files import LocalFiles
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CONFIG, _METRICS, _CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+_EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """A checkpoint as it was read."""
+
+    step: int
+    """Steps that were done."""
+
+    state: Mapping[str, Any]
+    """What the run was trained on; refused where it differs."""
+
+    model: "Mapping[str, Tensor]"
+    optimizer: "Mapping[str, Tensor]"
+
+
+class RunFolder:
+    """One run's folder, held by one process at a time; a killed one holds it no longer."""
+
+    def __init__(self, root: Path) -> None:
+        """Make the folder, if it is not there, and take it.
+
+        Raises:
+            TrainError: another process trains there.
+        """
+        self.root = root
+        self._files = LocalFiles(root)
+        root.mkdir(parents=True, exist_ok=True)
+        self._lock: TextIO = (root / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise TrainError(
+                f"another process trains in {root}; wait for it, or name another --out"
+            ) from None
+        self._metrics: TextIO | None = None
+
+    @property
+    def model(self) -> Path:
+        """Where the finished student goes."""
+        return self.root / "model"
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._metrics is not None:
+            self._metrics.close()
+        self._lock.close()
+
+    # -- settings
+
+    def read_config(self) -> dict[str, Any] | None:
+        """Return the settings the run was begun with; None for a new one.
+
+        Raises:
+            TrainError: the file is damaged.
+        """
+        import yaml
+
+        path = self.root / _CONFIG
+        if not path.exists():
+            return None
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise TrainError(f"{path} cannot be read: {first_line(error)}; restore it") from None
+        if not isinstance(found, dict):
+            raise TrainError(f"{path} holds no settings; restore it, or name another --out")
+        return cast("dict[str, Any]", found)
+
+    def write_config(self, text: str) -> None:
+        """Write config.yaml, whole and durable."""
+        self._write(_CONFIG, text.encode())
+
+    def read_evaluation(self) -> dict[str, Any]:
+        """Return what was evaluated so far, by column."""
+        try:
+            return json.loads(self._files.read(_EVALUATION))
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def write_evaluation(self, columns: Mapping[str, Any]) -> None:
+        """Write evaluation.json, whole and durable."""
+        self._write(_EVALUATION, json.dumps(columns, indent=1, ensure_ascii=False).encode())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of the run, whole and durable."""
+        self._write(name, data)
+
+    # -- metrics
+
+    def start_metrics(self, steps_done: int) -> None:
+        """Open metrics.jsonl to append; lines of steps after the last checkpoint are dropped."""
+        path = self.root / _METRICS
+        kept = [line for line in _lines(path) if _step_of(line) <= steps_done]
+        self._write(_METRICS, "".join(kept).encode())
+        self._metrics = path.open("a", encoding="utf-8")
+
+    def add_metrics(self, values: Mapping[str, Any]) -> None:
+        """Append one step's metrics."""
+        assert self._metrics is not None
+        self._metrics.write(json.dumps(values, ensure_ascii=False) + "\n")
+        self._metrics.flush()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the metrics of every step so far, in order."""
+        return [json.loads(line) for line in _lines(self.root / _METRICS)]
+
+    # -- checkpoints
+
+    def save(self, saved: SavedState, *, keep: int) -> None:
+        """Write a checkpoint whole and durable, then remove all but the newest ``keep``.
+
+        Raises:
+            DiskFullError: no room; earlier checkpoints stay.
+        """
+        from safetensors.torch import save_file
+
+        from .export_folder import written_whole
+
+        if self._metrics is not None:  # a checkpoint never knows more steps than the metrics
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+        state = json.dumps({"step": saved.step, **saved.state}, indent=1)
+        with written_whole(self._checkpoint(saved.step), mark="state.json") as folder:
+            save_file(dict(saved.model), folder / "model.safetensors")
+            save_file(dict(saved.optimizer), folder / "optimizer.safetensors")
+            (folder / "state.json").write_text(state, encoding="utf-8")
+        for step in self._steps()[:-keep]:
+            shutil.rmtree(self._checkpoint(step), ignore_errors=True)
+
+    def load(self) -> SavedState | None:
+        """Return the newest checkpoint; None where there is none.
+
+        Raises:
+            DamagedCacheError: it is damaged; the message says which folder to remove.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        steps = self._steps()
+        if not steps:
+            return None
+        folder = self._checkpoint(steps[-1])
+        try:
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            model, optimizer = (
+                load_file(folder / f"{name}.safetensors") for name in ("model", "optimizer")
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise DamagedCacheError(
+                f"{folder} is damaged ({first_line(error)}); remove it to go on from the checkpoint "
+                "before it"
+            ) from None
+        return SavedState(steps[-1], state, model, optimizer)
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.root / _CHECKPOINTS / f"step-{step:07d}"
+
+    def _steps(self) -> list[int]:
+        """Return the steps that have a whole checkpoint, ascending."""
+        folder = self.root / _CHECKPOINTS
+        found: list[int] = []
+        for name in self._files.names(_CHECKPOINTS):
+            number = name.removeprefix("step-")
+            if number.isdecimal() and (folder / name / "state.json").is_file():
+                found.append(int(number))
+        return sorted(found)
+
+    def _write(self, name: str, data: bytes) -> None:
+        partial = f"{name}.partial"
+        self._files.write(partial, data)
+        self._files.rename(partial, name)
+        self._files.sync_folders([name])
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the whole lines of a file; a last one without end is torn and left out."""
+    with contextlib.suppress(FileNotFoundError):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return []
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,234 @@
+"""Which images, views and captions each step of a training takes, at any step at once.
+
+A plan is of the *global* batch, so every rank knows what the others have; rank r takes slice r of it.
+
+Shape letters in this file:
+    N = images of the global batch, views included    M = different texts drawn for them
+    I = images of the corpus                          S = ids a batch (N / views_per_step)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SettingError
+from .corpus import Corpus
+from .draws import LARGEST_SEED, draw_captions, draw_views, epoch_generator
+
+OPEN_ROW_GROUPS = 8
+"""Row groups of Parquet files that an epoch takes its images from at a time: enough to mix, and few
+enough that their pages fit in memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """The global batch of one step."""
+
+    step: int
+    epoch: int
+
+    positions_N: NDArray[np.int64]
+    """(N,) positions in the corpus; the views of an image stand together."""
+
+    views_N: NDArray[np.int64]
+    """(N,) which view of each."""
+
+    text_rows_N: NDArray[np.int64]
+    """(N,) text_row of the caption drawn for each image, one for all its views; -1 for none."""
+
+    global_text_rows_M: NDArray[np.int64]
+    """(M,) the different ones, in the order in which they appear."""
+
+    caption_N: NDArray[np.int64]
+    """(N,) where the caption of each stands in global_text_rows_M; -1 for none."""
+
+    text_bounds: NDArray[np.int64]
+    """(world_size + 1,) rank r encodes texts text_bounds[r] to below text_bounds[r + 1]: those that
+    first appear in its slice of the images."""
+
+
+class Sampler:
+    """Draws the batches of a training: a pure function of the seed and the step."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        global_batch_size: int,
+        views_per_step: int = 1,
+        num_views: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        groups: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Check that there is a batch.
+
+        Args:
+            corpus: what to train on, without what is held out.
+            global_batch_size: images of a step over all ranks; each view counts as one.
+            views_per_step: different views of each image in a step; they share its caption.
+            num_views: views that the cache has of each image.
+            seed: 0 to 2**63 - 1.
+            rank: of this process, from 0.
+            world_size: processes.
+            groups: (I,) int64, a number for each Parquet row group that images lie in, -1 for images
+                that lie elsewhere; None where all do. An epoch takes the images of a few groups at
+                a time, those of each group in the order of the corpus, so that each is read once;
+                what lies together in a file is therefore less mixed than elsewhere.
+
+        Raises:
+            SettingError: the numbers do not fit each other, or the corpus is smaller than a batch.
+        """
+        _check(global_batch_size, views_per_step, num_views, seed, rank, world_size)
+        self.corpus = corpus
+        self.global_batch_size = global_batch_size
+        self.views_per_step = views_per_step
+        self.num_views = num_views
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self._groups = groups
+        self._ids = global_batch_size // views_per_step
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+        if len(corpus) < self._ids:
+            views = f" ({views_per_step} views of each image)" if views_per_step > 1 else ""
+            raise SettingError(
+                f"a batch takes {self._ids:,} images{views}, but there are {len(corpus):,} to train "
+                f"on; train.global_batch_size {global_batch_size:,} may be at most "
+                f"{_largest_batch(len(corpus), views_per_step, world_size):,}"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which each image is seen once; what is left for the last, short batch is not."""
+        return len(self.corpus) // self._ids
+
+    @property
+    def images_per_rank(self) -> int:
+        """Images of a step that each rank has, before those that cannot be read are left out."""
+        return self.global_batch_size // self.world_size
+
+    @property
+    def rank_slice(self) -> slice:
+        """The images of the global batch that are this rank's."""
+        return slice(self.rank * self.images_per_rank, (self.rank + 1) * self.images_per_rank)
+
+    def plan(self, step: int) -> StepPlan:
+        """Return the global batch of a step, counted from 0 over all epochs."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        ids_S = self._order_of(epoch)[number * self._ids : (number + 1) * self._ids]
+        rows_S = self.corpus.rows_N[ids_S]
+        views_SV = draw_views(
+            self.seed, epoch, rows_S, num_views=self.num_views, num_drawn=self.views_per_step
+        )
+        text_rows_N = np.repeat(self._texts_of(epoch, ids_S, rows_S), self.views_per_step)
+        texts_M, first_M, caption_N = _in_order_of_appearance(text_rows_N)
+        borders = np.arange(self.world_size + 1) * self.images_per_rank
+        return StepPlan(
+            step=step,
+            epoch=epoch,
+            positions_N=np.repeat(ids_S, self.views_per_step),
+            views_N=views_SV.reshape(-1),
+            text_rows_N=text_rows_N,
+            global_text_rows_M=texts_M,
+            caption_N=caption_N,
+            text_bounds=np.searchsorted(first_M, borders).astype(np.int64),
+        )
+
+    def _texts_of(
+        self, epoch: int, ids_S: NDArray[np.int64], rows_S: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the text_row drawn for each image, -1 where it has no caption."""
+        corpus = self.corpus
+        start_S = corpus.caption_start[ids_S]
+        counts_S = corpus.caption_start[ids_S + 1] - start_S
+        drawn_S = draw_captions(self.seed, epoch, rows_S, counts_S)
+        text_rows_S = np.full(len(ids_S), -1, np.int64)
+        has_S = drawn_S >= 0
+        text_rows_S[has_S] = corpus.caption_text_row[start_S[has_S] + drawn_S[has_S]]
+        return text_rows_S
+
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        """Return the images in the order of an epoch, (I,); the last one asked for is kept."""
+        kept = self._order
+        if kept is None or kept[0] != epoch:
+            kept = epoch, epoch_order(len(self.corpus), self._groups, self.seed, epoch)
+            self._order = kept
+        return kept[1]
+
+
+def epoch_order(
+    num_images: int, groups: NDArray[np.int64] | None, seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """Return the positions of all images in the order of an epoch, (I,).
+
+    Images of groups come from OPEN_ROW_GROUPS groups at a time, those of each group ascending; which
+    groups, and whose turn it is, is random. Images without a group stand anywhere.
+    """
+    draw = epoch_generator(seed, epoch)
+    order_I = draw.permutation(num_images)
+    if groups is None or (groups < 0).all():
+        return order_I
+    is_grouped_I = groups[order_I] >= 0
+    order_I[is_grouped_I] = _by_groups(np.flatnonzero(groups >= 0), groups, draw)
+    return order_I
+
+
+def _by_groups(
+    grouped: NDArray[np.int64], groups: NDArray[np.int64], draw: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return positions of images that have a group, a few groups at a time."""
+    names, group = np.unique(groups[grouped], return_inverse=True)
+    rank = draw.permutation(len(names))[group]  # whose turn a group is, per image
+    turns = np.lexsort((draw.random(len(grouped)), rank // OPEN_ROW_GROUPS))  # of images at random
+    turns_by_group = turns[np.argsort(rank[turns], kind="stable")]
+    slots = np.empty(len(grouped), np.int64)
+    slots[turns] = np.arange(len(grouped))
+    order = np.empty(len(grouped), np.int64)
+    order[slots[turns_by_group]] = grouped[np.argsort(rank, kind="stable")]
+    return order
+
+
+def _in_order_of_appearance(
+    text_rows_N: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the different texts, where each appears first, and which one each image has (-1: none)."""
+    captioned = np.flatnonzero(text_rows_N >= 0)
+    texts, first, which = np.unique(text_rows_N[captioned], return_index=True, return_inverse=True)
+    order_M = np.argsort(first)
+    column = np.empty(len(texts), np.int64)
+    column[order_M] = np.arange(len(texts))
+    caption_N = np.full(len(text_rows_N), -1, np.int64)
+    caption_N[captioned] = column[which]
+    return texts[order_M], captioned[first[order_M]], caption_N
+
+
+def _check(
+    global_batch_size: int,
+    views_per_step: int,
+    num_views: int,
+    seed: int,
+    rank: int,
+    world_size: int,
+) -> None:
+    if not 1 <= views_per_step <= num_views:
+        raise SettingError(
+            f"train.views_per_step must be 1 to {num_views}, the views that the cache has of each "
+            f"image, got {views_per_step}"
+        )
+    unit = world_size * views_per_step
+    if global_batch_size < 1 or global_batch_size % unit:
+        raise SettingError(
+            f"train.global_batch_size must be a multiple of {unit} ({world_size} processes x "
+            f"{views_per_step} views per step), got {global_batch_size}"
+        )
+    if not 0 <= seed <= LARGEST_SEED:
+        raise SettingError(f"train.seed must be 0 to {LARGEST_SEED}, got {seed}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
+
+
+def _largest_batch(num_images: int, views_per_step: int, world_size: int) -> int:
+    return num_images // world_size * world_size * views_per_step

@@ -1,0 +1,118 @@
+"""Learning rates over the steps, and which parameter has which."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .model import Distiller
+
+BETAS = (0.9, 0.95)
+"""Of AdamW. Source: SigLIP, arXiv:2303.15343, table 7 and section 4 (0.95 instead of 0.999 is what
+keeps large batches stable)."""
+
+_ALONE = 0.02
+"""Share of the steps in which a learned map is trained alone, the student standing still."""
+
+_LEAST_WARMUP, _WARMUP_SHARE = 200, 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Factors of the peak learning rates: linear warm-up, then half a cosine down to 0."""
+
+    steps: int
+    warmup_steps: int
+    alone_steps: int
+    """First steps in which only the learned map moves; 0 where there is none."""
+
+    def student_factor(self, step: int) -> float:
+        """Return the student's factor in step 1, 2, ..., steps."""
+        done = step - 1 - self.alone_steps
+        if done < 0:
+            return 0.0
+        if done < self.warmup_steps:
+            return (done + 1) / self.warmup_steps
+        return self._cosine(
+            done - self.warmup_steps, self.steps - self.alone_steps - self.warmup_steps
+        )
+
+    def projection_factor(self, step: int) -> float:
+        """Return the learned map's factor: 1 while it is alone, then half a cosine."""
+        done = step - 1 - self.alone_steps
+        return 1.0 if done < 0 else self._cosine(done, self.steps - self.alone_steps)
+
+    @staticmethod
+    def _cosine(done: int, out_of: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * done / max(1, out_of)))
+
+
+def make_schedule(steps: int, warmup_steps: int | None, *, has_projection: bool) -> Schedule:
+    """Return the schedule of a run; warmup_steps None: 200 or 5 %, at most half of the steps."""
+    alone = math.ceil(_ALONE * steps) if has_projection and steps > 1 else 0
+    if warmup_steps is None:
+        warmup_steps = max(_LEAST_WARMUP, math.ceil(_WARMUP_SHARE * steps))
+        warmup_steps = min(warmup_steps, (steps - alone) // 2)
+    return Schedule(steps=steps, warmup_steps=warmup_steps, alone_steps=alone)
+
+
+class Optimizer:
+    """AdamW over a student, its head and the learned map."""
+
+    def __init__(
+        self, distiller: Distiller, *, lr: float, projection_lr: float, weight_decay: float
+    ) -> None:
+        self._names = {id(p): name for name, p in distiller.named_parameters()}
+        projection = distiller.projection
+        maps = [] if projection is None else [projection.weight]
+        in_head = {id(p) for p in distiller.head()}
+        is_map = {id(p) for p in maps}
+        matrices = [p for p in distiller.parameters() if p.ndim > 1 and id(p) not in in_head]
+        taken = is_map | {id(p) for p in matrices}
+        others = [p for p in distiller.parameters() if id(p) not in taken]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": weight_decay, "peak_lr": lr},
+            {"params": others, "weight_decay": 0.0, "peak_lr": lr},
+            {"params": maps, "weight_decay": 0.0, "peak_lr": projection_lr, "is_map": True},
+        ]
+        groups = [group for group in groups if group["params"]]
+        is_fused = distiller.device.type == "cuda"
+        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=is_fused)
+
+    def step(self, schedule: Schedule, step: int) -> None:
+        """Make step 1, 2, ... with the gradients that are there, and forget them."""
+        for group in self._adamw.param_groups:
+            is_map = group.get("is_map", False)
+            factor = schedule.projection_factor(step) if is_map else schedule.student_factor(step)
+            group["lr"] = group["peak_lr"] * factor
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+
+    def forget_gradients(self) -> None:
+        """Drop what was computed."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the state by name of the parameter and of the quantity."""
+        return {
+            f"{self._names[id(parameter)]}:{quantity}": value
+            for parameter, state in self._adamw.state.items()
+            for quantity, value in state.items()
+        }
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take up a state that tensors() gave."""
+        by_name: dict[str, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            parameter, _, quantity = name.rpartition(":")
+            by_name.setdefault(parameter, {})[quantity] = value
+        for group in self._adamw.param_groups:
+            for parameter in group["params"]:
+                state = by_name[self._names[id(parameter)]]
+                # The count of steps stays where AdamW keeps it: on the host, or fused on the device.
+                place = parameter.device if group["fused"] else torch.device("cpu")
+                self._adamw.state[parameter] = {
+                    quantity: value.to(place if quantity == "step" else parameter.device)
+                    for quantity, value in state.items()
+                }

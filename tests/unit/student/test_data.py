@@ -1,0 +1,471 @@
+"""Batches: each view's pixels with that view's target, the same whoever decodes and wherever one begins."""
+
+import contextlib
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from fakes import (
+    FakeNaflexTeacher,
+    FakeTeacher,
+    SilentProgress,
+    config_of,
+    draw_image,
+    write_folder_corpus,
+)
+from numpy.typing import NDArray
+from PIL import Image
+
+from siglip2_cache import open_cache
+from siglip2_cache.decoding import parquet_images
+from siglip2_cache.errors import DamagedCacheError, SettingError, TrainError
+from siglip2_cache.precompute.build import build
+from siglip2_cache.siglip import (
+    Checkpoint,
+    TextTokenizer,
+    resolve_checkpoint,
+    with_max_num_patches,
+)
+from siglip2_cache.store.cache import Cache
+from siglip2_cache.student import lookup
+from siglip2_cache.student.corpus import Corpus, SplitPolicy, read_corpus
+from siglip2_cache.student.data import Batch, Loader, LoaderConfig
+from siglip2_cache.student.lookup import ImageLookup
+from siglip2_cache.student.sampler import Sampler
+
+NUM_VIEWS = 4
+TOLERANCE = 2e-3  # float16
+
+
+@dataclass(frozen=True)
+class Made:
+    """A cache made of a fake teacher with the student's own recipe, and its corpus."""
+
+    cache: Cache
+    corpus: Corpus
+    folder: Path
+    """Where the images are."""
+
+
+def made(folder: Path, cache: Path, checkpoint: Path, teacher: Any = None, **settings: Any) -> Made:
+    recipe = resolve_checkpoint(str(checkpoint)).image
+    if teacher is None:
+        teacher = FakeTeacher(image_size=recipe.size, resample=recipe.resample)
+    config = config_of(folder, cache, checkpoint, num_views=NUM_VIEWS, shard_rows=16, **settings)
+    build(config, progress=SilentProgress(), make_teacher=lambda *_: teacher)
+    opened = open_cache(cache)
+    return Made(opened, read_corpus(opened, None, SplitPolicy(val_share=0)), folder)
+
+
+def write_corpus(folder: Path) -> Path:
+    """26 images of several shapes, two captions each but for every fifth; neighbours share one."""
+    write_folder_corpus(folder, 26, captions=2)
+    for i in range(26):  # large enough that no two views have the same pixels
+        draw_image(i, (96, 64) if i % 5 else (40, 100)).save(folder / f"img{i:03d}.png")
+    for i in range(0, 26, 5):
+        (folder / f"img{i:03d}.txt").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Read it, do not change it."""
+    folder = tmp_path_factory.mktemp("small")
+    return made(write_corpus(folder / "corpus"), folder / "cache", tiny_checkpoint)
+
+
+@pytest.fixture
+def moved(small: Made, tmp_path: Path) -> Made:
+    """The same with a copy of the images, to be changed."""
+    folder = shutil.copytree(small.folder, tmp_path / "elsewhere")
+    cache = open_cache(small.cache.root, corpus_roots={str(small.folder): str(folder)})
+    return replace(small, cache=cache, folder=folder)
+
+
+def loader_of(
+    of: Made,
+    checkpoint: Path | Checkpoint,
+    *,
+    towers: Any = "both",
+    config: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Loader:
+    images = ImageLookup(of.cache, of.corpus)
+    given = {"global_batch_size": 12, "num_views": NUM_VIEWS, "groups": images.row_groups}
+    sampler = Sampler(of.corpus, **{**given, **settings})
+    return Loader(
+        of.cache,
+        None,
+        sampler,
+        images,
+        checkpoint if isinstance(checkpoint, Checkpoint) else resolve_checkpoint(str(checkpoint)),
+        config=LoaderConfig(**{"num_workers": 0, **(config or {})}),
+        towers=towers,
+    )
+
+
+def batches_of(
+    of: Made, checkpoint: Path | Checkpoint, first: int, end: int, **settings: Any
+) -> list[Batch]:
+    with loader_of(of, checkpoint, **settings) as loader:
+        return list(loader.batches(first, end))
+
+
+def assert_same(a: Batch, b: Batch) -> None:
+    for field in fields(Batch):
+        if field.name not in ("wait_s", "read_targets_s"):
+            x, y = getattr(a, field.name), getattr(b, field.name)
+            np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=field.name)
+
+
+def teacher_sees(pixels_N: torch.Tensor) -> NDArray[np.float32]:
+    """What the fake teacher makes of pixels."""
+    return FakeTeacher().embed_images(pixels_N.numpy())()
+
+
+def rows_that_meet(batch: Batch, pixels_N: torch.Tensor) -> NDArray[np.bool_]:
+    """(N,) whether each target is what the teacher makes of these pixels."""
+    return np.abs(teacher_sees(pixels_N) - batch.teacher_image_NE.numpy()).max(1) < TOLERANCE
+
+
+# -- a target meets its pixels
+
+
+@pytest.mark.parametrize("views_per_step", [1, 2, NUM_VIEWS])
+def test_every_view_has_the_target_of_just_its_pixels(
+    small: Made, tiny_checkpoint: Path, views_per_step: int
+) -> None:
+    batches = batches_of(small, tiny_checkpoint, 0, 12, views_per_step=views_per_step)
+    for batch in batches:
+        assert rows_that_meet(batch, batch.pixels_N).all()
+        # The test sees what it is meant to see: mirrored, or another view's, they do not meet.
+        assert not rows_that_meet(batch, batch.pixels_N.flip(2)).any()
+        assert not rows_that_meet(batch, batch.pixels_N.roll(1, 0)).any()
+    seen = {(p, v) for b in batches for p, v in zip(b.positions_N, b.views_N, strict=True)}
+    flips = small.cache.table("views").select("flip").collect()["flip"]
+    assert 0 < flips.sum() < len(flips)
+    assert len({view for _, view in seen}) == NUM_VIEWS
+
+
+def test_flips_or_crops_that_are_mixed_up_do_not_meet_their_targets(
+    small: Made, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = lookup.ViewBox
+    views = small.cache.table("views").collect()
+    flipped = set(views.filter("flip").select("row", "view").iter_rows())
+
+    def unmirrored(*box: float, flip: bool) -> Any:
+        return real(*box)
+
+    monkeypatch.setattr(lookup, "ViewBox", unmirrored)
+    num_flipped = 0
+    for batch in batches_of(small, tiny_checkpoint, 0, 4):
+        rows = small.corpus.rows_N[batch.positions_N]
+        is_flipped = [pair in flipped for pair in zip(rows.tolist(), batch.views_N, strict=True)]
+        assert rows_that_meet(batch, batch.pixels_N).tolist() == [not each for each in is_flipped]
+        num_flipped += sum(is_flipped)
+    assert num_flipped
+
+    def shifted(top: float, left: float, height: float, width: float, *, flip: bool) -> Any:
+        return real(left, top, width, height, flip)
+
+    monkeypatch.setattr(lookup, "ViewBox", shifted)
+    for batch in batches_of(small, tiny_checkpoint, 0, 4):
+        assert rows_that_meet(batch, batch.pixels_N).tolist() == (batch.views_N == 0).tolist()
+
+
+def test_pixels_are_made_as_the_students_own_processor_makes_them(
+    small: Made, tiny_checkpoint: Path
+) -> None:
+    recipe = resolve_checkpoint(str(tiny_checkpoint)).image
+    (batch,) = batches_of(small, tiny_checkpoint, 0, 1, views_per_step=NUM_VIEWS)
+    whole = np.flatnonzero(batch.views_N == 0)
+    assert len(whole) == 3
+    for i in whole:
+        image = Image.open(small.folder / f"img{batch.positions_N[i]:03d}.png").convert("RGB")
+        expected = image.resize(recipe.size[::-1], recipe.resample)
+        np.testing.assert_array_equal(batch.pixels_N[i].numpy(), np.asarray(expected))
+
+
+def test_a_naflex_student_gets_patches_that_keep_the_aspect_of_the_crop(
+    small: Made, naflex_checkpoint: Path, tmp_path: Path
+) -> None:
+    student = with_max_num_patches(resolve_checkpoint(str(naflex_checkpoint)), 16)
+    teacher = FakeNaflexTeacher(recipe=student.image)
+    of = made(small.folder, tmp_path / "cache", naflex_checkpoint, teacher, max_num_patches=16)
+    grids: set[tuple[int, int]] = set()
+    for batch in batches_of(of, student, 0, 4, views_per_step=2):
+        assert batch.grids_N2 is not None
+        assert batch.pixels_N.shape == (12, *student.image.view_shape)
+        seen = teacher.embed_patches(batch.pixels_N.numpy(), batch.grids_N2)()
+        np.testing.assert_allclose(seen, batch.teacher_image_NE.numpy(), atol=TOLERANCE)
+        grids |= set(map(tuple, batch.grids_N2.tolist()))
+    assert len(grids) > 4
+
+
+# -- texts
+
+
+def test_texts_have_their_targets_and_their_ids(small: Made, tiny_checkpoint: Path) -> None:
+    texts = dict(small.cache.texts().collect().iter_rows())
+    tokenizer = TextTokenizer(resolve_checkpoint(str(tiny_checkpoint)))
+    for batch in batches_of(small, tiny_checkpoint, 0, 4):
+        named = [texts[row] for row in batch.text_rows_M.tolist()]
+        expected = FakeTeacher().embed_texts(named)()
+        np.testing.assert_allclose(batch.teacher_text_ME.numpy(), expected, atol=TOLERANCE)
+        assert batch.ids_ML is not None
+        np.testing.assert_array_equal(batch.ids_ML.numpy(), tokenizer(named))
+        for position, column in zip(batch.positions_N, batch.caption_N, strict=True):
+            own = small.corpus.select(np.arange(26) == position).caption_text_row
+            assert (batch.text_rows_M[column] in own) if column >= 0 else len(own) == 0
+
+
+def test_a_training_of_images_alone_gets_no_token_ids(small: Made, tiny_checkpoint: Path) -> None:
+    (batch,) = batches_of(small, tiny_checkpoint, 0, 1, towers="image")
+    assert batch.ids_ML is None
+    assert len(batch.teacher_text_ME) == len(batch.text_rows_M) > 0
+
+
+def test_the_slices_of_all_ranks_make_the_batch_of_one(small: Made, tiny_checkpoint: Path) -> None:
+    (whole,) = batches_of(small, tiny_checkpoint, 1, 2)
+    parts = [
+        batches_of(small, tiny_checkpoint, 1, 2, rank=rank, world_size=3)[0] for rank in range(3)
+    ]
+    for name in ("positions_N", "views_N", "pixels_N", "caption_N", "teacher_image_NE", "ids_ML"):
+        joined = np.concatenate([np.asarray(getattr(part, name)) for part in parts])
+        np.testing.assert_array_equal(joined, np.asarray(getattr(whole, name)), err_msg=name)
+    for part in parts:
+        np.testing.assert_array_equal(part.text_rows_M, whole.text_rows_M)
+        np.testing.assert_array_equal(part.teacher_text_ME, whole.teacher_text_ME)
+
+
+# -- the same whoever makes it
+
+
+def test_workers_and_where_one_begins_change_nothing(small: Made, tiny_checkpoint: Path) -> None:
+    through = batches_of(small, tiny_checkpoint, 0, 5, views_per_step=2)
+    assert [batch.step for batch in through] == list(range(5))
+    assert [batch.epoch for batch in through] == [0, 0, 0, 0, 1]
+    by_workers = batches_of(
+        small, tiny_checkpoint, 2, 5, views_per_step=2, config={"num_workers": 2}
+    )
+    for a, b in zip(by_workers, through[2:], strict=True):
+        assert_same(a, b)
+
+
+def test_a_batch_of_many_pieces_is_put_together_in_order(
+    small: Made, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = batches_of(small, tiny_checkpoint, 0, 2, views_per_step=2, world_size=2)
+    monkeypatch.setattr("siglip2_cache.student.data._PIECE_VIEWS", 4)
+    found = batches_of(small, tiny_checkpoint, 0, 2, views_per_step=2, world_size=2)
+    for a, b in zip(found, expected, strict=True):
+        assert_same(a, b)
+
+
+# -- files that changed
+
+
+def skipped_of(batches: list[Batch]) -> dict[str, str]:
+    return {key: reason for batch in batches for key, reason in batch.skipped}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_changed_and_lost_files_are_left_out_by_name(
+    moved: Made, tiny_checkpoint: Path, num_workers: int
+) -> None:
+    draw_image(99).save(moved.folder / "img003.png")
+    (moved.folder / "img004.png").unlink()
+    (moved.folder / "img007.png").write_bytes(b"no picture")
+    config = {"num_workers": num_workers}
+    batches = batches_of(moved, tiny_checkpoint, 0, 8, views_per_step=2, config=config)
+    skipped = skipped_of(batches)
+    assert set(skipped) == {"img003", "img004", "img007"}
+    assert skipped["img003"].startswith("its bytes are not those the teacher saw; ")
+    assert skipped["img004"] == "no such file"
+    left_out = {3, 4, 7}
+    for batch in batches:
+        assert len(batch.positions_N) == 12 - 2 * len(batch.skipped) == len(batch.pixels_N)
+        assert not left_out & set(batch.positions_N.tolist())
+        assert rows_that_meet(batch, batch.pixels_N).all()
+        assert len(batch.caption_N) == len(batch.views_N) == len(batch.positions_N)
+    whole = batches_of(replace(moved, cache=open_cache(moved.cache.root)), tiny_checkpoint, 0, 4)
+    assert not skipped_of(whole)
+
+
+def test_texts_of_images_left_out_stay_for_the_other_ranks(
+    moved: Made, tiny_checkpoint: Path
+) -> None:
+    (whole,) = batches_of(moved, tiny_checkpoint, 0, 1)
+    position = int(whole.positions_N[whole.caption_N >= 0][0])
+    (moved.folder / f"img{position:03d}.png").unlink()
+    (batch,) = batches_of(moved, tiny_checkpoint, 0, 1)
+    assert len(batch.skipped) == 1
+    np.testing.assert_array_equal(batch.text_rows_M, whole.text_rows_M)
+    assert len(batch.positions_N) == 11
+
+
+def test_pixels_are_checked_as_often_as_was_said(moved: Made, tiny_checkpoint: Path) -> None:
+    draw_image(99).save(moved.folder / "img003.png")
+    per_epoch = 2  # of 26 images, 13 a step
+    found = {
+        check: [
+            bool(skipped_of(batches_of(
+                moved, tiny_checkpoint, e * per_epoch, (e + 1) * per_epoch,
+                global_batch_size=13, config={"check_pixels": check},
+            )))
+            for e in (0, 1)
+        ]
+        for check in ("always", "first-epoch", "never")
+    }  # fmt: skip
+    assert found == {"always": [True] * 2, "first-epoch": [True, False], "never": [False] * 2}
+
+
+def test_a_corpus_that_is_not_there_stops_the_training(moved: Made, tiny_checkpoint: Path) -> None:
+    shutil.rmtree(moved.folder)
+    with pytest.raises(
+        TrainError,
+        match=r"no image of step 2 could be used, the first, img\d+: no such file; --corpus-root",
+    ):
+        batches_of(moved, tiny_checkpoint, 2, 3)
+
+
+def test_a_catalog_without_an_image_is_damaged(small: Made) -> None:
+    strange = replace(small.corpus, rows_N=small.corpus.rows_N + 1)
+    with pytest.raises(DamagedCacheError, match="has 25 of 26 images that have a target"):
+        ImageLookup(small.cache, strange)
+
+
+# -- Parquet
+
+
+def test_each_row_group_is_decoded_once_an_epoch(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder_corpus(tmp_path / "drawn", 48, captions=0)
+    images = [path.read_bytes() for path in sorted(folder.glob("*.png"))]
+    (tmp_path / "corpus").mkdir()
+    for i in range(2):
+        part = pa.table({"image": images[24 * i : 24 * i + 24], "caption": ["c"] * 24})
+        pq.write_table(part, tmp_path / f"corpus/{i}.parquet", row_group_size=2)
+    of = made(tmp_path / "corpus", tmp_path / "cache", tiny_checkpoint)
+    started: list[int] = []
+    real = parquet_images.leaf_batches
+
+    def counting(file: Any, member: str, row_group: int, **more: Any) -> Iterator[Any]:
+        started.append(row_group)
+        return real(file, member, row_group, **more)
+
+    monkeypatch.setattr(parquet_images, "leaf_batches", counting)
+    epoch = batches_of(of, tiny_checkpoint, 0, 4)
+    assert len(started) == 24
+    positions = np.concatenate([batch.positions_N for batch in epoch])
+    assert sorted(positions.tolist()) == list(range(48))
+    assert (np.diff(positions) < 0).any()
+    for batch in epoch:
+        assert rows_that_meet(batch, batch.pixels_N).all()
+    started.clear()
+    scattered = batches_of(of, tiny_checkpoint, 0, 4, groups=None)
+    assert len(started) > 30
+    assert sum(len(batch.positions_N) for batch in scattered) == 48
+
+
+# -- starting and ending
+
+
+def helpers() -> tuple[set[str], set[int]]:
+    """Names of the threads of loading, and decoding processes."""
+    threads = {thread.name for thread in threading.enumerate()}
+    children = psutil.Process().children(recursive=True)
+    workers: set[int] = set()
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.ppid() != psutil.Process().pid and child.status() != psutil.STATUS_ZOMBIE:
+                workers.add(child.pid)
+    return threads & {"train-batches", "parquet-images"}, workers
+
+
+@pytest.mark.parametrize("ending", ["break", "close", "error"])
+def test_nothing_is_left_running(small: Made, tiny_checkpoint: Path, ending: str) -> None:
+    loader = loader_of(small, tiny_checkpoint, config={"num_workers": 2})
+    batches = loader.batches()
+    next(batches)
+    threads, workers = helpers()
+    assert threads == {"train-batches"}
+    assert len(workers) == 2
+    if ending == "break":
+        batches.close()
+    elif ending == "close":
+        loader.close()
+        assert next(batches, None) is None
+    else:
+        with pytest.raises(RuntimeError, match="loss"), loader:
+            raise RuntimeError("loss")
+    assert helpers() == (set(), set())
+
+
+def test_no_more_than_a_few_batches_are_made_ahead(
+    small: Made, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_steps: list[int] = []
+    real = Sampler.plan
+
+    def spy(self: Sampler, step: int) -> Any:
+        made_steps.append(step)
+        return real(self, step)
+
+    monkeypatch.setattr(Sampler, "plan", spy)
+    with loader_of(small, tiny_checkpoint, config={"prefetch": 1}) as loader:
+        batches = loader.batches()
+        first = next(batches)
+        deadline = threading.Event()
+        deadline.wait(0.5)
+        assert first.step == 0
+        assert made_steps == [0, 1, 2]  # taken, waiting, made and not handed over
+        batches.close()
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_wanted(
+    small: Made, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Sampler.plan
+
+    def broken(self: Sampler, step: int) -> Any:
+        if step == 2:
+            raise OSError("the disk is gone")
+        return real(self, step)
+
+    monkeypatch.setattr(Sampler, "plan", broken)
+    seen: list[int] = []
+    with (
+        loader_of(small, tiny_checkpoint) as loader,
+        pytest.raises(OSError, match="the disk is gone"),
+    ):
+        seen += [batch.step for batch in loader.batches()]
+    assert helpers()[0] == set()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_workers": -1}, "num_workers must be 0 to 1024, got -1"),
+        (
+            {"check_pixels": "often"},
+            "check_pixels 'often' is not one of always, first-epoch, never",
+        ),
+        ({"prefetch": 0}, "prefetch must be at least 1, got 0"),
+        ({"sample_timeout_s": 0}, "sample_timeout_s must be above 0, got 0"),
+    ],
+)
+def test_settings_that_are_none_are_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        LoaderConfig(**config)

@@ -1,0 +1,649 @@
+"""An exported student is right for whoever has plain transformers and nothing of ours."""
+
+import copy
+import json
+import logging
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from siglip2_cache import siglip
+from siglip2_cache.errors import CheckpointError, DiskFullError, SettingError
+from siglip2_cache.store.patches import render_patches
+from siglip2_cache.store.pixels import resized
+from siglip2_cache.store.views import ViewBox
+from siglip2_cache.student import export, export_tokenizer
+from siglip2_cache.student.card import CacheSummary, ModelCard
+from siglip2_cache.student.export import export_image_tower, export_model
+
+REAL_PROCESSOR = Path(__file__).resolve().parents[4] / "shared" / "data" / "siglip2_base_processor"
+needs_real_processor = pytest.mark.skipif(
+    not REAL_PROCESSOR.is_dir(), reason=f"the published tokenizer is not in {REAL_PROCESSOR}"
+)
+LABELS = ["A Red CAT", "two dogs", "İSTANBUL", "ΟΔΥΣΣΕΥΣ", "a Word " * 60]
+TEMPLATE = "This is a photo of {}."  # the pipeline's own
+TEXTS = [
+    *LABELS,
+    "",
+    "two  spaces\tand\na line\n\n\nX",
+    "猫 😀",
+    "<EOS> <eos> <bos> <start_of_turn> [@BOS@] <unused3> <pad> end",
+    "   before, after   ",
+]
+CARD = ModelCard(
+    name="student",
+    student="student",
+    teacher="teacher",
+    cache=CacheSummary(samples=3, captions=4, texts=4, views=1, corpora=["folder"]),
+    objectives={"soft": 1.0},
+    steps=2,
+    global_batch_size=3,
+    towers="both",
+)
+WHOLE = ViewBox(0.0, 0.0, 1.0, 1.0, False)
+
+
+@pytest.fixture(scope="module")
+def published(
+    make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Makes, once, a tiny checkpoint with the published tokenizer."""
+    made: dict[str, Path] = {}
+
+    def get(arch: str) -> Path:
+        if arch not in made:
+            folder = tmp_path_factory.mktemp("published") / arch
+            made[arch] = make_checkpoint(arch, folder, REAL_PROCESSOR, dtype="float32")
+        return made[arch]
+
+    return get
+
+
+@pytest.fixture
+def start(request: pytest.FixtureRequest) -> siglip.Checkpoint:
+    """What a student starts from, by the name that a test is given."""
+    kind, _, arch = request.param.partition(" ")
+    if kind == "published":
+        folder = request.getfixturevalue("published")(arch)
+    else:
+        folder = request.getfixturevalue(
+            "naflex_checkpoint" if arch.endswith("naflex") else "tiny_checkpoint"
+        )
+    return siglip.resolve_checkpoint(str(folder))
+
+
+FIXED = pytest.param("small tiny-patch16-64", id="fixed")
+FIXED_PUBLISHED = pytest.param(
+    "published tiny-patch16-64", id="fixed, published tokenizer", marks=needs_real_processor
+)
+NAFLEX = pytest.param("small tiny-patch16-naflex", id="naflex")
+NAFLEX_PUBLISHED = pytest.param(
+    "published tiny-patch16-naflex", id="naflex, published tokenizer", marks=needs_real_processor
+)
+EVERY = [FIXED, FIXED_PUBLISHED, NAFLEX, NAFLEX_PUBLISHED]
+
+
+def trained(checkpoint: siglip.Checkpoint) -> Any:
+    """The student after a while: other weights, and scores that are neither 0 nor 1."""
+    model: Any = siglip.load_model(checkpoint, device="cpu", compute_dtype="float32")
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor += 0.01 * torch.randn(tensor.shape, generator=draw)
+        model.logit_scale.fill_(2.3)
+        model.logit_bias.fill_(-1.0)
+    return model
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    draw = np.random.default_rng(0)
+    blocks = draw.integers(0, 256, (12, 9, 3), np.uint8)
+    return Image.fromarray(blocks).resize((90, 120), Image.Resampling.NEAREST)
+
+
+def image_row(model: Any, checkpoint: siglip.Checkpoint, picture: Image.Image) -> torch.Tensor:
+    """Our own embedding of a picture, (1, D)."""
+    recipe = checkpoint.image
+    if isinstance(recipe, siglip.SquashRecipe):
+        pixels = torch.from_numpy(np.array(resized(picture, recipe.size, recipe.resample)))[None]
+        return siglip.embed_image_pixels(model, checkpoint, pixels, compute_dtype="float32")
+    patches, [(rows, columns)] = render_patches(
+        picture,
+        [WHOLE],
+        patch_size=recipe.patch_size,
+        max_num_patches=recipe.max_num_patches,
+        resample=recipe.resample,
+    )
+    mask = torch.arange(recipe.max_num_patches)[None] < rows * columns
+    patches = torch.from_numpy(patches)
+    return siglip.embed_image_patches(
+        model, checkpoint, patches, [(rows, columns)], mask, compute_dtype="float32"
+    )
+
+
+def text_rows(model: Any, checkpoint: siglip.Checkpoint, texts: list[str]) -> torch.Tensor:
+    """Our own embeddings of texts, (B, D)."""
+    ids = torch.from_numpy(siglip.TextTokenizer(checkpoint)(texts))
+    return siglip.embed_token_ids(model, ids, compute_dtype="float32")
+
+
+def own_scores(
+    model: Any, checkpoint: siglip.Checkpoint, picture: Image.Image, template: str = TEMPLATE
+) -> dict[str, float]:
+    """Our own score of each label."""
+    texts = text_rows(model, checkpoint, [template.format(label) for label in LABELS])
+    cosines = texts @ image_row(model, checkpoint, picture)[0]
+    scores = torch.sigmoid(model.logit_scale.exp() * cosines + model.logit_bias)
+    return dict(zip(LABELS, scores.tolist(), strict=True))
+
+
+def pipeline_scores(
+    folder: Path, picture: Image.Image, template: str | None = None, **settings: Any
+) -> dict[str, float]:
+    """What plain transformers says, best first."""
+    from transformers import pipeline
+
+    classify = pipeline("zero-shot-image-classification", model=str(folder), **settings)
+    given = {"hypothesis_template": template} if template else {}
+    found = classify(picture, candidate_labels=LABELS, **given)
+    return {each["label"]: each["score"] for each in found}
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """Everything that transformers warns of."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
+# What plain transformers makes of it
+
+
+@pytest.mark.parametrize("start", [FIXED, FIXED_PUBLISHED, NAFLEX_PUBLISHED], indirect=True)
+@pytest.mark.parametrize("template", [None, "{}"], ids=["own template", "labels alone"])
+def test_the_pipeline_gives_our_own_scores(
+    start: siglip.Checkpoint, picture: Image.Image, tmp_path: Path, template: str | None
+) -> None:
+    model = trained(start)
+    export_model(model, start, tmp_path / "out", card=CARD)
+    expected = own_scores(model, start, picture, template or TEMPLATE)
+    assert 0.02 < min(expected.values()) < max(expected.values()) < 0.98
+    assert len({round(score, 4) for score in expected.values()}) == len(LABELS)
+    found = pipeline_scores(tmp_path / "out", picture, template)
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("start", [FIXED, FIXED_PUBLISHED], indirect=True)
+def test_the_files_as_shipped_give_others_in_another_order(
+    start: siglip.Checkpoint, picture: Image.Image, tmp_path: Path
+) -> None:
+    model = trained(start)
+    model.save_pretrained(tmp_path)
+    for path in start.folder.iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            shutil.copyfile(path, tmp_path / path.name)
+    expected = own_scores(model, start, picture)
+    found = pipeline_scores(tmp_path, picture)
+    assert max(abs(found[label] - expected[label]) for label in LABELS) > 0.01
+    assert list(found) != sorted(expected, key=expected.__getitem__, reverse=True)
+
+
+@pytest.mark.parametrize("start", [NAFLEX], indirect=True)
+def test_naflex_with_another_tokenizer_needs_its_class_named_which_the_card_does(
+    start: siglip.Checkpoint, picture: Image.Image, tmp_path: Path
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    model = trained(start)
+    export_model(model, start, tmp_path / "out", card=CARD)
+    expected = own_scores(model, start, picture)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
+    found = pipeline_scores(tmp_path / "out", picture, tokenizer=tokenizer)
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert pipeline_scores(tmp_path / "out", picture) != pytest.approx(expected, abs=1e-3)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "PreTrainedTokenizerFast.from_pretrained(folder)" in card
+    assert "model=folder, tokenizer=tokenizer)" in card
+
+
+@pytest.mark.parametrize("start", EVERY, indirect=True)
+def test_every_way_to_the_tokenizer_gives_our_ids(start: siglip.Checkpoint, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+
+    out = tmp_path / "out"
+    export_model(trained(start), start, out, card=CARD)
+    expected = siglip.TextTokenizer(start)(TEXTS)
+    ways: dict[str, Any] = {"the class": PreTrainedTokenizerFast.from_pretrained(out)}
+    if (start.folder / "special_tokens_map.json").exists() or start.model_type == "siglip":
+        ways |= {"auto": AutoTokenizer.from_pretrained(out)}
+        ways |= {"processor": AutoProcessor.from_pretrained(out).tokenizer}
+    for way, tokenizer in ways.items():
+        found = tokenizer(TEXTS, padding="max_length", truncation=True)
+        assert list(found) == ["input_ids"], way  # an attention mask would change the embedding
+        np.testing.assert_array_equal(found["input_ids"], expected, err_msg=way)
+        assert (tokenizer.model_max_length, tokenizer.padding_side) == (64, "right")
+        assert tokenizer.truncation_side == "right"
+    plain = Tokenizer.from_file(str(out / "tokenizer.json"))
+    np.testing.assert_array_equal([each.ids for each in plain.encode_batch(TEXTS)], expected)
+    again = siglip.TextTokenizer(siglip.resolve_checkpoint(str(out)))
+    np.testing.assert_array_equal(again(TEXTS), expected)
+
+
+@pytest.mark.parametrize("start", [FIXED, FIXED_PUBLISHED, NAFLEX_PUBLISHED], indirect=True)
+def test_the_folder_loads_without_a_warning(
+    start: siglip.Checkpoint, tmp_path: Path, said: list[str]
+) -> None:
+    from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
+
+    export_model(trained(start), start, tmp_path / "out", card=CARD)
+    said.clear()
+    _, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    for each in (AutoImageProcessor, AutoProcessor, AutoTokenizer):
+        each.from_pretrained(tmp_path / "out")
+    assert said == []
+
+
+@pytest.mark.parametrize("start", [FIXED, NAFLEX], indirect=True)
+def test_the_image_processor_is_the_students_own(
+    start: siglip.Checkpoint, picture: Image.Image, tmp_path: Path
+) -> None:
+    from transformers import AutoImageProcessor
+
+    export_model(trained(start), start, tmp_path / "out", card=CARD)
+    theirs, ours = (
+        AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="np")
+        for folder in (start.folder, tmp_path / "out")
+    )
+    assert theirs.keys() == ours.keys()
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize("start", [NAFLEX], indirect=True)
+def test_another_limit_of_patches_goes_with_the_student(
+    start: siglip.Checkpoint, tmp_path: Path
+) -> None:
+    limited = siglip.with_max_num_patches(start, 100)
+    export_model(trained(start), limited, tmp_path / "out", card=CARD)
+    assert siglip.resolve_checkpoint(str(tmp_path / "out")).image == limited.image
+
+
+# What our own code makes of it
+
+
+@pytest.mark.parametrize("start", EVERY, indirect=True)
+def test_the_folder_is_a_checkpoint_of_equal_embeddings(
+    start: siglip.Checkpoint, picture: Image.Image, tmp_path: Path
+) -> None:
+    model = trained(start)
+    export_model(model, start, tmp_path / "out", card=CARD)
+    found = siglip.resolve_checkpoint(str(tmp_path / "out"))
+    assert (found.image, found.embed_dim, found.stored_dtype) == (start.image, 64, "float32")
+    loaded = siglip.load_model(found, device="cpu", compute_dtype="float32")
+    assert torch.equal(text_rows(loaded, found, TEXTS), text_rows(model, start, TEXTS))
+    assert torch.equal(image_row(loaded, found, picture), image_row(model, start, picture))
+    assert siglip.logit_scale_and_bias(found) == pytest.approx((2.3, -1.0))
+
+
+@pytest.mark.parametrize("start", EVERY, indirect=True)
+def test_the_config_holds_the_tokenizers_own_ids_whatever_the_student_said(
+    start: siglip.Checkpoint, tmp_path: Path
+) -> None:
+    model = trained(start)
+    for name, wrong in (("pad_token_id", 1), ("eos_token_id", 49407), ("bos_token_id", 49406)):
+        setattr(model.config.text_config, name, wrong)
+    before = copy.deepcopy(model.config.to_dict())
+    export_model(model, start, tmp_path / "out", card=CARD)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    text = config["text_config"]
+    assert (text["pad_token_id"], text["eos_token_id"], text["bos_token_id"]) == (0, 1, 2)
+    assert config["architectures"] == [type(model).__name__]
+    assert config["dtype"] == "float32"
+    assert model.config.to_dict() == before  # it stays as it was
+
+
+@pytest.mark.parametrize("start", [FIXED], indirect=True)
+def test_half_precision_weights_are_stored_as_float32(
+    start: siglip.Checkpoint, tmp_path: Path
+) -> None:
+    export_model(trained(start).to(torch.bfloat16), start, tmp_path / "out", card=CARD)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("start", [FIXED], indirect=True)
+def test_what_else_is_to_be_kept_is_kept(start: siglip.Checkpoint, tmp_path: Path) -> None:
+    extra = {"split": {"val": 0.1, "seed": 3}}
+    export_model(trained(start), start, tmp_path / "out", card=CARD, extra=extra)
+    found = json.loads((tmp_path / "out" / "siglip2_cache.json").read_text())
+    assert found.pop("written_by").startswith("siglip2-cache ")
+    assert found == extra
+    assert files_of(tmp_path / "out") == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "siglip2_cache.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_the_files_of_a_siglip_1_tokenizer_are_copied_as_they_are(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "siglip1"))
+    config = {"tokenizer_class": "SiglipTokenizer", "pad_token": "</s>", "do_lower_case": True}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    (source / "spiece.model").write_bytes(b"pieces")
+    (source / "tokenizer.json").unlink()
+    start = siglip.resolve_checkpoint(str(source))
+    model = trained(siglip.resolve_checkpoint(str(tiny_checkpoint)))
+    export_model(model, start, tmp_path / "out", card=CARD)
+    for name in ("tokenizer_config.json", "spiece.model"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+
+
+# An image tower beside the teacher's texts
+
+
+@pytest.fixture(scope="module")
+def wide_teacher(
+    make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> siglip.Checkpoint:
+    """A bfloat16 teacher whose embeddings are of width 96, the student's are of 64."""
+    from transformers import SiglipConfig, SiglipModel
+
+    folder = make_checkpoint("tiny-patch16-64", tmp_path_factory.mktemp("wide") / "teacher")
+    config = SiglipConfig.from_pretrained(folder)
+    config.vision_config.hidden_size = config.text_config.projection_size = 96
+    config.text_config.num_hidden_layers = 3
+    config.text_config.layer_norm_eps = 1e-5
+    torch.manual_seed(4)
+    model: Any = SiglipModel(config)
+    with torch.no_grad():  # else its texts are all alike
+        for name, tensor in model.text_model.named_parameters():
+            if "norm" not in name:
+                tensor.normal_(std=0.2)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return siglip.resolve_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("start", [FIXED, NAFLEX], indirect=True)
+def test_texts_are_the_teachers_through_the_map(
+    start: siglip.Checkpoint, wide_teacher: siglip.Checkpoint, picture: Image.Image, tmp_path: Path
+) -> None:
+    student = trained(start)
+    map_ED = np.linalg.qr(np.random.default_rng(2).normal(size=(96, 64)))[0].astype(np.float32)
+    export_image_tower(
+        student.vision_model,
+        1.5,
+        -0.5,
+        start,
+        tmp_path / "out",
+        teacher_text=wide_teacher,
+        map_ED=map_ED,
+        card=CARD,
+    )
+    found = siglip.resolve_checkpoint(str(tmp_path / "out"))
+    assert (found.model_type, found.image, found.embed_dim) == (start.model_type, start.image, 64)
+    assert siglip.logit_scale_and_bias(found) == pytest.approx((1.5, -0.5))
+    model = siglip.load_model(found, device="cpu", compute_dtype="float32")
+    teacher = siglip.load_model(wide_teacher, device="cpu", compute_dtype="float32")
+    mapped = text_rows(teacher, wide_teacher, TEXTS) @ torch.from_numpy(map_ED)
+    expected = torch.nn.functional.normalize(mapped, dim=-1)
+    torch.testing.assert_close(text_rows(model, found, TEXTS), expected, atol=2e-6, rtol=0)
+    assert (1 - expected @ expected.T).max() > 0.01  # these texts are told apart
+    ours, theirs = image_row(model, found, picture), image_row(student, start, picture)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("start", [FIXED_PUBLISHED, NAFLEX_PUBLISHED], indirect=True)
+def test_an_image_tower_beside_the_teachers_texts_is_right_in_the_pipeline(
+    start: siglip.Checkpoint,
+    published: Callable[[str], Path],
+    picture: Image.Image,
+    tmp_path: Path,
+) -> None:
+    teacher = siglip.resolve_checkpoint(str(published("tiny-patch16-64")))
+    tower = trained(start).vision_model
+    export_image_tower(
+        tower, 2.3, -1.0, start, tmp_path / "out", teacher_text=teacher, map_ED=None, card=CARD
+    )
+    found = siglip.resolve_checkpoint(str(tmp_path / "out"))
+    model = siglip.load_model(found, device="cpu", compute_dtype="float32")
+    teachers = siglip.load_model(teacher, device="cpu", compute_dtype="float32")
+    assert torch.equal(text_rows(model, found, TEXTS), text_rows(teachers, teacher, TEXTS))
+    scores = pipeline_scores(tmp_path / "out", picture)
+    assert scores == pytest.approx(own_scores(model, found, picture), abs=1e-5)
+
+
+@pytest.mark.parametrize("start", [FIXED, NAFLEX], indirect=True)
+def test_without_texts_the_folder_is_an_image_tower(
+    start: siglip.Checkpoint, picture: Image.Image, tmp_path: Path, said: list[str]
+) -> None:
+    from transformers import AutoImageProcessor, AutoModel
+
+    student = trained(start)
+    export_image_tower(
+        student.vision_model,
+        1.5,
+        -0.5,
+        start,
+        tmp_path / "out",
+        teacher_text=None,
+        map_ED=None,
+        card=CARD,
+        extra={"split": 1},
+    )
+    said.clear()
+    model, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert type(model) is type(student.vision_model)
+    assert not any(info.values())
+    assert said == []
+    inputs = AutoImageProcessor.from_pretrained(tmp_path / "out")(picture, return_tensors="pt")
+    with torch.no_grad():
+        row = torch.nn.functional.normalize(model.eval()(**inputs).pooler_output, dim=-1)
+    torch.testing.assert_close(row, image_row(student, start, picture), atol=1e-5, rtol=0)
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
+        assert all(name.startswith("vision_model.") for name in file.keys())  # noqa: SIM118
+    extra = json.loads((tmp_path / "out" / "siglip2_cache.json").read_text())
+    assert (extra["logit_scale"], extra["logit_bias"], extra["split"]) == (1.5, -0.5, 1)
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("start", [FIXED], indirect=True)
+def test_of_the_teacher_only_the_text_tower_is_read(
+    start: siglip.Checkpoint,
+    wide_teacher: siglip.Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import safetensors
+
+    read: list[str] = []
+
+    class Watched:
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            self._opened = safe_open(*args, **settings)
+
+        def __enter__(self) -> Any:
+            self._file = self._opened.__enter__()
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self._opened.__exit__(*error)
+
+        def keys(self) -> Any:
+            return self._file.keys()
+
+        def get_tensor(self, name: str) -> Any:
+            read.append(name)
+            return self._file.get_tensor(name)
+
+    monkeypatch.setattr(safetensors, "safe_open", Watched)
+    monkeypatch.setattr(export, "auto_tokenizer_agrees", lambda *_: True)
+    map_ED = np.eye(96, 64)
+    tower = trained(start).vision_model
+    read.clear()
+    export_image_tower(
+        tower,
+        1.0,
+        0.0,
+        start,
+        tmp_path / "out",
+        teacher_text=wide_teacher,
+        map_ED=map_ED,
+        card=CARD,
+    )
+    assert len(read) > 30
+    assert all(name.startswith("text_model.") for name in read)
+
+
+@pytest.mark.parametrize("start", [FIXED], indirect=True)
+@pytest.mark.parametrize(
+    ("map_ED", "message"),
+    [
+        (None, r"teacher of width 96 and student of width 64: a map is needed"),
+        (np.eye(64, 96), r"the map must be of shape \(96, 64\), got \(64, 96\)"),
+    ],
+    ids=["none", "turned"],
+)
+def test_a_map_that_does_not_fit_is_refused_and_nothing_is_written(
+    start: siglip.Checkpoint,
+    wide_teacher: siglip.Checkpoint,
+    tmp_path: Path,
+    map_ED: Any,
+    message: str,
+) -> None:
+    tower = trained(start).vision_model
+    with pytest.raises(ValueError, match=message):
+        export_image_tower(
+            tower, 1, 0, start, tmp_path / "o", teacher_text=wide_teacher, map_ED=map_ED, card=CARD
+        )
+    assert files_of(tmp_path) == set()
+
+
+# The folder
+
+
+@pytest.mark.parametrize("start", [FIXED], indirect=True)
+def test_an_earlier_export_is_replaced_whole(start: siglip.Checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    model = trained(start)
+    export_model(model, start, out, card=CARD, extra={"run": 1})
+    (out / "leftover.bin").write_bytes(b"of the first")
+    with torch.no_grad():
+        model.logit_bias.fill_(7.0)
+    export_model(model, start, out, card=CARD, extra={"run": 2})
+    assert json.loads((out / "siglip2_cache.json").read_text())["run"] == 2
+    assert siglip.logit_scale_and_bias(siglip.resolve_checkpoint(str(out)))[1] == 7.0
+    assert not (out / "leftover.bin").exists()
+    assert files_of(out.parent) == {"out"}
+
+
+@pytest.mark.parametrize("start", [FIXED], indirect=True)
+def test_a_folder_of_somebody_else_is_left_alone(start: siglip.Checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "photographs"
+    out.mkdir()
+    (out / "cat.jpg").write_bytes(b"cat")
+    with pytest.raises(SettingError, match=r"photographs is there and holds no siglip2_cache\.js"):
+        export_model(trained(start), start, out, card=CARD)
+    assert files_of(out) == {"cat.jpg"}
+    assert files_of(tmp_path) == {"photographs"}
+
+
+@pytest.mark.parametrize("start", [FIXED], indirect=True)
+def test_an_export_that_fails_leaves_the_earlier_one_and_nothing_else(
+    start: siglip.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained(start)
+    export_model(model, start, tmp_path / "out", card=CARD)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def fail(*_: Any) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "auto_tokenizer_agrees", fail)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(model, start, tmp_path / "out", card=CARD, extra={"run": 2})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert files_of(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("start", [FIXED], indirect=True)
+def test_an_export_killed_between_its_renames_is_put_right(
+    start: siglip.Checkpoint, tmp_path: Path
+) -> None:
+    model = trained(start)
+    export_model(model, start, tmp_path / "out", card=CARD)
+    (tmp_path / "out").rename(tmp_path / "out.old")
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "half").write_bytes(b"")
+    export_model(model, start, tmp_path / "out", card=CARD, extra={"run": 2})
+    assert json.loads((tmp_path / "out" / "siglip2_cache.json").read_text())["run"] == 2
+    assert files_of(tmp_path) == {"out"}
+    assert "half" not in files_of(tmp_path / "out")
+
+
+@pytest.mark.parametrize("start", [FIXED], indirect=True)
+@pytest.mark.parametrize("room", [1_000, 300_000], ids=["for no tokenizer", "for no weights"])
+def test_a_full_disk_is_said_and_nothing_half_is_left(
+    start: siglip.Checkpoint, tmp_path: Path, room: int
+) -> None:
+    model = trained(start)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # EFBIG, which Python is told of
+    try:
+        with pytest.raises(DiskFullError, match=r"no space left on the disk of .* writing out;"):
+            export_model(model, start, tmp_path / "out", card=CARD)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files_of(tmp_path) == set()
+
+
+@pytest.mark.parametrize("start", [FIXED], indirect=True)
+def test_weights_that_are_not_those_of_the_config_are_refused(
+    start: siglip.Checkpoint, tmp_path: Path
+) -> None:
+    model = trained(start)
+    model.text_model.head = torch.nn.Linear(64, 32)
+    with pytest.raises(
+        CheckpointError, match=r"2 weights are not .* text_model\.head\.bias is of sh"
+    ):
+        export_model(model, start, tmp_path / "out", card=CARD)
+
+
+def test_a_normalizer_is_lowercased_before_and_only_once() -> None:
+    lower, strip = {"type": "Lowercase"}, {"type": "Strip"}
+    for given, rest in (
+        (None, []),
+        (strip, [strip]),
+        (lower, []),
+        ({"type": "Sequence", "normalizers": [strip, lower]}, [strip, lower]),
+        ({"type": "Sequence", "normalizers": [lower, strip]}, [strip]),
+    ):
+        found = export_tokenizer._lowercase_first(given)
+        assert found == {"type": "Sequence", "normalizers": [lower, *rest]}

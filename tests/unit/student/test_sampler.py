@@ -1,0 +1,256 @@
+"""Draws and the batches made of them: pure, uniform, the same for every rank and from any step on."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from siglip2_cache.errors import SettingError
+from siglip2_cache.student.corpus import Corpus, starts_of
+from siglip2_cache.student.draws import draw_captions, draw_views, draw_words
+from siglip2_cache.student.sampler import OPEN_ROW_GROUPS, Sampler, StepPlan, epoch_order
+
+
+def corpus_of(counts: list[int], *, num_texts: int = 40, seed: int = 0) -> Corpus:
+    """A corpus of images with so many captions each, texts shared; rows are not positions."""
+    draw = np.random.default_rng(seed)
+    N = len(counts)
+    texts = [np.sort(draw.choice(num_texts, count, replace=False)) for count in counts]
+    return Corpus(
+        rows_N=np.arange(N) * 3 + 7,
+        sha256_N=draw.integers(0, 256, (N, 32), np.uint8),
+        picture_N=np.arange(N),
+        is_val_N=np.zeros(N, np.bool_),
+        caption_start=starts_of(np.array(counts)),
+        caption_text_row=np.concatenate(texts).astype(np.int64),
+        caption_lang=np.zeros(sum(counts), np.int32),
+        langs=(None,),
+    )
+
+
+GOLDEN_WORDS = ["0x80abe802ac1e182e", "0x949f48c1e9eb8a36", "0x61f71b531afc6e79"]
+GOLDEN_VIEWS = [[0, 4], [3, 4], [3, 2]]
+CORPUS = corpus_of([i % 4 for i in range(50)])
+
+
+def sampler_of(corpus: Corpus = CORPUS, **settings: Any) -> Sampler:
+    return Sampler(corpus, **{"global_batch_size": 12, "num_views": 5, "seed": 3, **settings})
+
+
+def chi_square(counts: NDArray[np.int64]) -> float:
+    expected = counts.sum() / counts.size
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def assert_same(a: StepPlan, b: StepPlan) -> None:
+    for name in StepPlan.__slots__:
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+# -- draws
+
+
+def test_a_draw_depends_on_seed_epoch_row_and_purpose_and_on_nothing_else() -> None:
+    rows = np.arange(1000)
+    words = draw_words(1, 2, rows, "view")
+    np.testing.assert_array_equal(draw_words(1, 2, rows[[5, 900, 5]], "view"), words[[5, 900, 5]])
+    others = [
+        draw_words(2, 1, rows, "view"),
+        draw_words(1, 3, rows, "view"),
+        draw_words(1, 2, rows + 1000, "view"),
+        draw_words(1, 2, rows, "caption"),
+        words,
+    ]
+    assert len(np.unique(np.concatenate(others))) == 5000
+
+
+def test_draws_stay_what_they_were() -> None:
+    # A checkpoint that resumes with a later version must meet the same views and captions.
+    rows = np.array([0, 1, 10**12])
+    assert [hex(word) for word in draw_words(0, 0, rows, "caption")] == GOLDEN_WORDS
+    assert draw_views(7, 1, rows, num_views=5, num_drawn=2).tolist() == GOLDEN_VIEWS
+
+
+def test_every_caption_is_drawn_as_often_whatever_its_row() -> None:
+    N, count = 20_000, 5
+    drawn = draw_captions(0, 0, np.arange(N), np.full(N, count))
+    assert chi_square(np.bincount(drawn, minlength=count)) < 23.5  # 4 degrees: p = 1e-4
+    again = draw_captions(0, 1, np.arange(N), np.full(N, count))
+    pairs = np.bincount(drawn * count + again, minlength=count**2)
+    assert chi_square(pairs) < 59  # 24 degrees: p = 1e-4
+    one_row = np.array([draw_captions(0, e, np.array([3]), np.array([4]))[0] for e in range(4000)])
+    assert chi_square(np.bincount(one_row, minlength=4)) < 21.2  # 3 degrees: p = 1e-4
+
+
+def test_a_row_without_captions_draws_none() -> None:
+    drawn = draw_captions(0, 0, np.arange(4), np.array([0, 1, 0, 2]))
+    assert drawn.tolist()[:3] == [-1, 0, -1]
+    assert drawn[3] in (0, 1)
+
+
+def test_views_of_a_step_differ_and_every_pair_is_as_likely() -> None:
+    N, K = 20_000, 4
+    views = draw_views(0, 0, np.arange(N), num_views=K, num_drawn=2)
+    assert (views[:, 0] != views[:, 1]).all()
+    pairs = np.bincount(views[:, 0] * K + views[:, 1], minlength=K * K)
+    assert chi_square(pairs[pairs > 0]) < 36  # 11 degrees: p = 1e-4
+    assert np.count_nonzero(pairs) == K * (K - 1)
+    all_of_them = draw_views(0, 0, np.arange(9), num_views=K, num_drawn=K)
+    assert (np.sort(all_of_them, axis=1) == np.arange(K)).all()
+
+
+# -- batches
+
+
+def test_an_epoch_shows_each_image_once_and_drops_the_last_short_batch() -> None:
+    sampler = sampler_of()
+    assert sampler.steps_per_epoch == 4
+    for epoch in (0, 1):
+        steps = [sampler.plan(4 * epoch + i) for i in range(4)]
+        assert {plan.epoch for plan in steps} == {epoch}
+        assert len(np.unique(np.concatenate([plan.positions_N for plan in steps]))) == 48
+    assert sampler.plan(0).positions_N.tolist() != sampler.plan(4).positions_N.tolist()
+
+
+def test_a_caption_of_a_batch_is_one_of_its_image_and_all_are_seen_in_time() -> None:
+    sampler = sampler_of()
+    seen: dict[int, set[int]] = {i: set() for i in range(50)}
+    for step in range(160):
+        plan = sampler.plan(step)
+        for position, text in zip(
+            plan.positions_N.tolist(), plan.text_rows_N.tolist(), strict=True
+        ):
+            seen[position].add(text)
+    for i in range(50):
+        own = CORPUS.caption_text_row[CORPUS.caption_start[i] : CORPUS.caption_start[i + 1]]
+        assert seen[i] == (set(own.tolist()) or {-1})
+
+
+def test_views_of_an_image_stand_together_and_share_its_caption() -> None:
+    plan = sampler_of(views_per_step=3).plan(2)
+    ids = plan.positions_N.reshape(4, 3)
+    assert (ids == ids[:, :1]).all()
+    assert len(np.unique(ids)) == 4
+    assert all(len(set(views)) == 3 for views in plan.views_N.reshape(4, 3).tolist())
+    captions = plan.caption_N.reshape(4, 3)
+    assert (captions == captions[:, :1]).all()
+
+
+def test_each_text_stands_once_in_order_of_appearance() -> None:
+    for step in range(8):
+        plan = sampler_of().plan(step)
+        drawn = [text for text in plan.text_rows_N.tolist() if text >= 0]
+        assert plan.global_text_rows_M.tolist() == list(dict.fromkeys(drawn))
+        has = plan.caption_N >= 0
+        assert (has == (plan.text_rows_N >= 0)).all()
+        assert plan.global_text_rows_M[plan.caption_N[has]].tolist() == drawn
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 12])
+def test_a_rank_owns_the_texts_that_its_images_show_first(world_size: int) -> None:
+    whole = sampler_of().plan(1)
+    before: set[int] = set()
+    shown: list[int] = []
+    for rank in range(world_size):
+        sampler = sampler_of(rank=rank, world_size=world_size)
+        plan = sampler.plan(1)
+        np.testing.assert_array_equal(plan.positions_N, whole.positions_N)
+        shown += plan.positions_N[sampler.rank_slice].tolist()
+        texts = [t for t in plan.text_rows_N[sampler.rank_slice].tolist() if t >= 0]
+        first, last = plan.text_bounds[rank : rank + 2]
+        own = plan.global_text_rows_M[first:last].tolist()
+        assert own == [t for t in dict.fromkeys(texts) if t not in before]
+        before |= set(texts)
+    assert shown == whole.positions_N.tolist()
+    assert plan.text_bounds[[0, -1]].tolist() == [0, len(whole.global_text_rows_M)]
+
+
+def test_a_batch_without_any_caption_has_no_text() -> None:
+    plan = sampler_of(corpus_of([0] * 12), world_size=2).plan(0)
+    assert len(plan.global_text_rows_M) == 0
+    assert set(plan.caption_N.tolist()) == {-1}
+    assert plan.text_bounds.tolist() == [0, 0, 0]
+
+
+def test_any_step_can_be_planned_at_once() -> None:
+    through = sampler_of(views_per_step=2)
+    plans = [through.plan(step) for step in range(20)]
+    for step in (19, 3, 11, 0):
+        assert_same(sampler_of(views_per_step=2).plan(step), plans[step])
+    assert through.plan(5).step == 5
+
+
+def test_another_seed_draws_others() -> None:
+    a, b = sampler_of(seed=0).plan(0), sampler_of(seed=1).plan(0)
+    assert a.positions_N.tolist() != b.positions_N.tolist()
+
+
+# -- images in row groups
+
+GROUPS = np.array([i // 10 if i < 300 else -1 for i in range(400)])[
+    np.random.default_rng(0).permutation(400)
+]
+
+
+def open_at_a_time(order: NDArray[np.int64]) -> int:
+    """Most groups that are begun and not finished."""
+    turns = [group for group in GROUPS[order].tolist() if group >= 0]
+    ends = {group: i for i, group in enumerate(turns)}
+    begun: set[int] = set()
+    most = 0
+    for i, group in enumerate(turns):
+        begun.add(group)
+        most = max(most, len(begun))
+        begun -= {group for group in begun if ends[group] <= i}
+    return most
+
+
+def test_images_of_row_groups_come_a_few_groups_at_a_time_in_their_order() -> None:
+    order = epoch_order(400, GROUPS, 0, 0)
+    assert sorted(order.tolist()) == list(range(400))
+    for group in range(30):
+        own = order[GROUPS[order] == group]
+        assert (np.diff(own) > 0).all()
+    assert open_at_a_time(order) == OPEN_ROW_GROUPS
+    assert open_at_a_time(epoch_order(400, None, 0, 0)) > 20
+
+
+def test_groups_are_mixed_and_other_images_stand_anywhere() -> None:
+    orders = [epoch_order(400, GROUPS, 0, epoch) for epoch in range(2)]
+    turns = [[g for g in GROUPS[order].tolist() if g >= 0] for order in orders]
+    assert turns[0][:80] != turns[1][:80]
+    same_in_a_row = sum(a == b for a, b in zip(turns[0], turns[0][1:], strict=False))
+    assert same_in_a_row < 80  # one in eight by chance; 270 one group after the other
+    elsewhere = np.flatnonzero(GROUPS[orders[0]] < 0)
+    assert chi_square(np.histogram(elsewhere, 4, (0, 400))[0]) < 21.2  # 3 degrees: p = 1e-4
+
+
+# -- refusals
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"views_per_step": 6}, "views_per_step must be 1 to 5, .* got 6"),
+        ({"views_per_step": 0}, "views_per_step must be 1 to 5, .* got 0"),
+        (
+            {"world_size": 5},
+            r"global_batch_size must be a multiple of 5 \(5 processes x 1 views per step\), got 12",
+        ),
+        ({"views_per_step": 3, "world_size": 8}, "multiple of 24 .*, got 12"),
+        ({"global_batch_size": 0}, "multiple of 1 .*, got 0"),
+        ({"seed": -1}, "seed must be 0 to 9223372036854775807, got -1"),
+        (
+            {"global_batch_size": 51},
+            "a batch takes 51 images, but there are 50 to train on; .* 51 may be at most 50",
+        ),
+        (
+            {"global_batch_size": 102, "views_per_step": 2, "world_size": 3},
+            r"takes 51 images \(2 views of each image\), but there are 50 .* 102 may be at most 96",
+        ),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        sampler_of(**settings)
