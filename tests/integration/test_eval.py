@@ -192,6 +192,9 @@ def test_images_that_are_gone_or_changed_are_told_and_never_hit(
     assert "missing    2 images, which never hit; '03' for instance: " in out
     [line] = [line for line in out.splitlines() if line.startswith("missing images")]
     assert line.split() == ["missing", "images", "0", "2"]
+    found = evaluated(command, tiny_checkpoint, cache, "--split", "all", "--corpus-root", root)
+    assert found["columns"]["model"]["missing_images"] == 2
+    assert found["columns"]["model"]["image_cosine"] == pytest.approx(1, abs=1e-5)  # of the others
     everywhere = f"{corpus.parent}={tmp_path / 'nowhere'}"
     message = refused(
         command, tiny_checkpoint, cache, "--split", "all", "--corpus-root", everywhere
@@ -242,6 +245,17 @@ def test_a_naflex_student_gives_what_its_own_teacher_gave(
         assert student.logit == teacher.logit
         assert model.training == was_training
         assert all(parameter.grad is None for parameter in model.parameters())
+
+    load_trainable(checkpoint, towers="image", is_new=False).save_pretrained(tmp_path / "tower")
+    settings = (naflex_checkpoint / "preprocessor_config.json").read_text()
+    (tmp_path / "tower" / "preprocessor_config.json").write_text(settings)
+    alone = resolve_checkpoint(str(tmp_path / "tower"), allow_image_tower=True)
+    tower = load_model(alone, device="cpu", compute_dtype="float32")
+    student = student_embeddings(
+        tower, alone, cache, rows, texts,
+        device="cpu", compute_dtype="float32", batch_size=8, num_workers=0,
+    )  # fmt: skip
+    np.testing.assert_allclose(student.images_ND, teacher.images_ND, atol=2e-4)
 
 
 def test_an_image_tower_takes_its_texts_and_logits_from_outside(
