@@ -86,13 +86,14 @@ def make_model(size: Size, work: Path, recipe: Recipe) -> Path:
 def _untrained(folder: Path) -> Path:
     """Return a small model of random weights, for a cache whose targets nobody reads."""
     import torch
-    from transformers import AutoConfig, AutoModel
+
+    from ..siglip import load_trainable, resolve_checkpoint
 
     write_architecture("student", folder)
     if not (folder / "model.safetensors").exists():
         torch.manual_seed(0)
-        model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
-        model.save_pretrained(folder)
+        checkpoint = resolve_checkpoint(str(folder), has_weights=False)
+        load_trainable(checkpoint, towers="both", is_new=True).save_pretrained(folder)
     return folder
 
 

@@ -64,9 +64,9 @@ def load_trainable(checkpoint: Checkpoint, *, towers: Towers, is_new: bool) -> A
     both_class, image_class, config_class = _classes(checkpoint)
     model_class = both_class if towers == "both" else image_class
     if is_new:
-        config = config_class.from_pretrained(checkpoint.folder)
-        config = config if towers == "both" else config.vision_config
         with _quiet_transformers():
+            config = config_class.from_pretrained(checkpoint.folder)
+            config = config if towers == "both" else config.vision_config
             model = model_class._from_config(
                 config, dtype=torch.float32, attn_implementation="sdpa"
             )
