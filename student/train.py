@@ -13,7 +13,12 @@ import polars as pl
 import torch
 
 from ..errors import SettingError, TrainError
-from ..siglip import load_trainable, logit_scale_and_bias, vision_tower
+from ..siglip import (
+    checkpoint_activations,
+    load_trainable,
+    logit_scale_and_bias,
+    vision_tower,
+)
 from .bank import Bank
 from .batch import Batch
 from .config import TrainConfig, as_plain, refuse_changes, to_yaml
@@ -331,7 +336,7 @@ def make_distiller(resolved: Resolved) -> Distiller:
         bank=teachers if resolved.has_bank else None,
     )
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     if config.compile:
         vision_tower(model).compile()
         if config.towers == "both":

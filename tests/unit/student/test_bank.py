@@ -1,5 +1,6 @@
 """The teacher-text bank: what is drawn, and what never is."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -106,10 +107,7 @@ def test_steps_have_no_more_texts_in_common_than_chance_gives() -> None:
     assert max(common) < 25 + 5 * 4.7
     assert np.mean(common) == pytest.approx(25, abs=4)
     # Nor neighbours of those of the step before: at this density they are 5 away on average.
-    away = [
-        np.abs(a[:, None] - b[None]).min(axis=1).mean()
-        for a, b in zip(steps, steps[1:], strict=False)
-    ]
+    away = [np.abs(a[:, None] - b[None]).min(axis=1).mean() for a, b in itertools.pairwise(steps)]
     assert min(away) > 8
 
 
