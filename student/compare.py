@@ -37,7 +37,8 @@ NOTES = "siglip2_cache.json"
 """What a training left beside the model: how it held images out."""
 
 PROJECTION = "projection.safetensors"
-"""The map P to the teacher's space, where one was trained: a tensor map_ED."""
+"""The map P to the teacher's space, where one was trained: a tensor map_ED, in the model's folder or
+beside it, where a training leaves it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +181,8 @@ def read_projection(checkpoint: Checkpoint, teacher_dim: int) -> NDArray[np.floa
     from safetensors.numpy import load_file
 
     path = checkpoint.folder / PROJECTION
+    if not path.is_file() and (checkpoint.folder / NOTES).is_file():
+        path = checkpoint.folder.parent / PROJECTION
     if not path.is_file():
         return None
     try:
