@@ -38,10 +38,10 @@ NOISE = 5
 
 _GREY = (105.0, 160.0)  # between black and white, so that every colour stands out
 _TINT = 8.0
-_LARGE = (7.6, 8.2)  # half the width of an object, in pixels
-_SMALL = (4.6, 5.2)
+_LARGE = (7.6, 8.0)  # half the width of an object, in pixels
+_SMALL = (5.4, 5.9)
 _MARGIN = 0.5
-_JITTER = 1.3  # of a place, in pixels
+_JITTER = 1.0  # of a place, in pixels
 _SAMPLES = 4
 _STEPS = (np.arange(IMAGE_SIZE * _SAMPLES) + 0.5) / _SAMPLES  # (H * S,): centres of the samples
 
@@ -90,7 +90,7 @@ def _places(
     """Centres (x, y) of the large and the small object, which do not touch.
 
     Along the axis of the relation each lies near its end of the picture, across it both lie near
-    the middle. Wider jitter makes shapes much slower to learn than colours.
+    the middle: shapes are learned more slowly than colours, all the more the further they stray.
     """
     large, small = radii
     is_large_first = scene.relation in ("left", "above")

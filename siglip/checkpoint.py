@@ -62,25 +62,33 @@ class Checkpoint:
     stored_dtype: str
     """Dtype of most of the stored weights, one of COMPUTE_DTYPES."""
 
+    has_text: bool = True
+    """False for an image tower alone: it has no tokenizer, no text tower and no logits."""
+
 
 def resolve_checkpoint(
-    id_or_path: str, *, revision: str | None = None, has_weights: bool = True
+    id_or_path: str,
+    *,
+    revision: str | None = None,
+    has_weights: bool = True,
+    allow_image_tower: bool = False,
 ) -> Checkpoint:
     """Return the checkpoint of a local folder, or of a hub id after fetching what is missing.
 
     Reads settings and the header of the weights, imports no torch. Without network a hub id is
     looked up in the local hub cache. Where ``has_weights`` is False only settings are needed, for a
-    model that begins from random weights; its stored_dtype is float32.
+    model that begins from random weights; its stored_dtype is float32. Where ``allow_image_tower`` is
+    True an image tower alone will do, as a training of no other leaves it.
 
     Raises:
         CheckpointError: nothing there, damaged, or a kind of checkpoint that is not supported.
     """
     folder, commit = _find_folder(id_or_path, revision)
-    towers = read_towers(folder)
+    towers = read_towers(folder, allow_image_tower=allow_image_tower)
     text, vision = towers.text, towers.vision
     image = read_image_settings(folder, towers)
     embed_dim, text_dim = vision["hidden_size"], text["projection_size"]
-    if embed_dim != text_dim:
+    if towers.has_text and embed_dim != text_dim:
         raise CheckpointError(
             f"{folder} has image embeddings of width {embed_dim} and text embeddings of width "
             f"{text_dim}; both must have one width (vision hidden_size = text projection_size)"
@@ -93,12 +101,13 @@ def resolve_checkpoint(
         model_type=towers.model_type,
         embed_dim=embed_dim,
         image=image.recipe,
-        max_text_tokens=text["max_position_embeddings"],
-        vocab_size=text["vocab_size"],
+        max_text_tokens=text["max_position_embeddings"] if towers.has_text else 0,
+        vocab_size=text["vocab_size"] if towers.has_text else 0,
         rescale_factor=image.rescale_factor,
         image_mean=image.mean,
         image_std=image.std,
         stored_dtype=stored_dtype_of(folder) if has_weights else "float32",
+        has_text=towers.has_text,
     )
 
 

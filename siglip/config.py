@@ -42,6 +42,13 @@ VISION_DEFAULTS: dict[ModelType, dict[str, Any]] = {
 }
 
 
+_IMAGE_TOWERS: dict[Any, ModelType] = {
+    "siglip_vision_model": "siglip",
+    "siglip2_vision_model": "siglip2",
+}
+"""What a config.json of an image tower alone says, and the kind of model it is the tower of."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TowerSettings:
     """The settings in config.json that decide an embedding."""
@@ -55,9 +62,12 @@ class TowerSettings:
     vision: dict[str, Any]
     """All fields of VISION_DEFAULTS for this model_type."""
 
+    has_text: bool = True
+    """False for an image tower alone, whose text settings mean nothing."""
 
-def read_towers(folder: Path) -> TowerSettings:
-    """Return the settings of both towers.
+
+def read_towers(folder: Path, *, allow_image_tower: bool = False) -> TowerSettings:
+    """Return the settings of both towers, or where that is allowed of an image tower alone.
 
     Raises:
         CheckpointError: no config.json, not a SigLIP's, or of a kind that we would not reproduce.
@@ -65,6 +75,9 @@ def read_towers(folder: Path) -> TowerSettings:
     path = folder / "config.json"
     config = read_json(path)
     model_type = config.get("model_type")
+    has_text = not (allow_image_tower and model_type in _IMAGE_TOWERS)
+    if not has_text:
+        model_type, config = _IMAGE_TOWERS[model_type], {"vision_config": config}
     if model_type not in ("siglip", "siglip2"):
         raise CheckpointError(
             f"{folder} has model_type {model_type!r}; what is supported is 'siglip' and, for NaFlex, "
@@ -98,7 +111,7 @@ def read_towers(folder: Path) -> TowerSettings:
             f"{path} has vision_config.num_patches {num_patches}, which is no square: its position "
             "embeddings are a square grid"
         )
-    return TowerSettings(model_type=model_type, text=text, vision=vision)
+    return TowerSettings(model_type=model_type, text=text, vision=vision, has_text=has_text)
 
 
 def with_defaults(found: Any, defaults: dict[str, Any]) -> dict[str, Any]:

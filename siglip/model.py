@@ -22,10 +22,9 @@ Towers = Literal["both", "image"]
 """Which towers of a student are trained."""
 
 
-def load_model(
-    checkpoint: Checkpoint, *, device: str, compute_dtype: str
-) -> "SiglipModel | Siglip2Model":
-    """Return the model in eval mode on the device, attention by SDPA, no gradients.
+def load_model(checkpoint: Checkpoint, *, device: str, compute_dtype: str) -> Any:
+    """Return the model in eval mode on the device, attention by SDPA, no gradients: a SiglipModel or
+    Siglip2Model, or where the checkpoint is an image tower alone the vision model of either.
 
     Parameters stay as they are stored (a bfloat16 SO400M takes 2.3 GB, in float32 it would take
     4.5), except that float32 computes on float32 parameters and the two half dtypes do not mix.
@@ -37,10 +36,11 @@ def load_model(
 
     is_kept = checkpoint.stored_dtype == "float32" and compute_dtype != "float32"
     dtype = torch.float32 if is_kept else getattr(torch, compute_dtype)
-    model = _load(checkpoint, _classes(checkpoint)[0], dtype)
+    both_class, image_class, _ = _classes(checkpoint)
+    model = _load(checkpoint, both_class if checkpoint.has_text else image_class, dtype)
     model = model.to(device).eval().requires_grad_(False)
     if checkpoint.model_type == "siglip2":
-        embeddings = model.vision_model.embeddings
+        embeddings = vision_tower(model).embeddings
         resize = embeddings.resize_positional_embeddings
         embeddings.resize_positional_embeddings = KeptPositions(resize)
     return model
@@ -64,9 +64,9 @@ def load_trainable(checkpoint: Checkpoint, *, towers: Towers, is_new: bool) -> A
     both_class, image_class, config_class = _classes(checkpoint)
     model_class = both_class if towers == "both" else image_class
     if is_new:
-        config = config_class.from_pretrained(checkpoint.folder)
-        config = config if towers == "both" else config.vision_config
         with _quiet_transformers():
+            config = config_class.from_pretrained(checkpoint.folder)
+            config = config if towers == "both" else config.vision_config
             model = model_class._from_config(
                 config, dtype=torch.float32, attn_implementation="sdpa"
             )

@@ -102,6 +102,8 @@ def render_card(card: ModelCard, *, tokenizer_class: str | None, max_text_tokens
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+# Image processor and tokenizer by themselves: AutoProcessor of transformers 5.23 takes 256 patches of
+# a NaFlex view whatever limit the files name.
 _USAGE = """\
 ## Usage
 

@@ -1,6 +1,5 @@
 """``siglip2-cache eval``: a model beside the teacher of a cache, on images that were held out."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError, SettingError, first_line
+from ..errors import SettingError
 from ..siglip import (
     Checkpoint,
     load_model,
@@ -26,19 +25,16 @@ from .evaluate import (
     Gallery,
     choose_gallery,
     evaluate,
+    gallery_lines,
+    gallery_numbers,
+    map_texts,
     student_embeddings,
     table_lines,
     teacher_embeddings,
 )
 from .gallery import SPLITS, Split
+from .notes import Notes, read_notes, read_projection
 from .split import SplitPolicy
-
-NOTES = "siglip2_cache.json"
-"""What a training left beside the model: how it held images out."""
-
-PROJECTION = "projection.safetensors"
-"""The map P to the teacher's space, where one was trained: a tensor map_ED, in the model's folder or
-beside it, where a training leaves it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,15 +110,17 @@ def compare(config: EvalConfig) -> Comparison:
     """
     cache = open_cache(config.cache, corpus_roots=config.corpus_roots)
     record = cache.teacher(config.teacher)
-    checkpoint = resolve_checkpoint(config.model)
-    policy = _split_policy(config, checkpoint)
+    checkpoint = resolve_checkpoint(config.model, allow_image_tower=True)
+    notes = read_notes(checkpoint)
+    policy = _split_policy(config, notes)
     map_ED = read_projection(checkpoint, record.embed_dim)
     corpus = read_corpus(cache, record.name, policy, allow_partial=config.allow_partial)
     gallery = choose_gallery(
         cache, corpus, split=config.split, max_images=config.samples, seed=config.seed
     )
     teacher = teacher_embeddings(cache, record.name, gallery.rows_N, gallery.text_rows_M)
-    student = _embed(config, checkpoint, cache, gallery)
+    texts_MD = _texts_for_image_tower(checkpoint, teacher, map_ED)
+    student = _embed(config, checkpoint, cache, gallery, texts_MD, notes.logit)
     columns = {
         "teacher": evaluate(teacher, teacher, gallery, seed=config.seed),
         "model": evaluate(student, teacher, gallery, map_ED=map_ED, seed=config.seed),
@@ -131,6 +129,7 @@ def compare(config: EvalConfig) -> Comparison:
     lines = [
         f"model      {student.name}: {checkpoint.given}",
         f"teacher    {record.name}, from {cache.root}",
+        *_text_lines(checkpoint, texts_MD),
         *gallery_lines(gallery, policy),
         *_fault_lines(cache, student),
         "",
@@ -139,86 +138,30 @@ def compare(config: EvalConfig) -> Comparison:
     return Comparison(found=found, lines=lines)
 
 
-def gallery_numbers(gallery: Gallery, policy: SplitPolicy) -> dict[str, Any]:
-    """Return what was evaluated, as JSON values."""
-    return {
-        "split": gallery.split,
-        "val_share": policy.val_share if policy.val_keys is None else None,
-        "val_keys": policy.val_keys,
-        "split_images": gallery.num_split_images,
-        "images": len(gallery.rows_N),
-        "captions": gallery.num_captions,
-        "captions_in_train": gallery.num_texts_in_train,
-        "prompts": len(gallery.prompt_Q),
-    }
-
-
-def gallery_lines(gallery: Gallery, policy: SplitPolicy) -> list[str]:
-    """Return what was evaluated, for people."""
-    how = (
-        f"share {policy.val_share:g}" if policy.val_keys is None else f"keys like {policy.val_keys}"
-    )
-    held_out = "" if gallery.split == "all" else f" (held out: {how})"
-    also = (
-        ""
-        if gallery.num_texts_in_train is None
-        else f", {gallery.num_texts_in_train:,} of which also stand in train"
-    )
-    return [
-        f"images     {len(gallery.rows_N):,} of {gallery.num_split_images:,} of split "
-        f"{gallery.split}{held_out}",
-        f"texts      {gallery.num_captions:,} unique captions{also}; {len(gallery.prompt_Q):,} prompts",
-    ]
-
-
-def read_projection(checkpoint: Checkpoint, teacher_dim: int) -> NDArray[np.float32] | None:
-    """Return the map to the teacher's space that a training left beside a model, (E, D), or None.
-
-    Raises:
-        CheckpointError: it is damaged, or leads elsewhere.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    path = checkpoint.folder / PROJECTION
-    if not path.is_file() and (checkpoint.folder / NOTES).is_file():
-        path = checkpoint.folder.parent / PROJECTION
-    if not path.is_file():
-        return None
-    try:
-        map_ED = load_file(path)["map_ED"].astype(np.float32)
-    except (SafetensorError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path} holds no tensor map_ED: {first_line(error)}") from error
-    if map_ED.shape != (teacher_dim, checkpoint.embed_dim):
-        raise CheckpointError(
-            f"{path} maps to width {map_ED.shape[0]} from {map_ED.shape[-1]}, but the teacher has "
-            f"{teacher_dim} and the model {checkpoint.embed_dim}; it was trained with another teacher"
-        )
-    return map_ED
-
-
-def _split_policy(config: EvalConfig, checkpoint: Checkpoint) -> SplitPolicy:
+def _split_policy(config: EvalConfig, notes: Notes) -> SplitPolicy:
     """Return what is asked for; else how the model was trained, so that val was not learned from."""
     if config.val_keys is not None:
         return SplitPolicy(val_keys=config.val_keys)
     if config.val_share is not None:
         return SplitPolicy(val_share=config.val_share)
-    path = checkpoint.folder / NOTES
-    if not path.is_file():
-        return SplitPolicy()
-    try:
-        split = json.loads(path.read_text("utf-8")).get("split", {})
-        known = {name: split[name] for name in ("val_share", "val_keys") if name in split}
-        return SplitPolicy(**known)
-    except (ValueError, AttributeError, TypeError, OSError) as error:
-        raise CheckpointError(
-            f"{path} does not say how images were held out ({first_line(error)}); say so with "
-            "--val-share or --val-keys"
-        ) from error
+    return notes.split or SplitPolicy()
+
+
+def _texts_for_image_tower(
+    checkpoint: Checkpoint, teacher: Embeddings, map_ED: NDArray[np.float32] | None
+) -> NDArray[np.float32] | None:
+    """Return the texts that an image tower alone was trained against; None where they are unknown."""
+    is_one_space = map_ED is not None or teacher.texts_MD.shape[1] == checkpoint.embed_dim
+    return map_texts(teacher, map_ED) if is_one_space and not checkpoint.has_text else None
 
 
 def _embed(
-    config: EvalConfig, checkpoint: Checkpoint, cache: Cache, gallery: Gallery
+    config: EvalConfig,
+    checkpoint: Checkpoint,
+    cache: Cache,
+    gallery: Gallery,
+    texts_MD: NDArray[np.float32] | None,
+    logit: tuple[float, float] | None,
 ) -> Embeddings:
     device = resolve_device(config.device)
     dtype = resolve_compute_dtype(checkpoint, device, config.dtype)
@@ -233,7 +176,16 @@ def _embed(
         batch_size=config.batch_size,
         num_workers=_num_workers(config),
         sha256_N=gallery.sha256_N,
+        texts_MD=texts_MD,
+        logit=logit,
     )
+
+
+def _text_lines(checkpoint: Checkpoint, texts_MD: NDArray[np.float32] | None) -> list[str]:
+    if checkpoint.has_text:
+        return []
+    whose = "none: no map leads to the teacher's" if texts_MD is None else "the teacher's"
+    return [f"           an image tower alone; its texts are {whose}"]
 
 
 def _num_workers(config: EvalConfig) -> int:

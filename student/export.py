@@ -20,7 +20,7 @@ from ..siglip.config import ModelType, read_towers
 from ..siglip.files import weight_files
 from .card import ModelCard, render_card
 from .export_folder import MARK, written_whole
-from .export_tokenizer import auto_tokenizer_agrees, write_tokenizer
+from .export_tokenizer import tokenizer_class_to_name, write_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +65,7 @@ def export_model(
         _write_model(folder, type(model), config, student.state_dict())
         _write_image_processor(folder, checkpoint)
         _write_extra(folder, extra)
-        _write_card(folder, card, checkpoint)
+        _write_card(folder, card, checkpoint, checkpoint.model_type)
 
 
 def export_image_tower(
@@ -124,7 +124,7 @@ def export_image_tower(
             _write_model(folder, model_class, config, tensors)
         _write_image_processor(folder, checkpoint)
         _write_extra(folder, extra)
-        _write_card(folder, card, teacher_text)
+        _write_card(folder, card, teacher_text, checkpoint.model_type)
 
 
 def _check_map(map_ED: "NDArray[Any] | None", E: int, D: int) -> None:
@@ -245,13 +245,12 @@ def _write_extra(folder: Path, extra: Mapping[str, Any] | None) -> None:
     _write_json(folder / MARK, {**(extra or {}), "written_by": f"siglip2-cache {__version__}"})
 
 
-def _write_card(folder: Path, card: ModelCard, text: Checkpoint | None) -> None:
-    """Write README.md, whose usage names the tokenizer's class where transformers mistakes it."""
-    tokenizer_class, max_text_tokens = None, 0
-    if text is not None:
-        agrees = auto_tokenizer_agrees(text, folder)
-        tokenizer_class = "AutoTokenizer" if agrees else "PreTrainedTokenizerFast"
-        max_text_tokens = text.max_text_tokens
+def _write_card(
+    folder: Path, card: ModelCard, text: Checkpoint | None, model_type: ModelType
+) -> None:
+    """Write README.md; ``text`` is the checkpoint of the text tower, where there is one."""
+    tokenizer_class = text and tokenizer_class_to_name(text, folder, model_type=model_type)
+    max_text_tokens = text.max_text_tokens if text else 0
     rendered = render_card(card, tokenizer_class=tokenizer_class, max_text_tokens=max_text_tokens)
     (folder / "README.md").write_text(rendered, encoding="utf-8")
 

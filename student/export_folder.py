@@ -25,14 +25,14 @@ def written_whole(out: Path, *, mark: str = MARK) -> Generator[Path]:
     ``mark`` is a file by which a folder of this kind is known.
 
     An earlier ``out`` is removed only after the new one stands under its name. A process killed
-    between the two renames leaves the earlier one as ``<name>.old``; the next call puts it back.
+    between the two renames leaves the earlier one beside it; the next call puts it back.
 
     Raises:
         SettingError: ``out`` is there and is no folder that was exported.
         DiskFullError: the disk has no room; what was written is removed, ``out`` is as it was.
     """
     out = Path(os.path.realpath(out))
-    partial, old = (out.with_name(f"{out.name}.{suffix}") for suffix in ("partial", "old"))
+    partial, old = (out.with_name(out.name + end) for end in (".partial", ".earlier.partial"))
     if old.is_dir() and not out.exists():
         old.rename(out)
     _check_replaceable(out, mark)

@@ -10,7 +10,7 @@ SigLIP 1's files are copied: SiglipTokenizer does all that its text tower was tr
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..siglip import Checkpoint, TextTokenizer
 from ..siglip.config import ModelType
@@ -82,25 +82,29 @@ def write_tokenizer(
     }
 
 
-def auto_tokenizer_agrees(checkpoint: Checkpoint, folder: Path) -> bool:
-    """Say whether the installed AutoTokenizer makes of this folder the ids that it should.
+def tokenizer_class_to_name(
+    checkpoint: Checkpoint, folder: Path, *, model_type: ModelType
+) -> Literal["AutoTokenizer", "PreTrainedTokenizerFast", "SiglipTokenizer"]:
+    """Return the class by which the installed transformers makes of the folder the ids it should.
 
-    It does but in one case: for NaFlex, transformers 5.23 takes Siglip2Tokenizer whatever the files
-    name, which cuts up words in the published tokenizer's way; another tokenizer needs its class
-    named by the caller. SigLIP 1's files are taken to be right, they may need sentencepiece.
+    That is AutoTokenizer but in one case: for NaFlex, transformers 5.23 takes Siglip2Tokenizer
+    whatever the files name, which cuts up words in the published tokenizer's way. Where that gives
+    other ids, whoever loads the tokenizer, for a pipeline too, has to name its class.
 
     Args:
         checkpoint: the one whose text tower was exported.
         folder: holds config.json and what write_tokenizer wrote.
+        model_type: of the model that was exported.
     """
     import numpy as np
     from transformers import AutoTokenizer
 
-    if read_text_settings(checkpoint.folder).is_siglip1:
-        return True
+    if read_text_settings(checkpoint.folder).is_siglip1:  # not tried: it may need sentencepiece
+        return "SiglipTokenizer" if model_type == "siglip2" else "AutoTokenizer"
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     found = tokenizer(_PROBES, padding="max_length", truncation=True)
-    return np.array_equal(found["input_ids"], TextTokenizer(checkpoint)(_PROBES))
+    is_right = np.array_equal(found["input_ids"], TextTokenizer(checkpoint)(_PROBES))
+    return "AutoTokenizer" if is_right else "PreTrainedTokenizerFast"
 
 
 def _copy_files(source: Path, target: Path) -> None:
@@ -155,4 +159,4 @@ def _padding(length: int, pad_token: str, pad_id: int) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -23,6 +23,7 @@ from .evaluate import (
 from .export import export_image_tower, export_model
 from .export_folder import MARK
 from .model import Distiller
+from .notes import PROJECTION
 from .pca import PcaMap, cosine_error
 from .plot import loss_plot
 from .progress import Progress
@@ -31,7 +32,6 @@ from .resolve import Resolved
 from .run_folder import RunFolder
 
 _EVAL_BATCH = 64
-PROJECTION_FILE = "projection.safetensors"
 
 
 def evaluate_student(
@@ -101,7 +101,7 @@ def finish(
     if map_ED is not None:
         from safetensors.numpy import save
 
-        run.write(PROJECTION_FILE, save({"map_ED": np.ascontiguousarray(map_ED)}))
+        run.write(PROJECTION, save({"map_ED": np.ascontiguousarray(map_ED)}))
     run.write("loss.png", loss_plot(run.metrics(), title=f"{resolved.checkpoint.name}, distilled"))
     _export(resolved, distiller, run, pca)
 

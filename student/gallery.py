@@ -63,11 +63,13 @@ class Gallery:
     lang_Q: tuple[str | None, ...]
     """Language of each prompt."""
 
-    has_prompts: bool
-    """Whether the cache has prompts; there are none here where they are of no image's class."""
-
     num_texts_in_train: int | None
     """Captions here that are captions of training images, too; None where split is not val."""
+
+    @property
+    def num_captioned(self) -> int:
+        """Images that have a caption."""
+        return len(np.unique(self.image_P))
 
     @property
     def num_captions(self) -> int:
@@ -133,7 +135,6 @@ def choose_gallery(
         class_Q=prompts["class"].to_numpy().astype(np.int64),
         prompt_Q=np.searchsorted(text_rows_M, prompt_rows).astype(np.int64),
         lang_Q=tuple(prompts["lang"].to_list()),
-        has_prompts=cache.table("prompts").head(1).collect().height > 0,
         num_texts_in_train=in_train,
     )
 

@@ -195,7 +195,7 @@ class HardLabels:
         """Return the loss of chunks of rows; see Labels.
 
         Raises:
-            ValueError: a mask is not bool of N x M.
+            ValueError: a mask is not of N x M.
         """
         shape = (num_rows, num_columns)
         if self.positive.shape != shape:

@@ -1,14 +1,14 @@
 """Losses that teach a student from captions and from cached teacher embeddings.
 
-docs/objectives.md says what each is for. Each divides by a count of its own batch; who has a block
-of rows of a larger batch sums with pairwise_sum and divides by the counts of the whole.
+docs/objectives.md says what each is for. Each divides by a count of its own batch. Who has a block
+of rows of a larger batch divides the plain sums by the counts of the whole: pairwise_sum with
+hard_labels or SoftLabels (of a bank too), and cosine_distillation_sum.
 
 Shape letters in this file:
     N = images, M = texts, K = texts of a bank, B = rows of either, D = the student's width,
     E = the teacher's width.
 """
 
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -49,7 +49,8 @@ def sigmoid_loss(
         text_MD: any float dtype, normalised here.
         scale: exp of the logit scale; a number or a tensor of one, which gets its gradient.
         bias: a number or a tensor of one, which gets its gradient.
-        positive_NM: bool, dense or sparse COO (then N x M is never held); None: the diagonal.
+        positive_NM: bool, dense or sparse COO (then N x M is never held), on the images' device;
+            None: the diagonal.
         ignore_NM: pairs to leave out, bool, dense or sparse COO; a positive is never left out.
         chunk_size: rows whose logits exist at once; see pairwise_sum.
 
@@ -74,8 +75,17 @@ def hard_labels(
     *,
     positive_NM: Tensor | None = None,
     ignore_NM: Tensor | None = None,
+    alike_above_cosine: float | None = None,
 ) -> HardLabels:
-    """Return the labels of sigmoid_loss, for pairwise_sum.
+    """Return the labels of sigmoid_loss, or of the bank's hard loss, for pairwise_sum.
+
+    Args:
+        image_ND: the rows; only their number and device matter.
+        text_MD: the columns; of a bank, the teacher's texts.
+        positive_NM: bool, dense or sparse COO, on the images' device; None: the diagonal.
+        ignore_NM: pairs to leave out, likewise; a positive is never left out.
+        alike_above_cosine: only for a bank: leaves out the columns whose cosine with one of the
+            row's positives is above it.
 
     Raises:
         ValueError: a mask is not bool of N x M, or there is none and N is not M.
@@ -93,7 +103,8 @@ def hard_labels(
         positive = MarkedPairs.diagonal(N, image_ND.device)
     else:
         positive = MarkedPairs.of_mask("positive_NM", positive_NM)
-    return HardLabels(positive=positive, ignore_NM=ignore_NM)
+    alike = None if alike_above_cosine is None else AlikeTexts(text_MD, alike_above_cosine)
+    return HardLabels(positive=positive, ignore_NM=ignore_NM, alike=alike)
 
 
 def cosine_distillation_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
@@ -126,9 +137,8 @@ def cosine_distillation_sum(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
             f"got {tuple(student_BD.shape)} and {tuple(teacher_BD.shape)}"
         )
     dtype = compute_dtype(student_BD, teacher_BD)
-    with torch.autocast(student_BD.device.type, enabled=False):
-        cosine_B = (unit_rows(student_BD, dtype) * unit_rows(teacher_BD.detach(), dtype)).sum(-1)
-        return (1 - cosine_B).sum()
+    cosine_B = (unit_rows(student_BD, dtype) * unit_rows(teacher_BD.detach(), dtype)).sum(-1)
+    return (1 - cosine_B).sum()
 
 
 def soft_sigmoid_distillation_loss(
@@ -281,10 +291,13 @@ def teacher_text_bank_loss(
             teacher_bias=teacher_bias,
             chunk_size=chunk_size,
         )
-    bank_labels = hard_labels(image_NE, bank_KE, positive_NM=positive_NK, ignore_NM=ignore_NK)
-    if alike_above_cosine is not None:
-        alike = AlikeTexts(bank_KE, alike_above_cosine)
-        bank_labels = replace(bank_labels, alike=alike)
+    bank_labels = hard_labels(
+        image_NE,
+        bank_KE,
+        positive_NM=positive_NK,
+        ignore_NM=ignore_NK,
+        alike_above_cosine=alike_above_cosine,
+    )
     sums = pairwise_sum(
         image_NE, bank_KE, bank_labels, scale=scale, bias=bias, chunk_size=chunk_size
     )

@@ -107,11 +107,22 @@ class Distiller(nn.Module):
     def head(self) -> list[Tensor]:
         """Return the parameters that the loss meets directly, not through an embedding."""
         found = [*self.scale_and_bias]
-        if self.projection is not None:
-            found.append(self.projection.weight)
+        found += self.maps()
         if hasattr(self, "bank_scale"):
             found += [self.bank_scale, self.bank_bias]
         return found
+
+    def maps(self) -> list[Tensor]:
+        """Return the parameters of the learned map, if there is one."""
+        return [] if self.projection is None else [self.projection.weight]
+
+    def map_images(self, rows_ND: Tensor) -> Tensor:
+        """Return image rows in the teacher's width, (N, E); as they are where there is no map."""
+        return rows_ND if self.projection is None else self.projection(rows_ND)
+
+    def map_texts(self, rows_MD: Tensor) -> Tensor:
+        """Return text rows in the teacher's width: by the same map, so that x.y learns, too."""
+        return self.map_images(rows_MD)
 
     def embed(self, piece: Piece) -> Embedded:
         """Return unit rows in float32, or float64 for a model in float64; gradients flow."""

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from .gallery import Gallery
+from .split import SplitPolicy
+
 _NA = "n/a"
 _WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 _NEARNESS = (
@@ -41,6 +44,39 @@ def table_lines(columns: Mapping[str, _Column]) -> list[str]:
     if all(column["zero_shot"] is None for column in columns.values()):
         lines.append(f"zero-shot needs prompts of the images' classes: {PROMPTS_COMMAND}")
     return lines
+
+
+def gallery_numbers(gallery: Gallery, policy: SplitPolicy) -> dict[str, Any]:
+    """Return what was evaluated, as JSON values."""
+    return {
+        "split": gallery.split,
+        "val_share": policy.val_share if policy.val_keys is None else None,
+        "val_keys": policy.val_keys,
+        "split_images": gallery.num_split_images,
+        "images": len(gallery.rows_N),
+        "captioned_images": gallery.num_captioned,
+        "captions": gallery.num_captions,
+        "captions_in_train": gallery.num_texts_in_train,
+        "prompts": len(gallery.prompt_Q),
+    }
+
+
+def gallery_lines(gallery: Gallery, policy: SplitPolicy) -> list[str]:
+    """Return what was evaluated, for people."""
+    how = (
+        f"share {policy.val_share:g}" if policy.val_keys is None else f"keys like {policy.val_keys}"
+    )
+    held_out = "" if gallery.split == "all" else f" (held out: {how})"
+    also = (
+        ""
+        if gallery.num_texts_in_train is None
+        else f", {gallery.num_texts_in_train:,} of which also stand in train"
+    )
+    return [
+        f"images     {len(gallery.rows_N):,} of {gallery.num_split_images:,} of split "
+        f"{gallery.split}{held_out}; {gallery.num_captioned:,} have a caption",
+        f"texts      {gallery.num_captions:,} unique captions{also}; {len(gallery.prompt_Q):,} prompts",
+    ]
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -64,8 +64,7 @@ class Optimizer:
         self, distiller: Distiller, *, lr: float, projection_lr: float, weight_decay: float
     ) -> None:
         self._names = {id(p): name for name, p in distiller.named_parameters()}
-        projection = distiller.projection
-        maps = [] if projection is None else [projection.weight]
+        maps = distiller.maps()
         in_head = {id(p) for p in distiller.head()}
         is_map = {id(p) for p in maps}
         matrices = [p for p in distiller.parameters() if p.ndim > 1 and id(p) not in in_head]

@@ -269,8 +269,8 @@ class _BatchLoss:
         has_bank = self._knowledge.bank is not None
         return Rows(
             image_ND=image_ND,
-            mapped_image_NE=self._mapped(image_ND),
-            mapped_text_E=self._mapped(text_MD[own]) if distiller.has_text else None,
+            mapped_image_NE=distiller.map_images(image_ND),
+            mapped_text_E=distiller.map_texts(text_MD[own]) if distiller.has_text else None,
             teacher_image_NE=teacher_image_NE,
             target_image_NE=self._targets(teacher_image_NE),
             target_text_E=self._targets(teacher_text_ME[own]) if distiller.has_text else None,
@@ -292,11 +292,6 @@ class _BatchLoss:
         """Return rows of the teacher on the device, in the student's dtype."""
         dtype = self._distiller.scale_and_bias[0].dtype
         return rows.to(self._distiller.device, non_blocking=True).to(dtype)
-
-    def _mapped(self, rows: Tensor) -> Tensor:
-        """Return rows of the student through the learned map."""
-        projection = self._distiller.projection
-        return rows if projection is None else projection(rows)
 
     def _targets(self, rows: Tensor) -> Tensor:
         """Return rows of the teacher through the fixed map."""

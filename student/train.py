@@ -65,10 +65,20 @@ class TrainSummary:
     """Images left out as they were drawn: unreadable, or other bytes than the teacher saw."""
 
 
-def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainSummary:
+def train(
+    config: TrainConfig,
+    *,
+    progress: Progress | None = None,
+    training: "type[Training] | None" = None,
+) -> TrainSummary:
     """Train, evaluate and export; with the same settings again, go on or do nothing.
 
     Under torchrun or accelerate every process calls it; the first writes.
+
+    Args:
+        config: the settings.
+        progress: what tells a person; None: plain lines on stderr.
+        training: for experiments, a kind of Training that does a part of it otherwise.
 
     Raises:
         CacheError: what the user can mend, in one line; the last checkpoint stays.
@@ -86,14 +96,14 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainSumm
                 run = RunFolder(config.out.absolute())
                 stack.callback(run.close)
             resolved = resolve(config, ranks, device)
-            return _Training(resolved, ranks, run, progress).run()
+            return (training or Training)(resolved, ranks, run, progress).run()
     finally:
         progress.stop()
         leave_ranks()
 
 
-class _Training:
-    """One process's part of a training."""
+class Training:
+    """One process's part of a training. Experiments override make_distiller and batches."""
 
     def __init__(
         self, resolved: Resolved, ranks: Ranks, run: RunFolder | None, progress: Progress
@@ -116,7 +126,7 @@ class _Training:
         self._pca = fit_map(resolved) if resolved.projection == "pca" else None
         if self._pca is not None:
             self._say_pca(self._pca)
-        self._distiller = make_distiller(resolved)
+        self._distiller = self.make_distiller(resolved)
         self._schedule = make_schedule(
             resolved.steps,
             self._config.warmup_steps,
@@ -139,7 +149,16 @@ class _Training:
         self._bank = _make_bank(resolved) if resolved.has_bank else None
         self._num_skipped = 0
 
+    def make_distiller(self, resolved: Resolved) -> Distiller:
+        """Return what is trained, on its device."""
+        return make_distiller(resolved)
+
+    def batches(self, loader: Loader, done: int) -> Iterator[Batch]:
+        """Yield the batches of the steps to come."""
+        return loader.batches(done, self._resolved.steps)
+
     def run(self) -> TrainSummary:
+        """Make the steps that are left, evaluate and export."""
         from .finish import evaluate_student, finish
 
         done = self._resume()
@@ -194,7 +213,7 @@ class _Training:
         self._progress.start(done, resolved.steps)
         self._distiller.train()
         with self._make_loader() as loader, _signals() as stop:
-            for batch in loader.batches(done, resolved.steps):
+            for batch in self.batches(loader, done):
                 step = batch.step + 1
                 started = time.monotonic()
                 metrics = self._step(step, batch)
@@ -323,7 +342,7 @@ class _Training:
             self._progress.say(line)
 
 
-def make_distiller(resolved: Resolved) -> Distiller:
+def make_distiller(resolved: Resolved, kind: type[Distiller] = Distiller) -> Distiller:
     """Return what is trained, on its device: the student with its map, scales and biases.
 
     Random weights depend on the seed alone.
@@ -334,7 +353,7 @@ def make_distiller(resolved: Resolved) -> Distiller:
     teachers = (math.log(resolved.teacher_scale), resolved.teacher_bias)
     takes_teachers = config.from_scratch or config.towers == "image"
     scale, bias = teachers if takes_teachers else logit_scale_and_bias(checkpoint)
-    distiller = Distiller(
+    distiller = kind(
         model,
         checkpoint,
         towers=config.towers,

@@ -1,5 +1,7 @@
 """The small architectures: their files, sizes and tokenizer."""
 
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,15 @@ def test_the_files_are_the_same_each_time_and_the_tokenizer_is_shared(tmp_path: 
     teacher, student = tree_of(tmp_path / "teacher"), tree_of(tmp_path / "student")
     assert teacher == tree_of(tmp_path / "again")
     assert {name for name in teacher if teacher[name] != student[name]} == {"config.json"}
+
+
+def test_the_command_writes_the_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "siglip2_cache.demo.architecture", "student"]
+    done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"wrote {tmp_path}/out: no weights in it\n"
+    write_architecture("student", tmp_path / "same")
+    assert tree_of(tmp_path / "out") == tree_of(tmp_path / "same")
 
 
 def test_no_word_of_a_caption_is_unknown_and_none_is_cut(tokenizer: TextTokenizer) -> None:

@@ -146,6 +146,13 @@ def test_no_caption_is_vague_where_none_is_asked_for(tmp_path: Path) -> None:
         assert {each and layout_of({"scene": each}) for each in read} == {layout_of(line)}
 
 
+def test_twenty_vague_captions_can_be_had(tmp_path: Path) -> None:
+    config = CorpusConfig(num_images=60, vague_rate=1, captions_per_image=20)
+    summary = write_corpus(config, tmp_path / "vague")
+    assert summary.num_captions == 60 * 20
+    assert summary.num_texts < summary.num_captions  # they fit other layouts too
+
+
 def test_captions_of_all_kinds_occur_about_as_often_as_said(clean: Path) -> None:
     texts = [c["text"] for line in lines_of(clean) for c in line["captions"] if c["lang"] == "en"]
     is_full = [len(re.findall("|".join(RGB), text)) == 2 and " and " not in text for text in texts]
@@ -353,7 +360,7 @@ def test_a_picture_shows_what_its_scene_says(clean: Path) -> None:
         assert along * sign > 8
         assert abs(across) < along * sign
         if large.split()[1] == small.split()[1]:
-            assert l_area > 1.8 * s_area
+            assert l_area > 1.5 * s_area
 
 
 def test_flat_colours_are_noisy(clean: Path) -> None:
@@ -409,7 +416,7 @@ def test_equal_settings_give_the_bytes_they_gave_before(tmp_path: Path) -> None:
     for name in sorted(tree):
         digest.update(name.encode() + b"\0" + hashlib.sha256(tree[name]).digest())
     # Changes only with what is drawn or said; then every model trained on it is to be trained anew.
-    assert digest.hexdigest() == "4470cfaf527a0f1cd02d1a852c46418aeddb3a739ec960619908990b9f9ec528"
+    assert digest.hexdigest() == "ddf34d12ec3b66409e2311398dfe7b2ff23b14981909c1b5b5bd573d0eff7878"
 
 
 def test_another_seed_gives_other_scenes(clean: Path, tmp_path: Path) -> None:

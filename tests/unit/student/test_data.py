@@ -36,6 +36,7 @@ from siglip2_cache.siglip import (
     with_max_num_patches,
 )
 from siglip2_cache.store.cache import Cache
+from siglip2_cache.store.views import ViewBox, pixel_box
 from siglip2_cache.student import lookup
 from siglip2_cache.student.corpus import Corpus, SplitPolicy, read_corpus
 from siglip2_cache.student.data import Batch, Loader, LoaderConfig
@@ -43,6 +44,9 @@ from siglip2_cache.student.lookup import ImageLookup
 from siglip2_cache.student.sampler import Sampler
 
 NUM_VIEWS = 4
+NUM_LEFT_OUT = 4
+"""Rows that are not trained on, the first: a row is not a position."""
+
 TOLERANCE = 2e-3  # float16
 
 
@@ -63,15 +67,16 @@ def made(folder: Path, cache: Path, checkpoint: Path, teacher: Any = None, **set
     config = config_of(folder, cache, checkpoint, num_views=NUM_VIEWS, shard_rows=16, **settings)
     build(config, progress=SilentProgress(), make_teacher=lambda *_: teacher)
     opened = open_cache(cache)
-    return Made(opened, read_corpus(opened, None, SplitPolicy(val_share=0)), folder)
+    whole = read_corpus(opened, None, SplitPolicy(val_share=0))
+    return Made(opened, whole.select(whole.rows_N >= NUM_LEFT_OUT), folder)
 
 
 def write_corpus(folder: Path) -> Path:
-    """26 images of several shapes, two captions each but for every fifth; neighbours share one."""
-    write_folder_corpus(folder, 26, captions=2)
-    for i in range(26):  # large enough that no two views have the same pixels
+    """30 images of several shapes, two captions each but for every fifth; neighbours share one."""
+    write_folder_corpus(folder, 30, captions=2)
+    for i in range(30):  # large enough that no two views have the same pixels
         draw_image(i, (96, 64) if i % 5 else (40, 100)).save(folder / f"img{i:03d}.png")
-    for i in range(0, 26, 5):
+    for i in range(0, 30, 5):
         (folder / f"img{i:03d}.txt").unlink()
     return folder
 
@@ -96,6 +101,7 @@ def loader_of(
     checkpoint: Path | Checkpoint,
     *,
     towers: Any = "both",
+    device: str = "cpu",
     config: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Loader:
@@ -110,6 +116,7 @@ def loader_of(
         checkpoint if isinstance(checkpoint, Checkpoint) else resolve_checkpoint(str(checkpoint)),
         config=LoaderConfig(**{"num_workers": 0, **(config or {})}),
         towers=towers,
+        device=device,
     )
 
 
@@ -118,6 +125,18 @@ def batches_of(
 ) -> list[Batch]:
     with loader_of(of, checkpoint, **settings) as loader:
         return list(loader.batches(first, end))
+
+
+def rows_of(of: Made, batch: Batch) -> list[int]:
+    return of.corpus.rows_N[batch.positions_N].tolist()
+
+
+def assert_own_captions(of: Made, batch: Batch) -> None:
+    """Every image has one of its captions, or none where it has none."""
+    captions = of.cache.captions().collect()
+    for row, column in zip(rows_of(of, batch), batch.caption_N.tolist(), strict=True):
+        own = captions.filter(row=row)["text_row"].to_list()
+        assert (int(batch.text_rows_M[column]) in own) if column >= 0 else own == []
 
 
 def assert_same(a: Batch, b: Batch) -> None:
@@ -147,9 +166,9 @@ def test_every_view_has_the_target_of_just_its_pixels(
     batches = batches_of(small, tiny_checkpoint, 0, 12, views_per_step=views_per_step)
     for batch in batches:
         assert rows_that_meet(batch, batch.pixels_N).all()
-        # The test sees what it is meant to see: mirrored, or another view's, they do not meet.
+        # The test sees what it is meant to see: mirrored, or another image's, they do not meet.
         assert not rows_that_meet(batch, batch.pixels_N.flip(2)).any()
-        assert not rows_that_meet(batch, batch.pixels_N.roll(1, 0)).any()
+        assert not rows_that_meet(batch, batch.pixels_N.roll(views_per_step, 0)).any()
     seen = {(p, v) for b in batches for p, v in zip(b.positions_N, b.views_N, strict=True)}
     flips = small.cache.table("views").select("flip").collect()["flip"]
     assert 0 < flips.sum() < len(flips)
@@ -159,28 +178,30 @@ def test_every_view_has_the_target_of_just_its_pixels(
 def test_flips_or_crops_that_are_mixed_up_do_not_meet_their_targets(
     small: Made, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = lookup.ViewBox
-    views = small.cache.table("views").collect()
-    flipped = set(views.filter("flip").select("row", "view").iter_rows())
+    columns = ("row", "view", "top", "left", "height", "width", "flip")
+    views = small.cache.table("views").select(columns).collect()
+    boxes = {(row, view): ViewBox(*box) for row, view, *box in views.iter_rows()}
 
-    def unmirrored(*box: float, flip: bool) -> Any:
-        return real(*box)
+    def not_mirrored(top: float, left: float, height: float, width: float, *, flip: bool) -> Any:
+        return ViewBox(top, left, height, width)
 
-    monkeypatch.setattr(lookup, "ViewBox", unmirrored)
-    num_flipped = 0
-    for batch in batches_of(small, tiny_checkpoint, 0, 4):
-        rows = small.corpus.rows_N[batch.positions_N]
-        is_flipped = [pair in flipped for pair in zip(rows.tolist(), batch.views_N, strict=True)]
-        assert rows_that_meet(batch, batch.pixels_N).tolist() == [not each for each in is_flipped]
-        num_flipped += sum(is_flipped)
-    assert num_flipped
+    def turned(top: float, left: float, height: float, width: float, *, flip: bool) -> Any:
+        return ViewBox(left, top, width, height, flip)
 
-    def shifted(top: float, left: float, height: float, width: float, *, flip: bool) -> Any:
-        return real(left, top, width, height, flip)
-
-    monkeypatch.setattr(lookup, "ViewBox", shifted)
-    for batch in batches_of(small, tiny_checkpoint, 0, 4):
-        assert rows_that_meet(batch, batch.pixels_N).tolist() == (batch.views_N == 0).tolist()
+    for wrong in (not_mirrored, turned):
+        monkeypatch.setattr(lookup, "ViewBox", wrong)
+        num_wrong = 0
+        for batch in batches_of(small, tiny_checkpoint, 0, 4):
+            is_right: list[bool] = []
+            for row, view in zip(rows_of(small, batch), batch.views_N, strict=True):
+                size = (96, 64) if row % 5 else (40, 100)
+                box = boxes[row, int(view)]
+                used = wrong(box.top, box.left, box.height, box.width, flip=box.flip)
+                same_crop = pixel_box(used, *size) == pixel_box(box, *size)
+                is_right.append(same_crop and used.flip == box.flip)
+            assert rows_that_meet(batch, batch.pixels_N).tolist() == is_right
+            num_wrong += is_right.count(False)
+        assert num_wrong > 10
 
 
 def test_pixels_are_made_as_the_students_own_processor_makes_them(
@@ -191,7 +212,7 @@ def test_pixels_are_made_as_the_students_own_processor_makes_them(
     whole = np.flatnonzero(batch.views_N == 0)
     assert len(whole) == 3
     for i in whole:
-        image = Image.open(small.folder / f"img{batch.positions_N[i]:03d}.png").convert("RGB")
+        image = Image.open(small.folder / f"img{rows_of(small, batch)[i]:03d}.png").convert("RGB")
         expected = image.resize(recipe.size[::-1], recipe.resample)
         np.testing.assert_array_equal(batch.pixels_N[i].numpy(), np.asarray(expected))
 
@@ -212,6 +233,17 @@ def test_a_naflex_student_gets_patches_that_keep_the_aspect_of_the_crop(
     assert len(grids) > 4
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_for_a_gpu_are_pinned(small: Made, tiny_checkpoint: Path) -> None:
+    with loader_of(small, tiny_checkpoint, device="cuda") as loader:
+        batch = next(loader.batches())
+    for name in ("pixels_N", "ids_ML", "teacher_image_NE", "teacher_text_ME"):
+        assert getattr(batch, name).is_pinned(), name
+    (same,) = batches_of(small, tiny_checkpoint, 0, 1)
+    assert_same(batch, same)
+
+
 # -- texts
 
 
@@ -224,9 +256,7 @@ def test_texts_have_their_targets_and_their_ids(small: Made, tiny_checkpoint: Pa
         np.testing.assert_allclose(batch.teacher_text_ME.numpy(), expected, atol=TOLERANCE)
         assert batch.ids_ML is not None
         np.testing.assert_array_equal(batch.ids_ML.numpy(), tokenizer(named))
-        for position, column in zip(batch.positions_N, batch.caption_N, strict=True):
-            own = small.corpus.select(np.arange(26) == position).caption_text_row
-            assert (batch.text_rows_M[column] in own) if column >= 0 else len(own) == 0
+        assert_own_captions(small, batch)
 
 
 def test_a_training_of_images_alone_gets_no_token_ids(small: Made, tiny_checkpoint: Path) -> None:
@@ -283,21 +313,21 @@ def skipped_of(batches: list[Batch]) -> dict[str, str]:
 def test_changed_and_lost_files_are_left_out_by_name(
     moved: Made, tiny_checkpoint: Path, num_workers: int
 ) -> None:
-    draw_image(99).save(moved.folder / "img003.png")
-    (moved.folder / "img004.png").unlink()
-    (moved.folder / "img007.png").write_bytes(b"no picture")
+    draw_image(99).save(moved.folder / "img013.png")
+    (moved.folder / "img014.png").unlink()
+    (moved.folder / "img017.png").write_bytes(b"no picture")
     config = {"num_workers": num_workers}
     batches = batches_of(moved, tiny_checkpoint, 0, 8, views_per_step=2, config=config)
     skipped = skipped_of(batches)
-    assert set(skipped) == {"img003", "img004", "img007"}
-    assert skipped["img003"].startswith("its bytes are not those the teacher saw; ")
-    assert skipped["img004"] == "no such file"
-    left_out = {3, 4, 7}
+    assert set(skipped) == {"img013", "img014", "img017"}
+    assert skipped["img013"].startswith("its bytes are not those the teacher saw; ")
+    assert skipped["img014"] == "no such file"
+    left_out = {13, 14, 17}
     for batch in batches:
         assert len(batch.positions_N) == 12 - 2 * len(batch.skipped) == len(batch.pixels_N)
-        assert not left_out & set(batch.positions_N.tolist())
+        assert not left_out & set(rows_of(moved, batch))
         assert rows_that_meet(batch, batch.pixels_N).all()
-        assert len(batch.caption_N) == len(batch.views_N) == len(batch.positions_N)
+        assert_own_captions(moved, batch)
     whole = batches_of(replace(moved, cache=open_cache(moved.cache.root)), tiny_checkpoint, 0, 4)
     assert not skipped_of(whole)
 
@@ -306,8 +336,8 @@ def test_texts_of_images_left_out_stay_for_the_other_ranks(
     moved: Made, tiny_checkpoint: Path
 ) -> None:
     (whole,) = batches_of(moved, tiny_checkpoint, 0, 1)
-    position = int(whole.positions_N[whole.caption_N >= 0][0])
-    (moved.folder / f"img{position:03d}.png").unlink()
+    row = moved.corpus.rows_N[whole.positions_N[whole.caption_N >= 0][0]]
+    (moved.folder / f"img{row:03d}.png").unlink()
     (batch,) = batches_of(moved, tiny_checkpoint, 0, 1)
     assert len(batch.skipped) == 1
     np.testing.assert_array_equal(batch.text_rows_M, whole.text_rows_M)
@@ -315,7 +345,7 @@ def test_texts_of_images_left_out_stay_for_the_other_ranks(
 
 
 def test_pixels_are_checked_as_often_as_was_said(moved: Made, tiny_checkpoint: Path) -> None:
-    draw_image(99).save(moved.folder / "img003.png")
+    draw_image(99).save(moved.folder / "img013.png")
     per_epoch = 2  # of 26 images, 13 a step
     found = {
         check: [
@@ -351,11 +381,11 @@ def test_a_catalog_without_an_image_is_damaged(small: Made) -> None:
 def test_each_row_group_is_decoded_once_an_epoch(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_folder_corpus(tmp_path / "drawn", 48, captions=0)
+    folder = write_folder_corpus(tmp_path / "drawn", 52, captions=0)
     images = [path.read_bytes() for path in sorted(folder.glob("*.png"))]
     (tmp_path / "corpus").mkdir()
     for i in range(2):
-        part = pa.table({"image": images[24 * i : 24 * i + 24], "caption": ["c"] * 24})
+        part = pa.table({"image": images[26 * i : 26 * i + 26], "caption": ["c"] * 26})
         pq.write_table(part, tmp_path / f"corpus/{i}.parquet", row_group_size=2)
     of = made(tmp_path / "corpus", tmp_path / "cache", tiny_checkpoint)
     started: list[int] = []

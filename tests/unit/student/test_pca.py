@@ -63,6 +63,8 @@ def test_the_kept_energy_is_the_share_of_squared_length_a_modality() -> None:
         kept = ((rows_BE @ pca_map.map_ED.astype(np.float64)) ** 2).sum() / len(rows_BE)
         assert energy == pytest.approx(kept, abs=1e-6)
     assert pca_map.image_energy != pytest.approx(pca_map.text_energy, abs=1e-3)
+    longer = fit_pca_map([image_BE * 2], [text_BE * 2], embed_dim=3)
+    assert longer.image_energy == pytest.approx(pca_map.image_energy)
 
 
 def test_a_modality_of_many_rows_weighs_no_more_than_one_of_few() -> None:

@@ -1,0 +1,304 @@
+"""What one column says of a model, and how columns are shown."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from siglip2_cache import open_cache
+from siglip2_cache.errors import SettingError
+from siglip2_cache.store.cache import Cache
+from siglip2_cache.student.corpus import Corpus, read_corpus
+from siglip2_cache.student.evaluate import (
+    Embeddings,
+    Gallery,
+    choose_gallery,
+    evaluate,
+    map_texts,
+    table_lines,
+    teacher_embeddings,
+)
+from siglip2_cache.student.split import SplitPolicy
+
+NAN = np.nan
+
+
+def unit_rows(seed: int, shape: tuple[int, int]) -> NDArray[np.float32]:
+    rows = np.random.default_rng(seed).normal(size=shape)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def embeddings(images: NDArray[np.float32], texts: NDArray[np.float32], **more: Any) -> Embeddings:
+    settings = {"name": "some", "logit_scale": float(np.log(20)), "logit_bias": -5.0} | more
+    return Embeddings(images_ND=images, texts_MD=texts, **settings)
+
+
+def gallery(**changes: Any) -> Gallery:
+    """Four images, the last a copy of the third; captions 0 to 3, of which 1 is shared; prompts 4 to 6."""
+    whole = Gallery(
+        split="val",
+        num_split_images=9,
+        rows_N=np.array([2, 3, 5, 8]),
+        sha256_N=np.zeros((4, 32), np.uint8),
+        picture_N=np.array([7, 1, 4, 4]),
+        text_rows_M=np.array([0, 1, 2, 3, 10, 11, 12]),
+        image_P=np.array([0, 0, 1, 2, 3]),
+        text_P=np.array([0, 1, 1, 2, 3]),
+        lang_P=np.array([0, 1, 1, 0, 2], np.int32),
+        langs=("de", "en", None),
+        label_N=np.array([0, 1, 1, -1]),
+        class_Q=np.array([0, 1, 1]),
+        prompt_Q=np.array([4, 5, 6]),
+        lang_Q=(None, None, "en"),
+        num_texts_in_train=2,
+    )
+    return replace(whole, **changes)
+
+
+def test_a_perfect_model_hits_always_and_agrees_with_itself() -> None:
+    """Texts lie on their images; the shared one between its two."""
+    images = np.eye(4, dtype=np.float32)
+    images[3] = images[2]
+    shared = (images[0] + images[1]) / np.sqrt(2)
+    texts = np.stack([images[0], shared, images[2], images[3], images[0], images[1], images[1]])
+    model = embeddings(images, texts)
+    found = evaluate(model, model, gallery())
+    everything = found["retrieval"]["all"]
+    assert everything == {
+        "images": 4,
+        "captioned_images": 4,
+        "texts": 4,
+        # Image 2 has a text that ties with that of its copy, and image 3 too.
+        "image_to_text": {"1": 0.5, "5": 1.0, "10": 1.0},
+        "text_to_image": {"1": 1.0, "5": 1.0, "10": 1.0},
+    }
+    # Image 2 is as far from its class as from the other.
+    assert found["zero_shot"]["all"]["accuracy"] == {"1": 2 / 3, "5": 1.0}
+    assert found["image_cosine"] == found["text_cosine"] == pytest.approx(1)
+    assert found["image_correlation"] is None  # three pictures at right angles: no spread
+    assert found["neighbour_overlap"] == 1
+    assert found["soft_loss_excess"] == 0
+    assert found["missing_images"] == found["missing_texts"] == 0
+    # A language knows copies, too.
+    one = evaluate(model, model, gallery(lang_P=np.zeros(5, np.int32)))["retrieval"]["languages"]
+    assert one == {"de": everything}
+
+
+def test_a_language_has_its_own_queries_and_gallery_and_weighs_as_much_as_another() -> None:
+    # de: images 0 and 2 with texts 0 and 2; en: images 0 and 1, which share text 1
+    images = np.array([[1, 0], [0, 1], [0.8, 0.6], [0.8, 0.6]], np.float32)
+    texts = np.array([[0.6, 0.8], [1, 0], [1, 0], [1, 0], *[[1, 0]] * 3], np.float32)
+    found = evaluate(embeddings(images, texts), embeddings(images, texts), gallery())["retrieval"]
+    # de, to texts: image 0: own .6 behind 1; image 2: own .8 behind .48 + .48 = .96.
+    # de, to images: text 0: own .6 behind .96; text 2: own .8 behind 1.
+    assert found["languages"]["de"]["image_to_text"]["1"] == 0
+    assert found["languages"]["de"]["text_to_image"]["1"] == 0
+    assert found["languages"]["en"]["image_to_text"]["1"] == 1
+    assert found["languages"]["en"]["text_to_image"]["1"] == 1
+    sizes = {lang: (each["images"], each["texts"]) for lang, each in found["languages"].items()}
+    assert sizes == {"de": (2, 2), "en": (2, 1)}
+    assert found["macro_mean"]["image_to_text"]["1"] == 0.5
+
+
+def test_prompts_without_language_speak_in_every_one() -> None:
+    images = np.array([[1, 0], [0, 1], [0, 1], [1, 0]], np.float32)
+    texts = np.zeros((7, 2), np.float32)
+    texts[4:] = [1, 0], [0.8, -0.6], [-0.8, 0.6]  # class 0; class 1 twice
+    model = embeddings(images, texts)
+
+    def accuracies(*langs: str | None) -> dict[str, tuple[int, int, float]]:
+        found = evaluate(model, model, gallery(lang_Q=langs))["zero_shot"]["languages"]
+        return {k: (v["images"], v["classes"], v["accuracy"]["1"]) for k, v in found.items()}
+
+    # en: class 1 is (-.8, .6): images 1 and 2 are nearer to it than to (1, 0), image 0 is not.
+    # fr: class 1 is (.8, -.6): images 1 and 2 are nearer to (1, 0), at 0 against -.6.
+    assert accuracies(None, "fr", "en") == {"en": (3, 2, 1.0), "fr": (3, 2, 1 / 3)}
+    # Without the prompt of no language, English knows class 1 alone.
+    assert accuracies("fr", "fr", "en") == {"en": (2, 1, 1.0), "fr": (3, 2, 1 / 3)}
+
+
+def test_a_model_without_texts_or_logits_has_no_numbers_that_need_them() -> None:
+    images, texts = unit_rows(0, (4, 6)), unit_rows(1, (7, 6))
+    teacher = embeddings(images, texts)
+    none = np.full_like(texts, NAN)
+    found = evaluate(embeddings(images, none), teacher, gallery())
+    assert found["retrieval"] is found["zero_shot"] is found["text_cosine"] is None
+    assert found["soft_loss_excess"] is found["calibration_error"] is None
+    assert found["missing_texts"] == 4
+    assert found["image_cosine"] == pytest.approx(1)
+    found = evaluate(embeddings(images, texts, logit_scale=None), teacher, gallery())
+    assert found["soft_loss_excess"] is found["calibration_error"] is None
+    assert found["retrieval"] is not None
+
+
+def test_an_image_that_is_missing_never_hits_and_is_counted() -> None:
+    images, texts = unit_rows(0, (4, 6)), unit_rows(1, (7, 6))
+    texts[0] = images[0]
+    teacher = embeddings(images, texts)
+    whole = evaluate(teacher, teacher, gallery())
+    holes = images.copy()
+    holes[0] = NAN
+    found = evaluate(embeddings(holes, texts), teacher, gallery())
+    assert found["missing_images"] == 1
+    lost = {
+        way: whole["retrieval"]["all"][way]["10"] - found["retrieval"]["all"][way]["10"]
+        for way in ("image_to_text", "text_to_image")
+    }
+    assert lost == {"image_to_text": 0.25, "text_to_image": 0.25}  # text 1 is image 1's, too
+
+
+def test_the_cosine_goes_through_the_map_and_is_left_out_where_widths_differ() -> None:
+    teacher = embeddings(unit_rows(0, (4, 6)), unit_rows(1, (7, 6)))
+    basis = np.linalg.qr(np.random.default_rng(2).normal(size=(6, 6)))[0][:, :3]
+    inside = embeddings(*(side @ basis @ basis.T for side in (teacher.images_ND, teacher.texts_MD)))
+    student = embeddings(
+        teacher.images_ND @ basis, teacher.texts_MD @ basis
+    )  # maps back by the basis
+    found = evaluate(student, inside, gallery(), map_ED=basis)
+    assert found["image_cosine"] == pytest.approx(1, abs=1e-6)
+    assert found["text_cosine"] == pytest.approx(1, abs=1e-6)
+    unmapped = evaluate(student, inside, gallery())
+    assert unmapped["image_cosine"] is unmapped["text_cosine"] is None
+    mapped = map_texts(teacher, basis)
+    np.testing.assert_allclose(np.linalg.norm(mapped, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(np.sum(mapped * student.texts_MD, 1) > 0, True)
+    assert map_texts(teacher, None) is teacher.texts_MD
+
+
+def test_a_picture_that_is_there_twice_is_compared_with_others_once() -> None:
+    angle = np.radians([0, 20, 70, 70])
+    images = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    turned = images[[0, 1, 2, 0]]  # the copy stands elsewhere in the student: it is not asked
+    texts = unit_rows(1, (7, 2))
+    found = evaluate(embeddings(turned, texts), embeddings(images, texts), gallery())
+    assert found["image_correlation"] == pytest.approx(1)
+
+
+def test_the_soft_loss_of_many_pairs_is_that_of_a_seeded_choice_of_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    teacher = embeddings(unit_rows(0, (4, 6)), unit_rows(1, (7, 6)))
+    student = embeddings(unit_rows(2, (4, 6)), unit_rows(3, (7, 6)))
+    monkeypatch.setattr("siglip2_cache.student.evaluate._SOFT_PAIRS", 8)  # 2 images by 4 captions
+    found = {
+        evaluate(student, teacher, gallery(), seed=seed)["soft_loss_excess"] for seed in range(20)
+    }
+    assert 2 < len(found) <= 6  # pairs of four images
+    again = evaluate(student, teacher, gallery(), seed=1)["soft_loss_excess"]
+    assert again == evaluate(student, teacher, gallery(), seed=1)["soft_loss_excess"]
+
+
+@pytest.fixture
+def cache(foreign_cache: Path) -> Cache:
+    return open_cache(foreign_cache)
+
+
+@pytest.fixture
+def corpus(cache: Cache) -> Corpus:
+    return read_corpus(cache, cache.teachers[0], SplitPolicy(val_share=0.5), allow_partial=True)
+
+
+def test_a_gallery_holds_the_split_with_its_captions_and_prompts(
+    cache: Cache, corpus: Corpus
+) -> None:
+    found = {split: choose_gallery(cache, corpus, split=split) for split in ("val", "train", "all")}
+    rows = {split: each.rows_N.tolist() for split, each in found.items()}
+    assert sorted(rows["val"] + rows["train"]) == rows["all"] == corpus.rows_N.tolist()
+    assert rows["val"]
+    assert rows["train"]
+    captions = cache.captions().collect()
+    for each in found.values():
+        pairs = set(
+            zip(
+                each.rows_N[each.image_P].tolist(),
+                each.text_rows_M[each.text_P].tolist(),
+                strict=True,
+            )
+        )
+        expected = {
+            (row, text)
+            for row, text, _ in captions.iter_rows()
+            if row in each.rows_N and cache.text_targets(cache.teachers[0]).available([text])[0]
+        }
+        assert pairs == expected
+    of_train = set(found["train"].text_rows_M[found["train"].text_P].tolist())
+    of_val = set(found["val"].text_rows_M[found["val"].text_P].tolist())
+    assert found["val"].num_texts_in_train == len(of_train & of_val)
+    assert found["all"].num_texts_in_train is None
+
+
+def test_a_limit_takes_a_seeded_choice_and_says_how_many_there_were(
+    cache: Cache, corpus: Corpus
+) -> None:
+    several = [
+        choose_gallery(cache, corpus, split="all", max_images=5, seed=seed).rows_N.tolist()
+        for seed in range(9)
+    ]
+    one = choose_gallery(cache, corpus, split="all", max_images=5, seed=3)
+    assert one.rows_N.tolist() == several[3] == sorted(several[3])
+    assert len(one.rows_N) == 5
+    assert one.num_split_images == len(corpus)
+    assert len(set(map(tuple, several))) > 5
+
+
+def test_an_empty_split_and_settings_that_are_none_are_refused(
+    cache: Cache, corpus: Corpus
+) -> None:
+    none = replace(corpus, is_val_N=np.zeros(len(corpus), np.bool_))
+    with pytest.raises(
+        SettingError, match=r"split val has none of the \d+ images of .*--val-share"
+    ):
+        choose_gallery(cache, none)
+    with pytest.raises(SettingError, match="split must be one of val, train, all, got 'test'"):
+        choose_gallery(cache, corpus, split="test")  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="samples must be at least 1"):
+        choose_gallery(cache, corpus, max_images=0)
+
+
+def test_a_teachers_embeddings_are_those_of_the_cache_and_nan_where_there_is_none(
+    cache: Cache,
+) -> None:
+    name = cache.teachers[0]
+    found = teacher_embeddings(cache, name, np.array([0, 8, 3]), np.array([4, 3]))
+    stored = cache.image_targets(name).read([0, 3]).astype(np.float32)
+    stored /= np.linalg.norm(stored, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.images_ND[[0, 2]], stored, rtol=1e-6)
+    assert np.isnan(found.images_ND[1]).all()  # row 8 and text 3 were rejected
+    assert np.isnan(found.texts_MD[1]).all()
+    record = cache.teacher(name)
+    assert found.logit == (pytest.approx(np.exp(record.logit_scale)), record.logit_bias)
+
+
+def test_a_table_is_aligned_and_says_what_is_missing_and_how_to_add_it() -> None:
+    images, texts = unit_rows(0, (4, 6)), unit_rows(1, (7, 6))
+    holes = images.copy()
+    holes[0] = NAN
+    teacher = embeddings(images, texts)
+    without = gallery(prompt_Q=np.empty(0, np.int64), class_Q=np.empty(0, np.int64), lang_Q=())
+    columns = {
+        "teacher": evaluate(teacher, teacher, without),
+        "student before": evaluate(embeddings(holes, texts), teacher, without),
+    }
+    *table, last = table_lines(columns)
+    assert last.startswith("zero-shot needs prompts of the images' classes: siglip2-cache build ")
+    assert "--templates FILE" in last
+    assert "'This is a photo of {}.'" in last
+    assert table[0].split() == ["teacher", "student", "before"]
+    assert len({len(line) for line in table}) == 1
+    shown = {line[: len(table[0]) - 25].strip(): line.split()[-2:] for line in table[1:]}
+    assert shown["zero-shot, top 1"] == ["n/a", "n/a"]
+    assert shown["cosine to the teacher, images"] == ["1.0000", "1.0000"]
+    assert shown["missing images"] == ["0", "1"]
+    assert shown["de: image to text, R@1 (2 images, 2 texts)"]
+    assert shown["mean of languages: text to image, R@1"]
+    rates = columns["teacher"]["retrieval"]["all"]["image_to_text"]
+    assert shown["image to text, R@5"][0] == f"{rates['5']:.4f}"
+
+
+def test_a_table_of_prompts_has_no_word_of_how_to_add_them() -> None:
+    model = embeddings(unit_rows(0, (4, 6)), unit_rows(1, (7, 6)))
+    lines = table_lines({"teacher": evaluate(model, model, gallery())})
+    assert not any("needs prompts" in line for line in lines)
