@@ -30,6 +30,7 @@ from .image import (
 from .model import (
     Towers,
     autocast,
+    checkpoint_activations,
     embed_image_patches,
     embed_image_pixels,
     embed_token_ids,
@@ -54,6 +55,7 @@ __all__ = [
     "Towers",
     "autocast",
     "check_max_num_patches",
+    "checkpoint_activations",
     "checkpoint_identity",
     "embed_image_patches",
     "embed_image_pixels",

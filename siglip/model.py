@@ -81,6 +81,15 @@ def load_trainable(checkpoint: Checkpoint, *, towers: Towers, is_new: bool) -> A
     return model
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Let a trainable model compute activations again in the backward pass instead of keeping them."""
+    # Named so since transformers 5.23, where the older name warns.
+    name = "activation_checkpointing_enable"
+    if not hasattr(model, name):
+        name = "gradient_checkpointing_enable"
+    getattr(model, name)({"use_reentrant": False})
+
+
 def vision_tower(model: Any) -> Any:
     """Return the image tower of a model that has both, or that is one."""
     return getattr(model, "vision_model", model)

@@ -54,7 +54,9 @@ class Bank:
             caption_N: their drawn captions as positions in batch_text_rows_M; -1 for none.
             batch_text_rows_M: unique texts of the whole batch.
         """
-        generator = np.random.Generator(np.random.Philox(key=[self._seed, 0xBA2C], counter=step))
+        # The step counts in the highest word: in the lowest, the streams of two steps would overlap.
+        philox = np.random.Philox(key=[self._seed, 0xBA2C], counter=[0, 0, 0, step])
+        generator = np.random.Generator(philox)
         count = min(self._size, len(self._pool))
         drawn = self._pool[generator.choice(len(self._pool), count, replace=False, shuffle=False)]
         is_fair_M = np.isin(batch_text_rows_M, self._held_out, invert=True)

@@ -161,7 +161,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= lowest):
                 raise SettingError(f"{name} must be at least {lowest}, got {value}")
-        for name in ("lr", "projection_lr", "clip_norm", "epochs", "sample_timeout"):
+        for name in _ABOVE_0:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise SettingError(f"{name} must be above 0, got {value}")
@@ -197,7 +197,6 @@ _LOWEST: dict[str, float] = {
     "max_num_patches": 1,
     "bank_size": 0,
     "bank_threshold": -1,
-    "teacher_scale": 0,
     "weight_decay": 0,
     "warmup_steps": 0,
     "seed": 0,
@@ -206,6 +205,7 @@ _LOWEST: dict[str, float] = {
     "save_every": 1,
     "keep_checkpoints": 1,
 }
+_ABOVE_0 = ("lr", "projection_lr", "clip_norm", "epochs", "sample_timeout", "teacher_scale")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "towers": get_args(Towers),
     "projection": get_args(Projection),

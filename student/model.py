@@ -126,14 +126,9 @@ class Distiller(nn.Module):
 
     def embed(self, piece: Piece) -> Embedded:
         """Return unit rows in float32, or float64 for a model in float64; gradients flow."""
-        device = self.device
-        pixels_N = piece.pixels_N.to(device, non_blocking=True)
         with self._autocast():
-            image_ND = unit_rows(self._pool_images(pixels_N, piece.grids))
-            text_MD = None
-            if piece.ids_ML is not None:
-                ids_ML = piece.ids_ML.to(device, non_blocking=True)
-                text_MD = unit_rows(pool_token_ids(self.model.text_model, ids_ML))
+            image_ND = self._embed_images(piece)
+            text_MD = None if piece.ids_ML is None else self._embed_texts(piece.ids_ML)
         return Embedded(image_ND=image_ND, text_MD=text_MD)
 
     @property
@@ -158,6 +153,22 @@ class Distiller(nn.Module):
         if gradient.touches_all:
             total = total + sum(p.reshape(-1)[0] * 0.0 for p in self.parameters())
         return total
+
+    def _embed_images(self, piece: Piece) -> Tensor:
+        if not len(piece.pixels_N):
+            return self._no_rows()
+        pixels_N = piece.pixels_N.to(self.device, non_blocking=True)
+        return unit_rows(self._pool_images(pixels_N, piece.grids))
+
+    def _embed_texts(self, ids_ML: Tensor) -> Tensor:
+        if not len(ids_ML):
+            return self._no_rows()
+        ids_ML = ids_ML.to(self.device, non_blocking=True)
+        return unit_rows(pool_token_ids(self.model.text_model, ids_ML))
+
+    def _no_rows(self) -> Tensor:
+        """Return (0, D): the attention of transformers takes no empty batch."""
+        return self.scale_and_bias[0].new_zeros(0, self._checkpoint.embed_dim)
 
     def _pool_images(self, pixels_N: Tensor, grids: Sequence[tuple[int, int]] | None) -> Tensor:
         tower = vision_tower(self.model)
@@ -184,7 +195,8 @@ class Gradient:
     """By each parameter of Distiller.head; empty but for the last piece."""
 
     touches_all: bool = False
-    """Whether every parameter must get a gradient, if only of 0: DDP waits for each."""
+    """Whether every parameter gets a gradient, if only of 0: DDP waits for each, and Adam's momentum
+    must not depend on which texts a process has."""
 
 
 Backward = Callable[[Embedded], Gradient]

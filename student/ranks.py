@@ -38,7 +38,7 @@ class Ranks:
         return torch.cat([rows[:count] for rows, count in zip(found, counts, strict=True)])
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return a tensor summed over the processes; in place."""
+        """Return a tensor, on the device that trains, summed over the processes; in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -50,6 +50,14 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return what each process has, in order of rank."""
+        if self.world_size == 1:
+            return [value]
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, value)
+        return found
 
     def wait(self) -> None:
         """Wait for all."""

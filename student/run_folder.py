@@ -140,6 +140,8 @@ class RunFolder:
     def save(self, saved: SavedState, *, keep: int) -> None:
         """Write a checkpoint whole and durable, then remove all but the newest ``keep``.
 
+        What a process left that was killed as it wrote or removed one goes, too.
+
         Raises:
             DiskFullError: no room; earlier checkpoints stay.
         """
@@ -155,8 +157,7 @@ class RunFolder:
             save_file(dict(saved.model), folder / "model.safetensors")
             save_file(dict(saved.optimizer), folder / "optimizer.safetensors")
             (folder / "state.json").write_text(state, encoding="utf-8")
-        for step in self._steps()[:-keep]:
-            shutil.rmtree(self._checkpoint(step), ignore_errors=True)
+        self._prune(keep)
 
     def load(self) -> SavedState | None:
         """Return the newest checkpoint; None where there is none.
@@ -182,6 +183,12 @@ class RunFolder:
                 "before it"
             ) from None
         return SavedState(steps[-1], state, model, optimizer)
+
+    def _prune(self, keep: int) -> None:
+        kept = {self._checkpoint(step).name for step in self._steps()[-keep:]}
+        for name in self._files.names(_CHECKPOINTS):
+            if name.startswith("step-") and name not in kept:
+                shutil.rmtree(self.root / _CHECKPOINTS / name, ignore_errors=True)
 
     def _checkpoint(self, step: int) -> Path:
         return self.root / _CHECKPOINTS / f"step-{step:07d}"

@@ -1,8 +1,8 @@
 """One optimizer step's gradient: exact for the whole batch, whatever fits in a forward pass.
 
 A batch is embedded; the processes tell each other their texts; the gradient of the loss by every
-embedding is found; and a second pass, piece by piece, carries it to the parameters. Where one piece
-holds all, the first pass is the second, too, and nothing is computed twice.
+embedding is found; and a second pass, piece by piece, carries it to the parameters. Where each process
+holds all in one piece, the first pass is the second, too, and nothing is computed twice.
 
     Source: gradient caching, Gao et al. 2021, Scaling Deep Contrastive Learning Batch Size under
     Memory Limited Setup, arXiv:2101.06983.
@@ -12,6 +12,7 @@ Shape letters in this file:
 """
 
 import contextlib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -80,9 +81,11 @@ class Gradients:
         self._micro_batch_size, self._map_ED = micro_batch_size, map_ED
         self._module: nn.Module = distiller
         if ranks.world_size > 1:
-            self._module = nn.parallel.DistributedDataParallel(
-                distiller, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            ddp = nn.parallel.DistributedDataParallel
+            # Named so since torch 2.13, where the older name warns. Buffers are positions, all the same.
+            is_new = "forward_sync_buffers" in inspect.signature(ddp).parameters
+            sync: Any = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
+            self._module = ddp(distiller, gradient_as_bucket_view=True, **sync)
 
     def compute(self, batch: Batch, knowledge: Knowledge) -> StepLoss:
         """Add the gradient of a batch's loss to the parameters'; return the loss.
@@ -94,7 +97,7 @@ class Gradients:
         loss = _BatchLoss(
             self._distiller, self._objective, self._ranks, batch, knowledge, self._map_ED
         )
-        if len(pieces) == 1:
+        if self._is_one_piece(pieces):
 
             def backward(found: Embedded) -> Gradient:
                 return loss.gradient(_detached(found))
@@ -113,6 +116,14 @@ class Gradients:
 
                 self._module(piece, give).backward()
         return loss.result()
+
+    def _is_one_piece(self, pieces: Sequence[Piece]) -> bool:
+        """Return whether every process has all in one piece: if only some went the short way, DDP's own
+        messages would meet the loss's, and all wait for ever."""
+        if self._ranks.world_size == 1:
+            return len(pieces) == 1
+        further = torch.tensor(len(pieces) - 1, device=self._distiller.device)
+        return int(self._ranks.sum(further)) == 0
 
     def _embed_without_graph(
         self, pieces: Sequence[Piece]
@@ -232,7 +243,7 @@ class _BatchLoss:
             image_ND=gradients[0] * ranks.world_size,
             text_MD=by_text,
             head=[gradient * ranks.world_size for gradient in by_head],
-            touches_all=ranks.world_size > 1,
+            touches_all=True,
         )
 
     @property

@@ -13,7 +13,12 @@ import polars as pl
 import torch
 
 from ..errors import SettingError, TrainError
-from ..siglip import load_trainable, logit_scale_and_bias, vision_tower
+from ..siglip import (
+    checkpoint_activations,
+    load_trainable,
+    logit_scale_and_bias,
+    vision_tower,
+)
 from .bank import Bank
 from .batch import Batch
 from .config import TrainConfig, as_plain, refuse_changes, to_yaml
@@ -213,11 +218,13 @@ class Training:
                 started = time.monotonic()
                 metrics = self._step(step, batch)
                 timing.add(time.monotonic() - started, batch)
+                is_stopping, skipped = self._shared(stop.is_set, batch)
+                metrics |= {"skipped": len(skipped)}
                 metrics |= timing.last(self._config.global_batch_size)
+                self._note_skipped(skipped)
                 if self._run is not None:
                     self._run.add_metrics(metrics)
                 self._progress.step(metrics | {"terms": list(_objective(resolved).terms)})
-                is_stopping = bool(self._ranks.sum(torch.tensor(int(stop.is_set))).item())
                 if is_stopping or step % resolved.save_every == 0 or step == resolved.steps:
                     self._save(step)
                 if is_stopping and step < resolved.steps:
@@ -246,7 +253,6 @@ class Training:
 
     def _step(self, step: int, batch: Batch) -> dict[str, Any]:
         """Make one step; return its metrics."""
-        self._note_skipped(batch)
         # Dropout, if a student has any, is a function of seed, step and rank: resuming needs no state.
         torch.manual_seed(_mixed(self._config.seed, step, self._ranks.rank))
         loss = self._gradients.compute(batch, self._knowledge(step, batch))
@@ -277,14 +283,22 @@ class Training:
             )
         return Knowledge(known_2P=torch.from_numpy(known).to(device), bank=bank)
 
-    def _note_skipped(self, batch: Batch) -> None:
+    def _shared(self, is_stopped: bool, batch: Batch) -> tuple[bool, list[tuple[str, str]]]:
+        """Return whether a process was told to stop, and the images that all of them left out."""
+        own = torch.tensor([int(is_stopped), len(batch.skipped)], device=self._distiller.device)
+        num_stopped, num_skipped = self._ranks.sum(own).tolist()
+        lists = self._ranks.gather(batch.skipped) if num_skipped else []
+        return num_stopped > 0, [each for skipped in lists for each in skipped]
+
+    def _note_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
         """Name the first images that could not be used, count the others."""
-        for key, reason in batch.skipped:
+        for key, reason in skipped:
             self._num_skipped += 1
             if self._num_skipped <= _MOST_NAMED:
                 self._progress.say(f"warning: image {key!r} is left out: {reason}")
 
     def _why_not_finite(self, step: int, batch: Batch, loss: StepLoss, norm: float) -> str:
+        """Return what to tell; every process meets the same loss, and asks the others for their images."""
         terms = [
             f"{term} {value}" for term, value in loss.values.items() if not math.isfinite(value)
         ]
@@ -293,7 +307,7 @@ class Training:
             if terms
             else f"its gradient has norm {norm}"
         )
-        keys = _keys(self._resolved, batch.positions_N)
+        keys = _keys(self._resolved, np.concatenate(self._ranks.gather(batch.positions_N)))
         return (
             f"step {step:,}: {what}; the batch: {', '.join(keys)}; the checkpoint before it stays, a "
             "smaller --lr or --dtype float32 may help"
@@ -350,7 +364,7 @@ def make_distiller(resolved: Resolved, kind: type[Distiller] = Distiller) -> Dis
         bank=teachers if resolved.has_bank else None,
     )
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     if config.compile:
         vision_tower(model).compile()
         if config.towers == "both":
@@ -456,7 +470,6 @@ def _metrics(
         "images": loss.counts.num_images,
         "captioned": loss.counts.num_captioned,
         "texts": loss.counts.num_texts,
-        "skipped": len(batch.skipped),
     }
 
 

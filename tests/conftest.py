@@ -48,6 +48,34 @@ def naflex_checkpoint(
     )
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread: tiny models are slower in several, and rounding is the same
+    on every machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_student(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of 32 px and width 32, one layer; read it, do not change it."""
+    from students import write_student
+
+    return write_student(tiny_checkpoint, tmp_path_factory.mktemp("students") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def naflex_student(naflex_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A NaFlex student of at most 16 patches and width 32, one layer; read it, do not change it."""
+    from students import write_student
+
+    return write_student(naflex_checkpoint, tmp_path_factory.mktemp("students") / "naflex")
+
+
 @pytest.fixture(scope="session")
 def write_foreign_cache() -> Callable[..., "ForeignCache"]:
     """The function of tests/foreign_cache.py: a small cache, written without our writer."""

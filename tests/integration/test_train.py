@@ -1,0 +1,595 @@
+"""``siglip2-cache train`` from a cache to a finished model: whole, killed, refused."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import run_train
+import torch
+from commands import error_line
+from fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_folder_corpus
+from safetensors.torch import load_file
+
+from siglip2_cache.errors import SettingError, TrainError
+from siglip2_cache.precompute.build import build
+from siglip2_cache.student.config import make_config
+from siglip2_cache.student.train import TrainSummary, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NUM_IMAGES, STEPS, BATCH = 48, 20, 8
+GOLDEN = Path(__file__).parents[1] / "data" / "train-golden.json"
+"""Loss and gradient norm of each step of the run of ``finished``. It moves only when a commit says why."""
+
+_TIMES = {"images_per_s", "wait_share"}
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+class Listening(SilentProgress):
+    """Keeps what a training says and its metrics."""
+
+    def __init__(self, on_step: Callable[[Any], None] = lambda _: None) -> None:
+        super().__init__()
+        self.steps: list[dict[str, Any]] = []
+        self._on_step = on_step
+
+    def start(self, done: int, steps: int) -> None:  # type: ignore[override]
+        pass
+
+    def step(self, metrics: Any) -> None:
+        self.steps.append(dict(metrics))
+        self._on_step(metrics)
+
+
+@dataclass(frozen=True)
+class Made:
+    cache: Path
+    corpus: Path
+    teacher: Path
+
+
+@pytest.fixture(scope="module")
+def made(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A cache of 48 pictures in two views by a real tiny teacher; read it, do not change it.
+
+    Every fifth picture has no caption; neighbours share one.
+    """
+    root = tmp_path_factory.mktemp("train")
+    corpus = write_folder_corpus(root / "corpus", NUM_IMAGES, captions=2)
+    for i in range(0, NUM_IMAGES, 5):
+        (corpus / f"img{i:03d}.txt").unlink()
+    settings = config_of(corpus, root / "cache", tiny_checkpoint, num_views=2, shard_rows=16)
+    build(settings, progress=SilentProgress())
+    return Made(root / "cache", corpus, tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def uncaptioned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of 12 pictures without a caption."""
+    root = tmp_path_factory.mktemp("uncaptioned")
+    corpus = write_folder_corpus(root / "corpus", 12, captions=0)
+    settings = config_of(corpus, root / "cache", tiny_checkpoint, shard_rows=8)
+    build(settings, progress=SilentProgress(), make_teacher=lambda *_: FakeTeacher())
+    return root / "cache"
+
+
+def settings_of(cache: Path, student: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    return {
+        "cache": cache,
+        "student": str(student),
+        "out": out,
+        "steps": 4,
+        "global_batch_size": BATCH,
+        "lr": 1e-3,
+        "val_share": 0.25,
+        "decode_workers": 0,
+        "device": "cpu",
+        **settings,
+    }
+
+
+def train_of(
+    cache: Path, student: Path, out: Path, *, progress: Any = None, **settings: Any
+) -> TrainSummary:
+    config = make_config(None, settings_of(cache, student, out, **settings))
+    return train(config, progress=progress or Listening())
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """Each step's line, without its times."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in line if name not in _TIMES} for line in lines]
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    """The weights of the model, and all tensors of the last checkpoint."""
+    last = sorted((run / "checkpoints").iterdir())[-1]
+    files = {
+        "model": run / "model" / "model.safetensors",
+        "checkpoint": last / "model.safetensors",
+        "optimizer": last / "optimizer.safetensors",
+    }
+    return {
+        f"{kind}: {name}": tensor
+        for kind, path in files.items()
+        for name, tensor in load_file(path).items()
+    }
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    assert metrics_of(found) == metrics_of(expected)
+    assert weights_of(found).keys() == weights_of(expected).keys()
+    for name, tensor in weights_of(expected).items():
+        assert torch.equal(weights_of(found)[name], tensor), name
+    before, after = (json.loads((run / "evaluation.json").read_text()) for run in (expected, found))
+    assert before == after
+
+
+FINISHED = {"steps": STEPS, "weights": {"bank": 0.5}, "bank_size": 16, "save_every": 6}
+
+
+@dataclass(frozen=True)
+class Finished:
+    run: Path
+    summary: TrainSummary
+    heard: Listening
+
+
+@pytest.fixture(scope="module")
+def finished(made: Made, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """An undisturbed run of 20 steps in this process; read it, do not change it."""
+    torch.set_num_threads(1)
+    run, heard = tmp_path_factory.mktemp("finished") / "run", Listening()
+    return Finished(run, train_of(made.cache, tiny_student, run, progress=heard, **FINISHED), heard)
+
+
+# -- whole
+
+
+def test_a_run_learns_and_leaves_what_it_says(finished: Finished) -> None:
+    names = {path.name for path in finished.run.iterdir()}
+    assert names == {
+        "checkpoints",
+        "config.yaml",
+        "evaluation.json",
+        "lock",
+        "loss.png",
+        "metrics.jsonl",
+        "model",
+        "projection.safetensors",
+        "run.json",
+    }
+    steps = sorted(path.name for path in (finished.run / "checkpoints").iterdir())
+    assert steps == ["step-0000018", "step-0000020"]
+    assert (finished.run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    lines = metrics_of(finished.run)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    weights = {"soft": 1.0, "cosine": np.exp(4.75) / 3, "contrastive": 0.1, "bank": 0.5}
+    for line in lines:
+        total = sum(weight * line[term] for term, weight in weights.items())
+        assert line["loss"] == pytest.approx(total, rel=1e-6)
+        assert line["soft"] > line["soft_floor"] > 0
+        assert line["images"] == BATCH
+        assert 0 < line["captioned"] <= BATCH
+        assert line["texts"] <= line["captioned"]
+        assert line["skipped"] == 0
+    assert min(line["captioned"] for line in lines) < BATCH
+    assert sum(line["loss"] for line in lines[-4:]) < 0.8 * sum(line["loss"] for line in lines[:4])
+    assert (finished.summary.first_step, finished.summary.steps) == (1, STEPS)
+    assert 0 <= finished.summary.wait_share < 1
+    assert finished.heard.said[0].startswith("training tiny on ")
+
+
+def test_twenty_steps_have_the_losses_that_they_always_had(finished: Finished) -> None:
+    found = {
+        name: [line[name] for line in metrics_of(finished.run)]
+        for name in ("loss", "gradient_norm")
+    }
+    golden = json.loads(GOLDEN.read_text())
+    for name, values in golden.items():
+        assert found[name] == pytest.approx(values, rel=1e-4), name
+
+
+def test_running_a_finished_command_again_does_nothing(
+    finished: Finished, made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished.run, tmp_path / "run")
+    before = {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in run.rglob("*")
+        if path.is_file() and path.name not in ("config.yaml", "lock", "metrics.jsonl")
+    }
+    summary = train_of(made.cache, tiny_student, run, **FINISHED)
+    assert summary.first_step == STEPS + 1
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
+    assert_same_run(run, finished.run)
+    again = make_config(run / "config.yaml", {"out": run})
+    assert train(again, progress=Listening()).first_step == STEPS + 1
+
+
+def test_the_model_is_worth_what_the_run_said(
+    command: Command, finished: Finished, made: Made
+) -> None:
+    status, out, err = command(
+        "eval", finished.run / "model", made.cache, "--json", "--decode-workers", 0
+    )
+    assert (status, err) == (0, "")
+    found = json.loads(out)["columns"]
+    said = json.loads((finished.run / "evaluation.json").read_text())
+    assert said["before"]["image_cosine"] is None  # the map was random then
+    for column, of in (("after", "model"), ("teacher", "teacher")):
+        assert numbers_of(said[column]) == pytest.approx(numbers_of(found[of]), abs=1e-4)
+    assert said["after"]["image_cosine"] > 0.2
+
+
+def numbers_of(column: dict[str, Any], path: str = "") -> dict[str, float]:
+    """Every number of nested values by its path."""
+    found: dict[str, float] = {}
+    for name, value in column.items():
+        if isinstance(value, dict):
+            found |= numbers_of(value, f"{path}/{name}")
+        elif isinstance(value, int | float):
+            found[f"{path}/{name}"] = value
+    return found
+
+
+def assert_pipeline_agrees(model: Path) -> None:
+    """Plain transformers gives the scores that we give."""
+    from transformers import pipeline
+
+    from siglip2_cache import siglip
+
+    labels = ["A Red CAT", "two dogs", "Picture 3 as seen 1"]
+    picture = draw_image(7, (64, 64))
+    checkpoint = siglip.resolve_checkpoint(str(model))
+    loaded = siglip.load_model(checkpoint, device="cpu", compute_dtype="float32")
+    pixels = np.asarray(picture.resize((32, 32), 2))[None]
+    image_1D = siglip.embed_image_pixels(
+        loaded, checkpoint, torch.from_numpy(pixels.copy()), compute_dtype="float32"
+    )
+    ids = torch.from_numpy(siglip.TextTokenizer(checkpoint)(labels))
+    text_MD = siglip.embed_token_ids(loaded, ids, compute_dtype="float32")
+    scale, bias = siglip.logit_scale_and_bias(checkpoint)
+    scores = torch.sigmoid(np.exp(scale) * (image_1D @ text_MD.T)[0] + bias).tolist()
+    classify = pipeline("zero-shot-image-classification", model=str(model))
+    found = classify(picture, candidate_labels=labels, hypothesis_template="{}")
+    by_label = {each["label"]: each["score"] for each in found}
+    assert by_label == pytest.approx(dict(zip(labels, scores, strict=True)), rel=1e-4)
+    assert len({round(score, 9) for score in scores}) == len(labels)
+
+
+def test_plain_transformers_gives_the_scores_that_we_give(finished: Finished) -> None:
+    assert_pipeline_agrees(finished.run / "model")
+
+
+def test_an_image_tower_learns_and_leaves_with_the_teachers_text_tower(
+    made: Made, tiny_student: Path, tmp_path: Path, command: Command
+) -> None:
+    run, heard = tmp_path / "run", Listening()
+    settings = {"towers": "image", "teacher_text": str(made.teacher), "micro_batch_size": 3}
+    train_of(made.cache, tiny_student, run, progress=heard, steps=30, **settings)
+    assert heard.said[0].startswith("pca map    64 -> 32 keeps 0.")
+    assert " pairs logits are off by " in heard.said[1]
+    lines = metrics_of(run)
+    assert lines[-1]["cosine"] < lines[0]["cosine"]
+    assert_pipeline_agrees(run / "model")
+    status, out, err = command("eval", run / "model", made.cache, "--json", "--decode-workers", 0)
+    assert (status, err) == (0, "")
+    found = json.loads(out)["columns"]["model"]
+    after = json.loads((run / "evaluation.json").read_text())["after"]
+    assert numbers_of(found) == pytest.approx(numbers_of(after), abs=1e-4)
+
+
+def test_an_image_tower_alone_leaves_as_one(made: Made, tiny_student: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    train_of(made.cache, tiny_student, tmp_path / "run", towers="image")
+    model = AutoModel.from_pretrained(tmp_path / "run" / "model")
+    assert type(model).__name__ == "SiglipVisionModel"
+
+
+def test_a_naflex_student_learns_too(made: Made, naflex_student: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    run = tmp_path / "run"
+    train_of(made.cache, naflex_student, run, steps=20, micro_batch_size=3, max_num_patches=9)
+    losses = [line["loss"] for line in metrics_of(run)]
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+    assert type(AutoModel.from_pretrained(run / "model")).__name__ == "Siglip2Model"
+
+
+def test_several_views_of_an_image_are_learned_from_in_one_step(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    train_of(made.cache, tiny_student, tmp_path / "run", views_per_step=2, eval_samples=0)
+    for line in metrics_of(tmp_path / "run"):
+        assert line["images"] == BATCH
+        assert line["texts"] <= BATCH // 2
+    with pytest.raises(SettingError, match="views_per_step must be 1 to 2, the views that"):
+        train_of(made.cache, tiny_student, tmp_path / "more", views_per_step=4)
+
+
+def test_images_without_any_caption_teach_by_their_targets(
+    uncaptioned: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    train_of(uncaptioned, tiny_student, tmp_path / "run", steps=12, micro_batch_size=5)
+    lines = metrics_of(tmp_path / "run")
+    assert {line["captioned"] for line in lines} == {0}
+    assert lines[-1]["cosine"] < lines[0]["cosine"]
+    with pytest.raises(SettingError) as refused:
+        train_of(uncaptioned, tiny_student, tmp_path / "other", weights={"cosine": 0.0})
+    assert str(refused.value) == (
+        f"{uncaptioned} has no caption in its train split, so only the cosine term can teach, and its "
+        "weight is 0; take --weight cosine=1"
+    )
+
+
+# -- disturbed
+
+
+def test_a_picture_that_was_changed_is_left_out_and_named(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    corpus = shutil.copytree(made.corpus, tmp_path / "corpus")
+    for i in range(NUM_IMAGES):
+        if i % 6 == 0:
+            draw_image(1000 + i).save(corpus / f"img{i:03d}.png")
+    heard = Listening()
+    roots = {str(made.corpus): str(corpus)}
+    run = tmp_path / "run"
+    summary = train_of(
+        made.cache, tiny_student, run, progress=heard, corpus_roots=roots, eval_samples=0
+    )
+    skipped = sum(line["skipped"] for line in metrics_of(run))
+    assert summary.num_skipped == skipped > 0
+    warnings = [line for line in heard.said if line.startswith("warning: ")]
+    assert len(warnings) == min(skipped, 5)
+    for warning in warnings:
+        key, _, reason = warning.removeprefix("warning: image '").partition("' is left out: ")
+        assert int(key.removeprefix("img")) % 6 == 0
+        assert reason.startswith("its bytes are not those the teacher saw; ")
+    for line in metrics_of(run):
+        assert line["images"] == BATCH - line["skipped"]
+
+
+def run_trainings(
+    folder: Path, settings: dict[str, Any], *kills: object
+) -> subprocess.CompletedProcess[str]:
+    """Train in processes that kill themselves; see run_train.py."""
+    folder.mkdir(exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps(settings, default=str))
+    command = [sys.executable, run_train.__file__, folder / "settings.json", *kills]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
+    finished: Finished, made: Made, tiny_student: Path, tmp_path: Path, num_workers: int
+) -> None:
+    run = tmp_path / "run"
+    settings = settings_of(
+        made.cache, tiny_student, run, **FINISHED | {"decode_workers": num_workers}
+    )
+    # A process makes some 10 operations before its first step, and 13 for 6 steps and a checkpoint.
+    kills = np.random.default_rng(num_workers).integers(3, 28, 3 if num_workers else 7)
+    ran = run_trainings(tmp_path, settings, *kills, "t13")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    statuses = [int(line.split()[1]) for line in ran.stdout.splitlines() if line[:7] == "status "]
+    assert statuses.count(-9) == len(kills), ran.stdout
+    assert statuses[-2:] == [130, 0], ran.stdout
+    [said] = [line for line in ran.stdout.splitlines() if line.startswith("stopped ")]
+    assert re.fullmatch(
+        r"stopped after step \d+ of 20, which is saved; run the same command to go on", said
+    )
+    assert_same_run(run, finished.run)
+
+
+def test_two_processes_make_the_model_of_one(
+    finished: Finished, made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run, settings = tmp_path / "run", tmp_path / "run.yaml"
+    given = settings_of(made.cache, tiny_student, run, **FINISHED)
+    settings.write_text(json.dumps(given, default=str))  # JSON is YAML
+    command = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m"
+    ran = subprocess.run(
+        [*command.split(), "siglip2_cache", "train", "--config", str(settings)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.count("trained    20 of 20 steps in ") == 1  # one of the two talks
+    assert ", on cpu and 1 more" in ran.stderr
+    for found, expected in zip(metrics_of(run), metrics_of(finished.run), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+    weights = weights_of(run)
+    for name, tensor in weights_of(finished.run).items():
+        if name.startswith("optimizer"):
+            continue
+        found, expected = (without_key_biases(name, each) for each in (weights[name], tensor))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def without_key_biases(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """Their gradients are 0: Adam makes steps of what rounding leaves of them."""
+    if name.endswith("k_proj.bias"):
+        return torch.zeros_like(weight)
+    if name.endswith("in_proj_bias"):
+        return weight.view(3, -1)[[0, 2]]
+    return weight
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_term_and_keys(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(TrainError) as stopped:
+        train_of(made.cache, tiny_student, run, lr=1e30, save_every=1, steps=8)
+    step = len(metrics_of(run)) + 1
+    assert step > 1
+    found = re.fullmatch(
+        rf"step {step}: the loss is not finite \((?:soft|cosine|contrastive)[^)]* (?:nan|inf).*\); "
+        r"the batch: img\d+(?:, img\d+){7}; the checkpoint before it stays, a smaller --lr or "
+        "--dtype float32 may help",
+        str(stopped.value),
+    )
+    assert found, str(stopped.value)
+    assert (
+        sorted(path.name for path in (run / "checkpoints").iterdir())[-1] == f"step-{step - 1:07d}"
+    )
+    assert not (run / "model").exists()
+
+
+# -- refused
+
+
+def assert_refused(command: Command, said: str, *arguments: object) -> None:
+    assert error_line(*command("train", *arguments)) == said
+
+
+def test_a_changed_setting_is_refused_with_old_and_new_value(
+    command: Command, finished: Finished, made: Made, tiny_student: Path
+) -> None:
+    arguments = (made.cache, "--config", finished.run / "config.yaml")
+    assert_refused(
+        command,
+        f"{finished.run} was begun with lr 0.001, now it is 0.002; go on with the old value, or begin "
+        "another run with another --out",
+        *arguments,
+        "--lr",
+        0.002,
+    )
+    line = error_line(*command("train", *arguments, "--weight", "bank=0.25"))
+    assert "begun with weights {'soft': 1.0, 'cosine': 38.5" in line
+    assert "'bank': 0.5}, now it is {'soft': 1.0, " in line
+    assert "'bank': 0.25}; go on" in line
+
+
+def test_another_cache_or_student_is_refused_with_both_digests(
+    finished: Finished,
+    uncaptioned: Path,
+    naflex_student: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    made: Made,
+) -> None:
+    run = shutil.copytree(finished.run, tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    for name, changed in (
+        ("cache", {"cache": uncaptioned, "global_batch_size": BATCH}),
+        ("student", {"student": str(tiny_checkpoint)}),
+    ):
+        with pytest.raises(SettingError) as refused:
+            train(make_config(run / "config.yaml", {"out": run, **changed}), progress=Listening())
+        said = str(refused.value)
+        fact = {"cache": "catalog", "student": "student"}[name]
+        assert said.startswith(
+            f"{run} was begun with another {name}: {fact} was {facts[fact]}, now "
+        )
+        assert said.endswith("; begin another run with another --out")
+
+
+def test_an_unknown_setting_of_a_file_is_refused_with_the_nearest_name(
+    command: Command, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("cache: C\nmicrobatch_size: 8\n")
+    assert_refused(
+        command,
+        f"{path} has an unknown setting 'microbatch_size'; did you mean micro_batch_size?",
+        "--config",
+        path,
+    )
+    assert_refused(
+        command, "weight 'soft' is not TERM=NUMBER, such as soft=1", "C", "--weight", "soft"
+    )
+
+
+def test_an_unfinished_cache_is_refused_and_used_as_far_as_it_goes_when_asked(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    cache = shutil.copytree(made.cache, tmp_path / "cache")
+    [record] = cache.glob("teachers/*/commits/image-00001.json")
+    record.unlink()
+    with pytest.raises(TrainError) as refused:
+        train_of(cache, tiny_student, tmp_path / "run")
+    assert re.fullmatch(
+        rf"{cache} is unfinished: tiny has yet to embed 1 of 3 image units and 0 of \d+ text units; "
+        rf"finish it with siglip2-cache build {made.corpus} {cache} --teacher {made.teacher} \(and the "
+        r"options it was begun with\), or train on what there is with --allow-partial",
+        str(refused.value),
+    )
+    heard = Listening()
+    train_of(cache, tiny_student, tmp_path / "run", progress=heard, allow_partial=True)
+    num_train = int(heard.said[0].split(" images ")[0].rsplit(" ", 1)[1])
+    assert num_train <= 32
+    # What was committed since is another corpus.
+    with pytest.raises(
+        SettingError, match="another cache: images with a target was 32, now it is 48"
+    ):
+        train_of(made.cache, tiny_student, tmp_path / "run", allow_partial=True)
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    def begin_another(_: Any) -> None:
+        with pytest.raises(TrainError, match=r"another process trains in .*; wait for it"):
+            train_of(made.cache, tiny_student, tmp_path / "run")
+        seen.append(1)
+
+    seen: list[int] = []
+    train_of(
+        made.cache,
+        tiny_student,
+        tmp_path / "run",
+        progress=Listening(begin_another),
+        steps=1,
+        eval_samples=0,
+    )
+    assert seen
+
+
+def test_a_term_signal_saves_and_says_how_to_go_on(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = tmp_path / "run.yaml"
+    given = settings_of(made.cache, tiny_student, run, steps=100_000, save_every=50_000)
+    settings.write_text(json.dumps(given, default=str))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "siglip2_cache", "train", "--config", settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (run / "metrics.jsonl").is_file() or len(metrics_of(run)) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (130, "")
+    step = metrics_of(run)[-1]["step"]
+    assert err.splitlines()[-1] == (
+        f"stopped after step {step} of 100,000, which is saved; run the same command to go on"
+    )
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{step:07d}"]

@@ -1,0 +1,168 @@
+"""Steps of a training in two processes, for tests that compare them with one.
+
+python run_ranks.py STUDENT NAFLEX_STUDENT OUT: writes OUT, a dictionary of what each scenario gave.
+"""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+import transformers.models.siglip.modeling_siglip
+import transformers.models.siglip2.modeling_siglip2  # noqa: F401 - before the processes part
+from steps import Case, gradients_of, part_of
+
+from siglip2_cache.student.ranks import Ranks, join_ranks, leave_ranks
+from siglip2_cache.student.schedule import Optimizer, Schedule
+from siglip2_cache.student.step import Gradients
+
+NUM_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A global batch and how two processes share it."""
+
+    settings: dict[str, Any]
+    """Of its Case."""
+
+    is_naflex: bool = False
+    num_images: int = 4
+    """Of the first process; the second has the others."""
+
+    num_texts: int = 2
+    """Of the first process."""
+
+    micro_batch_size: int | None = None
+
+
+UNEVEN: dict[str, Any] = {"captions": (0, -1, 1, 0, 1, -1, 2)}
+"""Three captions with the first process, two with the second; text 1 is shared between them, and text 3
+is of an image that could not be read."""
+
+SCENARIOS = {
+    "uneven": Scenario(UNEVEN),
+    "uneven in pieces": Scenario(UNEVEN, micro_batch_size=2),
+    "two pieces against one": Scenario(UNEVEN, micro_batch_size=3),
+    "one has no text": Scenario({"captions": (0, 1, 0, 2, -1, -1, -1)}, num_texts=4),
+    "naflex image tower": Scenario(
+        {**UNEVEN, "towers": "image", "projection": "pca", "bank_labels": "hard"},
+        is_naflex=True,
+        micro_batch_size=2,
+    ),
+}
+
+
+def first_gradient(scenario: Scenario, student: Path, ranks: Ranks | None) -> Any:
+    """Return the loss of a batch and every gradient, in float64; ranks None: in this process alone."""
+    case = Case(student, **scenario.settings)
+    distiller = case.distiller()
+    gradients = _gradients(case, distiller, scenario, ranks)
+    loss = gradients.compute(*_share(case, scenario, 0, torch.float64, ranks))
+    return loss, gradients_of(distiller)
+
+
+def loss_curve(scenario: Scenario, student: Path, ranks: Ranks | None) -> list[float]:
+    """Return the loss of 20 steps in float32."""
+    case = Case(student, **scenario.settings)
+    distiller = case.distiller(torch.float32)
+    gradients = _gradients(case, distiller, scenario, ranks)
+    optimizer = Optimizer(distiller, lr=3e-3, projection_lr=1e-2, weight_decay=1e-3)
+    schedule = Schedule(steps=NUM_STEPS, warmup_steps=3, alone_steps=2)
+    curve: list[float] = []
+    for step in range(1, NUM_STEPS + 1):
+        loss = gradients.compute(*_share(case, scenario, step % 3, torch.float32, ranks))
+        torch.nn.utils.clip_grad_norm_(distiller.parameters(), 1.0)
+        optimizer.step(schedule, step)
+        curve.append(loss.total)
+    return curve
+
+
+def _gradients(case: Case, distiller: Any, scenario: Scenario, ranks: Ranks | None) -> Gradients:
+    return Gradients(
+        distiller,
+        case.objective(),
+        ranks or Ranks(),
+        micro_batch_size=scenario.micro_batch_size if ranks else None,
+        map_ED=case.fixed_map(),
+    )
+
+
+def _share(
+    case: Case, scenario: Scenario, step: int, dtype: torch.dtype, ranks: Ranks | None
+) -> Any:
+    batch = case.batch(step)
+    knowledge = case.knowledge(batch, dtype)
+    if ranks is None:
+        return batch, knowledge
+    cuts = [0, scenario.num_images, len(case.captions)]
+    images = slice(cuts[ranks.rank], cuts[ranks.rank + 1])
+    texts = [0, scenario.num_texts, case.num_texts]
+    return part_of(batch, knowledge, images, texts, ranks.rank)
+
+
+def run_all(student: Path, naflex_student: Path, ranks: Ranks | None) -> dict[str, Any]:
+    """Return what every scenario gives."""
+    found: dict[str, Any] = {}
+    for name, scenario in SCENARIOS.items():
+        of = naflex_student if scenario.is_naflex else student
+        found[name] = first_gradient(scenario, of, ranks)
+    for name in ("uneven", "two pieces against one"):
+        found[f"{name}, curve"] = loss_curve(SCENARIOS[name], student, ranks)
+    return found
+
+
+def _in_processes(run: Callable[[int], None]) -> None:
+    """Run in two processes, which part here; exit with 1 where one fails."""
+    children: list[int] = []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(100)  # a process that waits for the other in vain dies by itself
+            status = 1
+            try:
+                run(rank)
+                status = 0
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(child)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    sys.exit(int(any(statuses)))
+
+
+def main() -> None:
+    student, naflex_student, out = map(Path, sys.argv[1:])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def run(rank: int) -> None:
+        import traceback
+
+        os.environ.update(
+            RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+        torch.set_num_threads(1)
+        try:
+            ranks = join_ranks("cpu")
+            found = run_all(student, naflex_student, ranks)
+        except BaseException:
+            traceback.print_exc()
+            raise
+        if ranks.is_first:
+            torch.save(found, out)
+        leave_ranks()
+
+    _in_processes(run)
+
+
+if __name__ == "__main__":
+    main()

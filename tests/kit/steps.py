@@ -1,0 +1,329 @@
+"""Batches built by hand, for a student of students.py, and the whole loss of one written out plainly.
+
+Shape letters in this file:
+    N = images, M = texts, K = texts of the bank, D = the student's width, E = the teacher's.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from siglip2_cache.siglip import (
+    Checkpoint,
+    NaflexRecipe,
+    checkpoint_activations,
+    load_trainable,
+    resolve_checkpoint,
+)
+from siglip2_cache.student.batch import Batch
+from siglip2_cache.student.model import Distiller, Piece
+from siglip2_cache.student.objective import Columns, Objective
+from siglip2_cache.student.ranks import Ranks
+from siglip2_cache.student.step import Gradients, Knowledge, StepLoss
+
+WEIGHTS = {"soft": 1.0, "cosine": 0.7, "contrastive": 0.3, "bank": 0.5}
+TEACHER_SCALE, TEACHER_BIAS, ALIKE = 12.0, -4.0, 0.3
+BANK_EXTRA = 6
+"""Texts of the bank beside the batch's."""
+
+GRIDS = [(2, 3), (4, 4), (1, 5), (3, 2), (4, 2), (2, 2), (3, 5)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A student and what it is taught, small but whole."""
+
+    student: Path
+    towers: Literal["both", "image"] = "both"
+    projection: Literal["learned", "pca", "none"] = "learned"
+    bank_labels: Literal["soft", "hard"] = "soft"
+    captions: Sequence[int] = (0, -1, 1, 0, 2, -1, 3)
+    """Which text each image drew; -1: none. Images 0 and 3 share one."""
+
+    num_texts: int = 4
+    seed: int = 0
+    compute_dtype: str = "float32"
+    has_checkpointing: bool = False
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return _resolved(self.student)
+
+    @property
+    def teacher_dim(self) -> int:
+        return {"learned": 24, "pca": 40, "none": self.checkpoint.embed_dim}[self.projection]
+
+    def distiller(self, dtype: torch.dtype = torch.float64) -> Distiller:
+        torch.manual_seed(self.seed)
+        model = copy.deepcopy(_loaded(self.student, self.towers))
+        if self.has_checkpointing:
+            checkpoint_activations(model)
+        distiller = Distiller(
+            model,
+            self.checkpoint,
+            towers=self.towers,
+            compute_dtype=self.compute_dtype,
+            logit_scale=2.0,
+            logit_bias=-1.5,
+            teacher_dim=self.teacher_dim if self.projection == "learned" else None,
+            bank=(1.7, -1.0),
+        )
+        return distiller.to(dtype)
+
+    def objective(self) -> Objective:
+        return Objective(
+            weights=WEIGHTS,
+            teacher_scale=TEACHER_SCALE,
+            teacher_bias=TEACHER_BIAS,
+            bank_labels=self.bank_labels,
+            bank_threshold=ALIKE,
+        )
+
+    def fixed_map(self) -> Tensor | None:
+        if self.projection != "pca":
+            return None
+        drawn = np.random.default_rng(99).normal(size=(self.teacher_dim, self.checkpoint.embed_dim))
+        return torch.from_numpy(np.linalg.qr(drawn)[0].astype(np.float32))
+
+    def batch(self, step: int = 0) -> Batch:
+        """The global batch of one process; other pixels, texts and targets each step."""
+        draw = np.random.default_rng([self.seed, step])
+        N, M = len(self.captions), self.num_texts
+        recipe = self.checkpoint.image
+        grids = None
+        pixels = draw.integers(0, 256, (N, *recipe.view_shape), np.uint8)
+        if isinstance(recipe, NaflexRecipe):
+            grids = np.array([GRIDS[(i + step) % len(GRIDS)] for i in range(N)], np.int64)
+            pixels[np.arange(pixels.shape[1])[None, :] >= grids.prod(axis=1)[:, None]] = 0
+        ids = draw.integers(4, 500, (M, self.checkpoint.max_text_tokens))
+        return Batch(
+            step=step,
+            epoch=0,
+            positions_N=np.arange(N),
+            views_N=np.zeros(N, np.int64),
+            pixels_N=torch.from_numpy(pixels),
+            grids_N2=grids,
+            caption_N=np.array(self.captions, np.int64),
+            text_rows_M=np.arange(M),
+            text_bounds=np.array([0, M]),
+            ids_ML=torch.from_numpy(ids) if self.towers == "both" else None,
+            teacher_image_NE=unit_rows(draw, N, self.teacher_dim),
+            teacher_text_ME=unit_rows(draw, M, self.teacher_dim),
+            skipped=[],
+        )
+
+    def known_pairs(self) -> set[tuple[int, int]]:
+        """Own captions, and one more text of image 1 (which drew none), 2 and 4."""
+        own = {(i, text) for i, text in enumerate(self.captions) if text >= 0}
+        more = {(i, i % self.num_texts) for i in (1, 2, 4) if self.num_texts}
+        return own | {(i, text) for i, text in more if i < len(self.captions)}
+
+    def knowledge(self, batch: Batch, dtype: torch.dtype = torch.float64) -> Knowledge:
+        """The bank has the batch's texts but for the first, and others."""
+        draw = np.random.default_rng([self.seed, batch.step, 1])
+        extra = unit_rows(draw, BANK_EXTRA, self.teacher_dim)
+        teacher_KE = torch.cat([batch.teacher_text_ME[1:], extra]).to(dtype)
+        map_ED = self.fixed_map()
+        caption_N = torch.from_numpy(batch.caption_N)
+        known = self.known_pairs()
+        return Knowledge(
+            known_2P=_pairs(known),
+            bank=Columns(
+                text=teacher_KE if map_ED is None else teacher_KE @ map_ED.to(dtype),
+                caption_N=(caption_N - 1).clamp(min=-1),
+                known_2P=_pairs({(i, text - 1) for i, text in known if text >= 1}),
+                teacher_text_ME=teacher_KE,
+            ),
+        )
+
+    def compute(
+        self,
+        distiller: Distiller,
+        micro_batch_size: int | None = None,
+        *,
+        ranks: Ranks | None = None,
+        batch: Batch | None = None,
+    ) -> StepLoss:
+        """Compute gradients by the code under test."""
+        batch = self.batch() if batch is None else batch
+        gradients = Gradients(
+            distiller,
+            self.objective(),
+            ranks or Ranks(),
+            micro_batch_size=micro_batch_size,
+            map_ED=self.fixed_map(),
+        )
+        torch.manual_seed(5)
+        dtype = distiller.scale_and_bias[0].dtype
+        return gradients.compute(batch, self.knowledge(batch, dtype))
+
+
+@lru_cache
+def _resolved(student: Path) -> Checkpoint:
+    return resolve_checkpoint(str(student))
+
+
+@lru_cache
+def _loaded(student: Path, towers: Literal["both", "image"]) -> Any:
+    return load_trainable(_resolved(student), towers=towers, is_new=False)
+
+
+def unit_rows(draw: np.random.Generator, count: int, width: int) -> Tensor:
+    """Return float16 rows that are alike enough for probabilities between 0 and 1."""
+    rows = torch.from_numpy(draw.normal(size=(count, width)) + 0.6)
+    return F.normalize(rows, dim=-1).half()
+
+
+def _pairs(pairs: set[tuple[int, int]]) -> Tensor:
+    return torch.tensor(sorted(pairs), dtype=torch.int64).reshape(-1, 2).T.contiguous()
+
+
+def part_of(
+    batch: Batch, knowledge: Knowledge, images: slice, texts: Sequence[int], rank: int
+) -> tuple[Batch, Knowledge]:
+    """Return what one rank has of a global batch: some images, texts[rank] to below texts[rank + 1]."""
+    first, end = texts[rank], texts[rank + 1]
+    part = replace(
+        batch,
+        positions_N=batch.positions_N[images],
+        views_N=batch.views_N[images],
+        pixels_N=batch.pixels_N[images],
+        grids_N2=None if batch.grids_N2 is None else batch.grids_N2[images],
+        caption_N=batch.caption_N[images],
+        text_bounds=np.array(texts),
+        ids_ML=None if batch.ids_ML is None else batch.ids_ML[first:end],
+        teacher_image_NE=batch.teacher_image_NE[images],
+    )
+    bank = knowledge.bank
+    assert bank is not None
+    own_bank = replace(bank, caption_N=bank.caption_N[images], known_2P=_own(bank.known_2P, images))
+    return part, Knowledge(known_2P=_own(knowledge.known_2P, images), bank=own_bank)
+
+
+def _own(known_2P: Tensor, images: slice) -> Tensor:
+    is_own = (known_2P[0] >= images.start) & (known_2P[0] < images.stop)
+    return known_2P[:, is_own] - torch.tensor([[images.start], [0]])
+
+
+def plain_loss(
+    case: Case, distiller: Distiller, batch: Batch, pieces: Sequence[Piece]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of a batch with its graph, and each term: dense, the formulas as they stand."""
+    found = [distiller.embed(piece) for piece in pieces]
+    x_ND = torch.cat([each.image_ND for each in found])
+    dtype = x_ND.dtype
+    u_NE = F.normalize(batch.teacher_image_NE.to(dtype), dim=-1)
+    v_ME = F.normalize(batch.teacher_text_ME.to(dtype), dim=-1)
+    map_ED = case.fixed_map()
+
+    def target(rows: Tensor) -> Tensor:
+        return rows if map_ED is None else F.normalize(rows @ map_ED.to(dtype), dim=-1)
+
+    def mapped(rows: Tensor) -> Tensor:
+        return rows if distiller.projection is None else rows @ distiller.projection.weight.T
+
+    y_MD = target(v_ME) if case.towers == "image" else torch.cat([_text(each) for each in found])
+    log_scale, bias = distiller.scale_and_bias
+    z_NM = log_scale.exp() * x_ND @ y_MD.T + bias
+    p_NM = torch.sigmoid(TEACHER_SCALE * u_NE @ v_ME.T + TEACHER_BIAS)
+    N, M = z_NM.shape
+    bank = case.knowledge(batch, dtype).bank
+    assert bank is not None
+    w_KE = F.normalize(bank.teacher_text_ME.to(dtype), dim=-1)
+    bank_NK = (
+        distiller.bank_scale.exp() * F.normalize(mapped(x_ND), dim=-1) @ target(w_KE).T
+        + distiller.bank_bias
+    )
+    terms = {
+        "soft": (F.softplus(z_NM) - p_NM * z_NM).sum() / N,
+        "cosine": _one_minus_cos(mapped(x_ND), target(u_NE)),
+        "contrastive": _hard(z_NM, case.captions, case.known_pairs()),
+    }
+    if case.towers == "both":
+        terms["cosine"] = (
+            terms["cosine"] + _one_minus_cos(mapped(y_MD), target(v_ME)) * (M > 0)
+        ) / 2
+    if case.bank_labels == "soft":
+        q_NK = torch.sigmoid(TEACHER_SCALE * u_NE @ w_KE.T + TEACHER_BIAS)
+        terms["bank"] = (F.softplus(bank_NK) - q_NK * bank_NK).sum() / N
+    else:
+        own = [text - 1 if text >= 1 else -1 for text in case.captions]
+        ignored = {(i, text - 1) for i, text in case.known_pairs() if text >= 1}
+        alike_KK = w_KE @ w_KE.T > ALIKE
+        ignored |= {
+            (i, k) for i, text in enumerate(own) if text >= 0 for k in _true(alike_KK[text])
+        }
+        terms["bank"] = _hard(bank_NK, own, ignored)
+    total = sum((WEIGHTS[name] * value for name, value in terms.items()), x_ND.new_zeros(()))
+    return total, terms
+
+
+def _text(each: Any) -> Tensor:
+    return each.text_MD
+
+
+def _true(row: Tensor) -> list[int]:
+    return row.nonzero()[:, 0].tolist()
+
+
+def _one_minus_cos(student: Tensor, teacher: Tensor) -> Tensor:
+    if not len(student):
+        return student.new_zeros(())
+    return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
+
+
+def _hard(z_NM: Tensor, captions: Sequence[int], ignored: set[tuple[int, int]]) -> Tensor:
+    """Return the sigmoid loss over captioned images, pair by pair."""
+    total = z_NM.new_zeros(())
+    for i, text in enumerate(captions):
+        for j in range(z_NM.shape[1]) if text >= 0 else ():
+            if j == text:
+                total = total - F.logsigmoid(z_NM[i, j])
+            elif (i, j) not in ignored:
+                total = total - F.logsigmoid(-z_NM[i, j])
+    return total / max(1, sum(text >= 0 for text in captions))
+
+
+def pieces_of(batch: Batch, size: int | None) -> list[Piece]:
+    """Return consecutive pieces of at most so many images and texts."""
+    N, M = len(batch.pixels_N), 0 if batch.ids_ML is None else len(batch.ids_ML)
+    size = size or max(N, M)
+    cuts = [slice(start, start + size) for start in range(0, max(N, M), size)]
+    return [
+        Piece(
+            pixels_N=batch.pixels_N[cut],
+            grids=None if batch.grids_N2 is None else [tuple(g) for g in batch.grids_N2[cut]],
+            ids_ML=None if batch.ids_ML is None else batch.ids_ML[cut],
+        )
+        for cut in cuts
+    ]
+
+
+def gradients_of(distiller: Distiller) -> dict[str, Tensor]:
+    """Return the gradient of every parameter; what has none has one of 0."""
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in distiller.named_parameters()
+    }
+
+
+def assert_same_gradients(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float
+) -> None:
+    """Each parameter's, to a share of its own largest entry, or of a hundredth of the largest of all
+    where its own is nearly 0 by cancellation (keys' biases, whose true gradient is 0)."""
+    assert found.keys() == expected.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert largest > 0
+    for name, gradient in expected.items():
+        scale = max(float(gradient.abs().max()), largest / 100)
+        error = float((found[name] - gradient).abs().max()) / scale
+        assert error <= tolerance, f"{name}: off by {error:.2g} of {scale:.2g}"

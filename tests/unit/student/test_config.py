@@ -1,0 +1,227 @@
+"""Settings of a training: what a file and flags make of them, and the words of every refusal."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from siglip2_cache.errors import SettingError
+from siglip2_cache.student.config import (
+    TrainConfig,
+    as_plain,
+    make_config,
+    refuse_changes,
+    to_yaml,
+)
+
+NEEDED = {"cache": Path("C"), "student": "S", "out": Path("R")}
+
+
+def config_of(**settings: Any) -> TrainConfig:
+    return TrainConfig(**{**NEEDED, **settings})
+
+
+def from_file(tmp_path: Path, text: str, **flags: Any) -> TrainConfig:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return make_config(path, {**NEEDED, **flags})
+
+
+# -- values
+
+
+@pytest.mark.parametrize(
+    ("settings", "refusal"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"global_batch_size": 0}, "global_batch_size must be at least 1, got 0"),
+        ({"micro_batch_size": 0}, "micro_batch_size must be at least 1, got 0"),
+        ({"views_per_step": 0}, "views_per_step must be at least 1, got 0"),
+        ({"max_num_patches": 0}, "max_num_patches must be at least 1, got 0"),
+        ({"bank_size": -1}, "bank_size must be at least 0, got -1"),
+        ({"bank_threshold": -1.5}, "bank_threshold must be at least -1, got -1.5"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"decode_workers": -1}, "decode_workers must be at least 0, got -1"),
+        ({"eval_samples": -1}, "eval_samples must be at least 0, got -1"),
+        ({"save_every": 0}, "save_every must be at least 1, got 0"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1, got 0"),
+        ({"lr": 0.0}, "lr must be above 0, got 0.0"),
+        ({"lr": float("nan")}, "lr must be above 0, got nan"),
+        ({"projection_lr": 0.0}, "projection_lr must be above 0, got 0.0"),
+        ({"clip_norm": 0.0}, "clip_norm must be above 0, got 0.0"),
+        ({"clip_norm": float("inf")}, "clip_norm must be above 0, got inf"),
+        ({"epochs": 0.0}, "epochs must be above 0, got 0.0"),
+        ({"sample_timeout": 0.0}, "sample_timeout must be above 0, got 0.0"),
+        ({"teacher_scale": 0.0}, "teacher_scale must be above 0, got 0.0"),
+        ({"towers": "text"}, "towers 'text' is not one of both, image"),
+        ({"projection": "two"}, "projection 'two' is not one of auto, learned, pca, none"),
+        ({"bank_labels": "firm"}, "bank_labels 'firm' is not one of soft, hard"),
+        (
+            {"check_pixels": "now"},
+            "check_pixels 'now' is not one of always, first-epoch, never",
+        ),
+        ({"dtype": "float16"}, "dtype 'float16' is not one of auto, float32, bfloat16"),
+        ({"weights": {"cosin": 1.0}}, "weights has no term 'cosin'; did you mean cosine?"),
+        (
+            {"weights": {"xyz": 1.0}},
+            "weights has no term 'xyz'; known are soft, cosine, contrastive, bank",
+        ),
+        ({"weights": {"soft": -1.0}}, "weights.soft must be at least 0, got -1.0"),
+        ({"weights": {"soft": float("nan")}}, "weights.soft must be at least 0, got nan"),
+        (
+            {"steps": 3, "epochs": 1.5},
+            "steps 3 and epochs 1.5 both say how long: give one",
+        ),
+        (
+            {"teacher_text": "T"},
+            "teacher_text goes with towers image: else the student has its own",
+        ),
+        (
+            {"towers": "image", "projection": "learned"},
+            "projection learned goes with towers both: an image tower alone must come out in the "
+            "space of the teacher's texts; take pca, or none where widths are equal",
+        ),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_name_and_value(
+    settings: dict[str, Any], refusal: str
+) -> None:
+    with pytest.raises(SettingError) as refused:
+        config_of(**settings)
+    assert str(refused.value) == refusal
+
+
+# -- files and flags
+
+
+def test_flags_override_a_file_one_weight_at_a_time(tmp_path: Path) -> None:
+    text = "lr: 3e-4\nseed: 7\nweights: {soft: 2, cosine: 5}\n"
+    config = from_file(tmp_path, text, lr=1e-3, weights={"cosine": 0.5}, seed=None)
+    assert (config.lr, config.seed) == (1e-3, 7)
+    assert config.weights == {"soft": 2.0, "cosine": 0.5}
+
+
+@pytest.mark.parametrize("flags", [{"steps": 9}, {"epochs": 2.0}])
+def test_a_flag_that_says_how_long_overrides_either_way_of_the_file(
+    tmp_path: Path, flags: dict[str, Any]
+) -> None:
+    for text in ("steps: 5", "epochs: 0.5"):
+        config = from_file(tmp_path, text, **flags)
+        assert (config.steps, config.epochs) == (flags.get("steps"), flags.get("epochs"))
+
+
+def test_numbers_are_taken_as_yaml_writes_them(tmp_path: Path) -> None:
+    # YAML 1.1, which PyYAML reads, takes 1e-5 for a text: it lacks the dot.
+    text = "lr: 1e-5\nepochs: 2\nweights: {soft: 1e-1, cosine: 3}\nout: R2\nlr: 1e-5"
+    config = from_file(tmp_path, text, out=None)
+    assert (config.lr, config.epochs, config.out) == (1e-5, 2.0, Path("R2"))
+    assert config.weights == {"soft": 0.1, "cosine": 3.0}
+    assert type(config.epochs) is float
+
+
+def test_a_file_without_settings_gives_the_defaults(tmp_path: Path) -> None:
+    assert from_file(tmp_path, "# nothing yet\n") == config_of()
+    assert from_file(tmp_path, "lr:\nseed: null\n") == config_of()
+
+
+def test_what_a_run_writes_down_gives_the_same_settings_again(tmp_path: Path) -> None:
+    config = config_of(
+        cache=tmp_path / "c\u00e4che",
+        weights={"soft": 1 / 3, "cosine": 115.58428452718766 / 3, "contrastive": 0.1, "bank": 1e-7},
+        lr=1e-5,
+        steps=30,
+        corpus_roots={"/old": "/new"},
+        val_keys="yes",
+        teacher_scale=115.58428452718766,
+        teacher_bias=-16.777,
+        towers="image",
+        teacher_text="1e5",
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert make_config(path, {}) == config
+    assert as_plain(make_config(path, {})) == as_plain(config)
+    assert as_plain(config).keys() == {each.name for each in dataclasses.fields(TrainConfig)}
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("learning_rate: 1", "has an unknown setting 'learning_rate'; "),
+        ("step: 5", "has an unknown setting 'step'; did you mean steps?"),
+        ("global_batchsize: 5", "'global_batchsize'; did you mean global_batch_size?"),
+        ("qqq: 5", "has an unknown setting 'qqq'; known are cache, student, out, "),
+        ("- 1", "holds no settings: it should be lines such as 'steps: 1000'"),
+        ("a: [", "cannot be read as YAML: while parsing"),
+        ("steps: 1.5", "run.yaml: steps must be a whole number, got 1.5"),
+        ("steps: true", "run.yaml: steps must be a whole number, got True"),
+        ("lr: fast", "run.yaml: lr must be a number, got 'fast'"),
+        ("lr: true", "run.yaml: lr must be a number, got True"),
+        ("towers: 2", "run.yaml: towers must be a text, got 2"),
+        ("compile: 1", "run.yaml: compile must be true or false, got 1"),
+        ("weights: 3", "run.yaml: weights must be names with values, got 3"),
+        (
+            "weights: {soft: much}",
+            "run.yaml: weights must be names with values, got {'soft': 'much'}",
+        ),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_with_what_is_wrong(
+    tmp_path: Path, text: str, refusal: str
+) -> None:
+    with pytest.raises(SettingError) as refused:
+        from_file(tmp_path, text)
+    assert refusal in str(refused.value)
+    assert str(tmp_path / "run.yaml") in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"there is no file .*run\.yaml; --config takes a YAML"):
+        make_config(tmp_path / "run.yaml", NEEDED)
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"), [("cache", "CACHE"), ("student", "--student"), ("out", "--out")]
+)
+def test_what_is_missing_is_named_as_the_command_line_calls_it(missing: str, said: str) -> None:
+    given = {name: value for name, value in NEEDED.items() if name != missing}
+    with pytest.raises(SettingError) as refused:
+        make_config(None, given)
+    expected = f"{said} is missing: name it, or {missing} in a file given by --config"
+    assert str(refused.value) == expected
+
+
+# -- going on
+
+
+def test_a_setting_that_decides_the_result_may_not_change(tmp_path: Path) -> None:
+    old = as_plain(config_of(lr=1e-5, weights={"soft": 1.0}))
+    new = as_plain(config_of(lr=2e-5, weights={"soft": 1.0}))
+    with pytest.raises(SettingError) as refused:
+        refuse_changes(old, new, run=tmp_path)
+    assert str(refused.value) == (
+        f"{tmp_path} was begun with lr 1e-05, now it is 2e-05; go on with the old value, or begin "
+        "another run with another --out"
+    )
+    del old["seed"]
+    with pytest.raises(SettingError, match="begun with seed 'not known', now it is 0"):
+        refuse_changes(old, as_plain(config_of(lr=1e-5, weights={"soft": 1.0})), run=tmp_path)
+
+
+def test_what_only_says_where_and_how_fast_may_change(tmp_path: Path) -> None:
+    old = as_plain(config_of())
+    moved = config_of(
+        cache=Path("elsewhere"),
+        micro_batch_size=4,
+        device="cpu",
+        decode_workers=0,
+        save_every=7,
+        keep_checkpoints=9,
+        gradient_checkpointing=True,
+        check_pixels="never",
+        corpus_roots={"/a": "/b"},
+    )
+    refuse_changes(old, as_plain(moved), run=tmp_path)

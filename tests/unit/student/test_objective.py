@@ -1,0 +1,221 @@
+"""What each term counts, ignores and is divided by."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from siglip2_cache.student.config import BankLabels, Term
+from siglip2_cache.student.objective import Columns, Counts, Objective, Rows
+
+N, M, K, D, E = 4, 3, 5, 6, 4
+SCALE, BIAS, BANK_SCALE, BANK_BIAS = 3.0, -1.0, 2.0, -0.5
+TEACHER_SCALE, TEACHER_BIAS = 7.0, -2.0
+CAPTION_N = torch.tensor([0, -1, 2, 0])
+"""Images 0 and 3 share a text, image 1 has none."""
+
+COUNTS = Counts(num_images=N, num_captioned=3, num_texts=M, num_bank_captioned=2)
+
+
+def unit(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(*shape, generator=generator, dtype=torch.float64) + 0.4
+    return F.normalize(rows, dim=-1)
+
+
+X_ND, Y_MD, PX_NE, PY_ME = (
+    unit(N, D, seed=1),
+    unit(M, D, seed=2),
+    unit(N, E, seed=3),
+    unit(M, E, seed=4),
+)
+U_NE, V_ME, W_KE = unit(N, E, seed=5), unit(M, E, seed=6), unit(K, E, seed=7)
+BANK_CAPTION_N = torch.tensor([4, -1, -1, 1])
+
+
+def pairs(*found: tuple[int, int]) -> Tensor:
+    return torch.tensor(found, dtype=torch.int64).reshape(-1, 2).T
+
+
+def rows_of(**changed: Any) -> Rows:
+    given: dict[str, Any] = {
+        "image_ND": X_ND,
+        "mapped_image_NE": PX_NE,
+        "mapped_text_E": PY_ME,
+        "teacher_image_NE": U_NE,
+        "target_image_NE": U_NE,
+        "target_text_E": V_ME,
+        "texts": Columns(text=Y_MD, caption_N=CAPTION_N, known_2P=pairs(), teacher_text_ME=V_ME),
+        "bank": Columns(
+            text=W_KE, caption_N=BANK_CAPTION_N, known_2P=pairs(), teacher_text_ME=W_KE
+        ),
+        "counts": COUNTS,
+        "scale": torch.tensor(SCALE, dtype=torch.float64),
+        "bias": torch.tensor(BIAS, dtype=torch.float64),
+        "bank_scale": torch.tensor(BANK_SCALE, dtype=torch.float64),
+        "bank_bias": torch.tensor(BANK_BIAS, dtype=torch.float64),
+    }
+    return Rows(**{**given, **changed})
+
+
+def objective_of(
+    *terms: Term, bank_labels: BankLabels = "soft", bank_threshold: float = 1.0
+) -> Objective:
+    weights: Mapping[Term, float] = {
+        term: float(term in terms) for term in ("soft", "cosine", "contrastive", "bank")
+    }
+    return Objective(
+        weights=weights,
+        teacher_scale=TEACHER_SCALE,
+        teacher_bias=TEACHER_BIAS,
+        bank_labels=bank_labels,
+        bank_threshold=bank_threshold,
+    )
+
+
+def value_of(term: Term, rows: Rows | None = None, **settings: Any) -> float:
+    found = objective_of(term, **settings).values(rows or rows_of())
+    assert list(found) == [term]
+    return float(found[term].value)
+
+
+def hard_sum(
+    z_NM: Tensor, positives: list[tuple[int, int]], ignored: set[tuple[int, int]]
+) -> float:
+    """Sum over the rows that have a positive."""
+    total = 0.0
+    for i, own in positives:
+        for j in range(z_NM.shape[1]):
+            if j == own:
+                total += float(F.softplus(-z_NM[i, j]))
+            elif (i, j) not in ignored:
+                total += float(F.softplus(z_NM[i, j]))
+    return total
+
+
+Z_NM = SCALE * X_ND @ Y_MD.T + BIAS
+BANK_NK = BANK_SCALE * PX_NE @ W_KE.T + BANK_BIAS
+OWN = [(0, 0), (2, 2), (3, 0)]
+BANK_OWN = [(0, 4), (3, 1)]
+
+
+def soft_sum(z_NM: Tensor, text_ME: Tensor) -> float:
+    p_NM = torch.sigmoid(TEACHER_SCALE * U_NE @ text_ME.T + TEACHER_BIAS)
+    return float((F.softplus(z_NM) - p_NM * z_NM).sum())
+
+
+def test_soft_is_divided_by_all_images_captioned_or_not() -> None:
+    assert value_of("soft") == pytest.approx(soft_sum(Z_NM, V_ME) / N, rel=1e-12)
+
+
+def test_contrastive_is_divided_by_captioned_images_and_leaves_the_others_out() -> None:
+    assert value_of("contrastive") == pytest.approx(hard_sum(Z_NM, OWN, set()) / 3, rel=1e-12)
+
+
+def test_cosine_divides_images_by_images_and_texts_by_texts_and_halves() -> None:
+    images = (1 - (PX_NE * U_NE).sum(-1)).sum() / N
+    texts = (1 - (PY_ME * V_ME).sum(-1)).sum() / M
+    assert value_of("cosine") == pytest.approx(float(images + texts) / 2, rel=1e-12)
+
+
+def test_cosine_of_an_image_tower_alone_is_not_halved() -> None:
+    rows = rows_of(mapped_text_E=None, target_text_E=None)
+    images = (1 - (PX_NE * U_NE).sum(-1)).sum() / N
+    assert value_of("cosine", rows) == pytest.approx(float(images), rel=1e-12)
+
+
+def test_a_soft_bank_is_divided_by_all_images() -> None:
+    assert value_of("bank") == pytest.approx(soft_sum(BANK_NK, W_KE) / N, rel=1e-12)
+
+
+def test_a_hard_bank_is_divided_by_images_whose_caption_is_in_it() -> None:
+    expected = hard_sum(BANK_NK, BANK_OWN, set()) / 2
+    assert value_of("bank", bank_labels="hard") == pytest.approx(expected, rel=1e-12)
+
+
+def test_counts_are_those_of_all_processes_not_of_this_one() -> None:
+    counts = Counts(num_images=40, num_captioned=30, num_texts=25, num_bank_captioned=20)
+    rows = rows_of(counts=counts)
+    for term, factor in (("soft", 10), ("contrastive", 10)):
+        assert value_of(term, rows) == pytest.approx(value_of(term) / factor, rel=1e-12)
+    assert value_of("bank", rows) == pytest.approx(value_of("bank") / 10, rel=1e-12)
+    hard = value_of("bank", rows, bank_labels="hard")
+    assert hard == pytest.approx(value_of("bank", bank_labels="hard") / 10, rel=1e-12)
+    images = (1 - (PX_NE * U_NE).sum(-1)).sum() / 40
+    texts = (1 - (PY_ME * V_ME).sum(-1)).sum() / 25
+    assert value_of("cosine", rows) == pytest.approx(float(images + texts) / 2, rel=1e-12)
+
+
+def test_pairs_known_to_match_are_ignored_by_hard_labels_and_kept_by_soft_ones() -> None:
+    known = {(0, 0), (0, 2), (1, 1), (3, 1)}  # an own caption is never ignored
+    texts = replace(rows_of().texts, known_2P=pairs(*sorted(known)))
+    rows = rows_of(texts=texts)
+    expected = hard_sum(Z_NM, OWN, {(0, 2), (3, 1)}) / 3
+    assert value_of("contrastive", rows) == pytest.approx(expected, rel=1e-12)
+    assert value_of("contrastive", rows) < value_of("contrastive")
+    assert value_of("soft", rows) == value_of("soft")
+
+
+def test_a_hard_bank_ignores_known_pairs_and_texts_too_like_the_own_caption() -> None:
+    bank = rows_of().bank
+    assert bank is not None
+    rows = rows_of(bank=replace(bank, known_2P=pairs((0, 1), (0, 4), (3, 2))))
+    expected = hard_sum(BANK_NK, BANK_OWN, {(0, 1), (3, 2)}) / 2
+    found = value_of("bank", rows, bank_labels="hard")
+    assert found == pytest.approx(expected, rel=1e-12)
+
+    cosines = W_KE @ W_KE.T
+    threshold = float(cosines[4, :4].max()) - 1e-6  # text 4's nearest, and perhaps others of text 1
+    alike = {(i, k) for i, own in BANK_OWN for k in range(K) if cosines[own, k] > threshold}
+    expected = hard_sum(BANK_NK, BANK_OWN, alike | {(0, 1), (3, 2)}) / 2
+    found = value_of("bank", rows, bank_labels="hard", bank_threshold=threshold)
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert len(alike) > len(BANK_OWN)
+
+
+def test_the_floor_is_the_teachers_entropy_and_only_soft_terms_have_one() -> None:
+    found = objective_of("soft", "cosine", "contrastive", "bank").values(rows_of())
+    assert list(found) == ["soft", "cosine", "contrastive", "bank"]
+    for term, text_ME in (("soft", V_ME), ("bank", W_KE)):
+        p = torch.sigmoid(TEACHER_SCALE * U_NE @ text_ME.T + TEACHER_BIAS)
+        entropy = -(p * p.log() + (1 - p) * (1 - p).log()).sum() / N
+        floor = found[term].floor
+        assert floor is not None
+        assert float(floor) == pytest.approx(float(entropy), rel=1e-9)
+        assert float(found[term].value) > float(floor)
+    assert found["cosine"].floor is None
+    assert found["contrastive"].floor is None
+    hard = objective_of("bank", bank_labels="hard").values(rows_of())
+    assert hard["bank"].floor is None
+
+
+def test_a_teacher_for_a_student_reaches_the_floor() -> None:
+    texts = replace(rows_of().texts, text=V_ME)
+    rows = rows_of(
+        image_ND=U_NE,
+        texts=texts,
+        scale=torch.tensor(TEACHER_SCALE, dtype=torch.float64),
+        bias=torch.tensor(TEACHER_BIAS, dtype=torch.float64),
+    )
+    found = objective_of("soft").values(rows)["soft"]
+    assert found.floor is not None
+    assert float(found.value) == pytest.approx(float(found.floor), rel=1e-12)
+
+
+def test_without_any_caption_hard_terms_are_nothing_and_the_others_stay() -> None:
+    none = torch.full((N,), -1)
+    rows = rows_of(
+        texts=replace(rows_of().texts, text=Y_MD[:0], teacher_text_ME=V_ME[:0], caption_N=none),
+        mapped_text_E=PY_ME[:0],
+        target_text_E=V_ME[:0],
+        counts=Counts(num_images=N, num_captioned=0, num_texts=0),
+    )
+    assert value_of("contrastive", rows) == 0
+    assert value_of("soft", rows) == 0
+    images = (1 - (PX_NE * U_NE).sum(-1)).sum() / N
+    assert value_of("cosine", rows) == pytest.approx(float(images) / 2, rel=1e-12)
+    assert value_of("bank", rows) == value_of("bank")

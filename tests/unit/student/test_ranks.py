@@ -1,0 +1,51 @@
+"""Two processes compute what one computes."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run_ranks
+import torch
+from run_ranks import SCENARIOS
+from steps import assert_same_gradients
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def by_two(
+    tiny_student: Path, naflex_student: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What the first of two processes found in every scenario."""
+    out = tmp_path_factory.mktemp("ranks") / "found.pt"
+    command = [sys.executable, run_ranks.__file__, tiny_student, naflex_student, out]
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    return torch.load(out, weights_only=False)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_two_processes_have_the_gradient_of_one(
+    by_two: dict[str, Any], tiny_student: Path, naflex_student: Path, name: str
+) -> None:
+    scenario = SCENARIOS[name]
+    student = naflex_student if scenario.is_naflex else tiny_student
+    expected_loss, expected = run_ranks.first_gradient(scenario, student, None)
+    loss, found = by_two[name]
+    assert loss.counts == expected_loss.counts
+    assert loss.values == pytest.approx(expected_loss.values, rel=1e-9)
+    assert loss.floors == pytest.approx(expected_loss.floors, rel=1e-9)
+    assert loss.gradient_norms == pytest.approx(expected_loss.gradient_norms, rel=1e-9)
+    assert_same_gradients(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["uneven", "two pieces against one"])
+def test_two_processes_have_the_loss_curve_of_one(
+    by_two: dict[str, Any], tiny_student: Path, name: str
+) -> None:
+    curve = run_ranks.loss_curve(SCENARIOS[name], tiny_student, None)
+    assert len(curve) == 20
+    assert curve[-1] < 0.8 * curve[0]
+    assert by_two[f"{name}, curve"] == pytest.approx(curve, rel=1e-5)

@@ -1,0 +1,183 @@
+"""A run's folder: one process at a time, whole checkpoints, each step's metrics once."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from siglip2_cache.errors import DamagedCacheError, TrainError
+from siglip2_cache.student import export_folder
+from siglip2_cache.student.run_folder import RunFolder, SavedState
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[RunFolder]:
+    folder = RunFolder(tmp_path / "run")
+    yield folder
+    folder.close()
+
+
+def saved(step: int) -> SavedState:
+    model = {"a.weight": torch.full((2, 3), float(step)), "b": torch.tensor([step / 3])}
+    return SavedState(step, {"catalog": "abc"}, model, {"b:exp_avg": torch.tensor([1.0 / step])})
+
+
+def names_of(run: RunFolder) -> list[str]:
+    return sorted(path.name for path in (run.root / "checkpoints").iterdir())
+
+
+# -- the lock
+
+
+def test_a_second_process_is_refused_while_one_trains_there(run: RunFolder) -> None:
+    with pytest.raises(TrainError) as refused:
+        RunFolder(run.root)
+    expected = f"another process trains in {run.root}; wait for it, or name another --out"
+    assert str(refused.value) == expected
+    run.close()
+    RunFolder(run.root).close()
+
+
+# -- metrics
+
+
+def write_metrics(run: RunFolder, text: str) -> Path:
+    path = run.root / "metrics.jsonl"
+    path.write_text(text)
+    return path
+
+
+def test_metrics_after_the_last_checkpoint_are_dropped_and_made_again(run: RunFolder) -> None:
+    run.start_metrics(0)
+    for step in range(1, 6):
+        run.add_metrics({"step": step, "loss": 1 / step})
+    run.close()
+    again = RunFolder(run.root)
+    again.start_metrics(3)
+    again.add_metrics({"step": 4, "loss": 0.5})
+    assert [(line["step"], line["loss"]) for line in again.metrics()] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, 1 / 3),
+        (4, 0.5),
+    ]
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "torn", ['{"step": 3, "lo', '{"step": 3', '{"step": 3}', "\0\0\0\n", "x\n"]
+)
+def test_a_torn_line_is_dropped(run: RunFolder, torn: str) -> None:
+    path = write_metrics(run, '{"step": 1}\n{"step": 2}\n' + torn)
+    run.start_metrics(3)
+    run.add_metrics({"step": 3})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+def test_a_line_is_on_disk_when_the_step_is_made(run: RunFolder) -> None:
+    run.start_metrics(0)
+    run.add_metrics({"step": 1, "loss": 0.25})
+    assert json.loads((run.root / "metrics.jsonl").read_text()) == {"step": 1, "loss": 0.25}
+
+
+# -- checkpoints
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(run: RunFolder) -> None:
+    assert run.load() is None
+    run.save(saved(7), keep=2)
+    found = run.load()
+    assert found is not None
+    assert (found.step, found.state) == (7, {"step": 7, "catalog": "abc"})
+    for name, tensor in saved(7).model.items():
+        assert torch.equal(found.model[name], tensor)
+    assert torch.equal(found.optimizer["b:exp_avg"], torch.tensor([1.0 / 7]))
+
+
+def test_only_the_newest_checkpoints_are_kept(run: RunFolder) -> None:
+    for step in (5, 10, 15, 20):
+        run.save(saved(step), keep=2)
+    assert names_of(run) == ["step-0000015", "step-0000020"]
+    found = run.load()
+    assert found is not None
+    assert found.step == 20
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_gone_on_from(
+    run: RunFolder, name: str, damage: str
+) -> None:
+    run.save(saved(5), keep=2)
+    run.save(saved(10), keep=2)
+    folder = run.root / "checkpoints" / "step-0000010"
+    if damage == "cut":
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+    elif name != "state.json":  # a folder without it is none that was finished
+        (folder / name).unlink()
+    else:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        found = run.load()
+        assert found is not None
+        assert found.step == 5
+        return
+    with pytest.raises(DamagedCacheError) as refused:
+        run.load()
+    said = str(refused.value)
+    assert said.startswith(f"{folder} is damaged (")
+    assert said.endswith("); remove it to go on from the checkpoint before it")
+    shutil.rmtree(folder)
+    found = run.load()
+    assert found is not None
+    assert found.step == 5
+
+
+def test_what_a_killed_save_left_is_not_taken_for_a_checkpoint_and_goes(run: RunFolder) -> None:
+    run.save(saved(5), keep=2)
+    shutil.copytree(
+        run.root / "checkpoints" / "step-0000005", run.root / "checkpoints" / "step-0000010.partial"
+    )
+    (run.root / "checkpoints" / "step-0000008").mkdir()  # killed as it was pruned
+    found = run.load()
+    assert found is not None
+    assert found.step == 5
+    run.save(saved(12), keep=2)  # another save_every than the killed one's
+    assert names_of(run) == ["step-0000005", "step-0000012"]
+
+
+def test_a_save_that_fails_leaves_what_was_there(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.save(saved(5), keep=1)
+
+    def fail(folder: Path) -> None:
+        raise OSError("no more")
+
+    monkeypatch.setattr(export_folder, "_sync", fail)
+    with pytest.raises(OSError, match="no more"):
+        run.save(saved(10), keep=1)
+    assert names_of(run) == ["step-0000005"]
+
+
+# -- settings
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "config.yaml cannot be read: while parsing"),
+        ("- 1", "config.yaml holds no settings; restore it, or name another --out"),
+        ("", "config.yaml holds no settings; restore it, or name another --out"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_named(run: RunFolder, text: str, said: str) -> None:
+    assert run.read_config() is None
+    (run.root / "config.yaml").write_text(text)
+    with pytest.raises(TrainError) as refused:
+        run.read_config()
+    assert said in str(refused.value)

@@ -1,0 +1,154 @@
+"""Learning rates over the steps, and an optimizer that goes on where it was."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from siglip2_cache.siglip import load_trainable, resolve_checkpoint
+from siglip2_cache.student.model import Distiller
+from siglip2_cache.student.schedule import Optimizer, Schedule, make_schedule
+
+# -- the schedule
+
+
+def test_the_learned_map_moves_alone_for_the_first_two_in_a_hundred_steps() -> None:
+    schedule = make_schedule(1000, 100, has_projection=True)
+    alone = range(1, 21)
+    assert [schedule.student_factor(step) for step in alone] == [0.0] * 20
+    assert [schedule.projection_factor(step) for step in alone] == [1.0] * 20
+    assert schedule.student_factor(21) == pytest.approx(1 / 100)
+    assert schedule.projection_factor(21) == 1.0  # the cosine begins at its top
+    assert schedule.projection_factor(22) < 1.0
+
+
+def test_without_a_learned_map_the_student_moves_in_the_first_step() -> None:
+    schedule = make_schedule(1000, 100, has_projection=False)
+    assert schedule.student_factor(1) == pytest.approx(1 / 100)
+    assert make_schedule(1, None, has_projection=True).student_factor(1) > 0
+
+
+def test_warm_up_is_a_line_to_the_peak_and_then_half_a_cosine_to_nothing() -> None:
+    schedule = Schedule(steps=110, warmup_steps=10, alone_steps=0)
+    assert [schedule.student_factor(step) for step in range(1, 11)] == pytest.approx(
+        [i / 10 for i in range(1, 11)]
+    )
+    for step, expected in ((11, 1.0), (36, (1 + math.cos(math.pi / 4)) / 2), (61, 0.5)):
+        assert schedule.student_factor(step) == pytest.approx(expected)
+    # The last step is one short of the end of the cosine, where nothing would be learned.
+    assert 0 < schedule.student_factor(110) < 1e-3
+    falling = [schedule.student_factor(step) for step in range(11, 111)]
+    assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "given", "expected"),
+    [
+        (100_000, None, 5000),  # 5 %
+        (1000, None, 200),  # at least 200
+        (100, None, 50),  # at most half
+        (100, 7, 7),
+        (100, 0, 0),
+    ],
+)
+def test_how_long_warm_up_is(steps: int, given: int | None, expected: int) -> None:
+    assert make_schedule(steps, given, has_projection=False).warmup_steps == expected
+
+
+def test_a_run_of_few_steps_still_learns_in_every_step_after_the_map_was_alone() -> None:
+    for steps in range(2, 8):
+        schedule = make_schedule(steps, None, has_projection=True)
+        factors = [schedule.student_factor(step) for step in range(1, steps + 1)]
+        assert factors[0] == 0
+        assert min(factors[1:]) > 0
+
+
+# -- the optimizer
+
+
+def distiller_of(student: Path) -> Distiller:
+    torch.manual_seed(0)
+    checkpoint = resolve_checkpoint(str(student))
+    return Distiller(
+        load_trainable(checkpoint, towers="both", is_new=False),
+        checkpoint,
+        towers="both",
+        compute_dtype="float32",
+        logit_scale=2.3,
+        logit_bias=-10.0,
+        teacher_dim=24,
+        bank=(4.75, -16.8),
+    )
+
+
+def optimizer_of(distiller: Distiller, weight_decay: float = 0.1) -> Optimizer:
+    return Optimizer(distiller, lr=1e-2, projection_lr=1e-1, weight_decay=weight_decay)
+
+
+def make_steps(distiller: Distiller, optimizer: Optimizer, steps: range) -> None:
+    schedule = Schedule(steps=10, warmup_steps=2, alone_steps=0)
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for parameter in distiller.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step(schedule, step)
+
+
+def test_an_optimizer_that_takes_up_a_saved_state_goes_on_bit_for_bit(tiny_student: Path) -> None:
+    undisturbed = distiller_of(tiny_student)
+    make_steps(undisturbed, optimizer_of(undisturbed), range(1, 7))
+
+    first = distiller_of(tiny_student)
+    optimizer = optimizer_of(first)
+    make_steps(first, optimizer, range(1, 4))
+    saved = {name: tensor.clone() for name, tensor in optimizer.tensors().items()}
+    weights = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    assert len(saved) == 3 * len(list(first.parameters()))
+
+    second = distiller_of(tiny_student)
+    second.load_state_dict(weights)
+    goes_on = optimizer_of(second)
+    goes_on.load(saved)
+    make_steps(second, goes_on, range(4, 7))
+    for name, tensor in undisturbed.state_dict().items():
+        assert torch.equal(second.state_dict()[name], tensor), name
+
+
+def change_of_a_step(distiller: Distiller, gradient: float, **settings: Any) -> dict[str, Any]:
+    before = {name: p.detach().clone() for name, p in distiller.named_parameters()}
+    optimizer = optimizer_of(distiller, **settings)
+    for parameter in distiller.parameters():
+        parameter.grad = torch.full_like(parameter, gradient)
+    optimizer.step(Schedule(steps=10, warmup_steps=0, alone_steps=0), 1)
+    return {name: p.detach() - before[name] for name, p in distiller.named_parameters()}
+
+
+def test_only_the_learned_map_has_its_own_rate_and_only_matrices_of_the_towers_decay(
+    tiny_student: Path,
+) -> None:
+    for name, change in change_of_a_step(distiller_of(tiny_student), 1.0, weight_decay=0).items():
+        rate = 1e-1 if name == "projection.weight" else 1e-2  # Adam's first step is the rate
+        torch.testing.assert_close(change, torch.full_like(change, -rate), rtol=1e-4, atol=1e-6)
+    decayed = {
+        name: bool(change.abs().max() > 0)
+        for name, change in change_of_a_step(distiller_of(tiny_student), 0.0).items()
+    }
+    matrices = {
+        name
+        for name, p in distiller_of(tiny_student).named_parameters()
+        if p.ndim > 1 and name != "projection.weight"
+    }
+    assert {name for name, is_decayed in decayed.items() if is_decayed} == matrices
+
+
+def test_gradients_are_gone_after_a_step_and_after_they_are_forgotten(tiny_student: Path) -> None:
+    distiller = distiller_of(tiny_student)
+    optimizer = optimizer_of(distiller)
+    make_steps(distiller, optimizer, range(1, 2))
+    assert all(p.grad is None for p in distiller.parameters())
+    for parameter in distiller.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.forget_gradients()
+    assert all(p.grad is None for p in distiller.parameters())

@@ -1,0 +1,203 @@
+"""Gradients of a step: of the whole batch, exactly, in pieces of any size."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from steps import (
+    WEIGHTS,
+    Case,
+    assert_same_gradients,
+    gradients_of,
+    pieces_of,
+    plain_loss,
+)
+from students import write_student
+
+from siglip2_cache.student.batch import Batch
+from siglip2_cache.student.step import split_batch
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MORE_TEXTS = {"captions": (4, -1, 0), "num_texts": 6}
+"""Images that could not be read leave their texts behind."""
+
+CASES: dict[str, dict[str, Any]] = {
+    "two towers, learned map": {"projection": "learned"},
+    "two towers, no map, hard bank": {"projection": "none", "bank_labels": "hard"},
+    "two towers, pca map": {"projection": "pca"},
+    "image tower, pca map": {"towers": "image", "projection": "pca"},
+    "image tower, no map, hard bank": {
+        "towers": "image",
+        "projection": "none",
+        "bank_labels": "hard",
+    },
+    "more texts than images": {"projection": "learned", **MORE_TEXTS},
+    "no captions": {"captions": (-1, -1, -1), "num_texts": 0},
+}
+KINDS = ("tiny_student", "naflex_student")
+
+
+@pytest.fixture(params=KINDS)
+def student(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def dropping(
+    tiny_checkpoint: Path, naflex_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A student of a kind whose attention drops a third of its weights."""
+    folder = tmp_path_factory.mktemp("dropping")
+    made = {
+        kind: write_student(source, folder / kind, dropout=0.34)
+        for kind, source in zip(KINDS, (tiny_checkpoint, naflex_checkpoint), strict=True)
+    }
+    return made.__getitem__
+
+
+def by_hand(
+    case: Case, size: int | None = None, dtype: torch.dtype = torch.float64
+) -> tuple[float, dict[str, float], dict[str, torch.Tensor]]:
+    """Total, terms and gradients by plain autograd through all pieces at once."""
+    distiller = case.distiller(dtype)
+    torch.manual_seed(5)
+    batch = case.batch()
+    total, terms = plain_loss(case, distiller, batch, pieces_of(batch, size))
+    total.backward()
+    values = {name: float(value.detach()) for name, value in terms.items()}
+    return float(total.detach()), values, gradients_of(distiller)
+
+
+def computed(
+    case: Case, size: int | None = None, dtype: torch.dtype = torch.float64
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    distiller = case.distiller(dtype)
+    loss = case.compute(distiller, size)
+    return loss, gradients_of(distiller)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *((KINDS[0], name) for name in CASES),
+        *((KINDS[1], name) for name in CASES if "bank" not in name and "two" not in name),
+    ],
+)
+def test_loss_and_gradients_are_those_of_the_formulas_whatever_the_pieces(
+    request: pytest.FixtureRequest, kind: str, name: str
+) -> None:
+    case = Case(request.getfixturevalue(kind), **CASES[name])
+    total, terms, expected = by_hand(case)
+    whole_loss, whole = computed(case)
+    assert whole_loss.values == pytest.approx(terms, rel=1e-9, abs=1e-12)
+    assert whole_loss.total == pytest.approx(total, rel=1e-9)
+    assert_same_gradients(whole, expected, 1e-9)
+    recomputing = dataclasses.replace(case, has_checkpointing=True)
+    for size in (3, 5):  # 7 images and 4 texts: 3 leaves a rest of 1, 5 a piece without a text
+        loss, found = computed(recomputing, size)
+        assert loss.values == pytest.approx(whole_loss.values, rel=1e-12)
+        assert loss.gradient_norms == pytest.approx(whole_loss.gradient_norms, rel=1e-9)
+        assert loss.counts == whole_loss.counts
+        assert_same_gradients(found, whole, 1e-9)
+
+
+def test_in_float32_pieces_give_the_gradient_to_float32(student: Path) -> None:
+    for has_checkpointing in (False, True):
+        case = Case(student, has_checkpointing=has_checkpointing)
+        _, expected = computed(case, dtype=torch.float32)
+        for size in (1, 3):
+            _, found = computed(case, size, dtype=torch.float32)
+            assert_same_gradients(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "towers", "has_checkpointing"),
+    [(KINDS[0], "both", False), (KINDS[0], "both", True), (KINDS[1], "image", True)],
+)
+def test_the_second_pass_drops_what_the_first_dropped(
+    dropping: Callable[[str], Path], kind: str, towers: Any, has_checkpointing: bool
+) -> None:
+    case = Case(
+        dropping(kind),
+        towers=towers,
+        projection="learned" if towers == "both" else "pca",
+        has_checkpointing=has_checkpointing,
+    )
+    total, _, expected = by_hand(case, 3)
+    loss, found = computed(case, 3)
+    assert loss.total == pytest.approx(total, rel=1e-9)
+    assert_same_gradients(found, expected, 1e-9)
+    # The test sees what it is meant to see: without dropout the gradient is another.
+    without = case.distiller().eval()
+    case.compute(without, 3)
+    with pytest.raises(AssertionError, match="off by"):
+        assert_same_gradients(gradients_of(without), expected, 1e-3)
+
+
+def test_after_a_step_torch_has_drawn_only_once(dropping: Callable[[str], Path]) -> None:
+    case = Case(dropping("tiny_student"))
+    states: list[torch.Tensor] = []
+    for batch_of in (lambda: case.compute(case.distiller(), 3), lambda: by_hand(case, 3)):
+        batch_of()
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_both_passes_see_the_same_autocast(student: Path) -> None:
+    case = Case(student, compute_dtype="bfloat16")
+    total, _, expected = by_hand(case, 3, torch.float32)
+    loss, found = computed(case, 3, torch.float32)
+    assert loss.total == pytest.approx(total, rel=1e-6)
+    assert_same_gradients(found, expected, 1e-4)
+    exact = by_hand(dataclasses.replace(case, compute_dtype="float32"), 3, torch.float32)[2]
+    with pytest.raises(AssertionError, match="off by"):
+        assert_same_gradients(found, exact, 1e-3)
+
+
+def test_gradient_norms_are_of_each_weighted_term_by_the_images(tiny_student: Path) -> None:
+    case = Case(tiny_student)
+    distiller, batch = case.distiller(), case.batch()
+    embed = distiller.embed
+    kept: list[torch.Tensor] = []
+
+    def embed_and_keep(piece: Any) -> Any:
+        found = embed(piece)
+        kept.append(found.image_ND)
+        return found
+
+    distiller.embed = embed_and_keep  # type: ignore[method-assign]
+    _, terms = plain_loss(case, distiller, batch, pieces_of(batch, None))
+    [x_ND] = kept
+    expected: dict[str, float] = {}
+    for name, value in terms.items():
+        [by_ND] = torch.autograd.grad(value * WEIGHTS[name], x_ND, retain_graph=True)
+        along_ND = (by_ND * x_ND).sum(-1, keepdim=True) * x_ND  # a unit row cannot go there
+        expected[name] = (by_ND - along_ND).norm().item()
+    loss, _ = computed(case)
+    assert loss.gradient_norms == pytest.approx(expected, rel=1e-9)
+
+
+def test_counts_are_of_images_that_could_be_used(tiny_student: Path) -> None:
+    loss, _ = computed(Case(tiny_student))
+    counts = loss.counts
+    assert (counts.num_images, counts.num_captioned, counts.num_texts) == (7, 5, 4)
+    assert counts.num_bank_captioned == 3  # text 0, of two images, is not in the bank
+
+
+def test_pieces_hold_each_image_and_each_text_once(naflex_student: Path) -> None:
+    for settings, size, expected in (
+        ({}, 3, [(3, 3), (3, 1), (1, 0)]),
+        (MORE_TEXTS, 2, [(2, 2), (1, 2), (0, 2)]),
+        ({}, None, [(7, 4)]),
+    ):
+        batch: Batch = Case(naflex_student, **settings).batch()
+        pieces = split_batch(batch, size)
+        sizes = [(len(p.pixels_N), 0 if p.ids_ML is None else len(p.ids_ML)) for p in pieces]
+        assert sizes == expected
+        assert torch.equal(torch.cat([p.pixels_N for p in pieces]), batch.pixels_N)
+        assert batch.ids_ML is not None
+        assert torch.equal(torch.cat([p.ids_ML for p in pieces]), batch.ids_ML)
