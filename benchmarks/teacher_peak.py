@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import SiglipVisionConfig
+from transformers import SiglipTextConfig, SiglipVisionConfig
 
 from siglip2_cache.precompute.teacher import SiglipTeacher
 from siglip2_cache.siglip import SquashRecipe
@@ -34,6 +34,15 @@ def flops_of_image(checkpoint: Path) -> float:
     layer = N * (4 * D * D + 2 * D * M) + 2 * N * N * D
     head = 2 * N * D * D + 2 * D * D + 2 * N * D + 2 * D * M
     return 2.0 * (patches + L * layer + head)
+
+
+def flops_of_text(checkpoint: Path) -> float:
+    """Return the floating-point operations of one text, counted as flops_of_image does."""
+    config = SiglipTextConfig(**json.loads((checkpoint / "config.json").read_text())["text_config"])
+    D, M, L = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    N = config.max_position_embeddings
+    layer = N * (4 * D * D + 2 * D * M) + 2 * N * N * D
+    return 2.0 * (L * layer + D * config.projection_size)
 
 
 def matmul_flops_per_s(device: str, compute_dtype: str) -> float:

@@ -13,7 +13,14 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_every_benchmark_is_tried_here() -> None:
-    tried = {"bench_build.py", "bench_decode.py", "bench_kills.py", "bench_store_read.py"}
+    tried = {
+        "bench_build.py",
+        "bench_decode.py",
+        "bench_distillation.py",
+        "bench_kills.py",
+        "bench_store_read.py",
+        "bench_train.py",
+    }
     assert {path.name for path in BENCHMARKS.glob("bench_*.py")} == tried
 
 
@@ -68,3 +75,22 @@ def test_random_kills_lose_and_double_nothing() -> None:
     assert found["kills"] == sum(found["kills_by_kind"].values()) == 10
     for fault in ("rows_lost", "rows_doubled", "files_differing", "faults_found_by_verify"):
         assert found[fault] == 0
+
+
+@pytest.mark.slow
+def test_a_training_step_is_compared_with_memory_and_with_the_online_teacher() -> None:
+    found = last_line("bench_train.py")
+    assert list(found) == ["step", "loss"]
+    assert found["step"]["ratio_to_memory"] > 0
+    assert found["step"]["online"]["teacher_s"] > 0
+    assert found["loss"]["pairs"] == [1024, 1024]
+
+
+@pytest.mark.slow
+def test_every_objective_is_tried_at_every_noise() -> None:
+    found = last_line("bench_distillation.py", "--jobs", "1")
+    assert len(found["recall_at_1"]) == 12
+    by_noise = found["recall_at_1"]["soft, cosine 5, one shared map"]
+    assert list(by_noise) == ["30 % missing, 45 % mismatched", "60 % mismatched", "clean"]
+    assert all(0 <= recall <= 1 for [recall] in by_noise.values())
+    assert len(found["online"]["online"]) == 1
