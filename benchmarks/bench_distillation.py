@@ -127,7 +127,7 @@ def run(args: argparse.Namespace, work: Path) -> None:
     ]
     found: dict[str, dict[str, list[float]]] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=context, max_tasks_per_child=8) as pool:
+    with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
         for job, result in zip(jobs, pool.map(run_job, jobs), strict=True):
             recalls = found.setdefault(job.way.name, {}).setdefault(job.noise, [])
             recalls.append(result["recall"])

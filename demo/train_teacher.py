@@ -43,7 +43,7 @@ RECIPES: dict[Size, Recipe] = {
     ),
     # Stopped early: a start that knows a little, as a pretrained Base does of a new corpus.
     "student": Recipe(
-        num_images=4_000, steps=600, batch_size=128, lr=1e-3, vague_rate=0.4, seed=12
+        num_images=4_000, steps=300, batch_size=128, lr=1e-3, vague_rate=0.4, seed=12
     ),
 }
 _QUICK = Recipe(num_images=200, steps=4, batch_size=32, lr=1e-3, vague_rate=0.0, seed=13)
