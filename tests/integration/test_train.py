@@ -149,9 +149,10 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(made: Made, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(
+    one_thread: None, made: Made, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
     """An undisturbed run of 20 steps in this process; read it, do not change it."""
-    torch.set_num_threads(1)
     run, heard = tmp_path_factory.mktemp("finished") / "run", Listening()
     return Finished(run, train_of(made.cache, tiny_student, run, progress=heard, **FINISHED), heard)
 
@@ -427,10 +428,9 @@ def dropping_student(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    made: Made, dropping_student: Path, tmp_path_factory: pytest.TempPathFactory
+    one_thread: None, made: Made, dropping_student: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A run of the same settings as ``finished``, but with dropout; read it, do not change it."""
-    torch.set_num_threads(1)
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     train_of(made.cache, dropping_student, run, **FINISHED)
     return run
