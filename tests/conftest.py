@@ -48,7 +48,7 @@ def naflex_checkpoint(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Let torch compute in one thread: tiny models are slower in several, and rounding is the same
     on every machine."""

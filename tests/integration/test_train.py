@@ -20,6 +20,7 @@ import torch
 from commands import error_line
 from fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_folder_corpus
 from safetensors.torch import load_file
+from students import write_student
 
 from siglip2_cache.errors import SettingError, TrainError
 from siglip2_cache.precompute.build import build
@@ -148,9 +149,10 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(made: Made, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(
+    one_thread: None, made: Made, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
     """An undisturbed run of 20 steps in this process; read it, do not change it."""
-    torch.set_num_threads(1)
     run, heard = tmp_path_factory.mktemp("finished") / "run", Listening()
     return Finished(run, train_of(made.cache, tiny_student, run, progress=heard, **FINISHED), heard)
 
@@ -278,12 +280,19 @@ def test_an_image_tower_learns_and_leaves_with_the_teachers_text_tower(
     made: Made, tiny_student: Path, tmp_path: Path, command: Command
 ) -> None:
     run, heard = tmp_path / "run", Listening()
-    settings = {"towers": "image", "teacher_text": str(made.teacher), "micro_batch_size": 3}
+    settings = {
+        "towers": "image",
+        "teacher_text": str(made.teacher),
+        "micro_batch_size": 3,
+        "weights": {"bank": 1.0},
+        "bank_labels": "hard",
+    }
     train_of(made.cache, tiny_student, run, progress=heard, steps=30, **settings)
     assert heard.said[0].startswith("pca map    64 -> 32 keeps 0.")
     assert " pairs logits are off by " in heard.said[1]
     lines = metrics_of(run)
-    assert lines[-1]["cosine"] < lines[0]["cosine"]
+    for term in ("cosine", "bank"):
+        assert sum(line[term] for line in lines[-5:]) < sum(line[term] for line in lines[:5])
     assert_pipeline_agrees(run / "model")
     status, out, err = command("eval", run / "model", made.cache, "--json", "--decode-workers", 0)
     assert (status, err) == (0, "")
@@ -336,29 +345,65 @@ def test_images_without_any_caption_teach_by_their_targets(
     )
 
 
+def test_a_new_student_begins_at_the_teachers_scale_and_the_seeds_weights(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    # Of a student that is begun anew no weights are read: there need not be any.
+    config = shutil.copytree(tiny_student, tmp_path / "config")
+    (config / "model.safetensors").unlink()
+    losses: list[list[float]] = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run = tmp_path / name
+        train_of(
+            made.cache, config, run, from_scratch=True, seed=seed, steps=1, eval_samples=0, lr=1e-9
+        )
+        losses.append([line["loss"] for line in metrics_of(run)])
+    assert losses[0] == losses[1] != losses[2]
+    model = load_file(tmp_path / "a" / "model" / "model.safetensors")
+    assert model["logit_scale"].item() == pytest.approx(4.75, abs=1e-4)
+    assert model["logit_bias"].item() == pytest.approx(-16.8, abs=1e-4)
+
+
+def test_bfloat16_and_recomputed_activations_learn_as_float32_does(
+    finished: Finished, made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    shared = {**FINISHED, "eval_samples": 0, "steps": STEPS}
+    train_of(made.cache, tiny_student, tmp_path / "a", gradient_checkpointing=True, **shared)
+    for found, expected in zip(metrics_of(tmp_path / "a"), metrics_of(finished.run), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+    train_of(made.cache, tiny_student, tmp_path / "b", dtype="bfloat16", **shared)
+    found, expected = (
+        [line["loss"] for line in metrics_of(run)] for run in (tmp_path / "b", finished.run)
+    )
+    assert found == pytest.approx(expected, rel=0.1)
+    assert found != pytest.approx(expected, rel=1e-4)
+
+
 # -- disturbed
 
 
+@pytest.fixture(scope="module")
+def changed(made: Made, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Corpus roots that lead to a copy in which every sixth picture is another one."""
+    corpus = shutil.copytree(made.corpus, tmp_path_factory.mktemp("changed") / "corpus")
+    for i in range(0, NUM_IMAGES, 6):
+        draw_image(1000 + i).save(corpus / f"img{i:03d}.png")
+    return {str(made.corpus): str(corpus)}
+
+
 def test_a_picture_that_was_changed_is_left_out_and_named(
-    made: Made, tiny_student: Path, tmp_path: Path
+    made: Made, tiny_student: Path, tmp_path: Path, changed: dict[str, str]
 ) -> None:
-    corpus = shutil.copytree(made.corpus, tmp_path / "corpus")
-    for i in range(NUM_IMAGES):
-        if i % 6 == 0:
-            draw_image(1000 + i).save(corpus / f"img{i:03d}.png")
-    heard = Listening()
-    roots = {str(made.corpus): str(corpus)}
-    run = tmp_path / "run"
-    summary = train_of(
-        made.cache, tiny_student, run, progress=heard, corpus_roots=roots, eval_samples=0
-    )
+    run, heard = tmp_path / "run", Listening()
+    settings = {"corpus_roots": changed, "eval_samples": 0}
+    summary = train_of(made.cache, tiny_student, run, progress=heard, **settings)
     skipped = sum(line["skipped"] for line in metrics_of(run))
     assert summary.num_skipped == skipped > 0
     warnings = [line for line in heard.said if line.startswith("warning: ")]
     assert len(warnings) == min(skipped, 5)
     for warning in warnings:
-        key, _, reason = warning.removeprefix("warning: image '").partition("' is left out: ")
-        assert int(key.removeprefix("img")) % 6 == 0
+        key, _, reason = warning.removeprefix("warning: image 'img").partition("' is left out: ")
+        assert int(key) % 6 == 0
         assert reason.startswith("its bytes are not those the teacher saw; ")
     for line in metrics_of(run):
         assert line["images"] == BATCH - line["skipped"]
@@ -374,16 +419,33 @@ def run_trainings(
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
 
 
+@pytest.fixture(scope="module")
+def dropping_student(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student whose attention drops a tenth of its weights."""
+    folder = tmp_path_factory.mktemp("students") / "dropping"
+    return write_student(tiny_checkpoint, folder, dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    one_thread: None, made: Made, dropping_student: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run of the same settings as ``finished``, but with dropout; read it, do not change it."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    train_of(made.cache, dropping_student, run, **FINISHED)
+    return run
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
-    finished: Finished, made: Made, tiny_student: Path, tmp_path: Path, num_workers: int
+    undisturbed: Path, made: Made, dropping_student: Path, tmp_path: Path, num_workers: int
 ) -> None:
     run = tmp_path / "run"
     settings = settings_of(
-        made.cache, tiny_student, run, **FINISHED | {"decode_workers": num_workers}
+        made.cache, dropping_student, run, **FINISHED | {"decode_workers": num_workers}
     )
     # A process makes some 10 operations before its first step, and 13 for 6 steps and a checkpoint.
-    kills = np.random.default_rng(num_workers).integers(3, 28, 3 if num_workers else 7)
+    kills = np.random.default_rng(num_workers).integers(3, 28, 3 if num_workers else 5)
     ran = run_trainings(tmp_path, settings, *kills, "t13")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     statuses = [int(line.split()[1]) for line in ran.stdout.splitlines() if line[:7] == "status "]
@@ -393,14 +455,16 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
     assert re.fullmatch(
         r"stopped after step \d+ of 20, which is saved; run the same command to go on", said
     )
-    assert_same_run(run, finished.run)
+    assert_same_run(run, undisturbed)
 
 
-def test_two_processes_make_the_model_of_one(
-    finished: Finished, made: Made, tiny_student: Path, tmp_path: Path
+def test_two_processes_in_pieces_make_the_model_of_one_in_one_piece(
+    made: Made, tiny_student: Path, tmp_path: Path, changed: dict[str, str]
 ) -> None:
-    run, settings = tmp_path / "run", tmp_path / "run.yaml"
-    given = settings_of(made.cache, tiny_student, run, **FINISHED)
+    one, two, settings = tmp_path / "one", tmp_path / "two", tmp_path / "run.yaml"
+    shared = {**FINISHED, "corpus_roots": changed}  # so that they have not as many images
+    train_of(made.cache, tiny_student, one, **shared)
+    given = settings_of(made.cache, tiny_student, two, **shared, micro_batch_size=3)
     settings.write_text(json.dumps(given, default=str))  # JSON is YAML
     command = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m"
     ran = subprocess.run(
@@ -413,14 +477,16 @@ def test_two_processes_make_the_model_of_one(
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.count("trained    20 of 20 steps in ") == 1  # one of the two talks
     assert ", on cpu and 1 more" in ran.stderr
-    for found, expected in zip(metrics_of(run), metrics_of(finished.run), strict=True):
+    skipped = sum(line["skipped"] for line in metrics_of(one))
+    assert f"left out   {skipped} images as they were drawn, with a warning" in ran.stdout
+    assert ran.stderr.count("is left out: its bytes are not those the teacher saw") == 5
+    for found, expected in zip(metrics_of(two), metrics_of(one), strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
-    weights = weights_of(run)
-    for name, tensor in weights_of(finished.run).items():
-        if name.startswith("optimizer"):
-            continue
-        found, expected = (without_key_biases(name, each) for each in (weights[name], tensor))
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=name)
+    weights = weights_of(two)
+    for name, tensor in weights_of(one).items():
+        if not name.startswith("optimizer"):
+            found, expected = (without_key_biases(name, each) for each in (weights[name], tensor))
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=name)
 
 
 def without_key_biases(name: str, weight: torch.Tensor) -> torch.Tensor:

@@ -125,7 +125,7 @@ def _in_processes(run: Callable[[int], None]) -> None:
     for rank in range(2):
         child = os.fork()
         if child == 0:
-            signal.alarm(100)  # a process that waits for the other in vain dies by itself
+            signal.alarm(60)  # a process that waits for the other in vain dies by itself
             status = 1
             try:
                 run(rank)
