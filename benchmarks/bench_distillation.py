@@ -220,6 +220,7 @@ def run_job(job: Job) -> dict[str, float]:
         val_share=0.0,
         check_pixels="never",
         save_every=job.steps,
+        warmup_steps=job.steps // 10,
     )
     train(config, progress=SilentProgress(), training=kind_of(job))
     lines = [json.loads(line) for line in (job.out / "metrics.jsonl").read_text().splitlines()]
@@ -282,22 +283,27 @@ def kind_of(job: Job) -> Any:
 
 def distiller_of_two_maps() -> Any:
     """Return a Distiller in which images and texts have a map of their own."""
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from siglip2_cache.student.model import Distiller
+    from siglip2_cache.student.projection import LearnedMap
 
     class TwoMaps(Distiller):
         def __init__(self, *given: Any, **settings: Any) -> None:
             super().__init__(*given, **settings)
             shape = self.projection.weight.shape
-            self.text_projection = nn.Linear(shape[1], shape[0], bias=False)
-            nn.init.orthogonal_(self.text_projection.weight)
+            self.text_projection = LearnedMap(shape[1], shape[0])
 
         def maps(self) -> list[Tensor]:
             return [*super().maps(), self.text_projection.weight]
 
         def map_texts(self, rows_MD: Tensor) -> Tensor:
             return self.text_projection(rows_MD)
+
+        def fit_maps(self, images: Any, texts: Any, ranks: Any) -> None:
+            super().fit_maps(images, None, ranks)
+            self.text_projection.take_in(*texts, ranks)
+            self.text_projection.fit()
 
     return TwoMaps
 

@@ -23,6 +23,8 @@ from ..siglip import (
     unit_rows,
     vision_tower,
 )
+from .projection import LearnedMap
+from .ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +94,7 @@ class Distiller(nn.Module):
             owner.logit_bias.fill_(logit_bias)
         self.projection = None
         if teacher_dim is not None:
-            self.projection = nn.Linear(checkpoint.embed_dim, teacher_dim, bias=False)
-            nn.init.orthogonal_(self.projection.weight)  # keeps cosines, so far as widths allow
+            self.projection = LearnedMap(checkpoint.embed_dim, teacher_dim)
         if bank is not None:
             self.bank_scale = nn.Parameter(torch.tensor([bank[0]]))
             self.bank_bias = nn.Parameter(torch.tensor([bank[1]]))
@@ -123,6 +124,16 @@ class Distiller(nn.Module):
     def map_texts(self, rows_MD: Tensor) -> Tensor:
         """Return text rows in the teacher's width: by the same map, so that x.y learns, too."""
         return self.map_images(rows_MD)
+
+    def fit_maps(
+        self, images: tuple[Tensor, Tensor], texts: tuple[Tensor, Tensor] | None, ranks: Ranks
+    ) -> None:
+        """Fit the learned map to all rows given so far, (student's, teacher's) of each modality."""
+        assert self.projection is not None
+        for rows in (images, texts):
+            if rows is not None:
+                self.projection.take_in(*rows, ranks)
+        self.projection.fit()
 
     def embed(self, piece: Piece) -> Embedded:
         """Return unit rows in float32, or float64 for a model in float64; gradients flow."""

@@ -13,7 +13,7 @@ BETAS = (0.9, 0.95)
 keeps large batches stable)."""
 
 _ALONE = 0.02
-"""Share of the steps in which a learned map is trained alone, the student standing still."""
+"""Share of the steps in which a learned map is fitted alone, the student standing still."""
 
 _LEAST_WARMUP, _WARMUP_SHARE = 200, 0.05
 
@@ -25,7 +25,7 @@ class Schedule:
     steps: int
     warmup_steps: int
     alone_steps: int
-    """First steps in which only the learned map moves; 0 where there is none."""
+    """First steps, in which the learned map is fitted and nothing else moves; 0 where there is none."""
 
     def student_factor(self, step: int) -> float:
         """Return the student's factor in step 1, 2, ..., steps."""
@@ -39,9 +39,9 @@ class Schedule:
         )
 
     def projection_factor(self, step: int) -> float:
-        """Return the learned map's factor: 1 while it is alone, then half a cosine."""
+        """Return the learned map's factor: 0 while it is fitted, then half a cosine."""
         done = step - 1 - self.alone_steps
-        return 1.0 if done < 0 else self._cosine(done, self.steps - self.alone_steps)
+        return 0.0 if done < 0 else self._cosine(done, self.steps - self.alone_steps)
 
     @staticmethod
     def _cosine(done: int, out_of: int) -> float:
@@ -108,7 +108,9 @@ class Optimizer:
             by_name.setdefault(parameter, {})[quantity] = value
         for group in self._adamw.param_groups:
             for parameter in group["params"]:
-                state = by_name[self._names[id(parameter)]]
+                state = by_name.get(self._names[id(parameter)])
+                if state is None:  # saved before its first step
+                    continue
                 # The count of steps stays where AdamW keeps it: on the host, or fused on the device.
                 place = parameter.device if group["fused"] else torch.device("cpu")
                 self._adamw.state[parameter] = {

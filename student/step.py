@@ -117,6 +117,18 @@ class Gradients:
                 self._module(piece, give).backward()
         return loss.result()
 
+    def fit_map(self, batch: Batch, knowledge: Knowledge) -> StepLoss:
+        """Take a batch in to the learned map's fit; return the loss it had before. No gradients."""
+        pieces = split_batch(batch, self._micro_batch_size)
+        _, embedded = self._embed_without_graph(pieces)
+        loss = _BatchLoss(
+            self._distiller, self._objective, self._ranks, batch, knowledge, self._map_ED
+        )
+        found = _concatenated(embedded)
+        loss.gradient(found)
+        loss.fit_map(found)
+        return loss.result()
+
     def _is_one_piece(self, pieces: Sequence[Piece]) -> bool:
         """Return whether every process has all in one piece: if only some went the short way, DDP's own
         messages would meet the loss's, and all wait for ever."""
@@ -245,6 +257,15 @@ class _BatchLoss:
             head=[gradient * ranks.world_size for gradient in by_head],
             touches_all=True,
         )
+
+    def fit_map(self, found: Embedded) -> None:
+        """Fit the learned map to these embeddings and all before."""
+        batch, texts = self._batch, None
+        images = found.image_ND.detach(), self._teacher(batch.teacher_image_NE)
+        if found.text_MD is not None:
+            own_ME = self._teacher(batch.teacher_text_ME)[self._own_texts]
+            texts = found.text_MD.detach(), own_ME
+        self._distiller.fit_maps(images, texts, self._ranks)
 
     @property
     def _own_texts(self) -> slice:

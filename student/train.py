@@ -255,14 +255,19 @@ class Training:
         """Make one step; return its metrics."""
         # Dropout, if a student has any, is a function of seed, step and rank: resuming needs no state.
         torch.manual_seed(_mixed(self._config.seed, step, self._ranks.rank))
-        loss = self._gradients.compute(batch, self._knowledge(step, batch))
-        norm = torch.nn.utils.clip_grad_norm_(
-            self._distiller.parameters(), self._config.clip_norm
-        ).item()
+        knowledge, norm = self._knowledge(step, batch), 0.0
+        is_fitting = step <= self._schedule.alone_steps
+        if is_fitting:
+            loss = self._gradients.fit_map(batch, knowledge)
+        else:
+            loss = self._gradients.compute(batch, knowledge)
+            parameters = self._distiller.parameters()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.clip_norm).item()
         if not (math.isfinite(loss.total) and math.isfinite(norm)):
             self._optimizer.forget_gradients()
             raise TrainError(self._why_not_finite(step, batch, loss, norm))
-        self._optimizer.step(self._schedule, step)
+        if not is_fitting:
+            self._optimizer.step(self._schedule, step)
         return _metrics(step, batch, loss, norm, self._schedule, self._config)
 
     def _knowledge(self, step: int, batch: Batch) -> Knowledge:

@@ -14,11 +14,11 @@ from siglip2_cache.student.schedule import Optimizer, Schedule, make_schedule
 # -- the schedule
 
 
-def test_the_learned_map_moves_alone_for_the_first_two_in_a_hundred_steps() -> None:
+def test_the_learned_map_is_fitted_alone_for_the_first_two_in_a_hundred_steps() -> None:
     schedule = make_schedule(1000, 100, has_projection=True)
     alone = range(1, 21)
     assert [schedule.student_factor(step) for step in alone] == [0.0] * 20
-    assert [schedule.projection_factor(step) for step in alone] == [1.0] * 20
+    assert [schedule.projection_factor(step) for step in alone] == [0.0] * 20
     assert schedule.student_factor(21) == pytest.approx(1 / 100)
     assert schedule.projection_factor(21) == 1.0  # the cosine begins at its top
     assert schedule.projection_factor(22) < 1.0
