@@ -1,6 +1,7 @@
 """The processes of one training, and what they tell each other. One process is the usual case."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -50,6 +51,22 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def tensors_from_first(
+        self, tensors: Mapping[str, Tensor] | None, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Return the first process's tensors by name, sent one by one: none is pickled."""
+        own = dict(tensors or {})
+        if self.world_size == 1:
+            return own
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}
+        found: dict[str, Tensor] = {}
+        for name, (shape, dtype) in self.from_first(shapes).items():
+            sent = own[name] if self.is_first else torch.empty(shape, dtype=dtype)
+            sent = sent.to(device)
+            dist.broadcast(sent, src=0)
+            found[name] = sent.cpu()
+        return found
 
     def gather(self, value: Any) -> list[Any]:
         """Return what each process has, in order of rank."""

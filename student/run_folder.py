@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from ..errors import DamagedCacheError, TrainError, first_line
+from ..errors import DamagedCacheError, SettingError, TrainError, first_line
 from ..store.files import LocalFiles
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class RunFolder:
                 f"another process trains in {root}; wait for it, or name another --out"
             ) from None
         self._metrics: TextIO | None = None
+        self._events: Any = None
 
     @property
     def model(self) -> Path:
@@ -72,9 +73,9 @@ class RunFolder:
 
     def close(self) -> None:
         """Let go of the folder."""
-        if self._metrics is not None:
-            self._metrics.close()
-        self._lock.close()
+        for each in (self._metrics, self._events, self._lock):
+            if each is not None:
+                each.close()
 
     # -- settings
 
@@ -125,11 +126,29 @@ class RunFolder:
         self._write(_METRICS, "".join(kept).encode())
         self._metrics = path.open("a", encoding="utf-8")
 
+    def start_tensorboard(self, steps_done: int) -> None:
+        """Write what add_metrics is given as TensorBoard events, too.
+
+        Raises:
+            SettingError: the package tensorboard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise SettingError(
+                "tensorboard is not installed, which --tensorboard needs: pip install tensorboard"
+            ) from None
+        folder = str(self.root / "tensorboard")
+        self._events = SummaryWriter(folder, purge_step=steps_done + 1)
+
     def add_metrics(self, values: Mapping[str, Any]) -> None:
         """Append one step's metrics."""
         assert self._metrics is not None
         self._metrics.write(json.dumps(values, ensure_ascii=False) + "\n")
         self._metrics.flush()
+        if self._events is not None:
+            for name in values.keys() - {"step"}:
+                self._events.add_scalar(name, values[name], values["step"])
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the metrics of every step so far, in order."""

@@ -195,14 +195,16 @@ class Training:
     def _resume(self) -> int:
         """Take up the newest checkpoint, if there is one; return the steps done."""
         saved = self._run.load() if self._run is not None else None
-        saved = self._ranks.from_first(saved)
-        done = 0
-        if saved is not None:
-            self._distiller.load_state_dict(dict(saved.model))
-            self._optimizer.load(dict(saved.optimizer))
-            done = saved.step
+        done = self._ranks.from_first(0 if saved is None else saved.step)
+        if done:
+            device = self._distiller.device
+            model = self._ranks.tensors_from_first(saved and saved.model, device)
+            self._distiller.load_state_dict(model)
+            self._optimizer.load(self._ranks.tensors_from_first(saved and saved.optimizer, device))
         if self._run is not None:
             self._run.start_metrics(done)
+            if self._config.tensorboard:
+                self._run.start_tensorboard(done)
         return done
 
     def _steps(self, done: int) -> "_Timing":
