@@ -77,6 +77,20 @@ class RunFolder:
             if each is not None:
                 each.close()
 
+    def refuse_foreign(self) -> None:
+        """Refuse a folder that is somebody else's.
+
+        Raises:
+            SettingError: it holds files that no run begins with.
+        """
+        others = [name for name in self._files.names("") if name not in ("lock", "run.json")]
+        others = [name for name in others if not name.endswith(".partial")]
+        if others:
+            raise SettingError(
+                f"{self.root} holds {others[0]} and no {_CONFIG}, so it is no run; name a new folder by "
+                "--out"
+            )
+
     # -- settings
 
     def read_config(self) -> dict[str, Any] | None:

@@ -91,11 +91,11 @@ def train(
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
         with ExitStack() as stack:
+            resolved = resolve(config, ranks, device)
             run = None
             if ranks.is_first:
                 run = RunFolder(config.out.absolute())
                 stack.callback(run.close)
-            resolved = resolve(config, ranks, device)
             return (training or Training)(resolved, ranks, run, progress).run()
     finally:
         progress.stop()
@@ -408,6 +408,7 @@ def _take_up(run: RunFolder, resolved: Resolved) -> None:
     old = run.read_config()
     path = run.root / "run.json"
     if old is None:
+        run.refuse_foreign()
         run.write("run.json", json.dumps(facts, indent=1).encode())
         run.write_config(to_yaml(resolved.config))
         return
