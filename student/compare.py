@@ -33,7 +33,7 @@ from .evaluate import (
     teacher_embeddings,
 )
 from .gallery import SPLITS, Split
-from .notes import Notes, read_notes, read_projection
+from .notes import Notes, identity_sha256, read_notes, read_projection
 from .split import SplitPolicy
 
 
@@ -113,7 +113,7 @@ def compare(config: EvalConfig) -> Comparison:
     checkpoint = resolve_checkpoint(config.model, allow_image_tower=True)
     notes = read_notes(checkpoint)
     policy = _split_policy(config, notes)
-    map_ED = read_projection(checkpoint, record.embed_dim)
+    map_ED = read_projection(checkpoint, record.embed_dim, identity_sha256(record))
     corpus = read_corpus(cache, record.name, policy, allow_partial=config.allow_partial)
     gallery = choose_gallery(
         cache, corpus, split=config.split, max_images=config.samples, seed=config.seed

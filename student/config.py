@@ -165,6 +165,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise SettingError(f"{name} must be above 0, got {value}")
+        if self.teacher_bias is not None and not math.isfinite(self.teacher_bias):
+            raise SettingError(f"teacher_bias must be a finite number, got {self.teacher_bias}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise SettingError(
@@ -228,7 +230,8 @@ def make_config(file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
     found = {} if file is None else _read_yaml(file)
     given = {name: value for name, value in flags.items() if value is not None}
     if "weights" in given:
-        given["weights"] = {**(found.get("weights") or {}), **given["weights"]}
+        of_file = _typed("weights", found.get("weights") or {}, file)
+        given["weights"] = {**of_file, **given["weights"]}
     if given.keys() & {"steps", "epochs"}:
         found = {name: value for name, value in found.items() if name not in ("steps", "epochs")}
     merged = {**found, **given}

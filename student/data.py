@@ -57,17 +57,15 @@ class LoaderConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_workers <= 1024:
-            raise SettingError(f"train.num_workers must be 0 to 1024, got {self.num_workers}")
+            raise SettingError(f"decode_workers must be 0 to 1024, got {self.num_workers}")
         if self.check_pixels not in CHECKS:
             raise SettingError(
-                f"train.check_pixels {self.check_pixels!r} is not one of {', '.join(CHECKS)}"
+                f"check_pixels {self.check_pixels!r} is not one of {', '.join(CHECKS)}"
             )
         if self.prefetch < 1:
-            raise SettingError(f"train.prefetch must be at least 1, got {self.prefetch}")
+            raise SettingError(f"prefetch must be at least 1, got {self.prefetch}")
         if not self.sample_timeout_s > 0:
-            raise SettingError(
-                f"train.sample_timeout_s must be above 0, got {self.sample_timeout_s}"
-            )
+            raise SettingError(f"sample_timeout must be above 0, got {self.sample_timeout_s}")
 
 
 class Loader:

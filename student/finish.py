@@ -69,6 +69,7 @@ def evaluate_student(
         batch_size=_EVAL_BATCH,
         num_workers=resolved.num_workers,
         name=f"student {column}",
+        sha256_N=None if config.check_pixels == "never" else gallery.sha256_N,
         texts_MD=texts_MD,
         logit=logit,
     )
@@ -123,14 +124,14 @@ def evaluation_lines(run_evaluation: Mapping[str, Any]) -> list[str]:
 
 def pca_lines(resolved: Resolved, pca: PcaMap) -> list[str]:
     """Return what the PCA map keeps and what it costs, on held-out rows where there are some."""
-    rows = resolved.val.num_images >= 2 and resolved.val.num_captioned
-    part = resolved.val if rows else resolved.train
+    is_held_out = resolved.val.num_captioned >= 2
+    part = resolved.val if is_held_out else resolved.train
     lines = [
         f"pca map    {len(pca.map_ED):,} -> {pca.map_ED.shape[1]:,} keeps {pca.image_energy:.4f} of the "
         f"images' energy, {pca.text_energy:.4f} of the texts'"
     ]
     positions = np.flatnonzero(part.caption_counts)[:1000]
-    if not len(positions):
+    if len(positions) < 2:
         return lines
     images_NE = resolved.cache.image_targets(resolved.teacher.name).read(part.rows_N[positions])
     text_rows = part.caption_text_row[part.caption_start[positions]]
@@ -143,7 +144,7 @@ def pca_lines(resolved: Resolved, pca: PcaMap) -> list[str]:
             (pca.apply(images_NE), pca.apply(texts_NE)),
         )
     )
-    where = "held-out" if rows else "training"
+    where = "held-out" if is_held_out else "training"
     scale = resolved.teacher_scale
     lines.append(
         f"           on {len(positions):,} {where} pairs logits are off by {scale * error.own_mean:.3f} "
@@ -179,6 +180,7 @@ def _export(resolved: Resolved, distiller: Distiller, run: RunFolder, pca: PcaMa
     extra = {
         "steps": resolved.steps,
         "teacher": resolved.teacher.name,
+        "teacher_identity": resolved.fingerprint()["teacher"],
         "split": {"val_share": config.val_share, "val_keys": config.val_keys},
     }
     card = _card(resolved, run)

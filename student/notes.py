@@ -1,5 +1,6 @@
 """What a training leaves beside a model, for its evaluation: siglip2_cache.json and the map P."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, first_line
 from ..siglip import Checkpoint
+from ..store.manifest import TeacherRecord
 from .export_folder import MARK
 from .split import SplitPolicy
 
@@ -53,8 +55,12 @@ def read_notes(checkpoint: Checkpoint) -> Notes:
     return Notes(split=split, logit=logit)
 
 
-def read_projection(checkpoint: Checkpoint, teacher_dim: int) -> NDArray[np.float32] | None:
+def read_projection(
+    checkpoint: Checkpoint, teacher_dim: int, teacher_identity: str | None = None
+) -> NDArray[np.float32] | None:
     """Return the map to the teacher's space that a training left, (E, D), or None.
+
+    It is of one teacher: to another's space, known by the hash of its identity, there is none.
 
     It lies in the model's folder or, beside a model of ours, in the folder above.
 
@@ -65,6 +71,10 @@ def read_projection(checkpoint: Checkpoint, teacher_dim: int) -> NDArray[np.floa
     from safetensors.numpy import load_file
 
     is_ours = (checkpoint.folder / MARK).is_file()
+    if is_ours and teacher_identity is not None:
+        noted = json.loads((checkpoint.folder / MARK).read_text("utf-8")).get("teacher_identity")
+        if noted not in (None, teacher_identity):
+            return None
     folders = [checkpoint.folder, *([checkpoint.folder.parent] if is_ours else [])]
     path = next((p for folder in folders if (p := folder / PROJECTION).is_file()), None)
     if path is None:
@@ -79,3 +89,8 @@ def read_projection(checkpoint: Checkpoint, teacher_dim: int) -> NDArray[np.floa
             f"{(teacher_dim, checkpoint.embed_dim)}; it was trained with another teacher"
         )
     return map_ED
+
+
+def identity_sha256(teacher: TeacherRecord) -> str:
+    """Return a hash of every fact that decides a teacher's embeddings."""
+    return hashlib.sha256(json.dumps(dict(teacher.identity), sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from .ranks import Ranks
 
 _RIDGE = 1e-3
-"""Added to the diagonal, times its mean: directions in which the student has no length stay 0."""
+"""Pulls towards the map of the start, times the mean of the diagonal: directions in which no row has
+length stay as they were."""
 
 
 class LearnedMap(nn.Linear):
@@ -22,10 +23,12 @@ class LearnedMap(nn.Linear):
 
     def __init__(self, student_dim: int, teacher_dim: int) -> None:
         super().__init__(student_dim, teacher_dim, bias=False)
-        nn.init.orthogonal_(self.weight)  # until there are rows
+        nn.init.orthogonal_(self.weight)
         self.gram_DD: Tensor
         self.cross_DE: Tensor
         self.register_buffer("gram_DD", torch.zeros(student_dim, student_dim))
+        self.start_ED: Tensor
+        self.register_buffer("start_ED", self.weight.detach().clone())
         self.register_buffer("cross_DE", torch.zeros(student_dim, teacher_dim))
 
     def take_in(self, student_BD: Tensor, teacher_BE: Tensor, ranks: Ranks) -> None:
@@ -38,6 +41,7 @@ class LearnedMap(nn.Linear):
         """Become the map P that minimises the sum of |P x - u|^2 over all rows taken in."""
         gram_DD, cross_DE = self.gram_DD.cpu().double(), self.cross_DE.cpu().double()
         ridge = _RIDGE * gram_DD.diagonal().mean()
+        cross_DE = cross_DE + ridge * self.start_ED.cpu().double().T
         solution_DE = torch.linalg.solve(gram_DD + ridge * torch.eye(len(gram_DD)), cross_DE)
         with torch.no_grad():
             self.weight.copy_(solution_DE.T)

@@ -1,7 +1,5 @@
 """From settings to what is trained on what: every None filled in, every contradiction refused."""
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -21,6 +19,7 @@ from ..store.cache import Cache, open_cache
 from ..store.manifest import TeacherRecord
 from .config import Term, TrainConfig
 from .corpus import Corpus, read_corpus
+from .notes import identity_sha256
 from .ranks import Ranks
 from .split import SplitPolicy
 
@@ -69,10 +68,9 @@ class Resolved:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what a run goes on with or not at all: of which cache, teacher and student it is."""
-        identity = json.dumps(dict(self.teacher.identity), sort_keys=True)
         return {
             "catalog": self.cache.manifest.latest.digest,
-            "teacher": hashlib.sha256(identity.encode()).hexdigest(),
+            "teacher": identity_sha256(self.teacher),
             "images with a target": self.train.num_images + self.val.num_images,
             "captions with a target": self.train.num_captions + self.val.num_captions,
             "student": _student_sha256(self.checkpoint, is_new=self.config.from_scratch),
@@ -122,6 +120,7 @@ def resolve(config: TrainConfig, ranks: Ranks, device: str) -> Resolved:
         dtype=dtype,
     )
     _refuse_idle(full, weights, train)
+    _refuse_other_texts(config.teacher_text, teacher)
     return Resolved(
         config=full,
         cache=cache,
@@ -148,7 +147,13 @@ def device_of(config: TrainConfig) -> str:
     """
     device = resolve_device(config.device)
     local_rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{local_rank}" if device == "cuda" and local_rank else device
+    if local_rank is None or not device.startswith("cuda"):
+        return device
+    if device != "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise SettingError(
+            f"device {device} is one GPU, and several processes train here; take cuda, then each has its own"
+        )
+    return resolve_device(f"cuda:{local_rank}") if device == "cuda" else device
 
 
 def _weights(config: TrainConfig, scale: float) -> dict[Term, float]:
@@ -207,6 +212,23 @@ def _refuse_idle(config: TrainConfig, weights: Mapping[Term, float], train: Corp
         raise SettingError(
             f"{config.cache} has no caption in its train split, so only the cosine term can teach, and "
             "its weight is 0; take --weight cosine=1"
+        )
+
+
+def _refuse_other_texts(teacher_text: str | None, teacher: TeacherRecord) -> None:
+    """Refuse a text tower that is not the teacher's: before the training, not after.
+
+    Raises:
+        SettingError: it is another checkpoint's, by the hash of its weights.
+    """
+    if teacher_text is None:
+        return
+    identity = checkpoint_identity(resolve_checkpoint(teacher_text), compute_dtype="float32")
+    own = teacher.identity.get("weights_sha256")
+    if identity["weights_sha256"] != own:
+        raise SettingError(
+            f"teacher_text {teacher_text} is not the teacher {teacher.name} of the cache: its weights have "
+            f"SHA-256 {identity['weights_sha256'][:12]}..., the teacher's {str(own)[:12]}..."
         )
 
 

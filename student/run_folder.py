@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _CONFIG, _METRICS, _CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
 _EVALUATION = "evaluation.json"
+_BEFORE_CONFIG = {"lock", "run.json", _EVALUATION}
+"""What a run killed as it began may have left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class RunFolder:
         self.root = root
         self._files = LocalFiles(root)
         root.mkdir(parents=True, exist_ok=True)
-        self._lock: TextIO = (root / "lock").open("w")
+        self._lock: TextIO = (root / "lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -83,7 +85,9 @@ class RunFolder:
         Raises:
             SettingError: it holds files that no run begins with.
         """
-        others = [name for name in self._files.names("") if name not in ("lock", "run.json")]
+        if (self.root / _CONFIG).exists():
+            return
+        others = [name for name in self._files.names("") if name not in _BEFORE_CONFIG]
         others = [name for name in others if not name.endswith(".partial")]
         if others:
             raise SettingError(
@@ -169,6 +173,10 @@ class RunFolder:
         return [json.loads(line) for line in _lines(self.root / _METRICS)]
 
     # -- checkpoints
+
+    def has_checkpoint(self) -> bool:
+        """Say whether there is anything to go on from."""
+        return bool(self._steps())
 
     def save(self, saved: SavedState, *, keep: int) -> None:
         """Write a checkpoint whole and durable, then remove all but the newest ``keep``.

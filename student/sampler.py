@@ -96,7 +96,7 @@ class Sampler:
             views = f" ({views_per_step} views of each image)" if views_per_step > 1 else ""
             raise SettingError(
                 f"a batch takes {self._ids:,} images{views}, but there are {len(corpus):,} to train "
-                f"on; train.global_batch_size {global_batch_size:,} may be at most "
+                f"on; global_batch_size {global_batch_size:,} may be at most "
                 f"{_largest_batch(len(corpus), views_per_step, world_size):,}"
             )
 
@@ -215,17 +215,17 @@ def _check(
 ) -> None:
     if not 1 <= views_per_step <= num_views:
         raise SettingError(
-            f"train.views_per_step must be 1 to {num_views}, the views that the cache has of each "
+            f"views_per_step must be 1 to {num_views}, the views that the cache has of each "
             f"image, got {views_per_step}"
         )
     unit = world_size * views_per_step
     if global_batch_size < 1 or global_batch_size % unit:
         raise SettingError(
-            f"train.global_batch_size must be a multiple of {unit} ({world_size} processes x "
+            f"global_batch_size must be a multiple of {unit} ({world_size} processes x "
             f"{views_per_step} views per step), got {global_batch_size}"
         )
     if not 0 <= seed <= LARGEST_SEED:
-        raise SettingError(f"train.seed must be 0 to {LARGEST_SEED}, got {seed}")
+        raise SettingError(f"seed must be 0 to {LARGEST_SEED}, got {seed}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
 

@@ -48,12 +48,24 @@ class Schedule:
         return 0.5 * (1 + math.cos(math.pi * done / max(1, out_of)))
 
 
-def make_schedule(steps: int, warmup_steps: int | None, *, has_projection: bool) -> Schedule:
-    """Return the schedule of a run; warmup_steps None: 200 or 5 %, at most half of the steps."""
-    alone = math.ceil(_ALONE * steps) if has_projection and steps > 1 else 0
+def make_schedule(
+    steps: int, warmup_steps: int | None, *, steps_to_fit: float | None = None
+) -> Schedule:
+    """Return the schedule of a run.
+
+    Args:
+        steps: of the run.
+        warmup_steps: None: 200 or 5 %; in any case at most half of the steps.
+        steps_to_fit: steps in which a learned map sees enough rows; it is fitted in 2 % of all or in so
+            many, in at most a fifth. None: there is no such map.
+    """
+    alone = 0
+    if steps_to_fit is not None and steps > 1:
+        enough = min(math.ceil(steps_to_fit), steps // 5)
+        alone = max(1, enough, math.ceil(_ALONE * steps))
     if warmup_steps is None:
         warmup_steps = max(_LEAST_WARMUP, math.ceil(_WARMUP_SHARE * steps))
-        warmup_steps = min(warmup_steps, (steps - alone) // 2)
+    warmup_steps = min(warmup_steps, (steps - alone) // 2)
     return Schedule(steps=steps, warmup_steps=warmup_steps, alone_steps=alone)
 
 

@@ -28,9 +28,9 @@ class SplitPolicy:
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_share < 1:
-            raise SettingError(f"split.val_share must be 0 to below 1, got {self.val_share}")
+            raise SettingError(f"val_share must be 0 to below 1, got {self.val_share}")
         if self.val_keys == "":
-            raise SettingError("split.val_keys must not be empty; leave it out to use val_share")
+            raise SettingError("val_keys must not be empty; leave it out to use val_share")
 
 
 def held_out(
@@ -53,7 +53,7 @@ def held_out(
     is_like = np.fromiter((fits(key) is not None for key in samples["key"]), np.bool_)
     if not is_like.any():
         raise SettingError(
-            f"split.val_keys {policy.val_keys!r} fits no key of {cache.root}; its first is "
+            f"val_keys {policy.val_keys!r} fits no key of {cache.root}; its first is "
             f"{samples['key'][0]!r}"
         )
     is_named_N = np.isin(rows_N, samples["row"].to_numpy()[is_like])

@@ -338,7 +338,9 @@ class _BatchLoss:
         zero = self._distiller.scale_and_bias[0].new_zeros(())
         parts = [each.value.detach() for each in values.values()]
         parts += [zero if each.floor is None else each.floor for each in values.values()]
-        stacked = torch.stack([*parts, *squares]).double()
+        stacked = torch.stack([*parts, *squares])
+        if stacked.device.type != "mps":  # which has no float64
+            stacked = stacked.double()
         found = self._ranks.sum(stacked).tolist()
         n = len(values)
         terms = list(values)

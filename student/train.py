@@ -88,7 +88,7 @@ def train(
     ranks = join_ranks(device)
     progress = (progress or PlainProgress()) if ranks.is_first else SilentProgress()
     try:
-        if device.startswith("cuda"):
+        if torch.device(device).index is not None and device.startswith("cuda"):
             torch.cuda.set_device(device)
         with ExitStack() as stack:
             resolved = resolve(config, ranks, device)
@@ -96,10 +96,16 @@ def train(
             if ranks.is_first:
                 run = RunFolder(config.out.absolute())
                 stack.callback(run.close)
-            return (training or Training)(resolved, ranks, run, progress).run()
+            summary = (training or Training)(resolved, ranks, run, progress).run()
+    except TrainInterrupted:  # in all processes at once
+        leave_ranks()
+        raise
     finally:
         progress.stop()
-        leave_ranks()
+    # After an error of one process the others may be in the middle of a message: to part from them would
+    # wait for that, so the process just ends, and who started it ends the others.
+    leave_ranks()
+    return summary
 
 
 class Training:
@@ -110,8 +116,9 @@ class Training:
     ) -> None:
         self._resolved, self._ranks, self._run, self._progress = resolved, ranks, run, progress
         self._config = resolved.config
+        self._facts = resolved.fingerprint() if run is not None else {}
         if run is not None:
-            _take_up(run, resolved)
+            _take_up(run, resolved, self._facts)
         self._images = ImageLookup(resolved.cache, resolved.train)
         self._sampler = Sampler(
             resolved.train,
@@ -130,7 +137,7 @@ class Training:
         self._schedule = make_schedule(
             resolved.steps,
             self._config.warmup_steps,
-            has_projection=self._distiller.projection is not None,
+            steps_to_fit=_steps_to_fit(self._distiller, resolved),
         )
         assert self._config.lr is not None and self._config.weight_decay is not None
         self._optimizer = Optimizer(
@@ -327,7 +334,7 @@ class Training:
                 for name, t in self._distiller.state_dict().items()
             }
             optimizer = {name: t.detach().cpu() for name, t in self._optimizer.tensors().items()}
-            state = self._resolved.fingerprint()
+            state = self._facts
             self._run.save(
                 SavedState(step, state, model, optimizer), keep=self._config.keep_checkpoints
             )
@@ -396,7 +403,7 @@ def fit_map(resolved: Resolved) -> PcaMap:
     )
 
 
-def _take_up(run: RunFolder, resolved: Resolved) -> None:
+def _take_up(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]) -> None:
     """Begin a run, or see that it is the one that was begun here.
 
     Raises:
@@ -404,16 +411,25 @@ def _take_up(run: RunFolder, resolved: Resolved) -> None:
     """
     import json
 
-    new, facts = as_plain(resolved.config), resolved.fingerprint()
+    new = as_plain(resolved.config)
     old = run.read_config()
     path = run.root / "run.json"
-    if old is None:
+    if (
+        old is None or not run.has_checkpoint()
+    ):  # until there is one, every setting may still change
         run.refuse_foreign()
+        run.write_evaluation({})
         run.write("run.json", json.dumps(facts, indent=1).encode())
         run.write_config(to_yaml(resolved.config))
         return
     refuse_changes(old, new, run=run.root)
-    known: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        known: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise TrainError(
+            f"{path} is missing or damaged, which says what the run was begun with; restore it, or begin "
+            "another run with another --out"
+        ) from None
     for name, value in facts.items():
         if known.get(name) != value:
             raise SettingError(
@@ -421,6 +437,16 @@ def _take_up(run: RunFolder, resolved: Resolved) -> None:
                 f"was {known.get(name)}, now it is {value}; begin another run with another --out"
             )
     run.write_config(to_yaml(resolved.config))
+
+
+def _steps_to_fit(distiller: Distiller, resolved: Resolved) -> float | None:
+    """Return the steps that a learned map needs to see four rows a direction; None without one."""
+    if distiller.projection is None:
+        return None
+    rows = resolved.config.global_batch_size * (
+        1 + resolved.train.num_captioned / len(resolved.train)
+    )
+    return 4 * resolved.checkpoint.embed_dim / rows
 
 
 def _objective(resolved: Resolved) -> Objective:
@@ -497,13 +523,13 @@ class _Stop:
 
 @contextmanager
 def _signals() -> Generator[_Stop]:
-    """Note SIGINT and SIGTERM instead of dying of them; a second one is not held back."""
+    """Note SIGINT and SIGTERM instead of dying of them. A second SIGINT is not held back; SIGTERM may come
+    twice, from a batch system and from the process that started this one."""
     stop = _Stop()
 
     def note(number: int, frame: Any) -> None:
         stop.is_set = True
-        for each, before in old.items():
-            signal.signal(each, before)
+        signal.signal(signal.SIGINT, old[signal.SIGINT])
 
     old: dict[int, Any] = {}
     try:

@@ -15,7 +15,7 @@ from siglip2_cache.student.schedule import Optimizer, Schedule, make_schedule
 
 
 def test_the_learned_map_is_fitted_alone_for_the_first_two_in_a_hundred_steps() -> None:
-    schedule = make_schedule(1000, 100, has_projection=True)
+    schedule = make_schedule(1000, 100, steps_to_fit=0.0)
     alone = range(1, 21)
     assert [schedule.student_factor(step) for step in alone] == [0.0] * 20
     assert [schedule.projection_factor(step) for step in alone] == [0.0] * 20
@@ -25,9 +25,9 @@ def test_the_learned_map_is_fitted_alone_for_the_first_two_in_a_hundred_steps() 
 
 
 def test_without_a_learned_map_the_student_moves_in_the_first_step() -> None:
-    schedule = make_schedule(1000, 100, has_projection=False)
+    schedule = make_schedule(1000, 100)
     assert schedule.student_factor(1) == pytest.approx(1 / 100)
-    assert make_schedule(1, None, has_projection=True).student_factor(1) > 0
+    assert make_schedule(1, None, steps_to_fit=0.0).student_factor(1) > 0
 
 
 def test_warm_up_is_a_line_to_the_peak_and_then_half_a_cosine_to_nothing() -> None:
@@ -54,12 +54,12 @@ def test_warm_up_is_a_line_to_the_peak_and_then_half_a_cosine_to_nothing() -> No
     ],
 )
 def test_how_long_warm_up_is(steps: int, given: int | None, expected: int) -> None:
-    assert make_schedule(steps, given, has_projection=False).warmup_steps == expected
+    assert make_schedule(steps, given).warmup_steps == expected
 
 
 def test_a_run_of_few_steps_still_learns_in_every_step_after_the_map_was_alone() -> None:
     for steps in range(2, 8):
-        schedule = make_schedule(steps, None, has_projection=True)
+        schedule = make_schedule(steps, None, steps_to_fit=0.0)
         factors = [schedule.student_factor(step) for step in range(1, steps + 1)]
         assert factors[0] == 0
         assert min(factors[1:]) > 0
