@@ -88,7 +88,7 @@ def train(
     ranks = join_ranks(device)
     progress = (progress or PlainProgress()) if ranks.is_first else SilentProgress()
     try:
-        if torch.device(device).index is not None and device.startswith("cuda"):
+        if device.startswith("cuda:"):  # plain cuda is the current one already
             torch.cuda.set_device(device)
         with ExitStack() as stack:
             resolved = resolve(config, ranks, device)
