@@ -24,24 +24,37 @@ class LearnedMap(nn.Linear):
     def __init__(self, student_dim: int, teacher_dim: int) -> None:
         super().__init__(student_dim, teacher_dim, bias=False)
         nn.init.orthogonal_(self.weight)
-        self.gram_DD: Tensor
-        self.cross_DE: Tensor
-        self.register_buffer("gram_DD", torch.zeros(student_dim, student_dim))
         self.start_ED: Tensor
         self.register_buffer("start_ED", self.weight.detach().clone())
-        self.register_buffer("cross_DE", torch.zeros(student_dim, teacher_dim))
+        # In float64 and on the host: what rounds here the solution makes larger.
+        self._gram_DD = torch.zeros(student_dim, student_dim, dtype=torch.float64)
+        self._cross_DE = torch.zeros(student_dim, teacher_dim, dtype=torch.float64)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the sums, (D, D + E), as state_dict keeps them."""
+        return torch.cat([self._gram_DD, self._cross_DE], dim=1)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take up sums that get_extra_state gave."""
+        D = self.in_features
+        self._gram_DD, self._cross_DE = state[:, :D].cpu().clone(), state[:, D:].cpu().clone()
 
     def take_in(self, student_BD: Tensor, teacher_BE: Tensor, ranks: Ranks) -> None:
         """Add unit rows of this process, and those of all others, to the sums."""
-        rows_BD = student_BD.detach()
-        self.gram_DD += ranks.sum(rows_BD.T @ rows_BD)
-        self.cross_DE += ranks.sum(rows_BD.T @ teacher_BE.detach())
+        rows_BD, targets_BE = student_BD.detach(), teacher_BE.detach()
+        if rows_BD.device.type == "mps":  # which has no float64
+            rows_BD, targets_BE = rows_BD.cpu(), targets_BE.cpu()
+        rows_BD = rows_BD.double()
+        self._gram_DD += ranks.sum(rows_BD.T @ rows_BD).cpu()
+        self._cross_DE += ranks.sum(rows_BD.T @ targets_BE.double()).cpu()
 
     def fit(self) -> None:
         """Become the map P that minimises the sum of |P x - u|^2 over all rows taken in."""
-        gram_DD, cross_DE = self.gram_DD.cpu().double(), self.cross_DE.cpu().double()
+        gram_DD = self._gram_DD
         ridge = _RIDGE * gram_DD.diagonal().mean()
-        cross_DE = cross_DE + ridge * self.start_ED.cpu().double().T
-        solution_DE = torch.linalg.solve(gram_DD + ridge * torch.eye(len(gram_DD)), cross_DE)
+        cross_DE = self._cross_DE + ridge * self.start_ED.cpu().double().T
+        solution_DE = torch.linalg.solve(
+            gram_DD + ridge * torch.eye(len(gram_DD), dtype=torch.float64), cross_DE
+        )
         with torch.no_grad():
             self.weight.copy_(solution_DE.T)

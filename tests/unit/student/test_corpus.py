@@ -226,7 +226,7 @@ def test_a_pattern_that_fits_no_key_is_refused_with_a_key_as_they_are(small: Cac
 
 @pytest.mark.parametrize("share", [-0.1, 1, float("nan")])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
-    with pytest.raises(SettingError, match=rf"split\.val_share must be 0 to below 1, got {share}"):
+    with pytest.raises(SettingError, match=rf"val_share must be 0 to below 1, got {share}"):
         SplitPolicy(val_share=share)
 
 

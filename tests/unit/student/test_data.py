@@ -487,13 +487,13 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_wanted(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"num_workers": -1}, "num_workers must be 0 to 1024, got -1"),
+        ({"num_workers": -1}, "decode_workers must be 0 to 1024, got -1"),
         (
             {"check_pixels": "often"},
             "check_pixels 'often' is not one of always, first-epoch, never",
         ),
         ({"prefetch": 0}, "prefetch must be at least 1, got 0"),
-        ({"sample_timeout_s": 0}, "sample_timeout_s must be above 0, got 0"),
+        ({"sample_timeout_s": 0}, "sample_timeout must be above 0, got 0"),
     ],
 )
 def test_settings_that_are_none_are_refused(config: dict[str, Any], message: str) -> None:
