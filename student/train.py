@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from ..errors import SettingError, TrainError
+from ..errors import SettingError, TrainError, first_line
 from ..siglip import (
     checkpoint_activations,
     load_trainable,
@@ -206,8 +206,15 @@ class Training:
         if done:
             device = self._distiller.device
             model = self._ranks.tensors_from_first(saved and saved.model, device)
-            self._distiller.load_state_dict(model)
-            self._optimizer.load(self._ranks.tensors_from_first(saved and saved.optimizer, device))
+            optimizer = self._ranks.tensors_from_first(saved and saved.optimizer, device)
+            try:
+                self._distiller.load_state_dict(model)
+            except RuntimeError as error:  # torch names what does not fit
+                raise TrainError(
+                    f"the checkpoint of step {done:,} is of another version of this program "
+                    f"({first_line(error)}); begin another run with another --out"
+                ) from None
+            self._optimizer.load(optimizer)
         if self._run is not None:
             self._run.start_metrics(done)
             if self._config.tensorboard:

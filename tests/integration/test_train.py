@@ -445,9 +445,9 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
     settings = settings_of(
         made.cache, dropping_student, run, **FINISHED | {"decode_workers": num_workers}
     )
-    # A process makes some 10 operations before its first step, and 13 for 6 steps and a checkpoint.
-    kills = np.random.default_rng(num_workers).integers(3, 28, 3 if num_workers else 5)
-    ran = run_trainings(tmp_path, settings, *kills, "t13")
+    # A process makes some 15 operations before its first step, and 13 for 6 steps and a checkpoint.
+    kills = np.random.default_rng(num_workers).integers(3, 33, 3 if num_workers else 5)
+    ran = run_trainings(tmp_path, settings, *kills, "t19")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     statuses = [int(line.split()[1]) for line in ran.stdout.splitlines() if line[:7] == "status "]
     assert statuses.count(-9) == len(kills), ran.stdout
@@ -482,7 +482,9 @@ def test_two_processes_in_pieces_make_the_model_of_one_in_one_piece(
     assert f"left out   {skipped} images as they were drawn, with a warning" in ran.stdout
     assert ran.stderr.count("is left out: its bytes are not those the teacher saw") == 5
     for found, expected in zip(metrics_of(two), metrics_of(one), strict=True):
-        assert found == pytest.approx(expected, rel=1e-5)
+        # Norms of gradients and single terms carry more of the map's rounding than the loss does.
+        assert found == pytest.approx(expected, rel=1e-4)
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     weights = weights_of(two)
     for name, tensor in weights_of(one).items():
         if not name.startswith("optimizer"):
