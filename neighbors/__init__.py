@@ -1,0 +1,1 @@
+"""Looking at a cache: what is near what, what is doubled, mismatched, far from everything."""
