@@ -10,6 +10,7 @@ import mmap
 import sys
 import weakref
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,22 +63,43 @@ class Shards:
         self._open[unit] = rows
         return rows
 
+    def read_into(self, unit: int, num_rows: int, first: int, out: NDArray[np.float16]) -> None:
+        """Fill ``out`` (n, *row_shape), contiguous, with a unit's rows from position ``first`` on.
+
+        The file is read, not mapped: pages of a map that have been read count as this process's
+        memory until the system wants them back.
+
+        Raises:
+            DamagedCacheError: as rows_of.
+        """
+        if not self._has_raw_rows():
+            out[:] = self._read_with_zarr(unit, first, len(out))
+            return
+        with open_shard(self._path(unit), self._array, num_rows) as file:
+            file.seek(first * self._array.row_bytes)
+            num_bytes = file.readinto(out.reshape(-1).view(np.uint8).data)
+        assert num_bytes == out.nbytes, (self._path(unit), first, num_bytes)
+
     def _load(self, unit: int, num_rows: int) -> NDArray[np.float16]:
-        modality = self._array.modality
+        if self._has_raw_rows():
+            return map_shard(self._path(unit), self._array, num_rows)
+        return self._read_with_zarr(unit, 0, num_rows)
+
+    def _has_raw_rows(self) -> bool:
         if self._is_mappable is None:
             self._is_mappable = is_mappable(self._files, self._array, self._teacher)
-        if self._is_mappable:
-            path = self._files.local(layout.shard(self._teacher, modality, unit))
-            return map_shard(path, self._array, num_rows)
-        return self._load_with_zarr(unit, num_rows)
+        return self._is_mappable
 
-    def _load_with_zarr(self, unit: int, num_rows: int) -> NDArray[np.float16]:
+    def _path(self, unit: int) -> Path:
+        return self._files.local(layout.shard(self._teacher, self._array.modality, unit))
+
+    def _read_with_zarr(self, unit: int, first: int, num_rows: int) -> NDArray[np.float16]:
         import zarr
 
         path = self._files.local(layout.array_folder(self._teacher, self._array.modality))
         array = zarr.open_array(path, mode="r")
-        first = unit * self._array.shard_rows
-        return np.ascontiguousarray(array[first : first + num_rows], DTYPE)
+        row = unit * self._array.shard_rows + first
+        return np.ascontiguousarray(array[row : row + num_rows], DTYPE)
 
 
 class Span:

@@ -142,6 +142,24 @@ class Targets:
             raise RowUnavailableError(self._why_unavailable(unit * self._array.shard_rows))
         return self._shards.rows_of(unit, int(self._committed_rows[unit]))
 
+    def committed(self) -> list[tuple[int, int]]:
+        """Return (unit, number of its rows) of every committed unit, ascending; rejected rows count."""
+        return [(unit, int(n)) for unit, n in enumerate(self._committed_rows) if n]
+
+    def rows_of(self, unit: int) -> tuple[int, int]:
+        """Return the first row of a unit, and the row after its last committed one."""
+        first = unit * self._array.shard_rows
+        return first, first + int(self._committed_rows[unit])
+
+    def read_part(self, unit: int, first: int, num_rows: int) -> NDArray[np.float16]:
+        """Return some of a committed unit's rows, read anew: (num_rows, [views,] embed_dim).
+
+        Unlike read_unit it maps nothing, so what was read is gone with the array.
+        """
+        out = np.empty((num_rows, *self._array.row_shape), DTYPE)
+        self._shards.read_into(unit, int(self._committed_rows[unit]), first, out)
+        return out
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_span": None}
 

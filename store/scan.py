@@ -1,0 +1,140 @@
+"""Reading all targets of a teacher once, in row order, in bounded memory: for searches and indexes.
+
+Shape letters in this file:
+    B = rows of a block, D = embed_dim.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RowUnavailableError
+from .targets import Targets
+
+BLOCK_BYTES = 1 << 26
+"""Of a block in float32: 14,563 rows of 1152. Larger ones are no faster; two are held, and two of half
+the size, as they were read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows that have a target, ascending; valid until the next block is asked for."""
+
+    rows_B: NDArray[np.int64]
+
+    values_BD: NDArray[np.float16]
+    """As stored."""
+
+    unit_BD: NDArray[np.float32]
+    """The same, normalised anew: float16 rounds a norm by some 1e-5, as much as neighbours differ."""
+
+
+def blocks(
+    targets: Targets,
+    *,
+    view: int = 0,
+    rows: NDArray[np.int64] | None = None,
+    block_rows: int | None = None,
+) -> Iterator[Block]:
+    """Yield every target of one view, block by block; the next block is read while one is in use.
+
+    What has no target is not there: gaps, rows that are not committed, rejected or not finite.
+
+    Args:
+        targets: of a modality by a teacher.
+        view: of images; 0 for texts.
+        rows: (R,) ascending: only these; None: all.
+        block_rows: at most so many rows a block; None: BLOCK_BYTES.
+
+    Raises:
+        RowUnavailableError: there is no such view.
+        DamagedCacheError: a shard is missing or not what its record describes.
+    """
+    num_views = targets.shape[1] if targets.modality == "image" else 1
+    if not 0 <= view < num_views:
+        raise RowUnavailableError(
+            f"view {view} is not in this cache, which holds views 0..{num_views - 1} of each image"
+        )
+    size = block_rows or max(1, BLOCK_BYTES // (4 * targets.shape[-1]))
+    with ThreadPoolExecutor(1, thread_name_prefix="targets") as reader:
+        waiting: deque[Future[Block]] = deque()
+        for pieces in _pieces(targets, rows, size):
+            waiting.append(reader.submit(_read, targets, view, pieces, rows))
+            if len(waiting) == 2:
+                yield waiting.popleft().result()
+        if waiting:
+            yield waiting.popleft().result()
+
+
+def _pieces(
+    targets: Targets, rows: NDArray[np.int64] | None, size: int
+) -> Iterator[list[tuple[int, int, int]]]:
+    """Yield what each block is read from: parts of units, (unit, first position, number of rows)."""
+    pieces: list[tuple[int, int, int]] = []
+    room = size
+    for unit, num_rows in targets.committed():
+        first, end = 0, num_rows
+        if rows is not None:
+            wanted = rows[slice(*np.searchsorted(rows, targets.rows_of(unit)))]
+            if len(wanted) == 0:
+                continue
+            first, end = (
+                int(row) - targets.rows_of(unit)[0] for row in (wanted[0], wanted[-1] + 1)
+            )
+        while first < end:
+            count = min(room, end - first)
+            pieces.append((unit, first, count))
+            first, room = first + count, room - count
+            if room == 0:
+                yield pieces
+                pieces, room = [], size
+    if pieces:
+        yield pieces
+
+
+def _read(
+    targets: Targets,
+    view: int,
+    pieces: list[tuple[int, int, int]],
+    wanted: NDArray[np.int64] | None,
+) -> Block:
+    parts = [targets.read_part(*piece) for piece in pieces]
+    if targets.modality == "image":
+        parts = [part[:, view] for part in parts]
+    values_BD = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    rows_B = np.concatenate(
+        [targets.rows_of(unit)[0] + np.arange(first, first + n) for unit, first, n in pieces]
+    )
+    keep_B = targets.available(rows_B)
+    if wanted is not None:
+        keep_B &= np.isin(rows_B, wanted, assume_unique=True)
+    rows_B, values_BD = _kept(keep_B, rows_B, values_BD)
+    unit_BD = to_float32(values_BD)
+    norm_B = np.empty(len(unit_BD), np.float32)
+    faiss.fvec_norms_L2(
+        faiss.swig_ptr(norm_B), faiss.swig_ptr(unit_BD), unit_BD.shape[1], len(norm_B)
+    )
+    keep_B = np.isfinite(norm_B) & (norm_B > 0)
+    rows_B, values_BD, unit_BD = _kept(keep_B, rows_B, values_BD, unit_BD)
+    faiss.normalize_L2(unit_BD)
+    return Block(rows_B, values_BD, unit_BD)
+
+
+def to_float32(values_BD: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Return the same numbers in float32; faiss converts several times as fast as numpy."""
+    values_BD = np.ascontiguousarray(values_BD)
+    out = np.empty(values_BD.shape, np.float32)
+    codec = faiss.ScalarQuantizer(values_BD.shape[1], faiss.ScalarQuantizer.QT_fp16)
+    codes = values_BD.view(np.uint8)
+    codec.decode_c(faiss.swig_ptr(codes), faiss.swig_ptr(out), len(values_BD))
+    return out
+
+
+def _kept(keep_B: NDArray[np.bool_], *arrays: NDArray[Any]) -> list[NDArray[Any]]:
+    return list(arrays) if keep_B.all() else [array[keep_B] for array in arrays]
