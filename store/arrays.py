@@ -9,7 +9,8 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -135,7 +136,7 @@ def map_shard(path: Path, layout: ArrayLayout, num_rows: int) -> NDArray[np.floa
     return np.frombuffer(mapped, DTYPE, count).reshape(num_rows, *layout.row_shape)
 
 
-def open_shard(path: Path, layout: ArrayLayout, num_rows: int) -> BinaryIO:
+def open_shard(path: Path, layout: ArrayLayout, num_rows: int) -> BufferedReader:
     """Return a shard's file, open, its length and its index checked: it can be mapped.
 
     Raises:

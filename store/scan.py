@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from ..errors import RowUnavailableError
 from .targets import Targets
 
+_faiss: Any = faiss  # its types lack what the C++ classes and functions have
+
 BLOCK_BYTES = 1 << 26
 """Of a block in float32: 14,563 rows of 1152. Larger ones are no faster; two are held, and two of half
 the size, as they were read."""
@@ -117,7 +119,7 @@ def _read(
     rows_B, values_BD = _kept(keep_B, rows_B, values_BD)
     unit_BD = to_float32(values_BD)
     norm_B = np.empty(len(unit_BD), np.float32)
-    faiss.fvec_norms_L2(
+    _faiss.fvec_norms_L2(
         faiss.swig_ptr(norm_B), faiss.swig_ptr(unit_BD), unit_BD.shape[1], len(norm_B)
     )
     keep_B = np.isfinite(norm_B) & (norm_B > 0)
@@ -130,7 +132,7 @@ def to_float32(values_BD: NDArray[np.float16]) -> NDArray[np.float32]:
     """Return the same numbers in float32; faiss converts several times as fast as numpy."""
     values_BD = np.ascontiguousarray(values_BD)
     out = np.empty(values_BD.shape, np.float32)
-    codec = faiss.ScalarQuantizer(values_BD.shape[1], faiss.ScalarQuantizer.QT_fp16)
+    codec = _faiss.ScalarQuantizer(values_BD.shape[1], _faiss.ScalarQuantizer.QT_fp16)
     codes = values_BD.view(np.uint8)
     codec.decode_c(faiss.swig_ptr(codes), faiss.swig_ptr(out), len(values_BD))
     return out
