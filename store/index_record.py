@@ -193,7 +193,9 @@ def index_line(found: Mapping[str, Any]) -> str:
 
 def index_words(found: Mapping[str, Any]) -> str:
     """Return what a summary says of an index: kind, rows, size, what it is searched with, recall."""
-    search = "".join(f", {name} {value}" for name, value in found["search"].items())
+    search = "".join(
+        f", {name} {value}" for name, value in found["search"].items() if name != "candidates"
+    )
     recall = found["recall"]
     measured = "unknown" if recall["value"] is None else f"{recall['value']:.3f}"
     return (

@@ -386,7 +386,7 @@ class TestLookingAfter:
         lines = describe_lines(describe(open_cache(copied)))
         [line] = [line.strip() for line in lines if " index " in line]
         assert line.startswith(
-            "image index of view 1: flat (IDMap,SQfp16, candidates 2), 16 rows, "
+            "image index of view 1: flat (IDMap,SQfp16), 16 rows, "
         )
         assert line.endswith("recall@10 1.000")
 

@@ -1,4 +1,4 @@
-"""Telling a person how a pass over a cache goes: a live bar on a terminal, plain lines elsewhere."""
+"""Telling a person how the tasks of a long command go: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
