@@ -139,6 +139,14 @@ class TestSearching:
             "text.json",
         ]
 
+    def test_equal_rows_come_in_the_order_of_rows(self, tmp_path: Path) -> None:
+        vectors = np.tile(draw_vectors(20), (30, 1))
+        root = write_vectors(tmp_path / "cache", {"image": vectors})
+        build(root, "flat")
+        found = open_index(open_cache(root), "image").neighbors(vectors[:1], 4, exclude_Q=[20])
+        assert found.rows_QK.tolist() == [[0, 40, 60, 80]]
+        assert np.ptp(found.cosine_QK) == 0
+
     def test_a_query_without_direction_is_refused(self, root: Path) -> None:
         build(root, "flat")
         opened = open_index(open_cache(root), "image")
@@ -249,6 +257,22 @@ class TestStaleness:
         assert build(root).record.num_rows == 2048
         record.write_bytes(later)
         with pytest.raises(SettingError, match=r"3 image units are committed, it was made from 2"):
+            open_index(open_cache(root), "image")
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("catalog", "the catalog has grown since it was made"),
+            ("teacher", "it was made for teacher else"),
+        ],
+    )
+    def test_another_catalog_or_teacher_makes_it_stale(
+        self, root: Path, name: str, message: str
+    ) -> None:
+        build(root)
+        path = root / "indexes" / TEACHER / "image.json"
+        change_record(path, lambda fields: fields["fingerprint"].update({name: "else"}))
+        with pytest.raises(SettingError, match=rf"is of another state of the cache: {message}; "):
             open_index(open_cache(root), "image")
 
     def test_texts_have_no_view_and_images_only_theirs(self, root: Path) -> None:
@@ -385,9 +409,7 @@ class TestLookingAfter:
     def test_info_says_in_a_line_what_there_is(self, copied: Path) -> None:
         lines = describe_lines(describe(open_cache(copied)))
         [line] = [line.strip() for line in lines if " index " in line]
-        assert line.startswith(
-            "image index of view 1: flat (IDMap,SQfp16), 16 rows, "
-        )
+        assert line.startswith("image index of view 1: flat (IDMap,SQfp16), 16 rows, ")
         assert line.endswith("recall@10 1.000")
 
     def test_a_cache_with_a_whole_index_verifies(self, copied: Path) -> None:
