@@ -1,14 +1,14 @@
 """A line that says how far a look through a cache has come, on a terminal only."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 @contextlib.contextmanager
-def counting(total: int) -> Iterator[Callable[[int], None]]:
+def counting(total: int) -> Generator[Callable[[int], None]]:
     """Yield a function that is told how many rows more were looked at; the line goes when all were."""
     columns = (TextColumn("looking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)

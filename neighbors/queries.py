@@ -80,7 +80,7 @@ def _parse_ask(line: str, where: str, folder: Path) -> Ask:
     except (ValueError, RecursionError):
         found = None
     fields = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-    named = [kind for kind in ASK_KINDS if kind in fields]
+    named: list[AskKind] = [kind for kind in ASK_KINDS if kind in fields]
     if len(named) == 1:
         kind = named[0]
         value = fields[kind]
