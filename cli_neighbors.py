@@ -104,7 +104,8 @@ def neighbors(
         "outliers": outliers,
         "against": against,
     }
-    mode = _mode(asked, asks=asks, above=above, limit=limit, sample=sample)
+    only_queries = {"include-self": include_self, "approximate": approximate}
+    mode = _mode(asked, only_queries, asks=asks, above=above, limit=limit, sample=sample)
     look: dict[str, Any] = {
         "cache": cache,
         "teacher": teacher,
@@ -148,7 +149,9 @@ def _asks(
     )
 
 
-def _mode(asked: dict[str, Any], *, asks: "tuple[Ask, ...]", **given: Any) -> str:
+def _mode(
+    asked: dict[str, Any], only_queries: dict[str, bool], *, asks: "tuple[Ask, ...]", **given: Any
+) -> str:
     """Return the one thing that is asked for.
 
     Raises:
@@ -159,9 +162,10 @@ def _mode(asked: dict[str, Any], *, asks: "tuple[Ask, ...]", **given: Any) -> st
         raise SettingError(f"--{modes[0]} and --{modes[1]} are two questions: ask one at a time")
     mode = modes[0] if modes else "neighbors"
     if asks and modes:
-        raise SettingError(
-            f"--{mode} looks at the whole cache: leave out --key, --row, --text, ..."
-        )
+        raise SettingError(f"--{mode} looks at the whole cache: leave the queries out")
+    for name, is_given in only_queries.items():
+        if is_given and modes:
+            raise SettingError(f"--{name} goes with queries, not with --{mode}")
     goes_with = {
         "above": ("duplicates",),
         "limit": _MODES,
