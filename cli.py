@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from .cli_index import export, index
 from .cli_neighbors import neighbors
 from .cli_train import train
 from .errors import CacheError, SettingError, first_line, one_line, plain_json
@@ -187,8 +188,9 @@ def build(
 
 
 app.command()(train)
-
 app.command()(neighbors)
+app.command()(index)
+app.command()(export)
 
 
 @app.command()

@@ -185,7 +185,7 @@ def _mode(
 def _look(mode: str, settings: dict[str, Any]) -> "Report":
     """Run one question, with a progress line."""
     from .neighbors import against, duplicates, find, mismatched, outliers
-    from .neighbors.progress import counting
+    from .neighbors.tasks import make_progress
     from .store.cache import open_cache
 
     run: dict[str, tuple[Callable[..., Any], Callable[..., Report]]] = {
@@ -201,8 +201,12 @@ def _look(mode: str, settings: dict[str, Any]) -> "Report":
     total = opened.num_samples if config.among == "images" else opened.num_texts
     if mode == "mismatched":
         total = sum(g.num_new_captions for g in opened.manifest.generations)
-    with counting(2 * total if mode == "against" else total) as on_rows:
-        return look(config, on_rows=on_rows)
+    progress = make_progress()
+    progress.start("looking at rows", 2 * total if mode == "against" else total)
+    try:
+        return look(config, on_rows=progress.advance)
+    finally:
+        progress.stop()
 
 
 def _show(

@@ -73,7 +73,7 @@ def compare_teachers(
             cache.targets(config.modality, name),
             cache.image_targets(name).read(chosen, config.view),
             k,
-            view=config.view,
+            view=config.searched_view,
             exclude_Q=chosen if is_own else None,
             rows=rows,
             on_rows=on_rows,

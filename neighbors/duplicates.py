@@ -63,7 +63,7 @@ def find_duplicates(
     cache, teacher = config.open()
     targets = cache.targets(config.modality, teacher)
     rows_N = np.concatenate(
-        [np.empty(0, np.int64), *(b.rows_B for b in blocks(targets, view=config.view))]
+        [np.empty(0, np.int64), *(b.rows_B for b in blocks(targets, view=config.searched_view))]
     )
     same_N = (
         _equal_bytes(cache, teacher, rows_N)
@@ -77,7 +77,7 @@ def find_duplicates(
     by_bytes = groups.num_joins
     num_pairs = 0
     for pair_P2 in near_pairs(
-        targets, rows_N[first_N], config.above, view=config.view, on_rows=on_rows
+        targets, rows_N[first_N], config.above, view=config.searched_view, on_rows=on_rows
     ):
         num_pairs += len(pair_P2)
         groups.join(*np.searchsorted(rows_N, pair_P2.T))

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import SettingError
 from ..store.cache import Cache, open_cache
+from ..store.index_search import open_index
 from ..store.layout import Modality
 from ..store.search import Neighbors, exact_neighbors
 from ..words import counted
@@ -54,6 +55,11 @@ class LookConfig:
     def modality(self) -> Modality:
         """What is looked through."""
         return AMONG[self.among]
+
+    @property
+    def searched_view(self) -> int:
+        """View of what is looked through; texts have none, which is view 0."""
+        return self.view if self.modality == "image" else 0
 
     def open(self) -> tuple[Cache, str]:
         """Return the cache and the name of the teacher.
@@ -136,12 +142,13 @@ def _search(
         query.own_row if query.item.kind == config.modality and not config.include_self else -1
         for query in queries
     ]
-    if config.approximate:
-        raise NotImplementedError
     targets = cache.targets(config.modality, teacher)
     k = min(config.k, len(targets) + 1)
+    if config.approximate:
+        index = open_index(cache, config.modality, teacher=teacher, view=config.searched_view)
+        return index.neighbors(embeddings_QD, k, exclude_Q=exclude_Q)
     return exact_neighbors(
-        targets, embeddings_QD, k, view=config.view, exclude_Q=exclude_Q, on_rows=on_rows
+        targets, embeddings_QD, k, view=config.searched_view, exclude_Q=exclude_Q, on_rows=on_rows
     )
 
 

@@ -58,11 +58,11 @@ def find_outliers(
     chosen = np.random.default_rng(config.seed).choice(
         available, min(REFERENCE_ROWS, len(available)), replace=False
     )
-    wanted = blocks(targets, view=config.view, rows=np.sort(chosen))
+    wanted = blocks(targets, view=config.searched_view, rows=np.sort(chosen))
     reference = [(block.rows_B, block.unit_BD.copy()) for block in wanted]
     rows_R, unit_RD = (np.concatenate(parts) for parts in zip(*reference, strict=True))
     k = min(config.k, len(rows_R) - 1)
-    rows, means = _mean_cosines(targets, config.view, rows_R, unit_RD, k, on_rows)
+    rows, means = _mean_cosines(targets, config.searched_view, rows_R, unit_RD, k, on_rows)
     order = np.lexsort((rows, means))[: config.limit]
     whole = len(rows_R) == len(available)
     return Report(
@@ -125,7 +125,7 @@ def _strips(
 ) -> Iterator[Strip]:
     views = config.view if config.modality == "image" else None
     embeddings = targets.read(rows, views)
-    found = exact_neighbors(targets, embeddings, k, view=config.view, exclude_Q=rows)
+    found = exact_neighbors(targets, embeddings, k, view=config.searched_view, exclude_Q=rows)
     every = {*rows.tolist(), *found.rows_QK[found.rows_QK >= 0].tolist()}
     items = items_of(cache, config.modality, every, view=config.view)
     for row, mean, rows_K, cosine_K in zip(

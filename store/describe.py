@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from .cache import Cache
+from .index_record import describe_indexes, index_line
 from .layout import MODALITIES
 
 
@@ -115,6 +116,7 @@ def _describe_teacher(cache: Cache, name: str) -> dict[str, Any]:
         }
     both = [described[m] for m in MODALITIES]
     described["is_complete"] = all(d["units"] == d["units_committed"] for d in both)
+    described["indexes"] = describe_indexes(cache, name)
     return described
 
 
@@ -138,4 +140,5 @@ def _teacher_lines(name: str, teacher: dict[str, Any]) -> list[str]:
             f"{shape} float16"
         )
     lines.append(f"           {teacher['num_bytes']:,} bytes")
+    lines += [f"           {index_line(index)}" for index in teacher["indexes"]]
     return lines

@@ -8,12 +8,16 @@ remote caches will need.
 
 import contextlib
 import errno
+import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..errors import DiskFullError
 
+_NEW_FILE = os.O_WRONLY | os.O_CREAT
+_WRITE_BYTES = 1 << 20  # that pieces are put together to
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Filesystems without hard links (exFAT, some FUSE mounts) answer one of these.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
@@ -39,14 +43,48 @@ class LocalFiles:
         try:
             self._write_synced(path, data, os.O_TRUNC)
         except OSError as error:
-            if error.errno in _FULL_DISK:
-                self.remove(path)
-                raise DiskFullError(
-                    f"no space left on the disk of {self.root} while writing {path} "
-                    f"({len(data):,} bytes); free some and run the same command again, "
-                    "finished units are kept"
-                ) from error
+            self._refuse_full_disk(path, len(data), error)
             raise
+
+    @contextlib.contextmanager
+    def writing(self, path: str) -> Generator[Callable[[bytes], None]]:
+        """As write, for a file too large for memory: give what appends a piece; fsync at the end.
+
+        What was written is removed if the body, or the disk, fails.
+        """
+        self._make_folder(PurePosixPath(path).parent)
+        descriptor = os.open(self.local(path), _NEW_FILE | os.O_TRUNC, 0o644)
+        num_bytes, num_waiting, waiting = 0, 0, list[bytes]()
+
+        def append(piece: bytes) -> None:
+            nonlocal num_bytes, num_waiting
+            waiting.append(piece)
+            num_waiting += len(piece)
+            if num_waiting >= _WRITE_BYTES:
+                num_bytes += num_waiting
+                _write_all(descriptor, b"".join(waiting))
+                waiting.clear()
+                num_waiting = 0
+
+        try:
+            try:
+                yield append
+                _write_all(descriptor, b"".join(waiting))
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except BaseException as error:
+            self.remove(path)
+            if isinstance(error, OSError):
+                self._refuse_full_disk(path, num_bytes, error)
+            raise
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Write a file under another name and rename it: the old one or the new one stands, whole."""
+        partial = f"{path}.new.partial"
+        self.write(partial, data)
+        self.rename(partial, path)
+        self.sync_folders([path])
 
     def sync_folders(self, paths: Iterable[str]) -> None:
         """Make the names of these files durable: fsync each folder that holds one, once."""
@@ -93,6 +131,16 @@ class LocalFiles:
         """
         return self.local(path).read_bytes()
 
+    def describe(self, path: str) -> dict[str, Any]:
+        """Return a file's size and SHA-256 as records hold them, read in pieces.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        with self.local(path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+            return {"num_bytes": file.tell(), "sha256": digest.hexdigest()}
+
     def exists(self, path: str) -> bool:
         """Say whether a file of this name is there."""
         return self.local(path).is_file()
@@ -112,12 +160,30 @@ class LocalFiles:
             for name in sorted(names):
                 yield name if prefix == "." else f"{prefix}/{name}"
 
-    def _write_synced(self, path: str, data: bytes | bytearray | memoryview, flags: int) -> None:
-        descriptor = os.open(self.local(path), os.O_WRONLY | os.O_CREAT | flags, 0o644)
+    @contextlib.contextmanager
+    def locked(self, folder: str) -> Generator[bool]:
+        """Say whether this process has a folder to itself; the system frees it when a process dies."""
+        self._make_folder(PurePosixPath(folder))
+        descriptor = os.open(self.local(folder), os.O_RDONLY)
         try:
-            view = memoryview(data).cast("B")
-            while view:
-                view = view[os.write(descriptor, view) :]
+            yield _try_lock(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _refuse_full_disk(self, path: str, num_bytes: int, error: OSError) -> None:
+        """Raise DiskFullError, and remove what was written, if that is what the error says."""
+        if error.errno in _FULL_DISK:
+            self.remove(path)
+            raise DiskFullError(
+                f"no space left on the disk of {self.root} while writing {path} "
+                f"({num_bytes:,} bytes); free some and run the same command again, "
+                "finished units are kept"
+            ) from error
+
+    def _write_synced(self, path: str, data: bytes | bytearray | memoryview, flags: int) -> None:
+        descriptor = os.open(self.local(path), _NEW_FILE | flags, 0o644)
+        try:
+            _write_all(descriptor, data)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -140,6 +206,26 @@ class LocalFiles:
 
     def _sync_folder(self, folder: str) -> None:
         _fsync_folder(self.local(folder))
+
+
+def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a filesystem without locks
+        return True
+    return True
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -9,9 +9,12 @@ CACHE/
   teachers/<name>/images/00000.parquet    what the teacher saw, one file a unit
   teachers/<name>/commits/image-00000.json, text-00000.json   record of each unit
   teachers/<name>/commits/arrays-00001.json                   record of the arrays' growth, a generation
+  indexes/<name>/image.faiss, text.faiss, image-view1.faiss   approximate indexes, derived from targets
+  indexes/<name>/image.json, ...                              record of each index
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -21,10 +24,14 @@ MODALITIES: tuple[Modality, ...] = ("image", "text")
 CACHE_RECORD = "cache.json"
 CATALOG = "catalog"
 TEACHERS = "teachers"
+INDEXES = "indexes"
 _KEPT_SCAN = "scan-"
 
 _RECORD_NAME = re.compile(r"(?P<commit>.+?)(?:\.r(?P<attempt>[1-9][0-9]*))?\.json")
 _UNIT_COMMIT = re.compile(r"(?P<modality>image|text)-(?P<unit>[0-9]{5,})")
+_INDEX_RECORD = re.compile(
+    r"indexes/(?P<teacher>[^/]+)/(?:(?P<text>text)|image(?:-view(?P<view>[1-9][0-9]*))?)\.json"
+)
 _TEACHER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -98,6 +105,51 @@ def shard(teacher: str, modality: Modality, unit: int) -> str:
 def images_part(teacher: str, unit: int) -> str:
     """Return the path of what the teacher saw in an image unit."""
     return f"{teacher_folder(teacher)}/images/{unit:05d}.parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexPlace:
+    """Where the index over one teacher's targets of one modality lies."""
+
+    teacher: str
+    modality: Modality
+    view: int = 0
+    """View of images that was indexed; 0 for texts."""
+
+    @property
+    def folder(self) -> str:
+        """Folder of all indexes of the teacher."""
+        return f"{INDEXES}/{self.teacher}"
+
+    @property
+    def stem(self) -> str:
+        """What the paths of its files begin with, e.g. ``indexes/so400m/image-view1``."""
+        view = f"-view{self.view}" if self.view else ""
+        return f"{self.folder}/{self.modality}{view}"
+
+    @property
+    def file(self) -> str:
+        """The index as faiss writes it."""
+        return f"{self.stem}.faiss"
+
+    @property
+    def record(self) -> str:
+        """The record that makes it an index."""
+        return f"{self.stem}.json"
+
+    @property
+    def state(self) -> str:
+        """The record of how far its making has come."""
+        return f"{self.stem}.json.partial"
+
+
+def parse_index_record(path: str) -> IndexPlace | None:
+    """Return the place whose record has this path; None for any other path."""
+    match = _INDEX_RECORD.fullmatch(path)
+    if match is None:
+        return None
+    modality: Modality = "text" if match["text"] else "image"
+    return IndexPlace(teacher=match["teacher"], modality=modality, view=int(match["view"] or 0))
 
 
 def parse_unit_record(name: str) -> tuple[Modality, int, int] | None:

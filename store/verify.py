@@ -19,6 +19,7 @@ from .catalog import Table, read_table
 from .layout import MODALITIES, Modality
 from .manifest import Manifest, TeacherRecord, Unit, UnitCommit
 from .records import decode_record, sha256_hex
+from .verify_indexes import check_indexes
 
 
 @dataclass(slots=True)
@@ -68,6 +69,7 @@ class _Verifier:
             self._check_teacher(record)
         if not self._cache.teacher_records:
             self._fault("the cache has no teacher: nothing is embedded; run siglip2-cache build")
+        self._check_indexes()
         self._check_orphans()
         return self._report
 
@@ -272,6 +274,14 @@ class _Verifier:
         nulls = set(frame.filter(pl.col("sha256").is_null())["row"])
         if nulls != set(commit.rejected):
             self._fault(f"{part} lacks the hash of rows that {path} does not list as rejected")
+
+    def _check_indexes(self) -> None:
+        found = check_indexes(self._cache, self._on_file)
+        self._named |= found.known
+        self._report.faults += found.faults
+        self._report.notes += found.notes
+        self._report.num_files += found.num_files
+        self._report.num_bytes += found.num_bytes
 
     # -- what nobody names
 

@@ -101,6 +101,20 @@ def test_a_teacher_whose_weights_are_others_is_refused(
     assert "is not the checkpoint that teacher" in error_line(*said)
 
 
+def test_an_index_answers_as_exact_search_does(
+    command: Command, cache: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(cache, tmp_path / "cache")
+    copy = tmp_path / "cache"
+    said = command("neighbors", copy, "--key", "img001", "--approximate")
+    assert "has no index at indexes/tiny/image.faiss" in error_line(*said)
+    assert command("index", copy)[0] == 0
+    exact = found(command, copy, "--key", "img001", "-k", 3)
+    assert found(command, copy, "--key", "img001", "-k", 3, "--approximate") == exact
+
+
 def test_every_look_is_json_with_its_counts(command: Command, cache: Path) -> None:
     doubled = found(command, cache, "--duplicates", "--above", 0.99)
     assert doubled["images"] == 6

@@ -15,6 +15,7 @@ from siglip2_cache.neighbors.against import AgainstConfig, compare_teachers
 from siglip2_cache.neighbors.as_json import report_values
 from siglip2_cache.neighbors.mismatched import MismatchedConfig, find_mismatched
 from siglip2_cache.neighbors.outliers import OutliersConfig, find_outliers
+from siglip2_cache.store.search import exact_neighbors
 
 
 def matrix(cache: Path, teacher: str, view: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -139,3 +140,17 @@ def test_a_teacher_is_not_compared_with_itself(planted: Path) -> None:
 def test_a_limit_of_nothing_is_refused(planted: Path, config: Any) -> None:
     with pytest.raises(SettingError, match="--limit must be at least 1, got 0"):
         config(cache=planted, limit=0)
+
+
+def test_the_view_of_images_does_not_matter_to_texts(planted: Path) -> None:
+    cache = open_cache(planted)
+    found = compare_teachers(
+        AgainstConfig(cache=planted, teacher="first", against="second", among="texts", view=1, k=1)
+    )
+    row = found.strips[0].query
+    assert row is not None
+    image = cache.image_targets("first").read([row.row], 1)
+    nearest = exact_neighbors(cache.text_targets("first"), image, 1)
+    assert found.strips[0].items[0].row == nearest.rows_QK[0, 0]
+    far = find_outliers(OutliersConfig(cache=planted, teacher="first", among="texts", view=1))
+    assert far.strips[0].items[0].kind == "text"

@@ -85,3 +85,28 @@ def test_a_staged_file_leads_to_the_record_it_waits_for(record: str) -> None:
 @pytest.mark.parametrize("path", ["notes.txt", "teachers/a.unit-3", "catalog/.x"])
 def test_a_stranger_leads_to_no_record(path: str) -> None:
     assert layout.record_of_staged(path) is None
+
+
+@pytest.mark.parametrize(
+    ("place", "stem"),
+    [
+        (layout.IndexPlace(teacher="a.b", modality="image"), "indexes/a.b/image"),
+        (layout.IndexPlace(teacher="a", modality="image", view=12), "indexes/a/image-view12"),
+        (layout.IndexPlace(teacher="a", modality="text"), "indexes/a/text"),
+    ],
+)
+def test_the_place_of_an_index_and_its_record_name_each_other(
+    place: layout.IndexPlace, stem: str
+) -> None:
+    assert (place.file, place.record) == (f"{stem}.faiss", f"{stem}.json")
+    assert layout.parse_index_record(place.record) == place
+    assert layout.parse_index_record(place.file) is None
+    assert layout.is_garbage_name(place.state)
+    assert layout.record_of_staged(place.state) is None  # a build leaves it alone
+
+
+@pytest.mark.parametrize(
+    "path", ["indexes/a/text-view1.json", "indexes/a/image-view0.json", "indexes/image.json"]
+)
+def test_no_other_name_is_the_record_of_an_index(path: str) -> None:
+    assert layout.parse_index_record(path) is None

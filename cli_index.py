@@ -1,0 +1,128 @@
+"""The commands ``index`` and ``export``: what is derived from a cache, for quicker looks and other tools."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import SettingError, one_line, plain_json
+
+if TYPE_CHECKING:
+    from .store.layout import Modality
+
+_Cache = Annotated[
+    Path, typer.Argument(metavar="CACHE", help="Cache folder, the one that holds cache.json.")
+]
+_Teacher = Annotated[str | None, typer.Option(help="Teacher, where the cache has several.")]
+_View = Annotated[int, typer.Option(help="View of the images. 0: the whole image.")]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def index(
+    cache: _Cache,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="auto, flat (all rows, float16), ivf (lists of them), ivfpq (lists of short codes), "
+            "hnsw (a graph)."
+        ),
+    ] = "auto",
+    among: Annotated[str, typer.Option(help="images or texts.")] = "images",
+    teacher: _Teacher = None,
+    view: _View = 0,
+    as_json: _AsJson = False,
+) -> None:
+    """Make an approximate index over the targets of a large cache, and measure what it finds.
+
+    It is kept in the cache. Run it again to go on after a crash, or after the cache has changed.
+    """
+    from .neighbors.tasks import make_progress
+    from .store.cache import open_cache
+    from .store.index import build_index
+    from .store.index_record import index_words, summary
+    from .store.index_search import index_place
+    from .words import format_seconds
+
+    opened = open_cache(cache)
+    place = index_place(opened, parse_among(among), teacher=teacher, view=view)
+    progress = make_progress()
+    try:
+        built = build_index(opened, place, kind=kind, progress=progress)
+    except KeyboardInterrupt:
+        message = "stopped; what was saved is kept, run the same command to go on"
+        typer.echo(one_line(message), err=True)
+        raise typer.Exit(130) from None
+    finally:
+        progress.stop()
+    found: dict[str, Any] = {
+        "file": str(opened.files.local(place.file)),
+        "teacher": place.teacher,
+        "modality": place.modality,
+        "view": place.view,
+        **summary(built.record),
+        "reason": built.reason,
+        "was_there": built.was_there,
+        "resumed_rows": built.resumed_rows,
+        "seconds": round(built.seconds, 3),
+    }
+    resumed = f", {built.resumed_rows:,} rows by an earlier run" if built.resumed_rows else ""
+    done = (
+        "it was there already" if built.was_there else f"{format_seconds(built.seconds)}{resumed}"
+    )
+    recall = built.record.recall
+    lines = [
+        f"index      {found['file']}",
+        f"kind       {built.record.kind}: {built.reason}",
+        f"holds      {index_words(found)}",
+        f"measured   on {recall.num_queries:,} of its rows, against exact search",
+        f"made       {done}",
+    ]
+    _print(found, lines, as_json)
+
+
+def export(
+    cache: _Cache,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to be made.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="parquet (one table with all there is), npy (float16 arrays to map, ids beside them), "
+            "atlas (for Embedding Atlas)."
+        ),
+    ] = "parquet",
+    among: Annotated[
+        str | None,
+        typer.Option(help="images, texts or both. Default: both; of atlas, images."),
+    ] = None,
+    teacher: _Teacher = None,
+    view: _View = 0,
+    as_json: _AsJson = False,
+) -> None:
+    """Write embeddings, keys and captions as files that other tools read."""
+    from .neighbors.export import ExportConfig, export_cache
+    from .neighbors.tasks import make_progress
+    from .store.cache import open_cache
+
+    config = ExportConfig(out=out, format=format, among=among, teacher=teacher, view=view)
+    progress = make_progress()
+    try:
+        exported = export_cache(open_cache(cache), config, progress=progress)
+    finally:
+        progress.stop()
+    _print(exported.found, exported.lines, as_json)
+
+
+def parse_among(among: str) -> "Modality":
+    """Return the modality that --among names."""
+    if among not in ("images", "texts"):
+        raise SettingError(f"--among must be images or texts, got {among!r}")
+    return "image" if among == "images" else "text"
+
+
+def _print(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    if as_json:
+        typer.echo(plain_json(json.dumps(found, indent=1, ensure_ascii=False)))
+    else:
+        for line in lines:
+            typer.echo(one_line(line))

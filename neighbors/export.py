@@ -1,0 +1,218 @@
+"""A cache as files for other tools: Parquet tables, numpy arrays, tables for Embedding Atlas."""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..errors import DiskFullError, SettingError
+from ..store.cache import Cache
+from ..store.files import LocalFiles
+from ..store.index_record import build_command
+from ..store.index_search import index_place
+from ..store.layout import IndexPlace, Modality
+from ..store.scan import blocks
+from ..words import format_bytes
+from .export_atlas import Nearby, atlas_lines, atlas_schema, show_command
+from .export_files import NpyFile, ParquetFile, RowsFile
+from .export_rows import SCHEMAS, describe_rows
+from .tasks import Progress
+
+Format = Literal["parquet", "npy", "atlas"]
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MODALITIES: dict[str, tuple[Modality, ...]] = {
+    "images": ("image",),
+    "texts": ("text",),
+    "both": ("image", "text"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """Settings of an export."""
+
+    out: Path
+    """Folder to be made; its parent exists."""
+
+    format: str = "parquet"
+    """parquet, npy or atlas."""
+
+    among: str | None = None
+    """images, texts or both; None: both, and images for atlas."""
+
+    teacher: str | None = None
+    view: int = 0
+    """View of the images."""
+
+    def __post_init__(self) -> None:
+        if self.format not in get_args(Format):
+            raise SettingError(
+                f"format must be one of {', '.join(get_args(Format))}, got {self.format!r}"
+            )
+        if self.among not in (None, *_MODALITIES):
+            raise SettingError(f"among must be one of {', '.join(_MODALITIES)}, got {self.among!r}")
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What to export."""
+        default = "images" if self.format == "atlas" else "both"
+        return _MODALITIES[self.among or default]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written."""
+
+    found: dict[str, Any]
+    """Plain values, for JSON."""
+
+    lines: list[str]
+    """The same for people."""
+
+
+def export_cache(cache: Cache, config: ExportConfig, *, progress: Progress) -> Exported:
+    """Write a folder of files, all or nothing; reads and writes a block at a time.
+
+    Rows without a target are left out, and counted.
+
+    Raises:
+        SettingError: OUT exists or cannot be made, or there is no such teacher or view.
+        DiskFullError: the disk has no room.
+    """
+    places = [
+        index_place(cache, m, teacher=config.teacher, view=config.view if m == "image" else 0)
+        for m in config.modalities
+    ]
+    if config.view and "image" not in config.modalities:
+        raise SettingError(f"view {config.view} goes with images, texts have none")
+    with _new_folder(config.out, cache) as partial:
+        parts = [_export(cache, config, place, partial, progress) for place in places]
+    found = {
+        "out": str(config.out),
+        "format": config.format,
+        "teacher": places[0].teacher,
+        "view": config.view,
+        "parts": parts,
+    }
+    lines = [f"written    {config.out}"]
+    for part in parts:
+        lines += _part_lines(part)
+    return Exported(found, lines)
+
+
+def _export(
+    cache: Cache, config: ExportConfig, place: IndexPlace, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """Write the rows of one modality; return what was written."""
+    targets = cache.targets(place.modality, place.teacher)
+    nearby = Nearby(cache, place) if config.format == "atlas" else None
+    if nearby is not None and nearby.is_slow:
+        command = build_command(cache, place)
+        progress.say(f"comparing all rows with all takes long; {command} first makes it quick")
+    noun = f"{place.modality}s"
+    file = _open_file(cache, config, place, folder / noun, targets.shape[-1])
+    num_rows = 0
+    progress.start(f"writing {noun}", cache.manifest.count(place.modality))
+    try:
+        for block in blocks(targets, view=place.view):
+            lines = describe_rows(cache, place.teacher, place.modality, block.rows_B)
+            if nearby is not None:
+                lines = atlas_lines(lines, nearby.of(block.rows_B, block.values_BD))
+            file.write(lines, block.values_BD)
+            num_rows += len(block.rows_B)
+            progress.advance(len(block.rows_B))
+    finally:
+        file.close()
+    names = sorted(path.name for path in folder.glob(f"{noun}.*"))
+    part: dict[str, Any] = {
+        "modality": place.modality,
+        "files": [str(config.out / name) for name in names],
+        "num_bytes": sum((folder / name).stat().st_size for name in names),
+        "rows": num_rows,
+        **_left_out(cache, place, num_rows),
+    }
+    if nearby is not None:
+        part |= {"neighbors": nearby.how, "show": show_command(config.out / f"{noun}.parquet")}
+    return part
+
+
+def _open_file(
+    cache: Cache, config: ExportConfig, place: IndexPlace, stem: Path, embed_dim: int
+) -> RowsFile:
+    record = cache.teacher(place.teacher)
+    about = {
+        "teacher": record.name,
+        "view": place.view,
+        "catalog_digest": cache.manifest.latest.digest,
+        "logit_scale": record.logit_scale,
+        "logit_bias": record.logit_bias,
+    }
+    schema, path = SCHEMAS[place.modality], stem.with_suffix(".parquet")
+    match config.format:
+        case "npy":
+            return NpyFile(stem.with_suffix(".npy"), schema, embed_dim, about=about)
+        case "atlas":
+            schema = atlas_schema(schema)
+            return ParquetFile(path, schema, embed_dim, column="vector", about=about)
+        case _:
+            return ParquetFile(path, schema, embed_dim, column="embedding", about=about)
+
+
+def _left_out(cache: Cache, place: IndexPlace, num_rows: int) -> dict[str, int]:
+    """Return how many rows of the catalog are not among those written, by why."""
+    commits = cache.commits(place.teacher)
+    committed = sum(commit.num_rows for commit in commits.of(place.modality).values())
+    rejected = commits.num_rejected(place.modality)
+    return {
+        "rejected": rejected,
+        "not_embedded": cache.manifest.count(place.modality) - committed,
+        "not_finite": committed - rejected - num_rows,
+    }
+
+
+def _part_lines(part: dict[str, Any]) -> list[str]:
+    words = {"rejected": "rejected", "not_embedded": "not embedded yet", "not_finite": "not finite"}
+    left_out = [f"{part[name]:,} {word}" for name, word in words.items() if part[name]]
+    noun = f"{part['modality']}s"
+    names = " and ".join(Path(file).name for file in part["files"])
+    lines = [
+        f"{noun:<10} {part['rows']:,} in {names}, {format_bytes(part['num_bytes'])}; "
+        f"left out: {', '.join(left_out) or 'none'}"
+    ]
+    if "show" in part:
+        lines += [f"neighbors  {part['neighbors']}", f"show       {part['show']}"]
+    return lines
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path, cache: Cache) -> Generator[Path]:
+    """Yield an empty folder that becomes ``out`` when all is written, and is removed if not."""
+    if out.exists() or out.is_symlink():
+        raise SettingError(f"{out} exists; name a folder that does not, or remove it")
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        raise SettingError(f"{out} cannot be made: there is no folder {parent}")
+    if parent.resolve().is_relative_to(cache.root.resolve()):
+        raise SettingError(f"{out} lies in the cache; name a folder outside of {cache.root}")
+    partial = parent / f"{out.name}.{secrets.token_hex(6)}.partial"
+    partial.mkdir()
+    try:
+        yield partial
+        for path in partial.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        files = LocalFiles(parent)
+        files.sync_folders(f"{partial.name}/{path.name}" for path in partial.iterdir())
+        partial.rename(out)
+        files.sync_folders([out.name])
+    except OSError as error:
+        if error.errno in _FULL_DISK:
+            raise DiskFullError(f"no space left on the disk of {out}; nothing was kept") from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,114 @@
+"""Tables for Embedding Atlas (https://apple.github.io/embedding-atlas): vectors and who is near whom.
+
+Its ``--neighbors`` column holds, for each line, ``{"ids": [...], "distances": [...]}``, nearest first,
+where ids are line numbers of the table from 0.
+
+Shape letters in this file:
+    N = lines of the table, B = lines of a block, K = neighbours.
+"""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ..errors import SettingError
+from ..store.cache import Cache
+from ..store.index_search import open_index
+from ..store.layout import IndexPlace
+from ..store.scan import blocks
+from ..store.search import Neighbors, exact_neighbors
+
+NUM_NEIGHBORS = 15
+"""As many as Embedding Atlas finds by itself."""
+
+MANY_ROWS = 200_000
+"""From here on, comparing all rows with all is a matter of hours; an index makes it one of minutes."""
+
+NEIGHBORS = pa.field(
+    "neighbors",
+    pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float64()))]),
+    nullable=False,
+)
+
+
+def atlas_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the columns of a table for Embedding Atlas, but for the vector."""
+    if "captions" in schema.names:
+        place = schema.get_field_index("captions")
+        schema = schema.remove(place).insert(place, pa.field("text", pa.string()))
+    return schema.append(NEIGHBORS)
+
+
+class Nearby:
+    """Who is near whom among all rows, through an index of the cache where there is one that fits."""
+
+    def __init__(self, cache: Cache, place: IndexPlace) -> None:
+        self._targets, self._view = cache.targets(place.modality, place.teacher), place.view
+        self._rows_N = np.concatenate(
+            [np.empty(0, np.int64), *(b.rows_B for b in blocks(self._targets, view=place.view))]
+        )
+        try:
+            opened = open_index(cache, place.modality, teacher=place.teacher, view=place.view)
+        except SettingError:
+            opened = None
+        self._opened = opened
+
+    @property
+    def how(self) -> str:
+        """In words, how neighbours are found."""
+        if self._opened is None:
+            return "exact"
+        record = self._opened.record
+        value = record.recall.value
+        measured = "" if value is None else f", recall@{record.recall.at} {value:.3f}"
+        return f"{record.kind} index{measured}"
+
+    @property
+    def is_slow(self) -> bool:
+        """Say whether finding them all will take very long."""
+        return self._opened is None and len(self._rows_N) >= MANY_ROWS
+
+    def of(self, rows_B: NDArray[np.int64], values_BD: NDArray[np.float16]) -> pa.Array:
+        """Return the column ``neighbors`` of some lines."""
+        found = self._find(rows_B, values_BD)
+        ids, distances = (list[list[int]](), list[list[float]]())
+        for rows_K, cosine_K in zip(found.rows_QK, found.cosine_QK, strict=True):
+            has_K = rows_K >= 0
+            ids.append(np.searchsorted(self._rows_N, rows_K[has_K]).tolist())
+            distances.append((1 - cosine_K[has_K]).tolist())
+        return pa.StructArray.from_arrays(
+            [pa.array(ids, pa.list_(pa.int64())), pa.array(distances, pa.list_(pa.float64()))],
+            names=["ids", "distances"],
+        )
+
+    def _find(self, rows_B: NDArray[np.int64], values_BD: NDArray[np.float16]) -> Neighbors:
+        if self._opened is not None:
+            return self._opened.neighbors(values_BD, NUM_NEIGHBORS, exclude_Q=rows_B)
+        return exact_neighbors(
+            self._targets, values_BD, NUM_NEIGHBORS, view=self._view, exclude_Q=rows_B
+        )
+
+
+def atlas_lines(lines: pa.Table, neighbors: pa.Array) -> pa.Table:
+    """Return lines of an export as Embedding Atlas shows them: captions in one text, neighbours."""
+    if "captions" in lines.column_names:
+        place = lines.schema.get_field_index("captions")
+        text = _joined(lines)
+        lines = lines.remove_column(place).add_column(place, "text", text)
+    return lines.append_column(NEIGHBORS, neighbors)
+
+
+def show_command(table: Path) -> str:
+    """Return the command that shows a table."""
+    return f"embedding-atlas {shlex.quote(str(table))} --vector vector --neighbors neighbors --text text"
+
+
+def _joined(lines: pa.Table) -> pa.Array:
+    texts = [
+        "\n".join(caption["text"] for caption in captions or ())
+        for captions in lines["captions"].to_pylist()
+    ]
+    return pa.array(texts, pa.string())

@@ -1,0 +1,104 @@
+"""The files of an export, written block by block.
+
+Shape letters in this file:
+    B = rows of a block, N = rows of a file, D = embed_dim.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ..store.arrays import DTYPE
+
+_FEW_VALUES = {"label", "source"}
+
+
+class RowsFile(Protocol):
+    """A file, or several, that take blocks of rows in order."""
+
+    def write(self, lines: pa.Table, values_BD: NDArray[np.float16]) -> None:
+        """Append a block."""
+        ...
+
+    def close(self) -> None:
+        """Finish the file."""
+        ...
+
+
+class ParquetFile:
+    """One table: what is known of each row, and its embedding if a column is named for it.
+
+    Embeddings are float32, though float16 is what is stored: DuckDB has no such type, and pandas cannot
+    compute with it. No value changes, and the bytes that a float16 does not have are zeros, which
+    BYTE_STREAM_SPLIT lays side by side and zstd makes nearly nothing of.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        schema: pa.Schema,
+        embed_dim: int,
+        *,
+        column: str | None,
+        about: Mapping[str, Any],
+    ) -> None:
+        self._column = column
+        self._type = pa.list_(pa.field("element", pa.float32(), nullable=False), embed_dim)
+        if column is not None:
+            schema = schema.append(pa.field(column, self._type, nullable=False))
+        self._schema = schema.with_metadata({"siglip2_cache": json.dumps(about)})
+        encoding = {} if column is None else {f"{column}.list.element": "BYTE_STREAM_SPLIT"}
+        few = [name for name in schema.names if name in _FEW_VALUES]
+        self._writer = pq.ParquetWriter(
+            path,
+            self._schema,
+            compression="zstd",
+            use_dictionary=cast(Any, few),
+            column_encoding=encoding or None,
+        )
+
+    def write(self, lines: pa.Table, values_BD: NDArray[np.float16]) -> None:
+        if self._column is not None:
+            flat = pa.array(values_BD.astype(np.float32).reshape(-1))
+            embeddings = pa.FixedSizeListArray.from_arrays(flat, type=self._type)
+            lines = lines.append_column(self._schema.field(self._column), embeddings)
+        self._writer.write_table(lines.cast(self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class NpyFile:
+    """(N, D) float16 as numpy stores it, to be mapped, and the lines in the same order beside it."""
+
+    def __init__(
+        self, path: Path, schema: pa.Schema, embed_dim: int, *, about: Mapping[str, Any]
+    ) -> None:
+        self._lines = ParquetFile(
+            path.with_suffix(".parquet"), schema, embed_dim, column=None, about=about
+        )
+        self._embed_dim, self._num_rows = embed_dim, 0
+        self._file = path.open("wb")
+        self._write_header()
+
+    def write(self, lines: pa.Table, values_BD: NDArray[np.float16]) -> None:
+        self._lines.write(lines, values_BD)
+        self._file.write(np.ascontiguousarray(values_BD, DTYPE).data)
+        self._num_rows += len(values_BD)
+
+    def close(self) -> None:
+        self._lines.close()
+        self._file.seek(0)
+        self._write_header()  # numpy leaves room in it for any number of rows
+        self._file.close()
+
+    def _write_header(self) -> None:
+        shape = (self._num_rows, self._embed_dim)
+        fields = {"descr": DTYPE.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, fields)

@@ -1,0 +1,308 @@
+"""Making an approximate index over the targets of a teacher: trained and added by blocks, resumable.
+
+index_state.py keeps what is made on disk, so that a run that was killed is gone on with.
+
+Shape letters in this file:
+    N = rows that have a target, S = rows of a sample, K = neighbours, D = embed_dim.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CacheError, SettingError
+from .cache import Cache
+from .index_kinds import SEED, Adder, IndexPlan, ladder, make_index, plan_index, train
+from .index_record import IndexRecord, Recall, fingerprint, read_index_record
+from .index_search import approximate_neighbors
+from .index_state import IndexState
+from .layout import IndexPlace
+from .scan import Block, blocks
+from .search import Neighbors, exact_neighbors
+
+RECALL_AT = 10
+WANTED_RECALL = 0.95
+"""Searching takes the least work that finds so much."""
+
+_SAME_RECALL = 0.002
+"""Codes have a limit of their own: past it, looking into more lists is work for nothing."""
+
+_RECALL_QUERIES = 500
+"""The standard error of a recall of 0.95 is then at most 0.01, and 1 M rows are searched in seconds."""
+
+SAVE_EVERY_S = 300.0
+"""Seconds of adding that a crash can cost. A save writes all that was added so far."""
+
+
+class Progress(Protocol):
+    """What the making of an index reports."""
+
+    def say(self, message: str) -> None:
+        """Print one line that stays."""
+        ...
+
+    def start(self, task: str, total: int, done: int = 0) -> None:
+        """Begin a task over so many rows."""
+        ...
+
+    def advance(self, num_rows: int) -> None:
+        """Count rows of the task."""
+        ...
+
+    def stop(self) -> None:
+        """Leave the display."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltIndex:
+    """An index that stands, and how it came to be."""
+
+    record: IndexRecord
+    reason: str
+    """Why it is of this kind."""
+
+    was_there: bool
+    """Nothing was done: it was made before, from the same targets."""
+
+    resumed_rows: int
+    """Rows that an earlier, interrupted run had added."""
+
+    seconds: float
+
+
+def build_index(
+    cache: Cache,
+    place: IndexPlace,
+    *,
+    progress: Progress,
+    kind: str = "auto",
+    save_every_s: float = SAVE_EVERY_S,
+    block_rows: int | None = None,
+) -> BuiltIndex:
+    """Make an index over the targets that are committed, or go on with one.
+
+    Memory: the index, some 200 MB for blocks, and 512 MB or 64 rows a list while it is trained.
+
+    Args:
+        cache: as it was opened; an index of an unfinished build is stale once the build goes on.
+        place: which targets; index_search.index_place checks it.
+        progress: where to report.
+        kind: auto, flat, ivf, ivfpq or hnsw.
+        save_every_s: seconds between saves.
+        block_rows: rows read together; None: as store.scan.
+
+    Raises:
+        SettingError: no such kind, no targets, or another process is making it.
+        DiskFullError: the disk has no room for the index; an earlier save is kept.
+    """
+    builder = _Builder(cache, place, progress, kind, save_every_s, block_rows)
+    with cache.files.locked(place.folder) as is_alone:
+        if not is_alone:
+            raise SettingError(
+                f"another siglip2-cache index is at work in {cache.files.local(place.folder)}; "
+                "wait for it, or stop it and run this again to go on"
+            )
+        return builder.run()
+
+
+class _Builder:
+    def __init__(
+        self,
+        cache: Cache,
+        place: IndexPlace,
+        progress: Progress,
+        kind: str,
+        save_every_s: float,
+        block_rows: int | None,
+    ) -> None:
+        self._files, self._place, self._progress = cache.files, place, progress
+        self._save_every_s, self._block_rows = save_every_s, block_rows
+        self._targets = cache.targets(place.modality, place.teacher)
+        self._rows_N = self._targets.available_rows()
+        if len(self._rows_N) == 0:
+            raise SettingError(
+                f"{cache.root} has no {place.modality} targets by {place.teacher} to index; "
+                "run siglip2-cache build"
+            )
+        self._embed_dim = self._targets.shape[-1]
+        self._plan: IndexPlan = plan_index(kind, len(self._rows_N), self._embed_dim)
+        self._fingerprint = fingerprint(cache, place)
+        making = {
+            "factory": self._plan.factory,
+            "parameters": dict(self._plan.parameters),
+            "fingerprint": asdict(self._fingerprint),
+            "faiss_version": faiss.__version__,
+        }
+        self._state = IndexState(cache.files, place, making)
+
+    def run(self) -> BuiltIndex:
+        started = time.monotonic()
+        standing = self._standing()
+        if standing is not None:
+            self._state.clear()
+            return self._built(standing, started, was_there=True)
+        self._progress.say(f"{self._plan.kind} index {self._plan.factory}: {self._plan.reason}")
+        index, next_row = self._state.resume(self._progress.say) or (None, 0)
+        self._state.clear()
+        if index is None:
+            index = self._train()
+        else:
+            self._progress.say(f"going on from {index.ntotal:,} of {len(self._rows_N):,} rows")
+        resumed_rows = index.ntotal
+        self._add(index, next_row)
+        record = self._measure(index)
+        self._state.publish(record)
+        return self._built(record, started, resumed_rows=resumed_rows)
+
+    def _built(
+        self, record: IndexRecord, started: float, *, was_there: bool = False, resumed_rows: int = 0
+    ) -> BuiltIndex:
+        return BuiltIndex(
+            record=record,
+            reason=self._plan.reason,
+            was_there=was_there,
+            resumed_rows=resumed_rows,
+            seconds=time.monotonic() - started,
+        )
+
+    def _standing(self) -> IndexRecord | None:
+        """Return the record of the index that was to be made, if it was made before."""
+        try:
+            record = read_index_record(self._files, self._place)
+        except CacheError as error:
+            self._progress.say(f"making the index anew: {error}")
+            return None
+        if record is None or record.fingerprint != self._fingerprint:
+            return None
+        is_same = (record.factory, record.parameters) == (self._plan.factory, self._plan.parameters)
+        local = self._files.local(self._place.file)
+        is_whole = local.is_file() and local.stat().st_size == record.num_bytes
+        return record if is_same and is_whole else None
+
+    def _train(self) -> Any:
+        index = make_index(self._plan, self._embed_dim)
+        if index.is_trained:
+            return index
+        sample_S = self._sample(self._plan.parameters["train_rows"])
+        self._progress.start("reading rows to train on", len(sample_S))
+        rows_SD = np.empty((len(sample_S), self._embed_dim), np.float32)
+        count = 0
+        for block in self._blocks(sample_S):
+            rows_SD[count : count + len(block.rows_B)] = block.unit_BD
+            count += len(block.rows_B)
+            self._progress.advance(len(block.rows_B))
+        self._progress.start("training", 0)
+        train(index, rows_SD[:count])
+        self._state.save(index, 0)
+        return index
+
+    def _add(self, index: Any, next_row: int) -> None:
+        self._progress.start("adding rows", len(self._rows_N), index.ntotal)
+        adder = Adder(index)
+        saved_at = time.monotonic()
+        left_N = self._rows_N[np.searchsorted(self._rows_N, next_row) :]
+        for block in self._blocks(left_N):
+            adder.add(block.rows_B, block.unit_BD)
+            self._progress.advance(len(block.rows_B))
+            if time.monotonic() - saved_at >= self._save_every_s and len(block.rows_B):
+                self._state.save(index, int(block.rows_B[-1]) + 1)
+                saved_at = time.monotonic()
+        if index.ntotal == 0:
+            raise SettingError(
+                f"no target in {self._files.root} has a direction; run siglip2-cache verify"
+            )
+        self._state.save(index, int(self._rows_N[-1]) + 1)
+
+    def _measure(self, index: Any) -> IndexRecord:
+        """Choose what to search with, and return the record that says what it finds."""
+        views = self._place.view if self._place.modality == "image" else None
+        sample_S = self._sample(_RECALL_QUERIES)
+        queries_SD = self._targets.read(sample_S, views)
+        norm_S = np.linalg.norm(queries_SD.astype(np.float32), axis=1)
+        usable_S = np.isfinite(norm_S) & (norm_S > 0)  # as the blocks that were added
+        sample_S, queries_SD = sample_S[usable_S], queries_SD[usable_S]
+        self._progress.start("measuring recall", len(self._rows_N))
+        exact = exact_neighbors(
+            self._targets,
+            queries_SD,
+            RECALL_AT,
+            view=self._place.view,
+            exclude_Q=sample_S,
+            block_rows=self._block_rows,
+            on_rows=self._progress.advance,
+        )
+        search, value = self._choose_search(index, sample_S, queries_SD, exact)
+        recall = Recall(at=RECALL_AT, value=value, num_queries=len(sample_S), seed=SEED)
+        return self._record(index, search, recall)
+
+    def _choose_search(
+        self,
+        index: Any,
+        sample_S: NDArray[np.int64],
+        queries_SD: NDArray[np.float16],
+        exact: Neighbors,
+    ) -> tuple[Mapping[str, int], float | None]:
+        """Return the least work that finds enough, or as much as the most work does; its recall."""
+        tried: list[tuple[dict[str, int], float]] = []
+        for search in ladder(self._plan.kind, self._plan.factory):
+            near = approximate_neighbors(
+                index,
+                self._targets,
+                queries_SD,
+                RECALL_AT,
+                search=search,
+                view=self._place.view,
+                exclude_Q=sample_S,
+            )
+            value = recall_of(near.cosine_QK, exact.cosine_QK)
+            if value is None or value >= WANTED_RECALL:
+                return search, value
+            tried.append((search, value))
+        best = max(value for _, value in tried)
+        return next((s, v) for s, v in tried if v >= best - _SAME_RECALL)
+
+    def _record(self, index: Any, search: Mapping[str, int], recall: Recall) -> IndexRecord:
+        return IndexRecord(
+            teacher=self._place.teacher,
+            modality=self._place.modality,
+            view=self._place.view,
+            kind=self._plan.kind,
+            factory=self._plan.factory,
+            parameters=self._plan.parameters,
+            search=search,
+            num_rows=index.ntotal,
+            embed_dim=self._embed_dim,
+            fingerprint=self._fingerprint,
+            recall=recall,
+            faiss_version=faiss.__version__,
+            files={self._place.file: self._state.described},
+        )
+
+    def _sample(self, size: int) -> NDArray[np.int64]:
+        """Return a seeded choice of rows, ascending."""
+        chooser = np.random.default_rng(SEED)
+        size = min(size, len(self._rows_N))
+        return np.sort(chooser.choice(self._rows_N, size, replace=False, shuffle=False))
+
+    def _blocks(self, rows: NDArray[np.int64]) -> Iterator[Block]:
+        return blocks(self._targets, view=self._place.view, rows=rows, block_rows=self._block_rows)
+
+
+def recall_of(found_QK: NDArray[np.float64], exact_QK: NDArray[np.float64]) -> float | None:
+    """Return the share of the true nearest that was found, by their cosines; None if there are none.
+
+    Cosines, not rows, are compared: of rows that are equally near, any will do.
+    """
+    has_QK = np.isfinite(exact_QK)
+    num_Q = has_QK.sum(axis=1)
+    if num_Q.sum() == 0:
+        return None
+    last_Q = np.where(has_QK, exact_QK, np.inf).min(axis=1)
+    hits_Q = (found_QK >= last_Q[:, None]).sum(axis=1)
+    return float(np.minimum(hits_Q, num_Q).sum() / num_Q.sum())

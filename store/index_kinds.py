@@ -1,0 +1,199 @@
+"""Kinds of approximate index: which one fits, how it is made, what it is searched with.
+
+Shape letters in this file:
+    B = rows of a block, D = embed_dim.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SettingError
+from ..words import format_bytes
+from .index_record import Kind
+
+_faiss: Any = faiss  # its types lack what the C++ classes and functions have
+
+KINDS: tuple[str, ...] = ("auto", *get_args(Kind))
+SEED = 0
+"""Of the choice of rows to train on, and of those the recall is measured with."""
+
+FLAT_ROWS = 100_000
+"""auto: up to here a scan of all rows takes a tenth of a second or so, and finds all there is."""
+
+IVF_BYTES = 1 << 34
+"""auto: up to here, 16 GiB, rows are kept whole (7 million of 1152); beyond, as codes."""
+
+_MIN_TRAIN_ROWS = 39
+"""Rows a centroid below which faiss warns that they are too few."""
+
+_WANTED_TRAIN_ROWS = (64, 256)
+_TRAIN_BYTES = 1 << 29
+"""Rows to train on take as many of those a centroid as this much memory, 512 MiB, has room for."""
+
+_CODE_DIMENSIONS = 8
+"""Dimensions that one byte of a product quantizer stands for: 144 bytes for 1152 x float16, 2,304. What
+it finds is scored again by the stored rows, so codes need only be good enough for a first choice."""
+
+_HNSW_LINKS, _HNSW_DEPTH = 32, 128
+_LADDERS = {"nprobe": (1, 1024), "efSearch": (16, 1024)}
+_CANDIDATES: dict[Kind, int] = {"flat": 2, "ivf": 2, "hnsw": 2, "ivfpq": 16}
+"""Rows that an index proposes for each neighbour wanted: those of float16 are in nearly the right order,
+codes give a first choice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexPlan:
+    """An index that is to be made."""
+
+    kind: Kind
+    reason: str
+    """Why this kind, for people."""
+
+    factory: str
+    parameters: Mapping[str, int]
+
+
+def plan_index(kind: str, num_rows: int, embed_dim: int) -> IndexPlan:
+    """Return how to index so many rows.
+
+    Raises:
+        SettingError: no such kind, or too few rows for it.
+    """
+    if kind not in KINDS:
+        raise SettingError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    chosen, reason = (
+        _choose(num_rows, embed_dim) if kind == "auto" else (_as_kind(kind), "as asked")
+    )
+    num_lists = max(1, min(round(4 * math.sqrt(num_rows)), num_rows // _MIN_TRAIN_ROWS, 65_536))
+    match chosen:
+        case "flat":
+            return IndexPlan(kind=chosen, reason=reason, factory="IDMap,SQfp16", parameters={})
+        case "hnsw":
+            factory = f"IDMap,HNSW{_HNSW_LINKS},SQfp16"
+            parameters = {"efConstruction": _HNSW_DEPTH}
+            return IndexPlan(kind=chosen, reason=reason, factory=factory, parameters=parameters)
+        case "ivf":
+            factory = f"IVF{num_lists},SQfp16"
+        case "ivfpq":
+            if num_rows < 256 * _MIN_TRAIN_ROWS:
+                raise SettingError(
+                    f"kind ivfpq learns its codes from at least {256 * _MIN_TRAIN_ROWS:,} rows, "
+                    f"there are {num_rows:,}; use flat or ivf"
+                )
+            factory = f"IVF{num_lists},PQ{_num_codes(embed_dim)}"
+    num_train = _num_train_rows(num_rows, num_lists, embed_dim)
+    parameters = {"train_rows": num_train, "seed": SEED}
+    return IndexPlan(kind=chosen, reason=reason, factory=factory, parameters=parameters)
+
+
+def make_index(plan: IndexPlan, embed_dim: int) -> Any:
+    """Return an empty faiss index, of inner products, as the plan says."""
+    index = _faiss.index_factory(embed_dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
+    if plan.kind in ("ivf", "ivfpq"):
+        clustering = ivf_of(index).cp
+        clustering.spherical = True
+        clustering.seed = SEED
+    if plan.kind == "hnsw":
+        graph = _faiss.downcast_index(index.index)
+        graph.hnsw.efConstruction = plan.parameters["efConstruction"]
+    return index
+
+
+def train(index: Any, rows_BD: NDArray[np.float32]) -> None:
+    """Let an index learn its lists and codes; the lists on a GPU where faiss has one."""
+    if has_gpu():
+        flat = _faiss.IndexFlatIP(index.d)
+        ivf_of(index).clustering_index = gpu = _faiss.index_cpu_to_all_gpus(flat)
+        index.train(rows_BD)
+        ivf_of(index).clustering_index = None
+        del gpu
+    else:
+        index.train(rows_BD)
+
+
+class Adder:
+    """Adds rows to an index; the search for the list of each runs on a GPU where faiss has one.
+
+    The index itself stays in main memory: it may be larger than a GPU's, and can be saved at any time.
+    """
+
+    def __init__(self, index: Any) -> None:
+        self._index, self._quantizer = index, None
+        ivf = _faiss.try_extract_index_ivf(index)
+        if ivf is not None and has_gpu():
+            self._quantizer = _faiss.index_cpu_to_all_gpus(_faiss.downcast_index(ivf.quantizer))
+
+    def add(self, rows_B: NDArray[np.int64], unit_BD: NDArray[np.float32]) -> None:
+        """Add rows, L2-normalised, under their own numbers."""
+        if self._quantizer is None:
+            self._index.add_with_ids(unit_BD, rows_B)
+            return
+        _, list_B1 = self._quantizer.search(unit_BD, 1)
+        list_B = np.ascontiguousarray(list_B1[:, 0], np.int64)
+        pointers = [faiss.swig_ptr(array) for array in (unit_BD, rows_B, list_B)]
+        ivf_of(self._index).add_core(len(rows_B), *pointers)
+
+
+def ladder(kind: Kind, factory: str) -> list[dict[str, int]]:
+    """Return what to try to search with, least work first; a flat index has one way."""
+    candidates = {"candidates": _CANDIDATES[kind]}
+    if kind == "flat":
+        return [candidates]
+    name = "efSearch" if kind == "hnsw" else "nprobe"
+    value, most = _LADDERS[name]
+    if name == "nprobe":
+        most = min(most, int(factory.split(",")[0].removeprefix("IVF")))
+    values: list[int] = []
+    while value < most:
+        values.append(value)
+        value *= 2
+    return [{name: value, **candidates} for value in (*values, most)]
+
+
+def set_search(index: Any, search: Mapping[str, int]) -> None:
+    """Let an index search with these parameters of ours from now on."""
+    for name in search.keys() & _LADDERS.keys():
+        _faiss.ParameterSpace().set_index_parameter(index, name, search[name])
+
+
+def ivf_of(index: Any) -> Any:
+    """Return the inverted file within an index."""
+    return _faiss.extract_index_ivf(index)
+
+
+def has_gpu() -> bool:
+    """Say whether this faiss can use a GPU, and there is one."""
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
+def _choose(num_rows: int, embed_dim: int) -> tuple[Kind, str]:
+    num_bytes = 2 * num_rows * embed_dim
+    rows, size = f"{num_rows:,} rows", format_bytes(num_bytes)
+    if num_rows <= FLAT_ROWS:
+        return "flat", f"{rows} are at most {FLAT_ROWS:,}, a scan of all of them is quick"
+    if num_bytes <= IVF_BYTES:
+        return "ivf", f"{rows} are more than {FLAT_ROWS:,}, and their {size} can be kept whole"
+    return "ivfpq", f"{rows} of {size} are kept as codes, being more than {format_bytes(IVF_BYTES)}"
+
+
+def _as_kind(kind: str) -> Kind:
+    return next(known for known in get_args(Kind) if known == kind)
+
+
+def _num_codes(embed_dim: int) -> int:
+    """Return the bytes of a row's code: the largest divisor of its width, at most an eighth of it."""
+    most = max(1, embed_dim // _CODE_DIMENSIONS)
+    return max(m for m in range(1, most + 1) if embed_dim % m == 0)
+
+
+def _num_train_rows(num_rows: int, num_lists: int, embed_dim: int) -> int:
+    fewest, most = (each * num_lists for each in _WANTED_TRAIN_ROWS)
+    fewest = max(fewest, 256 * _MIN_TRAIN_ROWS)  # the codes of a product quantizer want so many
+    room = _TRAIN_BYTES // (4 * embed_dim)
+    return min(num_rows, max(fewest, min(most, room)))

@@ -1,0 +1,204 @@
+"""What the records of indexes say, and whether an index still fits its cache. Needs no faiss.
+
+An index is derived data: it can be deleted at any time and made again from the targets. It is one only
+while its record stands beside it, and it is used only while the record's fingerprint is the cache's.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ..errors import CacheError, DamagedCacheError
+from ..words import format_bytes
+from .cache import Cache
+from .files import LocalFiles
+from .layout import INDEXES, IndexPlace, Modality, parse_index_record
+from .records import decode_record, encode_record, sha256_hex
+
+Kind = Literal["flat", "ivf", "ivfpq", "hnsw"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """What an index was made from: equal fingerprints, equal targets."""
+
+    teacher: str
+    catalog: str
+    """Digest of the latest generation."""
+
+    num_units: int
+    """Committed units of the modality."""
+
+    units: str
+    """SHA-256 over the checksums of their files, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recall:
+    """How many of the true nearest an index finds, measured on rows of the cache itself."""
+
+    at: int
+    """Neighbours asked for."""
+
+    value: float | None
+    """Share that was found, over all queries; None where there was nothing to find."""
+
+    num_queries: int
+    seed: int
+    """Of the choice of the rows that were queries."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexRecord:
+    """A finished index."""
+
+    teacher: str
+    modality: Modality
+    view: int
+    kind: Kind
+    factory: str
+    """faiss's own words for it, such as ``IVF4096,SQfp16``."""
+
+    parameters: Mapping[str, Any]
+    """What else it was made with."""
+
+    search: Mapping[str, int]
+    """What it is searched with: nprobe or efSearch; nothing for a flat one."""
+
+    num_rows: int
+    embed_dim: int
+    fingerprint: Fingerprint
+    recall: Recall
+    faiss_version: str
+    files: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the index on disk."""
+        return sum(described["num_bytes"] for described in self.files.values())
+
+
+def fingerprint(cache: Cache, place: IndexPlace) -> Fingerprint:
+    """Return what an index made of the cache as it was opened would be made from."""
+    units = sorted(cache.commits(place.teacher).of(place.modality).items())
+    lines = [
+        f"{number} {path} {described['sha256']}"
+        for number, commit in units
+        for path, described in sorted(commit.files.items())
+    ]
+    return Fingerprint(
+        teacher=place.teacher,
+        catalog=cache.manifest.latest.digest,
+        num_units=len(units),
+        units=sha256_hex("\n".join(lines).encode()),
+    )
+
+
+def why_stale(record: IndexRecord, now: Fingerprint) -> str | None:
+    """Return what of the cache has changed since an index was made; None where nothing has."""
+    then, what = record.fingerprint, f"{record.modality} units"
+    if then.num_units != now.num_units:
+        return f"{now.num_units:,} {what} are committed, it was made from {then.num_units:,}"
+    if then.units != now.units:
+        return f"{what} were embedded anew since it was made"
+    if then.catalog != now.catalog:
+        return "the catalog has grown since it was made"
+    return None if then == now else f"it was made for teacher {then.teacher}"
+
+
+def build_command(cache: Cache, place: IndexPlace, kind: str | None = None) -> str:
+    """Return the command that makes an index."""
+    words = ["siglip2-cache index", str(cache.root)]
+    words += [] if place.modality == "image" else ["--among texts"]
+    words += [f"--teacher {place.teacher}"] if len(cache.teachers) > 1 else []
+    words += [f"--view {place.view}"] if place.view else []
+    words += [f"--kind {kind}"] if kind else []
+    return " ".join(words)
+
+
+def read_index_record(files: LocalFiles, place: IndexPlace) -> IndexRecord | None:
+    """Return an index's record; None where there is none.
+
+    Raises:
+        DamagedCacheError, FormatVersionError: it cannot be used.
+    """
+    try:
+        data = files.read(place.record)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    fields = decode_record(data, where=str(files.local(place.record)))
+    try:
+        fields["fingerprint"] = Fingerprint(**fields["fingerprint"])
+        fields["recall"] = Recall(**fields["recall"])
+        return IndexRecord(**{name: fields[name] for name in IndexRecord.__slots__})
+    except (KeyError, TypeError):
+        raise DamagedCacheError(
+            f"{files.local(place.record)} was written by another siglip2-cache; "
+            "run siglip2-cache index again"
+        ) from None
+
+
+def write_index_record(files: LocalFiles, place: IndexPlace, record: IndexRecord) -> None:
+    """Make an index one, durably; its file stands already."""
+    files.replace(place.record, encode_record(asdict(record)))
+
+
+def index_places(files: LocalFiles) -> Iterator[IndexPlace]:
+    """Yield where a record of an index stands, whole or damaged, in the order of paths."""
+    for teacher in files.names(INDEXES):
+        for name in files.names(f"{INDEXES}/{teacher}"):
+            place = parse_index_record(f"{INDEXES}/{teacher}/{name}")
+            if place is not None:
+                yield place
+
+
+def describe_indexes(cache: Cache, teacher: str) -> list[dict[str, Any]]:
+    """Return plain values that say which indexes of a teacher there are, for ``info``."""
+    found: list[dict[str, Any]] = []
+    for place in index_places(cache.files):
+        if place.teacher != teacher:
+            continue
+        where = {"modality": place.modality, "view": place.view}
+        try:
+            record = read_index_record(cache.files, place)
+        except CacheError as error:
+            found.append({**where, "fault": str(error)})
+            continue
+        if record is not None:
+            stale = why_stale(record, fingerprint(cache, place))
+            found.append({**where, **summary(record), "stale": stale})
+    return found
+
+
+def summary(record: IndexRecord) -> dict[str, Any]:
+    """Return what people want to know of an index."""
+    return {
+        "kind": record.kind,
+        "factory": record.factory,
+        "search": dict(record.search),
+        "rows": record.num_rows,
+        "num_bytes": record.num_bytes,
+        "recall": asdict(record.recall),
+    }
+
+
+def index_line(found: Mapping[str, Any]) -> str:
+    """Return one index of describe_indexes in words."""
+    what = f"{found['modality']} index" + (f" of view {found['view']}" if found["view"] else "")
+    if "fault" in found:
+        return f"{what} cannot be used: {found['fault']}"
+    stale = f"; not used: {found['stale']}" if found["stale"] else ""
+    return f"{what}: {index_words(found)}{stale}"
+
+
+def index_words(found: Mapping[str, Any]) -> str:
+    """Return what a summary says of an index: kind, rows, size, what it is searched with, recall."""
+    search = "".join(
+        f", {name} {value}" for name, value in found["search"].items() if name != "candidates"
+    )
+    recall = found["recall"]
+    measured = "unknown" if recall["value"] is None else f"{recall['value']:.3f}"
+    return (
+        f"{found['kind']} ({found['factory']}{search}), {found['rows']:,} rows, "
+        f"{format_bytes(found['num_bytes'])}, recall@{recall['at']} {measured}"
+    )
