@@ -28,8 +28,9 @@ def keys_of(cache: Cache) -> dict[str, int]:
 def image_item(cache: Cache, row: int, cosine: float | None = None, **more: Any) -> Item:
     """Return an image of a cache with its captions."""
     told = cache.samples().filter(pl.col("row") == row).collect()
-    captions = cache.captions().filter(pl.col("row") == row).join(cache.texts(), on="text_row")
-    lines = captions.select("text", "lang").collect().iter_rows()
+    captions = cache.captions().filter(pl.col("row") == row)
+    texts = captions.join(cache.texts(), on="text_row", maintain_order="left")
+    lines = texts.select("text", "lang").collect().iter_rows()
     more.setdefault("captions", tuple(Caption(text, lang) for text, lang in lines))
     key = told["key"][0] if len(told) else None
     return Item(kind="image", row=row, key=key, cosine=cosine, **more)
