@@ -31,6 +31,7 @@ State = Literal["sound", "changed", "rejected", "unreadable"]
 MEDIA_TYPE = "image/webp"
 
 _QUALITY = 75
+_MAX_ASPECT = 64
 _MAX_THREADS = 8  # each holds one picture in full: 0.5 GB for the largest that Pillow decodes
 _READ_AHEAD_BYTES = 1 << 26
 _NO_ROW = -1  # of a file that the user brought
@@ -187,16 +188,19 @@ def _thumbnails(
 
 
 def _fitted(height: int, width: int, side: int) -> tuple[int, int]:
-    """Return a (height, width) of the same aspect, as far as whole pixels allow, within a square."""
-    scale = min(1.0, side / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    """Return a (height, width) of the same aspect within a square, as far as it can be seen."""
+    longer = max(height, width)
+    scale = min(1.0, side / longer)
+    # Browsers fill the whole square with a picture that would be narrower than a pixel in it.
+    least = max(1, round(longer * scale / _MAX_ASPECT))
+    return max(least, round(height * scale)), max(least, round(width * scale))
 
 
 def _encoded(image: Image.Image, side: int) -> Thumbnail:
     height, width = _fitted(image.height, image.width, side)
     small = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     sink = io.BytesIO()
-    small.save(sink, "WEBP", quality=_QUALITY)
+    small.save(sink, "WEBP", quality=_QUALITY, method=2)  # half the time of 4, 3 % more bytes
     return Thumbnail(data=sink.getvalue(), width=width, height=height)
 
 

@@ -217,6 +217,15 @@ def test_a_picture_keeps_its_aspect_whatever_its_size(
     assert np.abs(pixels_of(found) - (200, 40, 40)).max() < 8
 
 
+def test_a_line_is_as_wide_as_can_be_seen_in_a_large_thumbnail(
+    troubled: tuple[Cache, dict[str, int]], tmp_path: Path
+) -> None:
+    file = tmp_path / "line.png"
+    Image.new("RGB", (1, 4000)).save(file)
+    found = make(troubled[0], file, side=320)[file]
+    assert (found.width, found.height) == (5, 320)
+
+
 def test_a_file_of_the_user_is_turned_upright(
     troubled: tuple[Cache, dict[str, int]], tmp_path: Path
 ) -> None:
