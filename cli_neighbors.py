@@ -127,6 +127,10 @@ def neighbors(
         }
     elif mode == "duplicates" and as_json:  # for programs: all, unless they want fewer
         look = {"limit": None, "members": None, **look}
+    if html is not None:
+        from .neighbors.page import refuse_unwritable
+
+        refuse_unwritable(html)  # before all is looked through, which may take long
     report = _look(mode, look)
     _show(report, look, html, is_opened=is_opened, as_json=as_json)
 
