@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from .cli_index import export, index
+from .cli_neighbors import neighbors
 from .cli_train import train
 from .errors import CacheError, SettingError, first_line, one_line, plain_json
 
@@ -187,6 +188,7 @@ def build(
 
 
 app.command()(train)
+app.command()(neighbors)
 app.command()(index)
 app.command()(export)
 
@@ -249,7 +251,7 @@ def verify(
             raise SettingError(
                 f"--sample must be at least 1 and --seed at least 0, got {sample} and {seed}"
             )
-        from .precompute.recheck import find_checkpoint
+        from .precompute.live import find_checkpoint
 
         find_checkpoint(opened, teacher=teacher, checkpoint=checkpoint)  # before all is read
     report = verify_cache(opened)

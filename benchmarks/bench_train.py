@@ -10,7 +10,6 @@ step instead of its targets. A last part is the chunked sigmoid loss at 32,768 x
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -151,7 +150,9 @@ def peak_bytes(args: argparse.Namespace) -> int:
 
     if torch.cuda.is_available() and args.device != "cpu":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: Linux lets a program begin with the peak of the process that started it.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def kind_of(args: argparse.Namespace, times: list[dict[str, float]]) -> Any:

@@ -1,6 +1,6 @@
 """Where the images of a cache lie, and which views of them are stored: the catalog, joined."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -15,16 +15,15 @@ PLACE_COLUMNS = ("file", "member", "offset", "length", "row_group", "index")
 """Columns of the table ``samples`` that say where an image lies."""
 
 
-def image_refs(cache: Cache, span: Span) -> list[ImageRef]:
-    """Return where the images of consecutive rows lie and all their views, in row order.
+def image_refs(cache: Cache, rows: Span | Sequence[int]) -> list[ImageRef]:
+    """Return where the images of some rows lie and all their views, in row order.
 
-    Rows that the catalog does not hold are left out.
+    Rows that the catalog does not hold are left out. Rows that are no span may be some thousands,
+    anywhere in the catalog.
     """
-    samples = cache.samples().filter(_within(span)).sort("row").collect()
-    low, high = samples["file"].min(), samples["file"].max()
-    wanted = cache.table("files").filter(pl.col("file").is_between(low, high)).collect()
-    files = PlannedFiles(cache, wanted)
-    boxes = stored_boxes(cache, span)
+    samples = cache.samples().filter(_among(rows)).sort("row").collect()
+    files = PlannedFiles(cache, _files_of(cache, samples, is_dense=isinstance(rows, Span)))
+    boxes = stored_boxes(cache, rows)
     columns = samples.select("row", *PLACE_COLUMNS)
     return [
         ImageRef(row, files.place(*place), boxes.get(row, (WHOLE_IMAGE,)))
@@ -66,11 +65,11 @@ class PlannedFiles:
         )
 
 
-def stored_boxes(cache: Cache, span: Span) -> dict[int, tuple[ViewBox, ...]]:
-    """Return the views of consecutive rows by row; none where a cache has whole images only."""
+def stored_boxes(cache: Cache, rows: Span | Sequence[int]) -> dict[int, tuple[ViewBox, ...]]:
+    """Return the views of some rows by row; none where a cache has whole images only."""
     if cache.num_views == 1:
         return {}
-    views = cache.table("views").filter(_within(span)).sort("row", "view").collect()
+    views = cache.table("views").filter(_among(rows)).sort("row", "view").collect()
     columns = views.select("row", "top", "left", "height", "width", "flip")
     boxes: dict[int, list[ViewBox]] = {}
     for row, *box in columns.iter_rows():
@@ -78,5 +77,19 @@ def stored_boxes(cache: Cache, span: Span) -> dict[int, tuple[ViewBox, ...]]:
     return {row: tuple(found) for row, found in boxes.items()}
 
 
-def _within(span: Span) -> pl.Expr:
-    return pl.col("row").is_between(span.first, span.end - 1)
+def _files_of(cache: Cache, samples: pl.DataFrame, *, is_dense: bool) -> pl.DataFrame:
+    """Return the lines of the table ``files`` that some samples name."""
+    file = pl.col("file")
+    wanted = (
+        file.is_between(samples["file"].min(), samples["file"].max())
+        if is_dense
+        else file.is_in(samples["file"].unique().to_list())
+    )
+    return cache.table("files").filter(wanted).collect()
+
+
+def _among(rows: Span | Sequence[int]) -> pl.Expr:
+    row = pl.col("row")
+    if isinstance(rows, Span):
+        return row.is_between(rows.first, rows.end - 1)
+    return row.is_in(list(rows))

@@ -14,7 +14,7 @@ from ..errors import DiskFullError, SettingError
 from ..store.cache import Cache
 from ..store.files import LocalFiles
 from ..store.index_record import build_command
-from ..store.index_search import index_place, targets_of
+from ..store.index_search import index_place
 from ..store.layout import IndexPlace, Modality
 from ..store.scan import blocks
 from ..words import format_bytes
@@ -109,7 +109,7 @@ def _export(
     cache: Cache, config: ExportConfig, place: IndexPlace, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Write the rows of one modality; return what was written."""
-    targets = targets_of(cache, place)
+    targets = cache.targets(place.modality, place.teacher)
     nearby = Nearby(cache, place) if config.format == "atlas" else None
     if nearby is not None and nearby.is_slow:
         command = build_command(cache, place)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import SettingError
 from ..store.cache import Cache
-from ..store.index_search import open_index, targets_of
+from ..store.index_search import open_index
 from ..store.layout import IndexPlace
 from ..store.scan import blocks
 from ..store.search import Neighbors, exact_neighbors
@@ -46,7 +46,7 @@ class Nearby:
     """Who is near whom among all rows, through an index of the cache where there is one that fits."""
 
     def __init__(self, cache: Cache, place: IndexPlace) -> None:
-        self._targets, self._view = targets_of(cache, place), place.view
+        self._targets, self._view = cache.targets(place.modality, place.teacher), place.view
         self._rows_N = np.concatenate(
             [np.empty(0, np.int64), *(b.rows_B for b in blocks(self._targets, view=place.view))]
         )

@@ -77,5 +77,11 @@ class Report:
 
     strips: tuple[Strip, ...]
 
-    items_name: Literal["neighbors", "members", "pairs"] = "neighbors"
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Counts of what was looked at, for JSON."""
+
+    strips_name: str = ""
+    """What the strips are called in JSON, beside the values; empty: JSON is the list of them."""
+
+    items_name: str = "neighbors"
     """What the items of a strip are called in JSON."""

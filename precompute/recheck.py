@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from ..decoding.images import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
 from ..errors import SettingError
-from ..siglip import Checkpoint, resolve_checkpoint
 from ..store import layout
 from ..store.cache import Cache
 from ..store.catalog import read_table
@@ -16,7 +15,7 @@ from ..store.layout import Modality
 from ..store.manifest import Span, TeacherRecord, Unit
 from .build import TeacherFactory, load_teacher
 from .embed import Embedder, split_images
-from .enroll import TeacherChoices, as_recorded, decode_of, identity_differences
+from .live import LiveTeacher
 from .units import unit_images
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}
@@ -68,11 +67,10 @@ def recheck(
     """
     if num_rows < 1:
         raise SettingError(f"sample must be at least 1 row, got {num_rows}")
-    record = cache.teacher(teacher)
-    found = find_checkpoint(cache, teacher=teacher, checkpoint=checkpoint)
-    live = make_teacher(found, device, str(record.identity["compute_dtype"]))
-    _, image_batch = split_images(live.image, record.batch_size["image"], cache.num_views)
-    embedder = Embedder(live, image_batch, record.batch_size["text"])
+    live = LiveTeacher(
+        cache, teacher=teacher, checkpoint=checkpoint, device=device, make_teacher=make_teacher
+    )
+    record, embedder = live.record, live.embedder
     result = Recheck(record.name)
     chooser = np.random.default_rng(seed)
     for modality, targets in (
@@ -84,9 +82,7 @@ def recheck(
         if len(rows) == 0:
             continue
         if modality == "image":
-            form = PixelFormat(
-                num_views=cache.num_views, recipe=live.image, decode=decode_of(record)
-            )
+            form = live.pixel_format(cache.num_views)
             rows, live_ND = _embed_images(cache, record, rows, form, embedder, result)
             views = np.tile(np.arange(cache.num_views), len(rows))
             stored_ND = targets.read(np.repeat(rows, cache.num_views), views)
@@ -96,28 +92,6 @@ def recheck(
             ordered = texts.sort("text_row").collect()["text"].to_list()
             _compare("text", targets.read(rows), embedder.start_texts(ordered)(), record, result)
     return result
-
-
-def find_checkpoint(
-    cache: Cache, *, teacher: str | None = None, checkpoint: str | None = None
-) -> Checkpoint:
-    """Return the checkpoint that a teacher of a cache was made with, as it was used; loads no model.
-
-    Raises:
-        SettingError, CheckpointError: it is not there, or another one is.
-    """
-    record = cache.teacher(teacher)
-    if checkpoint is None:
-        found = resolve_checkpoint(record.source, revision=record.revision)
-    else:
-        found = resolve_checkpoint(checkpoint)
-    differences = identity_differences(record, found, TeacherChoices())
-    if differences:
-        raise SettingError(
-            f"{found.given} is not the checkpoint that teacher {record.name!r} of {cache.root} was "
-            f"made with: {'; '.join(differences)}; say where that one is with --checkpoint"
-        )
-    return as_recorded(found, record)
 
 
 def _embed_images(

@@ -8,8 +8,8 @@ are marked absent, as Zarr allows, so a short unit is a short file.
 import mmap
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from io import BufferedReader
+from pathlib import Path
 from typing import Any
 
 import google_crc32c

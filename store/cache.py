@@ -156,11 +156,17 @@ class Cache:
 
     def image_targets(self, teacher: str | None = None) -> Targets:
         """Return the image targets of a teacher; None is the only one."""
-        return self._targets("image", teacher)
+        return self.targets("image", teacher)
 
     def text_targets(self, teacher: str | None = None) -> Targets:
         """Return the text targets of a teacher; None is the only one."""
-        return self._targets("text", teacher)
+        return self.targets("text", teacher)
+
+    def targets(self, modality: Modality, teacher: str | None = None) -> Targets:
+        """Return the targets of images or of texts of a teacher; None is the only one."""
+        record = self.teacher(teacher)
+        array = self.manifest.array_layout(modality, record.embed_dim)
+        return Targets(self.files, self.manifest, self.commits(record.name), record.name, array)
 
     @property
     def sources(self) -> dict[str, SourceRecord]:
@@ -170,11 +176,6 @@ class Cache:
     def corpus_root(self, source: str) -> Path:
         """Return where a source's files are now: its recorded root, or where corpus_roots moves it."""
         return relocate(self.sources[source].root, self.corpus_roots)
-
-    def _targets(self, modality: Modality, teacher: str | None) -> Targets:
-        record = self.teacher(teacher)
-        array = self.manifest.array_layout(modality, record.embed_dim)
-        return Targets(self.files, self.manifest, self.commits(record.name), record.name, array)
 
 
 def relocate(folder: str, corpus_roots: Mapping[str, str]) -> Path:

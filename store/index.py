@@ -19,7 +19,7 @@ from ..errors import CacheError, SettingError
 from .cache import Cache
 from .index_kinds import SEED, Adder, IndexPlan, ladder, make_index, plan_index, train
 from .index_record import IndexRecord, Recall, fingerprint, read_index_record
-from .index_search import approximate_neighbors, targets_of
+from .index_search import approximate_neighbors
 from .index_state import IndexState
 from .layout import IndexPlace
 from .scan import Block, blocks
@@ -124,7 +124,7 @@ class _Builder:
     ) -> None:
         self._files, self._place, self._progress = cache.files, place, progress
         self._save_every_s, self._block_rows = save_every_s, block_rows
-        self._targets = targets_of(cache, place)
+        self._targets = cache.targets(place.modality, place.teacher)
         self._rows_N = self._targets.available_rows()
         if len(self._rows_N) == 0:
             raise SettingError(

@@ -79,12 +79,6 @@ def index_place(
     return IndexPlace(teacher=cache.teacher(teacher).name, modality=modality, view=view)
 
 
-def targets_of(cache: Cache, place: IndexPlace) -> Targets:
-    """Return the targets that an index is of."""
-    read = cache.image_targets if place.modality == "image" else cache.text_targets
-    return read(place.teacher)
-
-
 def open_index(
     cache: Cache, modality: Modality, *, teacher: str | None = None, view: int = 0
 ) -> IndexedTargets:
@@ -106,7 +100,7 @@ def open_index(
             f"{command} makes it anew"
         )
     index = _read_index(cache.files, record, remedy=f"{command} makes it anew")
-    return IndexedTargets(record, targets_of(cache, place), index)
+    return IndexedTargets(record, cache.targets(place.modality, place.teacher), index)
 
 
 def _read_index(files: LocalFiles, record: IndexRecord, *, remedy: str) -> Any:

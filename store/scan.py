@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import faiss
@@ -64,10 +65,12 @@ def blocks(
             f"view {view} is not in this cache, which holds views 0..{num_views - 1} of each image"
         )
     size = block_rows or max(1, BLOCK_BYTES // (4 * targets.shape[-1]))
+    size = min(size, max(1, targets.shape[0]))
     with ThreadPoolExecutor(1, thread_name_prefix="targets") as reader:
         waiting: deque[Future[Block]] = deque()
+        buffers = cycle([_Buffer(targets, size), _Buffer(targets, size)])
         for pieces in _pieces(targets, rows, size):
-            waiting.append(reader.submit(_read, targets, view, pieces, rows))
+            waiting.append(reader.submit(next(buffers).read, targets, view, pieces, rows))
             if len(waiting) == 2:
                 yield waiting.popleft().result()
         if waiting:
@@ -100,38 +103,51 @@ def _pieces(
         yield pieces
 
 
-def _read(
-    targets: Targets,
-    view: int,
-    pieces: list[tuple[int, int, int]],
-    wanted: NDArray[np.int64] | None,
-) -> Block:
-    parts = [targets.read_part(*piece) for piece in pieces]
-    if targets.modality == "image":
-        parts = [part[:, view] for part in parts]
-    values_BD = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    rows_B = np.concatenate(
-        [targets.rows_of(unit)[0] + np.arange(first, first + n) for unit, first, n in pieces]
-    )
-    keep_B = targets.available(rows_B)
-    if wanted is not None:
-        keep_B &= np.isin(rows_B, wanted, assume_unique=True)
-    rows_B, values_BD = _kept(keep_B, rows_B, values_BD)
-    unit_BD = to_float32(values_BD)
-    norm_B = np.empty(len(unit_BD), np.float32)
-    _faiss.fvec_norms_L2(
-        faiss.swig_ptr(norm_B), faiss.swig_ptr(unit_BD), unit_BD.shape[1], len(norm_B)
-    )
-    keep_B = np.isfinite(norm_B) & (norm_B > 0)
-    rows_B, values_BD, unit_BD = _kept(keep_B, rows_B, values_BD, unit_BD)
-    faiss.normalize_L2(unit_BD)
-    return Block(rows_B, values_BD, unit_BD)
+class _Buffer:
+    """Memory for one block, used again and again: fresh pages cost as much as what is done with them."""
+
+    def __init__(self, targets: Targets, size: int) -> None:
+        self._stored = np.empty((size, *targets.shape[1:]), np.float16)
+        self._floats_BD = np.empty((size, targets.shape[-1]), np.float32)
+
+    def read(
+        self,
+        targets: Targets,
+        view: int,
+        pieces: list[tuple[int, int, int]],
+        wanted: NDArray[np.int64] | None,
+    ) -> Block:
+        """Return the block that the pieces make."""
+        size = 0
+        for unit, first, count in pieces:
+            targets.read_part(unit, first, self._stored[size : size + count])
+            size += count
+        stored = self._stored[:size]
+        values_BD = stored if targets.modality == "text" else stored[:, view]
+        rows_B = np.concatenate(
+            [targets.rows_of(unit)[0] + np.arange(first, first + n) for unit, first, n in pieces]
+        )
+        keep_B = targets.available(rows_B)
+        if wanted is not None:
+            keep_B &= np.isin(rows_B, wanted, assume_unique=True)
+        rows_B, values_BD = _kept(keep_B, rows_B, values_BD)
+        unit_BD = to_float32(values_BD, self._floats_BD[: len(rows_B)])
+        norm_B = np.empty(len(unit_BD), np.float32)
+        _faiss.fvec_norms_L2(
+            faiss.swig_ptr(norm_B), faiss.swig_ptr(unit_BD), unit_BD.shape[1], len(norm_B)
+        )
+        keep_B = np.isfinite(norm_B) & (norm_B > 0)
+        rows_B, values_BD, unit_BD = _kept(keep_B, rows_B, values_BD, unit_BD)
+        faiss.normalize_L2(unit_BD)
+        return Block(rows_B, values_BD, unit_BD)
 
 
-def to_float32(values_BD: NDArray[np.float16]) -> NDArray[np.float32]:
+def to_float32(
+    values_BD: NDArray[np.float16], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """Return the same numbers in float32; faiss converts several times as fast as numpy."""
     values_BD = np.ascontiguousarray(values_BD)
-    out = np.empty(values_BD.shape, np.float32)
+    out = np.empty(values_BD.shape, np.float32) if out is None else out
     codec = _faiss.ScalarQuantizer(values_BD.shape[1], _faiss.ScalarQuantizer.QT_fp16)
     codes = values_BD.view(np.uint8)
     codec.decode_c(faiss.swig_ptr(codes), faiss.swig_ptr(out), len(values_BD))

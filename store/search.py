@@ -1,9 +1,12 @@
 """Exact nearest neighbours among the targets of a cache, by cosine, in bounded memory.
 
-faiss finds candidates in float32, block by block; those that come into question are scored again in
-float64. There every dot product is *exact*: a product of two float16 is a multiple of 2**-48, and a sum
-of such whose parts stay below 16 fits the 53 bits of a float64, in whatever order it is made. So equal
-vectors have equal cosines, and ties are told from near ties.
+Candidates are found in float32, block by block, by one matrix product; those that come into question
+are scored again in float64. There every dot product is *exact*: a product of two float16 is a multiple
+of 2**-48, and a sum of such whose parts stay below 16 fits the 53 bits of a float64, in whatever order
+it is made. So equal vectors have equal cosines, and ties are told from near ties.
+
+The product is numpy's: of 100 queries with 14,563 rows of 1152 it took 36 ms on two cores where
+faiss.knn took 321. On a GPU it is faiss's.
 
 Shape letters in this file:
     Q = queries, K = neighbours wanted, B = rows of a block, C = candidates, D = embed_dim.
@@ -21,11 +24,13 @@ from numpy.typing import ArrayLike, NDArray
 from .scan import Block, blocks, to_float32
 from .targets import Targets
 
-SLACK = 16
-"""Candidates asked of faiss beyond K: rows within rounding of the K-th, equal ones, the query itself.
-Where they are not enough, which faiss's own answer shows, the block is scored whole."""
-
+_SCORES_AT_ONCE = 1 << 22  # of a block with some of the queries, in float32: 16 MB
 _SCORED_ROWS = 4096  # that are turned into float64 at a time: 38 MB of 1152
+
+GPU_SLACK = 16
+"""Candidates asked of a GPU beyond K: rows within rounding of the K-th, and the query itself. Where they
+are not enough, which its own answer shows, the query is answered without it."""
+
 _GPU_MAX_K = 2048
 
 
@@ -53,7 +58,7 @@ def exact_neighbors(
 ) -> Neighbors:
     """Return the K rows of largest cosine to each query, exactly as float64 would find them.
 
-    Memory: some 200 MB, and queries x (K + 16) x 28 bytes, however large the cache.
+    Memory: two blocks and some 100 MB, however large the cache.
 
     Args:
         targets: of images or texts; what has no target is no neighbour.
@@ -99,33 +104,46 @@ class Search:
 
     def add(self, block: Block) -> None:
         """Look at the rows of a block; blocks come in any order."""
-        num_rows = len(block.rows_B)
-        if num_rows == 0 or len(self._unit_QD) == 0 or self._k == 0:
+        if len(block.rows_B) == 0:
             return
-        depth = min(num_rows, self._k + SLACK)
-        score_QC, position_QC = _knn(self._unit_QD, block.unit_BD, depth)
-        worth_QC = score_QC >= (self._cosine_QK[:, -1] - self._margin)[:, None]
-        query_C, column_C = np.nonzero(worth_QC)
-        self._offer(block, query_C, position_QC[query_C, column_C])
-        if depth < num_rows:
-            is_open_Q = score_QC[:, -1] >= self._cosine_QK[:, -1] - self._margin
-            for query in np.flatnonzero(is_open_Q).tolist():
-                self._offer_all(block, query)
+        left_Q = np.arange(len(self._unit_QD))
+        if _has_gpu() and self._k + GPU_SLACK <= min(_GPU_MAX_K, len(block.rows_B)):
+            left_Q = self._offer_by_gpu(block)
+        step = max(1, _SCORES_AT_ONCE // len(block.rows_B))
+        for start in range(0, len(left_Q), step):
+            some_Q = left_Q[start : start + step]
+            score_BQ = block.unit_BD @ self._unit_QD[some_Q].T
+            position_C, at_C = np.nonzero(score_BQ >= self._least(some_Q, score_BQ))
+            self._offer(block, some_Q[at_C], position_C)
 
     def found(self) -> Neighbors:
         """Return what was found."""
         return Neighbors(self._rows_QK, self._cosine_QK)
 
-    def _offer_all(self, block: Block, query: int) -> None:
-        """Offer a query every row of a block: more of them are near the K-th than were asked for."""
-        num_rows = len(block.rows_B)
-        cosine_B = np.empty(num_rows)
-        for start in range(0, num_rows, _SCORED_ROWS):
-            some = slice(start, start + _SCORED_ROWS)
-            cosine_B[some] = cosines(self._queries_QD[None, query], block.values_BD[some])
-        cosine_B[block.rows_B == self._exclude_Q[query]] = -np.inf
-        best = np.lexsort((block.rows_B, -cosine_B))[: self._k]
-        self._merge(np.full(len(best), query), block.rows_B[best], cosine_B[best])
+    def _least(
+        self, queries_Q: NDArray[np.int64], score_BQ: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Return the score below which no row of a block can be among the K nearest, (Q,)."""
+        least_Q = self._cosine_QK[queries_Q, -1] - self._margin
+        wanted = self._k + 1  # one of them may be excluded
+        is_open_Q = least_Q == -np.inf
+        if is_open_Q.any() and len(score_BQ) > wanted:
+            # K rows score so much or more; either score may be off.
+            kth_Q = np.partition(score_BQ[:, is_open_Q], -wanted, axis=0)[-wanted]
+            least_Q[is_open_Q] = kth_Q - 2 * self._margin
+        return np.nextafter(least_Q.astype(np.float32), np.float32(-np.inf))
+
+    def _offer_by_gpu(self, block: Block) -> NDArray[np.int64]:
+        """Offer what faiss finds on a GPU; return the queries for which it may not be all."""
+        depth = self._k + GPU_SLACK
+        score_QC, position_QC = faiss.knn_gpu(
+            _gpu_resources(), self._unit_QD, block.unit_BD, depth, metric=faiss.METRIC_INNER_PRODUCT
+        )
+        worth_QC = score_QC >= (self._cosine_QK[:, -1] - self._margin)[:, None]
+        query_C, column_C = np.nonzero(worth_QC)
+        self._offer(block, query_C, position_QC[query_C, column_C])
+        is_open_Q = score_QC[:, -1] >= self._cosine_QK[:, -1] - self._margin
+        return np.flatnonzero(is_open_Q & (depth < len(block.rows_B)))
 
     def _offer(
         self, block: Block, query_C: NDArray[np.int64], position_C: NDArray[np.int64]
@@ -187,16 +205,6 @@ def _each_once(
     is_new_C[1:] = (np.diff(query_C) != 0) | (np.diff(row_C) != 0)
     is_new_C &= row_C >= 0
     return query_C[is_new_C], row_C[is_new_C], cosine_C[is_new_C]
-
-
-def _knn(
-    queries_QD: NDArray[np.float32], rows_BD: NDArray[np.float32], depth: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return faiss's nearest by inner product, on a GPU where faiss has one."""
-    metric = faiss.METRIC_INNER_PRODUCT
-    if _has_gpu() and depth <= _GPU_MAX_K:
-        return faiss.knn_gpu(_gpu_resources(), queries_QD, rows_BD, depth, metric=metric)
-    return faiss.knn(queries_QD, rows_BD, depth, metric)
 
 
 def _has_gpu() -> bool:

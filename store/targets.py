@@ -151,14 +151,12 @@ class Targets:
         first = unit * self._array.shard_rows
         return first, first + int(self._committed_rows[unit])
 
-    def read_part(self, unit: int, first: int, num_rows: int) -> NDArray[np.float16]:
-        """Return some of a committed unit's rows, read anew: (num_rows, [views,] embed_dim).
+    def read_part(self, unit: int, first: int, out: NDArray[np.float16]) -> None:
+        """Fill ``out`` (n, [views,] embed_dim) with a committed unit's rows from position ``first`` on.
 
-        Unlike read_unit it maps nothing, so what was read is gone with the array.
+        Unlike read_unit it maps nothing, so memory holds no more than ``out``.
         """
-        out = np.empty((num_rows, *self._array.row_shape), DTYPE)
         self._shards.read_into(unit, int(self._committed_rows[unit]), first, out)
-        return out
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_span": None}

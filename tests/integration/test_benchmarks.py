@@ -18,6 +18,7 @@ def test_every_benchmark_is_tried_here() -> None:
         "bench_decode.py",
         "bench_distillation.py",
         "bench_kills.py",
+        "bench_neighbors.py",
         "bench_store_read.py",
         "bench_train.py",
     }
@@ -75,6 +76,14 @@ def test_random_kills_lose_and_double_nothing() -> None:
     assert found["kills"] == sum(found["kills_by_kind"].values()) == 10
     for fault in ("rows_lost", "rows_doubled", "files_differing", "faults_found_by_verify"):
         assert found[fault] == 0
+
+
+@pytest.mark.slow
+def test_exact_search_finds_what_faiss_finds_in_less_memory() -> None:
+    found = last_line("bench_neighbors.py")
+    assert found["same_neighbors"] == 1
+    assert found["memory_ratio"] < 1
+    assert found["time_ratio"] > 0
 
 
 @pytest.mark.slow

@@ -62,6 +62,22 @@ def test_the_command_explains_itself(installed_wheel: "InstalledWheel", empty_fo
         assert command in output
 
 
+def test_a_page_can_be_made_from_the_wheel(
+    installed_wheel: "InstalledWheel", empty_folder: Path
+) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from siglip2_cache.neighbors.page import render_page\n"
+        "from siglip2_cache.neighbors.report import Report\n"
+        "report = Report(title='Nothing', cache=Path('c'), teachers=(), summary=(), strips=())\n"
+        "print(''.join(render_page(report, {})))"
+    )
+    page = _run(installed_wheel, empty_folder, sys.executable, "-c", code)
+    assert page.startswith("<!doctype html>")
+    assert "prefers-color-scheme" in page  # its style
+    assert "IntersectionObserver" in page  # its script
+
+
 def test_help_imports_nothing_heavy(installed_wheel: "InstalledWheel", empty_folder: Path) -> None:
     code = (
         "import json, sys\n"

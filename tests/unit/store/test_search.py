@@ -1,5 +1,6 @@
 """Exact neighbours against a search by hand in float64."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,8 @@ def test_a_query_without_a_direction_is_refused(value: float) -> None:
         Search(np.full((1, 4), value, np.float16), 3)
 
 
-def test_a_gpu_is_asked_where_faiss_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("equal", [1, 30])
+def test_a_gpu_is_asked_where_faiss_has_one(monkeypatch: pytest.MonkeyPatch, equal: int) -> None:
     asked: list[int] = []
 
     def knn_gpu(resources: object, queries: Any, rows: Any, k: int, *, metric: int) -> Any:
@@ -155,10 +157,12 @@ def test_a_gpu_is_asked_where_faiss_has_one(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(search.faiss, "get_num_gpus", lambda: 1, raising=False)
     monkeypatch.setattr(search.faiss, "knn_gpu", knn_gpu, raising=False)
     values = unit(np.random.default_rng(2).standard_normal((60, 8)))
+    values = np.repeat(values, equal, axis=0)  # more equal ones than the GPU was asked for
+    rows = np.arange(len(values))
     found = Search(values[:2], 3)
-    found.add(block_of(np.arange(60), values))
-    assert asked == [3 + search.SLACK]
-    expected = by_hand(np.arange(60), values, values[:2], 3, np.array([-1, -1]))
+    found.add(block_of(rows, values))
+    assert asked == [3 + search.GPU_SLACK]
+    expected = by_hand(rows, values, values[:2], 3, np.array([-1, -1]))
     np.testing.assert_array_equal(found.found().rows_QK, expected.rows_QK)
 
 
@@ -185,7 +189,7 @@ class TestOfACache:
     ) -> None:
         whole = foreign.targets["tiny", "image"][:, view]
         targets = open_cache(foreign.root).image_targets()
-        found = list(blocks(targets, view=view, block_rows=block_rows))
+        found = [copy.deepcopy(b) for b in blocks(targets, view=view, block_rows=block_rows)]
         expected = np.flatnonzero(np.isfinite(whole).all(axis=1))
         np.testing.assert_array_equal(np.concatenate([b.rows_B for b in found]), expected)
         np.testing.assert_array_equal(np.concatenate([b.values_BD for b in found]), whole[expected])
@@ -196,8 +200,8 @@ class TestOfACache:
     def test_blocks_hold_only_the_rows_that_are_wanted(self, foreign: "ForeignCache") -> None:
         targets = open_cache(foreign.root).text_targets()
         wanted = np.array([2, 3, 4, 11, 13])  # 3 was rejected, 11 is a gap
-        found = [b.rows_B.tolist() for b in blocks(targets, rows=wanted, block_rows=2)]
-        assert sum(found, []) == [2, 4, 13]
+        found = np.concatenate([b.rows_B for b in blocks(targets, rows=wanted, block_rows=2)])
+        assert found.tolist() == [2, 4, 13]
 
     @pytest.mark.parametrize("block_rows", [2, 5, None])
     def test_images_near_a_text_are_found_across_shards_gaps_and_rejected_rows(
@@ -218,11 +222,10 @@ class TestOfACache:
         targets = open_cache(foreign.root).text_targets()
         read_part = targets.read_part
 
-        def damaged(unit: int, first: int, num_rows: int) -> NDArray[np.float16]:
-            part = read_part(unit, first, num_rows)
+        def damaged(unit: int, first: int, out: NDArray[np.float16]) -> None:
+            read_part(unit, first, out)
             if unit == 0:
-                part[0], part[1, 3], part[2] = 0, np.nan, np.inf
-            return part
+                out[0], out[1, 3], out[2] = 0, np.nan, np.inf
 
         monkeypatch.setattr(targets, "read_part", damaged)
         rows = np.concatenate([b.rows_B for b in blocks(targets)])

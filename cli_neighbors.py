@@ -1,0 +1,243 @@
+"""The command ``neighbors``: what is near what in a cache, and what is wrong with it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import SettingError, one_line, plain_json
+
+if TYPE_CHECKING:
+    from .neighbors.queries import Ask
+    from .neighbors.report import Report
+
+_MODES = ("duplicates", "mismatched", "outliers", "against")
+
+
+def neighbors(
+    cache: Annotated[
+        Path, typer.Argument(metavar="CACHE", help="Cache folder, the one that holds cache.json.")
+    ],
+    key: Annotated[list[str] | None, typer.Option(help="Image of this key. Repeatable.")] = None,
+    row: Annotated[list[int] | None, typer.Option(help="Image of this row. Repeatable.")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="A text; one that the cache holds needs no model. Repeatable."),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="A picture; one that the cache holds needs no model. Repeatable."),
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="File of queries: a text a line, or .jsonl of key, row, text or image."),
+    ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(help="Without a query: random images, default 5. With --against: 1000."),
+    ] = None,
+    among: Annotated[str, typer.Option(help="images or texts: what is looked through.")] = "images",
+    k: Annotated[int, typer.Option("-k", help="Neighbours of each.")] = 10,
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher in the cache, where there are several.")
+    ] = None,
+    view: Annotated[int, typer.Option(help="View of the images.")] = 0,
+    include_self: Annotated[
+        bool, typer.Option("--include-self", help="An image may be its own neighbour.")
+    ] = False,
+    approximate: Annotated[
+        bool,
+        typer.Option("--approximate", help="Ask the index of siglip2-cache index, not every row."),
+    ] = False,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Clusters of equal bytes or of near embeddings.")
+    ] = False,
+    above: Annotated[
+        float | None, typer.Option(help="With --duplicates: least cosine. Default 0.95.")
+    ] = None,
+    mismatched: Annotated[
+        bool, typer.Option("--mismatched", help="Images whose own caption scores lowest.")
+    ] = False,
+    outliers: Annotated[
+        bool, typer.Option("--outliers", help="What is farthest from its nearest neighbours.")
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="TEACHER", help="Where neighbourhoods differ from another teacher's."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Clusters, pairs, outliers or images shown. Default 20.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of whatever is chosen at random.")] = 0,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Where the teacher's checkpoint is now, if it has moved.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto (cuda, mps, cpu), or a device such as cuda:1.")
+    ] = "auto",
+    corpus_root: Annotated[
+        list[str] | None,
+        typer.Option(help="OLD=NEW: the corpus has moved from OLD to NEW. Repeatable."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one page of pictures, too.")
+    ] = None,
+    is_opened: Annotated[
+        bool, typer.Option("--open", help="Show that page in the web browser.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Say what the teacher finds near an image, a text or a picture: exactly, without an index.
+
+    Or find what is doubled, mismatched or far from everything, or where two teachers disagree.
+    """
+    from .cli import parse_roots
+
+    if is_opened and html is None:
+        raise SettingError("--open goes with --html FILE: it shows that page")
+    asks = _asks(key, row, text, image, queries)
+    asked: dict[str, Any] = {
+        "duplicates": duplicates,
+        "mismatched": mismatched,
+        "outliers": outliers,
+        "against": against,
+    }
+    only_queries = {"include-self": include_self, "approximate": approximate}
+    mode = _mode(asked, only_queries, asks=asks, above=above, limit=limit, sample=sample)
+    look: dict[str, Any] = {
+        "cache": cache,
+        "teacher": teacher,
+        "among": among,
+        "view": view,
+        "k": k,
+        "seed": seed,
+        "corpus_roots": parse_roots(corpus_root),
+    }
+    given = {"above": above, "limit": limit, "sample": sample, "against": against}
+    look |= {name: value for name, value in given.items() if value is not None}
+    if mode == "neighbors":
+        look |= {
+            "asks": asks,
+            "include_self": include_self,
+            "approximate": approximate,
+            "checkpoint": checkpoint,
+            "device": device,
+        }
+    elif mode == "duplicates" and as_json:  # for programs: all, unless they want fewer
+        look = {"limit": None, "members": None, **look}
+    if html is not None:
+        from .neighbors.page import refuse_unwritable
+
+        refuse_unwritable(html)  # before all is looked through, which may take long
+    report = _look(mode, look)
+    _show(report, look, html, is_opened=is_opened, as_json=as_json)
+
+
+def _asks(
+    keys: list[str] | None,
+    rows: list[int] | None,
+    texts: list[str] | None,
+    images: list[Path] | None,
+    queries: Path | None,
+) -> "tuple[Ask, ...]":
+    from .neighbors.queries import Ask, read_asks
+
+    return (
+        *(Ask("key", key) for key in keys or ()),
+        *(Ask("row", row) for row in rows or ()),
+        *(Ask("text", text) for text in texts or ()),
+        *(Ask("image", str(image)) for image in images or ()),
+        *(read_asks(queries) if queries is not None else ()),
+    )
+
+
+def _mode(
+    asked: dict[str, Any], only_queries: dict[str, bool], *, asks: "tuple[Ask, ...]", **given: Any
+) -> str:
+    """Return the one thing that is asked for.
+
+    Raises:
+        SettingError: more than one, or an option that belongs to another.
+    """
+    modes = [mode for mode in _MODES if asked[mode]]
+    if len(modes) > 1:
+        raise SettingError(f"--{modes[0]} and --{modes[1]} are two questions: ask one at a time")
+    mode = modes[0] if modes else "neighbors"
+    if asks and modes:
+        raise SettingError(f"--{mode} looks at the whole cache: leave the queries out")
+    for name, is_given in only_queries.items():
+        if is_given and modes:
+            raise SettingError(f"--{name} goes with queries, not with --{mode}")
+    goes_with = {
+        "above": ("duplicates",),
+        "limit": _MODES,
+        "sample": ("neighbors", "against"),
+    }
+    for name, homes in goes_with.items():
+        if given[name] is not None and mode not in homes:
+            wanted = " or ".join(f"--{home}" for home in homes if home != "neighbors")
+            raise SettingError(f"--{name} goes with {wanted}")
+    if asks and given["sample"] is not None:
+        raise SettingError(
+            "--sample chooses images where nothing is asked for; leave one of them out"
+        )
+    return mode
+
+
+def _look(mode: str, settings: dict[str, Any]) -> "Report":
+    """Run one question, with a progress line."""
+    from .neighbors import against, duplicates, find, mismatched, outliers
+    from .neighbors.tasks import make_progress
+    from .store.cache import open_cache
+
+    run: dict[str, tuple[Callable[..., Any], Callable[..., Report]]] = {
+        "neighbors": (find.FindConfig, find.find_neighbors),
+        "duplicates": (duplicates.DuplicatesConfig, duplicates.find_duplicates),
+        "mismatched": (mismatched.MismatchedConfig, mismatched.find_mismatched),
+        "outliers": (outliers.OutliersConfig, outliers.find_outliers),
+        "against": (against.AgainstConfig, against.compare_teachers),
+    }
+    make_config, look = run[mode]
+    config = make_config(**settings)
+    opened = open_cache(config.cache)
+    total = opened.num_samples if config.among == "images" else opened.num_texts
+    if mode == "mismatched":
+        total = sum(g.num_new_captions for g in opened.manifest.generations)
+    progress = make_progress()
+    progress.start("looking at rows", 2 * total if mode == "against" else total)
+    try:
+        return look(config, on_rows=progress.advance)
+    finally:
+        progress.stop()
+
+
+def _show(
+    report: "Report",
+    settings: dict[str, Any],
+    html: Path | None,
+    *,
+    is_opened: bool,
+    as_json: bool,
+) -> None:
+    if as_json:
+        from .neighbors.as_json import report_values
+
+        typer.echo(plain_json(json.dumps(report_values(report), indent=1, ensure_ascii=False)))
+    else:
+        from .neighbors.terminal import print_report
+
+        print_report(report)
+    if html is None:
+        return
+    from .neighbors.page import write_page
+    from .store.cache import open_cache
+
+    write_page(report, open_cache(settings["cache"], corpus_roots=settings["corpus_roots"]), html)
+    if not as_json:
+        typer.echo(one_line(f"page       {html}"))
+    if is_opened:
+        import webbrowser
+
+        webbrowser.open(html.absolute().as_uri())

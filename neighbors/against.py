@@ -1,0 +1,151 @@
+"""Two teachers of one cache: where do they disagree about what is near?
+
+Shape letters in this file:
+    S = rows of the sample, K = neighbours.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SettingError
+from ..store.cache import Cache
+from ..store.search import Neighbors, exact_neighbors
+from .find import LookConfig
+from .items import image_items, items_of
+from .report import Item, Report, Strip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgainstConfig(LookConfig):
+    """Whom to compare, and how much is shown."""
+
+    against: str
+    """Name of the other teacher."""
+
+    sample: int = 1000
+    """Images whose neighbours are compared, a seeded choice."""
+
+    limit: int = 20
+    """Images shown, those of least overlap first."""
+
+    def __post_init__(self) -> None:
+        LookConfig.__post_init__(self)
+        for name in ("sample", "limit"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"--{name} must be at least 1, got {getattr(self, name)}")
+
+
+def compare_teachers(
+    config: AgainstConfig, *, on_rows: Callable[[int], None] | None = None
+) -> Report:
+    """Return how many of an image's k nearest two teachers share, and the images where it is fewest.
+
+    Only what both teachers have embedded is looked at; an image is not its own neighbour.
+
+    Raises:
+        SettingError: a teacher or the view cannot be used, or they have too little in common.
+    """
+    cache, first = config.open()
+    second = cache.teacher(config.against).name
+    if first == second:
+        raise SettingError(
+            f"--against {second!r} is the teacher itself; name another of {cache.root}"
+        )
+    common = _common_rows(cache, "image", first, second)
+    rows = common if config.modality == "image" else _common_rows(cache, "text", first, second)
+    is_own = config.modality == "image"
+    k = min(config.k, len(rows) - is_own)
+    if k < 1 or len(common) == 0:
+        raise SettingError(
+            f"{first!r} and {second!r} of {cache.root} share {len(common):,} images and "
+            f"{len(rows):,} {config.among}; there is nothing to compare"
+        )
+    chosen = np.sort(
+        np.random.default_rng(config.seed).choice(
+            common, min(config.sample, len(common)), replace=False
+        )
+    )
+    found = {
+        name: exact_neighbors(
+            cache.targets(config.modality, name),
+            cache.image_targets(name).read(chosen, config.view),
+            k,
+            view=config.searched_view,
+            exclude_Q=chosen if is_own else None,
+            rows=rows,
+            on_rows=on_rows,
+        )
+        for name in (first, second)
+    }
+    shared_S = _num_shared(found[first].rows_QK, found[second].rows_QK)
+    worst = np.lexsort((chosen, shared_S))[: config.limit]
+    mean = float(shared_S.mean() / k)
+    chance = k / (len(rows) - is_own)
+    return Report(
+        title="Against each other",
+        cache=cache.root,
+        teachers=(first, second),
+        summary=(
+            f"{len(chosen):,} of {len(common):,} images that both have, seed {config.seed}: their {k} "
+            f"nearest of {len(rows):,} {config.among}",
+            f"overlap@{k} {mean:.4f} (by chance {chance:.4f}); {int((shared_S == 0).sum()):,} images "
+            f"share none; the {len(worst):,} of least overlap are shown",
+        ),
+        strips=tuple(_strips(config, cache, chosen, found, shared_S, worst, k)),
+        values={
+            "images": len(chosen),
+            config.among + "_searched": len(rows),
+            "k": k,
+            "overlap": mean,
+            "overlap_by_chance": chance,
+        },
+        strips_name="least_overlap",
+    )
+
+
+def _common_rows(cache: Cache, modality: str, first: str, second: str) -> NDArray[np.int64]:
+    name = "image" if modality == "image" else "text"
+    one, other = (cache.targets(name, teacher).available_rows() for teacher in (first, second))
+    return np.intersect1d(one, other, assume_unique=True)
+
+
+def _num_shared(one_SK: NDArray[np.int64], other_SK: NDArray[np.int64]) -> NDArray[np.int64]:
+    both = np.sort(np.concatenate([one_SK, other_SK], axis=1), axis=1)
+    return ((both[:, 1:] == both[:, :-1]) & (both[:, 1:] >= 0)).sum(axis=1)
+
+
+def _strips(
+    config: AgainstConfig,
+    cache: Cache,
+    chosen: NDArray[np.int64],
+    found: dict[str, Neighbors],
+    shared_S: NDArray[np.int64],
+    worst: NDArray[np.int64],
+    k: int,
+) -> Iterator[Strip]:
+    """Yield two strips an image, one a teacher."""
+    queries = image_items(cache, chosen[worst].tolist(), view=config.view)
+    near = {
+        row for each in found.values() for row in each.rows_QK[worst].ravel().tolist() if row >= 0
+    }
+    items = items_of(cache, config.modality, near, view=config.view)
+    for at in worst.tolist():
+        sets = [set(each.rows_QK[at].tolist()) for each in found.values()]
+        both = sets[0] & sets[1]
+        for name, each in found.items():
+            yield Strip(
+                query=queries[int(chosen[at])],
+                items=tuple(_near(items, each, at, both)),
+                heading=f"{name}: {shared_S[at]} of {k} shared",
+                values={"teacher": name, "overlap": float(shared_S[at] / k)},
+            )
+
+
+def _near(items: dict[int, Item], found: Neighbors, at: int, both: set[int]) -> Iterator[Item]:
+    for row, cosine in zip(found.rows_QK[at].tolist(), found.cosine_QK[at].tolist(), strict=True):
+        if row >= 0:
+            remarks = (("shared",) if row in both else ()) + items[row].remarks
+            yield replace(items[row], cosine=cosine, remarks=remarks)

@@ -1,0 +1,185 @@
+"""What is near each query: the plain question, answered exactly or from an index."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import SettingError
+from ..store.cache import Cache, open_cache
+from ..store.index_search import open_index
+from ..store.layout import Modality
+from ..store.search import Neighbors, exact_neighbors
+from ..words import counted
+from .items import items_of, own_text_rows
+from .queries import Ask, Query, Resolver
+from .report import Item, Report, Strip
+
+AMONG: Mapping[str, Modality] = {"images": "image", "texts": "text"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookConfig:
+    """What every look at a cache is told."""
+
+    cache: Path
+
+    teacher: str | None = None
+    """Name in the cache; None: the only one."""
+
+    among: str = "images"
+    """``images`` or ``texts``: what is looked through."""
+
+    view: int = 0
+    """View of the images."""
+
+    k: int = 10
+    """Neighbours of each."""
+
+    seed: int = 0
+    """Of whatever is chosen at random."""
+
+    corpus_roots: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Old folder to new folder, where the corpus has moved."""
+
+    def __post_init__(self) -> None:
+        if self.among not in AMONG:
+            raise SettingError(f"--among must be images or texts, got {self.among!r}")
+        if self.k < 1:
+            raise SettingError(f"-k must be at least 1, got {self.k}")
+        if self.seed < 0:
+            raise SettingError(f"--seed must be at least 0, got {self.seed}")
+
+    @property
+    def modality(self) -> Modality:
+        """What is looked through."""
+        return AMONG[self.among]
+
+    @property
+    def searched_view(self) -> int:
+        """View of what is looked through; texts have none, which is view 0."""
+        return self.view if self.modality == "image" else 0
+
+    def open(self) -> tuple[Cache, str]:
+        """Return the cache and the name of the teacher.
+
+        Raises:
+            SettingError: there is no such teacher or view.
+        """
+        cache = open_cache(self.cache, corpus_roots=self.corpus_roots)
+        if not 0 <= self.view < cache.num_views:
+            raise SettingError(
+                f"--view {self.view} is not in {cache.root}, which holds views "
+                f"0..{cache.num_views - 1} of each image"
+            )
+        return cache, cache.teacher(self.teacher).name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindConfig(LookConfig):
+    """A question, or several."""
+
+    asks: tuple[Ask, ...] = ()
+    """None: a random sample of images."""
+
+    sample: int = 5
+    """Images in that sample."""
+
+    include_self: bool = False
+    """Whether an image or text may be its own neighbour."""
+
+    approximate: bool = False
+    """Whether to ask the index that siglip2-cache index made, instead of looking at every row."""
+
+    checkpoint: str | None = None
+    """Where the teacher's checkpoint is now, if it has moved."""
+
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        LookConfig.__post_init__(self)
+        if self.sample < 1:
+            raise SettingError(f"--sample must be at least 1, got {self.sample}")
+
+
+def find_neighbors(config: FindConfig, *, on_rows: Callable[[int], None] | None = None) -> Report:
+    """Return the k nearest images or texts of each query.
+
+    Raises:
+        SettingError: the teacher, the view, a key, a text or a picture cannot be used.
+        RowUnavailableError: a row that is asked for has no embedding.
+    """
+    cache, teacher = config.open()
+    resolver = Resolver(cache, teacher, config.view, config.checkpoint, config.device)
+    asks = config.asks
+    queries = resolver.resolve(asks) if asks else resolver.random(config.sample, config.seed)
+    if not queries:
+        raise SettingError(f"{cache.root} has no image that {teacher} has embedded yet")
+    found = _search(config, cache, teacher, queries, on_rows)
+    targets = cache.targets(config.modality, teacher)
+    return Report(
+        title="Neighbors",
+        cache=cache.root,
+        teachers=(teacher,),
+        summary=(
+            f"{counted(len(queries), 'query')} among {len(targets.available_rows()):,} {config.among}, "
+            + ("by the index" if config.approximate else "exact"),
+        ),
+        strips=tuple(_strips(config, cache, queries, found)),
+    )
+
+
+def _search(
+    config: FindConfig,
+    cache: Cache,
+    teacher: str,
+    queries: Sequence[Query],
+    on_rows: Callable[[int], None] | None,
+) -> Neighbors:
+    embeddings_QD = np.stack([query.embedding_D for query in queries])
+    exclude_Q = [
+        query.own_row if query.item.kind == config.modality and not config.include_self else -1
+        for query in queries
+    ]
+    targets = cache.targets(config.modality, teacher)
+    k = min(config.k, len(targets) + 1)
+    if config.approximate:
+        index = open_index(cache, config.modality, teacher=teacher, view=config.searched_view)
+        return index.neighbors(embeddings_QD, k, exclude_Q=exclude_Q)
+    return exact_neighbors(
+        targets, embeddings_QD, k, view=config.searched_view, exclude_Q=exclude_Q, on_rows=on_rows
+    )
+
+
+def _strips(
+    config: FindConfig, cache: Cache, queries: Sequence[Query], found: Neighbors
+) -> list[Strip]:
+    near = items_of(
+        cache, config.modality, found.rows_QK[found.rows_QK >= 0].tolist(), view=config.view
+    )
+    own_rows = [q.own_row for q in queries if q.own_row >= 0 and q.item.kind != config.modality]
+    images = own_rows if config.modality == "text" else near
+    own = own_text_rows(cache, images) if own_rows else {}
+    strips: list[Strip] = []
+    for query, rows_K, cosine_K in zip(queries, found.rows_QK, found.cosine_QK, strict=True):
+        items = [
+            replace(
+                near[row],
+                cosine=cosine,
+                remarks=(*_own_remark(query, near[row], own), *near[row].remarks),
+            )
+            for row, cosine in zip(rows_K.tolist(), cosine_K.tolist(), strict=True)
+            if row >= 0
+        ]
+        strips.append(Strip(query=query.item, items=tuple(items)))
+    return strips
+
+
+def _own_remark(query: Query, item: Item, own: Mapping[int, set[int]]) -> tuple[str, ...]:
+    """Say that a text is a caption of the image asked for, or an image one of the text asked for."""
+    assert item.row is not None
+    if query.item.kind == item.kind:
+        return ("itself",) if query.own_row == item.row else ()
+    image, text = (item.row, query.own_row) if item.kind == "image" else (query.own_row, item.row)
+    return ("own caption",) if text in own.get(image, ()) else ()

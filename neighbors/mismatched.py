@@ -1,0 +1,152 @@
+"""Pairs of an image and its own caption that the teacher thinks least of.
+
+Shape letters in this file:
+    P = pairs.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ..errors import SettingError
+from ..store.cache import Cache
+from ..store.catalog import read_part
+from ..store.search import cosines, exact_neighbors
+from .find import LookConfig
+from .items import image_items, text_items
+from .report import Item, Report, Strip
+
+_PAIRS_AT_ONCE = 32_768
+"""Pairs read together: at most 151 MB of memory maps of 1152, let go before the next."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MismatchedConfig(LookConfig):
+    """How much is shown."""
+
+    limit: int = 20
+    """Pairs shown, the least likely first."""
+
+    def __post_init__(self) -> None:
+        LookConfig.__post_init__(self)
+        if self.limit < 1:
+            raise SettingError(f"--limit must be at least 1, got {self.limit}")
+
+
+@dataclass(slots=True)
+class _Worst:
+    """The pairs of lowest cosine seen so far, and sums over all."""
+
+    limit: int
+    num_pairs: int = 0
+    num_unlikely: int = 0
+    """Pairs of probability below one half."""
+
+    cosine_sum: float = 0.0
+    lines: pl.DataFrame | None = None
+
+    def add(self, lines: pl.DataFrame, cosine_P: NDArray[np.float64], even: float) -> None:
+        self.num_pairs += len(cosine_P)
+        self.num_unlikely += int((cosine_P < even).sum())
+        self.cosine_sum += float(cosine_P.sum())
+        found = lines.select("row", "text_row").with_columns(cosine=cosine_P)
+        found = found if self.lines is None else pl.concat([self.lines, found])
+        self.lines = (
+            found.unique(["row", "text_row"]).sort("cosine", "row", "text_row").head(self.limit)
+        )
+
+
+def find_mismatched(
+    config: MismatchedConfig, *, on_rows: Callable[[int], None] | None = None
+) -> Report:
+    """Return the images whose own caption scores lowest, and the caption that the teacher prefers.
+
+    The probability that a pair matches is ``sigmoid(exp(logit_scale) * cosine + logit_bias)`` with the
+    teacher's own scale and bias. Pairs without an embedding on either side are left out, and counted.
+
+    Raises:
+        SettingError: the teacher or the view cannot be used, or no image has a caption.
+    """
+    cache, teacher = config.open()
+    record = cache.teacher(teacher)
+    scale, bias = math.exp(record.logit_scale), record.logit_bias
+    worst, num_left_out = _Worst(config.limit), 0
+    for lines in _captions(cache):
+        # Anew each time: what was mapped is let go with its reader.
+        images, has_image = cache.image_targets(teacher).read_masked(
+            lines["row"].to_numpy(), config.view
+        )
+        texts, has_text = cache.text_targets(teacher).read_masked(lines["text_row"].to_numpy())
+        cosine_P = cosines(images, texts)
+        is_sound_P = has_image & has_text & np.isfinite(cosine_P)
+        num_left_out += int((~is_sound_P).sum())
+        worst.add(lines.filter(is_sound_P), cosine_P[is_sound_P], -bias / scale)
+        if on_rows is not None:
+            on_rows(len(lines))
+    if worst.lines is None or worst.num_pairs == 0:
+        raise SettingError(f"{cache.root} has no image with a caption that {teacher} has embedded")
+    left_out = f"; {num_left_out:,} without an embedding left out" if num_left_out else ""
+    return Report(
+        title="Mismatched captions",
+        cache=cache.root,
+        teachers=(teacher,),
+        summary=(
+            f"{worst.num_pairs:,} pairs of an image and its caption looked at{left_out}; "
+            f"mean cosine {worst.cosine_sum / worst.num_pairs:.4f}",
+            f"{worst.num_unlikely:,} pairs have a probability below 0.5 by the teacher's scale "
+            f"{scale:.2f} and bias {bias:.2f}; the {len(worst.lines):,} of lowest cosine are shown",
+        ),
+        strips=tuple(_strips(config, cache, teacher, worst.lines, scale, bias)),
+        values={
+            "pairs": worst.num_pairs,
+            "left_out": num_left_out,
+            "below_half": worst.num_unlikely,
+            "mean_cosine": worst.cosine_sum / worst.num_pairs,
+        },
+        strips_name="mismatched",
+        items_name="texts",
+    )
+
+
+def _captions(cache: Cache) -> Iterator[pl.DataFrame]:
+    for part in cache.manifest.parts("captions"):
+        lines = read_part("captions", cache.files.local(part.path))
+        yield from lines.iter_slices(_PAIRS_AT_ONCE)
+
+
+def _strips(
+    config: MismatchedConfig,
+    cache: Cache,
+    teacher: str,
+    worst: pl.DataFrame,
+    scale: float,
+    bias: float,
+) -> Iterator[Strip]:
+    rows = worst["row"].to_numpy()
+    views = np.full(len(rows), config.view)
+    embeddings = cache.image_targets(teacher).read(rows, views)
+    best = exact_neighbors(cache.text_targets(teacher), embeddings, 1)
+    images = image_items(cache, rows.tolist(), view=config.view)
+    texts = text_items(cache, [*worst["text_row"], *best.rows_QK[:, 0].tolist()])
+
+    def scored(text_row: int, cosine: float, remark: str) -> Item:
+        probability = 1 / (1 + math.exp(-(scale * cosine + bias)))
+        item = texts[text_row]
+        return replace(
+            item,
+            cosine=cosine,
+            remarks=(remark, f"p {probability:.2g}", *item.remarks),
+            values={**item.values, "probability": probability},
+        )
+
+    for (row, text_row, cosine), nearest, best_cosine in zip(
+        worst.iter_rows(), best.rows_QK[:, 0].tolist(), best.cosine_QK[:, 0].tolist(), strict=True
+    ):
+        items = [scored(text_row, cosine, "own caption")]
+        if nearest >= 0 and nearest != text_row:
+            items.append(scored(nearest, best_cosine, "nearest text"))
+        yield Strip(query=images[row], items=tuple(items))

@@ -1,0 +1,145 @@
+"""A report as one HTML file that holds all it shows and asks nothing of any network."""
+
+import base64
+import errno
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from ..errors import DiskFullError, SettingError, one_line
+from ..store.cache import Cache
+from .cards import Deck, pictures_of
+from .report import Report
+from .thumbnails import Picture, Thumbnail, make_thumbnails
+
+_PAGE = Path(__file__).parent / "page"
+
+_FEW_PICTURES = 600
+_FEW_SIDE, _MANY_SIDE = 320, 192
+"""Pixels of a thumbnail's longer side: a card is 128 wide on screens of one or two pixels each, and
+the detail view takes what there is. 4,000 photographs of 192 make a file of some 30 MB."""
+
+_STATE_WORDS = {
+    "changed": "changed since the teacher saw it",
+    "rejected": "rejected by the teacher",
+    "unreadable": "cannot be read any more",
+}
+
+
+def write_page(report: Report, cache: Cache, path: Path) -> None:
+    """Write a report as a page: whole, or not at all.
+
+    Raises:
+        SettingError: the file cannot be written there, or the report names what the cache does not have.
+        DamagedCacheError: as make_thumbnails.
+        DiskFullError: the disk has no room; an earlier page stays as it was.
+    """
+    refuse_unwritable(path)
+    wanted = set(pictures_of(report))
+    side = _FEW_SIDE if len(wanted) <= _FEW_PICTURES else _MANY_SIDE
+    thumbnails = make_thumbnails(cache, wanted, teachers=report.teachers, side=side)
+    _write_whole(path, render_page(report, thumbnails))
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a path that no page can be written to; to be called before the work.
+
+    Raises:
+        SettingError: no such folder, not writable, or a folder itself.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        raise SettingError(
+            f"cannot write the page {path}: there is no folder {folder}; make it first"
+        )
+    if path.is_dir():
+        raise SettingError(f"cannot write the page {path}: it is a folder; name a file in it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _not_writable(path)
+
+
+def render_page(report: Report, thumbnails: Mapping[Picture, Thumbnail]) -> Iterator[str]:
+    """Yield the parts of a page's HTML.
+
+    Everything in it that comes from a corpus is escaped by Jinja, as text or by its ``tojson``; only
+    our own style and script are taken as they are, and the page runs no other (the policy in its head).
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_PAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = ((_PAGE / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    deck = Deck(thumbnails)
+    rows = [deck.row(strip, number) for number, strip in enumerate(report.strips, 1)]
+    return environment.get_template("page.html").generate(
+        policy=_policy(style, script),
+        style=Markup(style),
+        script=Markup(script),
+        title=report.title,
+        cache=one_line(report.cache.name),
+        teachers=report.teachers,
+        summary=[one_line(line) for line in (*report.summary, *_faults(thumbnails))],
+        rows=rows,
+        items=deck.items,
+        pictures=deck.pictures,
+    )
+
+
+def _policy(style: str, script: str) -> str:
+    """Return a Content-Security-Policy: this style, this script, pictures in the file, nothing else."""
+    return (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
+        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _faults(thumbnails: Mapping[Picture, Thumbnail]) -> Iterator[str]:
+    """Yield a line that counts the pictures that are not shown as the teacher saw them."""
+    counts: Counter[str] = Counter(thumbnail.state for thumbnail in thumbnails.values())
+    told = [f"{counts[state]:,} {words}" for state, words in _STATE_WORDS.items() if counts[state]]
+    if told:
+        yield f"of {len(thumbnails):,} pictures: {', '.join(told)}"
+
+
+def _write_whole(path: Path, parts: Iterable[str]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _told(error, path) from error
+        raise
+
+
+def _told(error: OSError, path: Path) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFullError(
+            f"no space left on the disk of {path.parent} while writing {path.name}; free some and run "
+            "the same command again"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return _not_writable(path)
+    return SettingError(f"cannot write the page {path}: {error.strerror or error}")
+
+
+def _not_writable(path: Path) -> SettingError:
+    return SettingError(
+        f"cannot write the page {path}: the folder {path.parent} is not writable; name another"
+    )

@@ -1,0 +1,149 @@
+"use strict";
+
+(() => {
+  const byId = (id) => document.getElementById(id);
+  const read = (id) => JSON.parse(byId(id).textContent);
+  const items = read("items");
+  const pictures = read("pictures");
+  const strips = [...document.querySelectorAll(".strip")];
+  document.documentElement.classList.add("is-scripted");
+
+  // Pictures stand in the file once; a row gets its own when it comes near the window.
+
+  const fill = (strip) => {
+    for (const image of strip.querySelectorAll("img:not([src])")) {
+      image.decoding = "async";
+      image.src = pictures[image.dataset.picture];
+    }
+  };
+  const near = new IntersectionObserver(
+    (entries) => {
+      for (const { isIntersecting, target } of entries) {
+        if (!isIntersecting) continue;
+        fill(target);
+        near.unobserve(target);
+      }
+    },
+    { rootMargin: "100% 0px" },
+  );
+  for (const strip of strips) near.observe(strip);
+  addEventListener("beforeprint", () => strips.forEach(fill));
+
+  // Keyboard: one tab stop a row; arrows move within it and between rows.
+
+  const cardsOf = (strip) => [...strip.querySelectorAll(".card")];
+
+  const neighborOf = (card, key) => {
+    const strip = card.closest(".strip");
+    const cards = cardsOf(strip);
+    const at = cards.indexOf(card);
+    if (key === "ArrowRight") return cards[at + 1];
+    if (key === "ArrowLeft") return cards[at - 1];
+    if (key === "Home") return cards[0];
+    if (key === "End") return cards.at(-1);
+    const shown = strips.filter((other) => !other.hidden);
+    const there = shown[shown.indexOf(strip) + (key === "ArrowDown" ? 1 : -1)];
+    return there && (cardsOf(there)[at] ?? cardsOf(there).at(-1));
+  };
+
+  const stand = (card) => {
+    for (const other of cardsOf(card.closest(".strip"))) other.tabIndex = other === card ? 0 : -1;
+    card.focus({ preventScroll: true });
+    card.scrollIntoView({ block: "nearest", inline: "nearest" });
+  };
+
+  const KEYS = new Set(["ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown", "Home", "End"]);
+
+  const follow = (event, card) => {
+    if (!card || !KEYS.has(event.key) || event.ctrlKey || event.altKey || event.metaKey) return null;
+    event.preventDefault();
+    return neighborOf(card, event.key);
+  };
+
+  byId("rows").addEventListener("keydown", (event) => {
+    const next = follow(event, event.target.closest(".card"));
+    if (next) stand(next);
+  });
+
+  // Details of one card. All text goes in as text: nothing of a corpus is ever read as HTML.
+
+  const dialog = byId("detail");
+  let current = null;
+
+  const element = (name, text, lang) => {
+    const made = document.createElement(name);
+    made.textContent = text;
+    made.dir = "auto";
+    if (lang) made.lang = lang;
+    return made;
+  };
+
+  const captionLine = ([text, lang]) => {
+    const line = element("li", text, lang);
+    if (!lang) return line;
+    const tag = element("span", lang, "en");
+    tag.className = "lang";
+    line.prepend(tag, " ");
+    return line;
+  };
+
+  const open = (card) => {
+    const item = items[card.dataset.item];
+    const picture = byId("detail-picture");
+    picture.hidden = item.picture === null;
+    if (!picture.hidden) picture.src = pictures[item.picture];
+    picture.alt = item.captions[0]?.[0] ?? item.name;
+    const cosine = card.querySelector(".cosine")?.textContent.trim();
+    byId("detail-name").textContent = item.name;
+    byId("detail-place").textContent = [item.place, cosine].filter(Boolean).join(" · ");
+    byId("detail-reason").textContent = item.reason;
+    const remarks = [...card.querySelectorAll(".remark:not(.fault)")].map((remark) => {
+      const made = element("li", remark.textContent);
+      made.className = "remark";
+      return made;
+    });
+    byId("detail-remarks").replaceChildren(...remarks);
+    byId("detail-captions").replaceChildren(...item.captions.map(captionLine));
+    current = card;
+    if (!dialog.open) dialog.showModal();
+    byId("sheet").scrollTop = 0;
+  };
+
+  byId("rows").addEventListener("click", (event) => {
+    const card = event.target.closest(".card");
+    if (!card) return;
+    stand(card);
+    open(card);
+  });
+  dialog.addEventListener("keydown", (event) => {
+    if (!event.key.endsWith("Left") && !event.key.endsWith("Right")) return; // the others scroll it
+    const next = follow(event, current);
+    if (next) open(next);
+  });
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) dialog.close(); // its backdrop
+  });
+  dialog.addEventListener("close", () => stand(current));
+  byId("close").addEventListener("click", () => dialog.close());
+
+  // Filter: rows in which nothing matches go.
+
+  const filter = byId("filter");
+  if (!filter) return;
+  byId("tools").hidden = false;
+  const texts = items.map((item) =>
+    [item.name, ...item.captions.map(([text]) => text)].join("\n").toLocaleLowerCase(),
+  );
+  filter.addEventListener("input", () => {
+    const word = filter.value.trim().toLocaleLowerCase();
+    let count = 0;
+    for (const strip of strips) {
+      const fits =
+        !word || cardsOf(strip).some((card) => texts[card.dataset.item].includes(word));
+      strip.hidden = !fits;
+      count += fits;
+    }
+    const shown = count.toLocaleString("en");
+    byId("count").textContent = word ? `${shown} of ${strips.length.toLocaleString("en")} rows` : "";
+  });
+})();

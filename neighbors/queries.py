@@ -1,0 +1,232 @@
+"""What is asked of a cache: keys, rows, texts and pictures, each with its embedding.
+
+What the cache holds already is read from it; only a new text or a new picture needs its teacher.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ..errors import SettingError
+from ..store import layout
+from ..store.cache import Cache
+from ..store.catalog import read_table
+from ..store.layout import Modality
+from ..store.pixels import sha256_of_pixels
+from ..store.places import ImagePlace, ReadError, read_image_bytes
+from .items import image_items, text_items
+from .report import Caption, Item
+
+AskKind = Literal["key", "row", "text", "image"]
+ASK_KINDS: tuple[AskKind, ...] = ("key", "row", "text", "image")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One question as the user put it."""
+
+    kind: AskKind
+    value: str | int
+    """A key, a row, a text, or the path of a picture."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """One question with its embedding."""
+
+    item: Item
+    embedding_D: NDArray[np.float16]
+    own_row: int
+    """Row, or text_row, of the item itself; -1 where it is not of the cache."""
+
+
+def read_asks(path: Path) -> list[Ask]:
+    """Return the questions of a file: a text a line; of a .jsonl, an object with key, row, text or image.
+
+    Paths of pictures are relative to the file.
+
+    Raises:
+        SettingError: it cannot be read, is empty, or a line is no question.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise SettingError(f"queries {path} cannot be read: {why}") from None
+    is_jsonl = path.suffix.lower() == ".jsonl"
+    asks = [
+        _parse_ask(line, f"{path} line {number}", path.parent)
+        if is_jsonl
+        else Ask("text", line.strip())
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not asks:
+        raise SettingError(
+            f"queries {path} holds none; write a text a line, or JSON objects in a .jsonl"
+        )
+    return asks
+
+
+def _parse_ask(line: str, where: str, folder: Path) -> Ask:
+    try:
+        found: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    fields = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    named: list[AskKind] = [kind for kind in ASK_KINDS if kind in fields]
+    if len(named) == 1:
+        kind = named[0]
+        value = fields[kind]
+        if kind == "row" and isinstance(value, int) and not isinstance(value, bool):
+            return Ask(kind, value)
+        if kind != "row" and isinstance(value, str) and value.strip():
+            return Ask(kind, str(folder / value) if kind == "image" else value)
+    raise SettingError(
+        f'{where} is no query: {line[:80]!r}; write one of {{"key": "..."}}, {{"row": 7}}, '
+        '{"text": "..."}, {"image": "a.jpg"}'
+    )
+
+
+@dataclass(slots=True)
+class Resolver:
+    """Finds what is asked in a cache, and embeds the rest with its teacher."""
+
+    cache: Cache
+    teacher: str
+    view: int = 0
+    checkpoint: str | None = None
+    device: str = "auto"
+
+    def resolve(self, asks: Sequence[Ask]) -> list[Query]:
+        """Return the queries in the order asked.
+
+        Raises:
+            SettingError: a key, a picture or a text is not there, or cannot be used.
+            RowUnavailableError: a row has no embedding; the message says why.
+        """
+        found: dict[int, Query] = {}
+        rows = self._rows(asks)
+        images = self._stored("image", set(rows.values()))
+        found |= {i: images[row] for i, row in rows.items()}
+        text_rows = self._text_rows(asks)
+        texts = self._stored("text", set(text_rows.values()))
+        found |= {i: texts[row] for i, row in text_rows.items()}
+        left = [i for i in range(len(asks)) if i not in found]
+        if left:
+            found |= dict(zip(left, self._embed([asks[i] for i in left]), strict=True))
+        return [found[i] for i in range(len(asks))]
+
+    def random(self, count: int, seed: int) -> list[Query]:
+        """Return a seeded choice of images that have an embedding, by row."""
+        rows = self.cache.image_targets(self.teacher).available_rows()
+        chosen = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False)
+        stored = self._stored("image", set(chosen.tolist()))
+        return [stored[row] for row in sorted(stored)]
+
+    def _rows(self, asks: Sequence[Ask]) -> dict[int, int]:
+        """Return the rows of those asks that are images of the cache."""
+        rows = {i: int(ask.value) for i, ask in enumerate(asks) if ask.kind == "row"}
+        by_key = {i: str(ask.value) for i, ask in enumerate(asks) if ask.kind == "key"}
+        if by_key:
+            row_of = self._rows_of_keys(by_key.values())
+            rows |= {i: row_of[key] for i, key in by_key.items()}
+        pictures = {i: Path(str(ask.value)) for i, ask in enumerate(asks) if ask.kind == "image"}
+        if pictures:
+            row_of_picture = self._rows_of_pictures(set(pictures.values()))
+            rows |= {
+                i: row_of_picture[file] for i, file in pictures.items() if file in row_of_picture
+            }
+        return rows
+
+    def _rows_of_keys(self, keys: Iterable[str]) -> dict[str, int]:
+        wanted = sorted(set(keys))
+        samples = self.cache.samples()
+        lines = samples.filter(pl.col("key").is_in(wanted)).select("key", "row").collect()
+        row_of = dict(lines.iter_rows())
+        for key in wanted:
+            if key not in row_of:
+                near = samples.filter(pl.col("key").str.contains(key, literal=True)).head(3)
+                names = ", ".join(repr(name) for name in near.collect()["key"])
+                hint = f"; did you mean {names}?" if names else ""
+                raise SettingError(f"no sample of {self.cache.root} has the key {key!r}{hint}")
+        return row_of
+
+    def _rows_of_pictures(self, files: Iterable[Path]) -> dict[Path, int]:
+        """Return the row of each picture that the teacher saw, byte for byte, if it has a target."""
+        digest_of: dict[Path, bytes] = {}
+        for file in files:
+            try:
+                digest_of[file] = sha256_of_pixels(read_image_bytes(ImagePlace(path=file)))
+            except ReadError as error:
+                raise SettingError(f"picture {file}: {error}") from None
+        row_of = rows_of_sha256(self.cache, self.teacher, set(digest_of.values()))
+        return {file: row_of[sha256] for file, sha256 in digest_of.items() if sha256 in row_of}
+
+    def _text_rows(self, asks: Sequence[Ask]) -> dict[int, int]:
+        """Return the text_rows of those asks that are texts of the cache with an embedding."""
+        texts = {i: str(ask.value).strip() for i, ask in enumerate(asks) if ask.kind == "text"}
+        if not all(texts.values()):
+            raise SettingError("a text to look for is empty")
+        lines = self.cache.texts().filter(pl.col("text").is_in(sorted(set(texts.values()))))
+        row_of = dict(lines.select("text", "text_row").collect().iter_rows())
+        targets = self.cache.text_targets(self.teacher)
+        known = {i: row_of[text] for i, text in texts.items() if text in row_of}
+        return {i: row for i, row in known.items() if targets.available([row])[0]}
+
+    def _stored(self, modality: Modality, rows: set[int]) -> dict[int, Query]:
+        if not rows:
+            return {}
+        ordered = sorted(rows)
+        if modality == "image":
+            embeddings = self.cache.image_targets(self.teacher).read(ordered, self.view)
+            found = image_items(self.cache, rows, view=self.view)
+        else:
+            embeddings = self.cache.text_targets(self.teacher).read(ordered)
+            found = text_items(self.cache, rows)
+        return {
+            row: Query(item=found[row], embedding_D=embedding, own_row=row)
+            for row, embedding in zip(ordered, embeddings, strict=True)
+        }
+
+    def _embed(self, asks: Sequence[Ask]) -> list[Query]:
+        from ..precompute.live import LiveTeacher  # what is in the cache needs no torch
+
+        live = LiveTeacher(
+            self.cache, teacher=self.teacher, checkpoint=self.checkpoint, device=self.device
+        )
+        texts = [str(ask.value).strip() for ask in asks if ask.kind == "text"]
+        files = [Path(str(ask.value)) for ask in asks if ask.kind == "image"]
+        text_rows = iter(live.embed_texts(texts) if texts else ())
+        file_rows = iter(live.embed_pictures(files) if files else ())
+        queries: list[Query] = []
+        for ask in asks:
+            if ask.kind == "text":
+                text = str(ask.value).strip()
+                item, rows = Item(kind="text", captions=(Caption(text),)), text_rows
+            else:
+                item, rows = Item(kind="image", file=Path(str(ask.value))), file_rows
+            queries.append(Query(item=item, embedding_D=next(rows), own_row=-1))
+        return queries
+
+
+def rows_of_sha256(cache: Cache, teacher: str, wanted: set[bytes]) -> dict[bytes, int]:
+    """Return the first row with a target whose picture had these bytes, by their SHA-256."""
+    row_of: dict[bytes, int] = {}
+    for unit in sorted(cache.commits(teacher).of("image")):
+        seen = read_table(cache.files.local(layout.images_part(teacher, unit)))
+        lines = seen.filter(pl.col("sha256").is_in(sorted(wanted))).select("sha256", "row")
+        for sha256, row in lines.iter_rows():
+            row_of.setdefault(sha256, row)
+    if not row_of:
+        return {}
+    is_there = cache.image_targets(teacher).available(list(row_of.values()))
+    return {
+        sha256: row for (sha256, row), there in zip(row_of.items(), is_there, strict=True) if there
+    }

@@ -1,0 +1,77 @@
+"""A report in the terminal: a table a query."""
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
+
+from ..errors import one_line
+from .report import Item, Report, Strip
+
+_PIPED_WIDTH = 120
+"""Columns where the output is no terminal."""
+
+_NAME_WIDTH = 40
+"""Columns of a key at most; the rest of a longer one is in --json."""
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print all of a report; captions are cut to what fits in a line each."""
+    console = console or make_console()
+    for line in report.summary:
+        console.print(Text(one_line(line)), soft_wrap=True)
+    for strip in report.strips:
+        console.print()
+        _print_strip(strip, console)
+
+
+def make_console() -> Console:
+    """Return a console as wide as the terminal, or of a fixed width where there is none."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
+
+
+def _print_strip(strip: Strip, console: Console) -> None:
+    if strip.heading:
+        console.print(Text(one_line(strip.heading), style="bold"), soft_wrap=True)
+    if strip.query is not None:
+        line = Text.assemble(("query  ", "bold"), _name(strip.query), "  ", _words(strip.query))
+        _print_line(line, console)
+    width = min(_NAME_WIDTH, max((cell_len(_name(item)) for item in strip.items), default=0))
+    for number, item in enumerate(strip.items, 1):
+        cosine = "" if item.cosine is None else f"{item.cosine:.4f}"
+        name = set_cell_size(_name(item), width)
+        words = _words(item)
+        _print_line(
+            Text.assemble((f"{number:>3}  ", "dim"), f"{cosine:>7}  {name}  ", words), console
+        )
+
+
+def _print_line(line: Text, console: Console) -> None:
+    line.truncate(console.width, overflow="ellipsis")
+    line.rstrip()
+    console.print(line, soft_wrap=True)
+
+
+def _name(item: Item) -> str:
+    """Return the key of an image, or the row of a text."""
+    if item.kind == "text":
+        return "text" if item.row is None else f"text {item.row}"
+    if item.file is not None:
+        return one_line(str(item.file))
+    return one_line(str(item.key))
+
+
+def _words(item: Item) -> Text:
+    """Return remarks, then the first caption and how many more there are."""
+    words = Text()
+    for remark in item.remarks:
+        words.append(f"[{one_line(remark)}] ", style="cyan")
+    if item.kind == "text":
+        langs = ", ".join(caption.lang for caption in item.captions if caption.lang)
+        words.append(one_line(item.captions[0].text))
+        words.append(f"  ({one_line(langs)})" if langs else "", style="dim")
+    elif item.captions:
+        words.append(one_line(item.captions[0].text))
+        more = len(item.captions) - 1
+        words.append(f"  (+{more})" if more else "", style="dim")
+    return words

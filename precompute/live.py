@@ -1,0 +1,108 @@
+"""A teacher of a cache, loaded again: the same checkpoint, run as it was run then."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..decoding.images import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
+from ..errors import SettingError
+from ..siglip import Checkpoint, resolve_checkpoint
+from ..store.cache import Cache
+from ..store.manifest import TeacherRecord
+from ..store.places import ImagePlace
+from ..store.views import WHOLE_IMAGE
+from .build import TeacherFactory, load_teacher
+from .embed import Embedder, is_unit, split_images
+from .enroll import TeacherChoices, as_recorded, decode_of, identity_differences
+
+
+def find_checkpoint(
+    cache: Cache, *, teacher: str | None = None, checkpoint: str | None = None
+) -> Checkpoint:
+    """Return the checkpoint that a teacher of a cache was made with, as it was used; loads no model.
+
+    Raises:
+        SettingError, CheckpointError: it is not there, or another one is.
+    """
+    record = cache.teacher(teacher)
+    if checkpoint is None:
+        found = resolve_checkpoint(record.source, revision=record.revision)
+    else:
+        found = resolve_checkpoint(checkpoint)
+    differences = identity_differences(record, found, TeacherChoices())
+    if differences:
+        raise SettingError(
+            f"{found.given} is not the checkpoint that teacher {record.name!r} of {cache.root} was "
+            f"made with: {'; '.join(differences)}; say where that one is with --checkpoint"
+        )
+    return as_recorded(found, record)
+
+
+class LiveTeacher:
+    """A teacher in memory, with the batch sizes and the pixels of its cache."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        *,
+        teacher: str | None = None,
+        checkpoint: str | None = None,
+        device: str = "auto",
+        make_teacher: TeacherFactory = load_teacher,
+    ) -> None:
+        """Load a teacher of a cache.
+
+        Raises:
+            SettingError, CheckpointError: the checkpoint is not the one that the cache was made with.
+        """
+        self.record: TeacherRecord = cache.teacher(teacher)
+        found = find_checkpoint(cache, teacher=teacher, checkpoint=checkpoint)
+        live = make_teacher(found, device, str(self.record.identity["compute_dtype"]))
+        self.recipe = live.image
+        batch_size = self.record.batch_size
+        _, image_batch = split_images(live.image, batch_size["image"], cache.num_views)
+        self.embedder = Embedder(live, image_batch, batch_size["text"])
+
+    def pixel_format(self, num_views: int) -> PixelFormat:
+        """Return what this teacher wants of an image, decoded as it was for the cache."""
+        return PixelFormat(num_views=num_views, recipe=self.recipe, decode=decode_of(self.record))
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float16]:
+        """Return (len(texts), embed_dim) float16 unit rows.
+
+        Raises:
+            SettingError: the teacher has no finite embedding for a text.
+        """
+        rows_BD = self.embedder.start_texts(texts)()
+        _check_unit(rows_BD, [repr(text) for text in texts])
+        return rows_BD
+
+    def embed_pictures(self, files: Sequence[Path]) -> NDArray[np.float16]:
+        """Return (len(files), embed_dim) float16 unit rows of whole pictures.
+
+        Raises:
+            SettingError: a file is not a picture that can be read.
+        """
+        form = self.pixel_format(1)
+        pixels = np.zeros((len(files), *form.image_shape), np.uint8)
+        refs = [ImageRef(-1, ImagePlace(path=file), (WHOLE_IMAGE,)) for file in files]
+        images: list[DecodedImage] = []
+        for ref, out in zip(refs, pixels, strict=True):
+            image = decode_image(ref, form, out)
+            if image.reason is not None:
+                raise SettingError(
+                    f"{ref.place.path}: {image.reason}; name a picture that can be read"
+                )
+            images.append(image)
+        batch = DecodedBatch(None, refs, images, pixels)
+        rows_BD = self.embedder.start_images(*batch.flat_views())()
+        _check_unit(rows_BD, [str(file) for file in files])
+        return rows_BD
+
+
+def _check_unit(rows_BD: NDArray[np.float16], names: Sequence[str]) -> None:
+    for name, is_sound in zip(names, is_unit(rows_BD), strict=True):
+        if not is_sound:
+            raise SettingError(f"{name}: the teacher returned an embedding that is not finite")

@@ -1,0 +1,182 @@
+"""siglip2-cache neighbors as a user meets it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import error_line, run
+from fakes import config_of, draw_image, write_folder_corpus
+
+from siglip2_cache import open_cache
+from siglip2_cache.precompute.build import build, load_teacher
+from siglip2_cache.siglip import resolve_checkpoint
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven images with two captions each, embedded by a real tiny teacher."""
+    root = tmp_path_factory.mktemp("neighbors")
+    write_folder_corpus(root / "corpus", 7, captions=2)
+    (root / "corpus" / "img006.png").write_bytes(b"<html>")
+    build(config_of(root / "corpus", root / "cache", tiny_checkpoint, shard_rows=4))
+    return root / "cache"
+
+
+def found(command: Command, *arguments: object) -> Any:
+    status, out, err = command("neighbors", *arguments, "--json")
+    assert (status, err) == (0, ""), err
+    return json.loads(out)
+
+
+def test_a_key_gives_a_list_of_one_query_and_its_neighbours(command: Command, cache: Path) -> None:
+    [one] = found(command, cache, "--key", "img003", "-k", 99)
+    assert one["query"]["key"] == "img003"
+    assert {each["key"] for each in one["neighbors"]} == {f"img{i:03d}" for i in (0, 1, 2, 4, 5)}
+    cosines = [each["cosine"] for each in one["neighbors"]]
+    assert cosines == sorted(cosines, reverse=True)
+    assert one["neighbors"][0]["captions"]
+
+
+def test_the_table_shows_cosines_keys_and_captions(command: Command, cache: Path) -> None:
+    status, out, _ = command("neighbors", cache, "--key", "img003", "-k", 2)
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[0] == "1 query among 6 images, exact"
+    assert lines[2] == "query  img003  Picture 3  (+1)"
+    assert [line.split()[0] for line in lines[3:]] == ["1", "2"]
+    assert all(line == line.rstrip() and len(line) <= 120 for line in lines)
+
+
+def test_a_new_text_and_a_new_picture_are_embedded_by_the_teacher_of_the_cache(
+    command: Command, cache: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    draw_image(99).save(tmp_path / "new.png")
+    text, picture = found(
+        command, cache, "--text", "Something NEW", "--image", tmp_path / "new.png", "-k", 99
+    )
+    assert text["query"]["text"] == "Something NEW"
+    assert picture["query"]["image"] == str(tmp_path / "new.png")
+    teacher = load_teacher(resolve_checkpoint(str(tiny_checkpoint)), "cpu", "float32")
+    embedding = teacher.embed_texts(["Something NEW"])().astype(np.float64)[0]
+    targets = open_cache(cache).image_targets()
+    rows = [each["row"] for each in text["neighbors"]]
+    expected = targets.read(rows).astype(np.float64) @ embedding
+    np.testing.assert_allclose([e["cosine"] for e in text["neighbors"]], expected, atol=2e-3)
+
+
+def test_a_text_of_the_cache_and_all_else_that_is_there_loads_no_model(cache: Path) -> None:
+    picture = cache.parent / "corpus" / "img001.png"
+    queries = cache.parent / "queries.jsonl"
+    queries.write_text(
+        '{"text": "Picture 3"}\n{"key": "img002"}\n' + json.dumps({"image": str(picture)}) + "\n"
+    )
+    program = (
+        "import sys; from siglip2_cache.cli import main\n"
+        "try: main()\n"
+        "finally: print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers'}))"
+    )
+    for question in (["--queries", queries], ["--duplicates"], ["--mismatched"], ["--outliers"]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, "neighbors", cache, *map(str, question)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_teacher_whose_weights_are_others_is_refused(
+    command: Command, cache: Path, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = make_checkpoint("tiny-patch16-64", tmp_path / "other", dtype="float32", seed=9)
+    said = command("neighbors", cache, "--text", "new", "--checkpoint", other)
+    assert "is not the checkpoint that teacher" in error_line(*said)
+
+
+def test_an_index_answers_as_exact_search_does(
+    command: Command, cache: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(cache, tmp_path / "cache")
+    copy = tmp_path / "cache"
+    said = command("neighbors", copy, "--key", "img001", "--approximate")
+    assert "has no index at indexes/tiny/image.faiss" in error_line(*said)
+    assert command("index", copy)[0] == 0
+    exact = found(command, copy, "--key", "img001", "-k", 3)
+    assert found(command, copy, "--key", "img001", "-k", 3, "--approximate") == exact
+
+
+def test_every_look_is_json_with_its_counts(command: Command, cache: Path) -> None:
+    doubled = found(command, cache, "--duplicates", "--above", 0.99)
+    assert doubled["images"] == 6
+    assert "clusters" in doubled
+    assert found(command, cache, "--mismatched", "--limit", 2)["pairs"] == 12
+    assert len(found(command, cache, "--outliers", "--limit", 2)["outliers"]) == 2
+
+
+def test_a_student_is_compared_as_a_second_teacher(
+    command: Command, cache: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(cache, tmp_path / "cache")
+    build(
+        config_of(cache.parent / "corpus", tmp_path / "cache", tiny_student, teacher_name="student")
+    )
+    compared = found(
+        command, tmp_path / "cache", "--teacher", "tiny", "--against", "student", "-k", 2
+    )
+    assert compared["teachers"] == ["tiny", "student"]
+    assert 0 <= compared["overlap"] <= 1
+    assert compared["images"] == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--duplicates", "--outliers"], "--duplicates and --outliers are two questions"),
+        (["--mismatched", "--key", "a"], "--mismatched looks at the whole cache"),
+        (["--above", "0.9"], "--above goes with --duplicates"),
+        (["--limit", "9"], "--limit goes with --duplicates or --mismatched or --outliers"),
+        (["--outliers", "--sample", "9"], "--sample goes with --against"),
+        (["--key", "a", "--sample", "9"], "leave one of them out"),
+        (["--open"], "--open goes with --html FILE"),
+        (["--duplicates", "--approximate"], "--approximate goes with queries"),
+        (["--outliers", "--include-self"], "--include-self goes with queries"),
+        (["--row", "999"], "row 999 is not in"),
+        (["--row", "6"], "was rejected by"),
+        (["--against", "nobody"], "no teacher 'nobody'"),
+        (["--queries", "/no/such/file"], "queries /no/such/file cannot be read"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(
+    command: Command, cache: Path, arguments: list[str], message: str
+) -> None:
+    assert message in error_line(*command("neighbors", cache, *arguments))
+
+
+def test_captions_that_would_move_the_cursor_do_not(
+    command: Command, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    write_folder_corpus(tmp_path / "corpus", 3)
+    (tmp_path / "corpus" / "img001.txt").write_text("up \x1b[2J and away [bold] 猫猫猫" * 20)
+    build(config_of(tmp_path / "corpus", tmp_path / "cache", tiny_checkpoint))
+    status, out, _ = command("neighbors", tmp_path / "cache", "--key", "img000")
+    assert status == 0
+    assert "\x1b" not in out
+    assert "up \\x1b[2J and away [bold] 猫" in out
+
+
+def test_the_command_runs_from_a_shell(cache: Path) -> None:
+    done = run("neighbors", cache, "--sample", 1, "-k", 1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("1 query among 6 images, exact\n")

@@ -1,0 +1,115 @@
+"""Clusters of what is the same or nearly."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from siglip2_cache import open_cache
+from siglip2_cache.errors import SettingError
+from siglip2_cache.neighbors.as_json import report_values
+from siglip2_cache.neighbors.duplicates import (
+    DuplicatesConfig,
+    Groups,
+    find_duplicates,
+    near_pairs,
+)
+from siglip2_cache.store.search import cosines
+
+
+def test_a_copy_is_found_by_its_bytes_a_jpeg_and_a_mirrored_one_by_embedding(planted: Path) -> None:
+    found = find_duplicates(DuplicatesConfig(cache=planted, teacher="first"))
+    [strip] = found.strips
+    by_key = {item.key: item for item in strip.items}
+    assert list(by_key) == ["p00", "copy", "again", "mirrored"]
+    assert by_key["copy"].remarks == ("same bytes",)
+    assert by_key["copy"].cosine == 1.0
+    assert by_key["again"].remarks == by_key["mirrored"].remarks == ()
+    assert by_key["again"].cosine is not None
+    assert 0.95 < by_key["again"].cosine < 1
+    assert found.summary == (
+        "15 images looked at, 14 different; 91 pairs compared, 3 of cosine 0.95 or more",
+        "1 cluster of 4 images: 1 link by equal bytes, 2 by embedding",
+    )
+
+
+def test_equal_bytes_belong_together_whatever_the_limit(planted: Path) -> None:
+    found = find_duplicates(DuplicatesConfig(cache=planted, teacher="second", above=1))
+    assert [[item.key for item in strip.items] for strip in found.strips] == [["p00", "copy"]]
+
+
+def test_json_holds_the_counts_and_the_clusters(planted: Path) -> None:
+    found = find_duplicates(DuplicatesConfig(cache=planted, teacher="first", limit=None))
+    values = report_values(found)
+    assert (values["images"], values["different"], values["num_clusters"]) == (15, 14, 1)
+    assert values["clusters"][0]["size"] == 4
+    assert values["clusters"][0]["members"][1]["key"] == "copy"
+
+
+def test_a_teacher_that_finds_everything_alike_is_told_of(planted: Path) -> None:
+    found = find_duplicates(DuplicatesConfig(cache=planted, teacher="first", above=-1, members=3))
+    assert [len(strip.items) for strip in found.strips] == [3]
+    assert found.strips[0].heading == "cluster 1: 15 images; cosines are to the first; 3 are shown"
+    assert found.summary[-1].startswith(
+        "one cluster holds 15: first cannot tell most of these apart"
+    )
+
+
+@pytest.mark.parametrize("above", [-0.2, 0.0, 0.1, 0.95])
+def test_pairs_are_those_of_float64(planted: Path, above: float) -> None:
+    targets = open_cache(planted).image_targets("first")
+    rows = targets.available_rows()
+    values = targets.read(rows)
+    expected = {
+        (int(one), int(rows[j]))
+        for i, one in enumerate(rows)
+        for j in range(i + 1, len(rows))
+        if cosines(values[i : i + 1], values[j : j + 1])[0] >= above
+    }
+    found = np.concatenate(list(near_pairs(targets, rows, above)))
+    assert len(found) == len(expected)
+    assert set(map(tuple, found.tolist())) == expected
+
+
+def test_the_limit_itself_is_decided_in_float64(planted: Path) -> None:
+    targets = open_cache(planted).image_targets("first")
+    rows = targets.available_rows()[:2]
+    values = targets.read(rows)
+    exact = float(cosines(values[:1], values[1:])[0])
+    assert len(np.concatenate(list(near_pairs(targets, rows, exact)))) == 1
+    assert len(np.concatenate(list(near_pairs(targets, rows, np.nextafter(exact, 2))))) == 0
+
+
+@given(
+    joins=st.lists(
+        st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), min_size=1), max_size=6
+    )
+)
+def test_groups_are_connected_components(joins: list[list[tuple[int, int]]]) -> None:
+    groups = Groups(20)
+    sets = [{i} for i in range(20)]
+    for pairs in joins:
+        groups.join(*np.array(pairs).T)
+        for one, other in pairs:
+            merged = sets[one] | sets[other]
+            for member in merged:
+                sets[member] = merged
+    expected = {tuple(sorted(each)) for each in sets if len(each) > 1}
+    clusters = groups.clusters()
+    assert {tuple(each.tolist()) for each in clusters} == expected
+    assert [len(each) for each in clusters] == sorted(map(len, clusters), reverse=True)
+    assert groups.num_joins == 20 - len({id(each) for each in sets})
+
+
+def test_texts_that_are_nearly_the_same_are_found_too(planted: Path) -> None:
+    found = find_duplicates(
+        DuplicatesConfig(cache=planted, teacher="first", among="texts", above=-1)
+    )
+    assert found.strips[0].values == {"size": open_cache(planted).num_texts}
+
+
+def test_a_limit_that_is_no_cosine_is_refused(planted: Path) -> None:
+    with pytest.raises(SettingError, match=r"--above must be a cosine, -1 to 1, got 95"):
+        DuplicatesConfig(cache=planted, above=95)

@@ -1,0 +1,206 @@
+"""Queries and their neighbours, with what the catalog says of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from siglip2_cache import open_cache
+from siglip2_cache.errors import RowUnavailableError, SettingError
+from siglip2_cache.neighbors.as_json import report_values
+from siglip2_cache.neighbors.find import FindConfig, find_neighbors
+from siglip2_cache.neighbors.queries import Ask, read_asks
+from siglip2_cache.neighbors.report import Caption, Report
+
+
+def look(cache: Path, *asks: Ask, **settings: Any) -> Report:
+    settings.setdefault("teacher", "first")
+    return find_neighbors(FindConfig(cache=cache, asks=asks, **settings))
+
+
+def cosines_by_hand(one_D: NDArray[Any], others_ND: NDArray[Any]) -> NDArray[np.float64]:
+    one, others = one_D.astype(np.float64), others_ND.astype(np.float64)
+    return others @ one / np.linalg.norm(others, axis=1) / np.linalg.norm(one)
+
+
+def row_of(cache: Path, key: str) -> int:
+    samples = open_cache(cache).samples().collect()
+    return dict(samples.select("key", "row").iter_rows())[key]
+
+
+def test_the_neighbours_of_a_key_are_those_of_float64_with_keys_and_captions(planted: Path) -> None:
+    cache = open_cache(planted)
+    rows = cache.image_targets("first").available_rows()
+    found = look(planted, Ask("key", "p03"), k=100)
+    [strip] = found.strips
+    own = row_of(planted, "p03")
+    others = rows[rows != own]
+    targets = cache.image_targets("first")
+    cosine = cosines_by_hand(targets.read([own])[0], targets.read(others))
+    order = np.lexsort((others, -cosine))
+    assert [item.row for item in strip.items] == others[order].tolist()
+    np.testing.assert_allclose([item.cosine for item in strip.items], cosine[order], atol=1e-12)
+    by_key = {item.key: item for item in strip.items}
+    assert by_key["p05"].captions == (Caption("Picture 5", "en"), Caption("A picture", "en"))
+    assert by_key["p07"].captions == ()
+    assert "damaged" not in by_key
+    assert strip.query is not None
+    assert strip.query.key == "p03"
+
+
+def test_an_image_is_its_own_neighbour_only_when_that_is_asked_for(planted: Path) -> None:
+    row = row_of(planted, "p04")
+    [strip] = look(planted, Ask("row", row), k=3, include_self=True).strips
+    assert (strip.items[0].row, strip.items[0].cosine) == (row, 1.0)
+    assert strip.items[0].remarks == ("itself",)
+    [strip] = look(planted, Ask("row", row), k=50).strips
+    assert row not in [item.row for item in strip.items]
+
+
+def test_equal_pictures_come_in_the_order_of_their_rows(planted: Path) -> None:
+    [strip] = look(planted, Ask("key", "p00"), k=1).strips
+    assert strip.items[0].key == "copy"
+    assert strip.items[0].cosine == 1.0
+
+
+def test_a_view_is_searched_with_that_view(planted: Path) -> None:
+    cache, row = open_cache(planted), row_of(planted, "p02")
+    targets = cache.image_targets("first")
+    rows = targets.available_rows()
+    rows = rows[rows != row]
+    [strip] = look(planted, Ask("row", row), view=1, k=1).strips
+    cosine = cosines_by_hand(targets.read([row], 1)[0], targets.read(rows, 1))
+    assert strip.items[0].row == rows[cosine.argmax()]
+    assert strip.items[0].view == 1
+
+
+def test_a_caption_of_the_cache_is_found_without_a_model_and_its_images_are_marked(
+    planted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "siglip2_cache.precompute.live", None)
+    [strip] = look(planted, Ask("text", " Picture 5 "), k=50).strips
+    assert strip.query is not None
+    assert strip.query.captions == (Caption("Picture 5", "en"),)
+    marked = {item.key for item in strip.items if "own caption" in item.remarks}
+    assert marked == {"p05"}
+
+
+def test_the_own_captions_of_an_image_are_marked_among_texts(planted: Path) -> None:
+    [strip] = look(planted, Ask("key", "p05"), among="texts", k=50).strips
+    marked = {item.captions[0].text for item in strip.items if "own caption" in item.remarks}
+    assert marked == {"Picture 5", "A picture"}
+    shared = next(item for item in strip.items if item.captions[0].text == "A picture")
+    assert shared.values == {"keys": ["p00", "p01", "p02"], "images": 11}
+
+
+def test_a_text_is_not_its_own_neighbour_among_texts(planted: Path) -> None:
+    [strip] = look(planted, Ask("text", "Picture 5"), among="texts", k=50).strips
+    assert "Picture 5" not in [item.captions[0].text for item in strip.items]
+
+
+def test_a_picture_of_the_cache_is_known_by_its_bytes(planted: Path) -> None:
+    picture = planted.parent / "corpus" / "p06.png"
+    [strip] = look(planted, Ask("image", str(picture)), k=1).strips
+    assert strip.query is not None
+    assert strip.query.key == "p06"
+
+
+def test_without_a_query_a_seeded_choice_of_images_is_shown(planted: Path) -> None:
+    one, again, other = (look(planted, sample=4, seed=seed, k=2) for seed in (1, 1, 2))
+    assert one.strips == again.strips
+    assert [s.query for s in one.strips] != [s.query for s in other.strips]
+    rows = [s.query.row for s in one.strips if s.query is not None]
+    assert len(rows) == 4
+    assert None not in rows
+    assert one.summary == ("4 queries among 15 images, exact",)
+
+
+def test_json_has_one_object_a_query_with_its_neighbours(planted: Path) -> None:
+    asks = (Ask("key", "p01"), Ask("text", "Picture 2"))
+    values = json.loads(json.dumps(report_values(look(planted, *asks, k=2))))
+    assert [sorted(each) for each in values] == [["neighbors", "query"]] * 2
+    assert values[0]["query"]["key"] == "p01"
+    assert values[1]["query"]["text"] == "Picture 2"
+    near = values[0]["neighbors"][0]
+    assert {"row", "key", "cosine", "captions", "langs"} <= set(near)
+    assert isinstance(near["cosine"], float)
+
+
+def test_a_rejected_image_cannot_be_asked_for_and_says_why(planted: Path) -> None:
+    with pytest.raises(RowUnavailableError, match=r"was rejected by first: not an image"):
+        look(planted, Ask("key", "damaged"))
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (Ask("key", "p0"), r"has the key 'p0'; did you mean 'p00', 'p01', 'p02'\?"),
+        (Ask("key", "nothing"), r"no sample of .* has the key 'nothing'$"),
+        (Ask("text", "  "), "a text to look for is empty"),
+        (Ask("image", "/no/such.png"), r"picture /no/such\.png: no such file"),
+    ],
+)
+def test_what_is_not_there_is_named(planted: Path, ask: Ask, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        look(planted, ask)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"among": "videos"}, "--among must be images or texts, got 'videos'"),
+        ({"k": 0}, "-k must be at least 1, got 0"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"sample": 0}, "--sample must be at least 1, got 0"),
+        ({"view": 2}, r"--view 2 is not in .* views 0\.\.1"),
+        ({"teacher": "third"}, "no teacher 'third'"),
+        ({"teacher": None}, "several teachers, name one: first, second"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(
+    planted: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        look(planted, Ask("key", "p01"), **settings)
+
+
+def test_a_file_of_queries_is_read_line_by_line(tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("a cat\n\n  two dogs \n")
+    assert read_asks(tmp_path / "q.txt") == [Ask("text", "a cat"), Ask("text", "two dogs")]
+    (tmp_path / "q.jsonl").write_text(
+        '{"key": "a/b"}\n{"row": 7}\n{"text": "a cat"}\n{"image": "x/y.jpg"}\n'
+    )
+    assert read_asks(tmp_path / "q.jsonl") == [
+        Ask("key", "a/b"),
+        Ask("row", 7),
+        Ask("text", "a cat"),
+        Ask("image", str(tmp_path / "x/y.jpg")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"key": "a", "row": 1}', r"q\.jsonl line 2 is no query"),
+        ('{"row": "7"}', r"line 2 is no query"),
+        ('{"row": true}', r"line 2 is no query"),
+        ('{"text": " "}', r"line 2 is no query"),
+        ("[1]", r"line 2 is no query"),
+        ("a cat", r"line 2 is no query: 'a cat'"),
+    ],
+)
+def test_a_line_that_is_no_query_is_named(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "q.jsonl").write_text('{"row": 1}\n' + line + "\n")
+    with pytest.raises(SettingError, match=message):
+        read_asks(tmp_path / "q.jsonl")
+
+
+def test_a_file_of_no_queries_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("\n \n")
+    with pytest.raises(SettingError, match="holds none"):
+        read_asks(tmp_path / "q.txt")
+    with pytest.raises(SettingError, match=r"gone\.txt cannot be read: No such file"):
+        read_asks(tmp_path / "gone.txt")

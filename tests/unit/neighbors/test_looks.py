@@ -1,0 +1,156 @@
+"""Mismatched captions, outliers, and two teachers against each other."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from siglip2_cache import open_cache
+from siglip2_cache.errors import SettingError
+from siglip2_cache.neighbors import mismatched, outliers
+from siglip2_cache.neighbors.against import AgainstConfig, compare_teachers
+from siglip2_cache.neighbors.as_json import report_values
+from siglip2_cache.neighbors.mismatched import MismatchedConfig, find_mismatched
+from siglip2_cache.neighbors.outliers import OutliersConfig, find_outliers
+from siglip2_cache.store.search import exact_neighbors
+
+
+def matrix(cache: Path, teacher: str, view: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Rows with a target, and the cosines between them."""
+    targets = open_cache(cache).image_targets(teacher)
+    rows = targets.available_rows()
+    values = targets.read(rows, view).astype(np.float64)
+    dots = values @ values.T  # exact, so that equal pictures are equally near
+    return rows, dots / np.sqrt(np.outer(np.diag(dots), np.diag(dots)))
+
+
+@pytest.mark.parametrize("at_once", [3, 1000])
+def test_the_pairs_of_lowest_cosine_come_first_with_their_probability(
+    planted: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(mismatched, "_PAIRS_AT_ONCE", at_once)
+    cache = open_cache(planted)
+    found = find_mismatched(MismatchedConfig(cache=planted, teacher="first", limit=4))
+    pairs = cache.captions().collect().select("row", "text_row").rows()
+    images, texts = cache.image_targets("first"), cache.text_targets("first")
+    by_hand = sorted(
+        (
+            float(images.read([row])[0].astype(float) @ texts.read([text])[0].astype(float)),
+            row,
+            text,
+        )
+        for row, text in pairs
+        if images.available([row])[0]
+    )
+    assert [s.query.row for s in found.strips if s.query] == [row for _, row, _ in by_hand[:4]]
+    for strip, (cosine, _, text_row) in zip(found.strips, by_hand, strict=False):
+        own, best = strip.items
+        assert (own.row, own.remarks[0]) == (text_row, "own caption")
+        assert own.cosine == pytest.approx(cosine, abs=1e-3)
+        assert own.cosine is not None
+        p = 1 / (1 + math.exp(-(math.exp(4.75) * own.cosine - 16.8)))
+        assert own.values["probability"] == pytest.approx(p)
+        assert best.remarks[0] == "nearest text"
+        assert best.cosine is not None
+        assert best.cosine > own.cosine
+    values = report_values(found)
+    assert (values["pairs"], values["left_out"]) == (len(by_hand), len(pairs) - len(by_hand))
+    assert "1 without an embedding left out" in found.summary[0]
+
+
+def test_a_pair_that_is_told_twice_is_shown_once(planted: Path) -> None:
+    found = find_mismatched(MismatchedConfig(cache=planted, teacher="first", limit=1000))
+    shown = [(s.query.row, s.items[0].row) for s in found.strips if s.query]
+    assert len(shown) == len(set(shown))
+
+
+def test_outliers_are_farthest_from_their_nearest(planted: Path) -> None:
+    rows, cosine = matrix(planted, "first")
+    np.fill_diagonal(cosine, -np.inf)
+    means = np.sort(cosine, axis=1)[:, -3:].mean(axis=1)
+    order = np.argsort(means)
+    found = find_outliers(OutliersConfig(cache=planted, teacher="first", k=3, limit=4))
+    assert [s.query.row for s in found.strips if s.query] == rows[order[:4]].tolist()
+    shown = [strip.values["mean_cosine"] for strip in found.strips]
+    np.testing.assert_allclose(shown, means[order[:4]], atol=1e-5)
+    nearest = found.strips[0].items[0]
+    assert nearest.row == rows[cosine[order[0]].argmax()]
+
+
+def test_outliers_of_many_rows_are_measured_by_a_seeded_reference(
+    planted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outliers, "REFERENCE_ROWS", 6)
+    rows, cosine = matrix(planted, "first")
+    found = find_outliers(OutliersConfig(cache=planted, teacher="first", k=2, limit=50, seed=5))
+    chosen = np.sort(np.random.default_rng(5).choice(rows, 6, replace=False))
+    among = np.searchsorted(rows, chosen)
+    np.fill_diagonal(cosine, -np.inf)
+    means = np.sort(cosine[:, among], axis=1)[:, -2:].mean(axis=1)
+    shown = {s.query.row: s.values["mean_cosine"] for s in found.strips if s.query}
+    np.testing.assert_allclose([shown[row] for row in rows.tolist()], means, atol=1e-5)
+    assert "a reference of 6, seed 5" in found.summary[0]
+
+
+@pytest.mark.parametrize("sample", [6, 1000])
+def test_overlap_is_the_share_of_neighbours_that_two_teachers_have_in_common(
+    planted: Path, sample: int
+) -> None:
+    tops: list[list[set[int]]] = []
+    for teacher in ("first", "second"):
+        rows, cosine = matrix(planted, teacher)
+        np.fill_diagonal(cosine, -np.inf)
+        tops.append([set(rows[np.lexsort((rows, -each))[:4]].tolist()) for each in cosine])
+    shared = np.array([len(one & other) for one, other in zip(*tops, strict=True)])
+    found = compare_teachers(
+        AgainstConfig(cache=planted, teacher="first", against="second", k=4, sample=sample, limit=3)
+    )
+    chosen = np.random.default_rng(0).choice(rows, min(sample, len(rows)), replace=False)
+    shared_of = dict(zip(rows.tolist(), shared.tolist(), strict=True))
+    values = report_values(found)
+    assert values["overlap"] == pytest.approx(np.mean([shared_of[r] for r in chosen.tolist()]) / 4)
+    assert values["overlap_by_chance"] == pytest.approx(4 / 14)
+    worst = sorted(chosen.tolist(), key=lambda row: (shared_of[row], row))[:3]
+    assert [s.query.row for s in found.strips if s.query] == [
+        r for row in worst for r in (row, row)
+    ]
+    one, other = found.strips[:2]
+    assert (one.values["teacher"], other.values["teacher"]) == ("first", "second")
+    marked = {item.row for item in one.items if "shared" in item.remarks}
+    assert len(marked) == shared_of[worst[0]]
+
+
+def test_teachers_are_compared_by_the_texts_they_find_near_images(planted: Path) -> None:
+    found = compare_teachers(
+        AgainstConfig(cache=planted, teacher="first", against="second", among="texts", k=2)
+    )
+    assert {item.kind for strip in found.strips for item in strip.items} == {"text"}
+    assert report_values(found)["texts_searched"] == open_cache(planted).num_texts
+
+
+def test_a_teacher_is_not_compared_with_itself(planted: Path) -> None:
+    with pytest.raises(SettingError, match=r"--against 'first' is the teacher itself"):
+        compare_teachers(AgainstConfig(cache=planted, teacher="first", against="first"))
+
+
+@pytest.mark.parametrize("config", [MismatchedConfig, OutliersConfig])
+def test_a_limit_of_nothing_is_refused(planted: Path, config: Any) -> None:
+    with pytest.raises(SettingError, match="--limit must be at least 1, got 0"):
+        config(cache=planted, limit=0)
+
+
+def test_the_view_of_images_does_not_matter_to_texts(planted: Path) -> None:
+    cache = open_cache(planted)
+    found = compare_teachers(
+        AgainstConfig(cache=planted, teacher="first", against="second", among="texts", view=1, k=1)
+    )
+    row = found.strips[0].query
+    assert row is not None
+    image = cache.image_targets("first").read([row.row], 1)
+    nearest = exact_neighbors(cache.text_targets("first"), image, 1)
+    assert found.strips[0].items[0].row == nearest.rows_QK[0, 0]
+    far = find_outliers(OutliersConfig(cache=planted, teacher="first", among="texts", view=1))
+    assert far.strips[0].items[0].kind == "text"
