@@ -97,17 +97,28 @@ def export(
     ] = None,
     teacher: _Teacher = None,
     view: _View = 0,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="With atlas: small pictures in the table.")
+    ] = False,
+    corpus_root: Annotated[
+        list[str] | None,
+        typer.Option(help="OLD=NEW: the corpus has moved from OLD to NEW. Repeatable."),
+    ] = None,
     as_json: _AsJson = False,
 ) -> None:
     """Write embeddings, keys and captions as files that other tools read."""
+    from .cli import parse_roots
     from .neighbors.export import ExportConfig, export_cache
     from .neighbors.tasks import make_progress
     from .store.cache import open_cache
 
-    config = ExportConfig(out=out, format=format, among=among, teacher=teacher, view=view)
+    config = ExportConfig(
+        out=out, format=format, among=among, teacher=teacher, view=view, thumbnails=thumbnails
+    )
+    opened = open_cache(cache, corpus_roots=parse_roots(corpus_root))
     progress = make_progress()
     try:
-        exported = export_cache(open_cache(cache), config, progress=progress)
+        exported = export_cache(opened, config, progress=progress)
     finally:
         progress.stop()
     _print(exported.found, exported.lines, as_json)
