@@ -75,11 +75,11 @@ def verdict(result: Result) -> str:
         said = "the distilled student is worse than the contrastive one"
     else:
         said = "the distilled student does not beat the contrastive one by more than chance"
-    fell = " and below the start" if ours < recalls[START] else ""
+    fell = ", below where it started" if ours < recalls[START] else ""
     return (
-        f"{said}: R@1 is {ours:.3f} against {theirs:.3f}, the start's {recalls[START]:.3f} and the "
-        f"teacher's {recalls[TEACHER]:.3f}{fell} (mean of both ways, "
-        f"{counted(result.num_images, 'scene')}; chance makes differences up to {chance:.3f})"
+        f"{said}: R@1 is {ours:.3f} against {theirs:.3f}{fell}; the start's is {recalls[START]:.3f}, the "
+        f"teacher's {recalls[TEACHER]:.3f} (mean of both ways, {counted(result.num_images, 'scene')}; "
+        f"chance makes differences up to {chance:.3f})"
     )
 
 

@@ -51,7 +51,7 @@ def test_a_distilled_student_that_finds_more_is_said_to_beat_the_other() -> None
     assert said.startswith(
         "the distilled student beats the contrastive one: R@1 is 0.410 against 0.140"
     )
-    assert "the start's 0.100 and the teacher's 0.800 (mean of both ways, 1,000 scenes;" in said
+    assert "the start's is 0.100, the teacher's 0.800 (mean of both ways, 1,000 scenes;" in said
 
 
 def test_a_distilled_student_that_finds_less_is_said_to_be_worse() -> None:
@@ -82,7 +82,7 @@ def test_fewer_images_leave_more_to_chance() -> None:
 
 
 def test_a_student_that_fell_below_its_start_is_named_so() -> None:
-    assert "and below the start" in verdict(result(0.1, 0.2, start=0.3))
+    assert "0.200 against 0.350, below where it started;" in verdict(result(0.35, 0.2, start=0.3))
     assert "below" not in verdict(result(0.1, 0.2, start=0.15))
 
 
