@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from .cli_demo import demo
 from .cli_index import export, index
 from .cli_neighbors import neighbors
 from .cli_options import AsJson, CacheArgument, CorpusRoot, Device, parse_roots, print_found
@@ -181,6 +182,7 @@ app.command()(train)
 app.command()(neighbors)
 app.command()(index)
 app.command()(export)
+app.command()(demo)
 
 
 @app.command()

@@ -21,6 +21,9 @@ from .scenes import RELATIONS, THINGS, Scene
 
 Size = Literal["teacher", "student"]
 
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+"""The shipped models: teacher/ and student/."""
+
 MAX_TEXT_TOKENS = 16
 """The longest captions have 15 words, and eos. Of SigLIP's 64 the rest would be padding."""
 

@@ -16,7 +16,7 @@ A label is colour and shape of the *large* object. Equal settings give equal byt
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -200,8 +200,8 @@ def _write(path: Path, text: str) -> None:
     path.write_bytes(text.encode())  # not write_text, which ends lines as the machine does
 
 
-def main() -> int:
-    """Run the command line; return the exit status."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, of this process or as given; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m siglip2_cache.demo.corpus",
         description="Write a generated corpus of 32 px scenes with captions in five languages.",
@@ -216,7 +216,7 @@ def main() -> int:
     parser.add_argument("--vague", type=float, default=0.4, help="rate of captions that say less")
     parser.add_argument("--captions", type=int, default=5, help="captions an image")
     parser.add_argument("--held-out", action="store_true", help="layouts that training never shows")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
         config = CorpusConfig(
             num_images=given.images,

@@ -18,11 +18,8 @@ from ..precompute.build import BuildConfig, build
 from ..precompute.plan import PlanConfig
 from ..student.config import TrainConfig
 from ..student.train import train
-from .architecture import Size, write_architecture
+from .architecture import CHECKPOINTS, Size, write_architecture
 from .corpus import CorpusConfig, write_corpus
-
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
-"""The shipped models: teacher/ and student/."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

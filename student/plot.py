@@ -28,10 +28,10 @@ def loss_plot(metrics: Sequence[dict[str, Any]], *, title: str) -> bytes:
         values = np.array([line[term] for line in metrics], float)
         axes.plot(steps, values, color="#9bbbd8", linewidth=0.8, label="each step")
         width = max(1, len(steps) // _SMOOTHED)
-        axes.plot(*_smoothed(steps, values, width), color="#1f5a91", linewidth=1.8, label="mean")
+        axes.plot(*smoothed(steps, values, width), color="#1f5a91", linewidth=1.8, label="mean")
         floors = np.array([line.get(f"{term}_floor", np.nan) for line in metrics], float)
         if np.isfinite(floors).any():
-            floor = _smoothed(steps, floors, width)
+            floor = smoothed(steps, floors, width)
             axes.plot(*floor, color="#c4622d", linewidth=1.2, label="teacher's entropy")
         axes.set_title(term, fontsize=10)
         axes.set_xlabel("step", fontsize=9)
@@ -43,7 +43,7 @@ def loss_plot(metrics: Sequence[dict[str, Any]], *, title: str) -> bytes:
     return data.getvalue()
 
 
-def _smoothed(steps: Any, values: Any, width: int) -> tuple[Any, Any]:
+def smoothed(steps: Any, values: Any, width: int) -> tuple[Any, Any]:
     """Return means over consecutive steps, each at the middle of its steps."""
     count = len(values) // width * width
     return (

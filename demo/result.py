@@ -1,0 +1,103 @@
+"""What came of a tour: the numbers of four models side by side, and what they say."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..words import counted
+
+TEACHER, START, CONTRASTIVE, DISTILLED = "teacher", "start", "contrastive only", "distilled"
+"""The columns, in order."""
+
+_WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The numbers of one tour."""
+
+    columns: Mapping[str, Mapping[str, Any]]
+    """Each model's evaluation, as ``siglip2-cache eval --json`` has it."""
+
+    num_parameters: Mapping[str, int]
+    """By column."""
+
+    num_images: int
+    """Held-out scenes, each with captions of its own."""
+
+
+def read_result(evaluations: Mapping[str, Path], models: Mapping[str, Path]) -> Result:
+    """Return what evaluations found, by column; the teacher's column stands in each of them.
+
+    Args:
+        evaluations: outputs of ``siglip2-cache eval --json`` over one cache, by column.
+        models: folders of all models, by column.
+    """
+    found = {name: json.loads(path.read_text("utf-8")) for name, path in evaluations.items()}
+    columns = {name: each["columns"]["model"] for name, each in found.items()}
+    any_one = next(iter(found.values()))
+    return Result(
+        columns={TEACHER: any_one["columns"]["teacher"], **columns},
+        num_parameters={name: _count_parameters(folder) for name, folder in models.items()},
+        num_images=any_one["gallery"]["captioned_images"],
+    )
+
+
+def table_lines(result: Result) -> list[str]:
+    """Return a table: a row a number, a column a model, plain text, aligned."""
+    names = list(result.columns)
+    rows = [("", names)]
+    for way, words in _WAYS.items():
+        for k in ("1", "5"):
+            values = [column["retrieval"]["all"][way][k] for column in result.columns.values()]
+            rows.append((f"{words}, R@{k}", [f"{value:.3f}" for value in values]))
+    overlaps = [column["neighbour_overlap"] for column in result.columns.values()]
+    rows.append(("10 nearest images as the teacher's", [f"{value:.3f}" for value in overlaps]))
+    rows.append(("parameters", [f"{result.num_parameters[name]:,}" for name in names]))
+    width = max(len(label) for label, _ in rows)
+    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(names))]
+    return [
+        "  ".join([label.ljust(width), *map(str.rjust, cells, widths)]) for label, cells in rows
+    ]
+
+
+def verdict(result: Result) -> str:
+    """Return in one sentence which student finds more, and whether chance could have done it."""
+    recalls = {name: mean_recall(column) for name, column in result.columns.items()}
+    ours, theirs = recalls[DISTILLED], recalls[CONTRASTIVE]
+    chance = 2 * _standard_error(ours, theirs, result.num_images)
+    if ours - theirs > chance:
+        said = "the distilled student beats the contrastive one"
+    elif theirs - ours > chance:
+        said = "the distilled student is worse than the contrastive one"
+    else:
+        said = "the distilled student does not beat the contrastive one by more than chance"
+    fell = ", below where it started" if ours < recalls[START] else ""
+    return (
+        f"{said}: R@1 is {ours:.3f} against {theirs:.3f}{fell}; the start's is {recalls[START]:.3f}, the "
+        f"teacher's {recalls[TEACHER]:.3f} (mean of both ways, {counted(result.num_images, 'scene')}; "
+        f"chance makes differences up to {chance:.3f})"
+    )
+
+
+def mean_recall(column: Mapping[str, Any]) -> float:
+    """Return R@1, the mean of image to text and text to image."""
+    ways = column["retrieval"]["all"]
+    return sum(ways[way]["1"] for way in _WAYS) / len(_WAYS)
+
+
+def _standard_error(ours: float, theirs: float, num_images: int) -> float:
+    """Return that of the difference of two recalls, taken as independent, which makes it large.
+
+    The captions of one scene count once: they are right or wrong together more often than not.
+    """
+    return math.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / num_images)
+
+
+def _count_parameters(folder: Path) -> int:
+    from safetensors.numpy import load_file
+
+    return sum(tensor.size for tensor in load_file(folder / "model.safetensors").values())

@@ -1,0 +1,196 @@
+"""The guided tour: the commands that matter, one after the other, on data that is made for it.
+
+Each is printed as a user would type it and then run by the code that runs it for a user.
+"""
+
+import contextlib
+import io
+import json
+import shlex
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..errors import SettingError, first_line, one_line
+from ..store.files import LocalFiles
+from ..words import format_bytes, format_seconds
+from . import corpus
+from .picture import draw_picture
+from .result import (
+    CONTRASTIVE,
+    DISTILLED,
+    START,
+    TEACHER,
+    Result,
+    read_result,
+    table_lines,
+    verdict,
+)
+from .steps import CORPUS, Places, Step, TourConfig, checkpoint, tour_steps
+
+_SETTINGS = "demo.json"
+"""In the tour's folder: its settings, so that a second tour goes on and another's folder is refused."""
+
+Run = Callable[[Sequence[str]], int]
+"""Runs siglip2-cache with arguments in this process; returns the exit status."""
+
+
+def give_tour(config: TourConfig, run: Run) -> int:
+    """Run every command of the tour and show what came of it; return the exit status.
+
+    A tour that was stopped goes on where it was, a finished one shows its result again.
+
+    Raises:
+        SettingError: the folder holds something else, or a tour with other settings.
+    """
+    started = time.monotonic()
+    _take(config)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    for line in _opening_lines(config):
+        console.print(line)
+    steps = tour_steps(config)
+    for number, step in enumerate(steps, 1):
+        console.print(f"\n{number}/{len(steps)}  {step.purpose}", style="bold")
+        console.print(f"$ {step.as_typed()}", style="cyan")
+        status = _do(step, run, console)
+        if status:
+            return status
+    result = _read(config)
+    _draw(config, result)
+    console.print("\nResult", style="bold")
+    for line in _closing_lines(config, result, time.monotonic() - started):
+        console.print(line)
+    return 0
+
+
+def _take(config: TourConfig) -> None:
+    """Make the folder a tour's, or see that it is this one's."""
+    out, wanted = config.out, _settings(config)
+    if out.exists() and not out.is_dir():
+        raise SettingError(f"{out} is a file; name a folder by --out")
+    path = out / _SETTINGS
+    if not path.exists():
+        others = sorted(p.name for p in out.iterdir()) if out.exists() else []
+        others = [name for name in others if name != f"{_SETTINGS}.partial"]
+        if others:
+            raise SettingError(
+                f"{out} holds {others[0]} and no {_SETTINGS}, so it is not of a demo; name a new "
+                "folder by --out"
+            )
+        _write(path, json.dumps(wanted, indent=1) + "\n")
+    try:
+        found: Any = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise SettingError(
+            f"{path} cannot be read ({first_line(error)}); remove {out}, or name another folder by --out"
+        ) from None
+    if found != wanted:
+        raise SettingError(
+            f"{out} is of a demo with {_words(found)}, now it is {_words(wanted)}; remove it, or name "
+            "another folder by --out"
+        )
+
+
+def _settings(config: TourConfig) -> dict[str, int]:
+    return {"seed": config.seed, "images": config.num_images, "steps": config.num_steps}
+
+
+def _words(settings: Any) -> str:
+    return json.dumps(settings).replace('"', "").strip("{}")
+
+
+def _opening_lines(config: TourConfig) -> Iterator[str]:
+    yield (
+        "A tour of siglip2-cache: pictures of two drawn things, a small teacher that knows them, and a "
+        "student a fifth its size."
+    )
+    yield (
+        f"No network, no GPU; everything goes into {config.out}. Run it again to go on after Ctrl-C."
+    )
+    if config.is_quick:
+        yield "--quick: a tenth of the images and steps; it shows that all runs, and its numbers mean little."
+    programs = Path(sys.executable).parent
+    found = [shutil.which(name) for name in ("siglip2-cache", "python")]
+    if any(name is None or Path(name).parent != programs for name in found):
+        yield "To type the commands yourself, let the shell find them first:"
+        yield f'$ export PATH={shlex.quote(str(programs))}:"$PATH"'
+
+
+def _do(step: Step, run: Run, console: Console) -> int:
+    if step.made is not None and step.made.exists():
+        console.print(f"done before: {step.made} is there")
+        return 0
+    if step.into is not None:
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            status = run(step.arguments)
+        if not status:
+            _write(step.into, output.getvalue())
+        return status
+    if step.program == CORPUS:
+        assert step.made is not None
+        if step.made.parent.exists():  # its last file is missing
+            console.print(f"not finished before, made anew: {step.made.parent}")
+            shutil.rmtree(step.made.parent)
+        status = corpus.main(step.arguments)
+    else:
+        status = run(step.arguments)
+    sys.stdout.flush()  # in a pipe, progress on stderr would come before it
+    return status
+
+
+def _write(path: Path, text: str) -> None:
+    files, partial = LocalFiles(path.parent), f"{path.name}.partial"
+    files.write(partial, text.encode())
+    files.rename(partial, path.name)
+
+
+def _read(config: TourConfig) -> Result:
+    at = Places(config.out)
+    return read_result(
+        {
+            START: at.evaluation("start"),
+            CONTRASTIVE: at.evaluation("contrastive"),
+            DISTILLED: at.evaluation("distilled"),
+        },
+        {
+            TEACHER: checkpoint("teacher"),
+            START: at.start,
+            CONTRASTIVE: at.contrastive / "model",
+            DISTILLED: at.distilled / "model",
+        },
+    )
+
+
+def _draw(config: TourConfig, result: Result) -> None:
+    at = Places(config.out)
+    runs = {CONTRASTIVE: at.contrastive, DISTILLED: at.distilled}
+    metrics = {
+        name: [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+        for name, run in runs.items()
+    }
+    at.picture.write_bytes(draw_picture(metrics, result))
+
+
+def _closing_lines(config: TourConfig, result: Result, seconds: float) -> Iterator[str]:
+    at = Places(config.out)
+    yield from table_lines(result)
+    yield ""
+    said = verdict(result)
+    yield from textwrap.wrap(f"{said[0].upper()}{said[1:]}.", 100)
+    if config.is_quick:
+        yield "With --quick this means little: both students have hardly begun. Leave it out."
+    yield ""
+    yield f"page       {at.page}"
+    yield f"picture    {at.picture} (both trainings: {at.contrastive}/loss.png, {at.distilled}/loss.png)"
+    yield f"student    {at.distilled / 'model'}, for plain transformers"
+    yield f"caches     {at.scenes_cache}, {at.held_out_cache}"
+    size = sum(path.stat().st_size for path in at.out.rglob("*") if path.is_file())
+    yield f"all of it  {at.out}, {format_bytes(size)}; to remove it: rm -r {shlex.quote(str(at.out))}"
+    yield f"took       {one_line(format_seconds(seconds))}"
