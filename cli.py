@@ -1,6 +1,5 @@
 """The ``siglip2-cache`` command. Parses, calls one library function, prints; nothing else."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -10,8 +9,9 @@ import typer
 
 from .cli_index import export, index
 from .cli_neighbors import neighbors
+from .cli_options import AsJson, CacheArgument, CorpusRoot, Device, parse_roots, print_found
 from .cli_train import train
-from .errors import CacheError, SettingError, first_line, one_line, plain_json
+from .errors import CacheError, SettingError, first_line, one_line
 
 if TYPE_CHECKING:
     from .precompute.build import BuildConfig, BuildSummary
@@ -20,16 +20,6 @@ if TYPE_CHECKING:
     from .student.gallery import Split
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-
-CacheArgument = Annotated[
-    Path, typer.Argument(metavar="CACHE", help="Cache folder, the one that holds cache.json.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-CorpusRoot = Annotated[
-    list[str] | None,
-    typer.Option(help="OLD=NEW: the corpus has moved from OLD to NEW. Repeatable."),
-]
-Device = Annotated[str, typer.Option(help="auto (cuda, mps, cpu), or a device such as cuda:1.")]
 
 
 @app.callback()
@@ -215,7 +205,7 @@ def info(
         listed = list_rejected(opened)
         found |= listed
         lines += rejected_lines(listed)
-    _print(found, lines, as_json)
+    print_found(found, lines, as_json)
 
 
 @app.command()
@@ -279,7 +269,7 @@ def verify(
     lines += [f"note       {note}" for note in found["notes"]]
     lines += [f"FAULT      {fault}" for fault in found["faults"]]
     lines.append("verified: no fault" if found["ok"] else f"{len(found['faults'])} faults")
-    _print(found, lines, as_json)
+    print_found(found, lines, as_json)
     if not found["ok"]:
         raise typer.Exit(1)
 
@@ -351,7 +341,7 @@ def eval_(
         allow_partial=allow_partial,
     )
     comparison = compare(config)
-    _print(comparison.found, comparison.lines, as_json)
+    print_found(comparison.found, comparison.lines, as_json)
 
 
 def _recheck(
@@ -391,25 +381,6 @@ def _print_summary(config: "BuildConfig", summary: "BuildSummary") -> None:
 
     for line in summary_lines(config, summary):
         typer.echo(one_line(line))
-
-
-def _print(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
-    if as_json:
-        typer.echo(plain_json(json.dumps(found, indent=1, ensure_ascii=False)))
-    else:
-        for line in lines:
-            typer.echo(one_line(line))
-
-
-def parse_roots(arguments: list[str] | None) -> dict[str, str]:
-    """Return the OLD=NEW arguments of --corpus-root."""
-    roots: dict[str, str] = {}
-    for argument in arguments or ():
-        old, separator, new = argument.partition("=")
-        if not separator or not old or not new or "\0" in argument:
-            raise SettingError(f"corpus root {argument!r} is not OLD=NEW")
-        roots[str(Path(old).absolute())] = str(Path(new).absolute())
-    return roots
 
 
 def _parse_batch_size(text: str) -> int | None:

@@ -1,26 +1,27 @@
 """The commands ``index`` and ``export``: what is derived from a cache, for quicker looks and other tools."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import SettingError, one_line, plain_json
+from .cli_options import (
+    AsJson,
+    CacheArgument,
+    CorpusRoot,
+    TeacherName,
+    View,
+    parse_roots,
+    print_found,
+)
+from .errors import SettingError, one_line
 
 if TYPE_CHECKING:
     from .store.layout import Modality
 
-_Cache = Annotated[
-    Path, typer.Argument(metavar="CACHE", help="Cache folder, the one that holds cache.json.")
-]
-_Teacher = Annotated[str | None, typer.Option(help="Teacher, where the cache has several.")]
-_View = Annotated[int, typer.Option(help="View of the images. 0: the whole image.")]
-_AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-
 
 def index(
-    cache: _Cache,
+    cache: CacheArgument,
     kind: Annotated[
         str,
         typer.Option(
@@ -29,9 +30,9 @@ def index(
         ),
     ] = "auto",
     among: Annotated[str, typer.Option(help="images or texts.")] = "images",
-    teacher: _Teacher = None,
-    view: _View = 0,
-    as_json: _AsJson = False,
+    teacher: TeacherName = None,
+    view: View = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Make an approximate index over the targets of a large cache, and measure what it finds.
 
@@ -78,11 +79,11 @@ def index(
         f"measured   on {recall.num_queries:,} of its rows, against exact search",
         f"made       {done}",
     ]
-    _print(found, lines, as_json)
+    print_found(found, lines, as_json)
 
 
 def export(
-    cache: _Cache,
+    cache: CacheArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to be made.")],
     format: Annotated[
         str,
@@ -95,22 +96,29 @@ def export(
         str | None,
         typer.Option(help="images, texts or both. Default: both; of atlas, images."),
     ] = None,
-    teacher: _Teacher = None,
-    view: _View = 0,
-    as_json: _AsJson = False,
+    teacher: TeacherName = None,
+    view: View = 0,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="With atlas: small pictures in the table.")
+    ] = False,
+    corpus_root: CorpusRoot = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write embeddings, keys and captions as files that other tools read."""
     from .neighbors.export import ExportConfig, export_cache
     from .neighbors.tasks import make_progress
     from .store.cache import open_cache
 
-    config = ExportConfig(out=out, format=format, among=among, teacher=teacher, view=view)
+    config = ExportConfig(
+        out=out, format=format, among=among, teacher=teacher, view=view, thumbnails=thumbnails
+    )
+    opened = open_cache(cache, corpus_roots=parse_roots(corpus_root))
     progress = make_progress()
     try:
-        exported = export_cache(open_cache(cache), config, progress=progress)
+        exported = export_cache(opened, config, progress=progress)
     finally:
         progress.stop()
-    _print(exported.found, exported.lines, as_json)
+    print_found(exported.found, exported.lines, as_json)
 
 
 def parse_among(among: str) -> "Modality":
@@ -118,11 +126,3 @@ def parse_among(among: str) -> "Modality":
     if among not in ("images", "texts"):
         raise SettingError(f"--among must be images or texts, got {among!r}")
     return "image" if among == "images" else "text"
-
-
-def _print(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
-    if as_json:
-        typer.echo(plain_json(json.dumps(found, indent=1, ensure_ascii=False)))
-    else:
-        for line in lines:
-            typer.echo(one_line(line))

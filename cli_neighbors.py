@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_options import CacheArgument, CorpusRoot, Device, TeacherName, View, parse_roots
 from .errors import SettingError, one_line, plain_json
 
 if TYPE_CHECKING:
@@ -17,9 +18,7 @@ _MODES = ("duplicates", "mismatched", "outliers", "against")
 
 
 def neighbors(
-    cache: Annotated[
-        Path, typer.Argument(metavar="CACHE", help="Cache folder, the one that holds cache.json.")
-    ],
+    cache: CacheArgument,
     key: Annotated[list[str] | None, typer.Option(help="Image of this key. Repeatable.")] = None,
     row: Annotated[list[int] | None, typer.Option(help="Image of this row. Repeatable.")] = None,
     text: Annotated[
@@ -40,10 +39,8 @@ def neighbors(
     ] = None,
     among: Annotated[str, typer.Option(help="images or texts: what is looked through.")] = "images",
     k: Annotated[int, typer.Option("-k", help="Neighbours of each.")] = 10,
-    teacher: Annotated[
-        str | None, typer.Option(help="Teacher in the cache, where there are several.")
-    ] = None,
-    view: Annotated[int, typer.Option(help="View of the images.")] = 0,
+    teacher: TeacherName = None,
+    view: View = 0,
     include_self: Annotated[
         bool, typer.Option("--include-self", help="An image may be its own neighbour.")
     ] = False,
@@ -74,13 +71,8 @@ def neighbors(
     checkpoint: Annotated[
         str | None, typer.Option(help="Where the teacher's checkpoint is now, if it has moved.")
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto (cuda, mps, cpu), or a device such as cuda:1.")
-    ] = "auto",
-    corpus_root: Annotated[
-        list[str] | None,
-        typer.Option(help="OLD=NEW: the corpus has moved from OLD to NEW. Repeatable."),
-    ] = None,
+    device: Device = "auto",
+    corpus_root: CorpusRoot = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write one page of pictures, too.")
     ] = None,
@@ -93,8 +85,6 @@ def neighbors(
 
     Or find what is doubled, mismatched or far from everything, or where two teachers disagree.
     """
-    from .cli import parse_roots
-
     if is_opened and html is None:
         raise SettingError("--open goes with --html FILE: it shows that page")
     asks = _asks(key, row, text, image, queries)

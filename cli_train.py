@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .cli_options import parse_roots
 from .errors import SettingError, one_line
 
 
@@ -153,7 +154,6 @@ def train(
     It ends with RUN/model, a folder for plain transformers, and a table of what was gained. Run it again
     to go on after a crash. Several GPUs: torchrun --nproc-per-node N -m siglip2_cache train ...
     """
-    from .cli import parse_roots
     from .student.config import make_config
     from .student.progress import make_progress
     from .student.summary import summary_lines

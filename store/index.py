@@ -87,7 +87,8 @@ def build_index(
 ) -> BuiltIndex:
     """Make an index over the targets that are committed, or go on with one.
 
-    Memory: the index, some 200 MB for blocks, and 512 MB or 64 rows a list while it is trained.
+    Memory: up to twice the index, whose lists grow by doubling, and some 500 MB; while it is trained,
+    64 rows a list in float32.
 
     Args:
         cache: as it was opened; an index of an unfinished build is stale once the build goes on.

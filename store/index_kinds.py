@@ -32,9 +32,13 @@ IVF_BYTES = 1 << 34
 _MIN_TRAIN_ROWS = 39
 """Rows a centroid below which faiss warns that they are too few."""
 
-_WANTED_TRAIN_ROWS = (64, 256)
-_TRAIN_BYTES = 1 << 29
-"""Rows to train on take as many of those a centroid as this much memory, 512 MiB, has room for."""
+_TRAIN_ROWS = 64
+"""Rows a list to train on, of the 39 to 256 that faiss takes; the time to train is in proportion."""
+
+_LISTS_A_ROOT = 2
+"""Lists, as a multiple of the square root of the rows. A query is compared with all centroids and with the
+rows of nprobe lists: least work with as many lists as the root of rows times nprobe, here for nprobe 4.
+Adding takes time in proportion to the lists, training to their square."""
 
 _CODE_DIMENSIONS = 8
 """Dimensions that one byte of a product quantizer stands for: 144 bytes for 1152 x float16, 2,304. What
@@ -67,10 +71,10 @@ def plan_index(kind: str, num_rows: int, embed_dim: int) -> IndexPlan:
     """
     if kind not in KINDS:
         raise SettingError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    chosen, reason = (
-        _choose(num_rows, embed_dim) if kind == "auto" else (_as_kind(kind), "as asked")
-    )
-    num_lists = max(1, min(round(4 * math.sqrt(num_rows)), num_rows // _MIN_TRAIN_ROWS, 65_536))
+    is_auto = kind == "auto"
+    chosen, reason = _choose(num_rows, embed_dim) if is_auto else (_as_kind(kind), "as asked")
+    wanted_lists = round(_LISTS_A_ROOT * math.sqrt(num_rows))
+    num_lists = max(1, min(wanted_lists, num_rows // _MIN_TRAIN_ROWS))
     match chosen:
         case "flat":
             return IndexPlan(kind=chosen, reason=reason, factory="IDMap,SQfp16", parameters={})
@@ -87,7 +91,8 @@ def plan_index(kind: str, num_rows: int, embed_dim: int) -> IndexPlan:
                     f"there are {num_rows:,}; use flat or ivf"
                 )
             factory = f"IVF{num_lists},PQ{_num_codes(embed_dim)}"
-    num_train = _num_train_rows(num_rows, num_lists, embed_dim)
+    # The codes of a product quantizer want some of their own, however few lists there are.
+    num_train = min(num_rows, max(_TRAIN_ROWS * num_lists, 256 * _MIN_TRAIN_ROWS))
     parameters = {"train_rows": num_train, "seed": SEED}
     return IndexPlan(kind=chosen, reason=reason, factory=factory, parameters=parameters)
 
@@ -190,10 +195,3 @@ def _num_codes(embed_dim: int) -> int:
     """Return the bytes of a row's code: the largest divisor of its width, at most an eighth of it."""
     most = max(1, embed_dim // _CODE_DIMENSIONS)
     return max(m for m in range(1, most + 1) if embed_dim % m == 0)
-
-
-def _num_train_rows(num_rows: int, num_lists: int, embed_dim: int) -> int:
-    fewest, most = (each * num_lists for each in _WANTED_TRAIN_ROWS)
-    fewest = max(fewest, 256 * _MIN_TRAIN_ROWS)  # the codes of a product quantizer want so many
-    room = _TRAIN_BYTES // (4 * embed_dim)
-    return min(num_rows, max(fewest, min(most, room)))

@@ -165,9 +165,9 @@ class TestChoosing:
         ("num_rows", "embed_dim", "kind", "factory"),
         [
             (50_000, 1152, "flat", "IDMap,SQfp16"),
-            (1_000_000, 1152, "ivf", "IVF4000,SQfp16"),
-            (100_000_000, 1152, "ivfpq", "IVF40000,PQ144"),
-            (100_000_000, 768, "ivfpq", "IVF40000,PQ96"),
+            (1_000_000, 1152, "ivf", "IVF2000,SQfp16"),
+            (100_000_000, 1152, "ivfpq", "IVF20000,PQ144"),
+            (100_000_000, 768, "ivfpq", "IVF20000,PQ96"),
         ],
     )
     def test_auto_goes_by_rows_and_bytes(
