@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 from documents import CHECKOUT, DOCUMENTS, Block, Command, blocks_of, commands_of, read
-from fakes import draw_image
+from fakes import draw_image, write_table_corpus
 
 _SMALLER = {
     "--images": "32",
@@ -84,6 +84,10 @@ def world(
         draw_image(i).save(tmp_path / "photos" / f"{name}.jpg")
         (tmp_path / "photos" / f"{name}.txt").write_text(f"Picture {i}\nAnother look at it, {i}\n")
     shutil.copyfile(tmp_path / "photos" / "cat.jpg", tmp_path / "photos" / "copy.jpg")
+    lines = [
+        {"image": f"images/{i}.jpg", "captions": [f"Picture {i}", f"Look {i}"]} for i in range(24)
+    ]
+    write_table_corpus(tmp_path / "coco288", lines)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(
         "PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
