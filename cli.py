@@ -1,5 +1,6 @@
 """The ``siglip2-cache`` command. Parses, calls one library function, prints; nothing else."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -411,6 +412,8 @@ def _explain(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "no space left where the output goes"
     # Of polars, which does not say what file it was reading, or raises an OSError without its parts.
     if isinstance(error, OSError) or type(error).__module__.startswith("polars."):
         return (

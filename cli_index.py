@@ -14,10 +14,10 @@ from .cli_options import (
     parse_roots,
     print_found,
 )
-from .errors import SettingError, one_line
+from .errors import one_line
 
 if TYPE_CHECKING:
-    from .store.layout import Modality
+    pass
 
 
 def index(
@@ -38,6 +38,7 @@ def index(
 
     It is kept in the cache. Run it again to go on after a crash, or after the cache has changed.
     """
+    from .neighbors.find import modality_of
     from .neighbors.tasks import make_progress
     from .store.cache import open_cache
     from .store.index import build_index
@@ -46,7 +47,7 @@ def index(
     from .words import format_seconds
 
     opened = open_cache(cache)
-    place = index_place(opened, parse_among(among), teacher=teacher, view=view)
+    place = index_place(opened, modality_of(among), teacher=teacher, view=view)
     progress = make_progress()
     try:
         built = build_index(opened, place, kind=kind, progress=progress)
@@ -119,10 +120,3 @@ def export(
     finally:
         progress.stop()
     print_found(exported.found, exported.lines, as_json)
-
-
-def parse_among(among: str) -> "Modality":
-    """Return the modality that --among names."""
-    if among not in ("images", "texts"):
-        raise SettingError(f"--among must be images or texts, got {among!r}")
-    return "image" if among == "images" else "text"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_options import CacheArgument, CorpusRoot, Device, TeacherName, View, parse_roots
+from .cli_options import CacheArgument, CorpusRoot, TeacherName, View, parse_roots
 from .errors import SettingError, one_line, plain_json
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .neighbors.report import Report
 
 _MODES = ("duplicates", "mismatched", "outliers", "against")
+_PAGE_STRIPS, _PAGE_ITEMS = 500, 100  # JSON may hold every member of every cluster
 
 
 def neighbors(
@@ -37,8 +38,10 @@ def neighbors(
         int | None,
         typer.Option(help="Without a query: random images, default 5. With --against: 1000."),
     ] = None,
-    among: Annotated[str, typer.Option(help="images or texts: what is looked through.")] = "images",
-    k: Annotated[int, typer.Option("-k", help="Neighbours of each.")] = 10,
+    among: Annotated[
+        str | None, typer.Option(help="images (default) or texts: what is looked through.")
+    ] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Neighbours of each. Default 10.")] = None,
     teacher: TeacherName = None,
     view: View = 0,
     include_self: Annotated[
@@ -67,11 +70,15 @@ def neighbors(
     limit: Annotated[
         int | None, typer.Option(help="Clusters, pairs, outliers or images shown. Default 20.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of whatever is chosen at random.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of whatever is chosen at random. Default 0.")
+    ] = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="Where the teacher's checkpoint is now, if it has moved.")
     ] = None,
-    device: Device = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="For a new text or picture: auto (default), cpu, cuda:1, ...")
+    ] = None,
     corpus_root: CorpusRoot = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write one page of pictures, too.")
@@ -88,34 +95,31 @@ def neighbors(
     if is_opened and html is None:
         raise SettingError("--open goes with --html FILE: it shows that page")
     asks = _asks(key, row, text, image, queries)
-    asked: dict[str, Any] = {
-        "duplicates": duplicates,
-        "mismatched": mismatched,
-        "outliers": outliers,
+    mode = _mode(duplicates=duplicates, mismatched=mismatched, outliers=outliers, against=against)
+    given: dict[str, Any] = {
+        "asks": asks or None,
+        "sample": sample,
+        "among": among,
+        "k": k,
+        "include_self": include_self or None,
+        "approximate": approximate or None,
+        "above": above,
         "against": against,
+        "limit": limit,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "device": device,
     }
-    only_queries = {"include-self": include_self, "approximate": approximate}
-    mode = _mode(asked, only_queries, asks=asks, above=above, limit=limit, sample=sample)
-    look: dict[str, Any] = {
+    given = {name: value for name, value in given.items() if value is not None}
+    _refuse_strangers(mode, given)
+    look = {
         "cache": cache,
         "teacher": teacher,
-        "among": among,
         "view": view,
-        "k": k,
-        "seed": seed,
         "corpus_roots": parse_roots(corpus_root),
+        **given,
     }
-    given = {"above": above, "limit": limit, "sample": sample, "against": against}
-    look |= {name: value for name, value in given.items() if value is not None}
-    if mode == "neighbors":
-        look |= {
-            "asks": asks,
-            "include_self": include_self,
-            "approximate": approximate,
-            "checkpoint": checkpoint,
-            "device": device,
-        }
-    elif mode == "duplicates" and as_json:  # for programs: all, unless they want fewer
+    if mode == "duplicates" and as_json:  # for programs: all, unless they want fewer
         look = {"limit": None, "members": None, **look}
     if html is not None:
         from .neighbors.page import refuse_unwritable
@@ -143,37 +147,47 @@ def _asks(
     )
 
 
-def _mode(
-    asked: dict[str, Any], only_queries: dict[str, bool], *, asks: "tuple[Ask, ...]", **given: Any
-) -> str:
+def _mode(**asked: Any) -> str:
     """Return the one thing that is asked for.
 
     Raises:
-        SettingError: more than one, or an option that belongs to another.
+        SettingError: more than one.
     """
-    modes = [mode for mode in _MODES if asked[mode]]
+    modes = [mode for mode in _MODES if asked[mode] not in (None, False)]
     if len(modes) > 1:
         raise SettingError(f"--{modes[0]} and --{modes[1]} are two questions: ask one at a time")
-    mode = modes[0] if modes else "neighbors"
-    if asks and modes:
-        raise SettingError(f"--{mode} looks at the whole cache: leave the queries out")
-    for name, is_given in only_queries.items():
-        if is_given and modes:
-            raise SettingError(f"--{name} goes with queries, not with --{mode}")
-    goes_with = {
-        "above": ("duplicates",),
-        "limit": _MODES,
-        "sample": ("neighbors", "against"),
-    }
-    for name, homes in goes_with.items():
-        if given[name] is not None and mode not in homes:
-            wanted = " or ".join(f"--{home}" for home in homes if home != "neighbors")
-            raise SettingError(f"--{name} goes with {wanted}")
-    if asks and given["sample"] is not None:
-        raise SettingError(
-            "--sample chooses images where nothing is asked for; leave one of them out"
-        )
-    return mode
+    return modes[0] if modes else "neighbors"
+
+
+_TAKES = {
+    "neighbors": {"asks", "sample", "among", "k", "include_self", "approximate", "seed"}
+    | {"checkpoint", "device"},
+    "duplicates": {"among", "above", "limit"},
+    "mismatched": {"limit"},
+    "outliers": {"among", "k", "limit", "seed"},
+    "against": {"against", "among", "k", "sample", "limit", "seed"},
+}
+"""What each question takes, of what not all do."""
+
+
+def _refuse_strangers(mode: str, given: dict[str, Any]) -> None:
+    """Refuse what has no effect on a question.
+
+    Raises:
+        SettingError: an option belongs to another question.
+    """
+    for name in given:
+        if name in _TAKES[mode]:
+            continue
+        if name == "asks":
+            raise SettingError(f"--{mode} looks at the whole cache: leave the queries out")
+        option = "-k" if name == "k" else f"--{name.replace('_', '-')}"
+        homes = [home for home, taken in _TAKES.items() if name in taken]
+        wanted = " or ".join("queries" if home == "neighbors" else f"--{home}" for home in homes)
+        here = "" if mode == "neighbors" else f", not with --{mode}"
+        raise SettingError(f"{option} goes with {wanted}{here}")
+    if "asks" in given and "sample" in given:
+        raise SettingError("--sample chooses images where nothing is asked for; leave one out")
 
 
 def _look(mode: str, settings: dict[str, Any]) -> "Report":
@@ -224,10 +238,12 @@ def _show(
     from .neighbors.page import write_page
     from .store.cache import open_cache
 
+    report = report.cut(strips=_PAGE_STRIPS, items=_PAGE_ITEMS)
     write_page(report, open_cache(settings["cache"], corpus_roots=settings["corpus_roots"]), html)
     if not as_json:
         typer.echo(one_line(f"page       {html}"))
     if is_opened:
         import webbrowser
 
-        webbrowser.open(html.absolute().as_uri())
+        if not webbrowser.open(html.absolute().as_uri()):
+            typer.echo(one_line(f"no web browser was found; open {html} in one"), err=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import SettingError
 from ..store.cache import Cache
-from ..store.search import Neighbors, exact_neighbors
+from ..store.search import Neighbors, exact_neighbors, has_direction
 from .find import LookConfig
 from .items import image_items, items_of
 from .report import Item, Report, Strip
@@ -30,12 +30,6 @@ class AgainstConfig(LookConfig):
 
     limit: int = 20
     """Images shown, those of least overlap first."""
-
-    def __post_init__(self) -> None:
-        LookConfig.__post_init__(self)
-        for name in ("sample", "limit"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
 
 def compare_teachers(
@@ -68,10 +62,15 @@ def compare_teachers(
             common, min(config.sample, len(common)), replace=False
         )
     )
+    queries = {
+        name: cache.image_targets(name).read(chosen, config.view) for name in (first, second)
+    }
+    is_sound_S = np.logical_and(*(has_direction(each) for each in queries.values()))
+    chosen = chosen[is_sound_S]
     found = {
         name: exact_neighbors(
             cache.targets(config.modality, name),
-            cache.image_targets(name).read(chosen, config.view),
+            queries[name][is_sound_S],
             k,
             view=config.searched_view,
             exclude_Q=chosen if is_own else None,

@@ -16,7 +16,7 @@ from ..store import layout
 from ..store.cache import Cache
 from ..store.catalog import read_table
 from ..store.scan import Block, blocks
-from ..store.search import cosines
+from ..store.search import cosines, float32_margin
 from ..store.targets import Targets
 from ..words import counted
 from .find import LookConfig
@@ -26,8 +26,7 @@ from .report import Item, Report, Strip
 _SCORED_AT_ONCE = 1 << 22
 """Cosines in one float32 matrix: 16 MB. Where a teacher finds all alike, each may be a pair."""
 
-_MARGIN = 1e-4
-"""More than float32 dot products of unit rows are off; pairs so near the limit are scored exactly."""
+_GATHERED_ROWS = 16_384  # of pairs that are scored exactly, at a time: 38 MB of 1152
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,15 +144,16 @@ def near_pairs(
 
 
 def _pairs_of_blocks(one: Block, other: Block, above: float) -> Iterator[NDArray[np.int64]]:
+    margin = float32_margin(one.unit_BD.shape[1])
     step = max(1, _SCORED_AT_ONCE // len(other.rows_B))
     for start in range(0, len(one.rows_B), step):
         score_BB = one.unit_BD[start : start + step] @ other.unit_BD.T
-        i_P, j_P = np.nonzero(score_BB >= above - _MARGIN)
+        i_P, j_P = np.nonzero(score_BB >= above - margin)
         score_P = score_BB[i_P, j_P]
         i_P += start
         keep_P = one.rows_B[i_P] < other.rows_B[j_P]
-        near_P = np.flatnonzero(keep_P & (score_P < above + _MARGIN))
-        for some in np.array_split(near_P, 1 + len(near_P) // 4096):
+        near_P = np.flatnonzero(keep_P & (score_P < above + margin))  # decided in float64
+        for some in np.array_split(near_P, 1 + len(near_P) // _GATHERED_ROWS):
             keep_P[some] = cosines(one.values_BD[i_P[some]], other.values_BD[j_P[some]]) >= above
         yield np.stack([one.rows_B[i_P[keep_P]], other.rows_B[j_P[keep_P]]], axis=1)
 

@@ -216,7 +216,10 @@ def _new_folder(out: Path, cache: Cache) -> Generator[Path]:
     if parent.resolve().is_relative_to(cache.root.resolve()):
         raise SettingError(f"{out} lies in the cache; name a folder outside of {cache.root}")
     partial = parent / f"{out.name}.{secrets.token_hex(6)}.partial"
-    partial.mkdir()
+    try:
+        partial.mkdir()
+    except OSError as error:
+        raise SettingError(f"{out} cannot be made: {error.strerror}; name another folder") from None
     try:
         yield partial
         for path in partial.iterdir():

@@ -16,7 +16,18 @@ from .items import items_of, own_text_rows
 from .queries import Ask, Query, Resolver
 from .report import Item, Report, Strip
 
-AMONG: Mapping[str, Modality] = {"images": "image", "texts": "text"}
+
+def modality_of(among: str) -> Modality:
+    """Return what ``images`` or ``texts`` names.
+
+    Raises:
+        SettingError: it is another word.
+    """
+    if among == "images":
+        return "image"
+    if among == "texts":
+        return "text"
+    raise SettingError(f"--among must be images or texts, got {among!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,17 +55,20 @@ class LookConfig:
     """Old folder to new folder, where the corpus has moved."""
 
     def __post_init__(self) -> None:
-        if self.among not in AMONG:
-            raise SettingError(f"--among must be images or texts, got {self.among!r}")
+        modality_of(self.among)
         if self.k < 1:
             raise SettingError(f"-k must be at least 1, got {self.k}")
+        for name in ("sample", "limit", "members"):
+            value: int | None = getattr(self, name, None)
+            if value is not None and value < 1:
+                raise SettingError(f"--{name} must be at least 1, got {value}")
         if self.seed < 0:
             raise SettingError(f"--seed must be at least 0, got {self.seed}")
 
     @property
     def modality(self) -> Modality:
         """What is looked through."""
-        return AMONG[self.among]
+        return modality_of(self.among)
 
     @property
     def searched_view(self) -> int:
@@ -97,11 +111,6 @@ class FindConfig(LookConfig):
 
     device: str = "auto"
 
-    def __post_init__(self) -> None:
-        LookConfig.__post_init__(self)
-        if self.sample < 1:
-            raise SettingError(f"--sample must be at least 1, got {self.sample}")
-
 
 def find_neighbors(config: FindConfig, *, on_rows: Callable[[int], None] | None = None) -> Report:
     """Return the k nearest images or texts of each query.
@@ -117,14 +126,13 @@ def find_neighbors(config: FindConfig, *, on_rows: Callable[[int], None] | None 
     if not queries:
         raise SettingError(f"{cache.root} has no image that {teacher} has embedded yet")
     found = _search(config, cache, teacher, queries, on_rows)
-    targets = cache.targets(config.modality, teacher)
+    how = "by the index" if config.approximate else "exact"
     return Report(
         title="Neighbors",
         cache=cache.root,
         teachers=(teacher,),
         summary=(
-            f"{counted(len(queries), 'query')} among {len(targets.available_rows()):,} {config.among}, "
-            + ("by the index" if config.approximate else "exact"),
+            f"{counted(len(queries), 'query')} among {found.num_rows:,} {config.among}, {how}",
         ),
         strips=tuple(_strips(config, cache, queries, found)),
     )

@@ -17,7 +17,7 @@ from ..store.cache import Cache
 from ..store.catalog import read_part
 from ..store.search import cosines, exact_neighbors
 from .find import LookConfig
-from .items import image_items, text_items
+from .items import image_items, own_text_rows, text_items
 from .report import Item, Report, Strip
 
 _PAIRS_AT_ONCE = 32_768
@@ -30,11 +30,6 @@ class MismatchedConfig(LookConfig):
 
     limit: int = 20
     """Pairs shown, the least likely first."""
-
-    def __post_init__(self) -> None:
-        LookConfig.__post_init__(self)
-        if self.limit < 1:
-            raise SettingError(f"--limit must be at least 1, got {self.limit}")
 
 
 @dataclass(slots=True)
@@ -55,9 +50,7 @@ class _Worst:
         self.cosine_sum += float(cosine_P.sum())
         found = lines.select("row", "text_row").with_columns(cosine=cosine_P)
         found = found if self.lines is None else pl.concat([self.lines, found])
-        self.lines = (
-            found.unique(["row", "text_row"]).sort("cosine", "row", "text_row").head(self.limit)
-        )
+        self.lines = found.sort("cosine", "row", "text_row").head(self.limit)
 
 
 def find_mismatched(
@@ -115,7 +108,10 @@ def find_mismatched(
 def _captions(cache: Cache) -> Iterator[pl.DataFrame]:
     for part in cache.manifest.parts("captions"):
         lines = read_part("captions", cache.files.local(part.path))
-        yield from lines.iter_slices(_PAIRS_AT_ONCE)
+        pairs = lines.unique(
+            ["row", "text_row"], maintain_order=True
+        )  # one may be in two languages
+        yield from pairs.iter_slices(_PAIRS_AT_ONCE)
 
 
 def _strips(
@@ -133,8 +129,10 @@ def _strips(
     images = image_items(cache, rows.tolist(), view=config.view)
     texts = text_items(cache, [*worst["text_row"], *best.rows_QK[:, 0].tolist()])
 
+    own = own_text_rows(cache, rows.tolist())
+
     def scored(text_row: int, cosine: float, remark: str) -> Item:
-        probability = 1 / (1 + math.exp(-(scale * cosine + bias)))
+        probability = _sigmoid(scale * cosine + bias)
         item = texts[text_row]
         return replace(
             item,
@@ -148,5 +146,11 @@ def _strips(
     ):
         items = [scored(text_row, cosine, "own caption")]
         if nearest >= 0 and nearest != text_row:
-            items.append(scored(nearest, best_cosine, "nearest text"))
+            also = ", its caption too" if nearest in own[row] else ""
+            items.append(scored(nearest, best_cosine, f"nearest text{also}"))
         yield Strip(query=images[row], items=tuple(items))
+
+
+def _sigmoid(logit: float) -> float:
+    small = math.exp(-abs(logit))
+    return 1 / (1 + small) if logit >= 0 else small / (1 + small)

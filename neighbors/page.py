@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import jinja2
 from markupsafe import Markup
@@ -17,7 +18,7 @@ from .cards import Deck, pictures_of
 from .report import Report
 from .thumbnails import Picture, Thumbnail, make_thumbnails
 
-_PAGE = Path(__file__).parent / "page"
+_PAGE = Path(__file__).parent / "page_files"
 
 _FEW_PICTURES = 600
 _FEW_SIDE, _MANY_SIDE = 320, 192
@@ -114,7 +115,8 @@ def _faults(thumbnails: Mapping[Picture, Thumbnail]) -> Iterator[str]:
 
 
 def _write_whole(path: Path, parts: Iterable[str]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
+    path = path.resolve()  # what a link names is written, and the link stays
+    partial = path.with_name(f".{uuid4().hex[:12]}.partial")
     try:
         with open(partial, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.writelines(parts)

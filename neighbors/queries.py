@@ -13,14 +13,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ..errors import SettingError
+from ..errors import DamagedCacheError, RowUnavailableError, SettingError
 from ..store import layout
 from ..store.cache import Cache
 from ..store.catalog import read_table
 from ..store.layout import Modality
 from ..store.pixels import sha256_of_pixels
 from ..store.places import ImagePlace, ReadError, read_image_bytes
-from .items import image_items, text_items
+from ..store.search import has_direction
+from .items import items_of
 from .report import Caption, Item
 
 AskKind = Literal["key", "row", "text", "image"]
@@ -55,13 +56,13 @@ def read_asks(path: Path) -> list[Ask]:
         SettingError: it cannot be read, is empty, or a line is no question.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other line ends
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise SettingError(f"queries {path} cannot be read: {why}") from None
     is_jsonl = path.suffix.lower() == ".jsonl"
     asks = [
-        _parse_ask(line, f"{path} line {number}", path.parent)
+        _parse_ask(line.strip(), f"{path} line {number}", path.parent)
         if is_jsonl
         else Ask("text", line.strip())
         for number, line in enumerate(lines, 1)
@@ -111,13 +112,23 @@ class Resolver:
             SettingError: a key, a picture or a text is not there, or cannot be used.
             RowUnavailableError: a row has no embedding; the message says why.
         """
+        for ask in asks:
+            _refuse_unusable(ask)
         found: dict[int, Query] = {}
-        rows = self._rows(asks)
-        images = self._stored("image", set(rows.values()))
-        found |= {i: images[row] for i, row in rows.items()}
-        text_rows = self._text_rows(asks)
-        texts = self._stored("text", set(text_rows.values()))
-        found |= {i: texts[row] for i, row in text_rows.items()}
+        known: list[tuple[Modality, int, dict[int, int]]] = [
+            ("image", self.view, self._rows(asks)),
+            ("image", 0, self._rows_of_pictures(asks)),  # a picture is brought whole
+            ("text", 0, self._text_rows(asks)),
+        ]
+        for modality, view, rows in known:
+            stored = self._stored(modality, set(rows.values()), view)
+            for row, query in stored.items():
+                if query is None:
+                    raise DamagedCacheError(
+                        f"{modality} row {row} of {self.cache.root} is stored as zeros or as numbers "
+                        "that are not finite; run siglip2-cache verify"
+                    )
+                found |= {i: query for i, of in rows.items() if of == row}
         left = [i for i in range(len(asks)) if i not in found]
         if left:
             found |= dict(zip(left, self._embed([asks[i] for i in left]), strict=True))
@@ -127,22 +138,22 @@ class Resolver:
         """Return a seeded choice of images that have an embedding, by row."""
         rows = self.cache.image_targets(self.teacher).available_rows()
         chosen = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False)
-        stored = self._stored("image", set(chosen.tolist()))
-        return [stored[row] for row in sorted(stored)]
+        stored = self._stored("image", set(chosen.tolist()), self.view)
+        return [query for _, query in sorted(stored.items()) if query is not None]
 
     def _rows(self, asks: Sequence[Ask]) -> dict[int, int]:
-        """Return the rows of those asks that are images of the cache."""
+        """Return the rows of those asks that name an image of the cache."""
         rows = {i: int(ask.value) for i, ask in enumerate(asks) if ask.kind == "row"}
+        num_rows = len(self.cache.image_targets(self.teacher))
+        for row in rows.values():
+            if not 0 <= row < num_rows:
+                raise RowUnavailableError(
+                    f"row {row} is not in {self.cache.root}, which holds rows 0..{num_rows - 1}"
+                )
         by_key = {i: str(ask.value) for i, ask in enumerate(asks) if ask.kind == "key"}
         if by_key:
             row_of = self._rows_of_keys(by_key.values())
             rows |= {i: row_of[key] for i, key in by_key.items()}
-        pictures = {i: Path(str(ask.value)) for i, ask in enumerate(asks) if ask.kind == "image"}
-        if pictures:
-            row_of_picture = self._rows_of_pictures(set(pictures.values()))
-            rows |= {
-                i: row_of_picture[file] for i, file in pictures.items() if file in row_of_picture
-            }
         return rows
 
     def _rows_of_keys(self, keys: Iterable[str]) -> dict[str, int]:
@@ -158,16 +169,20 @@ class Resolver:
                 raise SettingError(f"no sample of {self.cache.root} has the key {key!r}{hint}")
         return row_of
 
-    def _rows_of_pictures(self, files: Iterable[Path]) -> dict[Path, int]:
-        """Return the row of each picture that the teacher saw, byte for byte, if it has a target."""
-        digest_of: dict[Path, bytes] = {}
-        for file in files:
-            try:
-                digest_of[file] = sha256_of_pixels(read_image_bytes(ImagePlace(path=file)))
-            except ReadError as error:
-                raise SettingError(f"picture {file}: {error}") from None
+    def _rows_of_pictures(self, asks: Sequence[Ask]) -> dict[int, int]:
+        """Return the rows of those asks that are pictures the teacher saw, byte for byte."""
+        digest_of: dict[int, bytes] = {}
+        for i, ask in enumerate(asks):
+            if ask.kind == "image":
+                file = Path(str(ask.value))
+                try:
+                    digest_of[i] = sha256_of_pixels(read_image_bytes(ImagePlace(path=file)))
+                except ReadError as error:
+                    raise SettingError(f"picture {file}: {error}") from None
+        if not digest_of:
+            return {}
         row_of = rows_of_sha256(self.cache, self.teacher, set(digest_of.values()))
-        return {file: row_of[sha256] for file, sha256 in digest_of.items() if sha256 in row_of}
+        return {i: row_of[sha256] for i, sha256 in digest_of.items() if sha256 in row_of}
 
     def _text_rows(self, asks: Sequence[Ask]) -> dict[int, int]:
         """Return the text_rows of those asks that are texts of the cache with an embedding."""
@@ -180,19 +195,19 @@ class Resolver:
         known = {i: row_of[text] for i, text in texts.items() if text in row_of}
         return {i: row for i, row in known.items() if targets.available([row])[0]}
 
-    def _stored(self, modality: Modality, rows: set[int]) -> dict[int, Query]:
+    def _stored(self, modality: Modality, rows: set[int], view: int) -> dict[int, Query | None]:
+        """Return what is stored of rows; None where it has no direction."""
         if not rows:
             return {}
         ordered = sorted(rows)
-        if modality == "image":
-            embeddings = self.cache.image_targets(self.teacher).read(ordered, self.view)
-            found = image_items(self.cache, rows, view=self.view)
-        else:
-            embeddings = self.cache.text_targets(self.teacher).read(ordered)
-            found = text_items(self.cache, rows)
+        targets = self.cache.targets(modality, self.teacher)
+        embeddings_BD = targets.read(ordered, view if modality == "image" else None)
+        found = items_of(self.cache, modality, rows, view=view)
         return {
-            row: Query(item=found[row], embedding_D=embedding, own_row=row)
-            for row, embedding in zip(ordered, embeddings, strict=True)
+            row: Query(item=found[row], embedding_D=embedding, own_row=row) if is_sound else None
+            for row, embedding, is_sound in zip(
+                ordered, embeddings_BD, has_direction(embeddings_BD), strict=True
+            )
         }
 
     def _embed(self, asks: Sequence[Ask]) -> list[Query]:
@@ -214,6 +229,24 @@ class Resolver:
                 item, rows = Item(kind="image", file=Path(str(ask.value))), file_rows
             queries.append(Query(item=item, embedding_D=next(rows), own_row=-1))
         return queries
+
+
+def _refuse_unusable(ask: Ask) -> None:
+    """Refuse what no catalog can hold and no file can be called."""
+    text = str(ask.value)
+    if ask.kind in ("key", "text") and not is_utf8(text):
+        raise SettingError(f"{ask.kind} {text!r} is not UTF-8")
+    if ask.kind == "image" and "\0" in text:
+        raise SettingError(f"picture {text!r}: no file can be called so")
+
+
+def is_utf8(text: str) -> bool:
+    """Say whether a text can be written as UTF-8: it holds no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def rows_of_sha256(cache: Cache, teacher: str, wanted: set[bytes]) -> dict[bytes, int]:

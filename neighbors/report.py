@@ -1,7 +1,7 @@
 """What a look at a cache found: one form for the terminal, for JSON and for the page."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,3 +85,11 @@ class Report:
 
     items_name: str = "neighbors"
     """What the items of a strip are called in JSON."""
+
+    def cut(self, *, strips: int, items: int) -> "Report":
+        """Return at most so many strips of so many items each, and a line that says so."""
+        shown = tuple(replace(strip, items=strip.items[:items]) for strip in self.strips[:strips])
+        if shown == self.strips:
+            return self
+        line = f"shown here: {len(shown):,} of {len(self.strips):,} rows, {items:,} items of each at most"
+        return replace(self, summary=(*self.summary, line), strips=shown)

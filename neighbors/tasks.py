@@ -2,32 +2,13 @@
 
 import sys
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import one_line
+from ..store.index import Progress
 from ..words import format_seconds
 
 _PLAIN_INTERVAL_S = 10.0
-
-
-class Progress(Protocol):
-    """What a pass over the rows of a cache reports while it runs."""
-
-    def say(self, message: str) -> None:
-        """Print one line that stays."""
-        ...
-
-    def start(self, task: str, total: int, done: int = 0) -> None:
-        """Begin a task over so many rows; 0 where nobody knows how many."""
-        ...
-
-    def advance(self, num_rows: int) -> None:
-        """Count rows of the task."""
-        ...
-
-    def stop(self) -> None:
-        """Leave the display."""
-        ...
 
 
 class _Line:

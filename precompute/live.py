@@ -85,6 +85,11 @@ class LiveTeacher:
         Raises:
             SettingError: a file is not a picture that can be read.
         """
+        size = max(1, self.embedder.image_batch)
+        parts = [self._embed_some(files[i : i + size]) for i in range(0, len(files), size)]
+        return np.concatenate(parts)
+
+    def _embed_some(self, files: Sequence[Path]) -> NDArray[np.float16]:
         form = self.pixel_format(1)
         pixels = np.zeros((len(files), *form.image_shape), np.uint8)
         refs = [ImageRef(-1, ImagePlace(path=file), (WHOLE_IMAGE,)) for file in files]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..errors import SettingError
 from ..words import format_bytes
 from .index_record import Kind
+from .search import has_gpu
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 
@@ -170,11 +171,6 @@ def set_search(index: Any, search: Mapping[str, int]) -> None:
 def ivf_of(index: Any) -> Any:
     """Return the inverted file within an index."""
     return _faiss.extract_index_ivf(index)
-
-
-def has_gpu() -> bool:
-    """Say whether this faiss can use a GPU, and there is one."""
-    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
 def _choose(num_rows: int, embed_dim: int) -> tuple[Kind, str]:

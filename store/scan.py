@@ -47,6 +47,8 @@ def blocks(
 ) -> Iterator[Block]:
     """Yield every target of one view, block by block; the next block is read while one is in use.
 
+    No block is empty.
+
     What has no target is not there: gaps, rows that are not committed, rejected or not finite.
 
     Args:
@@ -64,17 +66,22 @@ def blocks(
         raise RowUnavailableError(
             f"view {view} is not in this cache, which holds views 0..{num_views - 1} of each image"
         )
-    size = block_rows or max(1, BLOCK_BYTES // (4 * targets.shape[-1]))
-    size = min(size, max(1, targets.shape[0]))
+    size = min(block_rows or rows_of_block(targets), max(1, targets.shape[0]))
     with ThreadPoolExecutor(1, thread_name_prefix="targets") as reader:
         waiting: deque[Future[Block]] = deque()
         buffers = cycle([_Buffer(targets, size), _Buffer(targets, size)])
         for pieces in _pieces(targets, rows, size):
             waiting.append(reader.submit(next(buffers).read, targets, view, pieces, rows))
-            if len(waiting) == 2:
-                yield waiting.popleft().result()
-        if waiting:
-            yield waiting.popleft().result()
+            if len(waiting) == 2 and len((block := waiting.popleft().result()).rows_B):
+                yield block
+        if waiting and len((block := waiting.popleft().result()).rows_B):
+            yield block
+
+
+def rows_of_block(targets: Targets) -> int:
+    """Return how many rows BLOCK_BYTES hold in float32, or as stored, with all their views."""
+    num_views = targets.shape[1] if targets.modality == "image" else 1
+    return max(1, BLOCK_BYTES // (targets.shape[-1] * max(4, 2 * num_views)))
 
 
 def _pieces(

@@ -44,6 +44,9 @@ class Neighbors:
     cosine_QK: NDArray[np.float64]
     """Of the stored float16 values, in [-1, 1]; -inf behind the last."""
 
+    num_rows: int
+    """Rows that were looked through."""
+
 
 def exact_neighbors(
     targets: Targets,
@@ -88,26 +91,19 @@ class Search:
         self, queries_QD: NDArray[np.float16], k: int, *, exclude_Q: ArrayLike | None = None
     ) -> None:
         Q, D = queries_QD.shape
-        self._queries_QD = queries_QD
-        self._unit_QD = to_float32(queries_QD)
-        norm_Q = np.linalg.norm(self._unit_QD, axis=1)
-        if not (np.isfinite(norm_Q) & (norm_Q > 0)).all():
-            raise ValueError("a query is not finite, or zero")
-        faiss.normalize_L2(self._unit_QD)
+        self._queries_QD, self._unit_QD = queries_QD, unit_queries(queries_QD)
         self._exclude_Q = np.full(Q, -1) if exclude_Q is None else np.asarray(exclude_Q, np.int64)
         self._k = k
-        # What a float32 dot product of two vectors that were normalised in float32 is off by at most,
-        # D * 2**-24 for the sum and half as much for each norm; on a GPU, that of TF32.
-        self._margin = 2.0**-9 if _has_gpu() else 2 * D * 2.0**-24 + 1e-6
+        self._margin = 2.0**-9 if has_gpu() else float32_margin(D)  # a GPU may compute in TF32
+        self._num_rows = 0
         self._rows_QK = np.full((Q, k), -1, np.int64)
         self._cosine_QK = np.full((Q, k), -np.inf)
 
     def add(self, block: Block) -> None:
         """Look at the rows of a block; blocks come in any order."""
-        if len(block.rows_B) == 0:
-            return
+        self._num_rows += len(block.rows_B)
         left_Q = np.arange(len(self._unit_QD))
-        if _has_gpu() and self._k + GPU_SLACK <= min(_GPU_MAX_K, len(block.rows_B)):
+        if has_gpu() and self._k + GPU_SLACK <= min(_GPU_MAX_K, len(block.rows_B)):
             left_Q = self._offer_by_gpu(block)
         step = max(1, _SCORES_AT_ONCE // len(block.rows_B))
         for start in range(0, len(left_Q), step):
@@ -118,7 +114,7 @@ class Search:
 
     def found(self) -> Neighbors:
         """Return what was found."""
-        return Neighbors(self._rows_QK, self._cosine_QK)
+        return Neighbors(self._rows_QK, self._cosine_QK, self._num_rows)
 
     def _least(
         self, queries_Q: NDArray[np.int64], score_BQ: NDArray[np.float32]
@@ -150,12 +146,7 @@ class Search:
     ) -> None:
         is_other_C = block.rows_B[position_C] != self._exclude_Q[query_C]
         query_C, position_C = query_C[is_other_C], position_C[is_other_C]
-        cosine_C = np.empty(len(query_C))
-        for start in range(0, len(query_C), _SCORED_ROWS):
-            some = slice(start, start + _SCORED_ROWS)
-            cosine_C[some] = cosines(
-                self._queries_QD[query_C[some]], block.values_BD[position_C[some]]
-            )
+        cosine_C = cosines(self._queries_QD[query_C], block.values_BD[position_C])
         self._merge(query_C, block.rows_B[position_C], cosine_C)
 
     def _merge(
@@ -186,13 +177,48 @@ def cosines(one_CD: NDArray[np.floating], other_CD: NDArray[np.floating]) -> NDA
     Either side may have one row, which is then compared with all of the other. NaN where a row is
     zero or not finite.
     """
-    one_CD, other_CD = one_CD.astype(np.float64), other_CD.astype(np.float64)
-    dots, one_C, other_C = (
-        np.einsum("cd,cd->c", *np.broadcast_arrays(*pair))
-        for pair in ((one_CD, other_CD), (one_CD, one_CD), (other_CD, other_CD))
-    )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.clip(dots / np.sqrt(one_C * other_C), -1.0, 1.0)
+    size = max(len(one_CD), len(other_CD)) if len(one_CD) and len(other_CD) else 0
+    cosine_C = np.empty(size)
+    for start in range(0, size, _SCORED_ROWS):
+        some = slice(start, start + _SCORED_ROWS)
+        one, other = (
+            (rows if len(rows) == 1 else rows[some]).astype(np.float64)
+            for rows in (one_CD, other_CD)
+        )
+        dots, one_C, other_C = (
+            np.einsum("cd,cd->c", *np.broadcast_arrays(*pair))
+            for pair in ((one, other), (one, one), (other, other))
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cosine_C[some] = np.clip(dots / np.sqrt(one_C * other_C), -1.0, 1.0)
+    return cosine_C
+
+
+def float32_margin(embed_dim: int) -> float:
+    """Return what the product of two rows that were normalised in float32 is off by at most.
+
+    It is embed_dim * 2**-24 for the sum and half as much for each norm.
+    """
+    return 2 * embed_dim * 2.0**-24 + 1e-6
+
+
+def has_direction(rows_BD: NDArray[np.float16]) -> NDArray[np.bool_]:
+    """Return (B,) bool: whether each row is finite and not zero, so that it has cosines."""
+    norm_B = np.linalg.norm(to_float32(rows_BD), axis=1)
+    return np.isfinite(norm_B) & (norm_B > 0)
+
+
+def unit_queries(queries_QD: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Return queries in float32, L2-normalised.
+
+    Raises:
+        ValueError: a query is not finite, or zero.
+    """
+    if not has_direction(queries_QD).all():
+        raise ValueError("a query is not finite, or zero")
+    unit_QD = to_float32(queries_QD)
+    faiss.normalize_L2(unit_QD)
+    return unit_QD
 
 
 def _each_once(
@@ -207,7 +233,8 @@ def _each_once(
     return query_C[is_new_C], row_C[is_new_C], cosine_C[is_new_C]
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Say whether this faiss can use a GPU, and there is one."""
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DamagedCacheError
+from ..errors import DamagedCacheError, first_line
 from . import layout
 from .arrays import DTYPE, ArrayLayout, map_shard, open_shard
 from .files import LocalFiles
@@ -96,10 +96,20 @@ class Shards:
     def _read_with_zarr(self, unit: int, first: int, num_rows: int) -> NDArray[np.float16]:
         import zarr
 
+        shard = self._path(unit)
+        if not shard.is_file():  # zarr would give its fill value
+            raise DamagedCacheError(
+                f"shard {shard} is missing, though its unit was committed; run siglip2-cache verify"
+            )
         path = self._files.local(layout.array_folder(self._teacher, self._array.modality))
-        array = zarr.open_array(path, mode="r")
         row = unit * self._array.shard_rows + first
-        return np.ascontiguousarray(array[row : row + num_rows], DTYPE)
+        try:
+            rows = zarr.open_array(path, mode="r")[row : row + num_rows]
+        except Exception as error:  # codecs raise what they like
+            raise DamagedCacheError(
+                f"shard {shard} cannot be decoded ({first_line(error)}); run siglip2-cache verify"
+            ) from None
+        return np.ascontiguousarray(rows, DTYPE)
 
 
 class Span:

@@ -123,6 +123,28 @@ def test_every_look_is_json_with_its_counts(command: Command, cache: Path) -> No
     assert len(found(command, cache, "--outliers", "--limit", 2)["outliers"]) == 2
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(
+    command: Command, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "siglip2_cache.neighbors.find", None)
+    said = command("neighbors", cache, "--html", cache / "none" / "page.html")
+    assert "there is no folder" in error_line(*said)
+
+
+def test_a_page_is_written_beside_json_and_opened_where_there_is_a_browser(
+    command: Command, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda uri: bool(opened.append(uri)))
+    page = tmp_path / "page.html"
+    status, out, err = command("neighbors", cache, "--json", "--html", page, "--open")
+    assert status == 0
+    assert len(json.loads(out)) == 5
+    assert opened == [page.as_uri()]
+    assert err == f"no web browser was found; open {page} in one\n"
+    assert page.read_text().startswith("<!doctype html>")
+
+
 def test_a_student_is_compared_as_a_second_teacher(
     command: Command, cache: Path, tiny_student: Path, tmp_path: Path
 ) -> None:
@@ -147,11 +169,21 @@ def test_a_student_is_compared_as_a_second_teacher(
         (["--mismatched", "--key", "a"], "--mismatched looks at the whole cache"),
         (["--above", "0.9"], "--above goes with --duplicates"),
         (["--limit", "9"], "--limit goes with --duplicates or --mismatched or --outliers"),
-        (["--outliers", "--sample", "9"], "--sample goes with --against"),
-        (["--key", "a", "--sample", "9"], "leave one of them out"),
+        (["--outliers", "--sample", "9"], "--sample goes with queries or --against, not with"),
+        (["--key", "a", "--sample", "9"], "leave one out"),
         (["--open"], "--open goes with --html FILE"),
-        (["--duplicates", "--approximate"], "--approximate goes with queries"),
-        (["--outliers", "--include-self"], "--include-self goes with queries"),
+        (
+            ["--duplicates", "--approximate"],
+            "--approximate goes with queries, not with --duplicates",
+        ),
+        (["--outliers", "--include-self"], "--include-self goes with queries, not with --outliers"),
+        (["--duplicates", "-k", "3"], "-k goes with queries or --outliers or --against, not with"),
+        (["--duplicates", "--seed", "0"], "--seed goes with queries or --outliers or --against"),
+        (["--mismatched", "--among", "texts"], "--among goes with"),
+        (["--outliers", "--checkpoint", "x"], "--checkpoint goes with queries"),
+        (["--against", ""], "no teacher ''"),
+        (["--row", "99999999999999999999"], "row 99999999999999999999 is not in"),
+        (["--duplicates", "--limit", "0"], "--limit must be at least 1, got 0"),
         (["--row", "999"], "row 999 is not in"),
         (["--row", "6"], "was rejected by"),
         (["--against", "nobody"], "no teacher 'nobody'"),

@@ -16,6 +16,7 @@ from siglip2_cache.neighbors.duplicates import (
     find_duplicates,
     near_pairs,
 )
+from siglip2_cache.store import scan
 from siglip2_cache.store.search import cosines
 
 
@@ -73,6 +74,37 @@ def test_pairs_are_those_of_float64(planted: Path, above: float) -> None:
     assert set(map(tuple, found.tolist())) == expected
 
 
+@pytest.mark.parametrize("rows_of_block", [1, 2, 5])
+def test_pairs_do_not_depend_on_blocks(
+    planted: Path, monkeypatch: pytest.MonkeyPatch, rows_of_block: int
+) -> None:
+    targets = open_cache(planted).image_targets("first")
+    rows = targets.available_rows()
+    whole = np.concatenate(list(near_pairs(targets, rows, 0.1)))
+    monkeypatch.setattr(scan, "rows_of_block", lambda _: rows_of_block)
+    parts = np.concatenate(list(near_pairs(targets, rows, 0.1)))
+    assert sorted(map(tuple, parts.tolist())) == sorted(map(tuple, whole.tolist()))
+    found = find_duplicates(DuplicatesConfig(cache=planted, teacher="first"))
+    assert [strip.values["size"] for strip in found.strips] == [4]
+
+
+def test_duplicates_are_those_of_the_view_asked_for(planted: Path) -> None:
+    targets = open_cache(planted).image_targets("first")
+    rows = targets.available_rows()
+    values = targets.read(rows, 1)
+    expected = {
+        (int(rows[i]), int(rows[j]))
+        for i in range(len(rows))
+        for j in range(i + 1, len(rows))
+        if cosines(values[i : i + 1], values[j : j + 1])[0] >= 0.3
+    }
+    found = np.concatenate(list(near_pairs(targets, rows, 0.3, view=1)))
+    assert set(map(tuple, found.tolist())) == expected
+    assert find_duplicates(
+        DuplicatesConfig(cache=planted, teacher="first", view=1, above=0.3)
+    ).values["pairs"] <= len(expected)
+
+
 def test_the_limit_itself_is_decided_in_float64(planted: Path) -> None:
     targets = open_cache(planted).image_targets("first")
     rows = targets.available_rows()[:2]
@@ -108,6 +140,12 @@ def test_texts_that_are_nearly_the_same_are_found_too(planted: Path) -> None:
         DuplicatesConfig(cache=planted, teacher="first", among="texts", above=-1)
     )
     assert found.strips[0].values == {"size": open_cache(planted).num_texts}
+
+
+@pytest.mark.parametrize("name", ["limit", "members"])
+def test_nothing_is_shown_of_nothing(planted: Path, name: str) -> None:
+    with pytest.raises(SettingError, match=f"--{name} must be at least 1, got -1"):
+        DuplicatesConfig(cache=planted, **{name: -1})
 
 
 def test_a_limit_that_is_no_cosine_is_refused(planted: Path) -> None:

@@ -1,6 +1,7 @@
 """Queries and their neighbours, with what the catalog says of them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 from numpy.typing import NDArray
 
 from siglip2_cache import open_cache
-from siglip2_cache.errors import RowUnavailableError, SettingError
+from siglip2_cache.errors import DamagedCacheError, RowUnavailableError, SettingError
 from siglip2_cache.neighbors.as_json import report_values
 from siglip2_cache.neighbors.find import FindConfig, find_neighbors
 from siglip2_cache.neighbors.queries import Ask, read_asks
 from siglip2_cache.neighbors.report import Caption, Report
+from siglip2_cache.store import layout
+from siglip2_cache.store.search import exact_neighbors
 
 
 def look(cache: Path, *asks: Ask, **settings: Any) -> Report:
@@ -129,14 +132,49 @@ def test_json_has_one_object_a_query_with_its_neighbours(planted: Path) -> None:
     assert isinstance(near["cosine"], float)
 
 
+@pytest.mark.parametrize("row", [-1, 16, 10**20])
+def test_a_row_out_of_range_is_named(planted: Path, row: int) -> None:
+    with pytest.raises(RowUnavailableError, match=rf"row {row} is not in .* rows 0\.\.15"):
+        look(planted, Ask("row", row))
+
+
 def test_a_rejected_image_cannot_be_asked_for_and_says_why(planted: Path) -> None:
     with pytest.raises(RowUnavailableError, match=r"was rejected by first: not an image"):
         look(planted, Ask("key", "damaged"))
 
 
+def test_a_brought_picture_is_whole_whatever_view_is_searched(planted: Path) -> None:
+    picture = planted.parent / "corpus" / "p06.png"
+    cache = open_cache(planted)
+    [strip] = look(planted, Ask("image", str(picture)), view=1, k=1, include_self=True).strips
+    query = cache.image_targets("first").read([row_of(planted, "p06")], 0)
+    expected = exact_neighbors(cache.image_targets("first"), query, 1, view=1)
+    assert strip.items[0].row == expected.rows_QK[0, 0]
+    assert strip.items[0].cosine == expected.cosine_QK[0, 0]
+    assert strip.query is not None
+    assert strip.query.view == 0
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 256, b"\xff" * 256])
+def test_a_row_that_is_stored_without_a_direction_is_named_or_left_out(
+    planted: Path, tmp_path: Path, damage: bytes
+) -> None:
+    shutil.copytree(planted, tmp_path / "c")
+    with (tmp_path / "c" / layout.shard("first", "image", 0)).open("r+b") as shard:
+        shard.write(damage)  # both views of row 0, of 64 x float16
+    with pytest.raises(DamagedCacheError, match=r"image row 0 of .* run siglip2-cache verify"):
+        look(tmp_path / "c", Ask("row", 0))
+    found = look(tmp_path / "c", sample=100)
+    assert found.summary == ("14 queries among 14 images, exact",)
+    assert 0 not in [strip.query.row for strip in found.strips if strip.query]
+
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
+        (Ask("key", "caf\udce9"), r"key 'caf\\udce9' is not UTF-8"),
+        (Ask("text", "caf\udce9"), r"text 'caf\\udce9' is not UTF-8"),
+        (Ask("image", "a\0b"), "no file can be called so"),
         (Ask("key", "p0"), r"has the key 'p0'; did you mean 'p00', 'p01', 'p02'\?"),
         (Ask("key", "nothing"), r"no sample of .* has the key 'nothing'$"),
         (Ask("text", "  "), "a text to look for is empty"),
@@ -170,6 +208,8 @@ def test_wrong_settings_are_refused_by_name(
 def test_a_file_of_queries_is_read_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "q.txt").write_text("a cat\n\n  two dogs \n")
     assert read_asks(tmp_path / "q.txt") == [Ask("text", "a cat"), Ask("text", "two dogs")]
+    (tmp_path / "r.jsonl").write_bytes('{"text": "a\u2028b\x85c"}\r\n'.encode())
+    assert read_asks(tmp_path / "r.jsonl") == [Ask("text", "a\u2028b\x85c")]
     (tmp_path / "q.jsonl").write_text(
         '{"key": "a/b"}\n{"row": 7}\n{"text": "a cat"}\n{"image": "x/y.jpg"}\n'
     )

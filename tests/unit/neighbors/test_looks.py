@@ -15,7 +15,7 @@ from siglip2_cache.neighbors.against import AgainstConfig, compare_teachers
 from siglip2_cache.neighbors.as_json import report_values
 from siglip2_cache.neighbors.mismatched import MismatchedConfig, find_mismatched
 from siglip2_cache.neighbors.outliers import OutliersConfig, find_outliers
-from siglip2_cache.store.search import exact_neighbors
+from siglip2_cache.store.search import cosines, exact_neighbors
 
 
 def matrix(cache: Path, teacher: str, view: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -61,10 +61,75 @@ def test_the_pairs_of_lowest_cosine_come_first_with_their_probability(
     assert "1 without an embedding left out" in found.summary[0]
 
 
-def test_a_pair_that_is_told_twice_is_shown_once(planted: Path) -> None:
-    found = find_mismatched(MismatchedConfig(cache=planted, teacher="first", limit=1000))
+def test_a_pair_in_two_languages_is_counted_and_shown_once(foreign_cache: Path) -> None:
+    captions = open_cache(foreign_cache).captions().select("row", "text_row").collect()
+    assert captions.height == captions.unique().height + 1
+    found = find_mismatched(MismatchedConfig(cache=foreign_cache, limit=1000))
+    values = report_values(found)
+    assert values["pairs"] + values["left_out"] == captions.unique().height
     shown = [(s.query.row, s.items[0].row) for s in found.strips if s.query]
-    assert len(shown) == len(set(shown))
+    assert len(shown) == len(set(shown)) == values["pairs"]
+
+
+def test_mismatches_are_those_of_the_view_asked_for(planted: Path) -> None:
+    cache = open_cache(planted)
+    found = find_mismatched(MismatchedConfig(cache=planted, teacher="first", view=1, limit=3))
+    for strip in found.strips:
+        assert strip.query is not None
+        image = cache.image_targets("first").read([strip.query.row], 1)
+        text = cache.text_targets("first").read([strip.items[0].row])
+        assert strip.items[0].cosine == cosines(image, text)[0]
+        nearest = exact_neighbors(cache.text_targets("first"), image, 1)
+        assert strip.items[-1].row == nearest.rows_QK[0, 0]
+
+
+def test_a_nearest_text_that_is_a_caption_too_is_called_so(planted: Path) -> None:
+    found = find_mismatched(MismatchedConfig(cache=planted, teacher="first", limit=1000))
+    cache = open_cache(planted)
+    pairs = set(cache.captions().select("row", "text_row").collect().iter_rows())
+    said = 0
+    for strip in found.strips:
+        if strip.query is not None and len(strip.items) == 2:
+            is_own = (strip.query.row, strip.items[1].row) in pairs
+            assert (strip.items[1].remarks[0] == "nearest text, its caption too") == is_own
+            said += is_own
+    assert said > 0
+
+
+@pytest.mark.parametrize(
+    ("logit", "p"), [(0.0, 0.5), (800.0, 1.0), (-800.0, 0.0), (2.0, 0.8807970779778823)]
+)
+def test_no_logit_is_too_far(logit: float, p: float) -> None:
+    assert mismatched._sigmoid(logit) == pytest.approx(p)
+
+
+def test_outliers_and_overlap_are_those_of_the_view_asked_for(planted: Path) -> None:
+    rows, cosine = matrix(planted, "first", view=1)
+    np.fill_diagonal(cosine, -np.inf)
+    means = np.sort(cosine, axis=1)[:, -3:].mean(axis=1)
+    far = find_outliers(OutliersConfig(cache=planted, teacher="first", k=3, limit=2, view=1))
+    assert [s.query.row for s in far.strips if s.query] == rows[np.argsort(means)[:2]].tolist()
+    assert far.strips[0].items[0].cosine == pytest.approx(cosine[np.argsort(means)[0]].max())
+    found = compare_teachers(
+        AgainstConfig(cache=planted, teacher="first", against="second", k=4, view=1)
+    )
+    tops: list[list[set[int]]] = []
+    for teacher in ("first", "second"):
+        rows, cosine = matrix(planted, teacher, view=1)
+        np.fill_diagonal(cosine, -np.inf)
+        tops.append([set(rows[np.lexsort((rows, -each))[:4]].tolist()) for each in cosine])
+    shared = [len(one & other) for one, other in zip(*tops, strict=True)]
+    assert report_values(found)["overlap"] == pytest.approx(np.mean(shared) / 4)
+
+
+def test_far_rows_of_a_reference_that_are_doubled_are_not_left_out_for_themselves(
+    planted: Path,
+) -> None:
+    rows, cosine = matrix(planted, "first")
+    np.fill_diagonal(cosine, -np.inf)
+    found = find_outliers(OutliersConfig(cache=planted, teacher="first", k=1, limit=50))
+    shown = {s.query.row: s.values["mean_cosine"] for s in found.strips if s.query}
+    np.testing.assert_allclose([shown[r] for r in rows.tolist()], cosine.max(axis=1), atol=1e-5)
 
 
 def test_outliers_are_farthest_from_their_nearest(planted: Path) -> None:

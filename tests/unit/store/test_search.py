@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, RowUnavailableError
-from siglip2_cache.store import layout, search
+from siglip2_cache.store import layout, scan, search
 from siglip2_cache.store.scan import Block, blocks, to_float32
 from siglip2_cache.store.search import Neighbors, Search, cosines, exact_neighbors
 
@@ -45,7 +45,7 @@ def by_hand(
         nearest = sorted(others, key=lambda j: (-cosine[j], rows_N[j]))[:k]
         found_rows[i, : len(nearest)] = rows_N[nearest]
         found_cosines[i, : len(nearest)] = [cosine[j] for j in nearest]
-    return Neighbors(found_rows, found_cosines)
+    return Neighbors(found_rows, found_cosines, len(values_ND))
 
 
 def block_of(rows_B: NDArray[np.int64], values_BD: NDArray[np.float16]) -> Block:
@@ -126,6 +126,21 @@ def test_a_float32_tie_is_decided_by_the_exact_cosine() -> None:
     found = Search(queries, 2)
     found.add(block_of(np.arange(40), values))
     assert found.found().rows_QK[0, 0] == 30
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_nearer_than_float32_can_tell_are_told_apart(seed: int) -> None:
+    # Without the margin, two of forty such sets come out wrong.
+    chooser = np.random.default_rng(seed)
+    query = unit(chooser.standard_normal((1, 768)))
+    values = np.repeat(query, 400, axis=0).view(np.uint16)
+    values[np.arange(400), chooser.integers(0, 768, 400)] ^= 1  # the last bit of one value each
+    rows, values = np.arange(400), values.view(np.float16)
+    found = Search(query, 10)
+    for start in range(0, 400, 100):
+        found.add(block_of(rows[start : start + 100], values[start : start + 100]))
+    expected = by_hand(rows, values, query, 10, np.array([-1]))
+    np.testing.assert_array_equal(found.found().rows_QK, expected.rows_QK)
 
 
 def test_cosines_of_rows_that_are_not_normalised_are_cosines() -> None:
@@ -231,10 +246,42 @@ class TestOfACache:
         rows = np.concatenate([b.rows_B for b in blocks(targets)])
         assert rows.tolist() == [4, 5, 6, 7, 8, 9, 12, 13, 14]
 
+    def test_no_block_is_empty(self, foreign: "ForeignCache") -> None:
+        targets = open_cache(foreign.root).image_targets()  # rows 8 and 9 were rejected
+        assert min(len(b.rows_B) for b in blocks(targets, block_rows=2)) > 0
+
+    def test_a_missing_shard_is_an_error_and_not_rows_without_target(
+        self, foreign: "ForeignCache"
+    ) -> None:
+        (foreign.root / layout.shard("tiny", "image", 1)).unlink()
+        with pytest.raises(DamagedCacheError, match=r"c/1/0/0 is missing"):
+            list(blocks(open_cache(foreign.root).image_targets()))
+
     def test_a_view_that_is_not_there_is_named(self, foreign: "ForeignCache") -> None:
         targets = open_cache(foreign.root).image_targets()
         with pytest.raises(RowUnavailableError, match=r"view 2 is not in .* views 0\.\.1"):
             list(blocks(targets, view=2))
+
+
+def test_a_compressed_shard_that_cannot_be_decoded_is_named(
+    tmp_path: Path, write_foreign_cache: Callable[..., "ForeignCache"]
+) -> None:
+    root = write_foreign_cache(tmp_path / "c", compressed=True).root
+    shard = root / layout.shard("tiny", "image", 0)
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DamagedCacheError, match=r"c/0/0/0 cannot be decoded .*verify"):
+        list(blocks(open_cache(root).image_targets()))
+
+
+def test_a_block_of_many_views_is_smaller(
+    foreign: "ForeignCache", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 8 wide: 32 bytes a row in float32, 2 views of 16 stored; one of 8 views takes 128.
+    targets = open_cache(foreign.root).image_targets()
+    monkeypatch.setattr(scan, "BLOCK_BYTES", 128)
+    assert max(len(b.rows_B) for b in blocks(targets)) == 4
+    monkeypatch.setattr(type(targets), "shape", property(lambda _: (22, 8, 8)))
+    assert scan.rows_of_block(targets) == 1
 
 
 def test_a_damaged_shard_is_named(foreign: "ForeignCache", tmp_path: Path) -> None:
