@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_options import AsJson, CacheArgument, TeacherName, View, print_found
+from .cli_options import (
+    AsJson,
+    CacheArgument,
+    CorpusRoot,
+    TeacherName,
+    View,
+    parse_roots,
+    print_found,
+)
 from .errors import SettingError, one_line
 
 if TYPE_CHECKING:
@@ -90,6 +98,10 @@ def export(
     ] = None,
     teacher: TeacherName = None,
     view: View = 0,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="With atlas: small pictures in the table.")
+    ] = False,
+    corpus_root: CorpusRoot = None,
     as_json: AsJson = False,
 ) -> None:
     """Write embeddings, keys and captions as files that other tools read."""
@@ -97,10 +109,13 @@ def export(
     from .neighbors.tasks import make_progress
     from .store.cache import open_cache
 
-    config = ExportConfig(out=out, format=format, among=among, teacher=teacher, view=view)
+    config = ExportConfig(
+        out=out, format=format, among=among, teacher=teacher, view=view, thumbnails=thumbnails
+    )
+    opened = open_cache(cache, corpus_roots=parse_roots(corpus_root))
     progress = make_progress()
     try:
-        exported = export_cache(open_cache(cache), config, progress=progress)
+        exported = export_cache(opened, config, progress=progress)
     finally:
         progress.stop()
     print_found(exported.found, exported.lines, as_json)

@@ -84,7 +84,7 @@ def make_checkpoint(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     is_small = arch.startswith("tiny") and processor is None
-    config = _config(arch, SMALL_VOCAB_SIZE if is_small else PUBLISHED_VOCAB_SIZE, dtype)
+    config = checkpoint_config(arch, SMALL_VOCAB_SIZE if is_small else PUBLISHED_VOCAB_SIZE, dtype)
     _write_json(out / "config.json", config)
     _write_weights(out / "model.safetensors", config, dtype, seed)
     settings: dict[str, Any] = _IMAGE_PROCESSOR
@@ -113,7 +113,10 @@ def _image_size(arch: str) -> dict[str, Any]:
     }
 
 
-def _config(arch: str, vocab_size: int, dtype: str) -> dict[str, Any]:
+def checkpoint_config(
+    arch: str, vocab_size: int = PUBLISHED_VOCAB_SIZE, dtype: str = "bfloat16"
+) -> dict[str, Any]:
+    """Return what config.json of such a checkpoint says."""
     vision, text, patch_size, image_size = ARCHS[arch]
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     model_type = "siglip2" if image_size is None else "siglip"

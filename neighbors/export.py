@@ -18,7 +18,7 @@ from ..store.index_search import index_place
 from ..store.layout import IndexPlace, Modality
 from ..store.scan import blocks
 from ..words import format_bytes
-from .export_atlas import Nearby, atlas_lines, atlas_schema, show_command
+from .export_atlas import Nearby, atlas_lines, atlas_schema, show_command, with_pictures
 from .export_files import NpyFile, ParquetFile, RowsFile
 from .export_rows import SCHEMAS, describe_rows
 from .tasks import Progress
@@ -49,6 +49,9 @@ class ExportConfig:
     view: int = 0
     """View of the images."""
 
+    thumbnails: bool = False
+    """Small pictures in the table, of images for atlas."""
+
     def __post_init__(self) -> None:
         if self.format not in get_args(Format):
             raise SettingError(
@@ -56,6 +59,9 @@ class ExportConfig:
             )
         if self.among not in (None, *_MODALITIES):
             raise SettingError(f"among must be one of {', '.join(_MODALITIES)}, got {self.among!r}")
+
+        if self.thumbnails and (self.format != "atlas" or "image" not in self.modalities):
+            raise SettingError("thumbnails go with images for atlas: --format atlas")
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -116,11 +122,15 @@ def _export(
         progress.say(f"comparing all rows with all takes long; {command} first makes it quick")
     noun = f"{place.modality}s"
     file = _open_file(cache, config, place, folder / noun, targets.shape[-1])
-    num_rows = 0
+    has_pictures = config.thumbnails and place.modality == "image"
+    num_rows, num_without = 0, 0
     progress.start(f"writing {noun}", cache.manifest.count(place.modality))
     try:
         for block in blocks(targets, view=place.view):
             lines = describe_rows(cache, place.teacher, place.modality, block.rows_B)
+            if has_pictures:
+                lines, num_missing = with_pictures(lines, cache, place)
+                num_without += num_missing
             if nearby is not None:
                 lines = atlas_lines(lines, nearby.of(block.rows_B, block.values_BD))
             file.write(lines, block.values_BD)
@@ -137,7 +147,10 @@ def _export(
         **_left_out(cache, place, num_rows),
     }
     if nearby is not None:
-        part |= {"neighbors": nearby.how, "show": show_command(config.out / f"{noun}.parquet")}
+        show = show_command(config.out / f"{noun}.parquet", has_pictures=has_pictures)
+        part |= {"neighbors": nearby.how, "show": show}
+    if has_pictures:
+        part["without_picture"] = num_without
     return part
 
 
@@ -157,7 +170,8 @@ def _open_file(
         case "npy":
             return NpyFile(stem.with_suffix(".npy"), schema, embed_dim, about=about)
         case "atlas":
-            schema = atlas_schema(schema)
+            has_pictures = config.thumbnails and place.modality == "image"
+            schema = atlas_schema(schema, has_pictures=has_pictures)
             return ParquetFile(path, schema, embed_dim, column="vector", about=about)
         case _:
             return ParquetFile(path, schema, embed_dim, column="embedding", about=about)
@@ -184,6 +198,8 @@ def _part_lines(part: dict[str, Any]) -> list[str]:
         f"{noun:<10} {part['rows']:,} in {names}, {format_bytes(part['num_bytes'])}; "
         f"left out: {', '.join(left_out) or 'none'}"
     ]
+    if part.get("without_picture"):
+        lines.append(f"pictures   {part['without_picture']:,} have none: not found, or unreadable")
     if "show" in part:
         lines += [f"neighbors  {part['neighbors']}", f"show       {part['show']}"]
     return lines

@@ -34,8 +34,16 @@ NEIGHBORS = pa.field(
 )
 
 
-def atlas_schema(schema: pa.Schema) -> pa.Schema:
+PICTURE = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+"""As the datasets library has pictures; Embedding Atlas shows them."""
+
+_PICTURE_SIDE = 192
+
+
+def atlas_schema(schema: pa.Schema, *, has_pictures: bool) -> pa.Schema:
     """Return the columns of a table for Embedding Atlas, but for the vector."""
+    if has_pictures:
+        schema = schema.append(PICTURE)
     if "captions" in schema.names:
         place = schema.get_field_index("captions")
         schema = schema.remove(place).insert(place, pa.field("text", pa.string()))
@@ -101,9 +109,23 @@ def atlas_lines(lines: pa.Table, neighbors: pa.Array) -> pa.Table:
     return lines.append_column(NEIGHBORS, neighbors)
 
 
-def show_command(table: Path) -> str:
+def with_pictures(lines: pa.Table, cache: Cache, place: IndexPlace) -> tuple[pa.Table, int]:
+    """Return lines of images with small pictures of them, null where there is none; how many nulls."""
+    from .thumbnails import make_thumbnails  # only here are pixels read
+
+    pictures = [(row, place.view) for row in lines["row"].to_pylist()]
+    made = make_thumbnails(cache, pictures, teachers=[place.teacher], side=_PICTURE_SIDE)
+    found = [made[picture].data for picture in pictures]
+    cells = [{"bytes": data, "path": None} if data else None for data in found]
+    column = pa.array(cells, PICTURE.type)
+    return lines.append_column(PICTURE, column), column.null_count
+
+
+def show_command(table: Path, *, has_pictures: bool) -> str:
     """Return the command that shows a table."""
-    return f"embedding-atlas {shlex.quote(str(table))} --vector vector --neighbors neighbors --text text"
+    columns = "--vector vector --neighbors neighbors --text text"
+    pictures = " --image image" if has_pictures else ""
+    return f"embedding-atlas {shlex.quote(str(table))} {columns}{pictures}"
 
 
 def _joined(lines: pa.Table) -> pa.Array:

@@ -77,6 +77,18 @@ def naflex_student(naflex_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
+def load_benchmark() -> Callable[[str], ModuleType]:
+    """Load a file of benchmarks/ by its name."""
+
+    def load(name: str) -> ModuleType:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(_ROOT / "benchmarks"))  # its neighbours, which it imports
+            return _load(f"benchmarks/{name}.py")
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def write_foreign_cache() -> Callable[..., "ForeignCache"]:
     """The function of tests/foreign_cache.py: a small cache, written without our writer."""
     return _load("tests/foreign_cache.py").write_foreign_cache

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import shlex
 import shutil
@@ -12,6 +13,9 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from fakes import draw_image, write_folder_corpus
+from looks import build_cache
+from PIL import Image
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DiskFullError, SettingError
@@ -205,6 +209,32 @@ class TestAtlas:
         monkeypatch.setattr(export_atlas, "MANY_ROWS", 10)
         run(foreign.root, tmp_path / "out", format="atlas")
         assert f"siglip2-cache index {foreign.root} first makes it quick" in capsys.readouterr().err
+
+
+class TestThumbnails:
+    @pytest.fixture
+    def drawn(self, tiny_checkpoint: Path, tmp_path: Path) -> Path:
+        """A cache of 5 drawn pictures, one of which is gone since."""
+        corpus = write_folder_corpus(tmp_path / "corpus", 5)
+        build_cache(corpus, tmp_path / "cache", tiny_checkpoint, shard_rows=4)
+        (corpus / "img003.png").unlink()
+        return tmp_path / "cache"
+
+    def test_each_line_has_its_picture_or_none(self, drawn: Path, tmp_path: Path) -> None:
+        exported = run(drawn, tmp_path / "out", format="atlas", thumbnails=True)
+        frame = pl.read_parquet(tmp_path / "out/images.parquet")
+        assert frame["image"].is_null().to_list() == [False, False, False, True, False]
+        with Image.open(io.BytesIO(frame["image"][4]["bytes"])) as picture:
+            difference = np.abs(np.asarray(picture.convert("RGB")).astype(int) - draw_image(4))
+        assert picture.size == (24, 16)
+        assert difference.mean() < 20  # lossy, and not another picture
+        assert "pictures   1 have none: not found, or unreadable" in exported.lines
+        assert exported.lines[-1].endswith(" --text text --image image")
+
+    def test_they_go_with_atlas_alone(self, tmp_path: Path) -> None:
+        for settings in ({"format": "npy"}, {"format": "atlas", "among": "texts"}):
+            with pytest.raises(SettingError, match="thumbnails go with images for atlas"):
+                ExportConfig(out=tmp_path, thumbnails=True, **settings)
 
 
 class TestRefusals:

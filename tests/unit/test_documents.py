@@ -1,0 +1,59 @@
+"""Links, options and fences of the documents. That their commands run is shown in tests/integration."""
+
+import re
+from pathlib import Path
+
+import pytest
+from documents import CHECKOUT, DOCUMENTS, blocks_of, prose_of, read
+from typer.main import get_command
+
+from siglip2_cache.cli import app
+
+LANGUAGES = {"", "console", "json", "python", "sh", "sql"}
+OF_OTHERS = {
+    *("--index-url", "--nproc-per-node"),  # pip, torchrun
+    *("--vector", "--neighbors", "--text"),  # embedding-atlas
+    *("--images", "--seed", "--missing", "--mismatched", "--held-out"),  # siglip2_cache.demo.corpus
+    *("--quick", "--check-saved-logits"),  # benchmarks, TinyViT
+}
+"""Options that the documents name and that are not of siglip2-cache."""
+
+
+@pytest.fixture(scope="module")
+def options() -> set[str]:
+    commands = get_command(app).commands.values()  # type: ignore[attr-defined]
+    parameters = [each for command in commands for each in command.params]
+    return {name for each in parameters for name in each.opts if name.startswith("--")}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_leads_somewhere(document: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(read(document))):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (CHECKOUT / document).parent / path if path else CHECKOUT / document
+        assert file.exists(), f"{document} links to {target}"
+        assert not anchor or anchor in anchors_of(file), f"{document} links to {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_option_that_is_named_exists(document: str, options: set[str]) -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", read(document)))
+    assert named <= options | OF_OTHERS
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_stand_only_in_blocks_that_say_so(document: str) -> None:
+    for block in blocks_of(read(document)):
+        assert block.language in LANGUAGES
+        if not block.language:
+            assert not re.search(r"^(\$ |siglip2-cache |python )", block.text, re.MULTILINE), (
+                f"{document}:{block.line}: a block with commands is sh or console"
+            )
+
+
+def anchors_of(file: Path) -> set[str]:
+    """Return what GitHub makes of the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", prose_of(file.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
