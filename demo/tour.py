@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..errors import SettingError, first_line, one_line
+from ..errors import SettingError, first_line
 from ..store.files import LocalFiles
 from ..words import format_bytes, format_seconds
 from . import corpus
@@ -229,4 +229,4 @@ def _closing_lines(config: TourConfig, result: Result, seconds: float) -> Iterat
     yield f"caches     {at.scenes_cache}, {at.held_out_cache}"
     size = sum(path.stat().st_size for path in at.out.rglob("*") if path.is_file())
     yield f"all of it  {at.out}, {format_bytes(size)}; to remove it: rm -r {shlex.quote(str(at.out))}"
-    yield f"took       {one_line(format_seconds(seconds))}"
+    yield f"took       {format_seconds(seconds)}"
