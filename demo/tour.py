@@ -6,18 +6,19 @@ Each is printed as a user would type it and then run by the code that runs it fo
 import contextlib
 import io
 import json
+import os
 import shlex
 import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ..errors import SettingError, first_line, one_line
+from ..errors import SettingError, first_line
 from ..store.files import LocalFiles
 from ..words import format_bytes, format_seconds
 from . import corpus
@@ -37,6 +38,8 @@ from .steps import CORPUS, Places, Step, TourConfig, checkpoint, tour_steps
 _SETTINGS = "demo.json"
 """In the tour's folder: its settings, so that a second tour goes on and another's folder is refused."""
 
+_THREADS = "OMP_NUM_THREADS"
+
 Run = Callable[[Sequence[str]], int]
 """Runs siglip2-cache with arguments in this process; returns the exit status."""
 
@@ -54,6 +57,19 @@ def give_tour(config: TourConfig, run: Run) -> int:
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     for line in _opening_lines(config):
         console.print(line)
+    with _one_thread():
+        status = _walk(config, run, console)
+    if status:
+        return status
+    result = _read(config)
+    _draw(config, result)
+    console.print("\nResult", style="bold")
+    for line in _closing_lines(config, result, time.monotonic() - started):
+        console.print(line)
+    return 0
+
+
+def _walk(config: TourConfig, run: Run, console: Console) -> int:
     steps = tour_steps(config)
     for number, step in enumerate(steps, 1):
         console.print(f"\n{number}/{len(steps)}  {step.purpose}", style="bold")
@@ -61,12 +77,23 @@ def give_tour(config: TourConfig, run: Run) -> int:
         status = _do(step, run, console)
         if status:
             return status
-    result = _read(config)
-    _draw(config, result)
-    console.print("\nResult", style="bold")
-    for line in _closing_lines(config, result, time.monotonic() - started):
-        console.print(line)
     return 0
+
+
+@contextlib.contextmanager
+def _one_thread() -> Generator[None]:
+    """Let torch, which is imported later, compute in one thread, unless the user has said how many.
+
+    Models this small gain little from a second thread; where other programs take turns on the
+    cores, two threads that wait for each other trained 28 images a second, and one 780.
+    """
+    had = os.environ.get(_THREADS)
+    os.environ.setdefault(_THREADS, "1")
+    try:
+        yield
+    finally:
+        if had is None:
+            del os.environ[_THREADS]
 
 
 def _take(config: TourConfig) -> None:
@@ -115,11 +142,20 @@ def _opening_lines(config: TourConfig) -> Iterator[str]:
     )
     if config.is_quick:
         yield "--quick: a tenth of the images and steps; it shows that all runs, and its numbers mean little."
+    exports = list(_exports())
+    if exports:
+        yield "Before you type the commands yourself (one thread suits models this small):"
+        yield from (f"$ export {each}" for each in exports)
+
+
+def _exports() -> Iterator[str]:
+    """Yield what a shell has to set that types the commands."""
     programs = Path(sys.executable).parent
     found = [shutil.which(name) for name in ("siglip2-cache", "python")]
     if any(name is None or Path(name).parent != programs for name in found):
-        yield "To type the commands yourself, let the shell find them first:"
-        yield f'$ export PATH={shlex.quote(str(programs))}:"$PATH"'
+        yield f'PATH={shlex.quote(str(programs))}:"$PATH"'
+    if _THREADS not in os.environ:
+        yield f"{_THREADS}=1"
 
 
 def _do(step: Step, run: Run, console: Console) -> int:
@@ -193,4 +229,4 @@ def _closing_lines(config: TourConfig, result: Result, seconds: float) -> Iterat
     yield f"caches     {at.scenes_cache}, {at.held_out_cache}"
     size = sum(path.stat().st_size for path in at.out.rglob("*") if path.is_file())
     yield f"all of it  {at.out}, {format_bytes(size)}; to remove it: rm -r {shlex.quote(str(at.out))}"
-    yield f"took       {one_line(format_seconds(seconds))}"
+    yield f"took       {format_seconds(seconds)}"

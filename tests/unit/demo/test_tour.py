@@ -1,6 +1,9 @@
 """The guided tour with a command line that only notes what it is asked for."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -186,3 +189,28 @@ def test_the_settings_are_kept_beside_what_they_made(tmp_path: Path) -> None:
     stopped_tour(tmp_path / "out")
     found = json.loads((tmp_path / "out" / "demo.json").read_text())
     assert found == {"seed": 0, "images": 400, "steps": 40}
+
+
+def test_torch_is_told_to_use_one_thread_before_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Threads(CommandLine):
+        def __call__(self, arguments: Sequence[str]) -> int:
+            print(f"threads: {os.environ.get('OMP_NUM_THREADS')}")
+            return super().__call__(arguments)
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    give_tour(quick(tmp_path / "one"), Threads("build"))
+    said = capsys.readouterr().out
+    assert "threads: 1" in said
+    assert "export OMP_NUM_THREADS=1" in typed_commands(said)
+    assert "OMP_NUM_THREADS" not in os.environ
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    give_tour(quick(tmp_path / "own"), Threads("build"))
+    said = capsys.readouterr().out
+    assert "threads: 3" in said
+    assert "export OMP_NUM_THREADS" not in said
+
+    code = "import siglip2_cache.demo.tour, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
