@@ -100,8 +100,37 @@ def build(
         ),
     ] = None,
     decode_workers: Annotated[
-        int | None, typer.Option(help="Decoding processes; 0: none. Default: one a core, max 16.")
+        int | None,
+        typer.Option(help="Decoding processes a worker; 0: none. Default: one a core, max 16."),
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(help="Processes that each run the teacher, on a GPU each or sharing cores."),
+    ] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="CPU threads of a worker's teacher. Default: its share of the cores. Equal threads and "
+            "batch sizes give equal bytes, with any number of workers."
+        ),
+    ] = None,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Build as one of N processes alike, from 0/N to N-1/N. Default: as RANK and WORLD_SIZE "
+            "or Slurm say. Share 0 plans; each makes its units, then helps. 0/1: all alone.",
+        ),
+    ] = None,
+    share_wait: Annotated[
+        float, typer.Option(help="Seconds that the other shares wait for share 0 to plan.")
+    ] = 3600.0,
+    finish: Annotated[
+        bool,
+        typer.Option(
+            "--finish", help="After all shares: say what is missing, or clear up and sum up."
+        ),
+    ] = False,
     sample_timeout: Annotated[
         float, typer.Option(help="Seconds after which an image that hangs is rejected.")
     ] = 60.0,
@@ -126,6 +155,7 @@ def build(
     from .precompute.build import build as run_build
     from .precompute.plan import PlanConfig
     from .precompute.progress import make_progress
+    from .precompute.shares import find_share
     from .precompute.sources import TableColumns
     from .precompute.workers import BuildInterrupted
 
@@ -160,6 +190,11 @@ def build(
         batch_size=_parse_batch_size(batch_size),
         decode=cast("Decode | None", decode),  # the config refuses other words
         decode_workers=decode_workers,
+        workers=workers,
+        threads=threads,
+        share=None if finish else find_share(share),
+        share_wait_s=share_wait,
+        finish=finish,
         sample_timeout_s=sample_timeout,
         retry_rejected=retry_rejected,
     )
