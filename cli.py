@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -103,16 +103,28 @@ def build(
         int | None,
         typer.Option(help="Decoding processes a worker; 0: none. Default: one a core, max 16."),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: the actors of a Ray cluster run the teacher.")
+    ] = "local",
     workers: Annotated[
-        int,
-        typer.Option(help="Processes that each run the teacher, on a GPU each or sharing cores."),
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Processes that each run the teacher, on a GPU each or sharing cores. Default: 1; "
+            "with ray one for each GPU, or node."
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
             help="CPU threads of a worker's teacher. Default: its share of the cores. Equal threads and "
             "batch sizes give equal bytes, with any number of workers."
         ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="With ray: address of the cluster. Default: RAY_ADDRESS.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="With ray: default 1 where the cluster has GPUs.")
     ] = None,
     share: Annotated[
         str | None,
@@ -190,9 +202,12 @@ def build(
         batch_size=_parse_batch_size(batch_size),
         decode=cast("Decode | None", decode),  # the config refuses other words
         decode_workers=decode_workers,
+        engine=cast(Literal["local", "ray"], engine),  # the config refuses other words
+        address=address,
         workers=workers,
+        gpus_per_worker=gpus_per_worker,
         threads=threads,
-        share=None if finish else find_share(share),
+        share=None if finish else find_share(share, {} if engine == "ray" else os.environ),
         share_wait_s=share_wait,
         finish=finish,
         sample_timeout_s=sample_timeout,

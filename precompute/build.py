@@ -70,9 +70,7 @@ class _Build:
         jobs = self._find_jobs(cache, record, checkpoint)
         if self._config.finish and jobs:
             raise BuildError(f"{cache.root} is not finished: {describe_missing(cache, jobs)}")
-        summary = BuildSummary(
-            plan=plan, teacher=record.name, num_decoders=self._config.num_decoders
-        )
+        summary = BuildSummary(plan=plan, teacher=record.name)
         if jobs:
             self._make_units(cache, record, checkpoint, jobs, summary)
         clear_garbage(self._files)
@@ -97,7 +95,7 @@ class _Build:
         """Return the device: that of the config, for one of several shares on a machine its own GPU."""
         device, share = self._config.device, self._config.share
         local = share.local_index if share else None
-        if local is None or self._config.workers > 1 or device not in ("auto", "cuda"):
+        if local is None or (self._config.workers or 1) > 1 or device not in ("auto", "cuda"):
             return device
         import torch
 
@@ -143,16 +141,16 @@ class _Build:
             self._start_progress(own)
 
         account = Account(self._progress, begin)
-        summary.num_workers = max(1, min(self._config.workers, len(own)))
         try:
-            self._engine(order, summary.num_workers).run(order, Ledger(own, helper), account)
+            self._engine(order, len(jobs)).run(order, Ledger(own, helper), account)
         finally:
             self._progress.stop()
             summary.num_units = account.num_units
             summary.num_images = account.num_rows["image"]
             summary.num_texts = account.num_rows["text"]
             summary.num_rejected_now = account.num_rejected_images
-            summary.times = account.times
+            summary.times, summary.num_decoders = account.times, account.num_decoders
+            summary.num_workers = max(1, account.num_ended)
         summary.image_batch, summary.text_batch = account.image_batch, account.text_batch
 
     def _divide(self, jobs: list[Job], teacher: str) -> tuple[list[Job], Helper | None]:
@@ -167,11 +165,23 @@ class _Build:
         )
         return own, Helper(self._files, teacher, others, share, self._say_help)
 
-    def _engine(self, order: WorkOrder, num_workers: int) -> Engine:
-        if num_workers == 1:
+    def _engine(self, order: WorkOrder, num_units: int) -> Engine:
+        """Return what makes the units; more workers than units would only load the teacher."""
+        config = self._config
+        num_workers = config.workers and max(1, min(config.workers, num_units))
+        if config.engine == "local" and (num_workers or 1) == 1:
             return HereEngine(lambda: self._teacher(order.checkpoint, order.compute_dtype))
         self._release_teacher()
-        return LocalEngine(self._make_teacher, num_workers=num_workers)
+        if config.engine == "local":
+            return LocalEngine(self._make_teacher, num_workers=num_workers or 1)
+        from .ray_engine import RayEngine
+
+        return RayEngine(
+            self._make_teacher,
+            address=config.address,
+            num_workers=num_workers,
+            gpus_per_worker=config.gpus_per_worker,
+        )
 
     def _release_teacher(self) -> None:
         """Give back the memory of the teacher that was enrolled: the workers load their own."""
@@ -199,7 +209,9 @@ class _Build:
             image_batch=image_batch,
             text_batch=self._batch_size(record, "text"),
             decode=enroll.decode_of(record),
-            num_decoders=self._config.num_decoders,
+            num_decoders=self._config.decode_workers
+            if self._config.engine == "ray"  # whose nodes may have other cores than this machine
+            else self._config.num_decoders,
             sample_timeout_s=self._config.sample_timeout_s,
             num_threads=self._config.threads,
         )

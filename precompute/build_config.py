@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ..errors import SettingError
 from ..siglip import COMPUTE_DTYPES, check_max_num_patches
@@ -14,6 +15,8 @@ from .workers import cores_each
 
 _LARGEST_BATCH = 65_536
 """A typo's limit: four batches of pixels are in memory at a time, of a small NaFlex batch sixteen."""
+
+ENGINES = ("local", "ray")
 
 _MOST_WORKERS = 1024
 """A typo's limit: each is a process."""
@@ -64,8 +67,18 @@ class BuildConfig:
     retry_rejected: bool = False
     """Try the rejected rows of committed units once more."""
 
-    workers: int = 1
-    """Processes of this machine that each run the teacher; 1: this process alone."""
+    engine: Literal["local", "ray"] = "local"
+    """Where the teacher runs: in processes of this machine, or in actors of a Ray cluster."""
+
+    address: str | None = None
+    """Of the Ray cluster; None: the one of this machine, or RAY_ADDRESS, else a new one here."""
+
+    workers: int | None = None
+    """Processes that each run the teacher. None: 1, which is this process; with Ray one for each GPU of
+    the cluster, where it has none for each node."""
+
+    gpus_per_worker: float | None = None
+    """GPUs that Ray gives to a worker; None: 1 where the cluster has GPUs."""
 
     threads: int | None = None
     """CPU threads of each worker's teacher; None: its share of the cores, or for one worker what torch
@@ -90,6 +103,12 @@ class BuildConfig:
         for name, number in (("workers", self.workers), ("threads", self.threads)):
             if number is not None and not 1 <= number <= _MOST_WORKERS:
                 raise SettingError(f"{name} must be 1 to {_MOST_WORKERS:,}, got {number}")
+        if self.engine not in ENGINES:
+            raise SettingError(f"engine {self.engine!r} is not one of {', '.join(ENGINES)}")
+        if self.engine == "local" and (self.address, self.gpus_per_worker) != (None, None):
+            raise SettingError("--address and --gpus-per-worker go with --engine ray")
+        if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker <= 64:
+            raise SettingError(f"gpus per worker must be 0 to 64, got {self.gpus_per_worker}")
         if self.finish and self.retry_rejected:
             raise SettingError(
                 "--finish makes nothing, so it cannot try rejected rows again; leave out one of the two"
@@ -123,7 +142,7 @@ class BuildConfig:
         """Decoding processes of each worker."""
         if self.decode_workers is not None:
             return self.decode_workers
-        return min(16, cores_each(self.workers))
+        return min(16, cores_each(self.workers or 1))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -155,6 +174,6 @@ class BuildSummary:
     """Decoding processes of each worker."""
 
     num_workers: int = 1
-    """Workers that this run had."""
+    """Workers that the times are summed over: those that were not killed."""
 
     times: StageTimes = field(default_factory=StageTimes)

@@ -60,6 +60,7 @@ class Ended:
     """The worker has ended by itself, or as it was asked to."""
 
     times: StageTimes
+    num_decoders: int
     image_batch: int
     text_batch: int
 
@@ -109,8 +110,12 @@ class Crew(Protocol):
         """Answer what a worker wanted."""
         ...
 
-    def ask_to_stop(self) -> None:
-        """Let every worker end after the batch at hand."""
+    def ask_to_stop(self, worker: int) -> None:
+        """Let a worker end after the batch at hand."""
+        ...
+
+    def kill(self, worker: int) -> None:
+        """End a worker at once."""
         ...
 
     def close(self) -> None:
@@ -137,6 +142,12 @@ class Account:
 
         self.times = StageTimes()
         """Summed over the workers that ended by themselves."""
+
+        self.num_ended = 0
+        """Those workers."""
+
+        self.num_decoders = 0
+        """Decoding processes of each."""
 
         self.image_batch, self.text_batch = 0, 0
         """Smallest that a worker came to."""
@@ -182,6 +193,8 @@ class Account:
     def ended(self, end: Ended) -> None:
         """Add a worker's times."""
         self.times += end.times
+        self.num_ended += 1
+        self.num_decoders = end.num_decoders
         self.image_batch = min(self.image_batch or end.image_batch, end.image_batch)
         self.text_batch = min(self.text_batch or end.text_batch, end.text_batch)
 
@@ -223,7 +236,7 @@ class Driver:
             try:
                 for _ in range(self._num_workers):
                     self._start()
-                while self._loading or self._working or self._ended:
+                while not self._is_over:
                     if stop.is_set() and not self._is_stopping:
                         self._ask_to_stop()
                     heard = self._crew.hear(_TICK_S)
@@ -243,6 +256,13 @@ class Driver:
                 "finished units are kept, run the same command to go on"
             )
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether nobody has anything left to say; who is still loading then came too late."""
+        if self._working or self._ended:
+            return False
+        return not self._loading or self._ledger.is_done
+
     def _start(self) -> None:
         worker = self._num_started
         self._num_started += 1
@@ -251,7 +271,10 @@ class Driver:
 
     def _ask_to_stop(self) -> None:
         self._is_stopping = True
-        self._crew.ask_to_stop()
+        for worker in self._loading:
+            self._crew.kill(worker)
+        for worker in self._working:
+            self._crew.ask_to_stop(worker)
 
     def _note(self, worker: int, message: Message) -> None:
         match message:

@@ -33,8 +33,7 @@ class HereEngine:
                 with stopping_on_signals(stop):
                     worker.run(lambda modality: ledger.take(_ONLY, modality), stop)
             finally:
-                embedder = worker.embedder
-                account.ended(Ended(worker.times, embedder.image_batch, embedder.text_batch))
+                account.ended(worker_end(worker))
 
 
 class _Report:
@@ -49,6 +48,12 @@ class _Report:
     def finished(self, unit: FinishedUnit) -> None:
         self._ledger.finished(_ONLY, (unit.modality, unit.number))
         self._account.finished(_ONLY, unit)
+
+
+def worker_end(worker: UnitWorker) -> Ended:
+    """Return what a worker says of itself as it ends."""
+    embedder = worker.embedder
+    return Ended(worker.times, worker.num_decoders, embedder.image_batch, embedder.text_batch)
 
 
 @contextlib.contextmanager

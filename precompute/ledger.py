@@ -37,7 +37,7 @@ class Ledger:
         self._suspects: deque[Job] = deque()
         self._held: dict[int, dict[Place, Job]] = {}
         self._deaths: Counter[Place] = Counter()
-        self._more = more
+        self._more = more  # None once it has had none
         self._add(jobs)
 
     @property
@@ -47,8 +47,10 @@ class Ledger:
 
     @property
     def is_done(self) -> bool:
-        """Whether every unit that was handed in is made."""
-        return self.num_waiting == 0 and not any(self._held.values())
+        """Whether every unit is made, and there are no more."""
+        with self._lock:
+            is_held = any(self._held.values())
+            return self.num_waiting == 0 and not is_held and self._more is None
 
     def take(self, worker: int, modality: Modality | None) -> Job | None:
         """Hand a unit to a worker: of one modality, or (None) of any; None where there is none now.
@@ -107,10 +109,11 @@ class Ledger:
         if self._suspects:
             return self._suspects.popleft()
         if self._more is not None:
-            self._add(self._more({place for held in self._held.values() for place in held}))
-            for each in wanted:
-                if self._waiting[each]:
-                    return self._waiting[each].popleft()
+            found = self._more({place for held in self._held.values() for place in held})
+            if found:
+                self._add(found)
+                return self._next(None)
+            self._more = None
         return None
 
     def _add(self, jobs: Iterable[Job]) -> None:

@@ -115,9 +115,11 @@ class _Processes:
     def give(self, worker: int, job: Job | None) -> None:
         self._send(worker, job)
 
-    def ask_to_stop(self) -> None:
-        for worker in self._workers:
-            self._send(worker, _STOP)
+    def ask_to_stop(self, worker: int) -> None:
+        self._send(worker, _STOP)
+
+    def kill(self, worker: int) -> None:
+        self._workers[worker].process.kill()
 
     def close(self) -> None:
         for worker in self._workers.values():

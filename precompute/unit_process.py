@@ -13,8 +13,8 @@ from collections.abc import Callable
 from ..errors import CacheError
 from ..store.cache import Cache
 from ..store.layout import Modality
-from .engine import Advanced, Ended, Failed, Message, Ready, Wants
-from .here_engine import threads_of_torch
+from .engine import Advanced, Failed, Message, Ready, Wants
+from .here_engine import threads_of_torch, worker_end
 from .teacher import TeacherFactory
 from .units import Job
 from .workers import BuildInterrupted, FinishedUnit, UnitWorker, WorkOrder
@@ -56,8 +56,7 @@ def serve(order: WorkOrder, make_teacher: TeacherFactory, send: Send, inbox: Inb
             worker = UnitWorker(order, cache, teacher, _Report(send))
             with contextlib.suppress(BuildInterrupted):  # the driver knows
                 worker.run(inbox.take, inbox.stop)
-        embedder = worker.embedder
-        send(Ended(worker.times, embedder.image_batch, embedder.text_batch))
+        send(worker_end(worker))
     except Exception as error:
         send(Failed(_portable(error)))
 

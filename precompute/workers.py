@@ -70,8 +70,9 @@ class WorkOrder:
     """Texts in one forward pass."""
 
     decode: Decode
-    num_decoders: int
-    """Decoding processes of this worker; 0 decodes in the worker itself."""
+    num_decoders: int | None
+    """Decoding processes of this worker; 0 decodes in the worker itself; None: one for each thread of
+    its teacher, at most 16."""
 
     sample_timeout_s: float
     num_threads: int | None
@@ -115,6 +116,11 @@ class UnitWorker:
         self._order, self._cache, self._report = order, cache, report
         self.embedder = Embedder(teacher, order.image_batch, order.text_batch)
         self.times = StageTimes()
+        self.num_decoders = (
+            min(16, order.num_threads or num_cores())
+            if order.num_decoders is None
+            else order.num_decoders
+        )
         self._stop = threading.Event()
 
     def run(self, take: Take, stop: threading.Event) -> None:
@@ -150,7 +156,7 @@ class UnitWorker:
         decoder = Decoder(
             form,
             batch_images=batch_images,
-            num_workers=order.num_decoders,
+            num_workers=self.num_decoders,
             timeout_s=order.sample_timeout_s,
         )
 
