@@ -22,7 +22,7 @@ from .engine import Account, Engine, compare_provenance
 from .here_engine import HereEngine
 from .jobs import describe_missing, find_jobs, roll_forward_units
 from .ledger import Ledger, describe
-from .local_engine import LocalEngine
+from .local_engine import LocalEngine, own_gpu
 from .progress import PlainProgress, Progress
 from .shares import Helper
 from .teacher import Teacher, TeacherFactory, load_teacher
@@ -93,14 +93,10 @@ class _Build:
 
     def _device(self) -> str:
         """Return the device: that of the config, for one of several shares on a machine its own GPU."""
-        device, share = self._config.device, self._config.share
-        local = share.local_index if share else None
-        if local is None or (self._config.workers or 1) > 1 or device not in ("auto", "cuda"):
-            return device
-        import torch
-
-        num_gpus = torch.cuda.device_count()
-        return f"cuda:{local % num_gpus}" if num_gpus > 1 else device
+        share = self._config.share
+        if share is None or (self._config.workers or 1) > 1:
+            return self._config.device
+        return own_gpu(self._config.device, share.local_index)
 
     def _find_jobs(self, cache: Cache, record: TeacherRecord, checkpoint: Checkpoint) -> list[Job]:
         samples, _ = split_images(
@@ -168,19 +164,20 @@ class _Build:
     def _engine(self, order: WorkOrder, num_units: int) -> Engine:
         """Return what makes the units; more workers than units would only load the teacher."""
         config = self._config
-        num_workers = config.workers and max(1, min(config.workers, num_units))
-        if config.engine == "local" and (num_workers or 1) == 1:
+        num_workers = min(config.workers or 1, num_units)
+        if config.engine == "local" and num_workers == 1:
             return HereEngine(lambda: self._teacher(order.checkpoint, order.compute_dtype))
         self._release_teacher()
         if config.engine == "local":
-            return LocalEngine(self._make_teacher, num_workers=num_workers or 1)
+            return LocalEngine(self._make_teacher, num_workers=num_workers)
         from .ray_engine import RayEngine
 
         return RayEngine(
             self._make_teacher,
             address=config.address,
-            num_workers=num_workers,
+            num_workers=config.workers,
             gpus_per_worker=config.gpus_per_worker,
+            num_units=num_units,
         )
 
     def _release_teacher(self) -> None:
@@ -213,7 +210,7 @@ class _Build:
             if self._config.engine == "ray"  # whose nodes may have other cores than this machine
             else self._config.num_decoders,
             sample_timeout_s=self._config.sample_timeout_s,
-            num_threads=self._config.threads,
+            num_threads=self._config.num_threads,
         )
 
     def _start_progress(self, jobs: Sequence[Job]) -> None:

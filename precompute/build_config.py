@@ -138,6 +138,14 @@ class BuildConfig:
         )
 
     @property
+    def num_threads(self) -> int | None:
+        """CPU threads of each worker of this machine. Not of the workers that there are units left for:
+        a build that is resumed for one last unit must not compute it in more threads than the others."""
+        if self.threads is None and self.engine == "local" and (self.workers or 1) > 1:
+            return cores_each(self.workers or 1)
+        return self.threads
+
+    @property
     def num_decoders(self) -> int:
         """Decoding processes of each worker."""
         if self.decode_workers is not None:

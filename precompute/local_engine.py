@@ -21,7 +21,7 @@ from .ledger import Ledger
 from .teacher import TeacherFactory
 from .unit_process import Inbox, serve
 from .units import Job
-from .workers import WorkOrder, cores_each
+from .workers import WorkOrder
 
 _STOP = "stop"
 _KILL_PATIENCE_S = 10.0
@@ -36,8 +36,6 @@ class LocalEngine:
 
     def run(self, order: WorkOrder, ledger: Ledger, account: Account) -> None:
         """See Engine."""
-        if order.num_threads is None:
-            order = replace(order, num_threads=cores_each(self._num_workers))
         devices = spread_over_gpus(order.device, self._num_workers)
         crew = _Processes([replace(order, device=d) for d in devices], self._make_teacher)
         account.say(f"starting {self._num_workers} workers on {', '.join(dict.fromkeys(devices))}")
@@ -56,6 +54,21 @@ def spread_over_gpus(device: str, num_workers: int) -> list[str]:
     import torch
 
     return [f"cuda:{i % torch.cuda.device_count()}" for i in range(num_workers)]
+
+
+def own_gpu(device: str, local_index: int | None) -> str:
+    """Return the device of one of several processes that were started alike on this machine.
+
+    Args:
+        device: what was asked for; one that is named is taken as it is.
+        local_index: number of the process on this machine; None where nobody said.
+    """
+    if local_index is None or device not in ("auto", "cuda"):
+        return device
+    import torch
+
+    num_gpus = torch.cuda.device_count()  # 1 where each process was given its own
+    return f"cuda:{local_index % num_gpus}" if num_gpus > 1 else device
 
 
 @dataclass(slots=True)

@@ -55,10 +55,12 @@ class RayEngine:
         address: str | None,
         num_workers: int | None,
         gpus_per_worker: float | None,
+        num_units: int,
     ) -> None:
-        """Remember the cluster; see BuildConfig."""
+        """Remember the cluster, see BuildConfig, and how many units there are to make."""
         self._make_teacher, self._address = make_teacher, address
         self._num_workers, self._gpus_per_worker = num_workers, gpus_per_worker
+        self._num_units = num_units
 
     def run(self, order: WorkOrder, ledger: Ledger, account: Account) -> None:
         """See Engine.
@@ -72,6 +74,8 @@ class RayEngine:
             _connect(ray, self._address)
         try:
             room = describe_room(ray, order, self._num_workers, self._gpus_per_worker)
+            # After the threads are settled: a resumed build must not take more for its last units.
+            room = replace(room, num_workers=min(room.num_workers, self._num_units))
             account.say(f"starting {room}")
             order = replace(order, num_threads=room.threads)
             crew = _Actors(ray, order, self._make_teacher, room, account.say)

@@ -18,6 +18,7 @@ from fakes import FakeFactory, SilentProgress, config_of, tree_of, write_folder_
 from siglip2_cache import open_cache
 from siglip2_cache.errors import BuildError, CheckpointError, NotACacheError, SettingError
 from siglip2_cache.precompute.build import BuildSummary, build
+from siglip2_cache.precompute.local_engine import own_gpu, spread_over_gpus
 from siglip2_cache.precompute.shares import Share
 from siglip2_cache.precompute.teacher import load_teacher
 from siglip2_cache.store import layout
@@ -86,15 +87,79 @@ def test_two_workers_make_the_bytes_of_one_with_equal_threads(
     assert trees[0] == trees[1]
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_the_last_unit_of_a_resumed_build_is_computed_in_as_many_threads_as_the_others(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr("siglip2_cache.precompute.build_config.cores_each", lambda _: 1)
+    corpus = write_folder_corpus(tmp_path / "corpus", 2)
+    settings: dict[str, Any] = {"make_teacher": load_teacher, "shard_rows": 1, "workers": 2}
+    make(corpus, tmp_path / "cache", tiny_checkpoint, **settings)
+    expected = tree_of(tmp_path / "cache")
+    (tmp_path / "cache" / layout.unit_record(tiny_checkpoint.name, "image", 1)).unlink()
+    torch.set_num_threads(2)
+    progress = SilentProgress()
+    make(corpus, tmp_path / "cache", tiny_checkpoint, progress=progress, **settings)
+    assert not [said for said in progress.said if "starting" in said]  # one unit: this process
+    assert tree_of(tmp_path / "cache") == expected
+    assert torch.get_num_threads() == 2
+
+
 def test_each_worker_computes_in_its_share_of_the_cores_and_says_so(
     corpus: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("siglip2_cache.precompute.local_engine.cores_each", lambda _: 3)
+    monkeypatch.setattr("siglip2_cache.precompute.build_config.cores_each", lambda _: 3)
     telling = FakeFactory(tells_threads=True)
     make(corpus, tmp_path / "cache", tiny_checkpoint, make_teacher=telling, workers=2)
     commits = open_cache(tmp_path / "cache").commits()
     assert {u.provenance["threads"] for u in commits.units.values()} == {"OpenMP 3, torch 3"}
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "expected"),
+    [
+        ("auto", 2, ["cuda:0", "cuda:1", "cuda:0"]),
+        ("cuda", 1, ["cuda:0", "cuda:0", "cuda:0"]),
+        ("cuda:1", 2, ["cuda:1", "cuda:1", "cuda:1"]),
+        ("cpu", 2, ["cpu", "cpu", "cpu"]),
+        ("auto", 0, ["cpu", "cpu", "cpu"]),
+    ],
+)
+def test_workers_are_spread_over_the_gpus_unless_one_was_named(
+    device: str, num_gpus: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_gpus(monkeypatch, num_gpus)
+    assert spread_over_gpus(device, 3) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "local_index", "expected"),
+    [
+        ("auto", 4, 2, "cuda:2"),
+        ("auto", 1, 2, "auto"),  # Slurm shows each task its own GPU alone
+        ("auto", 0, 2, "auto"),
+        ("auto", 4, None, "auto"),
+        ("cuda:1", 4, 2, "cuda:1"),
+    ],
+)
+def test_each_share_of_a_machine_takes_the_gpu_of_its_number(
+    device: str,
+    num_gpus: int,
+    local_index: int | None,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend_gpus(monkeypatch, num_gpus)
+    assert own_gpu(device, local_index) == expected
+
+
+def pretend_gpus(monkeypatch: pytest.MonkeyPatch, num_gpus: int) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: num_gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
 
 
 def test_all_progress_is_shown_in_one_place(
