@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -102,8 +102,49 @@ def build(
         ),
     ] = None,
     decode_workers: Annotated[
-        int | None, typer.Option(help="Decoding processes; 0: none. Default: one a core, max 16.")
+        int | None,
+        typer.Option(help="Decoding processes a worker; 0: none. Default: one a core, max 16."),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: the actors of a Ray cluster run the teacher.")
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that each run the teacher, on a GPU each or sharing cores. Default: 1; "
+            "with ray one for each GPU, or node."
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="CPU threads of a worker's teacher. Default: its share of the cores. Equal threads and "
+            "batch sizes give equal bytes, with any number of workers."
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="With ray: address of the cluster. Default: RAY_ADDRESS.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="With ray: default 1 where the cluster has GPUs.")
+    ] = None,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Build as one of N processes alike, from 0/N to N-1/N. Default: as RANK and WORLD_SIZE "
+            "or Slurm say. Share 0 plans; each makes its units, then helps. 0/1: all alone.",
+        ),
+    ] = None,
+    share_wait: Annotated[
+        float, typer.Option(help="Seconds that the other shares wait for share 0 to plan.")
+    ] = 3600.0,
+    finish: Annotated[
+        bool,
+        typer.Option(
+            "--finish", help="After all shares: say what is missing, or clear up and sum up."
+        ),
+    ] = False,
     sample_timeout: Annotated[
         float, typer.Option(help="Seconds after which an image that hangs is rejected.")
     ] = 60.0,
@@ -128,6 +169,7 @@ def build(
     from .precompute.build import build as run_build
     from .precompute.plan import PlanConfig
     from .precompute.progress import make_progress
+    from .precompute.shares import find_share
     from .precompute.sources import TableColumns
     from .precompute.workers import BuildInterrupted
 
@@ -162,6 +204,14 @@ def build(
         batch_size=_parse_batch_size(batch_size),
         decode=cast("Decode | None", decode),  # the config refuses other words
         decode_workers=decode_workers,
+        engine=cast(Literal["local", "ray"], engine),  # the config refuses other words
+        address=address,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        threads=threads,
+        share=None if finish else find_share(share, {} if engine == "ray" else os.environ),
+        share_wait_s=share_wait,
+        finish=finish,
         sample_timeout_s=sample_timeout,
         retry_rejected=retry_rejected,
     )

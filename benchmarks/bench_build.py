@@ -189,7 +189,7 @@ def run_decoding(folder: Path, files: list[Path], args: argparse.Namespace) -> d
     table = write_table(folder / "decoding.jsonl", files, args.num_decoded, captions=False)
     chosen = [files[i % len(files)] for i in range(args.num_decoded)]
     height, width = squash(teacher).size
-    num_workers = settings(folder, table, teacher, args).num_workers
+    num_workers = settings(folder, table, teacher, args).num_decoders
     ratios, bare_s, builds = [], [], []
     with get_context("forkserver").Pool(num_workers, _set_size, ((width, height),)) as pool:
         pool.map(decode_bare, chosen[: 32 * num_workers])  # warm
@@ -324,7 +324,7 @@ def _removed_after(folder: Path) -> Iterator[None]:
 
 def stages_of(timed: TimedBuild) -> dict[str, float]:
     """Return seconds by stage; read and decode a process."""
-    times, num_workers = timed.summary.times, max(1, timed.summary.num_workers)
+    times, num_workers = timed.summary.times, max(1, timed.summary.num_decoders)
     return {
         "read": times.read_s / num_workers,
         "decode": times.decode_s / num_workers,

@@ -1,16 +1,19 @@
 """Random SIGKILLs of real builds, each started again until its cache is done: rows lost, rows doubled.
 
-    python benchmarks/bench_kills.py [--kills 200] [--seed 0] [--json] [--quick]
+    python benchmarks/bench_kills.py [--kills 200] [--workers 1] [--seed 0] [--json] [--quick]
 
-A build runs in a process of its own, with two decoding processes and a teacher without a model, over a
-corpus that grows by an append. It is killed either at an instant drawn uniformly from the time that an
-undisturbed build takes (imports, planning and the end included), or at one of its file operations,
-drawn uniformly from those of an undisturbed build, a write halfway through. Then it is started again,
-perhaps to be killed again, until it ends by itself. A cache that is done is compared with one that was
-never disturbed, byte for byte, and read back row by row. Expected: zero everywhere.
+A build runs in a process of its own, with two decoding processes and a teacher without a model,
+over a corpus that grows by an append. It is killed either at an instant drawn uniformly from the
+time that an undisturbed build takes (imports, planning and the end included), or at one of its file
+operations, drawn uniformly from those of an undisturbed build, a write halfway through. Then it is
+started again, perhaps to be killed again, until it ends by itself. With --workers above 1 half of
+the kills strike a worker instead, at an instant drawn likewise, and the build has to go on. A cache
+that is done is compared with one that was never disturbed, byte for byte, and read back row by row.
+Expected: zero everywhere.
 """
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
@@ -23,6 +26,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 from hardware import machine
 from make_checkpoint import make_checkpoint
 
@@ -78,6 +82,7 @@ class Reference:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line"
@@ -88,7 +93,7 @@ def main() -> None:
         args.kills = 10
     print(machine("torch", "zarr", "polars", "pyarrow"))
     with tempfile.TemporaryDirectory(prefix="bench-kills-") as folder:
-        count = run(Path(folder), args.kills, random.Random(args.seed))
+        count = run(Path(folder), args.kills, args.workers, random.Random(args.seed))
     rows = {
         "kills": count.num_kills,
         "kills that came too late": count.missed,
@@ -109,34 +114,33 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def run(folder: Path, num_kills: int, chance: random.Random) -> Count:
+def run(folder: Path, num_kills: int, num_workers: int, chance: random.Random) -> Count:
     checkpoint = make_checkpoint("tiny-patch16-64", folder / "checkpoint", dtype="float32")
     corpora = [folder / "first" / "corpus", folder / "appended" / "corpus"]
     write_folder_corpus(corpora[0], NUM_IMAGES, captions=2)
     shutil.copytree(corpora[0], corpora[1])
     write_folder_corpus(corpora[1], NUM_APPENDED, captions=2, first=NUM_IMAGES)
     corpus = folder / "corpus"  # one path for both states, for it stands in the cache
-    reference = undisturbed(folder / "cache", corpus, corpora, checkpoint)
+    cache = folder / "cache"
+    build = command(corpus, cache, checkpoint, num_workers)
+    reference = undisturbed(cache, build, corpus, corpora)
     count = Count()
     while count.num_kills < num_kills:
-        cache = folder / "cache"
         for i, state in enumerate(corpora):
             point_to(corpus, state)
-            build_despite_kills(
-                command(corpus, cache, checkpoint), reference, i, num_kills, chance, count
-            )
+            build_despite_kills(build, reference, i, num_kills, num_workers, chance, count)
         compare(cache, reference, count)
         count.caches += 1
         shutil.rmtree(cache)
     return count
 
 
-def undisturbed(cache: Path, corpus: Path, corpora: list[Path], checkpoint: Path) -> Reference:
+def undisturbed(cache: Path, build: list[str], corpus: Path, corpora: list[Path]) -> Reference:
     seconds, num_ops = [], []
     for state in corpora:
         point_to(corpus, state)
         started = time.monotonic()
-        lines = subprocess.check_output(command(corpus, cache, checkpoint), text=True)
+        lines = subprocess.check_output(build, text=True)
         seconds.append(time.monotonic() - started)
         num_ops.append(int(lines.split("ops ")[1]))
     tree, keys = tree_of(cache), sorted(keys_of(cache))
@@ -150,9 +154,10 @@ def point_to(corpus: Path, state: Path) -> None:
     corpus.symlink_to(state)
 
 
-def command(corpus: Path, cache: Path, checkpoint: Path) -> list[str]:
+def command(corpus: Path, cache: Path, checkpoint: Path, num_workers: int) -> list[str]:
     script = [sys.executable, str(KIT / "run_build.py"), str(corpus), str(cache), str(checkpoint)]
-    return [*script, "--decode-workers", "2", "--seconds", "0.02"]
+    workers = ["--workers", str(num_workers)]
+    return [*script, *workers, "--decode-workers", "2", "--seconds", "0.02"]
 
 
 def build_despite_kills(
@@ -160,6 +165,7 @@ def build_despite_kills(
     reference: Reference,
     state: int,
     num_kills: int,
+    num_workers: int,
     chance: random.Random,
     count: Count,
 ) -> None:
@@ -168,6 +174,9 @@ def build_despite_kills(
         count.runs += 1
         if count.num_kills >= num_kills or chance.random() < 0.15:  # the last builds go undisturbed
             subprocess.run(build, check=True, capture_output=True, timeout=PATIENCE_S)
+            return
+        if num_workers > 1 and chance.random() < 0.5:
+            kill_worker(build, chance.uniform(0, reference.seconds[state]), chance, count)
             return
         if chance.random() < 0.5:
             how, at, delay = "file operation", chance.randint(1, reference.num_ops[state]), None
@@ -192,6 +201,25 @@ def build_despite_kills(
         stage = "while making units" if "unit" in output else "before the first unit"
         count.kills[f"at a random {how}, {stage}"] += 1
     subprocess.run(build, check=True, capture_output=True, timeout=PATIENCE_S)
+
+
+def kill_worker(build: list[str], delay: float, chance: random.Random, count: Count) -> None:
+    """Run a build to its end and kill one of its workers on the way."""
+    process = subprocess.Popen(build, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(delay)
+    workers: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):  # it has ended
+        children = psutil.Process(process.pid).children()
+        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        if workers:
+            chance.choice(workers).kill()
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    if process.returncode != 0:
+        raise SystemExit(f"error: a build failed by itself: {errors[-2000:]}")
+    if workers:
+        count.kills["of a worker, at a random instant"] += 1
+    else:
+        count.missed += 1
 
 
 def compare(cache: Path, reference: Reference, count: Count) -> None:

@@ -128,7 +128,7 @@ class _Worker:
         self.process: Any = context.Process(  # type: ignore[attr-defined]
             target=work, args=(theirs, descriptor, shared.shape, form, number), daemon=True
         )
-        with _no_main_module():
+        with no_main_module():
             self.process.start()
         theirs.close()
         _limit_sending(ours, timeout_s)
@@ -145,7 +145,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _no_main_module() -> Generator[None]:
+def no_main_module() -> Generator[None]:
     """Hide the script that runs the build from multiprocessing, which would import it in every worker:
     seconds where it imports torch, and another build where it has no ``__main__`` guard."""
     main = sys.modules["__main__"]

@@ -13,7 +13,7 @@ from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
 from ..store.places import ImagePlace
 from ..words import format_bytes, format_seconds
-from .build import BuildConfig, TeacherFactory, load_teacher
+from .build_config import BuildConfig
 from .disk import unit_bytes
 from .embed import Embedder, split_images
 from .enroll import TeacherChoices, as_recorded, find_teacher
@@ -21,6 +21,7 @@ from .parts import Findings
 from .plan import Plan, make_plan, name_sources, open_if_planned
 from .sources import Sample, scan
 from .summary import finding_lines
+from .teacher import TeacherFactory, load_teacher
 
 _TIMED_BATCHES = 3
 
@@ -166,7 +167,7 @@ def _time_batches(
     decoder = Decoder(
         PixelFormat(num_views=num_views, recipe=teacher.image, decode=choices.decode or "exact"),
         batch_images=size,
-        num_workers=config.num_workers,
+        num_workers=config.num_decoders,
         timeout_s=config.sample_timeout_s,
     )
     batches = [(None, refs[i : i + size]) for i in range(0, len(refs), size)]

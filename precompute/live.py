@@ -13,9 +13,9 @@ from ..store.cache import Cache
 from ..store.manifest import TeacherRecord
 from ..store.places import ImagePlace
 from ..store.views import WHOLE_IMAGE
-from .build import TeacherFactory, load_teacher
 from .embed import Embedder, is_unit, split_images
 from .enroll import TeacherChoices, as_recorded, decode_of, identity_differences
+from .teacher import TeacherFactory, load_teacher
 
 
 def find_checkpoint(

@@ -135,7 +135,7 @@ def make_plan(
     if cache and _is_current(cache, records, prompts_fingerprint):
         if not is_dry_run:
             scanner.clear()  # a plan that was killed when it had been committed could not
-        return _nothing_to_plan(cache)
+        return standing_plan(cache)
     prompts = _read_prompts(config)
     on_scan()
     generation = len(cache.manifest.generations) if cache else 0
@@ -173,6 +173,21 @@ def make_plan(
         first_row=freezer.first_row,
         first_text_row=freezer.first_text_row,
     )
+
+
+def find_plan(config: PlanConfig, files: LocalFiles) -> Plan | None:
+    """Return the plan that a cache has, or None where the sources are not planned as they are now.
+
+    Raises:
+        SourceError, SettingError: the corpus, or a setting, is refused.
+    """
+    cache = open_if_planned(files, config.corpus_roots)
+    if cache is None:
+        return None
+    _settle(config, cache)
+    records = _source_records(config, cache, name_sources(config, cache))
+    is_current = _is_current(cache, records, _fingerprint_prompts(config, cache))
+    return standing_plan(cache) if is_current else None
 
 
 def open_if_planned(files: LocalFiles, corpus_roots: Mapping[str, str]) -> Cache | None:
@@ -404,7 +419,8 @@ def _is_current(cache: Cache, records: Sequence[SourceRecord], prompts_fingerpri
     return same and latest.prompts_fingerprint == prompts_fingerprint
 
 
-def _nothing_to_plan(cache: Cache) -> Plan:
+def standing_plan(cache: Cache) -> Plan:
+    """Return the plan of a cache as it is, without a look at its sources."""
     return Plan(
         findings=Findings(),
         was_scanned=False,

@@ -3,11 +3,14 @@
 import sys
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import one_line
 from ..store.layout import Modality
 from ..words import format_seconds
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 _PLAIN_INTERVAL_S = 10.0
 _NOUN: dict[Modality, str] = {"image": "images", "text": "texts"}
@@ -24,8 +27,12 @@ class Progress(Protocol):
         """Say how many rows and units are to be made."""
         ...
 
+    def grow(self, modality: Modality, num_rows: int) -> None:
+        """Say that one more unit is to be made."""
+        ...
+
     def advance(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
-        """Count embedded and rejected rows."""
+        """Count embedded and rejected rows; less than none where a unit is made again."""
         ...
 
     def unit_done(self, modality: Modality) -> None:
@@ -52,6 +59,10 @@ class Tally:
     def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
         self.totals, self.units = dict(totals), dict(units)
         self._last = time.monotonic()
+
+    def grow(self, modality: Modality, num_rows: int) -> None:
+        self.totals[modality] += num_rows
+        self.units[modality] += 1
 
     def advance(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
         # A modality begins where the one before ended: its first rows took time, too.
@@ -89,6 +100,9 @@ class PlainProgress:
         self._tally.start(totals, units)
         self._last = time.monotonic()
 
+    def grow(self, modality: Modality, num_rows: int) -> None:
+        self._tally.grow(modality, num_rows)
+
     def advance(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
         self._tally.advance(modality, num_rows, num_rejected)
         if time.monotonic() - self._last > _PLAIN_INTERVAL_S:
@@ -120,7 +134,7 @@ class RichProgress:
             TextColumn("{task.fields[line]}"),
             console=Console(stderr=True),
         )
-        self._tasks: dict[Modality, object] = {}
+        self._tasks: dict[Modality, TaskID] = {}
 
     def say(self, message: str) -> None:
         self._bars.console.print(one_line(message), markup=False, highlight=False)
@@ -130,9 +144,14 @@ class RichProgress:
         self._bars.start()
         for modality, total in totals.items():
             if total:
-                self._tasks[modality] = self._bars.add_task(
-                    _NOUN[modality], total=total, line=self._tally.line(modality)
-                )
+                self._add_task(modality)
+
+    def grow(self, modality: Modality, num_rows: int) -> None:
+        self._tally.grow(modality, num_rows)
+        if modality in self._tasks:
+            self._show(modality, 0)
+        else:
+            self._add_task(modality)
 
     def advance(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
         self._tally.advance(modality, num_rows, num_rejected)
@@ -145,9 +164,13 @@ class RichProgress:
     def stop(self) -> None:
         self._bars.stop()
 
+    def _add_task(self, modality: Modality) -> None:
+        total, line = self._tally.totals[modality], self._tally.line(modality)
+        self._tasks[modality] = self._bars.add_task(_NOUN[modality], total=total, line=line)
+
     def _show(self, modality: Modality, num_rows: int) -> None:
-        task = self._tasks[modality]
-        self._bars.update(task, advance=num_rows, line=self._tally.line(modality))  # type: ignore[arg-type]
+        total, line = self._tally.totals[modality], self._tally.line(modality)
+        self._bars.update(self._tasks[modality], advance=num_rows, total=total, line=line)
 
 
 def make_progress() -> Progress:

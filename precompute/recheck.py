@@ -13,9 +13,9 @@ from ..store.cache import Cache
 from ..store.catalog import read_table
 from ..store.layout import Modality
 from ..store.manifest import Span, TeacherRecord, Unit
-from .build import TeacherFactory, load_teacher
 from .embed import Embedder, split_images
 from .live import LiveTeacher
+from .teacher import TeacherFactory, load_teacher
 from .units import unit_images
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}

@@ -3,7 +3,7 @@
 import shlex
 
 from ..words import format_seconds
-from .build import BuildConfig, BuildSummary
+from .build_config import BuildConfig, BuildSummary
 from .parts import Findings
 
 
@@ -61,18 +61,24 @@ def finding_lines(findings: Findings, list_all: str) -> list[str]:
 
 
 def _stage_lines(summary: BuildSummary) -> list[str]:
-    times, workers = summary.times, max(1, summary.num_workers)
+    times, workers = summary.times, summary.num_workers
+    decoders = max(1, summary.num_decoders) * workers
     stages = {
-        "read": times.read_s / workers,
-        "decode": times.decode_s / workers,
-        "forward": times.forward_s,
-        "write": times.write_s,
+        "read": times.read_s / decoders,
+        "decode": times.decode_s / decoders,
+        "forward": times.forward_s / workers,
+        "write": times.write_s / workers,
     }
     shown = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
     slowest = max(stages, key=lambda name: stages[name])
+    over = (
+        f"{decoders} workers"
+        if workers == 1
+        else f"{decoders} decoders; means of {workers} workers"
+    )
     return [
-        f"stages     {shown} (they overlap; read and decode over {workers} workers); "
-        f"slowest: {slowest}; the teacher waited {times.wait_s:.1f} s for pixels"
+        f"stages     {shown} (they overlap; read and decode over {over}); "
+        f"slowest: {slowest}; the teacher waited {times.wait_s / workers:.1f} s for pixels"
     ]
 
 

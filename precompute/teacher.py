@@ -103,6 +103,16 @@ class Teacher(Protocol):
         ...
 
 
+TeacherFactory = Callable[[Checkpoint, str, str], Teacher]
+"""(checkpoint, device, dtype) -> teacher; tests put a fake one here. Pickled where workers are
+processes of their own."""
+
+
+def load_teacher(checkpoint: Checkpoint, device: str, dtype: str) -> Teacher:
+    """Return the live teacher."""
+    return SiglipTeacher(checkpoint, device=device, compute_dtype=dtype)
+
+
 class SiglipTeacher:
     """A SigLIP or SigLIP 2 checkpoint on a device.
 
@@ -188,7 +198,7 @@ class SiglipTeacher:
             "transformers": transformers.__version__,
             "tokenizers": tokenizers.__version__,
             "pillow": PIL.__version__,
-            "device": self.device,
+            "device": self.device.partition(":")[0],  # one GPU is as good as its neighbour
             "device_name": _device_name(self.device),
             "num_threads": torch.get_num_threads(),
         }

@@ -78,6 +78,15 @@ class StageTimes:
     wait_s: float = field(default=0.0)
     """Seconds that the teacher waited for pixels."""
 
+    def __add__(self, other: "StageTimes") -> "StageTimes":
+        return StageTimes(
+            read_s=self.read_s + other.read_s,
+            decode_s=self.decode_s + other.decode_s,
+            forward_s=self.forward_s + other.forward_s,
+            write_s=self.write_s + other.write_s,
+            wait_s=self.wait_s + other.wait_s,
+        )
+
 
 def unit_images(cache: Cache, unit: Unit) -> list[ImageRef]:
     """Return where the images of a unit lie and which views are wanted, in row order."""

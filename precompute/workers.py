@@ -1,27 +1,29 @@
-"""Where units are made: here, on one device of this machine.
+"""Where units are made: one teacher on one device, whatever process or machine that is in.
 
-A worker takes jobs and commits units; it shares nothing with other workers but the cache, so that
-engines of several processes or machines are so many of these.
+A worker takes units, makes them and commits them; it shares nothing with other workers but the cache,
+so engines of several processes or machines (engine.py) are so many of these.
 """
 
 import contextlib
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 from ..decoding.decode import Decoder
 from ..decoding.images import DecodedBatch, PixelFormat
 from ..errors import BuildError
+from ..siglip import Checkpoint
 from ..store import layout
 from ..store.cache import Cache
 from ..store.layout import Modality
 from ..store.pixels import Decode
 from .embed import Embedder
-from .progress import Progress
+from .teacher import Teacher
 from .units import (
     Job,
     StageTimes,
@@ -39,89 +41,143 @@ from .units import (
 class BuildInterrupted(BuildError):  # noqa: N818 - an interruption is not an error
     """The user stopped the build; what was committed stays."""
 
+    def __init__(
+        self, message: str = "stopped; finished units are kept, run the same command to go on"
+    ) -> None:
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkOrder:
+    """What a worker must know of a build, in whatever process it is. Picklable."""
+
+    cache: Path
+    """Absolute path of the cache's folder."""
+
+    corpus_roots: Mapping[str, str]
+    teacher: str
+    """Name of the teacher in the cache."""
+
+    checkpoint: Checkpoint
+    """As it was recorded."""
+
+    device: str
+    compute_dtype: str
+    image_batch: int
+    """Views in one forward pass."""
+
+    text_batch: int
+    """Texts in one forward pass."""
+
+    decode: Decode
+    num_decoders: int | None
+    """Decoding processes of this worker; 0 decodes in the worker itself; None: one for each thread of
+    its teacher, at most 16."""
+
+    sample_timeout_s: float
+    num_threads: int | None
+    """CPU threads of the teacher; None: as many as torch takes by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedUnit:
+    """A unit that needs no more work."""
+
+    modality: Modality
+    number: int
+    is_ours: bool
+    """False where another worker had committed it, or trying again gained nothing."""
+
+    num_wanted: int
+    num_rejected: int
+
+
+class Report(Protocol):
+    """Who is told how the work goes. Called from two threads."""
+
+    def advanced(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
+        """Hear of embedded and rejected rows."""
+        ...
+
+    def finished(self, unit: FinishedUnit) -> None:
+        """Hear of a unit that stands in the cache."""
+        ...
+
+
+Take = Callable[[Modality | None], Job | None]
+"""Gives a worker its next unit: of a modality, None where there is none for it now; or (asked for
+None) of any, which may wait for one to turn up, None where there is nothing left to do."""
+
 
 class UnitWorker:
     """Decodes, embeds and commits units, each stage overlapping the others."""
 
-    def __init__(
-        self,
-        cache: Cache,
-        teacher: str,
-        embedder: Embedder,
-        *,
-        decode: Decode,
-        num_decoders: int,
-        timeout_s: float,
-        progress: Progress,
-        times: StageTimes,
-    ) -> None:
-        self._cache, self._teacher, self._embedder = cache, teacher, embedder
-        self._num_decoders, self._timeout_s = num_decoders, timeout_s
-        self._decode: Decode = decode
-        self._progress, self._times = progress, times
+    def __init__(self, order: WorkOrder, cache: Cache, teacher: Teacher, report: Report) -> None:
+        self._order, self._cache, self._report = order, cache, report
+        self.embedder = Embedder(teacher, order.image_batch, order.text_batch)
+        self.times = StageTimes()
+        self.num_decoders = (
+            min(16, order.num_threads or num_cores())
+            if order.num_decoders is None
+            else order.num_decoders
+        )
         self._stop = threading.Event()
-        self.num_units = 0
-        """Units that run committed."""
 
-        self.num_rows: dict[Modality, int] = {"image": 0, "text": 0}
-        """Rows of those units that were wanted."""
-
-        self.num_rejected_images = 0
-        """Images of those units that were rejected."""
-
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Make the units, images first; all that was finished is committed however this ends.
+    def run(self, take: Take, stop: threading.Event) -> None:
+        """Make units until there are none; all that was finished is committed however this ends.
 
         Raises:
-            BuildInterrupted: Ctrl-C or SIGTERM, after the batch at hand.
+            BuildInterrupted: stop was set; the batch at hand was finished.
             CacheError: the disk is full, the decoders cannot start, memory does not do for one row.
         """
-        provenance = self._embedder.teacher.provenance()
-        writer = _Writer(self._cache, self._teacher, provenance, self._times, self._progress)
+        self._stop = stop
+        provenance = self.embedder.teacher.provenance()
+        writer = _Writer(self._cache, self._order.teacher, provenance, self.times, self._report)
         try:
-            with _stopping_on_signals(self._stop):
-                self._embed_images([j for j in jobs if j.unit.modality == "image"], writer)
-                self._embed_texts([j for j in jobs if j.unit.modality == "text"], writer)
+            while not stop.is_set() and (first := take(None)) is not None:
+                jobs = self._of_one_modality(first, take)
+                if first.unit.modality == "image":
+                    self._embed_images(jobs, first.batch_size, writer)
+                else:
+                    self._embed_texts(jobs, writer)
+                writer.settle()  # or who waits for another's unit could wait for one of its own
+            if stop.is_set():
+                raise BuildInterrupted
         finally:
-            try:
-                writer.finish()
-            finally:
-                self.num_units, self.num_rows = writer.num_units, writer.num_rows
-                self.num_rejected_images = writer.num_rejected_images
+            writer.finish()
 
-    def _embed_images(self, jobs: Sequence[Job], writer: "_Writer") -> None:
-        if not jobs:
-            return
-        teacher = self._embedder.teacher
+    def _embed_images(self, jobs: Iterator[Job], batch_images: int, writer: "_Writer") -> None:
+        order, times = self._order, self.times
         form = PixelFormat(
-            num_views=self._cache.num_views, recipe=teacher.image, decode=self._decode
+            num_views=self._cache.num_views,
+            recipe=self.embedder.teacher.image,
+            decode=order.decode,
         )
         decoder = Decoder(
             form,
-            batch_images=jobs[0].batch_size,
-            num_workers=self._num_decoders,
-            timeout_s=self._timeout_s,
+            batch_images=batch_images,
+            num_workers=self.num_decoders,
+            timeout_s=order.sample_timeout_s,
         )
-        times = self._times
 
         def start(batch: DecodedBatch) -> Callable[[], None]:
             rows, where = batch.tag
             times.read_s += sum(image.read_s for image in batch.images)
             times.decode_s += sum(image.decode_s for image in batch.images)
             started = time.perf_counter()
-            wait = fill_images(batch, self._embedder)
+            wait = fill_images(batch, self.embedder)
             times.forward_s += time.perf_counter() - started
             return lambda: self._finish_batch("image", rows, where, wait, writer)
 
-        batches = decoder.decode(image_batches(self._cache, self._teacher, self._open_jobs(jobs)))
+        batches = decoder.decode(image_batches(self._cache, order.teacher, jobs))
         with contextlib.closing(_as_generator(batches)) as decoded:
             self._pipeline(_timed(decoded, times), start)
 
-    def _embed_texts(self, jobs: Sequence[Job], writer: "_Writer") -> None:
+    def _embed_texts(self, jobs: Iterator[Job], writer: "_Writer") -> None:
         def batches() -> Iterator[tuple[UnitRows, slice, Sequence[str]]]:
-            for job in self._open_jobs(jobs):
+            for job in jobs:
                 rows, texts = (
-                    open_rows(self._cache, self._teacher, job),
+                    open_rows(self._cache, self._order.teacher, job),
                     unit_texts(self._cache, job.unit),
                 )
                 for where in wanted_batches(rows.wanted, job.batch_size):
@@ -130,8 +186,8 @@ class UnitWorker:
         def start(batch: tuple[UnitRows, slice, Sequence[str]]) -> Callable[[], None]:
             rows, where, texts = batch
             started = time.perf_counter()
-            wait = fill_texts(rows, where, texts, self._embedder)
-            self._times.forward_s += time.perf_counter() - started
+            wait = fill_texts(rows, where, texts, self.embedder)
+            self.times.forward_s += time.perf_counter() - started
 
             return lambda: self._finish_batch("text", rows, where, wait, writer)
 
@@ -148,9 +204,9 @@ class UnitWorker:
         started = time.perf_counter()
         before = len(rows.rejected)
         wait()
-        self._times.forward_s += time.perf_counter() - started
+        self.times.forward_s += time.perf_counter() - started
         num_wanted = int(rows.wanted[where].sum())
-        self._progress.advance(modality, num_wanted, len(rows.rejected) - before)
+        self._report.advanced(modality, num_wanted, len(rows.rejected) - before)
         if rows.num_left == 0:
             writer.submit(rows)
 
@@ -167,22 +223,22 @@ class UnitWorker:
         if pending is not None:
             pending()
         if self._stop.is_set():
-            raise BuildInterrupted(
-                "stopped; finished units are kept, run the same command to go on"
-            )
+            raise BuildInterrupted
 
-    def _open_jobs(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Yield the jobs that no other process has committed meanwhile."""
-        for job in jobs:
-            if self._stop.is_set():
-                return
+    def _of_one_modality(self, first: Job, take: Take) -> Iterator[Job]:
+        """Yield units of one modality, but those that another process has committed meanwhile."""
+        job: Job | None = first
+        while job is not None and not self._stop.is_set():
             unit = job.unit
-            record = layout.unit_record(self._teacher, unit.modality, unit.number, job.attempt)
+            record = layout.unit_record(
+                self._order.teacher, unit.modality, unit.number, job.attempt
+            )
             if self._cache.files.exists(record):
-                self._progress.advance(unit.modality, job.num_wanted, 0)
-                self._progress.unit_done(unit.modality)
+                self._report.advanced(unit.modality, job.num_wanted, 0)
+                self._report.finished(_finished(job, is_ours=False, num_rejected=0))
             else:
                 yield job
+            job = take(unit.modality)
 
 
 class _Writer:
@@ -194,63 +250,46 @@ class _Writer:
         teacher: str,
         provenance: Mapping[str, Any],
         times: StageTimes,
-        progress: Progress,
+        report: Report,
     ) -> None:
         self._cache, self._teacher, self._provenance = cache, teacher, provenance
-        self._times, self._progress = times, progress
+        self._times, self._report = times, report
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="siglip2-cache-writer")
         self._pending: Future[None] | None = None
-        self.num_units = 0
-        self.num_rejected_images = 0
-        self.num_rows: dict[Modality, int] = {"image": 0, "text": 0}
 
     def submit(self, rows: UnitRows) -> None:
         """Hand over a finished unit; waits for the one before, so two are in memory at most."""
-        self._join()
+        self.settle()
         self._pending = self._executor.submit(self._write, rows)
 
-    def finish(self) -> None:
-        """Wait for the last unit."""
-        try:
-            self._join()
-        finally:
-            self._executor.shutdown()
-
-    def _join(self) -> None:
+    def settle(self) -> None:
+        """Wait until every unit handed over is committed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
+    def finish(self) -> None:
+        """Wait for the last unit, and end the thread."""
+        try:
+            self.settle()
+        finally:
+            self._executor.shutdown()
+
     def _write(self, rows: UnitRows) -> None:
         started = time.perf_counter()
-        if commit_unit(self._cache, self._teacher, rows, self._provenance):
-            self.num_units += 1
-            self.num_rows[rows.job.unit.modality] += int(rows.wanted.sum())
-            if rows.job.unit.modality == "image":
-                self.num_rejected_images += len(rows.rejected)
+        is_ours = commit_unit(self._cache, self._teacher, rows, self._provenance)
         self._times.write_s += time.perf_counter() - started
-        self._progress.unit_done(rows.job.unit.modality)
+        self._report.finished(_finished(rows.job, is_ours=is_ours, num_rejected=len(rows.rejected)))
 
 
-@contextlib.contextmanager
-def _stopping_on_signals(stop: threading.Event) -> Generator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop after the batch at hand."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def request(number: int, frame: object) -> None:
-        stop.set()
-        signal.signal(number, previous[number])  # a second one acts at once
-
-    previous: dict[int, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, request)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _finished(job: Job, *, is_ours: bool, num_rejected: int) -> FinishedUnit:
+    return FinishedUnit(
+        modality=job.unit.modality,
+        number=job.unit.number,
+        is_ours=is_ours,
+        num_wanted=job.num_wanted,
+        num_rejected=num_rejected,
+    )
 
 
 def _timed(batches: Iterator[Any], times: StageTimes) -> Iterator[Any]:
@@ -273,3 +312,8 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cores_each(num_workers: int) -> int:
+    """Return how many cores of this machine each of so many workers may use."""
+    return max(1, num_cores() // num_workers)

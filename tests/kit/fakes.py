@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -83,6 +86,54 @@ class FakeTeacher:
 
 
 @dataclass
+class FakeFactory:
+    """Makes fake teachers, in worker processes too: what it is given must pickle."""
+
+    noise_seed: int | None = None
+    seconds_a_batch: float = 0.0
+    deadly_text: str | None = None
+    """Kills the process whose teacher meets it."""
+
+    fails_to_load: BaseException | None = None
+    is_killed_as_it_loads: bool = False
+    tells_threads: bool = False
+    """In the provenance: in how many it would compute."""
+
+    def __call__(self, checkpoint: Any, device: str, dtype: str) -> "FakeTeacher":
+        if self.is_killed_as_it_loads and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fails_to_load is not None and multiprocessing.parent_process() is not None:
+            raise self.fails_to_load
+        return DeadlyTeacher(
+            noise_seed=self.noise_seed,
+            seconds_a_batch=self.seconds_a_batch,
+            deadly_text=self.deadly_text,
+            tells_threads=self.tells_threads,
+        )
+
+
+@dataclass
+class DeadlyTeacher(FakeTeacher):
+    """Kills its process when it meets a text."""
+
+    deadly_text: str | None = None
+    tells_threads: bool = False
+
+    def embed_texts(self, texts: Sequence[str]) -> Callable[[], NDArray[np.float32]]:
+        if self.deadly_text in texts:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().embed_texts(texts)
+
+    def provenance(self) -> dict[str, Any]:
+        if not self.tells_threads:
+            return super().provenance()
+        import torch
+
+        openmp = os.environ.get("OMP_NUM_THREADS")
+        return {"threads": f"OpenMP {openmp}, torch {torch.get_num_threads()}"}
+
+
+@dataclass
 class FakeNaflexTeacher(FakeTeacher):
     """Embeds patches by what they are and where in the grid they stand; what is padding is ignored."""
 
@@ -135,6 +186,9 @@ class SilentProgress:
 
     def start(self, totals: Any, units: Any) -> None:
         self.tally.totals, self.tally.units = dict(totals), dict(units)
+
+    def grow(self, modality: Any, num_rows: int) -> None:
+        self.tally.grow(modality, num_rows)
 
     def advance(self, modality: Any, num_rows: int, num_rejected: int) -> None:
         self.tally.advance(modality, num_rows, num_rejected)

@@ -1,7 +1,7 @@
 """A build with the fake teacher in a process of its own, for tests that kill it.
 
 python run_build.py CORPUS CACHE CHECKPOINT [--kill-at N] [--noise SEED] [--seconds S]
-    [--decode-workers N]
+    [--decode-workers N] [--workers N] [--batch-size N] [--share I/N]
 """
 
 import argparse
@@ -11,9 +11,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from crashes import Killer, spying
-from fakes import FakeTeacher, SilentProgress, config_of
+from fakes import FakeFactory, SilentProgress, config_of
 
 from siglip2_cache.precompute.build import build
+from siglip2_cache.precompute.shares import find_share
 
 
 def main() -> None:
@@ -27,6 +28,9 @@ def main() -> None:
     parser.add_argument("--shard-rows", type=int, default=4)
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--decode-workers", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--share")
     args = parser.parse_args()
     config = config_of(
         args.corpus,
@@ -35,11 +39,15 @@ def main() -> None:
         shard_rows=args.shard_rows,
         num_views=args.views,
         decode_workers=args.decode_workers,
+        workers=args.workers,
+        batch_size=args.batch_size,
+        share=find_share(args.share, {}),
+        share_wait_s=30.0,
     )
-    teacher = FakeTeacher(noise_seed=args.noise, seconds_a_batch=args.seconds)
+    make_teacher = FakeFactory(noise_seed=args.noise, seconds_a_batch=args.seconds)
     progress = SilentProgress(on_unit=lambda: print("unit", flush=True))
     with spying(Killer(args.kill_at)) as killer:
-        build(config, progress=progress, make_teacher=lambda *_: teacher)
+        build(config, progress=progress, make_teacher=make_teacher)
     print(f"ops {killer.num_ops}", flush=True)
 
 

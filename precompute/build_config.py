@@ -1,0 +1,187 @@
+"""What a build is asked to do, and what it says it did."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..errors import SettingError
+from ..siglip import COMPUTE_DTYPES, check_max_num_patches
+from ..store.pixels import DECODES, Decode
+from . import enroll
+from .plan import Plan, PlanConfig
+from .shares import Share
+from .units import StageTimes
+from .workers import cores_each
+
+_LARGEST_BATCH = 65_536
+"""A typo's limit: four batches of pixels are in memory at a time, of a small NaFlex batch sixteen."""
+
+ENGINES = ("local", "ray")
+
+_MOST_WORKERS = 1024
+"""A typo's limit: each is a process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildConfig:
+    """Settings of one run of a build."""
+
+    plan: PlanConfig
+    """The corpus."""
+
+    cache: Path
+    """Folder of the cache."""
+
+    teacher: str
+    """Hub id or folder of the checkpoint."""
+
+    revision: str | None = None
+    """Revision of a hub id; None is its main branch."""
+
+    teacher_name: str | None = None
+    """Name of the teacher in the cache; None is the checkpoint's own."""
+
+    device: str = "auto"
+    """auto (cuda, mps, cpu) or a device's name."""
+
+    dtype: str = "auto"
+    """auto, float32, bfloat16 or float16; auto is bfloat16 on CUDA, else as the weights are stored."""
+
+    max_num_patches: int | None = None
+    """Patches of a view at most, for a NaFlex checkpoint; None: what the cache recorded, else what the
+    checkpoint's processor is set to."""
+
+    batch_size: int | None = None
+    """Images, and texts, in one forward pass; None: what the cache recorded, else measured once."""
+
+    decode: Decode | None = None
+    """How pictures are decoded; None: what the cache recorded, else exact."""
+
+    decode_workers: int | None = None
+    """Processes that decode, of each worker; 0 decodes in the worker itself; None: one for each of its
+    cores, at most 16."""
+
+    sample_timeout_s: float = 60.0
+    """Seconds that one image may take to read and decode before it is rejected."""
+
+    retry_rejected: bool = False
+    """Try the rejected rows of committed units once more."""
+
+    engine: Literal["local", "ray"] = "local"
+    """Where the teacher runs: in processes of this machine, or in actors of a Ray cluster."""
+
+    address: str | None = None
+    """Of the Ray cluster; None: the one of this machine, or RAY_ADDRESS, else a new one here."""
+
+    workers: int | None = None
+    """Processes that each run the teacher. None: 1, which is this process; with Ray one for each GPU of
+    the cluster, where it has none for each node."""
+
+    gpus_per_worker: float | None = None
+    """GPUs that Ray gives to a worker; None: 1 where the cluster has GPUs."""
+
+    threads: int | None = None
+    """CPU threads of each worker's teacher; None: its share of the cores, or for one worker what torch
+    takes by itself. Equal numbers give equal bytes."""
+
+    share: Share | None = None
+    """Which of several processes that build this cache this one is; None: it is alone."""
+
+    share_wait_s: float = 3600.0
+    """Seconds that other shares wait for share 0 to plan."""
+
+    finish: bool = False
+    """Make nothing: say what is missing, or clear up after all shares and count."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and not 1 <= self.batch_size <= _LARGEST_BATCH:
+            raise SettingError(f"batch size must be 1 to {_LARGEST_BATCH:,}, got {self.batch_size}")
+        if self.decode_workers is not None and not 0 <= self.decode_workers <= _MOST_WORKERS:
+            raise SettingError(
+                f"decode workers must be 0 to {_MOST_WORKERS:,}, got {self.decode_workers}"
+            )
+        for name, number in (("workers", self.workers), ("threads", self.threads)):
+            if number is not None and not 1 <= number <= _MOST_WORKERS:
+                raise SettingError(f"{name} must be 1 to {_MOST_WORKERS:,}, got {number}")
+        if self.engine not in ENGINES:
+            raise SettingError(f"engine {self.engine!r} is not one of {', '.join(ENGINES)}")
+        if self.engine == "local" and (self.address, self.gpus_per_worker) != (None, None):
+            raise SettingError("--address and --gpus-per-worker go with --engine ray")
+        if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker <= 64:
+            raise SettingError(f"gpus per worker must be 0 to 64, got {self.gpus_per_worker}")
+        if self.finish and self.retry_rejected:
+            raise SettingError(
+                "--finish makes nothing, so it cannot try rejected rows again; leave out one of the two"
+            )
+        if not self.share_wait_s >= 0:
+            raise SettingError(f"share wait must be at least 0 s, got {self.share_wait_s}")
+        if not self.sample_timeout_s > 0:
+            raise SettingError(f"sample timeout must be above 0 s, got {self.sample_timeout_s}")
+        if self.dtype not in ("auto", *COMPUTE_DTYPES):
+            raise SettingError(
+                f"dtype {self.dtype!r} is not one of auto, {', '.join(COMPUTE_DTYPES)}"
+            )
+        if self.max_num_patches is not None:
+            check_max_num_patches(self.max_num_patches)
+        if self.decode not in (None, *DECODES):
+            raise SettingError(f"decode {self.decode!r} is not one of {', '.join(DECODES)}")
+        if self.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+            raise SettingError(
+                f"device {self.device!r} is not one of auto, cpu, cuda, cuda:NUMBER, mps"
+            )
+
+    @property
+    def choices(self) -> enroll.TeacherChoices:
+        """What was chosen about the teacher."""
+        return enroll.TeacherChoices(
+            compute_dtype=self.dtype, decode=self.decode, max_num_patches=self.max_num_patches
+        )
+
+    @property
+    def num_threads(self) -> int | None:
+        """CPU threads of each worker of this machine. Not of the workers that there are units left for:
+        a build that is resumed for one last unit must not compute it in more threads than the others."""
+        if self.threads is None and self.engine == "local" and (self.workers or 1) > 1:
+            return cores_each(self.workers or 1)
+        return self.threads
+
+    @property
+    def num_decoders(self) -> int:
+        """Decoding processes of each worker."""
+        if self.decode_workers is not None:
+            return self.decode_workers
+        return min(16, cores_each(self.workers or 1))
+
+
+@dataclass(slots=True, kw_only=True)
+class BuildSummary:
+    """What a build did, and what the cache holds after it."""
+
+    plan: Plan
+    teacher: str
+    num_units: int = 0
+    """Units this run committed."""
+
+    num_images: int = 0
+    """Images this run put through the teacher or rejected."""
+
+    num_texts: int = 0
+    num_rejected: int = 0
+    """Rejected rows in the whole cache, images and texts."""
+
+    num_rejected_now: int = 0
+    """Images that this run rejected."""
+
+    first_rejected: list[str] = field(default_factory=list[str])
+    """The first few, as ``key: reason``."""
+
+    image_batch: int = 0
+    text_batch: int = 0
+    elapsed_s: float = 0.0
+    num_decoders: int = 0
+    """Decoding processes of each worker."""
+
+    num_workers: int = 1
+    """Workers that the times are summed over: those that were not killed."""
+
+    times: StageTimes = field(default_factory=StageTimes)

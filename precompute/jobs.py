@@ -1,0 +1,86 @@
+"""Which units of a teacher are still to be made."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ..store import layout
+from ..store.cache import Cache
+from ..store.commits import roll_forward
+from ..store.files import LocalFiles
+from ..store.layout import MODALITIES, Modality
+from ..store.manifest import UnitCommit
+from ..store.records import sha256_hex
+from .units import Job
+
+Say = Callable[[str], None]
+
+_SHOWN = 5
+"""Numbers of units that a message names."""
+
+
+def roll_forward_units(files: LocalFiles, teacher: str) -> None:
+    """Finish the commits of units whose process died between intent and record."""
+    folder = layout.commits_folder(teacher)
+    for name in files.names(folder):
+        if name.endswith(".intent"):
+            roll_forward(files, f"{folder}/{name.removesuffix('.intent')}")
+
+
+def find_jobs(
+    cache: Cache,
+    teacher: str,
+    *,
+    batch_size: Mapping[Modality, int],
+    retry_rejected: bool,
+    say: Say,
+) -> list[Job]:
+    """Return the units to make, images first, by number.
+
+    Args:
+        cache: as it stands.
+        teacher: its name.
+        batch_size: samples, or texts, of one batch.
+        retry_rejected: also those of which rows were rejected.
+        say: told of what is damaged and made again.
+    """
+    commits = cache.commits(teacher)
+    for message in commits.damaged:
+        say(f"warning: {message}; the unit is made again")
+    jobs: list[Job] = []
+    for modality in MODALITIES:
+        for unit in cache.manifest.units(modality):
+            place = (modality, unit.number)
+            attempt = commits.next_attempt.get(place, 0)
+            done = commits.units.get(place)
+            if done is None:
+                jobs.append(Job(unit, attempt, batch_size[modality]))
+            elif done.rejected and retry_rejected:
+                previous = done if _is_sound(cache.files, done, say) else None
+                jobs.append(Job(unit, attempt, batch_size[modality], previous=previous))
+    return jobs
+
+
+def describe_missing(cache: Cache, jobs: Sequence[Job]) -> str:
+    """Return what is missing, and what to do, for people."""
+    parts: list[str] = []
+    for modality in MODALITIES:
+        numbers = [job.unit.number for job in jobs if job.unit.modality == modality]
+        if numbers:
+            shown = ", ".join(map(str, numbers[:_SHOWN])) + (
+                ", ..." if len(numbers) > _SHOWN else ""
+            )
+            num_all = len(list(cache.manifest.units(modality)))
+            parts.append(f"{len(numbers):,} of {num_all:,} {modality} units are missing ({shown})")
+    return f"{' and '.join(parts)}; start those shares again that ended early, or the whole build"
+
+
+def _is_sound(files: LocalFiles, commit: UnitCommit, say: Say) -> bool:
+    """Say whether the rows of a unit that are not tried again may be taken over as they are."""
+    for path, described in commit.files.items():
+        try:
+            is_same = sha256_hex(files.read(path)) == described["sha256"]
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
+            say(f"warning: {path} is damaged; its whole unit is made again")
+            return False
+    return True

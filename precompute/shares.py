@@ -1,0 +1,199 @@
+"""Shares: several processes that were started alike, by torchrun, Slurm or hand, build one cache.
+
+Nobody leads them. Share 0 plans and adds the teacher, the others wait for that; each makes the units
+whose number is its own modulo the number of shares, then helps with what is left of the others.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ..errors import BuildError, SettingError
+from ..store import layout
+from ..store.files import LocalFiles
+from ..words import format_seconds
+from .ledger import Place
+from .units import Job
+
+_T = TypeVar("_T")
+
+_POLL_S = 1.0
+_GOLDEN = 0.618034  # multiples of it, modulo 1, stay apart
+_LONGEST_POLL_S = 30.0  # a look at the corpus may cost a walk through it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """One of several processes that build one cache."""
+
+    index: int
+    """From 0; the one that plans is 0."""
+
+    count: int
+    told_by: str = "--share"
+    """Where that comes from."""
+
+    local_index: int | None = None
+    """Number of this process on its machine: which GPU. None where nobody said."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise SettingError(
+                f"{self.told_by} says share {self.index}/{self.count}; shares of {self.count} are "
+                f"0/{self.count} to {self.count - 1}/{self.count}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def owns(self, unit: int) -> bool:
+        """Say whether a unit is this share's own."""
+        return unit % self.count == self.index
+
+
+def find_share(asked: str | None, environ: Mapping[str, str] = os.environ) -> Share | None:
+    """Return this process's share: as asked, else as torchrun or Slurm say; None where it is alone.
+
+    Args:
+        asked: ``i/n``, from 0; ``0/1`` is the whole, whatever the environment says.
+        environ: the environment.
+
+    Raises:
+        SettingError: what was asked, or the environment, names no share.
+    """
+    share = _asked(asked, environ) if asked else _of_torchrun(environ) or _of_slurm(environ)
+    return share if share is not None and share.count > 1 else None
+
+
+def _asked(text: str, environ: Mapping[str, str]) -> Share:
+    found = re.fullmatch(r"([0-9]{1,9})/([1-9][0-9]{0,8})", text)
+    if found is None:
+        raise SettingError(f"share {text!r} is not i/n, the first 0/n, such as 0/8 to 7/8")
+    return Share(index=int(found[1]), count=int(found[2]), local_index=_local_index(environ))
+
+
+def _of_torchrun(environ: Mapping[str, str]) -> Share | None:
+    rank, size = _number(environ, "RANK"), _number(environ, "WORLD_SIZE")
+    if rank is None or size is None:
+        return None
+    told_by = "RANK and WORLD_SIZE"
+    return Share(index=rank, count=size, told_by=told_by, local_index=_local_index(environ))
+
+
+def _of_slurm(environ: Mapping[str, str]) -> Share | None:
+    """Return the share of a task of a job, of an element of an array, or of a task of an element."""
+    task, tasks = _number(environ, "SLURM_PROCID") or 0, _number(environ, "SLURM_NTASKS") or 1
+    element, elements = 0, _number(environ, "SLURM_ARRAY_TASK_COUNT") or 1
+    number = _number(environ, "SLURM_ARRAY_TASK_ID")
+    if number is not None and elements > 1:
+        first = _number(environ, "SLURM_ARRAY_TASK_MIN") or 0
+        step = _number(environ, "SLURM_ARRAY_TASK_STEP") or 1
+        element, rest = divmod(number - first, step)
+        if rest or element >= elements:
+            raise SettingError(
+                f"task {number} of this Slurm array cannot be counted (it does not go up in even "
+                f"steps from {first}); say which share it makes with --share i/{elements}"
+            )
+    return Share(
+        index=element * tasks + task,
+        count=elements * tasks,
+        told_by="Slurm",
+        local_index=_local_index(environ),
+    )
+
+
+def _local_index(environ: Mapping[str, str]) -> int | None:
+    local = _number(environ, "LOCAL_RANK")
+    return _number(environ, "SLURM_LOCALID") if local is None else local
+
+
+def _number(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name, "")
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
+
+
+def wait_for(look: Callable[[], _T | None], *, what: str, share: Share, timeout_s: float) -> _T:
+    """Return what ``look`` finds as soon as it finds something.
+
+    Raises:
+        BuildError: it found nothing in time.
+    """
+    deadline, pause_s = time.monotonic() + timeout_s, _POLL_S
+    while (found := look()) is None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise BuildError(
+                f"share {share} waited {format_seconds(timeout_s)} for share 0/{share.count} to "
+                f"{what}; see what that one says, start it if it does not run, give it longer with "
+                "--share-wait SECONDS, or run it alone first; then start this one again"
+            )
+        time.sleep(min(pause_s, max(left, 0.01)))
+        pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
+    return found
+
+
+class Helper:
+    """Finds a share that has made its own units others to make.
+
+    The records say which are missing. Of those a helper takes one that its owner will come to late, and
+    helpers spread over these, so that two seldom meet; where they do, or meet the owner, one record wins.
+    """
+
+    def __init__(
+        self,
+        files: LocalFiles,
+        teacher: str,
+        jobs: list[Job],
+        share: Share,
+        on_help: Callable[[Job], None],
+    ) -> None:
+        """Take the jobs of the others, in order.
+
+        Args:
+            files: the cache.
+            teacher: its name in the cache.
+            jobs: units of all other shares that were missing when this one began. What is tried again
+                for its rejected rows is left to its owner: without gain it leaves no record.
+            share: this one.
+            on_help: told of every unit that is taken on.
+        """
+        self._files, self._teacher, self._share = files, teacher, share
+        self._left = [job for job in jobs if job.previous is None]
+        self._on_help = on_help
+        self._given: set[Place] = set()
+
+    @property
+    def num_left(self) -> int:
+        """Units that were missing when last looked."""
+        return len(self._left)
+
+    def __call__(self, held: set[Place]) -> list[Job]:
+        """Return one unit that nobody has committed, or none; see Ledger."""
+        committed = set(self._files.names(layout.commits_folder(self._teacher)))
+        self._left = [job for job in self._left if self._record(job) not in committed]
+        num_before: dict[int, int] = {}
+        far: list[tuple[int, Job]] = []
+        for job in self._left:
+            owner = job.unit.number % self._share.count
+            num_before[owner] = num_before.get(owner, -1) + 1
+            place = (job.unit.modality, job.unit.number)
+            if place not in held | self._given:
+                far.append((num_before[owner], job))
+        if not far:
+            return []
+        far.sort(key=lambda each: -each[0])
+        num_far = (len(far) + 1) // 2
+        # Helpers that see the same begin evenly apart, and each jumps about from there.
+        where = self._share.index / self._share.count + len(self._given) * _GOLDEN
+        _, job = far[int(where % 1 * num_far)]
+        self._given.add((job.unit.modality, job.unit.number))
+        self._on_help(job)
+        return [job]
+
+    def _record(self, job: Job) -> str:
+        unit = job.unit
+        path = layout.unit_record(self._teacher, unit.modality, unit.number, job.attempt)
+        return path.rpartition("/")[2]

@@ -1,0 +1,146 @@
+"""Ray's actors build one cache: the same bytes as one process, though an actor and a node are lost."""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fakes import FakeFactory, SilentProgress, config_of, tree_of, write_folder_corpus
+
+from siglip2_cache.errors import SettingError
+from siglip2_cache.precompute import ray_engine
+from siglip2_cache.precompute.build import build
+from siglip2_cache.precompute.ray_engine import describe_room
+from siglip2_cache.precompute.workers import WorkOrder
+from siglip2_cache.siglip import resolve_checkpoint
+
+RUN_RAY = Path(__file__).parents[1] / "kit" / "run_ray.py"
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra ray)"
+)
+
+
+@pytest.mark.slow
+@needs_ray
+@pytest.mark.parametrize(
+    ("losses", "num_deaths"),
+    [((), 0), (("--kill-actor-at", "4", "--remove-node-at", "12"), 2)],
+    ids=["undisturbed", "an actor is killed and a node removed"],
+)
+def test_actors_on_two_nodes_make_the_bytes_of_one_process(
+    losses: Sequence[str], num_deaths: int, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    corpus = write_folder_corpus(tmp_path / "corpus", 30, captions=2)
+    config = config_of(corpus, tmp_path / "alone", tiny_checkpoint, shard_rows=2, batch_size=2)
+    build(config, progress=SilentProgress(), make_teacher=FakeFactory())
+    command = [sys.executable, RUN_RAY, corpus, tmp_path / "cache", tiny_checkpoint]
+    result = subprocess.run(
+        [*map(str, command), "--seconds", "0.1", *losses],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "starting 3 workers on a Ray cluster of 2 nodes, each with 1 CPU\n" in result.stdout
+    died = [line for line in result.stdout.splitlines() if " died with " in line]
+    assert len(died) >= num_deaths
+    assert bool(died) == bool(losses)
+    assert all("another takes its place" in line for line in died)
+    assert tree_of(tmp_path / "cache") == tree_of(tmp_path / "alone")
+
+
+def test_without_ray_the_extra_is_named(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    corpus = write_folder_corpus(tmp_path / "corpus", 2)
+    config = config_of(corpus, tmp_path / "cache", tiny_checkpoint, engine="ray")
+    with pytest.raises(SettingError, match=r"pip install 'siglip2-cache\[ray\]'$"):
+        build(config, progress=SilentProgress(), make_teacher=FakeFactory())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "spark"}, "engine 'spark' is not one of local, ray"),
+        ({"address": "a:1"}, "--address and --gpus-per-worker go with --engine ray"),
+        ({"engine": "ray", "gpus_per_worker": -1}, "gpus per worker must be 0 to 64, got -1"),
+    ],
+)
+def test_settings_of_engines_are_checked(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        config_of(tmp_path, tmp_path, "teacher", **settings)
+
+
+# -- how many workers, and what each gets
+
+
+def cluster(*nodes: dict[str, float]) -> Any:
+    """What stands for Ray where it is only asked for its nodes."""
+    alive = [{"Alive": True, "Resources": node} for node in nodes]
+    return SimpleNamespace(nodes=lambda: [*alive, {"Alive": False, "Resources": {"CPU": 1.0}}])
+
+
+@pytest.fixture
+def order(tiny_checkpoint: Path, tmp_path: Path) -> WorkOrder:
+    return WorkOrder(
+        cache=tmp_path,
+        corpus_roots={},
+        teacher="tiny",
+        checkpoint=resolve_checkpoint(str(tiny_checkpoint)),
+        device="auto",
+        compute_dtype="float32",
+        image_batch=2,
+        text_batch=2,
+        decode="exact",
+        num_decoders=None,
+        sample_timeout_s=1.0,
+        num_threads=None,
+    )
+
+
+GPU_NODES = ({"CPU": 64.0, "GPU": 8.0}, {"CPU": 32.0, "GPU": 8.0})
+
+
+def test_each_gpu_gets_a_worker_and_the_worker_its_share_of_the_smallest_node(
+    order: WorkOrder,
+) -> None:
+    room = describe_room(cluster(*GPU_NODES), order, None, None)
+    assert (room.num_workers, room.threads, room.gpus) == (16, 4, 1.0)
+    assert str(room) == "16 workers on a Ray cluster of 2 nodes, each with 4 CPU and 1 GPU"
+
+
+def test_without_gpus_each_node_gets_a_worker(order: WorkOrder) -> None:
+    room = describe_room(cluster({"CPU": 8.0}, {"CPU": 8.0}), order, None, None)
+    assert (room.num_workers, room.threads, room.gpus) == (2, 8, 0.0)
+
+
+def test_what_was_asked_for_is_taken(order: WorkOrder) -> None:
+    order = replace(order, num_threads=3)
+    room = describe_room(cluster(*GPU_NODES), order, 20, 0.5)
+    assert (room.num_workers, room.threads, room.gpus) == (20, 3, 0.5)
+
+
+def test_a_worker_that_fits_no_node_is_refused(order: WorkOrder) -> None:
+    with pytest.raises(SettingError, match="a worker is to have 1 GPU, and no node"):
+        describe_room(cluster({"CPU": 8.0}), order, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("The actor abc is unavailable: RpcError: recvmsg", "it cannot be reached: killed, or"),
+        ("The actor died.\n its node was terminated unexpectedly", "its node is gone"),
+        ("something new\nin many lines", "something new"),
+    ],
+)
+def test_the_death_of_an_actor_is_told_in_a_few_words(said: str, words: str) -> None:
+    assert ray_engine.say_death(RuntimeError(said)).startswith(words)
