@@ -45,7 +45,6 @@ _ADDED = {
     "train": ["--decode-workers", "0", "--device", "cpu", "--global-batch-size", "8"],
     "eval": ["--decode-workers", "0", "--device", "cpu"],
     "verify": ["--device", "cpu"],
-    "neighbors": ["--device", "cpu"],
 }
 """Options added: no process is started, no GPU asked for, a batch is smaller than the corpus."""
 
