@@ -41,7 +41,7 @@ def make(
     progress: SilentProgress | None = None,
     **settings: Any,
 ) -> BuildSummary:
-    settings = {"shard_rows": 2, "batch_size": 2, **settings}
+    settings = {"shard_rows": 2, "batch_size": 1, **settings}  # two batches a unit
     return build(
         config_of(corpus, cache, checkpoint, **settings),
         progress=progress or SilentProgress(),
@@ -99,6 +99,8 @@ def test_the_last_unit_of_a_resumed_build_is_computed_in_as_many_threads_as_the_
     make(corpus, tmp_path / "cache", tiny_checkpoint, **settings)
     expected = tree_of(tmp_path / "cache")
     (tmp_path / "cache" / layout.unit_record(tiny_checkpoint.name, "image", 1)).unlink()
+    commits = open_cache(tmp_path / "cache").commits()
+    assert {unit.provenance["num_threads"] for unit in commits.units.values()} == {1}
     torch.set_num_threads(2)
     progress = SilentProgress()
     make(corpus, tmp_path / "cache", tiny_checkpoint, progress=progress, **settings)
@@ -170,7 +172,7 @@ def test_all_progress_is_shown_in_one_place(
     assert progress.tally.done == progress.tally.totals == {"image": 30, "text": 40}
     assert progress.tally.units_done == progress.tally.units == {"image": 15, "text": 20}
     assert (summary.num_images, summary.num_texts, summary.num_units) == (30, 40, 35)
-    assert (summary.image_batch, summary.text_batch) == (2, 2)
+    assert (summary.image_batch, summary.text_batch) == (1, 1)
     assert summary.times.forward_s > 0
     assert workers_now() == []
 
@@ -193,7 +195,7 @@ def test_workers_that_are_killed_are_replaced_and_their_units_made_again(
             killed.add(pid)
 
     progress = SilentProgress(on_unit)
-    slow = FakeFactory(seconds_a_batch=0.05)
+    slow = FakeFactory(seconds_a_batch=0.03)
     summary = make(
         corpus, tmp_path / "cache", tiny_checkpoint, make_teacher=slow, progress=progress, workers=2
     )
@@ -206,9 +208,26 @@ def test_workers_that_are_killed_are_replaced_and_their_units_made_again(
     assert summary.num_units <= 35  # a unit that was committed as its worker died counts for nobody
 
 
+def test_workers_leave_signals_to_their_driver(
+    corpus: Path, tiny_checkpoint: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    signals = iter([signal.SIGINT, signal.SIGTERM])
+
+    def on_unit() -> None:
+        for number in signals:
+            for pid in workers_now():
+                os.kill(pid, number)
+
+    progress = SilentProgress(on_unit)
+    make(corpus, tmp_path / "cache", tiny_checkpoint, progress=progress, workers=2)
+    assert next(signals, None) is None
+    assert not [said for said in progress.said if "died" in said]
+    assert tree_of(tmp_path / "cache") == alone
+
+
 def start_build(corpus: Path, cache: Path, checkpoint: Path, *options: str) -> Any:
     command = [sys.executable, RUN_BUILD, corpus, cache, checkpoint, "--shard-rows", "2"]
-    fixed = ["--views", "1", "--batch-size", "2", *options]
+    fixed = ["--views", "1", "--batch-size", "1", *options]
     return subprocess.Popen(
         [*map(str, command), *fixed],
         stdout=subprocess.PIPE,
@@ -238,7 +257,7 @@ def test_when_the_driver_is_killed_its_workers_end_and_a_rerun_goes_on(
 ) -> None:
     for _ in range(2):
         process = start_build(
-            corpus, tmp_path / "cache", tiny_checkpoint, "--workers", "2", "--seconds", "0.1"
+            corpus, tmp_path / "cache", tiny_checkpoint, "--workers", "2", "--seconds", "0.05"
         )
         for _ in range(5):
             assert process.stdout.readline() == "unit\n"
@@ -252,6 +271,19 @@ def test_when_the_driver_is_killed_its_workers_end_and_a_rerun_goes_on(
     assert tree_of(tmp_path / "cache") == alone
 
 
+def test_workers_do_not_outlive_their_driver_though_they_are_in_a_long_batch(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    options = ["--workers", "2", "--seconds", "120", "--say-start"]
+    process = start_build(corpus, tmp_path / "cache", tiny_checkpoint, *options)
+    assert process.stdout.readline() == "started\n"
+    children = family(process)
+    assert len(children) >= 2
+    process.kill()
+    process.communicate()
+    await_end(children)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_stops_all_after_the_batch_at_hand(
     number: signal.Signals,
@@ -261,7 +293,7 @@ def test_a_signal_to_the_whole_group_stops_all_after_the_batch_at_hand(
     tmp_path: Path,
 ) -> None:
     process = start_build(
-        corpus, tmp_path / "cache", tiny_checkpoint, "--workers", "2", "--seconds", "0.1"
+        corpus, tmp_path / "cache", tiny_checkpoint, "--workers", "2", "--seconds", "0.05"
     )
     for _ in range(3):
         assert process.stdout.readline() == "unit\n"
@@ -440,7 +472,7 @@ def test_twenty_random_kills_of_workers_and_drivers_leave_the_bytes_of_an_undist
         cache = tmp_path / f"cache{builds}"
         while True:
             process = start_build(
-                corpus, cache, tiny_checkpoint, "--workers", "3", "--seconds", "0.1"
+                corpus, cache, tiny_checkpoint, "--workers", "3", "--seconds", "0.05"
             )
             is_driver_killed = False
             while process.stdout.readline() == "unit\n":

@@ -1,7 +1,7 @@
 """A build with the fake teacher in a process of its own, for tests that kill it.
 
 python run_build.py CORPUS CACHE CHECKPOINT [--kill-at N] [--noise SEED] [--seconds S]
-    [--decode-workers N] [--workers N] [--batch-size N] [--share I/N]
+    [--decode-workers N] [--workers N] [--batch-size N] [--share I/N] [--say-start]
 """
 
 import argparse
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--share")
+    parser.add_argument("--say-start", action="store_true")
     args = parser.parse_args()
     config = config_of(
         args.corpus,
@@ -46,6 +47,8 @@ def main() -> None:
     )
     make_teacher = FakeFactory(noise_seed=args.noise, seconds_a_batch=args.seconds)
     progress = SilentProgress(on_unit=lambda: print("unit", flush=True))
+    if args.say_start:
+        progress.start = lambda *_: print("started", flush=True)  # type: ignore[method-assign]
     with spying(Killer(args.kill_at)) as killer:
         build(config, progress=progress, make_teacher=make_teacher)
     print(f"ops {killer.num_ops}", flush=True)

@@ -98,3 +98,10 @@ def test_more_is_asked_for_when_nothing_waits_and_told_what_is_in_work() -> None
     assert number_of(ledger.take(1, None)) == ("image", 5)
     assert ledger.take(1, None) is None
     assert told == [{("image", 0)}, {("image", 0), ("image", 5)}]
+
+
+def test_it_is_not_done_before_there_are_no_more() -> None:
+    ledger = Ledger([], lambda _: [])
+    assert not ledger.is_done
+    assert ledger.take(0, None) is None
+    assert ledger.is_done
