@@ -284,7 +284,9 @@ def test_workers_do_not_outlive_their_driver_though_they_are_in_a_long_batch(
     await_end(children)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_the_whole_group_stops_all_after_the_batch_at_hand(
     number: signal.Signals,
     corpus: Path,
