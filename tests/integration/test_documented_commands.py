@@ -34,6 +34,7 @@ _SMALLER = {
     "--micro-batch-size": "4",
     "--warmup-steps": "1",
     "--nproc-per-node": "2",
+    "--workers": "1",
 }
 """Values of options that a test gives instead."""
 
