@@ -8,6 +8,8 @@ and write the cache themselves, so every node must see both under the same paths
 import math
 import platform
 import queue
+import re
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +36,8 @@ whole interpreter for a while."""
 _START_PATIENCE_S = 60.0
 """After this a user is told that workers wait for room in the cluster."""
 
+
+_CONNECT_S = 10.0
 
 _DEATHS = {
     "is unavailable": "it cannot be reached: killed, or its node is gone",
@@ -102,8 +106,11 @@ def import_ray() -> Any:
 
 def _connect(ray: Any, address: str | None) -> None:
     try:
+        if address is not None and (found := re.fullmatch(r"([^/:]+):([0-9]{1,5})", address)):
+            # Ray itself would try for many minutes.
+            socket.create_connection((found[1], int(found[2])), _CONNECT_S).close()
         ray.init(address=address, log_to_driver=False, logging_level="warning")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise SettingError(
             f"there is no Ray cluster at {address or 'RAY_ADDRESS'} ({first_line(error)}); start one "
             "with ray start --head, or name another with --address"

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from commands import run
 from fakes import FakeFactory, SilentProgress, config_of, tree_of, write_folder_corpus
 
 from siglip2_cache.errors import SettingError
@@ -63,6 +64,18 @@ def test_without_ray_the_extra_is_named(
     config = config_of(corpus, tmp_path / "cache", tiny_checkpoint, engine="ray")
     with pytest.raises(SettingError, match=r"pip install 'siglip2-cache\[ray\]'$"):
         build(config, progress=SilentProgress(), make_teacher=FakeFactory())
+
+
+@needs_ray
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999"])
+def test_where_no_cluster_answers_that_is_said_at_once(
+    address: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    corpus = write_folder_corpus(tmp_path / "corpus", 2)
+    arguments = ["build", corpus, tmp_path / "cache", "--teacher", tiny_checkpoint]
+    result = run(*arguments, "--engine", "ray", "--address", address, "--device", "cpu")
+    assert "error: there is no Ray cluster at 127.0.0.1:" in result.stderr
+    assert result.stderr.endswith("with ray start --head, or name another with --address\n")
 
 
 @pytest.mark.parametrize(
