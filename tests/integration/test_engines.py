@@ -88,6 +88,7 @@ def test_two_workers_make_the_bytes_of_one_with_equal_threads(
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_the_last_unit_of_a_resumed_build_is_computed_in_as_many_threads_as_the_others(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def pretend_gpus(monkeypatch: pytest.MonkeyPatch, num_gpus: int) -> None:
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
 
 
+@pytest.mark.slow
 def test_all_progress_is_shown_in_one_place(
     corpus: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -432,6 +434,7 @@ def test_a_bug_in_a_worker_comes_with_its_traceback(
     assert "in __call__" in "".join(raised.value.__notes__)
 
 
+@pytest.mark.slow
 def test_workers_that_die_as_they_load_the_teacher_are_not_replaced_for_ever(
     corpus: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
