@@ -24,8 +24,20 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from . import __version__
+
+        typer.echo(f"siglip2-cache {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
     """Run the SigLIP 2 teacher once over a corpus; keep its embeddings in an open cache."""
 
 

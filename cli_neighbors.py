@@ -239,9 +239,11 @@ def _show(
     from .store.cache import open_cache
 
     report = report.cut(strips=_PAGE_STRIPS, items=_PAGE_ITEMS)
-    write_page(report, open_cache(settings["cache"], corpus_roots=settings["corpus_roots"]), html)
+    cache = open_cache(settings["cache"], corpus_roots=settings["corpus_roots"])
+    faults = write_page(report, cache, html)
     if not as_json:
-        typer.echo(one_line(f"page       {html}"))
+        for line in (f"page       {html}", *(f"note       {fault}" for fault in faults)):
+            typer.echo(one_line(line))
     if is_opened:
         import webbrowser
 

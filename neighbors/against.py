@@ -91,7 +91,7 @@ def compare_teachers(
             f"{len(chosen):,} of {len(common):,} images that both have, seed {config.seed}: their {k} "
             f"nearest of {len(rows):,} {config.among}",
             f"overlap@{k} {mean:.4f} (by chance {chance:.4f}); {int((shared_S == 0).sum()):,} images "
-            f"share none; the {len(worst):,} of least overlap are shown",
+            f"share none; shown: the {len(worst):,} of least overlap",
         ),
         strips=tuple(_strips(config, cache, chosen, found, shared_S, worst, k)),
         values={

@@ -91,7 +91,7 @@ def find_mismatched(
             f"{worst.num_pairs:,} pairs of an image and its caption looked at{left_out}; "
             f"mean cosine {worst.cosine_sum / worst.num_pairs:.4f}",
             f"{worst.num_unlikely:,} pairs have a probability below 0.5 by the teacher's scale "
-            f"{scale:.2f} and bias {bias:.2f}; the {len(worst.lines):,} of lowest cosine are shown",
+            f"{scale:.2f} and bias {bias:.2f}; shown: the {len(worst.lines):,} of lowest cosine",
         ),
         strips=tuple(_strips(config, cache, teacher, worst.lines, scale, bias)),
         values={

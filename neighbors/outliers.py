@@ -70,7 +70,7 @@ def find_outliers(
             f"{len(rows):,} {config.among} looked at, by the mean cosine to their {k} nearest among "
             + ("all others" if whole else f"a reference of {len(rows_R):,}, seed {config.seed}"),
             f"mean over all {means.mean():.4f}, lowest {means.min():.4f}; "
-            f"the {len(order):,} lowest are shown, with their {k} nearest among all",
+            f"shown: the {len(order):,} lowest, with their {k} nearest among all",
         ),
         strips=tuple(_strips(config, cache, targets, rows[order], means[order], k)),
         values={

@@ -32,8 +32,8 @@ _STATE_WORDS = {
 }
 
 
-def write_page(report: Report, cache: Cache, path: Path) -> None:
-    """Write a report as a page: whole, or not at all.
+def write_page(report: Report, cache: Cache, path: Path) -> tuple[str, ...]:
+    """Write a report as a page, whole or not at all; return lines on pictures that it cannot show.
 
     Raises:
         SettingError: the file cannot be written there, or the report names what the cache does not have.
@@ -45,6 +45,7 @@ def write_page(report: Report, cache: Cache, path: Path) -> None:
     side = _FEW_SIDE if len(wanted) <= _FEW_PICTURES else _MANY_SIDE
     thumbnails = make_thumbnails(cache, wanted, teachers=report.teachers, side=side)
     _write_whole(path, render_page(report, thumbnails))
+    return tuple(_faults(thumbnails))
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -112,6 +113,8 @@ def _faults(thumbnails: Mapping[Picture, Thumbnail]) -> Iterator[str]:
     told = [f"{counts[state]:,} {words}" for state, words in _STATE_WORDS.items() if counts[state]]
     if told:
         yield f"of {len(thumbnails):,} pictures: {', '.join(told)}"
+    if len(thumbnails) == counts["unreadable"] > 0:
+        yield "none can be read: if the corpus has moved, say --corpus-root OLD=NEW"
 
 
 def _write_whole(path: Path, parts: Iterable[str]) -> None:

@@ -163,7 +163,8 @@ class Resolver:
         row_of = dict(lines.iter_rows())
         for key in wanted:
             if key not in row_of:
-                near = samples.filter(pl.col("key").str.contains(key, literal=True)).head(3)
+                part = Path(key).stem  # keys of folders have no ending
+                near = samples.filter(pl.col("key").str.contains(part, literal=True)).head(3)
                 names = ", ".join(repr(name) for name in near.collect()["key"])
                 hint = f"; did you mean {names}?" if names else ""
                 raise SettingError(f"no sample of {self.cache.root} has the key {key!r}{hint}")

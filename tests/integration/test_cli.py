@@ -17,7 +17,7 @@ from fakes import FakeTeacher, SilentProgress, config_of, draw_image, tree_of
 from PIL import Image, ImageOps
 from reference import Reference, distance
 
-from siglip2_cache import open_cache
+from siglip2_cache import __version__, open_cache
 from siglip2_cache.cli import main
 from siglip2_cache.precompute.build import build
 from siglip2_cache.store import layout
@@ -493,3 +493,7 @@ def test_photographs_and_the_published_tokenizer_give_what_transformers_gives(
     stored = cache.text_targets().read(texts["text_row"].to_numpy())
     for text, row in zip(texts["text"], stored, strict=True):
         assert distance(reference.text(text), row) < 1e-5, text
+
+
+def test_the_version_is_that_of_the_package(command: Callable[..., tuple[int, str, str]]) -> None:
+    assert command("--version") == (0, f"siglip2-cache {__version__}\n", "")

@@ -145,6 +145,22 @@ def test_a_page_is_written_beside_json_and_opened_where_there_is_a_browser(
     assert page.read_text().startswith("<!doctype html>")
 
 
+def test_a_page_of_a_corpus_that_has_gone_says_so_in_the_terminal(
+    command: Command, cache: Path, tmp_path: Path
+) -> None:
+    root = [f"{cache.parent / 'corpus'}={tmp_path / 'gone'}"]
+    page = tmp_path / "page.html"
+    status, out, _ = command(
+        "neighbors", cache, "--key", "img001", "-k", 2, "--html", page, "--corpus-root", *root
+    )
+    assert status == 0
+    assert out.splitlines()[-3:] == [
+        f"page       {page}",
+        "note       of 3 pictures: 3 cannot be read any more",
+        "note       none can be read: if the corpus has moved, say --corpus-root OLD=NEW",
+    ]
+
+
 def test_a_student_is_compared_as_a_second_teacher(
     command: Command, cache: Path, tiny_student: Path, tmp_path: Path
 ) -> None:

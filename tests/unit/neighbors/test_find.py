@@ -176,6 +176,7 @@ def test_a_row_that_is_stored_without_a_direction_is_named_or_left_out(
         (Ask("text", "caf\udce9"), r"text 'caf\\udce9' is not UTF-8"),
         (Ask("image", "a\0b"), "no file can be called so"),
         (Ask("key", "p0"), r"has the key 'p0'; did you mean 'p00', 'p01', 'p02'\?"),
+        (Ask("key", "p03.png"), r"has the key 'p03\.png'; did you mean 'p03'\?"),
         (Ask("key", "nothing"), r"no sample of .* has the key 'nothing'$"),
         (Ask("text", "  "), "a text to look for is empty"),
         (Ask("image", "/no/such.png"), r"picture /no/such\.png: no such file"),
