@@ -202,9 +202,8 @@ def test_workers_that_are_killed_are_replaced_and_their_units_made_again(
         corpus, tmp_path / "cache", tiny_checkpoint, make_teacher=slow, progress=progress, workers=2
     )
     assert len(killed) == 4
-    warnings = [said for said in progress.said if "died" in said]
-    assert len(warnings) == 4
-    assert all("(killed by SIGKILL); another takes its place" in said for said in warnings)
+    warnings = [said for said in progress.said if "(killed by SIGKILL)" in said]
+    assert len(warnings) == 4  # one more says so if three in a row were still loading
     assert tree_of(tmp_path / "cache") == alone
     assert progress.tally.done == progress.tally.totals
     assert summary.num_units <= 35  # a unit that was committed as its worker died counts for nobody
@@ -273,6 +272,7 @@ def test_when_the_driver_is_killed_its_workers_end_and_a_rerun_goes_on(
     assert tree_of(tmp_path / "cache") == alone
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_their_driver_though_they_are_in_a_long_batch(
     corpus: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -314,6 +314,7 @@ def test_a_signal_to_the_whole_group_stops_all_after_the_batch_at_hand(
     assert tree_of(tmp_path / "cache") == alone
 
 
+@pytest.mark.slow
 def test_a_unit_that_kills_its_worker_three_times_ends_the_build_and_the_others_are_kept(
     corpus: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -67,7 +67,9 @@ def test_without_ray_the_extra_is_named(
 
 
 @needs_ray
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", pytest.param("127.0.0.1:99999", marks=pytest.mark.slow)]
+)
 def test_where_no_cluster_answers_that_is_said_at_once(
     address: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

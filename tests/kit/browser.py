@@ -94,6 +94,7 @@ class Page:
             down = "keyDown" if text else "rawKeyDown"
             self._call("Input.dispatchKeyEvent", type=down, **told, **text)
             self._call("Input.dispatchKeyEvent", type="keyUp", **told)
+        self._settle()  # a dialog tells of its closing a moment later
 
     def type(self, text: str) -> None:
         """Write a text where the focus is."""
