@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import SettingError
 from ..store.cache import Cache
+from ..store.layout import Modality
 from ..store.search import Neighbors, exact_neighbors, has_direction
 from .find import LookConfig
 from .items import image_items, items_of
@@ -105,9 +106,8 @@ def compare_teachers(
     )
 
 
-def _common_rows(cache: Cache, modality: str, first: str, second: str) -> NDArray[np.int64]:
-    name = "image" if modality == "image" else "text"
-    one, other = (cache.targets(name, teacher).available_rows() for teacher in (first, second))
+def _common_rows(cache: Cache, modality: Modality, first: str, second: str) -> NDArray[np.int64]:
+    one, other = (cache.targets(modality, teacher).available_rows() for teacher in (first, second))
     return np.intersect1d(one, other, assume_unique=True)
 
 

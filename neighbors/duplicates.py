@@ -12,9 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..errors import SettingError
-from ..store import layout
 from ..store.cache import Cache
-from ..store.catalog import read_table
 from ..store.scan import Block, blocks
 from ..store.search import cosines, float32_margin
 from ..store.targets import Targets
@@ -200,10 +198,8 @@ class Groups:
 
 def _equal_bytes(cache: Cache, teacher: str, rows_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return for each row the position of the first whose picture has the same bytes."""
-    seen: list[pl.DataFrame] = []
-    for unit in sorted(cache.commits(teacher).of("image")):
-        path = cache.files.local(layout.images_part(teacher, unit))
-        seen.append(read_table(path).select("row", "sha256"))
+    units = sorted(cache.commits(teacher).of("image"))
+    seen = [cache.seen(teacher, unit).select("row", "sha256") for unit in units]
     digests = (
         pl.concat(seen) if seen else pl.DataFrame(schema={"row": pl.Int64, "sha256": pl.Binary})
     )

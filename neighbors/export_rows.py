@@ -9,9 +9,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..store import layout
 from ..store.cache import Cache
-from ..store.catalog import read_table
 from ..store.layout import Modality
 
 IMAGES_SCHEMA = pa.schema(
@@ -81,7 +79,7 @@ def _captions(cache: Cache, rows_B: NDArray[np.int64]) -> pl.DataFrame:
 def _seen(cache: Cache, teacher: str, rows_B: NDArray[np.int64]) -> pl.DataFrame:
     """Return row, width, height, sha256: the pictures as the teacher saw them."""
     units = np.unique(rows_B // cache.shard_rows).tolist()
-    parts = [read_table(cache.files.local(layout.images_part(teacher, unit))) for unit in units]
+    parts = [cache.seen(teacher, unit) for unit in units]
     return pl.concat(parts).with_columns(pl.col("sha256").bin.encode("hex"))
 
 

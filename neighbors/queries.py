@@ -14,9 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..errors import DamagedCacheError, RowUnavailableError, SettingError
-from ..store import layout
 from ..store.cache import Cache
-from ..store.catalog import read_table
 from ..store.layout import Modality
 from ..store.pixels import sha256_of_pixels
 from ..store.places import ImagePlace, ReadError, read_image_bytes
@@ -254,7 +252,7 @@ def rows_of_sha256(cache: Cache, teacher: str, wanted: set[bytes]) -> dict[bytes
     """Return the first row with a target whose picture had these bytes, by their SHA-256."""
     row_of: dict[bytes, int] = {}
     for unit in sorted(cache.commits(teacher).of("image")):
-        seen = read_table(cache.files.local(layout.images_part(teacher, unit)))
+        seen = cache.seen(teacher, unit)
         lines = seen.filter(pl.col("sha256").is_in(sorted(wanted))).select("sha256", "row")
         for sha256, row in lines.iter_rows():
             row_of.setdefault(sha256, row)

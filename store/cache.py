@@ -7,7 +7,8 @@ from pathlib import Path
 import polars as pl
 
 from ..errors import NotACacheError, SettingError
-from .catalog import Table, scan_table
+from . import layout
+from .catalog import Table, read_table, scan_table
 from .files import LocalFiles
 from .layout import MODALITIES, Modality
 from .manifest import (
@@ -167,6 +168,10 @@ class Cache:
         record = self.teacher(teacher)
         array = self.manifest.array_layout(modality, record.embed_dim)
         return Targets(self.files, self.manifest, self.commits(record.name), record.name, array)
+
+    def seen(self, teacher: str, unit: int) -> pl.DataFrame:
+        """Return row, width, height, sha256: the pictures of an image unit as a teacher saw them."""
+        return read_table(self.files.local(layout.images_part(teacher, unit)))
 
     @property
     def sources(self) -> dict[str, SourceRecord]:
