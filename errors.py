@@ -10,6 +10,7 @@ CacheError
 ├── DamagedCacheError     (ValueError)         bytes on disk differ from what was recorded
 ├── RowUnavailableError   (LookupError)        a row without a target: gap, uncommitted, rejected
 ├── DiskFullError         (OSError)            the disk is, or will be, too small
+├── StorageError          (RuntimeError)       an object store that does not answer
 ├── BuildError            (RuntimeError)       the build cannot go on, or embedded nothing
 └── TrainError            (RuntimeError)       the training cannot go on
 
@@ -82,6 +83,10 @@ class RowUnavailableError(CacheError, LookupError):
 
 class DiskFullError(CacheError, OSError):
     """The disk is full, or too small for what was planned."""
+
+
+class StorageError(CacheError, RuntimeError):
+    """An object store does not answer, after a minute of trying."""
 
 
 class BuildError(CacheError, RuntimeError):

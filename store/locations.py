@@ -1,0 +1,295 @@
+"""Where a corpus or a cache lies: a path of this machine, or a URL of an object store.
+
+Every request to an object store is made through this file, and made *patiently*: throttling, cut
+connections and servers that are away for a moment are waited for, so that they neither end a build nor
+reject an image. Credentials come from the environment, as each store's own tools take them; a URL
+that holds some is refused, and error messages lose whatever stands behind a ``?``.
+"""
+
+import errno
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from upath import UPath
+
+from ..errors import SettingError, StorageError, first_line, one_line
+
+Location = Path | UPath
+"""A path of this machine, absolute, or the URL of an object store."""
+
+_EXTRAS = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "az": "azure",
+    "abfs": "azure",
+    "abfss": "azure",
+}
+"""Our extra that installs what a protocol needs."""
+
+PROTOCOLS = (*_EXTRAS, "hf", "memory")
+
+_URL = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_QUERY = re.compile(r"\?[^\s'\"<>]+")  # of signed URLs: signatures, tokens
+
+_WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 20.0)
+"""Before each further try: a minute in all, beside what the store's client waits itself."""
+
+_FINAL = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NotImplementedError,
+)
+_NETWORK = {
+    *("aiohttp", "botocore", "aiobotocore", "azure", "gcsfs", "google", "httpcore", "httpx"),
+    *("huggingface_hub", "requests", "urllib3"),
+}
+"""Packages whose own errors, if they are no OSError, come of the network or the server."""
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStatus:
+    """What a store says of an object, or a file system of a file."""
+
+    num_bytes: int
+    mtime_ns: int | None
+    """Time of its last change in nanoseconds; None where the store does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name in a folder of an object store."""
+
+    name: str
+    status: ObjectStatus | None
+    """None for a folder."""
+
+
+def is_url(text: str) -> bool:
+    """Say whether a text names something by URL (``file:`` too), of whatever protocol."""
+    return _URL.match(text) is not None
+
+
+def parse_location(text: str | os.PathLike[str]) -> Location:
+    """Return what a path or a URL names; a path is made absolute, ``~`` is the home folder.
+
+    Raises:
+        SettingError: the URL holds credentials, names no bucket, or is of a protocol that is not
+            known here, or whose package is not installed.
+    """
+    if isinstance(text, UPath):
+        return text
+    given = os.fspath(text)
+    found = _URL.fullmatch(given)
+    if found is None:
+        return Path(os.path.abspath(os.path.expanduser(given)))
+    protocol, rest = found["protocol"].lower(), found["rest"]
+    if protocol == "file":
+        return parse_location(f"/{rest.lstrip('/')}")
+    shown = one_line(_QUERY.sub("?...", given))
+    if protocol not in PROTOCOLS:
+        raise SettingError(
+            f"{shown} is of a protocol that is not known here; expected a path or a URL that begins "
+            f"with {', '.join(f'{name}://' for name in PROTOCOLS)}"
+        )
+    bucket, _, path = rest.partition("/")
+    if protocol != "hf" and not protocol.startswith("abfs") and ("@" in bucket or ":" in bucket):
+        raise SettingError(
+            f"a {protocol}:// URL holds credentials or a port; leave them out: credentials and "
+            "endpoint are taken from the environment, as the store's own tools take them"
+        )
+    if "?" in rest or "#" in rest:
+        raise SettingError(f"{shown} has a ? or # in it, which no location may have; leave it out")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not bucket or ".." in parts:
+        raise SettingError(f"{shown} names no place in a store; expected {protocol}://BUCKET/PATH")
+    try:
+        return UPath(f"{protocol}://{'/'.join([bucket, *parts])}")
+    except ImportError:
+        raise SettingError(
+            f"{shown} needs a package that is not installed; pip install "
+            f"'siglip2-cache[{_EXTRAS.get(protocol, protocol)}]'"
+        ) from None
+
+
+def filesystem(location: UPath) -> Any:
+    """Return the fsspec file system of an object store; it remembers no listings.
+
+    Raises:
+        SettingError: its package is not installed.
+    """
+    try:
+        found: Any = location.fs
+    except ImportError:
+        extra = _EXTRAS.get(location.protocol, location.protocol)
+        raise SettingError(
+            f"{location} needs a package that is not installed; pip install 'siglip2-cache[{extra}]'"
+        ) from None
+    cached = getattr(found, "dircache", None)
+    if cached is not None:  # what others write must be seen
+        cached.use_listings_cache = False
+    return found
+
+
+def read_bytes(location: Location, start: int = 0, length: int | None = None) -> bytes:
+    """Return an object's bytes from ``start`` on, ``length`` of them; fewer where it ends before.
+
+    Raises:
+        FileNotFoundError, PermissionError: there is none, or it may not be read.
+        StorageError: the store does not answer.
+    """
+    if not isinstance(location, UPath):
+        with location.open("rb") as file:
+            file.seek(start)
+            return file.read() if length is None else file.read(length)
+    if length == 0:
+        return b""
+    fs, path = filesystem(location), location.path
+    if start == 0 and length is None:
+        return patiently(lambda: fs.cat_file(path), location)
+    end = None if length is None else start + length
+    try:
+        return patiently(lambda: fs.cat_file(path, start=start, end=end), location)
+    except _RangeError:  # a store refuses a range that begins behind the end
+        return b""
+
+
+def status_of(location: Location) -> ObjectStatus | None:
+    """Return size and time of a file or an object; None where there is none, or it is a folder.
+
+    Raises:
+        PermissionError, StorageError: as read_bytes.
+    """
+    if not isinstance(location, UPath):
+        try:
+            status = location.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return ObjectStatus(status.st_size, status.st_mtime_ns) if location.is_file() else None
+    fs, path = filesystem(location), location.path
+    try:
+        return _status(patiently(lambda: fs.info(path), location))
+    except FileNotFoundError:
+        return None
+
+
+def list_folder(folder: UPath) -> list[Entry]:
+    """Return what lies in a folder of an object store, by name; nothing where there is none.
+
+    Raises:
+        PermissionError, StorageError: as read_bytes.
+    """
+    fs, path = filesystem(folder), folder.path.rstrip("/")
+    try:
+        found: list[dict[str, Any]] = patiently(lambda: fs.ls(path, detail=True), folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    prefix = f"{path.lstrip('/')}/"
+    entries = [
+        Entry(str(info["name"]).lstrip("/").removeprefix(prefix).rstrip("/"), _status(info))
+        for info in found
+        if str(info["name"]).strip("/") != path.strip("/")  # an object that marks the folder
+    ]
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def is_folder(location: Location) -> bool:
+    """Say whether there is such a folder; in an object store, whether objects lie below it."""
+    if not isinstance(location, UPath):
+        return location.is_dir()
+    return bool(list_folder(location))
+
+
+def patiently(call: Callable[[], _Result], location: Location) -> _Result:
+    """Return what a request to a store gives, made again where network or server failed.
+
+    Only for requests that may be made twice.
+
+    Raises:
+        FileNotFoundError, FileExistsError, PermissionError: the store's answer, at once.
+        SettingError: there are no credentials.
+        StorageError: no answer after a minute.
+    """
+    for wait_s in (*_WAITS_S, None):
+        try:
+            return call()
+        except PermissionError as error:
+            raise PermissionError(errno.EACCES, "the store denies access", str(location)) from error
+        except _FINAL:
+            raise
+        except Exception as error:
+            _refuse_lack_of_credentials(error, location)
+            if _is_range_error(error):
+                raise _RangeError from None
+            if not _is_of_network(error):
+                raise
+            if wait_s is None:
+                raise StorageError(
+                    f"{location} cannot be had: {_clean(error)}; what is finished is kept, run the "
+                    "same command again when the store answers"
+                ) from None
+        time.sleep(wait_s * random.uniform(0.5, 1.0))
+    raise AssertionError
+
+
+class _RangeError(Exception):
+    """A range that begins behind an object's end."""
+
+
+def _is_range_error(error: Exception) -> bool:
+    text = f"{error} {getattr(error, 'code', '')}"
+    return "InvalidRange" in text or "not satisfiable" in text.lower()
+
+
+def _is_of_network(error: BaseException | None) -> bool:
+    if error is None:
+        return False
+    if isinstance(error, (OSError, EOFError)):
+        return True
+    return type(error).__module__.partition(".")[0] in _NETWORK
+
+
+def _refuse_lack_of_credentials(error: Exception, location: Location) -> None:
+    names = " ".join(kind.__name__ for kind in type(error).__mro__)
+    if "Credential" in names or "ProfileNotFound" in names or "LocalTokenNotFound" in names:
+        raise SettingError(
+            f"there are no credentials for {location} ({_clean(error)}); set them in the environment, "
+            "as the store's own tools take them"
+        ) from None
+
+
+def _clean(error: Exception) -> str:
+    """Return what an error says, without what signs a request."""
+    return one_line(_QUERY.sub("?...", first_line(error)))[:300]
+
+
+def _status(info: dict[str, Any]) -> ObjectStatus | None:
+    if info.get("type") == "directory":
+        return None
+    times = (info.get(name) for name in ("LastModified", "mtime", "last_modified", "updated"))
+    changed = next((time for time in times if time is not None), None) or info.get("created")
+    return ObjectStatus(int(info.get("size") or 0), _nanoseconds(changed))
+
+
+def _nanoseconds(changed: object) -> int | None:
+    if isinstance(changed, str):
+        try:
+            changed = datetime.fromisoformat(changed)
+        except ValueError:
+            return None
+    if isinstance(changed, datetime):
+        return round(changed.timestamp() * 1e6) * 1000
+    return round(cast(float, changed) * 1e9) if isinstance(changed, (int, float)) else None
