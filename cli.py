@@ -11,7 +11,15 @@ import typer
 from .cli_demo import demo
 from .cli_index import export, index
 from .cli_neighbors import neighbors
-from .cli_options import AsJson, CacheArgument, CorpusRoot, Device, parse_roots, print_found
+from .cli_options import (
+    AsJson,
+    CacheArgument,
+    CorpusRoot,
+    Device,
+    given_location,
+    parse_roots,
+    print_found,
+)
 from .cli_train import train
 from .errors import CacheError, SettingError, first_line, one_line
 
@@ -53,7 +61,8 @@ def build(
         ),
     ],
     cache: Annotated[
-        Path, typer.Argument(metavar="CACHE", help="Folder of the cache, made if missing.")
+        str,
+        typer.Argument(metavar="CACHE", help="Folder or URL of the cache, made if missing."),
     ],
     teacher: Annotated[
         str, typer.Option(help="Hub id or folder of a SigLIP or SigLIP 2 checkpoint.")
@@ -206,7 +215,7 @@ def build(
     )
     config = BuildConfig(
         plan=plan,
-        cache=cache,
+        cache=given_location(cache),
         teacher=teacher,
         revision=revision,
         teacher_name=teacher_name,
@@ -391,7 +400,7 @@ def eval_(
 
     config = EvalConfig(
         model=model,
-        cache=cache,
+        cache=given_location(cache),
         teacher=teacher,
         split=cast("Split", split),  # the config refuses other words
         val_share=val_share,

@@ -58,7 +58,7 @@ def index(
     finally:
         progress.stop()
     found: dict[str, Any] = {
-        "file": str(opened.files.local(place.file)),
+        "file": opened.files.where(place.file),
         "teacher": place.teacher,
         "modality": place.modality,
         "view": place.view,

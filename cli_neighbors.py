@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_options import CacheArgument, CorpusRoot, TeacherName, View, parse_roots
+from .cli_options import (
+    CacheArgument,
+    CorpusRoot,
+    TeacherName,
+    View,
+    given_location,
+    parse_roots,
+)
 from .errors import SettingError, one_line, plain_json
 
 if TYPE_CHECKING:
@@ -113,7 +120,7 @@ def neighbors(
     given = {name: value for name, value in given.items() if value is not None}
     _refuse_strangers(mode, given)
     look = {
-        "cache": cache,
+        "cache": given_location(cache),
         "teacher": teacher,
         "view": view,
         "corpus_roots": parse_roots(corpus_root),

@@ -2,14 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import SettingError, one_line, plain_json
 
+if TYPE_CHECKING:
+    from .store.locations import Location
+
 CacheArgument = Annotated[
-    Path, typer.Argument(metavar="CACHE", help="Cache folder, the one that holds cache.json.")
+    str,
+    typer.Argument(
+        metavar="CACHE", help="Cache folder, the one that holds cache.json; or its URL, s3://..."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 CorpusRoot = Annotated[
@@ -32,12 +38,23 @@ def print_found(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
             typer.echo(one_line(line))
 
 
+def given_location(text: str) -> "Location":
+    """Return a path as it was given, relative or not, or what a URL names."""
+    from .store.locations import is_url, parse_location
+
+    return parse_location(text) if is_url(text) else Path(text)
+
+
 def parse_roots(arguments: list[str] | None) -> dict[str, str]:
     """Return the OLD=NEW arguments of --corpus-root."""
+    if not arguments:
+        return {}
+    from .store.locations import parse_location
+
     roots: dict[str, str] = {}
-    for argument in arguments or ():
+    for argument in arguments:
         old, separator, new = argument.partition("=")
         if not separator or not old or not new or "\0" in argument:
             raise SettingError(f"corpus root {argument!r} is not OLD=NEW")
-        roots[str(Path(old).absolute())] = str(Path(new).absolute())
+        roots[str(parse_location(old))] = str(parse_location(new))
     return roots

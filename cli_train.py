@@ -11,8 +11,11 @@ from .errors import SettingError, one_line
 
 def train(
     cache: Annotated[
-        Path | None,
-        typer.Argument(metavar="[CACHE]", help="Cache folder, the one that holds cache.json."),
+        str | None,
+        typer.Argument(
+            metavar="[CACHE]",
+            help="Cache folder, the one that holds cache.json; or its URL, s3://...",
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -141,6 +144,19 @@ def train(
         bool | None,
         typer.Option("--allow-partial", help="Train on what is committed of an unfinished cache."),
     ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where copies of a remote cache's files lie, for all processes of this machine. "
+            "Default: $SIGLIP2_CACHE_DIR, else ~/.cache/siglip2-cache."
+        ),
+    ] = None,
+    cache_limit: Annotated[
+        str | None,
+        typer.Option(
+            help="Bytes of those copies at most, e.g. 500GB. Default: four fifths of the disk."
+        ),
+    ] = None,
     tensorboard: Annotated[
         bool | None, typer.Option("--tensorboard", help="Write RUN/tensorboard, too.")
     ] = None,
@@ -191,7 +207,7 @@ _SETTINGS = {
     ),
     *("device", "dtype", "gradient_checkpointing", "check_pixels", "decode_workers"),
     *("sample_timeout", "val_share", "val_keys", "eval_samples", "save_every", "keep_checkpoints"),
-    *("allow_partial", "tensorboard"),
+    *("allow_partial", "tensorboard", "cache_dir", "cache_limit"),
 }
 """Flags that are settings by their own name."""
 

@@ -1,5 +1,7 @@
 """Numbers in words that people read."""
 
+import re
+
 
 def format_seconds(seconds: float) -> str:
     """Return a duration for people: 42 s, 3 min 5 s, 2 h 10 min, 3 d 4 h."""
@@ -19,6 +21,15 @@ def format_bytes(num_bytes: float) -> str:
             return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
         num_bytes /= 1000
     raise AssertionError
+
+
+def parse_bytes(text: str) -> int | None:
+    """Return a size that people wrote, in powers of 1000: 500GB, 1.5 TB, 4096; None if it is none."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKMGTP]?)B?\s*", text, re.ASCII)
+    if found is None:
+        return None
+    power = " KMGTP".index(found[2].upper() or " ")
+    return int(float(found[1]) * 1000**power)
 
 
 def counted(count: int, noun: str) -> str:

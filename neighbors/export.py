@@ -16,6 +16,7 @@ from ..store.files import LocalFiles
 from ..store.index_record import build_command
 from ..store.index_search import index_place
 from ..store.layout import IndexPlace, Modality
+from ..store.locations import lies_in
 from ..store.scan import blocks
 from ..words import format_bytes
 from .export_atlas import Nearby, atlas_lines, atlas_schema, show_command, with_pictures
@@ -213,7 +214,7 @@ def _new_folder(out: Path, cache: Cache) -> Generator[Path]:
     parent = out.absolute().parent
     if not parent.is_dir():
         raise SettingError(f"{out} cannot be made: there is no folder {parent}")
-    if parent.resolve().is_relative_to(cache.root.resolve()):
+    if lies_in(parent, cache.root):
         raise SettingError(f"{out} lies in the cache; name a folder outside of {cache.root}")
     partial = parent / f"{out.name}.{secrets.token_hex(6)}.partial"
     try:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from ..errors import SettingError
 from ..store.cache import Cache, open_cache
 from ..store.index_search import open_index
 from ..store.layout import Modality
+from ..store.locations import Location
 from ..store.search import Neighbors, exact_neighbors
 from ..words import counted
 from .items import items_of, own_text_rows
@@ -34,7 +34,7 @@ def modality_of(among: str) -> Modality:
 class LookConfig:
     """What every look at a cache is told."""
 
-    cache: Path
+    cache: Location
 
     teacher: str | None = None
     """Name in the cache; None: the only one."""

@@ -107,7 +107,7 @@ def find_mismatched(
 
 def _captions(cache: Cache) -> Iterator[pl.DataFrame]:
     for part in cache.manifest.parts("captions"):
-        lines = read_part("captions", cache.files.local(part.path))
+        lines = read_part("captions", cache.part_file(part))
         pairs = lines.unique(
             ["row", "text_row"], maintain_order=True
         )  # one may be in two languages

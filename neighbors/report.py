@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..store.locations import Location
+
 
 @dataclass(frozen=True, slots=True)
 class Caption:
@@ -68,7 +70,7 @@ class Report:
     title: str
     """``Neighbors``, ``Duplicates``, ..."""
 
-    cache: Path
+    cache: Location
     teachers: tuple[str, ...]
     """The teacher that was asked; two where they were compared."""
 

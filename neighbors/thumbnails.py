@@ -16,8 +16,7 @@ from PIL import Image
 from ..decoding.images import ImageRef
 from ..decoding.parquet_images import with_parquet_bytes
 from ..decoding.refs import image_refs
-from ..errors import DamagedCacheError, SettingError
-from ..store import layout
+from ..errors import SettingError
 from ..store.cache import Cache
 from ..store.pixels import PixelError, cut_view, decode_for_views, sha256_of_pixels
 from ..store.places import ImagePlace, ReadError, read_image_bytes
@@ -151,17 +150,11 @@ def _read_sha256(cache: Cache, teacher: str, rows: Sequence[int]) -> dict[int, b
     units = sorted({row // cache.shard_rows for row in rows} & committed.keys())
     if not units:
         return {}
-    paths = [cache.files.local(layout.images_part(teacher, unit)) for unit in units]
-    lazy = pl.scan_parquet(paths, hive_partitioning=False, glob=False)
     is_wanted = pl.col("row").is_in(list(rows)) & pl.col("sha256").is_not_null()
-    try:
-        frame = lazy.filter(is_wanted).select("row", "sha256").collect()
-    except (OSError, pl.exceptions.PolarsError):
-        raise DamagedCacheError(
-            f"the records of what {teacher} saw, in {paths[0].parent}, are missing or damaged; run "
-            "siglip2-cache verify"
-        ) from None
-    return dict(frame.iter_rows())
+    frames = (cache.seen(teacher, unit).filter(is_wanted) for unit in units)
+    return {
+        row: sha256 for frame in frames for row, sha256 in frame.select("row", "sha256").iter_rows()
+    }
 
 
 # -- pixels

@@ -6,8 +6,8 @@ from ..errors import NotACacheError, SettingError
 from ..siglip import Checkpoint, resolve_compute_dtype, resolve_device
 from ..store import layout
 from ..store.cache import Cache
-from ..store.files import LocalFiles
 from ..store.manifest import TeacherRecord
+from ..store.storage import Files
 from ..words import format_seconds
 from . import enroll
 from .build_config import BuildConfig
@@ -23,7 +23,7 @@ class Beginning:
     def __init__(
         self,
         config: BuildConfig,
-        files: LocalFiles,
+        files: Files,
         say: Callable[[str], None],
         load: Callable[[Checkpoint, str], Teacher],
     ) -> None:
@@ -81,13 +81,14 @@ class Beginning:
     def _refuse_early(self) -> None:
         """Refuse what would fail only after the corpus is planned, which may take long."""
         root = self._files.root
-        if root.exists() and not root.is_dir():
+        if self._files.root_kind() == "file":
             raise SettingError(f"{root} is a file; name a folder for the cache")
         if any("\ud800" <= character <= "\udfff" for character in str(root)):
             raise SettingError(
                 f"the folder of the cache, {str(root)!r}, has a name that is not UTF-8, which the "
                 "readers of its tables do not take; name another"
             )
+        self._files.check_exclusive()
         is_new = not self._files.exists(layout.CACHE_RECORD)  # else it may need no device at all
         if is_new and self._config.device not in ("auto", "cpu"):
             resolve_device(self._config.device)

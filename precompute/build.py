@@ -9,9 +9,10 @@ from ..errors import BuildError
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.cache import Cache
 from ..store.commits import clear_garbage
-from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
+from ..store.locations import parse_location
 from ..store.manifest import TeacherRecord
+from ..store.storage import open_files
 from ..words import counted
 from . import enroll
 from .beginning import Beginning
@@ -54,7 +55,7 @@ class _Build:
         self, config: BuildConfig, progress: Progress, make_teacher: TeacherFactory
     ) -> None:
         self._config, self._progress, self._make_teacher = config, progress, make_teacher
-        self._files = LocalFiles(config.cache.absolute())
+        self._files = open_files(parse_location(config.cache))
         self._loaded: Teacher | None = None
         self._beginning = Beginning(config, self._files, progress.say, self._teacher)
 

@@ -1,11 +1,11 @@
 """What a build is asked to do, and what it says it did."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from ..errors import SettingError
 from ..siglip import COMPUTE_DTYPES, check_max_num_patches
+from ..store.locations import Location
 from ..store.pixels import DECODES, Decode
 from . import enroll
 from .plan import Plan, PlanConfig
@@ -29,7 +29,7 @@ class BuildConfig:
     plan: PlanConfig
     """The corpus."""
 
-    cache: Path
+    cache: Location
     """Folder of the cache."""
 
     teacher: str

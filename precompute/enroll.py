@@ -11,10 +11,10 @@ from ..siglip import Checkpoint, NaflexRecipe, checkpoint_identity, with_max_num
 from ..store import layout
 from ..store.cache import Cache
 from ..store.commits import Transaction, roll_forward
-from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
 from ..store.manifest import Manifest, TeacherRecord
 from ..store.pixels import Decode
+from ..store.storage import Files
 from ..store.views import VIEW_CODE_VERSION
 from .teacher import Teacher
 
@@ -143,7 +143,7 @@ def enroll(
     )
 
 
-def finish_enrolments(files: LocalFiles) -> None:
+def finish_enrolments(files: Files) -> None:
     """Roll forward teachers whose enrolment was interrupted."""
     for name in files.names(layout.TEACHERS):
         roll_forward(files, layout.teacher_record(name))

@@ -9,9 +9,10 @@ from ..decoding.images import ImageRef, PixelFormat
 from ..errors import BuildError
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.arrays import ArrayLayout
-from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
+from ..store.locations import parse_location
 from ..store.places import ImagePlace
+from ..store.storage import open_files
 from ..words import format_bytes, format_seconds
 from .build_config import BuildConfig
 from .disk import unit_bytes
@@ -65,7 +66,7 @@ def estimate(
     """
     checkpoint = resolve_checkpoint(config.teacher, revision=config.revision)
     checkpoint = config.choices.of(checkpoint)
-    files = LocalFiles(config.cache.absolute())
+    files = open_files(parse_location(config.cache))
     plan = make_plan(config.plan, files, is_dry_run=True)
     new = {"image": plan.findings.num_samples, "text": plan.findings.num_texts}
     spans: dict[Modality, list[int]] = {m: _unit_sizes(new[m], plan.shard_rows) for m in MODALITIES}
@@ -206,7 +207,7 @@ def _first_samples(
 ) -> tuple[list[ImageRef], list[str]]:
     from ..store.views import draw_view
 
-    cache = open_if_planned(LocalFiles(config.cache.absolute()), config.plan.corpus_roots)
+    cache = open_if_planned(open_files(parse_location(config.cache)), config.plan.corpus_roots)
     refs: list[ImageRef] = []
     captions: dict[str, None] = {}
     for _, source in name_sources(config.plan, cache):

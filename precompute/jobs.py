@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from ..store import layout
 from ..store.cache import Cache
 from ..store.commits import roll_forward
-from ..store.files import LocalFiles
 from ..store.layout import MODALITIES, Modality
 from ..store.manifest import UnitCommit
 from ..store.records import sha256_hex
+from ..store.storage import Files
 from .units import Job
 
 Say = Callable[[str], None]
@@ -17,7 +17,7 @@ _SHOWN = 5
 """Numbers of units that a message names."""
 
 
-def roll_forward_units(files: LocalFiles, teacher: str) -> None:
+def roll_forward_units(files: Files, teacher: str) -> None:
     """Finish the commits of units whose process died between intent and record."""
     folder = layout.commits_folder(teacher)
     for name in files.names(folder):
@@ -73,7 +73,7 @@ def describe_missing(cache: Cache, jobs: Sequence[Job]) -> str:
     return f"{' and '.join(parts)}; start those shares again that ended early, or the whole build"
 
 
-def _is_sound(files: LocalFiles, commit: UnitCommit, say: Say) -> bool:
+def _is_sound(files: Files, commit: UnitCommit, say: Say) -> bool:
     """Say whether the rows of a unit that are not tried again may be taken over as they are."""
     for path, described in commit.files.items():
         try:

@@ -59,7 +59,7 @@ class Known:
         """Yield a table's parts in order, each whole."""
         if self.cache is not None:
             for part in self.cache.manifest.parts(table):
-                yield read_part(table, self.cache.files.local(part.path))
+                yield read_part(table, self.cache.part_file(part))
 
     def samples(self) -> Iterator[pl.DataFrame]:
         """Yield the samples with their source and what their file was like when planned."""

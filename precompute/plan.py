@@ -11,9 +11,10 @@ from ..errors import NotACacheError, SettingError, SourceError
 from ..store import layout
 from ..store.cache import Cache, relocate
 from ..store.commits import Transaction, roll_forward
-from ..store.files import LocalFiles
+from ..store.locations import lies_in
 from ..store.manifest import SourceRecord
 from ..store.records import Record, sha256_hex
+from ..store.storage import Files
 from ..store.views import ViewPolicy
 from .freeze import Freezer
 from .parts import Findings, Sink
@@ -103,7 +104,7 @@ class _Counter:
 
 def make_plan(
     config: PlanConfig,
-    files: LocalFiles,
+    files: Files,
     *,
     is_dry_run: bool = False,
     on_scan: Callable[[], None] = lambda: None,
@@ -175,7 +176,7 @@ def make_plan(
     )
 
 
-def find_plan(config: PlanConfig, files: LocalFiles) -> Plan | None:
+def find_plan(config: PlanConfig, files: Files) -> Plan | None:
     """Return the plan that a cache has, or None where the sources are not planned as they are now.
 
     Raises:
@@ -190,7 +191,7 @@ def find_plan(config: PlanConfig, files: LocalFiles) -> Plan | None:
     return standing_plan(cache) if is_current else None
 
 
-def open_if_planned(files: LocalFiles, corpus_roots: Mapping[str, str]) -> Cache | None:
+def open_if_planned(files: Files, corpus_roots: Mapping[str, str]) -> Cache | None:
     """Return the cache in a folder, or None where none was planned yet.
 
     Raises:
@@ -203,8 +204,8 @@ def open_if_planned(files: LocalFiles, corpus_roots: Mapping[str, str]) -> Cache
         return None
 
 
-def _refuse_foreign_folder(files: LocalFiles) -> None:
-    if files.root.exists() and not files.root.is_dir():
+def _refuse_foreign_folder(files: Files) -> None:
+    if files.root_kind() == "file":
         raise SettingError(f"{files.root} is a file; name a folder for the cache")
     ours = (layout.CATALOG, f"{layout.CACHE_RECORD}.", ".", "lost+found")
     foreign = [name for name in files.names("") if not name.startswith(ours)]
@@ -215,9 +216,9 @@ def _refuse_foreign_folder(files: LocalFiles) -> None:
         )
 
 
-def _finish_interrupted(files: LocalFiles) -> None:
+def _finish_interrupted(files: Files) -> None:
     generation = 0
-    if not files.root.is_dir():  # nothing yet, or something else that is refused later
+    if files.root_kind() != "folder":  # nothing yet, or something else that is refused later
         return
     while roll_forward(files, layout.generation_record(generation)):
         generation += 1
@@ -364,10 +365,9 @@ def _refuse_shared_names(named: Sequence[tuple[str, Source]], known: Mapping[str
         places[name] = location
 
 
-def _refuse_sources_in_cache(sources: Sequence[tuple[str, Source]], files: LocalFiles) -> None:
-    cache = Path(os.path.realpath(files.root))
+def _refuse_sources_in_cache(sources: Sequence[tuple[str, Source]], files: Files) -> None:
     for _, source in sources:
-        if Path(os.path.realpath(source.location)).is_relative_to(cache):
+        if lies_in(source.location, files.root):
             raise SettingError(
                 f"the source {source.location} lies in the folder of the cache, {files.root}, which "
                 "is to hold nothing else; name another folder for the cache, or move the corpus"

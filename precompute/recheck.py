@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 
 from ..decoding.images import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
 from ..errors import SettingError
-from ..store import layout
 from ..store.cache import Cache
-from ..store.catalog import read_table
 from ..store.layout import Modality
 from ..store.manifest import Span, TeacherRecord, Unit
 from .embed import Embedder, split_images
@@ -133,8 +131,8 @@ def _embed_images(
 
 
 def _recorded_sha256(cache: Cache, record: TeacherRecord, row: int) -> bytes:
-    path = cache.files.local(layout.images_part(record.name, row // cache.shard_rows))
-    return read_table(path).filter(pl.col("row") == row)["sha256"][0]
+    seen = cache.seen(record.name, row // cache.shard_rows)
+    return seen.filter(pl.col("row") == row)["sha256"][0]
 
 
 def _compare(

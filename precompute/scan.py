@@ -18,7 +18,7 @@ import polars as pl
 
 from ..errors import DiskFullError
 from ..store import layout
-from ..store.files import LocalFiles
+from ..store.storage import Files
 from .sources import Piece, Problem, Sample, Source
 
 SCAN_ROWS = 65_536
@@ -55,7 +55,7 @@ _LAST, _MORE = b"\1", b"\0"
 class Scanner:
     """Scans sources, and keeps what the pieces gave where that spares a later plan the work."""
 
-    def __init__(self, files: LocalFiles, *, keeps: bool) -> None:
+    def __init__(self, files: Files, *, keeps: bool) -> None:
         """Args:
         files: the cache's folder.
         keeps: write scans there; False only reads those that an earlier plan kept.
@@ -115,8 +115,8 @@ class Scanner:
 
     def _head(self, digest: str, number: int) -> bytes | None:
         try:
-            with self._files.local(layout.kept_scan(digest, number)).open("rb") as file:
-                return file.read(_SHA256_BYTES + 1)[_SHA256_BYTES:]
+            head = self._files.read_head(layout.kept_scan(digest, number), _SHA256_BYTES + 1)
+            return head[_SHA256_BYTES:]
         except OSError:
             return None
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from ..errors import BuildError, SettingError
 from ..store import layout
-from ..store.files import LocalFiles
+from ..store.storage import Files
 from ..words import format_seconds
 from .ledger import Place
 from .units import Job
@@ -144,7 +144,7 @@ class Helper:
 
     def __init__(
         self,
-        files: LocalFiles,
+        files: Files,
         teacher: str,
         jobs: list[Job],
         share: Share,

@@ -18,7 +18,7 @@ from ..errors import DamagedCacheError
 from ..store import layout
 from ..store.arrays import encode_shard
 from ..store.cache import Cache
-from ..store.catalog import IMAGES_SCHEMA, encode_table, read_table
+from ..store.catalog import IMAGES_SCHEMA, encode_table
 from ..store.commits import Transaction
 from ..store.manifest import Unit, UnitCommit
 from .embed import Embedder, is_unit
@@ -251,8 +251,7 @@ def _numbers(unit: Unit) -> range:
 
 
 def _previous_images(cache: Cache, teacher: str, unit: Unit) -> list[DecodedImage | None]:
-    path = cache.files.local(layout.images_part(teacher, unit.number))
-    frame = read_table(path).select("width", "height", "sha256")
+    frame = cache.seen(teacher, unit.number).select("width", "height", "sha256")
     return [
         DecodedImage(width=width, height=height, sha256=digest) if width is not None else None
         for width, height, digest in frame.iter_rows()

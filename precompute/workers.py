@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from ..decoding.decode import Decoder
@@ -21,6 +20,7 @@ from ..siglip import Checkpoint
 from ..store import layout
 from ..store.cache import Cache
 from ..store.layout import Modality
+from ..store.locations import Location
 from ..store.pixels import Decode
 from .embed import Embedder
 from .teacher import Teacher
@@ -51,7 +51,7 @@ class BuildInterrupted(BuildError):  # noqa: N818 - an interruption is not an er
 class WorkOrder:
     """What a worker must know of a build, in whatever process it is. Picklable."""
 
-    cache: Path
+    cache: Location
     """Absolute path of the cache's folder."""
 
     corpus_roots: Mapping[str, str]

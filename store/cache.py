@@ -1,16 +1,18 @@
 """open_cache: what people use to read a cache."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
 import polars as pl
+from upath import UPath
 
-from ..errors import NotACacheError, SettingError
+from ..errors import DamagedCacheError, NotACacheError, SettingError
 from . import layout
-from .catalog import Table, read_table, scan_table
-from .files import LocalFiles
+from .catalog import Part, Table, read_table, scan_table
+from .copies import LocalCopies
 from .layout import MODALITIES, Modality
+from .locations import Location, parse_location
 from .manifest import (
     Commits,
     Manifest,
@@ -20,33 +22,46 @@ from .manifest import (
     read_manifest,
     read_teachers,
 )
+from .storage import open_files
 from .targets import Targets
 from .views import ViewPolicy
 
 
 def open_cache(
-    path: str | PathLike[str], *, corpus_roots: Mapping[str, str] | None = None
+    path: str | PathLike[str] | UPath,
+    *,
+    corpus_roots: Mapping[str, str] | None = None,
+    copies: LocalCopies | None = None,
 ) -> "Cache":
     """Return the cache in a folder. Unfinished caches open too, with what is committed.
 
     Args:
-        path: the folder that holds cache.json.
+        path: the folder that holds cache.json, on this machine or by URL.
         corpus_roots: old folder to new folder, where the corpus has moved since it was planned.
+        copies: of a cache in an object store, where what is read of it is kept on this machine;
+            None: the default folder, within four fifths of its disk.
 
     Raises:
+        SettingError: the URL is none that can be read here.
         NotACacheError: there is no cache.
         FormatVersionError: it was written by another format version.
         DamagedCacheError: a record of its catalog or of a teacher is damaged.
     """
-    return Cache(Path(path).absolute(), corpus_roots=corpus_roots or {})
+    return Cache(parse_location(path), corpus_roots=corpus_roots or {}, copies=copies)
 
 
 class Cache:
-    """A cache on disk, read-only. Picklable; columns of its tables are those of docs/format.md."""
+    """A cache, read-only. Picklable; columns of its tables are those of docs/format.md."""
 
-    def __init__(self, root: Path, *, corpus_roots: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        root: Location,
+        *,
+        corpus_roots: Mapping[str, str],
+        copies: LocalCopies | None = None,
+    ) -> None:
         self.root = root
-        self.files = LocalFiles(root)
+        self.files = open_files(root, copies)
         self.corpus_roots = dict(corpus_roots)
         self.manifest: Manifest = read_manifest(self.files)
         self.teacher_records: dict[str, TeacherRecord] = read_teachers(self.files)
@@ -100,8 +115,7 @@ class Cache:
 
     def table(self, table: Table) -> pl.LazyFrame:
         """Return any table of the catalog: also files, views, prompts and problems."""
-        parts = self.manifest.parts(table)
-        return scan_table(table, [self.files.local(part.path) for part in parts])
+        return scan_table(table, self._part_files(self.manifest.parts(table)))
 
     def rejected(self, teacher: str | None = None) -> pl.LazyFrame:
         """teacher, modality, row, key, reason; one line a rejected row (key null for texts)."""
@@ -171,7 +185,28 @@ class Cache:
 
     def seen(self, teacher: str, unit: int) -> pl.DataFrame:
         """Return row, width, height, sha256: the pictures of an image unit as a teacher saw them."""
-        return read_table(self.files.local(layout.images_part(teacher, unit)))
+        path = layout.images_part(teacher, unit)
+        try:
+            described = self.commits(teacher).units["image", unit].files[path]
+            return read_table(self.files.fetch(path, described))
+        except (KeyError, OSError, pl.exceptions.PolarsError):
+            raise DamagedCacheError(
+                f"{self.files.where(path)} is missing or damaged; run siglip2-cache verify"
+            ) from None
+
+    def part_file(self, part: Part) -> Path:
+        """Return one part of a catalog table as a file of this machine."""
+        [file] = self._part_files([part])
+        return file
+
+    def _part_files(self, parts: Sequence[Part]) -> list[Path]:
+        try:
+            return self.files.fetch_all((part.path, part.described) for part in parts)
+        except FileNotFoundError as error:
+            raise DamagedCacheError(
+                f"a part of the catalog of {self.root} is missing ({error}); restore it from a "
+                "backup, or build the cache anew"
+            ) from None
 
     @property
     def sources(self) -> dict[str, SourceRecord]:

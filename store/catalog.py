@@ -5,7 +5,7 @@ their generation. A part holds whole rows in order; a table of one generation ma
 """
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -124,6 +124,8 @@ class Part:
     path: str
     table: Table
     num_rows: int
+    described: Mapping[str, Any]
+    """Size and checksum of the file."""
 
 
 def encode_table(frame: pl.DataFrame, schema: pa.Schema) -> bytes:

@@ -26,9 +26,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import DamagedCacheError
-from .files import LocalFiles
 from .layout import is_garbage_name, record_of_staged
 from .records import Record, decode_record, encode_record, sha256_hex
+from .storage import Files
 
 _MEND_INTENT = "remove that .intent file and run the same build again"
 _TOKEN_PARTIAL = re.compile(r"\.[0-9a-f]{12}\.partial$")
@@ -38,7 +38,7 @@ _TOKEN_PARTIAL = re.compile(r"\.[0-9a-f]{12}\.partial$")
 class Transaction:
     """One commit in the making. Files are staged one by one, so that none need stay in memory."""
 
-    files: LocalFiles
+    files: Files
     record: str
     """Path of the record (layout.py)."""
 
@@ -100,7 +100,7 @@ def intent_path(record: str) -> str:
     return f"{record}.intent"
 
 
-def roll_forward(files: LocalFiles, record: str) -> bool:
+def roll_forward(files: Files, record: str) -> bool:
     """Finish a commit whose intent stands, whoever made it; True where the record then stands.
 
     Raises:
@@ -115,7 +115,7 @@ def roll_forward(files: LocalFiles, record: str) -> bool:
         files.remove(intent_file)
         return True
     try:
-        intent = decode_record(data, where=str(files.local(intent_file)))
+        intent = decode_record(data, where=files.where(intent_file))
     except DamagedCacheError as error:  # without hard links a crash can tear it (files.py)
         raise DamagedCacheError(f"{error}; {_MEND_INTENT}") from None
     described = intent["record"]["files"]
@@ -124,8 +124,8 @@ def roll_forward(files: LocalFiles, record: str) -> bool:
             if files.exists(record):  # another process finished it, and a later attempt came
                 return True
             raise DamagedCacheError(
-                f"{files.local(path)} is not what the unfinished commit "
-                f"{files.local(intent_file)} names; {_MEND_INTENT}"
+                f"{files.where(path)} is not what the unfinished commit "
+                f"{files.where(intent_file)} names; {_MEND_INTENT}"
             )
     files.sync_folders(intent["staged"])
     _create(files, record, encode_record(intent["record"]), token=secrets.token_hex(6))
@@ -133,7 +133,7 @@ def roll_forward(files: LocalFiles, record: str) -> bool:
     return True
 
 
-def clear_garbage(files: LocalFiles, folder: str = "") -> list[str]:
+def clear_garbage(files: Files, folder: str = "") -> list[str]:
     """Remove partials and intents of commits whose record stands; return their paths.
 
     Those of unfinished commits stay: a process may be writing them.
@@ -149,7 +149,7 @@ def clear_garbage(files: LocalFiles, folder: str = "") -> list[str]:
     return removed
 
 
-def _create(files: LocalFiles, path: str, data: bytes, *, token: str) -> bool:
+def _create(files: Files, path: str, data: bytes, *, token: str) -> bool:
     """Create a record or its intent; False where the name is taken, or the record came first."""
     try:
         return files.create(path, data, token=token)
@@ -167,7 +167,7 @@ def _record_of_garbage(path: str) -> str | None:
     return record_of_staged(bare)
 
 
-def _is_in_place(files: LocalFiles, path: str, described: dict[str, Any]) -> bool:
+def _is_in_place(files: Files, path: str, described: dict[str, Any]) -> bool:
     try:
         return sha256_hex(files.read(path)) == described["sha256"]
     except FileNotFoundError:

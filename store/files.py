@@ -1,18 +1,17 @@
-"""Durable file operations: every byte that reaches a cache goes through this file.
+"""Durable file operations: every byte that reaches a cache on this machine goes through this file.
 
 The commit protocol (commits.py) needs five things of a storage: write a whole object durably, give it
 its final name, create a name exclusively, remove it, list a folder. An object store offers the same
-five (put, copy, put with If-None-Match, delete, list), so a second class beside LocalFiles is all that
-remote caches will need.
+five: object_files.py.
 """
 
 import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import DiskFullError
 
@@ -32,6 +31,27 @@ class LocalFiles:
     def local(self, path: str) -> Path:
         """Return the path on this machine."""
         return self.root / path
+
+    def where(self, path: str) -> str:
+        """Return the path on this machine, for messages."""
+        return str(self.root / path)
+
+    def root_kind(self) -> Literal["missing", "folder", "file"]:
+        """Say what stands where the root should."""
+        if self.root.is_dir():
+            return "folder"
+        return "file" if self.root.exists() else "missing"
+
+    def fetch(self, path: str, described: Mapping[str, Any]) -> Path:
+        """Return the path on this machine; of an object store it would be a copy, checked."""
+        return self.root / path
+
+    def fetch_all(self, wanted: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Path]:
+        """Return several as fetch."""
+        return [self.fetch(path, described) for path, described in wanted]
+
+    def check_exclusive(self) -> None:
+        """Make sure that a name is created once only: file systems all do."""
 
     def write(self, path: str, data: bytes | bytearray | memoryview) -> None:
         """Write a whole file and fsync it. Its *name* is durable only after sync_folders.
@@ -131,6 +151,11 @@ class LocalFiles:
         """
         return self.local(path).read_bytes()
 
+    def read_head(self, path: str, num_bytes: int) -> bytes:
+        """Return a file's first bytes; raises as read."""
+        with self.local(path).open("rb") as file:
+            return file.read(num_bytes)
+
     def describe(self, path: str) -> dict[str, Any]:
         """Return a file's size and SHA-256 as records hold them, read in pieces.
 
@@ -140,6 +165,11 @@ class LocalFiles:
         with self.local(path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
             return {"num_bytes": file.tell(), "sha256": digest.hexdigest()}
+
+    def num_bytes(self, path: str) -> int | None:
+        """Return a file's size; None where there is none."""
+        local = self.local(path)
+        return local.stat().st_size if local.is_file() else None
 
     def exists(self, path: str) -> bool:
         """Say whether a file of this name is there."""
@@ -212,6 +242,40 @@ def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
     view = memoryview(data).cast("B")
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+@contextlib.contextmanager
+def lock_file(path: Path) -> Generator[int]:
+    """Open a file, made if missing, alone: wait for the process that has it. Give its descriptor.
+
+    The system frees it when a process dies. Where another one renamed the file meanwhile, it is made
+    anew.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _wait_for_lock(descriptor)
+            if _is_still_named(descriptor, path):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_still_named(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _wait_for_lock(descriptor: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    with contextlib.suppress(OSError):  # a filesystem without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -106,7 +106,7 @@ def build_index(
     with cache.files.locked(place.folder) as is_alone:
         if not is_alone:
             raise SettingError(
-                f"another siglip2-cache index is at work in {cache.files.local(place.folder)}; "
+                f"another siglip2-cache index is at work in {cache.files.where(place.folder)}; "
                 "wait for it, or stop it and run this again to go on"
             )
         return builder.run()
@@ -182,8 +182,7 @@ class _Builder:
         if record is None or record.fingerprint != self._fingerprint:
             return None
         is_same = (record.factory, record.parameters) == (self._plan.factory, self._plan.parameters)
-        local = self._files.local(self._place.file)
-        is_whole = local.is_file() and local.stat().st_size == record.num_bytes
+        is_whole = self._files.num_bytes(self._place.file) == record.num_bytes
         return record if is_same and is_whole else None
 
     def _train(self) -> Any:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from ..errors import CacheError, DamagedCacheError
 from ..words import format_bytes
 from .cache import Cache
-from .files import LocalFiles
 from .layout import INDEXES, IndexPlace, Modality, parse_index_record
 from .records import decode_record, encode_record, sha256_hex
+from .storage import Files
 
 Kind = Literal["flat", "ivf", "ivfpq", "hnsw"]
 
@@ -116,7 +116,7 @@ def build_command(cache: Cache, place: IndexPlace, kind: str | None = None) -> s
     return " ".join(words)
 
 
-def read_index_record(files: LocalFiles, place: IndexPlace) -> IndexRecord | None:
+def read_index_record(files: Files, place: IndexPlace) -> IndexRecord | None:
     """Return an index's record; None where there is none.
 
     Raises:
@@ -126,24 +126,24 @@ def read_index_record(files: LocalFiles, place: IndexPlace) -> IndexRecord | Non
         data = files.read(place.record)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    fields = decode_record(data, where=str(files.local(place.record)))
+    fields = decode_record(data, where=files.where(place.record))
     try:
         fields["fingerprint"] = Fingerprint(**fields["fingerprint"])
         fields["recall"] = Recall(**fields["recall"])
         return IndexRecord(**{name: fields[name] for name in IndexRecord.__slots__})
     except (KeyError, TypeError):
         raise DamagedCacheError(
-            f"{files.local(place.record)} was written by another siglip2-cache; "
+            f"{files.where(place.record)} was written by another siglip2-cache; "
             "run siglip2-cache index again"
         ) from None
 
 
-def write_index_record(files: LocalFiles, place: IndexPlace, record: IndexRecord) -> None:
+def write_index_record(files: Files, place: IndexPlace, record: IndexRecord) -> None:
     """Make an index one, durably; its file stands already."""
     files.replace(place.record, encode_record(asdict(record)))
 
 
-def index_places(files: LocalFiles) -> Iterator[IndexPlace]:
+def index_places(files: Files) -> Iterator[IndexPlace]:
     """Yield where a record of an index stands, whole or damaged, in the order of paths."""
     for teacher in files.names(INDEXES):
         for name in files.names(f"{INDEXES}/{teacher}"):

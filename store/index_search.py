@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DamagedCacheError, SettingError, first_line
 from .cache import Cache
-from .files import LocalFiles
 from .index_kinds import set_search
 from .index_record import IndexRecord, build_command, fingerprint, read_index_record, why_stale
 from .layout import IndexPlace, Modality
 from .search import Neighbors, cosines, unit_queries
+from .storage import Files
 from .targets import Targets
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
@@ -95,30 +95,29 @@ def open_index(
     stale = why_stale(record, fingerprint(cache, place))
     if stale is not None:
         raise SettingError(
-            f"the index {cache.files.local(place.file)} is of another state of the cache: {stale}; "
+            f"the index {cache.files.where(place.file)} is of another state of the cache: {stale}; "
             f"{command} makes it anew"
         )
     index = _read_index(cache.files, record, remedy=f"{command} makes it anew")
     return IndexedTargets(record, cache.targets(place.modality, place.teacher), index)
 
 
-def _read_index(files: LocalFiles, record: IndexRecord, *, remedy: str) -> Any:
+def _read_index(files: Files, record: IndexRecord, *, remedy: str) -> Any:
     """Return an index that faiss wrote, its lists or codes mapped, so that only what is used is read."""
     [(path, described)] = record.files.items()
-    local = files.local(path)
-    found = local.stat().st_size if local.is_file() else None
+    found = files.num_bytes(path)
     if found != described["num_bytes"]:
         size = "is missing" if found is None else f"has {found:,} bytes"
         raise DamagedCacheError(
-            f"{local} {size}, {described['num_bytes']:,} were written; {remedy}"
+            f"{files.where(path)} {size}, {described['num_bytes']:,} were written; {remedy}"
         )
     has_lists = record.kind in ("ivf", "ivfpq")
     flags = _faiss.IO_FLAG_MMAP if has_lists else _faiss.IO_FLAG_MMAP_IFC
     try:
-        return _faiss.read_index(str(local), flags)
+        return _faiss.read_index(str(files.fetch(path, described)), flags)
     except RuntimeError as error:
         raise DamagedCacheError(
-            f"{local} is no index that this faiss reads ({first_line(error)}); {remedy}"
+            f"{files.where(path)} is no index that this faiss reads ({first_line(error)}); {remedy}"
         ) from None
 
 

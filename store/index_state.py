@@ -13,18 +13,18 @@ from typing import Any
 import faiss
 
 from ..errors import CacheError, DamagedCacheError
-from .files import LocalFiles
 from .index_record import IndexRecord, write_index_record
 from .layout import IndexPlace
 from .records import decode_record, encode_record
+from .storage import Files
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 
 
 class IndexState:
-    """The saves of one index in the making. One process at a time may have it (LocalFiles.locked)."""
+    """The saves of one index in the making. One process at a time may have it (Files.locked)."""
 
-    def __init__(self, files: LocalFiles, place: IndexPlace, making: Mapping[str, Any]) -> None:
+    def __init__(self, files: Files, place: IndexPlace, making: Mapping[str, Any]) -> None:
         """Look at a place; ``making`` must be equal for a run to go on with what another one left."""
         self._files, self._place, self._making = files, place, dict(making)
         self._saved: str | None = None
@@ -39,7 +39,7 @@ class IndexState:
         except FileNotFoundError:
             return None
         try:
-            return self._load(decode_record(data, where=str(self._files.local(self._place.state))))
+            return self._load(decode_record(data, where=self._files.where(self._place.state)))
         except CacheError as error:
             say(f"an unfinished index is left aside: {error}")
             return None
@@ -102,5 +102,7 @@ class IndexState:
         for found in (path, self._place.file):
             if self._files.exists(found) and self._files.describe(found) == described:
                 self._saved, self.described = found, described
-                return _faiss.read_index(str(self._files.local(found))), state["next_row"]
+                return _faiss.read_index(str(self._files.fetch(found, described))), state[
+                    "next_row"
+                ]
         raise DamagedCacheError("its file is not what was saved")

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
+import fsspec
 from upath import UPath
 
 from ..errors import SettingError, StorageError, first_line, one_line
@@ -83,7 +84,7 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
-def parse_location(text: str | os.PathLike[str]) -> Location:
+def parse_location(text: str | os.PathLike[str] | UPath) -> Location:
     """Return what a path or a URL names; a path is made absolute, ``~`` is the home folder.
 
     Raises:
@@ -117,27 +118,18 @@ def parse_location(text: str | os.PathLike[str]) -> Location:
     if not bucket or ".." in parts:
         raise SettingError(f"{shown} names no place in a store; expected {protocol}://BUCKET/PATH")
     try:
-        return UPath(f"{protocol}://{'/'.join([bucket, *parts])}")
+        fsspec.get_filesystem_class(protocol)
     except ImportError:
         raise SettingError(
             f"{shown} needs a package that is not installed; pip install "
             f"'siglip2-cache[{_EXTRAS.get(protocol, protocol)}]'"
         ) from None
+    return UPath(f"{protocol}://{'/'.join([bucket, *parts])}")
 
 
 def filesystem(location: UPath) -> Any:
-    """Return the fsspec file system of an object store; it remembers no listings.
-
-    Raises:
-        SettingError: its package is not installed.
-    """
-    try:
-        found: Any = location.fs
-    except ImportError:
-        extra = _EXTRAS.get(location.protocol, location.protocol)
-        raise SettingError(
-            f"{location} needs a package that is not installed; pip install 'siglip2-cache[{extra}]'"
-        ) from None
+    """Return the fsspec file system of an object store; it remembers no listings."""
+    found: Any = location.fs
     cached = getattr(found, "dircache", None)
     if cached is not None:  # what others write must be seen
         cached.use_listings_cache = False
@@ -213,6 +205,13 @@ def is_folder(location: Location) -> bool:
     return bool(list_folder(location))
 
 
+def lies_in(location: Location, folder: Location) -> bool:
+    """Say whether a place is a folder, or anywhere below it, links followed."""
+    if isinstance(location, UPath) or isinstance(folder, UPath):
+        return f"{location}/".startswith(f"{folder}/")
+    return Path(os.path.realpath(location)).is_relative_to(os.path.realpath(folder))
+
+
 def patiently(call: Callable[[], _Result], location: Location) -> _Result:
     """Return what a request to a store gives, made again where network or server failed.
 
@@ -285,11 +284,12 @@ def _status(info: dict[str, Any]) -> ObjectStatus | None:
 
 
 def _nanoseconds(changed: object) -> int | None:
+    """Return whole seconds: a HEAD request gives no more, whatever a listing gives."""
     if isinstance(changed, str):
         try:
             changed = datetime.fromisoformat(changed)
         except ValueError:
             return None
     if isinstance(changed, datetime):
-        return round(changed.timestamp() * 1e6) * 1000
-    return round(cast(float, changed) * 1e9) if isinstance(changed, (int, float)) else None
+        changed = changed.timestamp()
+    return int(changed) * 10**9 if isinstance(changed, (int, float)) else None

@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, cast
 
 from ..errors import DamagedCacheError, NotACacheError
 from . import layout
 from .arrays import ArrayLayout
 from .catalog import Part, Table
-from .files import LocalFiles
 from .layout import MODALITIES, Modality
 from .records import Record, decode_record
+from .storage import Files
 from .views import ViewPolicy
 
 
@@ -214,7 +213,7 @@ class Commits:
         return sum(len(c.rejected) for (m, _), c in self.units.items() if m == modality)
 
 
-def read_manifest(files: LocalFiles) -> Manifest:
+def read_manifest(files: Files) -> Manifest:
     """Return what the generation records say.
 
     Raises:
@@ -231,7 +230,7 @@ def read_manifest(files: LocalFiles) -> Manifest:
     return Manifest(shard_rows=first["shard_rows"], views=views, generations=tuple(generations))
 
 
-def read_teachers(files: LocalFiles) -> dict[str, TeacherRecord]:
+def read_teachers(files: Files) -> dict[str, TeacherRecord]:
     """Return the teachers of a cache by name, sorted."""
     teachers: dict[str, TeacherRecord] = {}
     for name in files.names(layout.TEACHERS):
@@ -241,7 +240,7 @@ def read_teachers(files: LocalFiles) -> dict[str, TeacherRecord]:
     return teachers
 
 
-def read_commits(files: LocalFiles, teacher: str) -> Commits:
+def read_commits(files: Files, teacher: str) -> Commits:
     """Return a teacher's committed units. Torn records do not count, and are named."""
     commits = Commits()
     damaged: dict[tuple[Modality, int], tuple[int, str]] = {}
@@ -257,7 +256,7 @@ def read_commits(files: LocalFiles, teacher: str) -> Commits:
         commits.next_attempt[place] = max(commits.next_attempt.get(place, 0), attempt + 1)
         path = f"{folder}/{name}"
         try:
-            commit = _parse_commit(decode_record(files.read(path), where=str(files.local(path))))
+            commit = _parse_commit(decode_record(files.read(path), where=files.where(path)))
         except DamagedCacheError as error:
             damaged[place] = max(damaged.get(place, (-1, "")), (attempt, str(error)))
             continue
@@ -271,26 +270,26 @@ def read_commits(files: LocalFiles, teacher: str) -> Commits:
     return commits
 
 
-def _read_record(files: LocalFiles, path: str) -> Record | None:
+def _read_record(files: Files, path: str) -> Record | None:
     try:
         data = files.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        return decode_record(data, where=str(files.local(path)))
+        return decode_record(data, where=files.where(path))
     except DamagedCacheError as error:
         raise DamagedCacheError(f"{error}; restore it from a backup, or build anew") from None
 
 
-def _why_no_cache(files: LocalFiles) -> str:
-    root = files.root
-    if not root.exists():
+def _why_no_cache(files: Files) -> str:
+    root, kind = files.root, files.root_kind()
+    if kind == "missing":
         return f"no cache at {root}: there is no such folder; make one with siglip2-cache build"
-    if not root.is_dir():
+    if kind == "file":
         return f"no cache at {root}: it is a file; name the folder that holds cache.json"
     if files.names(layout.CATALOG):
         return f"{root} has no cache.json: its plan was not finished; run the same build again"
-    nested = [p.parent.name for p in Path(root).glob("*/cache.json")]
+    nested = [name for name in files.names("") if files.exists(f"{name}/{layout.CACHE_RECORD}")]
     hint = f"; did you mean {root / nested[0]}?" if nested else "; siglip2-cache build makes one"
     return f"no cache at {root}: it holds no cache.json{hint}"
 
@@ -306,7 +305,7 @@ def _parse_generation(record: Record) -> Generation:
         rows=_parse_span(record["rows"]),
         text_rows=_parse_span(record["text_rows"]),
         parts=tuple(
-            Part(path, cast(Table, described["table"]), described["num_rows"])
+            Part(path, cast(Table, described["table"]), described["num_rows"], described)
             for path, described in record["files"].items()
         ),
         sources=tuple(SourceRecord(**source) for source in record["sources"]),

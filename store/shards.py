@@ -5,21 +5,18 @@ Both are read-only and shared with every process that reads the cache; what is n
 """
 
 import ctypes
-import json
 import mmap
 import sys
 import weakref
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DamagedCacheError, first_line
-from . import layout
-from .arrays import DTYPE, ArrayLayout, map_shard, open_shard
-from .files import LocalFiles
+from .arrays import DTYPE, map_shard, open_shard
+from .shard_files import ShardFiles
 
 _MOST_OPEN_SHARDS = 512
 _MOST_MAPPED_SHARDS = 32_768
@@ -40,8 +37,8 @@ class Shards:
     Each map holds a file descriptor; a process is often allowed no more than 256 or 1,024.
     """
 
-    def __init__(self, files: LocalFiles, array: ArrayLayout, teacher: str) -> None:
-        self._files, self._array, self._teacher = files, array, teacher
+    def __init__(self, files: ShardFiles) -> None:
+        self._files, self._array = files, files.array
         self._open: OrderedDict[int, NDArray[np.float16]] = OrderedDict()
         self._max_open = max_open_shards()
         self._is_mappable: bool | None = None
@@ -75,33 +72,30 @@ class Shards:
         if not self._has_raw_rows():
             out[:] = self._read_with_zarr(unit, first, len(out))
             return
-        with open_shard(self._path(unit), self._array, num_rows) as file:
+        with open_shard(self._files.path(unit), self._array, num_rows) as file:
             file.seek(first * self._array.row_bytes)
             num_bytes = file.readinto(out.reshape(-1).view(np.uint8).data)
-        assert num_bytes == out.nbytes, (self._path(unit), first, num_bytes)
+        assert num_bytes == out.nbytes, (self._files.where(unit), first, num_bytes)
 
     def _load(self, unit: int, num_rows: int) -> NDArray[np.float16]:
         if self._has_raw_rows():
-            return map_shard(self._path(unit), self._array, num_rows)
+            return map_shard(self._files.path(unit), self._array, num_rows)
         return self._read_with_zarr(unit, 0, num_rows)
 
     def _has_raw_rows(self) -> bool:
         if self._is_mappable is None:
-            self._is_mappable = is_mappable(self._files, self._array, self._teacher)
+            self._is_mappable = self._files.have_raw_rows()
         return self._is_mappable
-
-    def _path(self, unit: int) -> Path:
-        return self._files.local(layout.shard(self._teacher, self._array.modality, unit))
 
     def _read_with_zarr(self, unit: int, first: int, num_rows: int) -> NDArray[np.float16]:
         import zarr
 
-        shard = self._path(unit)
-        if not shard.is_file():  # zarr would give its fill value
+        shard = self._files.where(unit)
+        if not self._files.exists(unit):  # zarr would give its fill value
             raise DamagedCacheError(
                 f"shard {shard} is missing, though its unit was committed; run siglip2-cache verify"
             )
-        path = self._files.local(layout.array_folder(self._teacher, self._array.modality))
+        path = self._files.array_folder
         row = unit * self._array.shard_rows + first
         try:
             rows = zarr.open_array(path, mode="r")[row : row + num_rows]
@@ -120,8 +114,9 @@ class Span:
     file. Where no shard is placed the addresses hold zeros, which nobody is given.
     """
 
-    def __init__(self, files: LocalFiles, array: ArrayLayout, teacher: str, num_units: int) -> None:
-        self._files, self._array, self._teacher = files, array, teacher
+    def __init__(self, files: ShardFiles, num_units: int) -> None:
+        self._files, self._array = files, files.array
+        array = files.array
         self._unit_bytes = array.shard_rows * array.row_bytes
         self.is_placed = np.zeros(num_units, np.bool_)
         num_bytes = num_units * self._unit_bytes
@@ -141,8 +136,7 @@ class Span:
         Raises:
             DamagedCacheError: the file is not the shard that its unit's record describes.
         """
-        path = self._files.local(layout.shard(self._teacher, self._array.modality, unit))
-        with open_shard(path, self._array, num_rows) as file:
+        with open_shard(self._files.path(unit), self._array, num_rows) as file:
             _map_memory(
                 self._address + unit * self._unit_bytes,
                 num_rows * self._array.row_bytes,
@@ -153,34 +147,19 @@ class Span:
         self.is_placed[unit] = True
 
 
-def make_span(files: LocalFiles, array: ArrayLayout, teacher: str) -> Span | None:
+def make_span(files: ShardFiles) -> Span | None:
     """Return a span over an array; None where shards cannot lie side by side, or need not."""
+    array = files.array
     num_units = -(-array.num_rows // array.shard_rows)
     is_aligned = array.shard_rows * array.row_bytes % mmap.PAGESIZE == 0
     if not (sys.platform == "linux" and is_aligned and 1 <= num_units <= _MOST_MAPPED_SHARDS):
         return None
     try:
-        if not is_mappable(files, array, teacher):
+        if not (files.fit() and files.have_raw_rows()):
             return None
-        return Span(files, array, teacher, num_units)
+        return Span(files, num_units)
     except (OSError, DamagedCacheError):  # few addresses left, or verify will say what is wrong
         return None
-
-
-def is_mappable(files: LocalFiles, array: ArrayLayout, teacher: str) -> bool:
-    """Say whether the array's metadata describes shards that are raw rows.
-
-    Raises:
-        DamagedCacheError: there is no metadata, or it is no JSON.
-    """
-    path = layout.array_metadata(teacher, array.modality)
-    try:
-        metadata = json.loads(files.read(path))
-    except (FileNotFoundError, ValueError):
-        raise DamagedCacheError(
-            f"{files.local(path)} is missing or damaged; run siglip2-cache verify"
-        ) from None
-    return array.matches_map(metadata)
 
 
 def max_open_shards() -> int:

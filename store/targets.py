@@ -7,11 +7,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import RowUnavailableError
+from . import layout
 from .arrays import DTYPE, ArrayLayout
-from .files import LocalFiles
 from .layout import Modality
 from .manifest import Commits, Manifest
+from .row_requests import RowRequests
+from .shard_files import ShardFiles
 from .shards import Shards, as_items, make_span
+from .storage import Files
 
 
 class Targets:
@@ -23,14 +26,14 @@ class Targets:
 
     def __init__(
         self,
-        files: LocalFiles,
+        files: Files,
         manifest: Manifest,
         commits: Commits,
         teacher: str,
         array: ArrayLayout,
     ) -> None:
         self.teacher = teacher
-        self._files = files
+        self._root = str(files.root)
         self._array = array
         units = commits.of(array.modality)
         num_units = -(-array.num_rows // array.shard_rows)
@@ -48,8 +51,15 @@ class Targets:
         self._first_open_row = num_full * array.shard_rows + partial
         self._rejected = np.array(sorted(r for c in units.values() for r in c.rejected), np.int64)
         self._reasons = {row: why for c in units.values() for row, why in c.rejected.items()}
-        self._shards = Shards(files, array, teacher)
-        self._span = make_span(files, array, teacher)
+        shards = {
+            number: commit.files[layout.shard(teacher, array.modality, number)]
+            for number, commit in units.items()
+        }
+        self._files = ShardFiles(files, array, teacher, shards)
+        self._shards = Shards(self._files)
+        self._span = make_span(self._files)
+        does_not_fit = self._files.are_remote and not self._files.fit()
+        self._requests = RowRequests(self._files) if does_not_fit else None
 
     @property
     def modality(self) -> Modality:
@@ -163,7 +173,7 @@ class Targets:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._span = make_span(self._files, self._array, self.teacher)
+        self._span = make_span(self._files)
 
     def _units_of(self, rows_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the unit of each row, (B,).
@@ -184,9 +194,11 @@ class Targets:
         if self._span is None:
             return None
         if not self._span.is_placed[unit_B].all():
-            for unit in np.unique(unit_B).tolist():
-                if not self._span.is_placed[unit]:
-                    self._span.place(unit, int(self._committed_rows[unit]))
+            units = [u for u in np.unique(unit_B).tolist() if not self._span.is_placed[u]]
+            if len(units) > 1:
+                self._files.paths(units)  # fetched together, where they are elsewhere
+            for unit in units:
+                self._span.place(unit, int(self._committed_rows[unit]))
         return self._span.rows_ND
 
     def _take(
@@ -211,6 +223,11 @@ class Targets:
         if self.modality == "image":
             position_B = position_B * self._array.num_views
             position_B += 0 if views_B is None else views_B
+        if self._requests is not None:
+            found = np.empty((len(rows_B), self._array.embed_dim), DTYPE)
+            self._requests.read_into(unit_B, position_B, found)
+            out[into_B] = found
+            return
         out_B = as_items(out)
         for unit, where in _group(unit_B):
             shard = as_items(self.read_unit(unit).reshape(-1, self._array.embed_dim))
@@ -225,14 +242,14 @@ class Targets:
         wrong = views_B[(views_B < 0) | (views_B >= self._array.num_views)]
         if len(wrong):
             raise RowUnavailableError(
-                f"view {wrong[0]} is not in {self._files.root}, which holds views "
+                f"view {wrong[0]} is not in {self._root}, which holds views "
                 f"0..{self._array.num_views - 1} of each image"
             )
         return views_B
 
     def _why_unavailable(self, row: int) -> str:
         name = "row" if self.modality == "image" else "text_row"
-        root, last = self._files.root, self._array.num_rows - 1
+        root, last = self._root, self._array.num_rows - 1
         if not 0 <= row <= last:
             holds = f"{name}s 0..{last}" if last >= 0 else f"no {self.modality}s"
             return (

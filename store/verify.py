@@ -15,7 +15,7 @@ from ..errors import CacheError
 from . import layout
 from .arrays import NORM_TOLERANCE
 from .cache import Cache
-from .catalog import Table, read_table
+from .catalog import Table
 from .layout import MODALITIES, Modality
 from .manifest import Manifest, TeacherRecord, Unit, UnitCommit
 from .records import decode_record, sha256_hex
@@ -267,7 +267,7 @@ class _Verifier:
         self, record: TeacherRecord, unit: Unit, commit: UnitCommit, path: str
     ) -> None:
         part = layout.images_part(record.name, unit.number)
-        frame = read_table(self._cache.files.local(part))
+        frame = self._cache.seen(record.name, unit.number)
         rows = frame["row"].to_list()
         if rows != list(range(unit.rows.first, unit.rows.end)):
             self._fault(f"{part} does not hold the rows of {path}")

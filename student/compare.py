@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..siglip import (
     resolve_device,
 )
 from ..store.cache import Cache, open_cache
+from ..store.locations import Location
 from .corpus import read_corpus
 from .evaluate import (
     Embeddings,
@@ -44,7 +44,7 @@ class EvalConfig:
     model: str
     """Hub id or folder of a SigLIP or SigLIP 2 checkpoint, such as a training's RUN/model."""
 
-    cache: Path
+    cache: Location
     teacher: str | None = None
     """Name in the cache; None is the only one."""
 

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from upath import UPath
+
 from ..errors import SettingError, first_line
 from ..siglip import Towers
+from ..store.locations import Location, is_url, parse_location
 
 Projection = Literal["auto", "learned", "pca", "none"]
 CheckPixels = Literal["always", "first-epoch", "never"]
@@ -26,7 +29,7 @@ TRAIN_DTYPES = ("auto", "float32", "bfloat16")
 class TrainConfig:
     """Settings of one training. docs/objectives.md has the reason of each default."""
 
-    cache: Path
+    cache: Location
     """Folder of the cache."""
 
     student: str
@@ -37,6 +40,12 @@ class TrainConfig:
 
     teacher: str | None = None
     """Name of the teacher in the cache; None where it has one."""
+
+    cache_dir: Path | None = None
+    """Where copies of a remote cache's files lie; None: the default folder (store/copies.py)."""
+
+    cache_limit: str | None = None
+    """Bytes of those copies at most, such as 500GB; None: four fifths of the disk."""
 
     corpus_roots: Mapping[str, str] = field(default_factory=dict[str, str])
     """Old folder to new folder, where the corpus has moved since it was planned."""
@@ -245,7 +254,7 @@ def as_plain(config: TrainConfig) -> dict[str, Any]:
     """Return the settings as plain values, for YAML and for comparing."""
 
     def plain(value: Any) -> Any:
-        if isinstance(value, Path):
+        if isinstance(value, Path | UPath):
             return str(value)
         return dict(value) if isinstance(value, Mapping) else value
 
@@ -262,7 +271,7 @@ def to_yaml(config: TrainConfig) -> str:
 _MAY_CHANGE = {
     *("cache", "student", "out", "corpus_roots", "teacher_text", "micro_batch_size", "device"),
     *("gradient_checkpointing", "compile", "check_pixels", "decode_workers", "sample_timeout"),
-    *("save_every", "keep_checkpoints", "tensorboard"),
+    *("save_every", "keep_checkpoints", "tensorboard", "cache_dir", "cache_limit"),
 }
 """Where things are and how they are computed; which cache and student they are is compared apart."""
 
@@ -308,6 +317,8 @@ def _typed(name: str, value: Any, file: Path | None) -> Any:
     wanted = _TYPES[name]
     if wanted is Path and isinstance(value, str | Path):
         return Path(value)
+    if name == "cache" and isinstance(value, str | Path | UPath):
+        return parse_location(value) if is_url(str(value)) else Path(str(value))
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if wanted is float and isinstance(value, str):  # YAML 1.1 takes 1e-5 for a text
         value = _as_number(value)
@@ -343,6 +354,8 @@ def _nearest(name: object, known: typing.Iterable[str]) -> str:
 def _plain_type(hint: Any) -> type:
     """Return the one type that a field's values have beside None."""
     origin = typing.get_origin(hint)
+    if hint == Location:
+        return Path
     if origin in (typing.Union, types.UnionType):
         [hint] = [each for each in get_args(hint) if each is not type(None)]
         origin = typing.get_origin(hint)

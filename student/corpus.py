@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from ..errors import DamagedCacheError, TrainError
 from ..store import layout
 from ..store.cache import Cache
-from ..store.catalog import read_table
 from ..store.layout import MODALITIES
 from ..store.manifest import TeacherRecord
 from ..store.targets import Targets
@@ -234,18 +233,13 @@ def _read_pictures(cache: Cache, teacher: str) -> tuple[NDArray[np.int64], NDArr
     rows: list[NDArray[np.int64]] = []
     digests: list[NDArray[np.uint8]] = []
     for unit in sorted(cache.commits(teacher).of("image")):
-        path = cache.files.local(layout.images_part(teacher, unit))
-        try:
-            frame = read_table(path)
-        except (OSError, pl.exceptions.PolarsError):
-            raise DamagedCacheError(
-                f"{path} is missing or damaged; run siglip2-cache verify"
-            ) from None
+        frame = cache.seen(teacher, unit)
         frame = frame.filter(pl.Series(targets.available(frame["row"].to_numpy())))
         if frame["sha256"].null_count():
             row = frame.filter(pl.col("sha256").is_null())["row"][0]
             raise DamagedCacheError(
-                f"{path} lacks the hash of row {row}, which has a target; run siglip2-cache verify"
+                f"{cache.files.where(layout.images_part(teacher, unit))} lacks the hash of row {row}, "
+                "which has a target; run siglip2-cache verify"
             )
         rows.append(frame["row"].to_numpy().astype(np.int64))
         digests.append(np.frombuffer(b"".join(frame["sha256"]), np.uint8).reshape(-1, 32))

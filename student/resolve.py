@@ -16,6 +16,7 @@ from ..siglip import (
     with_max_num_patches,
 )
 from ..store.cache import Cache, open_cache
+from ..store.copies import copies_of
 from ..store.manifest import TeacherRecord
 from .config import Term, TrainConfig
 from .corpus import Corpus, read_corpus
@@ -88,7 +89,11 @@ def resolve(config: TrainConfig, ranks: Ranks, device: str) -> Resolved:
     Raises:
         CacheError: what is there does not fit together; the message says what to do.
     """
-    cache = open_cache(config.cache, corpus_roots=config.corpus_roots)
+    cache = open_cache(
+        config.cache,
+        corpus_roots=config.corpus_roots,
+        copies=copies_of(config.cache_dir, config.cache_limit),
+    )
     teacher = cache.teacher(config.teacher)
     checkpoint = resolve_checkpoint(
         config.student, revision=config.revision, has_weights=not config.from_scratch

@@ -1,0 +1,202 @@
+"""Copies of objects on this machine: fetched once, checked, shared by processes, bounded.
+
+A copy is named by the SHA-256 of its bytes, which the cache's records hold: a name never means other
+bytes, an object that was cut or changed on its way is found out, and two caches that hold the same
+object share it. The least recently used copies give way to new ones; one that is mapped by a process
+stays readable there after its name is gone.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from ..errors import DamagedCacheError, DiskFullError, SettingError
+from ..words import format_bytes, parse_bytes
+from .files import lock_file
+from .locations import read_bytes
+
+FOLDER_VARIABLE = "SIGLIP2_CACHE_DIR"
+LIMIT_VARIABLE = "SIGLIP2_CACHE_LIMIT"
+_SHARE_OF_DISK = 0.8
+_PIECE_BYTES = 1 << 25
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_IN_USE_S = 10.0
+"""A copy that was asked for so recently is not removed: its user may not have opened it yet."""
+
+
+def default_folder() -> Path:
+    """Return where copies lie unless told otherwise: $SIGLIP2_CACHE_DIR, or a folder in the user's cache."""
+    told = os.environ.get(FOLDER_VARIABLE)
+    if told:
+        return Path(told).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "siglip2-cache"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCopies:
+    """A folder of copies. Any number of processes may use one."""
+
+    folder: Path | None = None
+    """None: default_folder()."""
+
+    max_bytes: int | None = None
+    """Bytes of all copies together; None: $SIGLIP2_CACHE_LIMIT, else four fifths of what the disk
+    has for them."""
+
+    def fetch(self, location: UPath, described: Mapping[str, Any]) -> Path:
+        """Return the copy of an object, made now unless there is one.
+
+        Args:
+            location: the object.
+            described: its ``num_bytes`` and ``sha256``, as a record has them.
+
+        Raises:
+            FileNotFoundError, PermissionError: the store has no such object, or does not give it.
+            DamagedCacheError: the object is not the one described.
+            StorageError: the store does not answer.
+            DiskFullError: there is no room for it.
+        """
+        num_bytes, digest = int(described["num_bytes"]), str(described["sha256"])
+        folder = self.folder or default_folder()
+        path = folder / digest[:2] / digest
+        if _is_there(path, num_bytes):
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{digest}.partial")
+        with lock_file(partial) as file:  # a second process waits for the first one's copy
+            if not _is_there(path, num_bytes):
+                self._make_room(folder, num_bytes)
+                try:
+                    _download(location, file, num_bytes, digest)
+                except OSError as error:
+                    if error.errno not in _FULL_DISK:
+                        raise
+                    raise DiskFullError(
+                        f"no space left in {folder} for a copy of {location} "
+                        f"({format_bytes(num_bytes)}); free some, or name another folder with "
+                        "--cache-dir"
+                    ) from None
+                os.replace(partial, path)
+            else:
+                os.unlink(partial)
+        return path
+
+    def holds(self, num_bytes: int) -> bool:
+        """Say whether so many bytes fit at one time."""
+        folder = self.folder or default_folder()
+        return num_bytes <= self._limit(folder, _total(_copies(folder)))
+
+    def _limit(self, folder: Path, held: int) -> int:
+        if self.max_bytes is not None:
+            return self.max_bytes
+        if told := os.environ.get(LIMIT_VARIABLE):
+            return _parse_limit(told, f"${LIMIT_VARIABLE}")
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        return int(_SHARE_OF_DISK * (shutil.disk_usage(existing).free + held))
+
+    def _make_room(self, folder: Path, num_bytes: int) -> None:
+        """Remove the copies that were longest not asked for until another one fits.
+
+        Raises:
+            DiskFullError: it would not fit alone.
+        """
+        found = _copies(folder)
+        total = _total(found)
+        limit = self._limit(folder, total)
+        if num_bytes > limit:
+            raise DiskFullError(
+                f"a copy of {format_bytes(num_bytes)} does not fit into {folder}, which may hold "
+                f"{format_bytes(limit)}; say --cache-limit, or name another folder with --cache-dir"
+            )
+        now = time.time()
+        for used_at, size, path in sorted(found):
+            if total + num_bytes <= limit or used_at > now - _IN_USE_S:
+                return
+            with contextlib.suppress(FileNotFoundError):  # another process removed it
+                os.unlink(path)
+            total -= size
+
+
+def copies_of(folder: Path | None, limit: str | None) -> LocalCopies:
+    """Return what --cache-dir and --cache-limit say.
+
+    Raises:
+        SettingError: the limit is no number of bytes.
+    """
+    return LocalCopies(
+        None if folder is None else folder.expanduser().absolute(),
+        None if limit is None else _parse_limit(limit, "--cache-limit"),
+    )
+
+
+def _parse_limit(text: str, name: str) -> int:
+    found = parse_bytes(text)
+    if found is None:
+        raise SettingError(f"{name} must be a number of bytes such as 500GB, got {text!r}")
+    return found
+
+
+def _is_there(path: Path, num_bytes: int) -> bool:
+    """Say whether a copy is whole, and note that it was asked for."""
+    try:
+        status = os.stat(path)
+        if status.st_size != num_bytes:
+            return False
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _download(location: UPath, file: int, num_bytes: int, digest: str) -> None:
+    """Write an object into an open, empty file, checked and synced."""
+    os.ftruncate(file, 0)
+    found, at = hashlib.sha256(), 0
+    while at < num_bytes:
+        piece = read_bytes(location, at, min(_PIECE_BYTES, num_bytes - at))
+        if not piece:
+            break
+        found.update(piece)
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(file, view) :]
+        at += len(piece)
+    if found.hexdigest() != digest:
+        raise DamagedCacheError(
+            f"{location} is not what its record describes ({at:,} bytes with SHA-256 "
+            f"{found.hexdigest()[:12]}..., expected {num_bytes:,} with {digest[:12]}...); run "
+            "siglip2-cache verify"
+        )
+    os.fsync(file)
+
+
+def _copies(folder: Path) -> list[tuple[float, int, str]]:
+    """Return (when it was last asked for, bytes, path) of every copy; partial ones are passed by."""
+    found: list[tuple[float, int, str]] = []
+    for entry in _entries(folder):
+        with contextlib.suppress(FileNotFoundError):
+            status = entry.stat()
+            found.append((status.st_mtime, status.st_size, entry.path))
+    return found
+
+
+def _entries(folder: Path) -> Generator[os.DirEntry[str]]:
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as parents:
+        for parent in parents:
+            missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+            with missing, os.scandir(parent.path) as entries:
+                yield from (e for e in entries if len(e.name) == 64)
+
+
+def _total(found: list[tuple[float, int, str]]) -> int:
+    return sum(size for _, size, _ in found)

@@ -1,0 +1,209 @@
+"""The files of a cache in an object store: the operations of LocalFiles (files.py), made of requests.
+
+write is a whole-object PUT, rename a server-side copy and a deletion, create a PUT with If-None-Match;
+objects are durable when a request is answered, so that nothing is synced. A request whose answer was
+lost is made again: each may be made twice, and create tells its own object from another's.
+"""
+
+import contextlib
+import hashlib
+import secrets
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from upath import UPath
+
+from ..errors import SettingError
+from .copies import LocalCopies
+from .locations import (
+    filesystem,
+    is_folder,
+    list_folder,
+    patiently,
+    read_bytes,
+    status_of,
+)
+
+_FETCHED_AT_ONCE = 8
+
+_PIECE_BYTES = 1 << 25  # of a large object that is read through
+
+
+class ObjectFiles:
+    """Objects below one URL. Paths are relative, with forward slashes."""
+
+    def __init__(self, root: UPath, copies: LocalCopies | None = None) -> None:
+        """Remember the place.
+
+        Args:
+            root: URL of the cache.
+            copies: where objects that are mapped or opened as files are copied to; None: the
+                default folder.
+        """
+        self.root = root
+        self.copies = copies or LocalCopies()
+
+    def where(self, path: str) -> str:
+        """Return the URL of an object, for messages."""
+        return str(self.root / path)
+
+    def root_kind(self) -> Literal["missing", "folder", "file"]:
+        """Say what stands where the root should."""
+        if is_folder(self.root):
+            return "folder"
+        return "missing" if status_of(self.root) is None else "file"
+
+    def fetch(self, path: str, described: Mapping[str, Any]) -> Path:
+        """Return a file of this machine with an object's bytes, which ``described`` has the checksum of.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            DamagedCacheError: it is not what its record describes.
+            StorageError: the store does not answer.
+            DiskFullError: the copy has no room.
+        """
+        return self.copies.fetch(self._at(path), described)
+
+    def fetch_all(self, wanted: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Path]:
+        """Return several as fetch, some at a time."""
+        with ThreadPoolExecutor(_FETCHED_AT_ONCE, thread_name_prefix="fetch") as pool:
+            coming = [pool.submit(self.fetch, path, described) for path, described in wanted]
+            return [each.result() for each in coming]
+
+    def write(self, path: str, data: bytes | bytearray | memoryview) -> None:
+        """Write a whole object."""
+        fs, at = self._fs, self._at(path)
+        whole = data if isinstance(data, bytes) else bytes(data)
+        patiently(lambda: fs.pipe_file(at.path, whole), at)
+
+    @contextlib.contextmanager
+    def writing(self, path: str) -> Generator[Callable[[bytes], None]]:
+        """As write, for an object too large for memory: it is put together on this machine first."""
+        fs, at = self._fs, self._at(path)
+        with tempfile.NamedTemporaryFile(prefix="siglip2-cache-") as file:
+
+            def append(piece: bytes) -> None:
+                file.write(piece)
+
+            yield append
+            file.flush()
+            patiently(lambda: fs.put_file(file.name, at.path), at)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Write an object; readers see the old one or the new one, whole."""
+        self.write(path, data)
+
+    def sync_folders(self, paths: Iterable[str]) -> None:
+        """Do nothing: an object is durable with its name."""
+
+    def rename(self, source: str, target: str) -> bool:
+        """Give an object its final name, replacing what stands there; False where source is gone."""
+        fs, old, new = self._fs, self._at(source), self._at(target)
+        try:
+            patiently(lambda: fs.cp_file(old.path, new.path), old)
+        except FileNotFoundError:
+            return False
+        self.remove(source)
+        return True
+
+    def create(self, path: str, data: bytes, *, token: str) -> bool:
+        """Create an object whole, or not at all; False where the name is taken by other bytes."""
+        fs, at = self._fs, self._at(path)
+        try:
+            patiently(lambda: fs.pipe_file(at.path, data, mode="create"), at)
+        except FileExistsError:
+            # Ours, if the answer to an earlier try was lost: nobody else's bytes are the same.
+            return self.read(path) == data
+        return True
+
+    def check_exclusive(self) -> None:
+        """Make sure that the store creates a name once only, which the commit protocol rests on.
+
+        Raises:
+            SettingError: it does not, or nothing can be written there.
+        """
+        path = f"cache.json.{secrets.token_hex(6)}.partial"
+        try:
+            self.create(path, b"1", token="")
+            is_exclusive = not self.create(path, b"2", token="")
+        except (NotImplementedError, PermissionError, TypeError) as error:
+            raise SettingError(
+                f"{self.root} cannot be built into ({error}); name a place that can be written"
+            ) from None
+        self.remove(path)
+        if not is_exclusive:
+            raise SettingError(
+                f"the store of {self.root} ignores If-None-Match, so that two processes could take one "
+                "unit for theirs; use a store that honours it, or build into a local folder"
+            )
+
+    def remove(self, path: str) -> None:
+        """Remove an object; nothing happens where there is none."""
+        fs, at = self._fs, self._at(path)
+        with contextlib.suppress(FileNotFoundError):
+            patiently(lambda: fs.rm_file(at.path), at)
+
+    def read(self, path: str) -> bytes:
+        """Return an object's bytes.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        return read_bytes(self._at(path))
+
+    def read_head(self, path: str, num_bytes: int) -> bytes:
+        """Return an object's first bytes; raises as read."""
+        return read_bytes(self._at(path), 0, num_bytes)
+
+    def describe(self, path: str) -> dict[str, Any]:
+        """Return an object's size and SHA-256 as records hold them, read in pieces.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        digest, num_bytes = hashlib.sha256(), 0
+        at = self._at(path)
+        while piece := read_bytes(at, num_bytes, _PIECE_BYTES):
+            digest.update(piece)
+            num_bytes += len(piece)
+            if len(piece) < _PIECE_BYTES:
+                break
+        return {"num_bytes": num_bytes, "sha256": digest.hexdigest()}
+
+    def num_bytes(self, path: str) -> int | None:
+        """Return an object's size; None where there is none."""
+        status = status_of(self._at(path))
+        return None if status is None else status.num_bytes
+
+    def exists(self, path: str) -> bool:
+        """Say whether an object of this name is there."""
+        return status_of(self._at(path)) is not None
+
+    def names(self, folder: str) -> list[str]:
+        """Return the sorted names in a folder; empty where there is none."""
+        return [entry.name for entry in list_folder(self._at(folder))]
+
+    def walk(self) -> Iterator[str]:
+        """Yield every object below the root, sorted."""
+        fs, root = self._fs, self.root
+        try:
+            found: list[str] = patiently(lambda: fs.find(root.path), root)
+        except FileNotFoundError:
+            return
+        prefix = f"{root.path.strip('/')}/"
+        yield from sorted(name.lstrip("/").removeprefix(prefix) for name in found)
+
+    @contextlib.contextmanager
+    def locked(self, folder: str) -> Generator[bool]:
+        """Say yes: a store has no locks that are freed when a process dies."""
+        yield True
+
+    @property
+    def _fs(self) -> Any:
+        return filesystem(self.root)
+
+    def _at(self, path: str) -> UPath:
+        return self.root / path if path else self.root

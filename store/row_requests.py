@@ -1,0 +1,79 @@
+"""Reading rows of an object store one by one, where the shards do not fit on this machine.
+
+Shape letters in this file: B = rows asked for, D = embed_dim.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DamagedCacheError
+from .arrays import DTYPE
+from .locations import read_bytes
+from .shard_files import ShardFiles
+
+_AT_ONCE = 32
+_GAP_ROWS = 8
+"""Rows in between that are read as well rather than asking twice."""
+
+
+class RowRequests:
+    """A request for each run of rows, many at a time."""
+
+    def __init__(self, files: ShardFiles) -> None:
+        self._files = files
+        self._row_bytes = files.array.embed_dim * DTYPE.itemsize
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": None}
+
+    def read_into(
+        self,
+        unit_B: NDArray[np.int64],
+        position_B: NDArray[np.int64],
+        out_BD: NDArray[np.float16],
+    ) -> None:
+        """Fill ``out`` with one vector each: of a unit, at a position (row in the unit * views + view).
+
+        Raises:
+            DamagedCacheError: a shard is missing or too short.
+            StorageError: the store does not answer.
+        """
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="row-requests")
+        order_B = np.lexsort((position_B, unit_B))
+        coming = [
+            self._pool.submit(self._read_run, unit_B[run_R], position_B[run_R])
+            for run_R in _runs(unit_B, position_B, order_B)
+        ]
+        runs = _runs(unit_B, position_B, order_B)
+        for run_R, future in zip(runs, coming, strict=True):
+            out_BD[run_R] = future.result()
+
+    def _read_run(
+        self, unit_R: NDArray[np.int64], position_R: NDArray[np.int64]
+    ) -> NDArray[np.float16]:
+        unit, first, last = int(unit_R[0]), int(position_R[0]), int(position_R[-1])
+        num_bytes = (last - first + 1) * self._row_bytes
+        try:
+            data = read_bytes(self._files.location(unit), first * self._row_bytes, num_bytes)
+        except FileNotFoundError:
+            data = b""
+        if len(data) != num_bytes:
+            raise DamagedCacheError(
+                f"shard {self._files.where(unit)} is missing or too short; run siglip2-cache verify"
+            )
+        rows = np.frombuffer(data, DTYPE).reshape(-1, self._files.array.embed_dim)
+        return rows[position_R - first]
+
+
+def _runs(
+    unit_B: NDArray[np.int64], position_B: NDArray[np.int64], order_B: NDArray[np.int64]
+) -> Iterator[NDArray[np.int64]]:
+    """Yield which of the rows asked for are read by one request each, in order of place."""
+    is_far = (np.diff(unit_B[order_B]) != 0) | (np.diff(position_B[order_B]) > _GAP_ROWS)
+    yield from np.split(order_B, np.flatnonzero(is_far) + 1)

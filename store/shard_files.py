@@ -1,0 +1,93 @@
+"""Where the shards of an array lie, and getting them onto this machine where that is elsewhere."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DamagedCacheError
+from . import layout
+from .arrays import ArrayLayout
+from .locations import Location
+from .object_files import ObjectFiles
+from .storage import Files
+
+
+class ShardFiles:
+    """The files of an array's shards; copies of them, where the cache lies in an object store."""
+
+    def __init__(
+        self,
+        files: Files,
+        array: ArrayLayout,
+        teacher: str,
+        described: Mapping[int, Mapping[str, Any]],
+    ) -> None:
+        """Remember them; ``described`` holds size and checksum of each unit's shard."""
+        self._files, self.array, self._teacher = files, array, teacher
+        self._described = described if isinstance(files, ObjectFiles) else {}
+
+    @property
+    def array_folder(self) -> str:
+        """The Zarr array, for programs that open one."""
+        return self._files.where(layout.array_folder(self._teacher, self.array.modality))
+
+    @property
+    def are_remote(self) -> bool:
+        """Whether the cache lies in an object store."""
+        return isinstance(self._files, ObjectFiles)
+
+    def path(self, unit: int) -> Path:
+        """Return a unit's shard as a file of this machine; it need not be there.
+
+        Raises:
+            DamagedCacheError: an object is missing, or not the one its record describes.
+        """
+        [path] = self.paths([unit])
+        return path
+
+    def paths(self, units: Sequence[int]) -> list[Path]:
+        """Return several as path; objects are fetched some at a time."""
+        wanted = [(self._shard(unit), self._described.get(unit, {})) for unit in units]
+        try:
+            return self._files.fetch_all(wanted)
+        except FileNotFoundError as error:
+            raise DamagedCacheError(
+                f"a shard is missing ({error}), though its unit was committed; run siglip2-cache verify"
+            ) from None
+
+    def where(self, unit: int) -> str:
+        """Return a unit's shard, for messages."""
+        return self._files.where(self._shard(unit))
+
+    def location(self, unit: int) -> Location:
+        """Return where a unit's shard lies."""
+        return self._files.root / self._shard(unit)
+
+    def exists(self, unit: int) -> bool:
+        """Say whether a unit's shard is there."""
+        return self._files.exists(self._shard(unit))
+
+    def fit(self) -> bool:
+        """Say whether copies of all of them may lie on this machine at one time."""
+        if not isinstance(self._files, ObjectFiles):
+            return True
+        return self._files.copies.holds(sum(int(d["num_bytes"]) for d in self._described.values()))
+
+    def have_raw_rows(self) -> bool:
+        """Say whether the array's metadata describes shards that are raw rows.
+
+        Raises:
+            DamagedCacheError: there is no metadata, or it is no JSON.
+        """
+        path = layout.array_metadata(self._teacher, self.array.modality)
+        try:
+            metadata = json.loads(self._files.read(path))
+        except (FileNotFoundError, ValueError):
+            raise DamagedCacheError(
+                f"{self._files.where(path)} is missing or damaged; run siglip2-cache verify"
+            ) from None
+        return self.array.matches_map(metadata)
+
+    def _shard(self, unit: int) -> str:
+        return layout.shard(self._teacher, self.array.modality, unit)
