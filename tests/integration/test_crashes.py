@@ -46,8 +46,11 @@ def run_build(
 
 
 @pytest.mark.parametrize(
-    "num_least",
-    [pytest.param(20, id="often", marks=pytest.mark.slow), pytest.param(8, id="at times")],
+    ("num_least", "parts"),  # of all operations, that a run makes at least and at most
+    [
+        pytest.param(25, (40, 14), id="often", marks=pytest.mark.slow),
+        pytest.param(8, (16, 8), id="at times"),
+    ],
 )
 def test_killed_again_and_again_the_cache_equals_that_of_an_undisturbed_build(
     corpus: Path,
@@ -55,6 +58,7 @@ def test_killed_again_and_again_the_cache_equals_that_of_an_undisturbed_build(
     undisturbed: tuple[dict[str, bytes], int],
     tmp_path: Path,
     num_least: int,
+    parts: tuple[int, int],
 ) -> None:
     expected, num_ops = undisturbed
     num_kills, num_units_seen = 0, set[int]()
@@ -63,7 +67,7 @@ def test_killed_again_and_again_the_cache_equals_that_of_an_undisturbed_build(
     step = random.Random(0)
     while True:
         assert num_kills < 200, "the build makes no progress"
-        kill_at = step.randrange(num_ops // (2 * num_least), num_ops // num_least)
+        kill_at = step.randrange(num_ops // parts[0], num_ops // parts[1])
         result = run_build(corpus, tmp_path / "cache", tiny_checkpoint, "--kill-at", str(kill_at))
         if result.returncode == 0:
             break
