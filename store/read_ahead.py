@@ -57,6 +57,13 @@ class RangeFile(io.RawIOBase):
         self._position = max(0, base + offset)
         return self._position
 
+    def read(self, size: int = -1, /) -> bytes:
+        """Return as many bytes as asked for; fewer only at the end."""
+        data = super().read(size) or b""
+        while 0 < len(data) < size and (more := super().read(size - len(data))):
+            data += more
+        return data
+
     def readinto(self, buffer: "memoryview | bytearray") -> int:  # type: ignore[override]
         """Fill the buffer from the piece at hand; fewer bytes at its end."""
         view = memoryview(buffer).cast("B")
