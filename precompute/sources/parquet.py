@@ -176,7 +176,7 @@ class _FileScan:
             return {}
         if self._null_counts is None:
             num_groups, member = self._opened.metadata.num_row_groups, ".".join(self._columns.image)
-            self._null_counts = FOOTERS.null_counts(self._file, member, num_groups)
+            self._null_counts = FOOTERS.null_counts(str(self._file), member, num_groups)
         nulls = null_rows(self._opened, group, self._columns.image, self._null_counts[group])
         if not nulls or self._columns.path is None:
             return dict.fromkeys(nulls)

@@ -11,11 +11,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ...store.locations import Location
+from typing import Any
 
 _MAGIC = b"PAR1"
 _TAIL_BYTES = 8  # length of the footer, magic
@@ -29,8 +27,9 @@ class Footers:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._turn = threading.Lock()  # pieces of a corpus may be scanned in several threads
 
-    def null_counts(self, path: "Location", member: str, num_row_groups: int) -> NullCounts:
+    def null_counts(self, path: str, member: str, num_row_groups: int) -> NullCounts:
         """Return the null counts of a column, named by the path that leads to it; None for each row
         group where the footer is damaged, which reading then says.
 
@@ -38,7 +37,7 @@ class Footers:
             StorageError: the file lies in a store that does not answer.
         """
         try:
-            with _local_file(path) as local:
+            with _local_file(path) as local, self._turn:
                 answer = self._ask({"path": local, "member": member})
         except (OSError, ValueError):  # it died, before or after it took the question
             self.close()
@@ -65,16 +64,18 @@ class Footers:
 
 
 @contextlib.contextmanager
-def _local_file(path: "Location") -> Generator[str]:
+def _local_file(path: str) -> Generator[str]:
     """Give a file of this machine with the footer of a Parquet file, of an object nothing but that."""
-    from pathlib import Path
-
-    if isinstance(path, Path):
-        yield str(path)
+    if "://" not in path:
+        yield path
         return
-    from ...store.read_ahead import RangeFile
+    from ...store.read_ahead import open_ranges  # here: where this file is run it has no package
+    from .paths import as_location
 
-    with tempfile.NamedTemporaryFile(suffix=".parquet") as file, RangeFile(path) as remote:
+    with (
+        tempfile.NamedTemporaryFile(suffix=".parquet") as file,
+        open_ranges(as_location(path)) as remote,
+    ):
         remote.seek(-_TAIL_BYTES, os.SEEK_END)
         tail = remote.read(_TAIL_BYTES)
         remote.seek(-_TAIL_BYTES - int.from_bytes(tail[:4], "little"), os.SEEK_END)
