@@ -223,15 +223,14 @@ def relocate(folder: str, corpus_roots: Mapping[str, str]) -> Location:
 
     Where the new folder lies below the old one, what is in it already has been moved before.
     """
-    path = _as_recorded(folder)
     for old in sorted(corpus_roots, key=len, reverse=True):
-        old_root, new = _as_recorded(old), _as_recorded(corpus_roots[old])
-        if relative_to(path, new) is not None and relative_to(new, old_root) is not None:
-            return path
-        way = relative_to(path, old_root)
+        new = corpus_roots[old]
+        if relative_to(folder, new) is not None and relative_to(new, old) is not None:
+            break
+        way = relative_to(folder, old)
         if way is not None:
-            return join(new, way) if way else new
-    return path
+            return join(_as_recorded(new), way) if way else _as_recorded(new)
+    return _as_recorded(folder)
 
 
 def _as_recorded(text: str) -> Location:

@@ -238,17 +238,19 @@ def lies_in(location: Location, folder: Location) -> bool:
     return Path(os.path.realpath(location)).is_relative_to(os.path.realpath(folder))
 
 
-def relative_to(location: Location, folder: Location) -> str | None:
+def relative_to(location: Location | str, folder: Location | str) -> str | None:
     """Return the way from a folder to a place below it, with forward slashes; None where it is not
-    below it. Nothing leads from a folder of this machine to a URL, or back."""
-    if isinstance(location, UPath) != isinstance(folder, UPath):
-        return None
-    if not isinstance(location, UPath) and not isinstance(folder, UPath):
-        if not location.is_relative_to(folder):
-            return None
-        way = location.relative_to(folder).as_posix()
-        return "" if way == "." else way
+    below it. Nothing leads from a folder of this machine to a URL, or back. Texts are locations as
+    they are recorded, of protocols that need not be installed."""
     whole, prefix = str(location).rstrip("/"), str(folder).rstrip("/")
+    if is_url(whole) != is_url(prefix):
+        return None
+    if not is_url(whole):
+        whole_path, prefix_path = Path(str(location)), Path(str(folder))
+        if not whole_path.is_relative_to(prefix_path):
+            return None
+        way = whole_path.relative_to(prefix_path).as_posix()
+        return "" if way == "." else way
     if whole == prefix:
         return ""
     return whole.removeprefix(f"{prefix}/") if whole.startswith(f"{prefix}/") else None

@@ -410,6 +410,6 @@ def test_a_store_that_is_away_ends_the_plan(
     for location in (url, tars):
         source = open_source(location)
         bucket.before = fails
-        with pytest.raises(StorageError, match="connection reset.*run the same command again"):
+        with pytest.raises(StorageError, match=r"connection reset.*run the same command again"):
             list(scan(source))
         bucket.before = lambda method, path: None
