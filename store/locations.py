@@ -7,6 +7,7 @@ that holds some is refused, and error messages lose whatever stands behind a ``?
 """
 
 import errno
+import logging
 import os
 import random
 import re
@@ -46,6 +47,9 @@ _WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 20.0)
 
 _S3_CONNECTIONS = 64
 
+_SILENT_TRIES = 3
+"""After so many a line says what is waited for."""
+
 _FINAL = (
     FileNotFoundError,
     FileExistsError,
@@ -59,6 +63,8 @@ _NETWORK = {
     *("huggingface_hub", "requests", "urllib3"),
 }
 """Packages whose own errors, if they are no OSError, come of the network or the server."""
+
+_log = logging.getLogger("siglip2_cache")
 
 _Result = TypeVar("_Result")
 
@@ -286,7 +292,7 @@ def patiently(call: Callable[[], _Result], location: Location) -> _Result:
         SettingError: there are no credentials.
         StorageError: no answer after a minute.
     """
-    for wait_s in (*_WAITS_S, None):
+    for number, wait_s in enumerate((*_WAITS_S, None)):
         try:
             return call()
         except PermissionError as error:
@@ -304,6 +310,8 @@ def patiently(call: Callable[[], _Result], location: Location) -> _Result:
                     f"{location} cannot be had: {_clean(error)}; what is finished is kept, run the "
                     "same command again when the store answers"
                 ) from None
+            if number == _SILENT_TRIES:
+                _log.warning("%s does not answer (%s); trying on", location, _clean(error))
         time.sleep(wait_s * random.uniform(0.5, 1.0))
     raise AssertionError
 

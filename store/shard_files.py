@@ -9,6 +9,7 @@ from ..errors import DamagedCacheError
 from . import layout
 from .arrays import ArrayLayout
 from .locations import Location
+from .manifest import UnitCommit
 from .object_files import ObjectFiles
 from .storage import Files
 
@@ -21,11 +22,14 @@ class ShardFiles:
         files: Files,
         array: ArrayLayout,
         teacher: str,
-        described: Mapping[int, Mapping[str, Any]],
+        commits: Mapping[int, UnitCommit],
     ) -> None:
-        """Remember them; ``described`` holds size and checksum of each unit's shard."""
+        """Remember them; ``commits`` are the committed units by number."""
         self._files, self.array, self._teacher = files, array, teacher
-        self._described = described if isinstance(files, ObjectFiles) else {}
+        self._described: dict[int, Mapping[str, Any]] = {}
+        if isinstance(files, ObjectFiles):  # what fetches a copy and checks it
+            named = {unit: commit.files.get(self._shard(unit)) for unit, commit in commits.items()}
+            self._described = {unit: each for unit, each in named.items() if each is not None}
 
     @property
     def array_folder(self) -> str:

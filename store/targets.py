@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import RowUnavailableError
-from . import layout
 from .arrays import DTYPE, ArrayLayout
 from .layout import Modality
 from .manifest import Commits, Manifest
@@ -51,11 +50,7 @@ class Targets:
         self._first_open_row = num_full * array.shard_rows + partial
         self._rejected = np.array(sorted(r for c in units.values() for r in c.rejected), np.int64)
         self._reasons = {row: why for c in units.values() for row, why in c.rejected.items()}
-        shards = {
-            number: commit.files[layout.shard(teacher, array.modality, number)]
-            for number, commit in units.items()
-        }
-        self._files = ShardFiles(files, array, teacher, shards)
+        self._files = ShardFiles(files, array, teacher, units)
         self._shards = Shards(self._files)
         self._span = make_span(self._files)
         does_not_fit = self._files.are_remote and not self._files.fit()

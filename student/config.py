@@ -315,10 +315,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _typed(name: str, value: Any, file: Path | None) -> Any:
     """Return a value as its field has it: a whole number for a float, a text for a path."""
     wanted = _TYPES[name]
-    if wanted is Path and isinstance(value, str | Path):
-        return Path(value)
     if name == "cache" and isinstance(value, str | Path | UPath):
         return parse_location(value) if is_url(str(value)) else Path(str(value))
+    if wanted is Path and isinstance(value, str | Path):
+        return Path(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if wanted is float and isinstance(value, str):  # YAML 1.1 takes 1e-5 for a text
         value = _as_number(value)

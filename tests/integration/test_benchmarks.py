@@ -46,6 +46,7 @@ def test_reading_gives_the_rate_of_every_reader() -> None:
         assert all(rate > 0 for rate in rates.values())
 
 
+@pytest.mark.slow
 def test_decoding_gives_the_gain_and_the_parity_of_every_way() -> None:
     pytest.importorskip("simplejpeg", reason="the extra bench is not installed")
     found = last_line("bench_decode.py")

@@ -437,7 +437,7 @@ def undisturbed(
     return run
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
     undisturbed: Path, made: Made, dropping_student: Path, tmp_path: Path, num_workers: int
 ) -> None:

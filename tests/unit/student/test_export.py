@@ -116,7 +116,9 @@ FIXED_PUBLISHED = pytest.param(
 )
 NAFLEX = pytest.param("naflex", id="naflex")
 NAFLEX_PUBLISHED = pytest.param(
-    "naflex published", id="naflex, published tokenizer", marks=needs_real_processor
+    "naflex published",
+    id="naflex, published tokenizer",
+    marks=[needs_real_processor, pytest.mark.slow],  # the tokenizer is the same, and takes seconds
 )
 EVERY = [FIXED, FIXED_PUBLISHED, NAFLEX, NAFLEX_PUBLISHED]
 
