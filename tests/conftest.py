@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from s3 import S3
+
     from tests.foreign_cache import ForeignCache
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +76,30 @@ def naflex_student(naflex_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
     from students import write_student
 
     return write_student(naflex_checkpoint, tmp_path_factory.mktemp("students") / "naflex")
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> "Iterator[S3]":
+    from s3 import started
+
+    with started() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(_s3_server: "S3", monkeypatch: pytest.MonkeyPatch) -> "Iterator[S3]":
+    """An S3 with an empty bucket of the test's own, healthy, for every client in this process and in
+    those that it starts; see tests/kit/s3.py."""
+    from s3fs import S3FileSystem
+
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in _s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    _s3_server.reset()
+    S3FileSystem.clear_instance_cache()  # they know listings and keep connections
+    yield _s3_server
+    S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="session")
