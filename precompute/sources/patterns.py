@@ -20,9 +20,13 @@ _MAX_FILES = 1_000_000
 
 
 def is_pattern(location: Location) -> bool:
-    """Say whether what the user named stands for several files: it does not exist by that name."""
+    """Say whether what the user named stands for several files: it does not exist by that name.
+
+    A URL is not asked for, and said to be a pattern by its looks.
+    """
     text = str(location)
-    return any(character in text for character in "*?[{") and not paths.is_there(text)
+    looks_so = any(character in text for character in "*?[{")
+    return looks_so and (isinstance(location, UPath) or not location.exists())
 
 
 def is_there(location: Location) -> bool:

@@ -207,3 +207,11 @@ def test_rows_of_parquet_files_are_read_row_group_by_row_group(
     [(_, [gone])] = [(None, [replace(refs[0], place=replace(refs[0].place, file_bytes=size + 1))])]
     with pytest.raises(ReadError, match="the file changed since it was planned"):
         read_image_bytes(gone.place)
+
+
+def test_an_image_that_grew_since_it_was_planned_is_read_whole(bucket: MemoryBucket) -> None:
+    place = ImagePlace(path=parse_location(bucket.put("x", b"12345")), file_bytes=3)
+    assert read_image_bytes(place) == b"12345"
+    assert read_image_bytes(replace(place, file_bytes=5)) == b"12345"
+    assert read_image_bytes(replace(place, file_bytes=9)) == b"12345"
+    assert read_image_bytes(replace(place, file_bytes=None)) == b"12345"
