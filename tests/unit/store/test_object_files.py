@@ -1,0 +1,334 @@
+"""A cache's files, wherever they lie: the same operations give the same, and a store's faults are met."""
+
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fsspec
+import numpy as np
+import pytest
+from vectors import write_vectors
+
+from siglip2_cache import open_cache
+from siglip2_cache.errors import DamagedCacheError, DiskFullError, SettingError, StorageError
+from siglip2_cache.store import locations
+from siglip2_cache.store.commits import Transaction, clear_garbage, roll_forward
+from siglip2_cache.store.copies import LocalCopies, copies_of
+from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.locations import parse_location
+from siglip2_cache.store.object_files import ObjectFiles
+from siglip2_cache.store.records import sha256_hex
+from siglip2_cache.store.storage import Files, open_files
+
+if TYPE_CHECKING:
+    from s3 import S3
+
+RECORD = "teachers/t/commits/image-00000.json"
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """An empty place in fsspec's store in memory."""
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    store.pseudo_dirs[:] = [""]
+    yield "memory://bucket"
+    store.store.clear()
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what is tried again be tried at once, and no longer than needed."""
+    monkeypatch.setattr(locations, "_WAITS_S", (0.01,) * 6)
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
+    if request.param == "local":
+        return open_files(tmp_path / "cache")
+    if request.param == "memory":
+        root = f"{request.getfixturevalue('memory')}/cache"
+    else:
+        root = f"{request.getfixturevalue('s3').url}/cache"
+    return open_files(parse_location(root), LocalCopies(tmp_path / "copies"))
+
+
+@pytest.fixture
+def remote(s3: "S3", soon: None, tmp_path: Path) -> ObjectFiles:
+    found = open_files(parse_location(f"{s3.url}/cache"), LocalCopies(tmp_path / "copies"))
+    assert isinstance(found, ObjectFiles)
+    return found
+
+
+def described(data: bytes) -> dict[str, object]:
+    return {"num_bytes": len(data), "sha256": sha256_hex(data)}
+
+
+def test_every_storage_does_the_same(files: Files) -> None:
+    assert files.root_kind() == "missing"
+    assert files.names("") == []
+    assert list(files.walk()) == []
+    files.check_exclusive()
+    files.write("a/b/one", b"1")
+    files.write("a/b/one", bytearray(b"once more"))
+    files.write("a/two", memoryview(b"2"))
+    assert files.root_kind() == "folder"
+    assert files.read("a/b/one") == b"once more"
+    assert files.read_head("a/b/one", 4) == b"once"
+    assert files.describe("a/b/one") == described(b"once more")
+    assert (files.num_bytes("a/b/one"), files.num_bytes("a/b"), files.num_bytes("x")) == (
+        9,
+        None,
+        None,
+    )
+    assert (files.exists("a/two"), files.exists("a/b"), files.exists("a/x")) == (True, False, False)
+    assert files.names("a") == ["b", "two"]
+    assert files.names("x") == []
+    assert sorted(files.walk()) == ["a/b/one", "a/two"]
+    assert files.rename("a/two", "a/b/one")
+    assert not files.rename("a/two", "a/b/one")
+    assert files.read("a/b/one") == b"2"
+    assert files.create("a/new", b"n", token="t")
+    assert not files.create("a/new", b"other", token="u")
+    assert files.read("a/new") == b"n"
+    files.replace("a/new", b"m")
+    files.sync_folders(["a/new"])
+    with files.writing("a/large") as append:
+        append(b"1" * 10)
+        append(b"2")
+    assert files.read("a/large") == b"1" * 10 + b"2"
+    files.remove("a/new")
+    files.remove("a/new")
+    with pytest.raises(FileNotFoundError):
+        files.read("a/new")
+    with pytest.raises(FileNotFoundError):
+        files.describe("a/new")
+    assert files.fetch("a/large", described(b"1" * 10 + b"2")).read_bytes() == b"1" * 10 + b"2"
+    assert "a/large" in files.where("a/large")
+
+
+def test_a_commit_is_published_whole_by_one_of_many(files: Files) -> None:
+    def make(who: int) -> bool:
+        commit = Transaction(files, RECORD)
+        commit.add("teachers/t/image.zarr/c/0/0/0", bytes([who]) * 100)
+        commit.add("teachers/t/images/00000.parquet", bytes([who]) * 10)
+        return commit.commit({"who": who})
+
+    with ThreadPoolExecutor(6) as pool:
+        won = list(pool.map(make, range(6)))
+    assert won.count(True) == 1
+    who = won.index(True)
+    assert files.read("teachers/t/image.zarr/c/0/0/0") == bytes([who]) * 100
+    assert files.read("teachers/t/images/00000.parquet") == bytes([who]) * 10
+    clear_garbage(files)
+    assert len(list(files.walk())) == 3
+
+
+def test_a_commit_whose_maker_died_is_finished_by_the_next(files: Files) -> None:
+    class DiedError(Exception):
+        pass
+
+    def die(source: str, target: str) -> bool:
+        raise DiedError
+
+    commit = Transaction(files, RECORD)
+    commit.add("shard", b"s")
+    commit.files.__dict__["rename"] = die
+    with pytest.raises(DiedError):
+        commit.commit({"who": 1})
+    del commit.files.__dict__["rename"]
+    assert not files.exists(RECORD)
+    assert roll_forward(files, RECORD)
+    assert files.read("shard") == b"s"
+    assert sorted(files.walk()) == ["shard", RECORD]
+
+
+def test_an_object_whose_answer_was_lost_is_known_as_ones_own(
+    s3: "S3", remote: ObjectFiles
+) -> None:
+    from s3 import Fault
+
+    s3.inject(Fault(what="lose-answer", kinds=("put-new",), times=1))
+    assert remote.create("record", b"mine", token="")
+    assert not remote.create("record", b"another's", token="")
+    assert remote.read("record") == b"mine"
+
+
+@pytest.mark.parametrize("what", ["slow-down", "internal-error", "cut-answer", "lose-answer"])
+def test_every_operation_is_made_again_until_it_succeeds(
+    s3: "S3", remote: ObjectFiles, what: str
+) -> None:
+    from s3 import Fault
+
+    s3.inject(Fault(what=what, every=3))  # type: ignore[arg-type]
+    remote.write("a/one", b"1" * 1000)
+    assert remote.read("a/one") == b"1" * 1000
+    assert remote.create("a/two", b"2", token="")
+    assert remote.rename("a/two", "a/three")
+    assert remote.names("a") == ["one", "three"]
+    assert remote.exists("a/three")
+    remote.remove("a/three")
+    assert not remote.exists("a/three")
+    assert sum(request.fault is not None for request in s3.requests()) >= 2
+
+
+def test_a_store_that_does_not_answer_is_named_and_no_secret_is(
+    s3: "S3", remote: ObjectFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from s3 import KEY_ID, SECRET, Fault
+
+    remote.write("a", b"1")
+    s3.inject(Fault(what="slow-down"))
+    monkeypatch.setattr(locations, "_WAITS_S", ())
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    with pytest.raises(
+        StorageError, match=r"^s3://bucket-\d+/cache/a cannot be had: .*Unavailable"
+    ) as told:
+        remote.read("a")
+    assert "run the same command again" in str(told.value)
+    assert KEY_ID not in str(told.value)
+    assert SECRET not in str(told.value)
+
+
+def test_denied_access_is_said_at_once(s3: "S3", remote: ObjectFiles) -> None:
+    from s3 import Fault
+
+    s3.inject(Fault(what="access-denied"))
+    with pytest.raises(PermissionError, match="the store denies access"):
+        remote.read("a")
+    assert len(s3.requests()) == 1
+
+
+def test_a_store_that_creates_a_name_twice_is_refused(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = fsspec.get_filesystem_class("memory")
+    plain = kind.pipe_file
+    monkeypatch.setattr(
+        kind, "pipe_file", lambda self, path, value, mode="overwrite": plain(self, path, value)
+    )
+    with pytest.raises(SettingError, match="memory://bucket/c ignores If-None-Match"):
+        open_files(parse_location("memory://bucket/c")).check_exclusive()
+
+
+class TestCopies:
+    """What is fetched of a store is checked, kept, shared and bounded."""
+
+    def test_a_second_look_asks_nothing(self, s3: "S3", remote: ObjectFiles) -> None:
+        remote.write("a", b"x" * 100)
+        first = remote.fetch("a", described(b"x" * 100))
+        s3.forget()
+        assert remote.fetch("a", described(b"x" * 100)) == first
+        assert s3.requests() == []
+
+    def test_many_at_once_fetch_it_once(self, s3: "S3", remote: ObjectFiles) -> None:
+        data = bytes(range(256)) * 400
+        remote.write("a", data)
+        s3.forget()
+        start = threading.Barrier(8)
+
+        def fetch(_: int) -> bytes:
+            start.wait()
+            return remote.fetch("a", described(data)).read_bytes()
+
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(fetch, range(8))) == {data}
+        assert s3.counts() == {"get-range": 1}
+
+    def test_an_object_that_changed_is_found_out(self, s3: "S3", remote: ObjectFiles) -> None:
+        remote.write("a", b"other bytes")
+        with pytest.raises(
+            DamagedCacheError, match=r"cache/a is not what its record describes \(11 bytes"
+        ):
+            remote.fetch("a", described(b"their bytes"))
+        assert not list(Path(remote.copies.folder or "").rglob("[0-9a-f]" * 64))
+
+    def test_the_oldest_give_way(self, memory: str, tmp_path: Path) -> None:
+        import os
+        import time
+
+        copies = LocalCopies(tmp_path, max_bytes=2500)
+        files = ObjectFiles(parse_location(memory), copies)
+        paths: list[Path] = []
+        for i in range(4):
+            data = bytes([i]) * 1000
+            files.write(f"{i}", data)
+            paths.append(files.fetch(f"{i}", described(data)))
+            os.utime(paths[-1], (time.time() - 100 + i,) * 2)
+        assert [path.exists() for path in paths] == [False, False, True, True]
+
+    def test_what_never_fits_is_refused(self, memory: str, tmp_path: Path) -> None:
+        files = ObjectFiles(parse_location(memory), LocalCopies(tmp_path, max_bytes=10))
+        files.write("a", b"x" * 11)
+        with pytest.raises(
+            DiskFullError, match=r"a copy of 11 B does not fit into .*--cache-limit"
+        ):
+            files.fetch("a", described(b"x" * 11))
+
+    def test_a_limit_is_a_number_of_bytes(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        assert copies_of(None, "1.5 TB") == LocalCopies(None, 1_500_000_000_000)
+        with pytest.raises(
+            SettingError, match=r"--cache-limit must be .* such as 500GB, got 'much'"
+        ):
+            copies_of(None, "much")
+        monkeypatch.setenv("SIGLIP2_CACHE_LIMIT", "0.5 pints")
+        with pytest.raises(SettingError, match=re.escape("$SIGLIP2_CACHE_LIMIT must be")):
+            LocalCopies(tmp_path).holds(1)
+
+
+class TestReading:
+    """A cache in a store gives the bits of the same cache on this machine."""
+
+    @pytest.fixture
+    def both(self, memory: str, tmp_path: Path) -> tuple[Path, str]:
+        draw = np.random.default_rng(0)
+        local = write_vectors(
+            tmp_path / "local",
+            {
+                "image": draw.normal(size=(300, 3, 16)).astype(np.float16),
+                "text": draw.normal(size=(500, 16)).astype(np.float16),
+            },
+            shard_rows=128,
+        )
+        files, root = open_files(parse_location(f"{memory}/cache")), LocalFiles(local)
+        for path in root.walk():
+            files.write(path, root.read(path))
+        return local, f"{memory}/cache"
+
+    @pytest.mark.parametrize("limit", [None, 50_000, 20_000])
+    def test_rows_are_those_of_the_local_cache(
+        self, both: tuple[Path, str], tmp_path: Path, limit: int | None
+    ) -> None:
+        local, url = both
+        here, there = open_cache(local), open_cache(url, copies=LocalCopies(tmp_path / "c", limit))
+        draw = np.random.default_rng(1)
+        rows, views = draw.integers(0, 300, 400), draw.integers(0, 3, 400)
+        expected = here.image_targets().read(rows, views)
+        np.testing.assert_array_equal(there.image_targets().read(rows, views), expected)
+        texts = draw.permutation(500)
+        np.testing.assert_array_equal(
+            there.text_targets().read(texts), here.text_targets().read(texts)
+        )
+        found, valid = there.image_targets().read_masked(np.array([299, 300, 0]))
+        assert valid.tolist() == [True, False, True]
+        np.testing.assert_array_equal(found[[0, 2]], here.image_targets().read(np.array([299, 0])))
+        held = sum(path.stat().st_size for path in (tmp_path / "c").rglob("*") if path.is_file())
+        assert held <= (limit or held)
+
+    def test_it_survives_a_pickle(self, both: tuple[Path, str], tmp_path: Path) -> None:
+        import pickle
+
+        targets = open_cache(both[1], copies=LocalCopies(tmp_path / "c")).text_targets()
+        again = pickle.loads(pickle.dumps(targets))
+        np.testing.assert_array_equal(again.read([3, 1]), targets.read([3, 1]))
+
+    def test_a_lost_shard_is_named(self, both: tuple[Path, str], tmp_path: Path) -> None:
+        ObjectFiles(parse_location(both[1])).remove("teachers/vectors/text.zarr/c/1/0")
+        targets = open_cache(both[1], copies=LocalCopies(tmp_path / "c")).text_targets()
+        with pytest.raises(DamagedCacheError, match=r"shard is missing .*c/1/0"):
+            targets.read([200])
