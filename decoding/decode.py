@@ -30,6 +30,7 @@ from . import decode_process
 from .decode_process import Descriptor, SharedPixels, work
 from .images import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
 from .parquet_images import with_parquet_bytes
+from .remote_images import with_remote_bytes, without_place
 
 _TASK_IMAGES = 8
 """Images handed to a worker at a time at most: several, to save messages; fewer where workers would
@@ -67,9 +68,10 @@ class Decoder:
 
         Raises:
             BuildError: the workers cannot be started.
+            StorageError: an object store does not answer.
         """
-        read = with_parquet_bytes(batches, open_groups=self._open_row_groups)
-        with contextlib.closing(read) as ready:
+        rows = with_parquet_bytes(batches, open_groups=self._open_row_groups)
+        with contextlib.closing(rows), contextlib.closing(with_remote_bytes(rows)) as ready:
             if self._num_workers == 0:
                 yield from self._decode_here(ready)
                 return
@@ -257,7 +259,7 @@ class _Pool:
         for worker in list(self._workers):
             if worker.is_ready and worker.task is None and self._tasks:
                 task = self._tasks.popleft()
-                images = [(i, task.batch.refs[i]) for i in task.positions]
+                images = [(i, without_place(task.batch.refs[i])) for i in task.positions]
                 worker.task = task
                 self._shared.at_image[worker.number] = task.positions[0]
                 worker.deadline = time.monotonic() + self._timeout_s

@@ -11,10 +11,10 @@ from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 from ..errors import first_line
+from ..store.locations import Location
 from ..store.places import (
     ImagePlace,
     ReadError,
@@ -182,8 +182,8 @@ class RowReader:
             self._files.pop(key).close()
 
 
-_FileKey = tuple[Path, int | None]
-_GroupKey = tuple[Path, int | None, str | None, int | None]
+_FileKey = tuple[Location, int | None]
+_GroupKey = tuple[Location, int | None, str | None, int | None]
 
 
 class _OpenFile:

@@ -1,11 +1,11 @@
 """Where the images of a cache lie, and which views of them are stored: the catalog, joined."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import polars as pl
 
 from ..store.cache import Cache
+from ..store.locations import Location, join
 from ..store.manifest import Span
 from ..store.places import ImagePlace
 from ..store.views import WHOLE_IMAGE, ViewBox
@@ -38,8 +38,8 @@ class PlannedFiles:
         """Keep some lines of the catalog's table ``files``; corpora that moved are found there."""
         roots = {name: cache.corpus_root(name) for name in files["source"].unique()}
         columns = files.select("file", "source", "path", "num_bytes")
-        self._files: Mapping[int, tuple[Path, int | None]] = {
-            file: (roots[source] / path, num_bytes)
+        self._files: Mapping[int, tuple[Location, int | None]] = {
+            file: (join(roots[source], path), num_bytes)
             for file, source, path, num_bytes in columns.iter_rows()
         }
 

@@ -1,5 +1,6 @@
 """Small pictures of what a look at a cache found: the crops that the teacher saw, or why there are none."""
 
+import contextlib
 import io
 import os
 import warnings
@@ -16,7 +17,9 @@ from PIL import Image
 from ..decoding.images import ImageRef
 from ..decoding.parquet_images import with_parquet_bytes
 from ..decoding.refs import image_refs
+from ..decoding.remote_images import with_remote_bytes
 from ..errors import SettingError
+from ..store.ahead import REQUESTS
 from ..store.cache import Cache
 from ..store.pixels import PixelError, cut_view, decode_for_views, sha256_of_pixels
 from ..store.places import ImagePlace, ReadError, read_image_bytes
@@ -89,7 +92,7 @@ def make_thumbnails(
     def make(ref: ImageRef) -> dict[Picture, Thumbnail]:
         if ref.row == _NO_ROW:
             [thumbnail] = _thumbnails(ref, ref.boxes, side)[0]
-            return {ref.place.path: thumbnail}
+            return {Path(str(ref.place.path)): thumbnail}
         of_row = views[ref.row]
         thumbnails, sha256 = _thumbnails(ref, [ref.boxes[view] for view in of_row], side)
         names = [name for name in teachers if seen[name].get(ref.row, sha256) != sha256]
@@ -115,9 +118,9 @@ def _checked_view(cache: Cache, row: int, view: int) -> int:
     return view
 
 
-def _reading_order(ref: ImageRef) -> tuple[Path, int, int, int]:
+def _reading_order(ref: ImageRef) -> tuple[str, int, int, int]:
     place = ref.place
-    return place.path, place.row_group or 0, place.index or 0, place.offset or 0
+    return str(place.path), place.row_group or 0, place.index or 0, place.offset or 0
 
 
 # -- what the teachers saw
@@ -198,11 +201,12 @@ def _encoded(image: Image.Image, side: int) -> Thumbnail:
 
 
 def _with_bytes(refs: Sequence[ImageRef]) -> Iterator[ImageRef]:
-    """Yield the refs in order, those of images inside Parquet files with their bytes."""
-    for _, [ref] in with_parquet_bytes(
-        ((None, [ref]) for ref in refs), max_bytes=_READ_AHEAD_BYTES
-    ):
-        yield ref
+    """Yield the refs in order, those of images in Parquet files or object stores with their bytes."""
+    rows = with_parquet_bytes(((None, [ref]) for ref in refs), max_bytes=_READ_AHEAD_BYTES)
+    read = with_remote_bytes(rows, max_bytes=_READ_AHEAD_BYTES, max_batches=REQUESTS)
+    with contextlib.closing(rows), contextlib.closing(read):
+        for _, [ref] in read:
+            yield ref
 
 
 def _in_threads(make: Callable[[_Task], _Done], tasks: Iterable[_Task]) -> Iterator[_Done]:

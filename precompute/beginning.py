@@ -13,6 +13,7 @@ from . import enroll
 from .build_config import BuildConfig
 from .disk import refuse_small_disk
 from .plan import Plan, find_plan, make_plan, standing_plan
+from .share_scans import helping_to_plan
 from .shares import Share, wait_for
 from .teacher import Teacher
 
@@ -72,7 +73,8 @@ class Beginning:
             return (plan, record) if plan is not None and record is not None else None
 
         what = "plan and to add the teacher"
-        return wait_for(look, what=what, share=share, timeout_s=self._config.share_wait_s)
+        with helping_to_plan(self._config.plan, self._files, share):
+            return wait_for(look, what=what, share=share, timeout_s=self._config.share_wait_s)
 
     def _find(self, cache: Cache, checkpoint: Checkpoint) -> TeacherRecord | None:
         name, choices = self._config.teacher_name, self._config.choices

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..decoding.decode import Decoder
 from ..decoding.images import ImageRef, PixelFormat
@@ -10,7 +9,7 @@ from ..errors import BuildError
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.arrays import ArrayLayout
 from ..store.layout import MODALITIES, Modality
-from ..store.locations import parse_location
+from ..store.locations import Location, join, parse_location
 from ..store.places import ImagePlace
 from ..store.storage import open_files
 from ..words import format_bytes, format_seconds
@@ -190,9 +189,9 @@ def _time_batches(
     return images_per_s, len(captions) / (time.perf_counter() - started)
 
 
-def _place_of(sample: Sample, root: Path) -> ImagePlace:
+def _place_of(sample: Sample, root: Location) -> ImagePlace:
     return ImagePlace(
-        path=root / sample.path,
+        path=join(root, sample.path),
         member=sample.member,
         offset=sample.offset,
         length=sample.length,
@@ -211,11 +210,12 @@ def _first_samples(
     refs: list[ImageRef] = []
     captions: dict[str, None] = {}
     for _, source in name_sources(config.plan, cache):
+        root = source.root
         for item in scan(source):
             if not isinstance(item, Sample):
                 continue
             boxes = tuple(draw_view(plan.views, item.key, v) for v in range(plan.views.num_views))
-            refs.append(ImageRef(len(refs), _place_of(item, source.root), boxes))
+            refs.append(ImageRef(len(refs), _place_of(item, root), boxes))
             captions.update((caption.text, None) for caption in item.captions)
             if len(refs) >= num_images:
                 return refs, list(captions)[:num_texts]

@@ -11,7 +11,7 @@ from ..errors import NotACacheError, SettingError, SourceError
 from ..store import layout
 from ..store.cache import Cache, relocate
 from ..store.commits import Transaction, roll_forward
-from ..store.locations import lies_in
+from ..store.locations import is_url, lies_in, parse_location
 from ..store.manifest import SourceRecord
 from ..store.records import Record, sha256_hex
 from ..store.storage import Files
@@ -37,7 +37,7 @@ class PlanConfig:
     """What to plan. None means: as the cache has it, or the default for a new cache."""
 
     sources: tuple[str, ...]
-    """Each a path, or NAME=PATH; the name is the namespace before its keys."""
+    """Each a path or URL, or NAME=PATH; the name is the namespace before its keys."""
 
     columns: TableColumns | None = None
     """Column names of tables, where the usual names do not fit."""
@@ -269,13 +269,13 @@ def name_sources(config: PlanConfig, cache: Cache | None) -> list[tuple[str, Sou
         str(relocate(record.location, config.corpus_roots)): record
         for record in (cache.manifest.sources if cache else ())
     }
-    by_real_path = {os.path.realpath(where): where for where in known}
+    by_real_path = {_real_path(where): where for where in known}
     named: list[tuple[str, Source]] = []
     for argument in config.sources:
         asked, path = _split_name(argument)
         source = open_source(path)
         # Another path to a known corpus (a link, a mount) is that corpus, not a second one.
-        where = by_real_path.get(os.path.realpath(source.location))
+        where = by_real_path.get(_real_path(str(source.location)))
         if where is not None:
             source = open_source(where)
         record = known.get(str(source.location))
@@ -299,10 +299,15 @@ def name_sources(config: PlanConfig, cache: Cache | None) -> list[tuple[str, Sou
             _refuse_other_files(source, known, config.corpus_roots)
             is_only = len(config.sources) == 1 and not known
             named_by = source.root if is_pattern(source.location) else source.location
-            name = "" if is_only else named_by.stem
+            name = "" if is_only else named_by.stem or str(named_by).strip("/").rpartition("/")[2]
         named.append((name, source))
     _refuse_shared_names(named, {record.name: where for where, record in known.items()})
     return named
+
+
+def _real_path(where: str) -> str:
+    """Return what is the same for all paths to a place; a URL is its own."""
+    return where if is_url(where) else os.path.realpath(where)
 
 
 def _recorded_columns(record: SourceRecord) -> TableColumns | None:
@@ -320,7 +325,7 @@ def files_root(cache: Cache | None) -> str:
 
 def _refuse_moved(source: Source, known: Mapping[str, SourceRecord]) -> None:
     """Refuse a new source without a name while a known one is gone: its samples would come twice."""
-    gone = [where for where in known if not is_there(Path(where))]
+    gone = [where for where in known if not is_there(parse_location(where))]
     if gone:
         old = next((where for where in gone if Path(where).name == source.location.name), gone[0])
         raise SettingError(
@@ -352,7 +357,7 @@ def _refuse_shared_names(named: Sequence[tuple[str, Source]], known: Mapping[str
     given: set[str] = set()
     for name, source in named:
         location = str(source.location)
-        real_path = os.path.realpath(location)  # a link to it is the same corpus
+        real_path = _real_path(location)  # a link to it is the same corpus
         if real_path in given:
             raise SettingError(f"the source {location} was given twice")
         if name in places and places[name] != location:

@@ -2,22 +2,27 @@
 
 A corpus of many files is scanned file by file (a *piece*, sources/base.py). What a finished piece gave
 is written into the cache's folder under a name that readers pass over, so that a plan that was killed
-goes on with the piece it was at. Scans that were kept are a convenience: a torn or missing one is made
+goes on with the piece it was at. Those of an object store are scanned several at a time, and the processes
+that wait for a plan make scans for it. Scans that were kept are a convenience: a torn or missing one is made
 again, with the same result, for a scan is a pure function of its piece.
 """
 
+import contextlib
 import hashlib
 import io
 import itertools
 import json
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import polars as pl
+from upath import UPath
 
 from ..errors import DiskFullError
 from ..store import layout
+from ..store.ahead import map_ahead
 from ..store.storage import Files
 from .sources import Piece, Problem, Sample, Source
 
@@ -48,6 +53,10 @@ SCANNED = pl.Schema(
 )
 """Columns of a frame. A line is a sample, or where ``reason`` is not null a problem."""
 
+_SCANNERS = 6
+"""Pieces of an object store that are scanned at a time: what they cost is mostly waiting. As many frames,
+and two more, are in memory."""
+
 _SHA256_BYTES = 32
 _LAST, _MORE = b"\1", b"\0"
 
@@ -68,17 +77,63 @@ class Scanner:
         Raises:
             SourceError: the source as a whole cannot be read.
         """
-        for piece in source.pieces():
-            if piece.fingerprint is None:
-                yield from _frames(piece.scan())
-            else:
-                yield from self._kept_frames(piece, _digest(source, piece))
+        if not isinstance(source.location, UPath):
+            for piece in source.pieces():
+                yield from self._piece_frames(source, piece)
+            return
+        begun = self._scan_ahead(source, source.pieces())
+        with contextlib.closing(begun):
+            for piece, frame in begun:
+                if frame is not None:
+                    yield frame
+                else:
+                    yield from self._piece_frames(source, piece)
+
+    def keep_share(self, source: Source, index: int, count: int) -> Generator[None]:
+        """Scan, of every ``count`` pieces, the one at ``index``, and keep what it gives for the plan
+        that another process makes; yield behind each piece.
+
+        Raises:
+            SourceError: the source as a whole, or a piece, cannot be read.
+        """
+        own = itertools.islice(source.pieces(), index, None, count)
+        with contextlib.closing(self._scan_ahead(source, own)) as begun:
+            for _ in begun:
+                yield
 
     def clear(self) -> None:
         """Remove every scan that was kept: the plan they were for is committed."""
         for name in self._files.names(layout.CATALOG):
             if layout.is_kept_scan(name):
                 self._files.remove(f"{layout.CATALOG}/{name}")
+
+    def _piece_frames(self, source: Source, piece: Piece) -> Iterator[pl.DataFrame]:
+        if piece.fingerprint is None:
+            return _frames(piece.scan())
+        return self._kept_frames(piece, _digest(source, piece))
+
+    def _scan_ahead(
+        self, source: Source, pieces: Iterable[Piece]
+    ) -> Generator[tuple[Piece, pl.DataFrame | None]]:
+        """Yield pieces in order, several of them scanned meanwhile: each with its frame, or None where it
+        is not at hand: it was kept, it has several, or it is not scanned ahead."""
+        return map_ahead(
+            partial(self._scan_one, source),
+            pieces,
+            num_threads=_SCANNERS,
+            num_ahead=_SCANNERS + 2,
+        )
+
+    def _scan_one(self, source: Source, piece: Piece) -> pl.DataFrame | None:
+        if piece.fingerprint is None:
+            return None
+        digest = _digest(source, piece)
+        if self._num_kept(digest):
+            return None
+        only: pl.DataFrame | None = None
+        for number, frame in enumerate(self._scan_and_keep(piece, digest)):
+            only = frame if number == 0 else None
+        return only
 
     def _kept_frames(self, piece: Piece, digest: str) -> Iterator[pl.DataFrame]:
         num_kept = self._num_kept(digest)

@@ -12,7 +12,7 @@ from . import layout
 from .catalog import Part, Table, read_table, scan_table
 from .copies import LocalCopies
 from .layout import MODALITIES, Modality
-from .locations import Location, parse_location
+from .locations import Location, is_url, join, parse_location, relative_to
 from .manifest import (
     Commits,
     Manifest,
@@ -213,21 +213,25 @@ class Cache:
         """The corpora of the cache by namespace (empty for none)."""
         return {source.name: source for source in self.manifest.sources}
 
-    def corpus_root(self, source: str) -> Path:
+    def corpus_root(self, source: str) -> Location:
         """Return where a source's files are now: its recorded root, or where corpus_roots moves it."""
         return relocate(self.sources[source].root, self.corpus_roots)
 
 
-def relocate(folder: str, corpus_roots: Mapping[str, str]) -> Path:
-    """Return a folder with its longest matching old prefix replaced by the new one.
+def relocate(folder: str, corpus_roots: Mapping[str, str]) -> Location:
+    """Return a folder or URL with its longest matching old prefix replaced by the new one.
 
     Where the new folder lies below the old one, what is in it already has been moved before.
     """
-    path = Path(folder)
     for old in sorted(corpus_roots, key=len, reverse=True):
-        new = Path(corpus_roots[old])
-        if path.is_relative_to(new) and new.is_relative_to(old):
-            return path
-        if path.is_relative_to(old):
-            return new / path.relative_to(old)
-    return path
+        new = corpus_roots[old]
+        if relative_to(folder, new) is not None and relative_to(new, old) is not None:
+            break
+        way = relative_to(folder, old)
+        if way is not None:
+            return join(_as_recorded(new), way) if way else _as_recorded(new)
+    return _as_recorded(folder)
+
+
+def _as_recorded(text: str) -> Location:
+    return parse_location(text) if is_url(text) else Path(text)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import fsspec
 from upath import UPath
@@ -44,6 +44,8 @@ _QUERY = re.compile(r"\?[^\s'\"<>]+")  # of signed URLs: signatures, tokens
 
 _WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 20.0)
 """Before each further try: a minute in all, beside what the store's client waits itself."""
+
+_S3_CONNECTIONS = 64
 
 _SILENT_TRIES = 3
 """After so many a line says what is waited for."""
@@ -130,7 +132,15 @@ def parse_location(text: str | os.PathLike[str] | UPath) -> Location:
             f"{shown} needs a package that is not installed; pip install "
             f"'siglip2-cache[{_EXTRAS.get(protocol, protocol)}]'"
         ) from None
-    return UPath(f"{protocol}://{'/'.join([bucket, *parts])}")
+    return _make(protocol, "/".join([bucket, *parts]))
+
+
+def _make(protocol: str, path: str) -> UPath:
+    # Else botocore keeps 10 connections, whatever the number of threads that ask.
+    options: dict[str, Any] = {}
+    if protocol in ("s3", "s3a"):
+        options["config_kwargs"] = {"max_pool_connections": _S3_CONNECTIONS}
+    return UPath(f"{protocol}://{path}", **options)
 
 
 def filesystem(location: UPath) -> Any:
@@ -204,18 +214,72 @@ def list_folder(folder: UPath) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.name)
 
 
+def kind_of(location: Location) -> Literal["folder", "file"] | None:
+    """Say what there is, without listing a folder: in an object store, one is where objects lie below.
+
+    Raises:
+        PermissionError, StorageError: as read_bytes.
+    """
+    if not isinstance(location, UPath):
+        if location.is_dir():
+            return "folder"
+        return "file" if location.exists() else None
+    fs, path = filesystem(location), location.path.rstrip("/")
+    try:
+        info = patiently(lambda: fs.info(path), location)
+    except FileNotFoundError:
+        return None
+    return "folder" if info.get("type") == "directory" else "file"
+
+
 def is_folder(location: Location) -> bool:
     """Say whether there is such a folder; in an object store, whether objects lie below it."""
-    if not isinstance(location, UPath):
-        return location.is_dir()
-    return bool(list_folder(location))
+    return kind_of(location) == "folder"
 
 
 def lies_in(location: Location, folder: Location) -> bool:
     """Say whether a place is a folder, or anywhere below it, links followed."""
     if isinstance(location, UPath) or isinstance(folder, UPath):
-        return f"{location}/".startswith(f"{folder}/")
+        return relative_to(location, folder) is not None
     return Path(os.path.realpath(location)).is_relative_to(os.path.realpath(folder))
+
+
+def relative_to(location: Location | str, folder: Location | str) -> str | None:
+    """Return the way from a folder to a place below it, with forward slashes; None where it is not
+    below it. Nothing leads from a folder of this machine to a URL, or back. Texts are locations as
+    they are recorded, of protocols that need not be installed."""
+    whole, prefix = str(location).rstrip("/"), str(folder).rstrip("/")
+    if is_url(whole) != is_url(prefix):
+        return None
+    if not is_url(whole):
+        whole_path, prefix_path = Path(str(location)), Path(str(folder))
+        if not whole_path.is_relative_to(prefix_path):
+            return None
+        way = whole_path.relative_to(prefix_path).as_posix()
+        return "" if way == "." else way
+    if whole == prefix:
+        return ""
+    return whole.removeprefix(f"{prefix}/") if whole.startswith(f"{prefix}/") else None
+
+
+def join(folder: Location, way: str) -> Location:
+    """Return the place that a relative path leads to; ``..`` is followed, in an object store by name.
+
+    Raises:
+        FileNotFoundError: it leads out of the bucket.
+    """
+    if not isinstance(folder, UPath):
+        return folder / way
+    protocol, _, rest = str(folder).partition("://")
+    parts = [part for part in rest.split("/") if part]
+    for part in way.split("/"):
+        if part == "..":
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+        if not parts:
+            raise FileNotFoundError(errno.ENOENT, "the path leads out of the bucket", way)
+    return _make(protocol, "/".join(parts))
 
 
 def patiently(call: Callable[[], _Result], location: Location) -> _Result:

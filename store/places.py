@@ -5,6 +5,7 @@ an archive that was written anew since then has other bytes there, so each read 
 tar member by the header before it, a part of another file by the file's size.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Generator, Iterator
@@ -12,9 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from upath import UPath
 
 from ..errors import first_line
+from .locations import Location, read_bytes, status_of
+from .read_ahead import RangeFile, open_ranges
 from .tar import BLOCK, REGULAR_KINDS, parse_header
 
 if TYPE_CHECKING:
@@ -23,6 +28,9 @@ if TYPE_CHECKING:
 _MAX_BYTES = 2**31
 """More than any picture has that Pillow would decode: 179 million pixels, uncompressed, of 8 bytes. The
 largest file is what one decoding process may have to hold."""
+
+_REQUEST_BYTES = 1 << 22
+"""Of a Parquet file in an object store, fetched at a time: a page is seldom more."""
 
 _SHORT_NAME = 100  # bytes that a tar header has room for; of a longer name it holds a part
 
@@ -35,8 +43,8 @@ class ReadError(Exception):
 class ImagePlace:
     """Where one image lies; the columns of the catalog's tables ``samples`` and ``files``."""
 
-    path: Path
-    """The file, on this machine."""
+    path: Location
+    """The file, on this machine or in an object store."""
 
     member: str | None = None
     """Name of the member of a tar archive, or path of the column of a Parquet file."""
@@ -60,9 +68,10 @@ def read_image_bytes(place: ImagePlace) -> bytes:
 
     Raises:
         ReadError: missing, unreadable, empty, or not what was planned.
+        StorageError: the store that it lies in does not answer.
     """
     try:
-        data = _read(place)
+        data = _read(place) if isinstance(place.path, Path) else _read_object(place, place.path)
     except FileNotFoundError:
         raise ReadError("no such file") from None
     except OSError as error:
@@ -135,6 +144,7 @@ def bytes_of(value: Any) -> bytes:
 def _read(place: ImagePlace) -> bytes:
     if place.row_group is not None:
         return _read_row(place)
+    assert isinstance(place.path, Path)
     with place.path.open("rb") as file:
         if place.offset is None:
             return _read_whole(file)
@@ -145,9 +155,49 @@ def _read(place: ImagePlace) -> bytes:
         _check_length(place.length or 0)
         file.seek(place.offset)
         data = file.read(place.length)
+    _check_read(data, place)
+    return data
+
+
+def _read_object(place: ImagePlace, path: UPath) -> bytes:
+    """As _read, with one request: the header of a tar's member comes along with its data."""
+    if place.row_group is not None:
+        return _read_row(place)
+    if place.offset is None:
+        _check_length(place.file_bytes or 0)
+        return _read_whole_object(path, place.file_bytes)
+    _check_length(place.length or 0)
+    if place.member is None:
+        _check_same_size(_object_bytes(path), place)
+        data = read_bytes(path, place.offset, place.length)
+    else:
+        start = max(0, place.offset - BLOCK)
+        whole = read_bytes(path, start, (place.length or 0) + place.offset - start)
+        _check_header(whole[: place.offset - start], place, place.offset)
+        data = whole[place.offset - start :]
+    _check_read(data, place)
+    return data
+
+
+def _read_whole_object(path: UPath, planned_bytes: int | None) -> bytes:
+    if not planned_bytes:
+        return read_bytes(path)
+    # One byte more than planned: clients ask for the size before they read an object "whole".
+    data = read_bytes(path, 0, planned_bytes + 1)
+    return data if len(data) <= planned_bytes else read_bytes(path)
+
+
+@lru_cache(maxsize=256)
+def _object_bytes(path: UPath) -> int:
+    status = status_of(path)
+    if status is None:
+        raise FileNotFoundError(errno.ENOENT, "no such object", str(path))
+    return status.num_bytes
+
+
+def _check_read(data: bytes, place: ImagePlace) -> None:
     if place.length is not None and len(data) != place.length:
         raise ReadError(f"cut short: {len(data)} bytes where {place.length} were planned")
-    return data
 
 
 def _read_whole(file: BinaryIO) -> bytes:
@@ -166,7 +216,11 @@ def _check_length(num_bytes: int) -> None:
 def _check_member(file: BinaryIO, place: ImagePlace, offset: int) -> None:
     """Refuse bytes that do not follow the header of the member that was planned."""
     file.seek(max(0, offset - BLOCK))
-    header = parse_header(file.read(BLOCK))
+    _check_header(file.read(BLOCK), place, offset)
+
+
+def _check_header(block: bytes, place: ImagePlace, offset: int) -> None:
+    header = parse_header(block)
     name = (place.member or "").encode("utf-8", "surrogateescape")
     is_same = (
         header is not None
@@ -182,8 +236,10 @@ def _check_member(file: BinaryIO, place: ImagePlace, offset: int) -> None:
 
 
 def _check_size(file: BinaryIO, place: ImagePlace) -> None:
-    file.seek(0, 2)
-    found = file.tell()
+    _check_same_size(file.seek(0, 2), place)
+
+
+def _check_same_size(found: int, place: ImagePlace) -> None:
     if place.file_bytes is not None and found != place.file_bytes:
         raise ReadError(
             f"the file changed since it was planned: {found} bytes where it had {place.file_bytes}"
@@ -197,9 +253,7 @@ def open_rows(place: ImagePlace) -> Any:
         ReadError: it is missing, unreadable, or has another size than when it was planned.
     """
     with _reading_parquet():
-        with place.path.open("rb") as file:
-            _check_size(file, place)
-        return open_streamed(place.path)
+        return _open_checked(place)
 
 
 def check_row(file: Any, place: ImagePlace) -> None:
@@ -216,10 +270,21 @@ def check_row(file: Any, place: ImagePlace) -> None:
 
 
 def _read_row(place: ImagePlace) -> bytes:
-    with place.path.open("rb") as file:
-        _check_size(file, place)
+    if isinstance(place.path, Path):
+        with place.path.open("rb") as file:
+            _check_size(file, place)
+        with _reading_parquet():
+            return read_parquet_image(_kept_open(place.path), place)
     with _reading_parquet():
-        return read_parquet_image(_kept_open(place.path), place)
+        return read_parquet_image(_open_checked(place), place)
+
+
+def _open_checked(place: ImagePlace) -> "pq.ParquetFile":
+    with open_ranges(place.path) as file:
+        _check_size(cast(BinaryIO, file), place)
+        if isinstance(place.path, Path):
+            return open_streamed(place.path)
+    return open_streamed(place.path, num_bytes=place.file_bytes)
 
 
 @contextmanager
@@ -241,13 +306,20 @@ def _kept_open(path: Path) -> "pq.ParquetFile":
     return open_streamed(path)
 
 
-def open_streamed(path: Path) -> "pq.ParquetFile":
+def open_streamed(path: Location, *, num_bytes: int | None = None) -> "pq.ParquetFile":
     """Open a Parquet file so that row groups are read page by page, checksums compared if it has any.
 
-    pyarrow's default, in recent versions, loads all of a row group beforehand.
+    pyarrow's default, in recent versions, loads all of a row group beforehand. An object's size is asked
+    for where it is not given.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    is_local = isinstance(path, Path)
+    source = path if is_local else pa.PythonFile(RangeFile(path, num_bytes=num_bytes), mode="r")
     return pq.ParquetFile(
-        path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+        source,
+        buffer_size=1 << 20 if is_local else _REQUEST_BYTES,
+        pre_buffer=False,
+        page_checksum_verification=True,
     )

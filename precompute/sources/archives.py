@@ -1,9 +1,11 @@
 """Tar archives by name. Compressed ones are refused: no image in them could be read alone."""
 
 import shlex
-from pathlib import Path
+
+from upath import UPath
 
 from ...errors import SourceError
+from ...store.locations import Location
 
 _COMPRESSED = (  # endings, how such a file begins, the command that unpacks it
     ((".tar.gz", ".tgz", ".taz"), b"\x1f\x8b", "gunzip -k {}"),
@@ -33,7 +35,7 @@ def unpacked_name(name: str) -> str:
     return name[: -len(ending)] + TAR_ENDING
 
 
-def refuse_compressed(path: Path, *, begins: bytes | None = None) -> None:
+def refuse_compressed(path: Location, *, begins: bytes | None = None) -> None:
     """Refuse an archive that is compressed by its name, or by its first bytes where they are given.
 
     Raises:
@@ -49,6 +51,8 @@ def refuse_compressed(path: Path, *, begins: bytes | None = None) -> None:
             unpack = f"mv {shlex.quote(str(path))} {packed} && {command.format(packed)}"
         else:
             continue
+        if isinstance(path, UPath):  # no program unpacks where it lies
+            unpack = f"put there what {command.format('it')} makes of a copy"
         raise SourceError(
             f"{path} is compressed, so that no image in it can be read alone; unpack it: {unpack}"
         )

@@ -14,17 +14,20 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard, cast
 
+from upath import UPath
+
 from ...errors import SourceError
+from ...store.locations import Location
 from .arrow_file import ArrowFile, follow
 from .base import Piece, Problem, Sample
 from .columns import TableColumns
 from .fields import read_fields
 from .packed import PackedColumns, image_file, packed_columns
 from .parquet_rows import batch_rows
-from .paths import printable, size_and_time
+from .paths import printable, scan_folder, size_and_time
 
 _SPLITS = "dataset_dict.json"
 _STATE = "state.json"
@@ -164,7 +167,7 @@ class _FileScan:
             fields = read_fields(values, columns.fields, class_names=columns.class_names)
             if image is None:
                 written = None if path is None else _as_text(path)
-                instead = image_file(self._root, Path(self._name).parent, written)
+                instead = image_file(self._root, PurePosixPath(self._name).parent, written)
         except ValueError as error:
             yield Problem(place=place, reason=str(error))
             return
@@ -185,8 +188,11 @@ class _FileScan:
             yield Problem(place=place, reason=reason, key=key)
 
 
-def find_saved_dataset(folder: Path, columns: TableColumns) -> SavedDatasetSource | None:
+def find_saved_dataset(folder: Location, columns: TableColumns) -> SavedDatasetSource | None:
     """Return the source of a folder that save_to_disk wrote; None for any other folder."""
+    if isinstance(folder, UPath):
+        _refuse_remote(folder)
+        return None
     if (folder / _SPLITS).is_file():
         return SavedDatasetSource(folder, columns)
     if not (folder / _STATE).is_file():
@@ -196,6 +202,24 @@ def find_saved_dataset(folder: Path, columns: TableColumns) -> SavedDatasetSourc
     except SourceError:
         is_saved = any(folder.glob("*.arrow"))
     return SavedDatasetSource(folder, columns) if is_saved else None
+
+
+def _refuse_remote(folder: UPath) -> None:
+    """Refuse a saved dataset in an object store: its images are found by reading all of it.
+
+    Raises:
+        SourceError: it is one.
+    """
+    try:
+        with scan_folder(str(folder)) as entries:
+            names = {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return
+    if _SPLITS in names or (_STATE in names and any(name.endswith(".arrow") for name in names)):
+        raise SourceError(
+            f"{folder} was saved by datasets (save_to_disk), whose Arrow files are read on this machine "
+            "only; copy it here, or write it as Parquet (Dataset.to_parquet)"
+        )
 
 
 def _files_of(folder: Path) -> tuple[Path, ...]:

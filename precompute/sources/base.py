@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
+
+from ...store.locations import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +99,12 @@ class Source(Protocol):
         ...
 
     @property
-    def location(self) -> Path:
+    def location(self) -> Location:
         """What the user named, absolute: a folder, a file, or a pattern of files."""
         ...
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Location:
         """Folder that Sample.path is relative to, absolute."""
         ...
 

@@ -8,7 +8,7 @@ from typing import cast
 from .base import Caption, Problem
 from .captions import clean_captions, clean_name, is_unicode
 from .columns import CAPTION_NAMES, TableColumns, find_columns, show_names
-from .paths import printable
+from .paths import printable, read_path
 from .rows import parse_json
 
 MAX_TEXT_BYTES = 1 << 24
@@ -88,8 +88,7 @@ def read_bytes(path: str) -> bytes:
         ValueError: it cannot be read, or is too large; the message is a reason.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
+        data = read_path(path, MAX_TEXT_BYTES + 1)
     except OSError as error:
         raise ValueError(f"the caption file cannot be read ({error.strerror})") from error
     if len(data) > MAX_TEXT_BYTES:

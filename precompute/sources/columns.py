@@ -4,10 +4,10 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from ...errors import SettingError, SourceError
+from ...store.locations import Location
 from .languages import IDENTIFIER_LIKE, split_language
 
 # Names are compared without case, spaces, hyphens and underscores: "File Name" is filename.
@@ -112,7 +112,7 @@ def first_column(names: Sequence[str], usual: Sequence[str]) -> str | None:
     return next((by_name[_squash(name)] for name in usual if _squash(name) in by_name), None)
 
 
-def check_columns(names: Sequence[str], wanted: TableColumns, table: Path) -> None:
+def check_columns(names: Sequence[str], wanted: TableColumns, table: Location) -> None:
     """Refuse a table that lacks a column the user named, or any column of images.
 
     Raises:

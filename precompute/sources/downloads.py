@@ -16,12 +16,16 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import cast
 
+from upath import UPath
+
+from ...store.locations import Location
+from ...store.read_ahead import RangeFile
 from .base import Problem
 from .captions import is_unicode
 from .parquet_rows import open_parquet, row_group_rows
-from .paths import printable, size_and_time
+from .paths import as_location, is_remote, list_names, printable, size_and_time
 
 STATUS_COLUMNS = ("status", "error_message")
 HASH_COLUMN = "sha256"
@@ -92,7 +96,7 @@ class ShardRecords:
     def problems(self) -> Iterator[Problem]:
         """Yield a problem for each reason why links of a finished shard gave no image."""
         if self.has_records:
-            yield from _failures(Path(f"{self.stem}.parquet"))
+            yield from _failures(as_location(f"{self.stem}.parquet"))
 
     def skipped(self, place: str) -> Problem:
         """Return the problem that an unfinished shard is."""
@@ -111,7 +115,7 @@ class RecordedFolder:
         self._finished: set[str] = set()
         self._recorded: set[str] = set()
         try:
-            names = os.listdir(folder)
+            names = list_names(folder)
         except OSError:
             return
         for name in names:
@@ -158,6 +162,10 @@ class RecordedFolder:
 def _is_whole_parquet(path: str) -> bool:
     """Say whether a file ends as a Parquet file does: it was written to its end."""
     try:
+        if is_remote(path):
+            with RangeFile(cast(UPath, as_location(path))) as file:
+                file.seek(-4, os.SEEK_END)
+                return file.read(4) == b"PAR1"
         with open(path, "rb") as file:
             file.seek(-4, os.SEEK_END)
             return file.read() == b"PAR1"
@@ -165,7 +173,7 @@ def _is_whole_parquet(path: str) -> bool:
         return False
 
 
-def _failures(records: Path) -> Iterator[Problem]:
+def _failures(records: Location) -> Iterator[Problem]:
     """Yield why rows of a shard's records gave no image, each reason once, the commonest first."""
     place = printable(str(records))
     downloads = Downloads()

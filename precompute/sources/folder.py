@@ -4,15 +4,25 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import SourceError
+from ...store.ahead import map_ahead
+from ...store.locations import Location
 from .archives import is_tar
 from .base import Piece, Problem, Sample
 from .caption_files import CaptionFile, read_caption_file
 from .captions import is_unicode
-from .paths import printable, size_and_time
+from .paths import (
+    FolderEntry,
+    ObjectEntry,
+    SizeAndTime,
+    facts_of,
+    is_remote,
+    printable,
+    scan_folder,
+    size_and_time,
+)
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -22,7 +32,18 @@ CAPTION_ENDINGS = (".json", ".txt")
 _UNREAD_TAR = "an archive in a folder of images is not read; name it as a source of its own"
 
 _FolderId = tuple[int, int]  # device, inode
-_Entry = tuple[str, str | None]  # image and its caption file, relative to the root
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """An image that was listed."""
+
+    path: str
+    """Relative to the root."""
+
+    caption_file: str | None
+    listed: Mapping[str, SizeAndTime] = field(default_factory=dict[str, SizeAndTime])
+    """What the listing of an object store said of both files."""
 
 
 @dataclass(slots=True)
@@ -34,13 +55,15 @@ class _Listing:
     captions: dict[str, str] = field(default_factory=dict[str, str])
     """File name by stem with lower-case ending: ``dog.txt`` of ``dog.TXT``."""
     problems: list[Problem] = field(default_factory=list[Problem])
+    facts: dict[str, SizeAndTime] = field(default_factory=dict[str, SizeAndTime])
+    """Sizes and times by name, of objects: a file is asked when its turn comes."""
 
 
 @dataclass(frozen=True, slots=True)
 class FolderSource:
     """Every image anywhere below a folder. Hidden names (``.x``) are passed by."""
 
-    location: Path
+    location: Location
     """The folder, absolute."""
 
     @property
@@ -48,7 +71,7 @@ class FolderSource:
         return "folder"
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Location:
         return self.location
 
     @property
@@ -62,9 +85,9 @@ class FolderSource:
         for entry in self._walk():
             if isinstance(entry, Problem):
                 continue
-            for name in entry:
+            for name in (entry.path, entry.caption_file):
                 if name is not None:
-                    num_bytes, mtime_ns = size_and_time(f"{self.root}/{name}")
+                    num_bytes, mtime_ns = self._facts(entry, name)
                     digest.update(os.fsencode(name) + f"\0{num_bytes} {mtime_ns}\n".encode())
         return digest.hexdigest()
 
@@ -79,13 +102,13 @@ class FolderSource:
             SourceError: the folder cannot be read, or there is no image below it.
         """
         num_images = num_tars = 0
-        for entry in self._walk():
+        for entry, beside in self._described():
             if isinstance(entry, Problem):
                 num_tars += entry.reason == _UNREAD_TAR
                 yield entry
             else:
                 num_images += 1
-                yield from self._sample(*entry)
+                yield from self._sample(entry, beside)
         if not num_images:
             tars = (
                 f", or name its {num_tars:,} archives: '{self.root}/**/*.tar'" if num_tars else ""
@@ -95,16 +118,31 @@ class FolderSource:
                 f"{tars}"
             )
 
-    def _sample(self, image: str, caption_file: str | None) -> Iterator[Sample | Problem]:
+    def _described(self) -> Iterator[tuple[_Image | Problem, CaptionFile]]:
+        """Yield what there is with what stands beside it; of objects, read some way ahead."""
+        if is_remote(str(self.root)):
+            yield from map_ahead(self._beside, self._walk())
+        else:
+            yield from ((entry, self._beside(entry)) for entry in self._walk())
+
+    def _beside(self, entry: _Image | Problem) -> CaptionFile:
+        if isinstance(entry, Problem) or entry.caption_file is None or not is_unicode(entry.path):
+            return CaptionFile()
+        key = os.path.splitext(entry.path)[0]
+        return read_caption_file(f"{self.root}/{entry.caption_file}", key)
+
+    def _facts(self, entry: _Image, name: str) -> SizeAndTime:
+        listed = entry.listed.get(name)
+        return size_and_time(f"{self.root}/{name}") if listed is None else listed
+
+    def _sample(self, entry: _Image, beside: CaptionFile) -> Iterator[Sample | Problem]:
+        image = entry.path
         place = printable(f"{self.root}/{image}")
         if not is_unicode(image):
             yield Problem(place=place, reason="the file name is not UTF-8; rename it")
             return
         key = os.path.splitext(image)[0]
-        beside = CaptionFile()
-        if caption_file is not None:
-            beside = read_caption_file(f"{self.root}/{caption_file}", key)
-        num_bytes, mtime_ns = size_and_time(f"{self.root}/{image}")
+        num_bytes, mtime_ns = self._facts(entry, image)
         yield Sample(
             key=key,
             path=image,
@@ -116,16 +154,15 @@ class FolderSource:
         )
         yield from beside.problems
 
-    def _walk(self) -> Iterator[_Entry | Problem]:
+    def _walk(self) -> Iterator[_Image | Problem]:
         """Every image with its caption file, one folder's listing in memory at a time."""
         pending: list[tuple[str, tuple[_FolderId, ...]]] = [("", ())]  # below root, folders above
         while pending:
             folder, above = pending.pop()
             path = f"{self.root}/{folder}" if folder else str(self.root)
             try:
-                status = os.stat(path)
-                folder_id = (status.st_dev, status.st_ino)
-                if folder_id in above:
+                folder_id = _folder_id(path)
+                if folder_id is not None and folder_id in above:
                     reason = "a link to a folder that holds it; not followed"
                     yield Problem(place=printable(path), reason=reason)
                     continue
@@ -139,14 +176,31 @@ class FolderSource:
             yield from listing.problems
             prefix = f"{folder}/" if folder else ""
             for image in listing.images:
-                yield prefix + image, _caption_file(prefix, image, listing.captions)
-            below = (*above, folder_id)
+                beside = _caption_file(prefix, image, listing.captions)
+                yield _Image(prefix + image, beside, _facts_of_pair(listing, prefix, image, beside))
+            below = above if folder_id is None else (*above, folder_id)
             pending.extend((prefix + name, below) for name in reversed(listing.folders))
+
+
+def _folder_id(path: str) -> _FolderId | None:
+    """Return what tells a folder by whatever way it is reached; None in a store, which has no links."""
+    if is_remote(path):
+        return None
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _facts_of_pair(
+    listing: _Listing, prefix: str, image: str, caption_file: str | None
+) -> dict[str, SizeAndTime]:
+    names = [prefix + image, *([caption_file] if caption_file is not None else [])]
+    facts = ((name, listing.facts.get(name.removeprefix(prefix))) for name in names)
+    return {name: found for name, found in facts if found is not None}
 
 
 def _list_folder(path: str) -> _Listing:
     listing = _Listing()
-    with os.scandir(path) as entries:
+    with scan_folder(path) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
                 _sort_in(entry, listing)
@@ -156,10 +210,12 @@ def _list_folder(path: str) -> _Listing:
     return listing
 
 
-def _sort_in(entry: os.DirEntry[str], listing: _Listing) -> None:
+def _sort_in(entry: FolderEntry, listing: _Listing) -> None:
     """Put one name where it belongs; names that are neither image nor caption are passed by."""
     stem, ending = os.path.splitext(entry.name)
     ending = ending.lower()
+    if isinstance(entry, ObjectEntry) and ending in (*IMAGE_ENDINGS, *CAPTION_ENDINGS):
+        listing.facts[entry.name] = facts_of(entry)
     kind = _kind_of(entry)
     if kind == "folder":
         listing.folders.append(entry.name)
@@ -177,7 +233,7 @@ def _sort_in(entry: os.DirEntry[str], listing: _Listing) -> None:
         listing.problems.append(Problem(place=printable(entry.path), reason=reason))
 
 
-def _kind_of(entry: os.DirEntry[str]) -> Literal["folder", "file", "dead link", "device"]:
+def _kind_of(entry: FolderEntry) -> Literal["folder", "file", "dead link", "device"]:
     try:
         if entry.is_dir():
             return "folder"

@@ -6,21 +6,30 @@ Source: img2dataset 1.47, writer.py.
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ...errors import SourceError
 from ...store.layout import CACHE_RECORD, CATALOG
+from ...store.locations import Location
 from .base import Piece, Problem, Sample
 from .caption_files import read_bytes
 from .captions import is_unicode
 from .described import DESCRIBING, SECOND_IMAGE, describe_image
 from .downloads import RecordedFolder, ShardRecords
 from .folder import IMAGE_ENDINGS
-from .paths import is_folder, printable, size_and_time
+from .paths import (
+    SizeAndTime,
+    facts_of,
+    is_folder,
+    is_remote,
+    is_there,
+    printable,
+    scan_folder,
+    size_and_time,
+)
 from .tally import Tally
 
 _SHARD_FOLDER = re.compile(r"\d+")  # as many digits as img2dataset is told, 5 if not
@@ -30,7 +39,7 @@ _SHARD_FOLDER = re.compile(r"\d+")  # as many digits as img2dataset is told, 5 i
 class Img2datasetFiles:
     """A folder that img2dataset wrote in its format "files": a sub-folder for each shard."""
 
-    location: Path
+    location: Location
     """The folder, absolute."""
 
     @property
@@ -38,7 +47,7 @@ class Img2datasetFiles:
         return "img2dataset"
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Location:
         return self.location
 
     @property
@@ -84,13 +93,13 @@ class Img2datasetFiles:
             key, _ = os.path.splitext(file_name)
             by_key.setdefault(key, []).append(file_name)
         for key, names in by_key.items():
-            yield from self._sample(name, key, names, tally)
+            yield from self._sample(name, key, {name: file_names[name] for name in names}, tally)
         yield from tally.rest()
         if records is not None:
             yield from records.problems()
 
     def _sample(
-        self, shard: str, key: str, names: list[str], tally: Tally
+        self, shard: str, key: str, names: Mapping[str, SizeAndTime | None], tally: Tally
     ) -> Iterator[Sample | Problem]:
         folder = f"{self.root}/{shard}"
         files = {os.path.splitext(name)[1].lower(): f"{folder}/{name}" for name in names}
@@ -108,7 +117,7 @@ class Img2datasetFiles:
             yield from tally.add(reason, Problem(place=place, reason=reason, key=key))
             return
         told = describe_image({ending: partial(read_bytes, path) for ending, path in texts.items()})
-        num_bytes, mtime_ns = size_and_time(image)
+        num_bytes, mtime_ns = names[os.path.basename(image)] or size_and_time(image)
         yield Sample(
             key=key,
             path=f"{shard}/{os.path.basename(image)}",
@@ -119,7 +128,7 @@ class Img2datasetFiles:
             mtime_ns=mtime_ns,
             place=place,
         )
-        for other, reason in _second_files(names, {image, *texts.values()}, folder):
+        for other, reason in _second_files(list(names), {image, *texts.values()}, folder):
             problem = Problem(place=printable(other), reason=reason, key=key)
             yield from tally.add(reason, problem)
         for ending, reason in told.reasons:
@@ -142,7 +151,7 @@ def _second_files(
             yield path, f"a second {ending} of its sample, not used"
 
 
-def find_img2dataset_files(folder: Path) -> Img2datasetFiles | None:
+def find_img2dataset_files(folder: Location) -> Img2datasetFiles | None:
     """Return the source that a folder is, where img2dataset wrote it in its format "files".
 
     That is: sub-folders of digits with img2dataset's records beside them.
@@ -151,7 +160,7 @@ def find_img2dataset_files(folder: Path) -> Img2datasetFiles | None:
     return Img2datasetFiles(folder) if RecordedFolder(str(folder)).belongs_to(shards) else None
 
 
-def unread_folders(root: Path, names: Sequence[str]) -> Iterator[Problem]:
+def unread_folders(root: Location, names: Sequence[str]) -> Iterator[Problem]:
     """Yield the problem that sub-folders of a folder of shards are: nothing in them is read."""
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     yield Problem(
@@ -166,10 +175,10 @@ def holds_cache_or_nothing(folder: str) -> bool:
 
     Nothing in it waits to be read; and to name it would change the corpus by building its cache in it.
     """
-    if os.path.exists(f"{folder}/{CACHE_RECORD}"):
+    if is_there(f"{folder}/{CACHE_RECORD}"):
         return True
     try:
-        with os.scandir(folder) as entries:
+        with scan_folder(folder) as entries:
             return all(e.name == CATALOG or e.name.startswith(f"{CACHE_RECORD}.") for e in entries)
     except OSError:
         return False
@@ -178,7 +187,7 @@ def holds_cache_or_nothing(folder: str) -> bool:
 def _folders(root: str) -> tuple[list[str], list[str]]:
     """Return the sub-folders that are named like shards, and others that may hold something unread."""
     try:
-        with os.scandir(root) as entries:
+        with scan_folder(root) as entries:
             names = sorted(e.name for e in entries if e.name[0] not in "._" and is_folder(e))
     except OSError as error:
         raise SourceError(f"{root} cannot be read ({error.strerror})") from error
@@ -187,15 +196,21 @@ def _folders(root: str) -> tuple[list[str], list[str]]:
     return shards, [name for name in others if not holds_cache_or_nothing(f"{root}/{name}")]
 
 
-def _list_shard(folder: str) -> list[str]:
-    """Return the names of the files in a shard's folder, in order.
+def _list_shard(folder: str) -> dict[str, SizeAndTime | None]:
+    """Return the names of the files in a shard's folder, in order, of objects with size and time.
 
     Raises:
         PermissionError: it may not be read.
         SourceError: reading it fails.
     """
     try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        with scan_folder(folder) as entries:
+            found = {
+                entry.name: facts_of(entry) if is_remote(folder) else None
+                for entry in entries
+                if not entry.name.startswith(".")
+            }
+        return dict(sorted(found.items()))
     except PermissionError:
         raise
     except OSError as error:
@@ -209,7 +224,7 @@ def _digest(folder: str) -> str:
         names = _list_shard(folder)
     except PermissionError:
         return "may not be read"
-    for name in names:
-        num_bytes, mtime_ns = size_and_time(f"{folder}/{name}")
+    for name, facts in names.items():
+        num_bytes, mtime_ns = facts or size_and_time(f"{folder}/{name}")
         digest.update(os.fsencode(name) + f"\0{num_bytes} {mtime_ns}\n".encode())
     return digest.hexdigest()

@@ -1,16 +1,18 @@
 """Lines of a text file of any size: none too long for the memory, none that stops the others."""
 
-from pathlib import Path
-from typing import TextIO
+import io
+from typing import TextIO, cast
 
 from ...errors import SourceError
+from ...store.locations import Location
 from .captions import is_unicode
+from .paths import open_path
 
 MAX_LINE = 1 << 25
 """Characters; a longer line is a damaged file, and must not fill the memory."""
 
 
-def open_text(path: Path, *, newline: str | None) -> TextIO:
+def open_text(path: Location, *, newline: str | None) -> TextIO:
     """A UTF-8 file, with or without BOM; bytes that are not UTF-8 come as surrogates.
 
     Args:
@@ -21,7 +23,10 @@ def open_text(path: Path, *, newline: str | None) -> TextIO:
         SourceError: it cannot be opened.
     """
     try:
-        return open(path, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+        file = io.BufferedReader(cast(io.RawIOBase, open_path(str(path))))
+        return io.TextIOWrapper(
+            file, encoding="utf-8-sig", errors="surrogateescape", newline=newline
+        )
     except OSError as error:
         raise SourceError(f"{path} cannot be read ({error.strerror})") from error
 

@@ -1,10 +1,9 @@
 """From what the user named to the source that reads it."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from ...errors import SettingError, SourceError
+from ...store.locations import Location, kind_of, parse_location
 from .archives import is_tar
 from .arrow import find_saved_dataset
 from .base import Source
@@ -18,12 +17,12 @@ from .table import TableSource
 from .webdataset import find_webdataset, make_webdataset
 
 
-def open_source(location: str | Path, *, columns: TableColumns | None = None) -> Source:
+def open_source(location: str | Location, *, columns: TableColumns | None = None) -> Source:
     """The source at a location: its kind is told by what lies there. No image is read yet.
 
     Args:
-        location: path of a folder or a file, or a pattern of files (patterns.py); ``~`` is the home
-            folder.
+        location: path or URL of a folder or a file, or a pattern of files (patterns.py); ``~`` is the
+            home folder.
         columns: columns of a table, where their names are not the usual ones.
 
     Raises:
@@ -32,17 +31,21 @@ def open_source(location: str | Path, *, columns: TableColumns | None = None) ->
     """
     if not str(location):
         raise SettingError("a source is named by an empty text; give a folder or a table of images")
-    path = Path(os.path.abspath(os.path.expanduser(location)))
-    if path.is_dir():
+    path = parse_location(location)
+    try:
+        kind = kind_of(path)
+    except PermissionError as error:
+        raise SourceError(f"{path} cannot be read ({error.strerror})") from error
+    if kind == "folder":
         return _open_folder(path, columns)
     if is_pattern(path):
         return _open_files(path, expand(path), columns)
-    if not path.exists():
+    if kind is None:
         raise SourceError(f"there is no {path}; expected {_accepted()}")
     return _open_files(path, [path], columns)
 
 
-def _open_folder(path: Path, columns: TableColumns | None) -> Source:
+def _open_folder(path: Location, columns: TableColumns | None) -> Source:
     packed = find_saved_dataset(path, columns or TableColumns()) or find_parquet(
         path, columns or TableColumns()
     )
@@ -55,7 +58,9 @@ def _open_folder(path: Path, columns: TableColumns | None) -> Source:
     return find_webdataset(path) or find_img2dataset_files(path) or FolderSource(path)
 
 
-def _open_files(location: Path, files: Sequence[Path], columns: TableColumns | None) -> Source:
+def _open_files(
+    location: Location, files: Sequence[Location], columns: TableColumns | None
+) -> Source:
     """The source of files of one kind."""
     if all(is_tar(file.name) for file in files):
         if columns is not None:

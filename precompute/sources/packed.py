@@ -7,10 +7,11 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from ...errors import SourceError
+from ...store.locations import Location
 from .captions import clean_text, is_missing
 from .columns import (
     IMAGE_NAMES,
@@ -64,7 +65,7 @@ def holds_images(schema: Any, wanted: TableColumns) -> bool:
     return top is None and any(_leaf(field.type) is not None for field in schema)
 
 
-def packed_columns(schema: Any, wanted: TableColumns, place: Path) -> PackedColumns:
+def packed_columns(schema: Any, wanted: TableColumns, place: Location) -> PackedColumns:
     """Return the columns of a table that holds images.
 
     Raises:
@@ -150,7 +151,7 @@ def _path_beside(schema: Any, image: tuple[str, ...]) -> tuple[str, ...] | None:
     return (*image[:-1], "path") if text is not None and str(text) in _TEXT else None
 
 
-def _no_image(schema: Any, wanted: TableColumns, place: Path) -> str:
+def _no_image(schema: Any, wanted: TableColumns, place: Location) -> str:
     shown = show_names([f"{field.name} ({str(field.type)[:40]})" for field in schema])
     expected = "binary, or a struct with 'bytes'"
     if wanted.image is not None:
@@ -186,7 +187,7 @@ def _class_names(feature: object) -> tuple[str, ...]:
     return tuple(texts) if len(texts) == len(cast(Sequence[object], names)) else ()
 
 
-def image_file(root: Path, folder: Path, written: object) -> str:
+def image_file(root: Location, folder: PurePosixPath, written: object) -> str:
     """Return the file that stands for the bytes of a row, relative to the source's root.
 
     Args:
@@ -203,5 +204,5 @@ def image_file(root: Path, folder: Path, written: object) -> str:
     return path_below(root, text if Path(text).is_absolute() else _below(folder, text))
 
 
-def _below(folder: Path, text: str) -> str:
-    return text if "://" in text or folder == Path(".") else f"{folder.as_posix()}/{text}"
+def _below(folder: PurePosixPath, text: str) -> str:
+    return text if "://" in text or folder == PurePosixPath(".") else f"{folder.as_posix()}/{text}"

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 from ...errors import SourceError
 from ...store.layout import CACHE_RECORD, CATALOG
+from ...store.locations import Location, is_folder, relative_to
 from .base import Piece, Problem, Sample
 from .columns import TableColumns
 from .downloads import (
@@ -26,7 +27,15 @@ from .folder import IMAGE_ENDINGS
 from .packed import PackedColumns, holds_images, image_file, packed_columns
 from .parquet_footers import FOOTERS, NullCounts
 from .parquet_rows import null_rows, open_parquet, row_group_rows
-from .paths import printable, size_and_time
+from .paths import (
+    as_location,
+    may_be_read,
+    printable,
+    scan_folder,
+    size_and_time,
+    sizes_and_times,
+    walk_folder,
+)
 from .patterns import expand, is_pattern, root_of
 
 _ENDING = ".parquet"
@@ -38,7 +47,7 @@ _MAX_NAMES = 10_000  # names looked at: a folder of a billion images is not list
 class ParquetSource:
     """The rows of Parquet files, files in order of their names, each row an image."""
 
-    location: Path
+    location: Location
     """A file, a folder, or a pattern; absolute."""
 
     columns: TableColumns = field(default_factory=TableColumns)
@@ -48,7 +57,7 @@ class ParquetSource:
         return "parquet"
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Location:
         return root_of(self.location)
 
     @property
@@ -66,7 +75,7 @@ class ParquetSource:
     def pieces(self) -> Iterator[Piece]:
         """Yield a piece for each file."""
         yield from self._file_pieces()
-        if self.location.is_dir() and (num_images := _count_images(self.location)):
+        if is_folder(self.location) and (num_images := _count_images(self.location)):
             reason = (
                 f"{num_images:,} image files beside the Parquet files are not read; name their folder "
                 "as a source of its own"
@@ -77,24 +86,27 @@ class ParquetSource:
     def _file_pieces(self) -> Iterator[Piece]:
         files, root = self._files(), self.root
         is_only = len(files) == 1
-        recorded: tuple[Path, RecordedFolder] | None = None
-        for file in files:
+        recorded: tuple[Location, RecordedFolder] | None = None
+        told = sizes_and_times([str(file) for file in files])
+        for file, facts in zip(files, told, strict=True):
             if recorded is None or recorded[0] != file.parent:
                 recorded = file.parent, RecordedFolder(str(file.parent))
             records = recorded[1].of_images(file.stem)
             is_unfinished = records is not None and records.unfinished is not None
-            name = os.path.relpath(file, root)
+            name = relative_to(file, root)
+            if name is None:  # a pattern with ".." in it
+                name = os.path.relpath(str(file), str(root))
             # A file that may not be read looks the same when it may: its size and time stay.
-            state = f"{size_and_time(str(file))} {os.access(file, os.R_OK)} {is_unfinished}"
+            state = f"{facts} {may_be_read(str(file))} {is_unfinished}"
             yield Piece(name, partial(self._scan, file, name, is_only, records), state)
 
-    def _files(self) -> Sequence[Path]:
+    def _files(self) -> Sequence[Location]:
         if is_pattern(self.location):
             return expand(self.location)
-        return list(_walk(self.location)) if self.location.is_dir() else [self.location]
+        return list(_walk(self.location)) if is_folder(self.location) else [self.location]
 
     def _scan(
-        self, file: Path, name: str, is_only: bool, records: ShardRecords | None
+        self, file: Location, name: str, is_only: bool, records: ShardRecords | None
     ) -> Iterator[Sample | Problem]:
         """Yield the samples of a file.
 
@@ -123,12 +135,12 @@ class ParquetSource:
 class _FileScan:
     """One file on its way to samples."""
 
-    def __init__(self, opened: Any, file: Path, name: str, columns: PackedColumns) -> None:
+    def __init__(self, opened: Any, file: Location, name: str, columns: PackedColumns) -> None:
         self._opened, self._file, self._name, self._columns = opened, file, name, columns
         self._place = printable(str(file))
-        self._folder = Path(name).parent
-        self._root = Path(str(file).removesuffix(name))
-        self._stem = name.removesuffix(Path(name).suffix)
+        self._folder = PurePosixPath(name).parent
+        self._root = as_location(str(file).removesuffix(name).rstrip("/") or "/")
+        self._stem = name.removesuffix(PurePosixPath(name).suffix)
         self._size_and_time = size_and_time(str(file))
         self._downloads = Downloads()
         self._null_counts: NullCounts | None = None
@@ -217,7 +229,7 @@ class _FileScan:
             yield Problem(place=place, reason=reason, key=key)
 
 
-def find_parquet(folder: Path, columns: TableColumns) -> ParquetSource | None:
+def find_parquet(folder: Location, columns: TableColumns) -> ParquetSource | None:
     """Return the source of a folder of Parquet files with images; None for any other folder.
 
     Raises:
@@ -244,7 +256,7 @@ def find_parquet(folder: Path, columns: TableColumns) -> ParquetSource | None:
 
 
 def find_parquet_files(
-    location: Path, files: Sequence[Path], columns: TableColumns
+    location: Location, files: Sequence[Location], columns: TableColumns
 ) -> ParquetSource | None:
     """Return the source of files with images inside; None where the first that can be read has none."""
     for file in files:
@@ -265,48 +277,49 @@ def _inner(values: dict[str, object]) -> object:
     return found  # pyright: ignore[reportUnknownVariableType]
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Location) -> Iterator[Location]:
     """Yield the Parquet files below a folder, those of a folder before those of its sub-folders."""
     for path in _all_names(folder):
-        if path.suffix.lower() == _ENDING:
-            yield path
+        if path.lower().endswith(_ENDING):
+            yield as_location(path)
 
 
-def _count_images(folder: Path) -> int:
-    return sum(path.suffix.lower() in IMAGE_ENDINGS for path in _all_names(folder))
+def _count_images(folder: Location) -> int:
+    return sum(path.lower().endswith(IMAGE_ENDINGS) for path in _all_names(folder))
 
 
-def _all_names(folder: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
-        if Path(root) != folder and _is_cache([*folders, *names]):
+def _all_names(folder: Location) -> Iterator[str]:
+    for root, folders, names in walk_folder(str(folder)):
+        if root != str(folder) and _is_cache([*folders, *names]):
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith("."):
-                yield Path(root, name)
+                yield f"{root.rstrip('/')}/{name}"
 
 
-def _first_names(folder: Path) -> Iterator[Path]:
+def _first_names(folder: Location) -> Iterator[Location]:
     """Yield some thousand names of files, the nearest to the folder first."""
-    pending = deque([folder])
+    pending = deque([str(folder)])
     num_names = 0
     while pending and num_names < _MAX_NAMES:
         below = pending.popleft()
         try:
-            entries = sorted(os.scandir(below), key=lambda entry: entry.name)
+            with scan_folder(below) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
         except OSError:
             continue
-        if below != folder and _is_cache([entry.name for entry in entries]):
+        if below != str(folder) and _is_cache([entry.name for entry in entries]):
             continue
         num_names += len(entries)
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                pending.append(Path(entry.path))
+                pending.append(entry.path)
             else:
-                yield Path(entry.path)
+                yield as_location(entry.path)
 
 
 def _is_cache(names: Sequence[str]) -> bool:

@@ -10,7 +10,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Generator
 from typing import Any
+
+_MAGIC = b"PAR1"
+_TAIL_BYTES = 8  # length of the footer, magic
 
 NullCounts = list[int | None]
 """Of each row group: cells without a value; None where the file does not say."""
@@ -21,12 +27,18 @@ class Footers:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._turn = threading.Lock()  # pieces of a corpus may be scanned in several threads
 
     def null_counts(self, path: str, member: str, num_row_groups: int) -> NullCounts:
         """Return the null counts of a column, named by the path that leads to it; None for each row
-        group where the footer is damaged, which reading then says."""
+        group where the footer is damaged, which reading then says.
+
+        Raises:
+            StorageError: the file lies in a store that does not answer.
+        """
         try:
-            answer = self._ask({"path": path, "member": member})
+            with _local_file(path) as local, self._turn:
+                answer = self._ask({"path": local, "member": member})
         except (OSError, ValueError):  # it died, before or after it took the question
             self.close()
             return [None] * num_row_groups
@@ -49,6 +61,27 @@ class Footers:
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
+
+
+@contextlib.contextmanager
+def _local_file(path: str) -> Generator[str]:
+    """Give a file of this machine with the footer of a Parquet file, of an object nothing but that."""
+    if "://" not in path:
+        yield path
+        return
+    from ...store.read_ahead import open_ranges  # here: where this file is run it has no package
+    from .paths import as_location
+
+    with (
+        tempfile.NamedTemporaryFile(suffix=".parquet") as file,
+        open_ranges(as_location(path)) as remote,
+    ):
+        remote.seek(-_TAIL_BYTES, os.SEEK_END)
+        tail = remote.read(_TAIL_BYTES)
+        remote.seek(-_TAIL_BYTES - int.from_bytes(tail[:4], "little"), os.SEEK_END)
+        file.write(_MAGIC + remote.read())
+        file.flush()
+        yield file.name
 
 
 def _start() -> "subprocess.Popen[str]":

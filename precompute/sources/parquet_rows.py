@@ -5,16 +5,16 @@
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from ...errors import SourceError, first_line
+from ...errors import CacheError, SourceError, first_line
+from ...store.locations import Location
 from ...store.places import ReadError, leaf_batches, open_streamed
 
 _BATCH_ROWS = 1024
 
 
-def parquet_names(table: Path) -> list[str]:
+def parquet_names(table: Location) -> list[str]:
     """Names of the columns.
 
     Raises:
@@ -23,7 +23,7 @@ def parquet_names(table: Path) -> list[str]:
     return [str(name) for name in open_parquet(table).schema_arrow.names]
 
 
-def refuse_packed_images(table: Path, column: str) -> None:
+def refuse_packed_images(table: Location, column: str) -> None:
     """Refuse a Parquet column of images that holds no paths, before its bytes are read.
 
     Raises:
@@ -40,7 +40,7 @@ def refuse_packed_images(table: Path, column: str) -> None:
         )
 
 
-def open_parquet(path: Path) -> Any:
+def open_parquet(path: Location) -> Any:
     """Open a Parquet file: its footer is read, none of its columns.
 
     Raises:
@@ -52,6 +52,8 @@ def open_parquet(path: Path) -> Any:
         file = open_streamed(path)
         check_names(file.schema_arrow)
         return file
+    except CacheError:
+        raise
     except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(f"{path} cannot be read as Parquet ({first_line(error)})") from error
 
@@ -68,7 +70,7 @@ def check_names(fields: Any) -> None:
 
 
 def parquet_rows(
-    table: Path, columns: Sequence[str] | None
+    table: Location, columns: Sequence[str] | None
 ) -> Iterator[tuple[str, dict[str, object] | str]]:
     """Where each row stands, and its values or the reason why it has none.
 

@@ -1,18 +1,48 @@
-"""Paths of a corpus: as the catalog keeps them, as a message shows them, what lies there."""
+"""Paths of a corpus: as the catalog keeps them, as a message shows them, what lies there.
 
+A path is a text here: absolute on this machine, or the URL of an object.
+"""
+
+import contextlib
+import errno
 import os
 import re
 import stat
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO, cast
+
+from upath import UPath
+
+from ...store.ahead import map_ahead
+from ...store.locations import (
+    Location,
+    ObjectStatus,
+    is_url,
+    join,
+    kind_of,
+    list_folder,
+    parse_location,
+    read_bytes,
+    status_of,
+)
+from ...store.read_ahead import ReadAhead
+
+SizeAndTime = tuple[int | None, int | None]
+"""Bytes, and modification time in nanoseconds (whole seconds in an object store); None, None where there
+is no file."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_FEW_FILES = 16  # of one folder: asked for one by one rather than listing what else lies there
 
 
-def path_below(root: Path, written: str) -> str:
+def path_below(root: Location, written: str) -> str:
     """The path relative to root, with forward slashes; ``..`` stays where it leads outside.
 
     ``..`` is not folded away: behind a symbolic link ``link/../a.jpg`` is another file than
-    ``a.jpg``.
+    ``a.jpg``. In an object store a URL of the same bucket will do as well.
 
     Raises:
         ValueError: it names no file; the message is a reason.
@@ -22,16 +52,51 @@ def path_below(root: Path, written: str) -> str:
     if "\0" in written:
         raise ValueError(f"the image path holds a NUL byte: {written[:40]!r}")
     if _URL.match(written):
-        raise ValueError(f"the image is a URL, expected a file: {written[:80]!r}")
-    relative = _relative(root, written) if os.path.isabs(written) else written
+        relative = _relative_url(root, written)
+    else:
+        relative = _relative(root, written) if os.path.isabs(written) else written
     parts = [part for part in relative.split("/") if part not in ("", ".")]
     if not parts or parts[-1] == "..":
         raise ValueError(f"the image path names no file: {written[:40]!r}")
+    if isinstance(root, UPath) and ".." in parts:
+        try:
+            join(root, "/".join(parts))
+        except FileNotFoundError as error:
+            raise ValueError(f"{error.strerror}: {written[:40]!r}") from None
     return "/".join(parts)
 
 
-def size_and_time(path: str) -> tuple[int | None, int | None]:
-    """Bytes and modification time in nanoseconds of a file; None, None where there is none."""
+def as_location(path: str) -> Location:
+    """Return what a path names; objects may have names that a location which is typed may not.
+
+    Raises:
+        FileNotFoundError: a URL leads out of its bucket.
+    """
+    if not is_remote(path):
+        return Path(path)
+    protocol, _, rest = path.partition("://")
+    bucket, _, way = rest.partition("/")
+    return join(_bucket(protocol, bucket), way)
+
+
+@lru_cache(maxsize=64)
+def _bucket(protocol: str, bucket: str) -> Location:
+    return parse_location(f"{protocol}://{bucket}")
+
+
+def is_remote(path: str) -> bool:
+    """Say whether a path is a URL."""
+    return "://" in path and is_url(path)
+
+
+def size_and_time(path: str) -> SizeAndTime:
+    """Bytes and modification time of a file; None, None where there is none.
+
+    Raises:
+        StorageError: its store does not answer.
+    """
+    if is_remote(path):
+        return _of_object(path)
     try:
         status = os.stat(path)
     except OSError:  # missing, a broken or looping link, a name too long: the build will say which
@@ -41,7 +106,137 @@ def size_and_time(path: str) -> tuple[int | None, int | None]:
     return status.st_size, status.st_mtime_ns
 
 
-def is_folder(entry: os.DirEntry[str]) -> bool:
+def sizes_and_times(paths: Sequence[str]) -> Iterator[SizeAndTime]:
+    """Yield as size_and_time, in order; of objects, many are asked for at a time, and where many lie in
+    one folder, that is listed."""
+    if not any(map(is_remote, paths)):
+        yield from map(size_and_time, paths)
+        return
+    num_in: dict[str, int] = {}
+    for path in paths:
+        folder = path.rpartition("/")[0]
+        num_in[folder] = num_in.get(folder, 0) + 1
+    listed: dict[str, SizeAndTime] = {}
+    for folder in (folder for folder, count in num_in.items() if count > _FEW_FILES):
+        with scan_folder(folder) as entries:
+            listed.update((entry.path, facts_of(entry)) for entry in entries)
+    alone = [path for path in paths if num_in[path.rpartition("/")[0]] <= _FEW_FILES]
+    listed.update(map_ahead(size_and_time, alone))
+    yield from (listed.get(path, (None, None)) for path in paths)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectEntry:
+    """A name in a folder of an object store, asked like an os.DirEntry."""
+
+    name: str
+    path: str
+    status: ObjectStatus | None
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        """Say whether objects lie below it."""
+        return self.status is None
+
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        """Say whether it is an object."""
+        return self.status is not None
+
+    def is_symlink(self) -> bool:
+        """There is no such thing."""
+        return False
+
+
+FolderEntry = os.DirEntry[str] | ObjectEntry
+
+
+@contextlib.contextmanager
+def scan_folder(path: str) -> Generator[Iterable[FolderEntry]]:
+    """As os.scandir: give the entries of a folder, of objects with what the listing says of them.
+
+    Raises:
+        OSError: there is none, or it may not be read.
+    """
+    if not is_remote(path):
+        with os.scandir(path) as entries:
+            yield entries
+        return
+    found = list_folder(cast(UPath, as_location(path)))
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, "no such folder", path)
+    prefix = path.rstrip("/")
+    yield [ObjectEntry(entry.name, f"{prefix}/{entry.name}", entry.status) for entry in found]
+
+
+def list_names(path: str) -> list[str]:
+    """As os.listdir.
+
+    Raises:
+        OSError: there is no such folder, or it may not be read.
+    """
+    if not is_remote(path):
+        return os.listdir(path)
+    with scan_folder(path) as entries:
+        return [entry.name for entry in entries]
+
+
+def facts_of(entry: FolderEntry) -> SizeAndTime:
+    """Return size and time of an entry: as it was listed, where it is an object."""
+    if not isinstance(entry, ObjectEntry):
+        return size_and_time(entry.path)
+    status = entry.status
+    return (None, None) if status is None else (status.num_bytes, status.mtime_ns)
+
+
+def walk_folder(path: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk, from the top: folders that are taken out of the list are not entered."""
+    if not is_remote(path):
+        yield from os.walk(path)
+        return
+    try:
+        with scan_folder(path) as entries:
+            found = list(entries)
+    except OSError:
+        return
+    folders = [entry.name for entry in found if entry.is_dir()]
+    yield path, folders, [entry.name for entry in found if entry.is_file()]
+    for name in folders:
+        yield from walk_folder(f"{path.rstrip('/')}/{name}")
+
+
+def is_there(path: str) -> bool:
+    """Say whether there is such a file or folder."""
+    return kind_of(as_location(path)) is not None if is_remote(path) else os.path.exists(path)
+
+
+def may_be_read(path: str) -> bool:
+    """Say whether a file may be read; a store will say so itself."""
+    return is_remote(path) or os.access(path, os.R_OK)
+
+
+def open_path(path: str) -> BinaryIO:
+    """Open a file for reading, unbuffered; an object is read ahead.
+
+    Raises:
+        OSError: there is none, or it may not be read.
+    """
+    if is_remote(path):
+        return cast(BinaryIO, ReadAhead(cast(UPath, as_location(path))))
+    return cast(BinaryIO, open(path, "rb", buffering=0))
+
+
+def read_path(path: str, num_bytes: int) -> bytes:
+    """Return a file's first bytes, at most so many; of an object, in one request.
+
+    Raises:
+        OSError: there is none, or it may not be read.
+    """
+    if is_remote(path):
+        return read_bytes(as_location(path), 0, num_bytes)
+    with open(path, "rb") as file:
+        return file.read(num_bytes)
+
+
+def is_folder(entry: FolderEntry) -> bool:
     """Say whether an entry is a folder or leads to one; a link to itself does not."""
     try:
         return entry.is_dir()
@@ -54,7 +249,31 @@ def printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _relative(root: Path, absolute: str) -> str:
+def _of_object(path: str) -> SizeAndTime:
+    try:
+        status = status_of(as_location(path))
+    except (FileNotFoundError, PermissionError):
+        return None, None
+    return (None, None) if status is None else (status.num_bytes, status.mtime_ns)
+
+
+def _relative_url(root: Location, url: str) -> str:
+    if not isinstance(root, UPath):
+        raise ValueError(f"the image is a URL, expected a file: {url[:80]!r}")
+    protocol, _, rest = str(root).partition("://")
+    bucket = f"{protocol}://{rest.partition('/')[0]}/"
+    if not url.startswith(bucket):
+        raise ValueError(f"the image lies elsewhere, expected one below {bucket}: {url[:80]!r}")
+    if "?" in url or "#" in url:
+        raise ValueError("the image's URL has a ? or # in it, which no location may have")
+    return os.path.relpath("/" + url.removeprefix(bucket), "/" + rest.partition("/")[2])
+
+
+def _relative(root: Location, absolute: str) -> str:
+    if isinstance(root, UPath):
+        raise ValueError(
+            f"the image path is absolute, expected one below {root}: {absolute[:80]!r}"
+        )
     prefix = f"{root}/"
     if absolute.startswith(prefix):
         return absolute.removeprefix(prefix)

@@ -1,12 +1,17 @@
 """Several files named at once: ``shards/*.tar``, ``shards/{000..123}.tar``, a folder of shards."""
 
+import fnmatch
 import glob
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from upath import UPath
+
 from ...errors import SourceError
+from ...store.locations import Location, is_folder, parse_location
+from . import paths
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
@@ -14,20 +19,25 @@ _MAX_FILES = 1_000_000
 """A typo's limit: {000..999999999}, or {0..9} ten times, would fill the memory with names."""
 
 
-def is_pattern(location: Path) -> bool:
-    """Say whether what the user named stands for several files: it does not exist by that name."""
-    return any(character in str(location) for character in "*?[{") and not location.exists()
+def is_pattern(location: Location) -> bool:
+    """Say whether what the user named stands for several files: it does not exist by that name.
+
+    A URL is not asked for, and said to be a pattern by its looks.
+    """
+    text = str(location)
+    looks_so = any(character in text for character in "*?[{")
+    return looks_so and (isinstance(location, UPath) or not location.exists())
 
 
-def is_there(location: Path) -> bool:
+def is_there(location: Location) -> bool:
     """Say whether there is such a file or folder, or any file that fits such a pattern."""
     if not is_pattern(location):
-        return location.exists()
+        return paths.is_there(str(location))
     names = itertools.chain.from_iterable(map(_matches, _expand_braces(str(location))))
-    return any(Path(name).exists() for name in names)
+    return any(map(paths.is_there, names))
 
 
-def expand(location: Path) -> list[Path]:
+def expand(location: Location) -> list[Location]:
     """Return the files of a pattern, each once: braces in the order written, globs sorted by name.
 
     A name that braces spell out is returned whether it exists or not: a missing shard is to be
@@ -36,34 +46,70 @@ def expand(location: Path) -> list[Path]:
     Raises:
         SourceError: nothing fits a glob, or braces count too far.
     """
-    found: dict[Path, None] = {}
+    found: dict[Location, None] = {}
     _refuse_too_many(str(location))
     for name in _expand_braces(str(location)):
         files = sorted(_matches(name))
         if not files:
             raise SourceError(f"no file is called {name}")
-        found.update((Path(file), None) for file in files)
+        found.update((paths.as_location(file), None) for file in files)
     return list(found)
 
 
-def root_of(location: Path) -> Path:
+def root_of(location: Location) -> Location:
     """Return the folder that the files at a location are named relative to."""
     if is_pattern(location):
         return pattern_root(location)
-    return location if location.is_dir() else location.parent
+    return location if is_folder(location) else location.parent
 
 
-def pattern_root(location: Path) -> Path:
+def pattern_root(location: Location) -> Location:
     """Return the folder above the first part of a path that is a pattern."""
+    if isinstance(location, UPath):
+        head, _, _ = re.split(r"[*?\[{]", str(location), maxsplit=1)[0].rpartition("/")
+        return parse_location(head)
     parts = location.parts
     first = next((i for i, part in enumerate(parts) if set(part) & set("*?[{")), len(parts) - 1)
     return Path(*parts[:first])
 
 
 def _matches(name: str) -> Iterator[str]:
-    if any(character in name for character in "*?["):
-        return glob.iglob(name, recursive=True)
-    return iter([name])
+    if not any(character in name for character in "*?["):
+        return iter([name])
+    if paths.is_remote(name):
+        protocol, _, rest = name.partition("://")
+        bucket, *parts = rest.split("/")
+        return _objects(f"{protocol}://{bucket}", parts)
+    return glob.iglob(name, recursive=True)
+
+
+def _objects(folder: str, parts: Sequence[str]) -> Iterator[str]:
+    """Yield the objects below a folder that fit, as glob would; folder by folder, no more than needed."""
+    part, *rest = parts
+    if part == "**":
+        if rest:
+            yield from _objects(folder, rest)
+    elif not any(character in part for character in "*?["):
+        path = f"{folder}/{part}"
+        if rest:
+            yield from _objects(path, rest)
+        elif paths.is_there(path):
+            yield path
+        return
+    try:
+        with paths.scan_folder(folder) as entries:
+            for entry in entries:
+                is_hidden = entry.name.startswith(".") and not part.startswith(".")
+                if is_hidden or not (part == "**" or fnmatch.fnmatchcase(entry.name, part)):
+                    continue
+                if part == "**" and entry.is_dir():
+                    yield from _objects(entry.path, parts)
+                elif part != "**" and rest and entry.is_dir():
+                    yield from _objects(entry.path, rest)
+                elif not rest:
+                    yield entry.path
+    except FileNotFoundError:
+        return
 
 
 def _refuse_too_many(text: str) -> None:

@@ -8,10 +8,10 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 from ...errors import SourceError
+from ...store.locations import Location
 from .captions import describe, is_unicode
 from .csv_records import CsvRecords
 from .lines import fault_of_line, open_text, read_line
@@ -40,7 +40,7 @@ class BadRow:
     reason: str
 
 
-def column_names(table: Path) -> list[str]:
+def column_names(table: Location) -> list[str]:
     """Names of the columns; of a .jsonl, those of its first thousand rows together.
 
     Raises:
@@ -56,7 +56,7 @@ def column_names(table: Path) -> list[str]:
                 return _header(table, CsvRecords(file, _delimiter(table)))
 
 
-def read_rows(table: Path, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
+def read_rows(table: Location, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
     """The rows in order.
 
     Args:
@@ -104,7 +104,7 @@ def parse_json(
         raise ValueError("malformed JSON (a number is too long)") from None
 
 
-def _jsonl_rows(table: Path) -> Iterator[Row | BadRow]:
+def _jsonl_rows(table: Location) -> Iterator[Row | BadRow]:
     with open_text(table, newline="\n") as file:
         for number in itertools.count(1):
             line = read_line(file)
@@ -128,7 +128,7 @@ def _jsonl_row(where: str, line: str) -> Row | BadRow:
     return Row(where, cast(dict[str, object], value))
 
 
-def _jsonl_names(table: Path) -> list[str]:
+def _jsonl_names(table: Location) -> list[str]:
     names: dict[str, None] = {}
     first_bad: BadRow | None = None
     num_good = 0
@@ -148,11 +148,11 @@ def _jsonl_names(table: Path) -> list[str]:
     return list(names)
 
 
-def _delimiter(table: Path) -> str:
+def _delimiter(table: Location) -> str:
     return "\t" if table.suffix.lower() == ".tsv" else ","
 
 
-def _header(table: Path, records: CsvRecords) -> list[str]:
+def _header(table: Location, records: CsvRecords) -> list[str]:
     """The column names, read from the first record."""
     for where, record in records:
         if isinstance(record, str):
@@ -163,7 +163,7 @@ def _header(table: Path, records: CsvRecords) -> list[str]:
     raise _empty(table)
 
 
-def _csv_rows(table: Path) -> Iterator[Row | BadRow]:
+def _csv_rows(table: Location) -> Iterator[Row | BadRow]:
     with open_text(table, newline="") as file:
         records = CsvRecords(file, _delimiter(table))
         header = _header(table, records)
@@ -182,5 +182,5 @@ def _csv_rows(table: Path) -> Iterator[Row | BadRow]:
                 yield Row(where, dict(zip(header, record, strict=True)))
 
 
-def _empty(table: Path) -> SourceError:
+def _empty(table: Location) -> SourceError:
     return SourceError(f"{table} is empty; expected a row for each image")

@@ -1,29 +1,43 @@
 """A table of images and captions: .jsonl, .csv, .tsv or .parquet, a row for each image."""
 
+import errno
 import hashlib
+import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ...errors import SourceError
+from ...store.ahead import map_ahead
+from ...store.locations import Location, status_of
 from .base import Piece, Problem, Sample
 from .captions import clean_text, is_missing, read_cell
 from .columns import TableColumns, check_columns, find_columns
-from .fields import read_fields
+from .fields import RowFields, read_fields
 from .parquet_rows import refuse_packed_images
-from .paths import path_below, size_and_time
+from .paths import SizeAndTime, is_remote, path_below, size_and_time
 from .rows import BadRow, Row, column_names, read_rows
 
 _CELL_ENDINGS = (".csv", ".tsv")
 
 
 @dataclass(frozen=True, slots=True)
+class _Entry:
+    """What a row says."""
+
+    place: str
+    path: str
+    """Of the image, relative to the table's folder."""
+
+    fields: RowFields
+
+
+@dataclass(frozen=True, slots=True)
 class TableSource:
     """The rows of one table; images are named relative to its folder."""
 
-    location: Path
+    location: Location
     """The table, absolute."""
 
     columns: TableColumns = field(default_factory=TableColumns)
@@ -33,7 +47,7 @@ class TableSource:
         return "table"
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Location:
         return self.location.parent
 
     @property
@@ -44,10 +58,12 @@ class TableSource:
     def fingerprint(self) -> str:
         """Changes with the table's size or time, or the columns asked for; images do not count."""
         try:
-            status = self.location.stat()
+            status = status_of(self.location)
         except OSError as error:
             raise SourceError(f"{self.location} cannot be read ({error.strerror})") from error
-        parts = f"table\n{self.columns!r}\n{status.st_size}\n{status.st_mtime_ns}\n"
+        if status is None:
+            raise SourceError(f"{self.location} cannot be read ({os.strerror(errno.ENOENT)})")
+        parts = f"table\n{self.columns!r}\n{status.num_bytes}\n{status.mtime_ns}\n"
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def pieces(self) -> Iterator[Piece]:
@@ -66,38 +82,43 @@ class TableSource:
         if found.image is not None and self.location.suffix.lower() == ".parquet":
             refuse_packed_images(self.location, found.image)
         num_rows = 0
-        for row in read_rows(self.location, found.names()):
+        entries = map(self._entry, read_rows(self.location, found.names()))
+        for entry, (num_bytes, mtime_ns) in self._with_facts(entries):
             num_rows += 1
-            if isinstance(row, BadRow):
-                yield Problem(place=f"{self.location} {row.where}", reason=row.reason)
+            if isinstance(entry, Problem):
+                yield entry
             else:
-                yield from self._sample(row)
+                yield from _sample(entry, num_bytes, mtime_ns)
         if not num_rows:
             raise SourceError(f"{self.location} has no rows below its column names")
 
-    def _sample(self, row: Row) -> Iterator[Sample | Problem]:
+    def _with_facts(
+        self, entries: Iterator[_Entry | Problem]
+    ) -> Iterator[tuple[_Entry | Problem, SizeAndTime]]:
+        """Yield size and time of each row's image; objects are asked for theirs many at a time."""
+        prefix = f"{self.root}/"
+
+        def facts(entry: _Entry | Problem) -> SizeAndTime:
+            return (
+                (None, None) if isinstance(entry, Problem) else size_and_time(prefix + entry.path)
+            )
+
+        if is_remote(prefix):
+            return map_ahead(facts, entries)
+        return ((entry, facts(entry)) for entry in entries)
+
+    def _entry(self, row: Row | BadRow) -> _Entry | Problem:
         place = f"{self.location} {row.where}"
+        if isinstance(row, BadRow):
+            return Problem(place=place, reason=row.reason)
         values = row.values
         found = find_columns(tuple(values), self.columns)
         try:
             path = self._path(values, found.image)
             fields = read_fields(values, found, read_cell=self._cell)
         except ValueError as error:
-            yield Problem(place=place, reason=str(error))
-            return
-        key = fields.key or posixpath.splitext(path)[0]
-        num_bytes, mtime_ns = size_and_time(f"{self.root}/{path}")
-        yield Sample(
-            key=key,
-            path=path,
-            captions=fields.captions,
-            label=fields.label,
-            num_bytes=num_bytes,
-            mtime_ns=mtime_ns,
-            place=place,
-        )
-        for reason in fields.reasons:
-            yield Problem(place=place, reason=reason, key=key)
+            return Problem(place=place, reason=str(error))
+        return _Entry(place, path, fields)
 
     def _path(self, values: dict[str, object], column: str | None) -> str:
         value = values[column] if column is not None else None
@@ -110,3 +131,21 @@ class TableSource:
     def _cell(self, value: object) -> object:
         """The value, or the list that a text-only table wrote into one cell."""
         return read_cell(value) if self.location.suffix.lower() in _CELL_ENDINGS else value
+
+
+def _sample(
+    entry: _Entry, num_bytes: int | None, mtime_ns: int | None
+) -> Iterator[Sample | Problem]:
+    fields = entry.fields
+    key = fields.key or posixpath.splitext(entry.path)[0]
+    yield Sample(
+        key=key,
+        path=entry.path,
+        captions=fields.captions,
+        label=fields.label,
+        num_bytes=num_bytes,
+        mtime_ns=mtime_ns,
+        place=entry.place,
+    )
+    for reason in fields.reasons:
+        yield Problem(place=entry.place, reason=reason, key=key)

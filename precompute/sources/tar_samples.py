@@ -18,12 +18,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
+from upath import UPath
 
 from ...errors import SourceError
+from ...store.locations import Location
+from ...store.read_ahead import ReadAhead
 from .archives import refuse_compressed
 from .base import Problem, Sample
 from .caption_files import MAX_TEXT_BYTES
@@ -45,6 +47,11 @@ _DOTTED_IMAGE = (
     "an image with a dot in its name before the ending, where WebDataset ends the key: not used; "
     "rename it if it is no mask or the like"
 )
+
+_SMALL_TEXT = 1 << 16
+_KEPT_BYTES = 1 << 26
+"""Of the texts of an archive in an object store: they lie in the pieces that are read for its headers, so
+that they are taken as it is walked; what is too much is read afterwards, once more in order."""
 
 _DIGEST_BYTES = 16  # of a key: two keys of one archive never share it
 
@@ -129,7 +136,7 @@ def split_key(name: bytes) -> tuple[bytes, bytes] | None:
     return folder + slash + stem, ending.lower()
 
 
-def tar_samples(path: Path, relative: str) -> Iterator[Sample | Problem]:
+def tar_samples(path: Location, relative: str) -> Iterator[Sample | Problem]:
     """Yield the samples of an archive in the order of their first members, and what is wrong.
 
     Args:
@@ -140,6 +147,10 @@ def tar_samples(path: Path, relative: str) -> Iterator[Sample | Problem]:
         SourceError: it is compressed, or reading it fails (not: it is missing, or damaged).
     """
     try:
+        if isinstance(path, UPath):
+            with ReadAhead(path) as file:
+                yield from _Archive(path, relative, cast(BinaryIO, file), keeps_texts=True).scan()
+            return
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
             yield Problem(place=printable(str(path)), reason="not a regular file")
             return
@@ -156,12 +167,16 @@ def tar_samples(path: Path, relative: str) -> Iterator[Sample | Problem]:
 class _Archive:
     """One archive that is being scanned."""
 
-    def __init__(self, path: Path, relative: str, file: BinaryIO) -> None:
+    def __init__(
+        self, path: Location, relative: str, file: BinaryIO, *, keeps_texts: bool = False
+    ) -> None:
         self._path, self._relative, self._file = path, relative, file
         self._place = printable(str(path))
         self._num_bytes, self._mtime_ns = size_and_time(str(path))
         self._tally = Tally(self._place)
         self._index = _Index()
+        self._texts: dict[int, bytes] = {}  # by member; kept while they are at hand
+        self._kept_bytes = _KEPT_BYTES if keeps_texts else 0  # that may be kept still
         self._left_out: str | None = None  # key of the last sample, where it may lack members
 
     def scan(self) -> Iterator[Sample | Problem]:
@@ -197,6 +212,9 @@ class _Archive:
                 yield from self._tally.add(reason, self._problem(member.name, reason))
             else:
                 index.add(member, parts[0], role)
+                if role >= len(_IMAGES) and member.size <= min(_SMALL_TEXT, self._kept_bytes):
+                    self._kept_bytes -= member.size
+                    self._texts[len(index) - 1] = self._read_text(len(index) - 1)
 
     def _sample(self, group: list[int]) -> Iterator[Sample | Problem]:
         index = self._index
@@ -245,6 +263,8 @@ class _Archive:
             yield from self._tally.add(kind, self._problem(wrong, reason, key))
 
     def _read_text(self, i: int) -> bytes:
+        if i in self._texts:
+            return self._texts.pop(i)
         size = self._index.sizes[i]
         if size > MAX_TEXT_BYTES:
             raise ValueError(f"larger than {MAX_TEXT_BYTES:,} bytes")

@@ -5,16 +5,16 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ...errors import SourceError
+from ...store.locations import Location, relative_to
 from .archives import is_compressed_tar, is_tar, refuse_compressed, unpacked_name
 from .base import Piece, Problem, Sample
 from .downloads import RecordedFolder, ShardRecords
 from .folder import IMAGE_ENDINGS
 from .img2dataset import holds_cache_or_nothing, unread_folders
-from .paths import is_folder, size_and_time
+from .paths import is_folder, is_there, may_be_read, scan_folder, sizes_and_times
 from .patterns import root_of
 from .tar_samples import tar_samples
 
@@ -23,10 +23,10 @@ from .tar_samples import tar_samples
 class WebDatasetSource:
     """Samples in one tar, in the tars of a folder, or in those that a pattern names."""
 
-    location: Path
+    location: Location
     """What the user named, absolute: a tar, a folder of them, a pattern."""
 
-    files: tuple[Path, ...]
+    files: tuple[Location, ...]
     """The tars in order; one that is not there is a problem of the corpus."""
 
     passed_folders: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class WebDatasetSource:
         return "webdataset"
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Location:
         return root_of(self.location)
 
     @property
@@ -58,20 +58,24 @@ class WebDatasetSource:
         if self.passed_folders:
             yield Piece("", partial(unread_folders, root, self.passed_folders))
         recorded: tuple[str, RecordedFolder] | None = None
-        for path in self.files:
+        facts = sizes_and_times([str(path) for path in self.files])
+        for path, size_and_time in zip(self.files, facts, strict=True):
             folder = str(path.parent)
             if recorded is None or recorded[0] != folder:
                 recorded = folder, RecordedFolder(folder)
             records = recorded[1].of_shard(path.stem)
-            relative = path.relative_to(root).as_posix()
+            relative = relative_to(path, root)
+            assert relative is not None
             told = records.fingerprint() if records else "none"
             # A file that may not be read looks the same when it may: its size and time stay.
-            state = f"{size_and_time(str(path))} {os.access(path, os.R_OK)} {told}"
+            state = f"{size_and_time} {may_be_read(str(path))} {told}"
             yield Piece(relative, partial(_scan, path, relative, records), state)
 
 
-def _scan(path: Path, relative: str, records: ShardRecords | None) -> Iterator[Sample | Problem]:
-    if records is not None and records.unfinished is not None and path.exists():
+def _scan(
+    path: Location, relative: str, records: ShardRecords | None
+) -> Iterator[Sample | Problem]:
+    if records is not None and records.unfinished is not None and is_there(str(path)):
         yield records.skipped(str(path))
         return
     yield from tar_samples(path, relative)
@@ -79,7 +83,7 @@ def _scan(path: Path, relative: str, records: ShardRecords | None) -> Iterator[S
         yield from records.problems()
 
 
-def find_webdataset(folder: Path) -> WebDatasetSource | None:
+def find_webdataset(folder: Location) -> WebDatasetSource | None:
     """Return the source that a folder is, where tars and no images lie at its top.
 
     Raises:
@@ -88,7 +92,7 @@ def find_webdataset(folder: Path) -> WebDatasetSource | None:
     tars: list[str] = []
     folders: list[str] = []
     try:
-        with os.scandir(folder) as entries:
+        with scan_folder(str(folder)) as entries:
             for entry in entries:
                 name = entry.name.lower()
                 if name.startswith("."):
@@ -108,7 +112,7 @@ def find_webdataset(folder: Path) -> WebDatasetSource | None:
 
 
 def make_webdataset(
-    location: Path, files: Sequence[Path], passed_folders: tuple[str, ...] = ()
+    location: Location, files: Sequence[Location], passed_folders: tuple[str, ...] = ()
 ) -> WebDatasetSource:
     """Return the source of these tars.
 
