@@ -1,6 +1,7 @@
 """How many bytes a build writes, and whether the disk has room for them."""
 
 import shutil
+from collections import Counter
 
 from ..errors import DiskFullError
 from ..store.arrays import ArrayLayout
@@ -20,12 +21,13 @@ def unit_bytes(array: ArrayLayout, num_rows: int) -> int:
 
 def bytes_to_write(cache: Cache, embed_dim: int, done: set[tuple[Modality, int]]) -> int:
     """Return the bytes of the units that are not done."""
-    return sum(
-        unit_bytes(cache.manifest.array_layout(modality, embed_dim), unit.rows.count)
-        for modality in MODALITIES
-        for unit in cache.manifest.units(modality)
-        if (modality, unit.number) not in done
-    )
+    num_bytes = 0
+    for modality in MODALITIES:
+        array = cache.manifest.array_layout(modality, embed_dim)
+        units = cache.manifest.units(modality)
+        sizes = Counter(u.rows.count for u in units if (modality, u.number) not in done)
+        num_bytes += sum(count * unit_bytes(array, rows) for rows, count in sizes.items())
+    return num_bytes
 
 
 def refuse_small_disk(cache: Cache, embed_dim: int, done: set[tuple[Modality, int]]) -> None:

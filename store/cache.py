@@ -51,6 +51,13 @@ class Cache:
         self.manifest: Manifest = read_manifest(self.files)
         self.teacher_records: dict[str, TeacherRecord] = read_teachers(self.files)
         self._commits: dict[str, Commits] = {}
+        self._known: dict[str, Commits] = {}
+
+    def renewed(self) -> "Cache":
+        """Return the cache as it is now. Records of units that were read are not read again."""
+        now = Cache(self.root, corpus_roots=self.corpus_roots)
+        now._known = {**self._known, **self._commits}
+        return now
 
     def __repr__(self) -> str:
         teachers = ", ".join(self.teachers) or "no teacher"
@@ -152,7 +159,7 @@ class Cache:
         """Return a teacher's committed units as they were when first asked for."""
         name = self.teacher(teacher).name
         if name not in self._commits:
-            self._commits[name] = read_commits(self.files, name)
+            self._commits[name] = read_commits(self.files, name, known=self._known.get(name))
         return self._commits[name]
 
     def image_targets(self, teacher: str | None = None) -> Targets:

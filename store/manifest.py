@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from sys import intern
 from typing import Any, cast
 
 from ..errors import DamagedCacheError, NotACacheError
@@ -11,6 +12,7 @@ from .arrays import ArrayLayout
 from .catalog import Part, Table
 from .files import LocalFiles
 from .layout import MODALITIES, Modality
+from .read_many import read_many
 from .records import Record, decode_record
 from .views import ViewPolicy
 
@@ -241,33 +243,42 @@ def read_teachers(files: LocalFiles) -> dict[str, TeacherRecord]:
     return teachers
 
 
-def read_commits(files: LocalFiles, teacher: str) -> Commits:
-    """Return a teacher's committed units. Torn records do not count, and are named."""
+def read_commits(files: LocalFiles, teacher: str, *, known: Commits | None = None) -> Commits:
+    """Return a teacher's committed units. Torn records do not count, and are named.
+
+    A billion samples have 122,000 records: each takes some 50 microseconds and 1.4 kB of memory.
+
+    Args:
+        files: the cache.
+        teacher: its name.
+        known: what was read before. Records never change, so those it has are not read again.
+    """
     commits = Commits()
-    damaged: dict[tuple[Modality, int], tuple[int, str]] = {}
     folder = layout.commits_folder(teacher)
     for name in files.names(folder):
         if name.endswith(".intent"):
             commits.intents.append(f"{folder}/{name.removesuffix('.intent')}")
         parsed = layout.parse_unit_record(name)
-        if parsed is None:
-            continue
-        modality, unit, attempt = parsed
-        place = (modality, unit)
-        commits.next_attempt[place] = max(commits.next_attempt.get(place, 0), attempt + 1)
-        path = f"{folder}/{name}"
+        if parsed is not None:
+            modality, unit, attempt = parsed
+            place = (modality, unit)
+            commits.next_attempt[place] = max(commits.next_attempt.get(place, 0), attempt + 1)
+    missing: list[tuple[tuple[Modality, int], str]] = []
+    for place, next_attempt in sorted(commits.next_attempt.items()):
+        found = known.units.get(place) if known else None
+        if found is not None and found.attempt == next_attempt - 1:
+            commits.units[place] = found
+        else:
+            missing.append((place, layout.unit_record(teacher, *place, next_attempt - 1)))
+    shared = _Shared()
+    data = read_many(files.read, [path for _, path in missing])
+    for (place, path), bytes_read in zip(missing, data, strict=True):
         try:
-            commit = _parse_commit(decode_record(files.read(path), where=str(files.local(path))))
+            record = decode_record(bytes_read, where=f"{files.root}/{path}")
         except DamagedCacheError as error:
-            damaged[place] = max(damaged.get(place, (-1, "")), (attempt, str(error)))
-            continue
-        known = commits.units.get(place)
-        if known is None or commit.attempt > known.attempt:
-            commits.units[place] = commit
-    for place, (attempt, message) in sorted(damaged.items()):
-        if place not in commits.units or commits.units[place].attempt < attempt:
-            commits.damaged.append(message)
-            commits.units.pop(place, None)
+            commits.damaged.append(str(error))
+        else:
+            commits.units[place] = shared.parse_commit(record)
     return commits
 
 
@@ -332,14 +343,26 @@ def _parse_teacher(record: Record) -> TeacherRecord:
     )
 
 
-def _parse_commit(record: Record) -> UnitCommit:
-    return UnitCommit(
-        modality=record["modality"],
-        unit=record["unit"],
-        attempt=record["attempt"],
-        num_rows=record["num_rows"],
-        rejected={each["row"]: each["reason"] for each in record["rejected"]},
-        files=record["files"],
-        batch_size=record["batch_size"],
-        provenance=record["provenance"],
-    )
+class _Shared:
+    """Parses unit records, and keeps once what many of them have alike: half of their memory."""
+
+    def __init__(self) -> None:
+        self._provenances: dict[str, Mapping[str, Any]] = {}
+        self._nothing_rejected: Mapping[int, str] = {}
+
+    def parse_commit(self, record: Record) -> UnitCommit:
+        provenance = record["provenance"]
+        rejected = {each["row"]: intern(each["reason"]) for each in record["rejected"]}
+        return UnitCommit(
+            modality=cast(Modality, intern(record["modality"])),
+            unit=record["unit"],
+            attempt=record["attempt"],
+            num_rows=record["num_rows"],
+            rejected=rejected or self._nothing_rejected,
+            files={
+                path: {intern(name): value for name, value in described.items()}
+                for path, described in record["files"].items()
+            },
+            batch_size=record["batch_size"],
+            provenance=self._provenances.setdefault(repr(provenance), provenance),
+        )
