@@ -15,6 +15,7 @@ from .manifest import (
     Commits,
     Manifest,
     SourceRecord,
+    Span,
     TeacherRecord,
     read_commits,
     read_manifest,
@@ -105,9 +106,13 @@ class Cache:
         """text_row, text; one line a unique text, by text_row."""
         return self.table("texts")
 
-    def table(self, table: Table) -> pl.LazyFrame:
-        """Return any table of the catalog: also files, views, prompts and problems."""
-        parts = self.manifest.parts(table)
+    def table(self, table: Table, among: Span | None = None) -> pl.LazyFrame:
+        """Return any table of the catalog: also files, views, prompts and problems.
+
+        Where ``among`` is given only the parts that may hold these rows are looked at
+        (Manifest.parts): a billion samples have a thousand, and more of views.
+        """
+        parts = self.manifest.parts(table, among)
         return scan_table(table, [self.files.local(part.path) for part in parts])
 
     def rejected(self, teacher: str | None = None) -> pl.LazyFrame:
@@ -130,7 +135,9 @@ class Cache:
             },
             orient="row",
         )
-        keys = self.samples().select("row", "key", modality=pl.lit("image"))
+        images = frame.filter(modality="image")["row"].unique().implode()
+        samples = self.samples().filter(pl.col("row").is_in(images))  # else all keys are read
+        keys = samples.select("row", "key", modality=pl.lit("image"))
         joined = frame.lazy().join(keys, on=["modality", "row"], how="left")
         ordered = joined.sort("teacher", "modality", "row")
         return ordered.select("teacher", "modality", "row", "key", "reason")

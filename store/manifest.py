@@ -16,6 +16,9 @@ from .read_many import read_many
 from .records import Record, decode_record
 from .views import ViewPolicy
 
+_COUNTED: tuple[Table, ...] = ("files", "samples", "views", "texts")
+"""Tables with as many lines for each file, row or text row, in order and without a hole."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
@@ -28,6 +31,10 @@ class Span:
     def end(self) -> int:
         """The row after the last."""
         return self.first + self.count
+
+    def overlaps(self, other: "Span") -> bool:
+        """Say whether both hold a row."""
+        return self.first < other.end and other.first < self.end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,9 +141,31 @@ class Manifest:
                     rows=Span(first=first, count=count),
                 )
 
-    def parts(self, table: Table) -> list[Part]:
-        """Return a table's parts in row order."""
-        return [p for g in self.generations for p in g.parts if p.table == table]
+    def parts(self, table: Table, among: Span | None = None) -> list[Part]:
+        """Return a table's parts in row order: all, or only those that hold some rows.
+
+        Args:
+            table: its name.
+            among: rows of ``samples`` and ``views``, text rows of ``texts``, or numbers of ``files``. Of
+                other tables all parts are returned: nothing says which rows a part holds.
+        """
+        if among is None or table not in _COUNTED:
+            return [p for g in self.generations for p in g.parts if p.table == table]
+        return [part for part, span in self._spans(table) if span.overlaps(among)]
+
+    def _spans(self, table: Table) -> Iterator[tuple[Part, Span]]:
+        """Yield the parts of a table with what each holds, by the lines of those before it."""
+        lines_each = self.views.num_views if table == "views" else 1
+        next_file = 0
+        for generation in self.generations:
+            firsts = {"files": next_file, "texts": generation.text_rows.first}
+            first, line = firsts.get(table, generation.rows.first), 0
+            for part in generation.parts:
+                if part.table == table:
+                    begin, line = line, line + part.num_rows
+                    rows = range(begin // lines_each, -(-line // lines_each))
+                    yield part, Span(first=first + rows.start, count=len(rows))
+            next_file += line
 
     def array_layout(self, modality: Modality, embed_dim: int) -> ArrayLayout:
         """Return the layout of a teacher's array."""
