@@ -8,9 +8,10 @@ from ..store.arrays import ArrayLayout
 from ..store.cache import Cache
 from ..store.layout import MODALITIES, Modality
 from ..words import format_bytes
+from .costs import IMAGE_BYTES
 
-_IMAGES_ROW_BYTES = 44
-"""One row of teachers/<name>/images: 32 of hash, the rest with some room."""
+_IMAGES_ROW_BYTES = IMAGE_BYTES + 8
+"""One row of teachers/<name>/images, with some room."""
 
 
 def unit_bytes(array: ArrayLayout, num_rows: int) -> int:
