@@ -12,6 +12,7 @@ from .cli_demo import demo
 from .cli_index import export, index
 from .cli_neighbors import neighbors
 from .cli_options import AsJson, CacheArgument, CorpusRoot, Device, parse_roots, print_found
+from .cli_plan import plan
 from .cli_train import train
 from .errors import CacheError, SettingError, first_line, one_line
 
@@ -241,6 +242,7 @@ def build(
     _print_summary(config, summary)
 
 
+app.command()(plan)
 app.command()(train)
 app.command()(neighbors)
 app.command()(index)
