@@ -79,7 +79,7 @@ def test_only_the_parts_that_hold_some_rows_are_looked_at() -> None:
     def parts(generation: int, count: int) -> tuple[Part, ...]:
         lines = {table: count * (2 if table == "views" else 1) for table in tables}
         return tuple(
-            Part(f"{table}-{generation}-{first}", table, min(3, num_lines - first))
+            Part(f"{table}-{generation}-{first}", table, min(3, num_lines - first), {})
             for table, num_lines in lines.items()
             for first in range(0, num_lines, 3)
         )
