@@ -167,7 +167,9 @@ def read_bytes(location: Location, start: int = 0, length: int | None = None) ->
         return b""
     fs, path = filesystem(location), location.path
     if start == 0 and length is None:
-        return patiently(lambda: fs.cat_file(path), location)
+        # Else s3fs asks for the size first, to read large objects in parts.
+        options = {"max_concurrency": 1} if location.protocol in ("s3", "s3a") else {}
+        return patiently(lambda: fs.cat_file(path, **options), location)
     end = None if length is None else start + length
     try:
         return patiently(lambda: fs.cat_file(path, start=start, end=end), location)

@@ -165,7 +165,7 @@ def _read_object(place: ImagePlace, path: UPath) -> bytes:
         return _read_row(place)
     if place.offset is None:
         _check_length(place.file_bytes or 0)
-        return _read_whole_object(path, place.file_bytes)
+        return read_bytes(path)
     _check_length(place.length or 0)
     if place.member is None:
         _check_same_size(_object_bytes(path), place)
@@ -177,14 +177,6 @@ def _read_object(place: ImagePlace, path: UPath) -> bytes:
         data = whole[place.offset - start :]
     _check_read(data, place)
     return data
-
-
-def _read_whole_object(path: UPath, planned_bytes: int | None) -> bytes:
-    if not planned_bytes:
-        return read_bytes(path)
-    # One byte more than planned: clients ask for the size before they read an object "whole".
-    data = read_bytes(path, 0, planned_bytes + 1)
-    return data if len(data) <= planned_bytes else read_bytes(path)
 
 
 @lru_cache(maxsize=256)

@@ -185,7 +185,7 @@ def test_a_store_that_does_not_answer_is_named_and_no_secret_is(
     monkeypatch.setattr(locations, "_WAITS_S", ())
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
     with pytest.raises(
-        StorageError, match=r"^s3://bucket-\d+/cache/a cannot be had: .*Unavailable"
+        StorageError, match=r"^s3://bucket-\d+/cache/a cannot be had: .*request rate"
     ) as told:
         remote.read("a")
     assert "run the same command again" in str(told.value)
