@@ -92,7 +92,6 @@ def main() -> None:
     by_kind = dict(sorted(toll.kills.items()))
     times = {
         "from the loss of a node to the next unit": toll.unit_s,
-        "from the loss of a node to the first word of a death": toll.noticed_s,
         "driver listening for more than 0.5 s at a time": toll.waited_s,
         "from the death of a driver to that of its last actor": toll.actors_end_s,
     }

@@ -34,6 +34,7 @@ def torchrun(cache: Location, run: Path, student: Path, copies: Path) -> Any:
         "--save-every": SAVE_EVERY,
         "--global-batch-size": 8,
         "--val-share": 0.25,
+        "--eval-samples": 0,  # so that both want all shards at the same moment
         "--decode-workers": 0,
         "--device": "cpu",
         "--cache-dir": copies,

@@ -1,10 +1,13 @@
 """Builds on a Ray cluster that are killed on their way: an actor, a node, the driver, as a deck has it."""
 
 import math
+import queue
 import random
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -40,9 +43,6 @@ class Toll:
 
     unit_s: list[float] = field(default_factory=list[float])
     """From the loss of a node to the next unit."""
-
-    noticed_s: list[float] = field(default_factory=list[float])
-    """From the loss of a node to the first word of a death."""
 
     waited_s: list[float] = field(default_factory=list[float])
     """Times that a driver listened for longer than half a second."""
@@ -104,7 +104,7 @@ def build_despite_kills(
                 status = -1 if is_killed else process.wait(PATIENCE_S)
             finally:
                 process.kill()
-                process.communicate()
+                process.wait()
             if status > 0:
                 errors.seek(0)
                 said = errors.read()
@@ -128,19 +128,22 @@ class _Build:
         self._deck, self._chance, self._toll = deck, chance, toll
         self._ends_at = ends_at
         self._node_lost_at: float | None = None
-        self._awaited: set[str] = set()
+        """None once a unit was made after it."""
+
+        self._lines: queue.SimpleQueue[tuple[float, str]] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def run(self) -> bool:
         """Follow it to its end, killing on the way; return whether it was the driver that was killed."""
         if self._next == "driver" and self._chance.random() < _SHARE_EARLY:
-            self._deck.pop()
             time.sleep(self._chance.uniform(0.0, 20.0))
-            self._kill_driver("before its first unit or soon after")
-            return True
-        for line in self._process.stdout:
-            self._note(line)
-            if line == "unit\n" and self._next is not None and self._chance.random() < 0.4:
-                time.sleep(self._chance.uniform(0.0, 0.5))
+            return self._kill_driver("before its first unit or soon after")
+        while (found := self._lines.get())[1]:
+            came_at, line = found
+            self._note(came_at, line)
+            if line == "unit\n" and self._next is not None and self._chance.random() < 0.6:
+                time.sleep(self._chance.uniform(0.0, 0.3))
                 if self._strike():
                     return True
         return False
@@ -149,19 +152,25 @@ class _Build:
     def _next(self) -> Kill | None:
         return self._deck[-1] if self._deck and time.monotonic() < self._ends_at else None
 
-    def _note(self, line: str) -> None:
+    def _read(self) -> None:
+        """Keep what it prints and when that came, also while nobody looks."""
+        with self._process.stdout as lines:
+            for line in lines:
+                self._lines.put((time.monotonic(), line))
+        self._lines.put((time.monotonic(), ""))
+
+    def _note(self, came_at: float, line: str) -> None:
         if line.startswith("waited "):
             self._toll.waited_s.append(float(line.split()[1]))
-        if self._node_lost_at is None:
-            return
-        seconds = time.monotonic() - self._node_lost_at
-        for word, found in (("unit", self._toll.unit_s), (" died ", self._toll.noticed_s)):
-            if word in self._awaited and word in line:
-                self._awaited.discard(word)
-                found.append(seconds)
+        lost_at = self._node_lost_at
+        if line == "unit\n" and lost_at is not None and came_at > lost_at:
+            self._toll.unit_s.append(came_at - lost_at)
+            self._node_lost_at = None
 
     def _strike(self) -> bool:
         """Kill what is next; return whether that was the driver."""
+        if self._process.poll() is not None:
+            return False  # it ended meanwhile
         if self._cluster.num_nodes < 2:
             self._cluster.join_node()
         match kill := self._deck[-1]:
@@ -170,21 +179,22 @@ class _Build:
                     return False
                 self._chance.choice(actors).kill()
             case "driver":
-                self._deck.pop()
-                self._kill_driver("while units are made")
-                return True
+                return self._kill_driver("while units are made")
             case "machine" | "raylet":
                 self._cluster.lose_node(kill)
-                self._node_lost_at, self._awaited = time.monotonic(), {"unit", " died "}
+                self._node_lost_at = time.monotonic()
         self._toll.kills[kill] += 1
         self._deck.pop()
         return False
 
-    def _kill_driver(self, when: str) -> None:
-        actors = self._cluster.actors()
+    def _kill_driver(self, when: str) -> bool:
+        """Return whether it still ran."""
+        actors = [actor for actor in self._cluster.actors_ever() if actor.is_running()]
         self._process.kill()
-        self._process.wait()
+        if self._process.wait() != -signal.SIGKILL:
+            return False
         killed_at = time.monotonic()
+        self._deck.pop()
         self._toll.kills[f"driver, {when}"] += 1
         _, alive = psutil.wait_procs(actors, timeout=PATIENCE_S)
         assert alive == [], "actors outlive their driver"
@@ -193,3 +203,4 @@ class _Build:
             time.sleep(0.2)
         if actors:
             self._toll.actors_end_s.append(time.monotonic() - killed_at)
+        return True

@@ -24,6 +24,7 @@ class RayCluster:
         self.num_nodes = 2
         self._process = process
         self._num_unanswered = 0
+        self._seen: set[psutil.Process] = set()
 
     def actors(self) -> list[psutil.Process]:
         """Return the processes of the actors that run, on all nodes that stand."""
@@ -34,10 +35,17 @@ class RayCluster:
                     found.append(process)
             except psutil.Error:
                 continue
+        self._seen.update(found)
         return found
+
+    def actors_ever(self) -> list[psutil.Process]:
+        """Return the processes of all actors that were ever seen, those of lost nodes among them."""
+        self.actors()
+        return list(self._seen)
 
     def lose_node(self, what: Literal["machine", "raylet"]) -> None:
         """Kill the second node with SIGKILL: all its processes at once, or its raylet alone."""
+        self.actors()  # to know of them later
         self._tell(f"lose {what}")
         self._await_answers()
         self.num_nodes -= 1
