@@ -35,8 +35,11 @@ def lose(cluster: Cluster, *, with_all: bool) -> None:
 
 
 def main() -> None:
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # actors unpickle the fake teacher
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {
+        "PYTHONPATH": str(Path(__file__).parent),  # actors unpickle the fake teacher
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # else 15: actors would starve beside other tests
+    }
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
         cluster.add_node(**NODE)
