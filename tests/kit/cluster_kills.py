@@ -27,7 +27,7 @@ _GAVE_UP = ("was the death of 3 workers", "no worker is left")
 """How a build may end by itself that was killed too often; the same command goes on."""
 
 _SHARE_EARLY = 0.4
-"""Of the kills of a driver: before its first unit."""
+"""Of the builds, while drivers are to be killed: killed as they plan and start their actors."""
 
 
 @dataclass
@@ -136,9 +136,11 @@ class _Build:
 
     def run(self) -> bool:
         """Follow it to its end, killing on the way; return whether it was the driver that was killed."""
-        if self._next == "driver" and self._chance.random() < _SHARE_EARLY:
+        if self._next and "driver" in self._deck and self._chance.random() < _SHARE_EARLY:
+            self._deck.remove("driver")
+            self._deck.append("driver")
             time.sleep(self._chance.uniform(0.0, 20.0))
-            return self._kill_driver("before its first unit or soon after")
+            return self._kill_driver("in its first 20 seconds")
         while (found := self._lines.get())[1]:
             came_at, line = found
             self._note(came_at, line)
