@@ -467,6 +467,7 @@ def test_numbers_of_workers_and_threads_are_checked(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two minutes; several where much else runs
 def test_twenty_random_kills_of_workers_and_drivers_leave_the_bytes_of_an_undisturbed_build(
     corpus: Path, tiny_checkpoint: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:

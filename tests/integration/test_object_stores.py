@@ -221,6 +221,7 @@ def test_a_student_learns_from_a_store_what_it_learns_from_a_disk(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two minutes; several where much else runs
 def test_killed_twenty_times_over_a_failing_store_the_bytes_are_those_of_a_local_cache(
     s3: "S3", corpus: Path, local: Path, tiny_checkpoint: Path
 ) -> None:

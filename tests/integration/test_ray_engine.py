@@ -60,6 +60,7 @@ def test_actors_on_two_nodes_make_the_bytes_of_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two minutes; several where much else runs
 @needs_ray
 def test_twenty_random_kills_of_actors_nodes_and_drivers_leave_the_bytes_of_a_local_build(
     tiny_checkpoint: Path, tmp_path: Path

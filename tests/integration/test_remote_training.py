@@ -62,6 +62,7 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two minutes; several where much else runs
 def test_a_killed_rank_of_a_training_from_a_store_ends_like_an_undisturbed_one_from_a_disk(
     s3: "S3", tiny_checkpoint: Path, tiny_student: Path, tmp_path: Path
 ) -> None:
