@@ -149,6 +149,10 @@ def filesystem(location: UPath) -> Any:
     cached = getattr(found, "dircache", None)
     if cached is not None:  # what others write must be seen
         cached.use_listings_cache = False
+    if hasattr(
+        found, "retries"
+    ):  # of s3fs, five times over those of botocore: minutes before we know
+        found.retries = 1
     return found
 
 
@@ -297,6 +301,9 @@ def patiently(call: Callable[[], _Result], location: Location) -> _Result:
     for number, wait_s in enumerate((*_WAITS_S, None)):
         try:
             return call()
+        except FileNotFoundError as error:
+            reason = "no such object, or no such bucket"
+            raise FileNotFoundError(errno.ENOENT, reason, str(location)) from error
         except PermissionError as error:
             raise PermissionError(errno.EACCES, "the store denies access", str(location)) from error
         except _FINAL:
