@@ -20,6 +20,7 @@ from .cli_options import (
     parse_roots,
     print_found,
 )
+from .cli_plan import plan
 from .cli_train import train
 from .errors import CacheError, SettingError, first_line, one_line
 
@@ -250,6 +251,7 @@ def build(
     _print_summary(config, summary)
 
 
+app.command()(plan)
 app.command()(train)
 app.command()(neighbors)
 app.command()(index)

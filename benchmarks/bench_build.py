@@ -37,12 +37,12 @@ from make_checkpoint import ARCHS, make_checkpoint
 from numpy.typing import NDArray
 from photographs import photographs
 from PIL import Image
-from teacher_peak import flops_of_image, matmul_flops_per_s, squash
+from teacher_peak import matmul_flops_per_s, squash
 
 from siglip2_cache.precompute.build import BuildConfig, BuildSummary, build
 from siglip2_cache.precompute.plan import PlanConfig
 from siglip2_cache.precompute.teacher import SiglipTeacher
-from siglip2_cache.siglip import resolve_checkpoint
+from siglip2_cache.siglip import find_architecture, resolve_checkpoint
 from siglip2_cache.store.pixels import decode_rgb, render_views
 from siglip2_cache.store.views import WHOLE_IMAGE
 
@@ -161,7 +161,7 @@ def share_of_peak(
 ) -> dict[str, float]:
     """Return the rate of the image tower alone, and its share of what a large product reaches."""
     rate = len(pixels) / bare_forward(teacher, pixels, [], sizes)
-    flops = flops_of_image(teacher.checkpoint.folder)
+    flops = find_architecture(str(teacher.checkpoint.folder)).flops_of_view
     peak = matmul_flops_per_s(teacher.device, teacher.compute_dtype)
     return {
         "image_tower_images_per_s": rate,

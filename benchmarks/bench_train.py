@@ -218,13 +218,14 @@ def ask(teacher: Any, training: Any, batch: Any) -> None:
 
 def arithmetic_limit(args: argparse.Namespace, work: Path) -> float:
     """Return the seconds that the step's matrix products take at the rate of a large one."""
-    from teacher_peak import flops_of_image, flops_of_text, matmul_flops_per_s
+    from teacher_peak import matmul_flops_per_s
 
-    from siglip2_cache.siglip import resolve_device
+    from siglip2_cache.siglip import find_architecture, resolve_device
 
     device = resolve_device(args.device)
     dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    flops = flops_of_image(work / "student") + flops_of_text(work / "student")
+    student = find_architecture(str(work / "student"))
+    flops = student.flops_of_view + student.flops_of_text
     return (
         3 * flops * args.batch_size / matmul_flops_per_s(device, dtype)
     )  # backward is two forwards

@@ -2,26 +2,22 @@
 
     python benchmarks/costs.py
 
-Nothing is measured here. Bytes follow from the format, arithmetic from the architecture; time is that
-arithmetic divided by a rate, which for the H100 is assumed and for two CPU cores was measured.
+Nothing is measured here. Bytes follow from the format, arithmetic from the architecture, both by the
+formulas of the package (siglip2-cache plan shows them); time is that arithmetic divided by a rate, which for
+the H100 is assumed and for two CPU cores was measured.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from make_checkpoint import ARCHS, checkpoint_config
-from teacher_peak import flops_of_image, flops_of_text
+from siglip2_cache.precompute.costs import IMAGE_BYTES, PEAK_TFLOPS, Workload, array_bytes
+from siglip2_cache.precompute.plan import default_shard_rows
+from siglip2_cache.siglip import find_architecture
+from siglip2_cache.store.layout import MODALITIES
 
 NUM_IMAGES = 1_000_000
 """Each with one caption of its own: a million unique texts."""
 
-SAMPLE_BYTES, VIEW_BYTES, IMAGE_BYTES, TEXT_BYTES = 7, 16, 36, 34
-"""Of the catalog's Parquet, compressed: a row of samples, a stored view, a row of images/, a text with its
-caption. Expected of keys and captions as the web has them; yours may be longer."""
-
-H100_PEAK, H100_SHARE = 989e12, 0.40
+H100_PEAK, H100_SHARE = PEAK_TFLOPS["h100"] * 1e12, 0.40
 """bfloat16 FLOP/s that the vendor states, without sparsity; and the share of them that we assume."""
 
 TWO_CORES_IMAGES_PER_S = 3.68
@@ -45,21 +41,28 @@ class Cost:
 
 def cost_of(arch: str, num_views: int) -> Cost:
     """Return the cost of NUM_IMAGES images in that many views, and as many texts."""
-    embed_dim = ARCHS[arch][0][0]
-    flops_image, flops_text = _flops(arch)
-    crops = VIEW_BYTES * num_views if num_views > 1 else 0  # a whole image has no box to store
+    architecture = find_architecture(arch)
+    workload = Workload(
+        num_images=NUM_IMAGES,
+        num_captions=NUM_IMAGES,
+        num_texts=NUM_IMAGES,
+        num_views=num_views,
+        num_files=NUM_IMAGES // 10_000,
+    )
+    shard_rows = default_shard_rows(num_views)
+    arrays = [workload.array(m, architecture.embed_dim, shard_rows) for m in MODALITIES]
     return Cost(
         arch=arch,
         num_views=num_views,
-        target_bytes=NUM_IMAGES * (2 * embed_dim * num_views + 2 * embed_dim),  # float16
-        catalog_bytes=NUM_IMAGES * (SAMPLE_BYTES + crops + IMAGE_BYTES + TEXT_BYTES),
-        flops=NUM_IMAGES * (num_views * flops_image + flops_text),
+        target_bytes=sum(map(array_bytes, arrays)),
+        catalog_bytes=sum(workload.catalog_bytes.values()) + IMAGE_BYTES * NUM_IMAGES,
+        flops=workload.flops_of_images(architecture) + workload.flops_of_texts(architecture),
     )
 
 
 def table_lines() -> list[str]:
     """Return the table in Markdown."""
-    two_cores = TWO_CORES_IMAGES_PER_S * _flops("so400m-patch14-224")[0]
+    two_cores = TWO_CORES_IMAGES_PER_S * find_architecture("so400m-patch14-224").flops_of_view
     lines = [
         "| teacher | views | targets | catalog | arithmetic | one H100 at 40 % (assumed) | two CPU cores |",
         "|---|---|---|---|---|---|---|",
@@ -75,12 +78,6 @@ def table_lines() -> list[str]:
                 f"{hours:.2f} h | {days:,.1f} days |"
             )
     return lines
-
-
-def _flops(arch: str) -> tuple[float, float]:
-    with TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(checkpoint_config(arch)))
-        return flops_of_image(Path(folder)), flops_of_text(Path(folder))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from ..store.cache import Cache
+from ..store.catalog import Table
 from ..store.locations import Location, join
 from ..store.manifest import Span
 from ..store.places import ImagePlace
@@ -21,7 +22,7 @@ def image_refs(cache: Cache, rows: Span | Sequence[int]) -> list[ImageRef]:
     Rows that the catalog does not hold are left out. Rows that are no span may be some thousands,
     anywhere in the catalog.
     """
-    samples = cache.samples().filter(_among(rows)).sort("row").collect()
+    samples = _table(cache, "samples", rows).sort("row").collect()
     files = PlannedFiles(cache, _files_of(cache, samples, is_dense=isinstance(rows, Span)))
     boxes = stored_boxes(cache, rows)
     columns = samples.select("row", *PLACE_COLUMNS)
@@ -69,7 +70,7 @@ def stored_boxes(cache: Cache, rows: Span | Sequence[int]) -> dict[int, tuple[Vi
     """Return the views of some rows by row; none where a cache has whole images only."""
     if cache.num_views == 1:
         return {}
-    views = cache.table("views").filter(_among(rows)).sort("row", "view").collect()
+    views = _table(cache, "views", rows).sort("row", "view").collect()
     columns = views.select("row", "top", "left", "height", "width", "flip")
     boxes: dict[int, list[ViewBox]] = {}
     for row, *box in columns.iter_rows():
@@ -79,17 +80,18 @@ def stored_boxes(cache: Cache, rows: Span | Sequence[int]) -> dict[int, tuple[Vi
 
 def _files_of(cache: Cache, samples: pl.DataFrame, *, is_dense: bool) -> pl.DataFrame:
     """Return the lines of the table ``files`` that some samples name."""
-    file = pl.col("file")
-    wanted = (
-        file.is_between(samples["file"].min(), samples["file"].max())
-        if is_dense
-        else file.is_in(samples["file"].unique().to_list())
-    )
-    return cache.table("files").filter(wanted).collect()
+    numbers = samples["file"].unique().sort().to_list()
+    if is_dense and numbers:
+        span = Span(first=numbers[0], count=numbers[-1] - numbers[0] + 1)
+        return _table(cache, "files", span, "file").collect()
+    return _table(cache, "files", numbers, "file").collect()
 
 
-def _among(rows: Span | Sequence[int]) -> pl.Expr:
-    row = pl.col("row")
+def _table(
+    cache: Cache, table: Table, rows: Span | Sequence[int], column: str = "row"
+) -> pl.LazyFrame:
+    """Return the lines of a table that have one of these numbers in a column."""
     if isinstance(rows, Span):
-        return row.is_between(rows.first, rows.end - 1)
-    return row.is_in(list(rows))
+        is_wanted = pl.col(column).is_between(rows.first, rows.end - 1)
+        return cache.table(table, rows).filter(is_wanted)
+    return cache.table(table).filter(pl.col(column).is_in(list(rows)))

@@ -90,8 +90,9 @@ class Beginning:
                 f"the folder of the cache, {str(root)!r}, has a name that is not UTF-8, which the "
                 "readers of its tables do not take; name another"
             )
-        self._files.check_exclusive()
         is_new = not self._files.exists(layout.CACHE_RECORD)  # else it may need no device at all
+        if is_new and not self._config.finish:
+            self._files.check_exclusive()
         if is_new and self._config.device not in ("auto", "cpu"):
             resolve_device(self._config.device)
 

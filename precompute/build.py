@@ -76,7 +76,7 @@ class _Build:
             self._make_units(cache, record, checkpoint, jobs, summary)
         clear_garbage(self._files)
         summary.elapsed_s = time.monotonic() - started
-        _count_rejected(self._beginning.open(), record.name, summary)
+        _count_rejected(cache.renewed(), record.name, summary)
         is_all = 0 < summary.num_images == summary.num_rejected_now
         if is_all and not self._config.retry_rejected:
             raise BuildError(

@@ -1,6 +1,7 @@
 """How many bytes a build writes, and whether the disk has room for them."""
 
 import shutil
+from collections import Counter
 
 from upath import UPath
 
@@ -9,9 +10,10 @@ from ..store.arrays import ArrayLayout
 from ..store.cache import Cache
 from ..store.layout import MODALITIES, Modality
 from ..words import format_bytes
+from .costs import IMAGE_BYTES
 
-_IMAGES_ROW_BYTES = 44
-"""One row of teachers/<name>/images: 32 of hash, the rest with some room."""
+_IMAGES_ROW_BYTES = IMAGE_BYTES + 8
+"""One row of teachers/<name>/images, with some room."""
 
 
 def unit_bytes(array: ArrayLayout, num_rows: int) -> int:
@@ -22,12 +24,13 @@ def unit_bytes(array: ArrayLayout, num_rows: int) -> int:
 
 def bytes_to_write(cache: Cache, embed_dim: int, done: set[tuple[Modality, int]]) -> int:
     """Return the bytes of the units that are not done."""
-    return sum(
-        unit_bytes(cache.manifest.array_layout(modality, embed_dim), unit.rows.count)
-        for modality in MODALITIES
-        for unit in cache.manifest.units(modality)
-        if (modality, unit.number) not in done
-    )
+    num_bytes = 0
+    for modality in MODALITIES:
+        array = cache.manifest.array_layout(modality, embed_dim)
+        units = cache.manifest.units(modality)
+        sizes = Counter(u.rows.count for u in units if (modality, u.number) not in done)
+        num_bytes += sum(count * unit_bytes(array, rows) for rows, count in sizes.items())
+    return num_bytes
 
 
 def refuse_small_disk(cache: Cache, embed_dim: int, done: set[tuple[Modality, int]]) -> None:

@@ -10,12 +10,13 @@ Steps: scan the sources -> match keys -> number samples -> match texts -> number
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import polars as pl
 
 from ..errors import DuplicateKeyError, SettingError, SourceError
 from ..store.cache import Cache
 from ..store.catalog import SCHEMAS, TABLES
-from ..store.views import ViewPolicy, draw_view
+from ..store.views import ViewPolicy, draw_views
 from .known import FROZEN, KNOWN_SAMPLE, Known
 from .parts import Findings, PartWriter, Sink
 from .prompts import Prompt
@@ -412,15 +413,13 @@ def _first_other(joined: pl.DataFrame) -> list[tuple[int, str, str]]:
 
 
 def _draw_views(policy: ViewPolicy, keys: pl.Series, rows: pl.Series) -> pl.DataFrame:
-    lines = [
-        (row, view, box.top, box.left, box.height, box.width, box.flip)
-        for key, row in zip(keys, rows, strict=True)
-        for view in range(policy.num_views)
-        for box in (draw_view(policy, key, view),)
-    ]
-    fractions = {name: pl.Float32() for name in ("top", "left", "height", "width")}
-    schema = {"row": pl.Int64(), "view": pl.Int16(), **fractions, "flip": pl.Boolean()}
-    return pl.DataFrame(lines, schema=schema, orient="row")
+    num_views = policy.num_views
+    columns = {
+        "row": np.repeat(rows.to_numpy(), num_views),
+        "view": np.tile(np.arange(num_views, dtype=np.int16), len(rows)),
+        **{name: each.ravel() for name, each in draw_views(policy, keys.to_list()).items()},
+    }
+    return pl.DataFrame(columns)
 
 
 def _join_rows(captions: pl.DataFrame, rows: Buckets, bucket_rows: int) -> pl.DataFrame:

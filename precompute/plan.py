@@ -25,11 +25,22 @@ from .sources.patterns import is_pattern, is_there
 from .spool import Scratch
 
 _DEFAULT_UNIT_VIEWS = 16_384
+MOST_SHARD_ROWS = 2**24
 
 _SHARDED = {"webdataset", "parquet"}
 """Kinds of which a location may name any number of files of one folder."""
 
 _TELLTALES = "*.parquet and *_stats.json of img2dataset, images beside shards, dataset_info.json"
+
+
+def check_shard_rows(shard_rows: int | None) -> None:
+    """Refuse rows of a unit that cannot be chosen; None is no choice.
+
+    Raises:
+        SettingError: not 1 to MOST_SHARD_ROWS.
+    """
+    if shard_rows is not None and not 1 <= shard_rows <= MOST_SHARD_ROWS:
+        raise SettingError(f"shard rows must be 1 to {MOST_SHARD_ROWS:,}, got {shard_rows}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +77,7 @@ class PlanConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise SettingError("no source was named; give a folder or a table of images")
-        if self.shard_rows is not None and not 1 <= self.shard_rows <= 2**24:
-            raise SettingError(f"shard rows must be 1 to {2**24:,}, got {self.shard_rows}")
+        check_shard_rows(self.shard_rows)
         if self.labels is not None and self.templates is None:
             raise SettingError(
                 "labels were given without templates; give --templates FILE, one template with {} "
@@ -238,8 +248,7 @@ def _settle(config: PlanConfig, cache: Cache | None) -> tuple[int, ViewPolicy]:
     given = {name: value for name, value in asked.items() if value is not None}
     views = replace(cache.view_policy if cache else ViewPolicy(), **given)
     if cache is None:
-        default = 2 ** ((_DEFAULT_UNIT_VIEWS // views.num_views).bit_length() - 1)
-        return config.shard_rows or default, views
+        return config.shard_rows or default_shard_rows(views.num_views), views
     old = {"shard rows": cache.shard_rows, **_name_views(cache.view_policy)}
     new = {"shard rows": config.shard_rows or cache.shard_rows, **_name_views(views)}
     for name, value in new.items():
@@ -249,6 +258,11 @@ def _settle(config: PlanConfig, cache: Cache | None) -> tuple[int, ViewPolicy]:
                 "cache: leave the option out, or build a new cache"
             )
     return cache.shard_rows, cache.view_policy
+
+
+def default_shard_rows(num_views: int) -> int:
+    """Return the rows of a unit where nobody chose: 16,384 views, and a power of two."""
+    return 2 ** ((_DEFAULT_UNIT_VIEWS // num_views).bit_length() - 1)
 
 
 def _name_views(views: ViewPolicy) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def unit_images(cache: Cache, unit: Unit) -> list[ImageRef]:
 def unit_texts(cache: Cache, unit: Unit) -> list[str]:
     """Return the texts of a unit in row order."""
     rows = pl.col("text_row").is_between(unit.rows.first, unit.rows.end - 1)
-    texts = cache.texts().filter(rows).sort("text_row").collect()
+    texts = cache.table("texts", unit.rows).filter(rows).sort("text_row").collect()
     _refuse_other_rows(cache, unit, texts["text_row"].to_list())
     return texts["text"].to_list()
 

@@ -10,6 +10,7 @@ without importing torch. The recipe of a checkpoint:
              part of the function and there is no attention mask), then L2-normalised in float32
 """
 
+from .architecture import TEXT_FORMULA, VIEW_FORMULA, Architecture, find_architecture
 from .checkpoint import (
     COMPUTE_DTYPES,
     Checkpoint,
@@ -42,11 +43,16 @@ from .model import (
     unit_rows,
     vision_tower,
 )
+from .published import PUBLISHED
 from .text import TextTokenizer
 
 __all__ = [
     "COMPUTE_DTYPES",
+    "PUBLISHED",
     "RESAMPLE_NAMES",
+    "TEXT_FORMULA",
+    "VIEW_FORMULA",
+    "Architecture",
     "Checkpoint",
     "ImageRecipe",
     "NaflexRecipe",
@@ -61,6 +67,7 @@ __all__ = [
     "embed_image_pixels",
     "embed_token_ids",
     "file_sha256",
+    "find_architecture",
     "load_model",
     "load_trainable",
     "logit_scale_and_bias",

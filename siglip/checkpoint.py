@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def resolve_checkpoint(
     Raises:
         CheckpointError: nothing there, damaged, or a kind of checkpoint that is not supported.
     """
-    folder, commit = _find_folder(id_or_path, revision)
+    folder, commit = find_folder(id_or_path, revision)
     towers = read_towers(folder, allow_image_tower=allow_image_tower)
     text, vision = towers.text, towers.vision
     image = read_image_settings(folder, towers)
@@ -185,8 +186,19 @@ def logit_scale_and_bias(checkpoint: Checkpoint) -> tuple[float, float]:
     return values["logit_scale"], values["logit_bias"]
 
 
-def _find_folder(id_or_path: str, revision: str | None) -> tuple[Path, str | None]:
-    """Return the local folder, and the commit where it comes from the hub."""
+def find_folder(
+    id_or_path: str, revision: str | None, *, patterns: Sequence[str] = _HUB_FILES
+) -> tuple[Path, str | None]:
+    """Return the local folder, and the commit where it comes from the hub.
+
+    Args:
+        id_or_path: a folder, or a hub id.
+        revision: of a hub id; None is its main branch.
+        patterns: files that are fetched where they are not in the local hub cache.
+
+    Raises:
+        CheckpointError: nothing there.
+    """
     folder = Path(os.path.expanduser(id_or_path))
     if folder.is_dir():
         if revision is not None:
@@ -200,7 +212,7 @@ def _find_folder(id_or_path: str, revision: str | None) -> tuple[Path, str | Non
     import huggingface_hub
 
     hub: Any = huggingface_hub  # its types are partly unknown
-    request: Any = {"revision": revision, "allow_patterns": _HUB_FILES}
+    request: Any = {"revision": revision, "allow_patterns": list(patterns)}
     try:
         found: str = hub.snapshot_download(id_or_path, **request)
     except Exception as error:  # network, proxy, missing repository: the hub has many

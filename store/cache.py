@@ -17,6 +17,7 @@ from .manifest import (
     Commits,
     Manifest,
     SourceRecord,
+    Span,
     TeacherRecord,
     read_commits,
     read_manifest,
@@ -66,6 +67,13 @@ class Cache:
         self.manifest: Manifest = read_manifest(self.files)
         self.teacher_records: dict[str, TeacherRecord] = read_teachers(self.files)
         self._commits: dict[str, Commits] = {}
+        self._known: dict[str, Commits] = {}
+
+    def renewed(self) -> "Cache":
+        """Return the cache as it is now. Records of units that were read are not read again."""
+        now = Cache(self.root, corpus_roots=self.corpus_roots)
+        now._known = {**self._known, **self._commits}
+        return now
 
     def __repr__(self) -> str:
         teachers = ", ".join(self.teachers) or "no teacher"
@@ -113,9 +121,14 @@ class Cache:
         """text_row, text; one line a unique text, by text_row."""
         return self.table("texts")
 
-    def table(self, table: Table) -> pl.LazyFrame:
-        """Return any table of the catalog: also files, views, prompts and problems."""
-        return scan_table(table, self._part_files(self.manifest.parts(table)))
+    def table(self, table: Table, among: Span | None = None) -> pl.LazyFrame:
+        """Return any table of the catalog: also files, views, prompts and problems.
+
+        Where ``among`` is given only the parts that may hold these rows are looked at
+        (Manifest.parts): a billion samples have a thousand, and more of views.
+        """
+        parts = self.manifest.parts(table, among)
+        return scan_table(table, self._part_files(parts))
 
     def rejected(self, teacher: str | None = None) -> pl.LazyFrame:
         """teacher, modality, row, key, reason; one line a rejected row (key null for texts)."""
@@ -137,7 +150,9 @@ class Cache:
             },
             orient="row",
         )
-        keys = self.samples().select("row", "key", modality=pl.lit("image"))
+        images = frame.filter(modality="image")["row"].unique().implode()
+        samples = self.samples().filter(pl.col("row").is_in(images))  # else all keys are read
+        keys = samples.select("row", "key", modality=pl.lit("image"))
         joined = frame.lazy().join(keys, on=["modality", "row"], how="left")
         ordered = joined.sort("teacher", "modality", "row")
         return ordered.select("teacher", "modality", "row", "key", "reason")
@@ -166,7 +181,7 @@ class Cache:
         """Return a teacher's committed units as they were when first asked for."""
         name = self.teacher(teacher).name
         if name not in self._commits:
-            self._commits[name] = read_commits(self.files, name)
+            self._commits[name] = read_commits(self.files, name, known=self._known.get(name))
         return self._commits[name]
 
     def image_targets(self, teacher: str | None = None) -> Targets:

@@ -8,10 +8,12 @@ which it does not promise of exp and log.
 
 import hashlib
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import SettingError
 
@@ -71,22 +73,24 @@ def draw_view(policy: ViewPolicy, key: str, view: int) -> ViewBox:
     """Return the box of one view of one sample: a pure function of (policy, key, view)."""
     if view == 0:
         return WHOLE_IMAGE
-    message = f"{policy.seed}\0{view}\0{key}".encode()
-    words = hashlib.blake2b(message, digest_size=40, person=b"siglip2-view-1").digest()
-    area_u, aspect_u, top_u, left_u, flip_u = (
-        int.from_bytes(words[8 * i : 8 * i + 8], "little") / 2**64 for i in range(5)
-    )
-    area = policy.min_area + (1 - policy.min_area) * area_u
-    aspect = _draw_aspect(aspect_u, min(policy.max_aspect, 1 / area))
-    height = min(1.0, math.sqrt(area / aspect))
-    width = min(1.0, math.sqrt(area * aspect))
-    return ViewBox(
-        _float32(top_u * (1 - height)),
-        _float32(left_u * (1 - width)),
-        _float32(height),
-        _float32(width),
-        flip_u < policy.flip_probability,
-    )
+    top, left, height, width, flip = _draw(policy, [_message(policy, key, view)])
+    return ViewBox(float(top[0]), float(left[0]), float(height[0]), float(width[0]), bool(flip[0]))
+
+
+def draw_views(policy: ViewPolicy, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return the boxes of every view of some samples, as columns: top, left, height, width, flip.
+
+    Each is (len(keys), num_views), float32 or bool; equal to draw_view, and seven times as quick.
+    """
+    shape = (len(keys), policy.num_views)
+    columns: dict[str, NDArray[Any]] = {
+        name: np.full(shape, getattr(WHOLE_IMAGE, name), np.float32 if name != "flip" else np.bool_)
+        for name in ("top", "left", "height", "width", "flip")
+    }
+    messages = (_message(policy, key, view) for key in keys for view in range(1, policy.num_views))
+    for column, drawn in zip(columns.values(), _draw(policy, messages), strict=True):
+        column[:, 1:] = drawn.reshape(len(keys), policy.num_views - 1)
+    return columns
 
 
 def pixel_box(box: ViewBox, width: int, height: int) -> tuple[int, int, int, int]:
@@ -99,17 +103,33 @@ def pixel_box(box: ViewBox, width: int, height: int) -> tuple[int, int, int, int
     return left, top, right, bottom
 
 
-def _draw_aspect(u: float, limit: float) -> float:
-    """Return a ratio in [1/limit, limit], as often below 1 as above."""
-    spread = (limit - 1) * abs(2 * u - 1)
-    return 1 + spread if u >= 0.5 else 1 / (1 + spread)
+def _message(policy: ViewPolicy, key: str, view: int) -> bytes:
+    return f"{policy.seed}\0{view}\0{key}".encode()
+
+
+def _draw(policy: ViewPolicy, messages: Iterable[bytes]) -> tuple[NDArray[Any], ...]:
+    """Return (top, left, height, width) float32 and flip of a crop for each message."""
+    hashes = (
+        hashlib.blake2b(each, digest_size=40, person=b"siglip2-view-1").digest()
+        for each in messages
+    )
+    u_N5 = np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 5) / 2.0**64
+    area_u, aspect_u, top_u, left_u, flip_u = u_N5.T
+    area = policy.min_area + (1 - policy.min_area) * area_u
+    aspect = _draw_aspect(aspect_u, np.minimum(policy.max_aspect, 1 / area))
+    height = np.minimum(1.0, np.sqrt(area / aspect))
+    width = np.minimum(1.0, np.sqrt(area * aspect))
+    boxes = (top_u * (1 - height), left_u * (1 - width), height, width)
+    return *(each.astype(np.float32) for each in boxes), flip_u < policy.flip_probability
+
+
+def _draw_aspect(u: NDArray[np.float64], limit: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ratios in [1/limit, limit], as often below 1 as above."""
+    spread = (limit - 1) * np.abs(2 * u - 1)
+    return np.where(u >= 0.5, 1 + spread, 1 / (1 + spread))
 
 
 def _pixel_span(start: float, extent: float, num_pixels: int) -> tuple[int, int]:
     first = min(num_pixels - 1, math.floor(start * num_pixels + 0.5))
     last = min(num_pixels, math.floor((start + extent) * num_pixels + 0.5))
     return first, max(first + 1, last)
-
-
-def _float32(value: float) -> float:
-    return float(np.float32(value))

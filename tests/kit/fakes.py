@@ -20,6 +20,7 @@ from siglip2_cache.precompute.plan import PlanConfig
 from siglip2_cache.precompute.progress import Tally
 from siglip2_cache.precompute.teacher import OutOfMemory
 from siglip2_cache.siglip import NaflexRecipe, SquashRecipe
+from siglip2_cache.store.locations import Location
 
 EMBED_DIM = 64
 SIZE = (8, 8)
@@ -235,7 +236,10 @@ def write_table_corpus(root: Path, lines: Sequence[dict[str, Any]]) -> Path:
 
 
 def config_of(
-    source: Path | str | Sequence[Path | str], cache: Path, teacher: Path | str, **settings: Any
+    source: Path | str | Sequence[Path | str],
+    cache: Location,
+    teacher: Path | str,
+    **settings: Any,
 ) -> BuildConfig:
     """Return a build's settings; those of the plan and of the build may be mixed."""
     sources = [source] if isinstance(source, Path | str) else source

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from crashes import Killer, spying
 from fakes import FakeFactory, SilentProgress, config_of
 
+from siglip2_cache.cli_options import given_location
 from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.shares import find_share
 
@@ -20,7 +21,7 @@ from siglip2_cache.precompute.shares import find_share
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("corpus")
-    parser.add_argument("cache", type=Path)
+    parser.add_argument("cache", type=given_location)
     parser.add_argument("checkpoint")
     parser.add_argument("--kill-at", type=int, default=-1)
     parser.add_argument("--noise", type=int)

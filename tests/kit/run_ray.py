@@ -19,6 +19,7 @@ import psutil
 from fakes import FakeFactory, SilentProgress, config_of
 from ray.cluster_utils import Cluster
 
+from siglip2_cache.cli_options import given_location
 from siglip2_cache.precompute.build import build
 
 
@@ -36,7 +37,7 @@ def actors() -> list[psutil.Process]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("corpus")
-    parser.add_argument("cache", type=Path)
+    parser.add_argument("cache", type=given_location)
     parser.add_argument("checkpoint")
     parser.add_argument("--kill-actor-at", type=int, default=-1)
     parser.add_argument("--remove-node-at", type=int, default=-1)

@@ -20,8 +20,9 @@ def test_the_table_of_the_readme_is_the_computed_one(costs: ModuleType) -> None:
 
 def test_bytes_are_those_of_float16_targets_and_of_the_catalog(costs: ModuleType) -> None:
     whole, views = costs.cost_of("so400m-patch14-224", 1), costs.cost_of("so400m-patch14-224", 5)
-    assert whole.target_bytes == 1_000_000 * (1152 * 2 + 1152 * 2)
-    assert views.target_bytes == 1_000_000 * (5 * 1152 * 2 + 1152 * 2)
+    # Units of 16,384 rows, and with 5 views of 2,048; 16 bytes of index for each chunk of 64 rows.
+    assert whole.target_bytes == 1_000_000 * (1152 * 2 + 1152 * 2) + 2 * 62 * (256 * 16 + 4)
+    assert views.target_bytes == 1_000_000 * (5 * 1152 * 2 + 1152 * 2) + 2 * 489 * (32 * 16 + 4)
     assert views.catalog_bytes - whole.catalog_bytes == 1_000_000 * 5 * 16
 
 

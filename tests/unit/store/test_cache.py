@@ -25,7 +25,10 @@ from siglip2_cache.errors import (
     SettingError,
 )
 from siglip2_cache.store.arrays import ArrayLayout
+from siglip2_cache.store.catalog import Table
 from siglip2_cache.store.describe import describe, describe_lines
+from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.manifest import Span
 from siglip2_cache.store.records import decode_record, encode_record
 from siglip2_cache.store.views import draw_view
 
@@ -400,6 +403,40 @@ def test_a_torn_lower_attempt_means_nothing(copied: Path, foreign: "ForeignCache
     assert cache.commits().damaged == []
     found = cache.image_targets().read([7])
     assert found.tobytes() == foreign.targets["tiny", "image"][[7], 0].tobytes()
+
+
+def test_a_renewed_cache_reads_only_the_records_that_are_new(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_cache(copied)
+    known = before.commits().units
+    _copy_record(copied, "image-00001.json", "image-00001.r1.json", lambda f: f.update(attempt=1))
+    read: list[str] = []
+    read_bytes = LocalFiles.read
+    monkeypatch.setattr(
+        LocalFiles, "read", lambda s, path: read.append(path) or read_bytes(s, path)
+    )
+    now = before.renewed()
+    assert now.commits().of("image")[1].attempt == 1
+    assert [path for path in read if "/commits/" in path] == [
+        "teachers/tiny/commits/image-00001.r1.json"
+    ]
+    others = now.commits().units.keys() - {("image", 1)}
+    assert len(others) > 2
+    assert all(now.commits().units[place] is known[place] for place in others)
+    assert before.commits().of("image")[1].attempt == 0
+
+
+def test_parts_that_are_left_out_hold_none_of_the_rows(foreign: "ForeignCache") -> None:
+    cache = open_cache(foreign.root)
+    first_columns: dict[Table, str] = {"files": "file", "samples": "row", "texts": "text_row"}
+    for table, column in first_columns.items():
+        lines = cache.table(table).collect()
+        assert len(cache.manifest.parts(table)) > 1
+        for number in lines[column].unique():
+            few = cache.table(table, Span(first=number, count=1))
+            found = few.filter(pl.col(column) == number).collect()
+            assert found.equals(lines.filter(pl.col(column) == number))
 
 
 # -- tables

@@ -1,7 +1,10 @@
 """Rows and units: the arithmetic that every reader repeats."""
 
+from dataclasses import replace
+
 import pytest
 
+from siglip2_cache.store.catalog import Part, Table
 from siglip2_cache.store.manifest import Generation, Manifest, Span
 from siglip2_cache.store.views import ViewPolicy
 
@@ -67,3 +70,41 @@ def test_arrays_of_texts_have_no_views() -> None:
     manifest = make_manifest(4, (0, 5))
     assert manifest.array_layout("image", 8).shape == (5, 1, 8)
     assert manifest.array_layout("text", 8).shape == (0, 8)
+
+
+def test_only_the_parts_that_hold_some_rows_are_looked_at() -> None:
+    """Two generations of 5 and 2 images, units of 4, parts of 3 lines; 2 views; 1 file an image."""
+    tables: tuple[Table, ...] = ("files", "samples", "views", "texts", "captions")
+
+    def parts(generation: int, count: int) -> tuple[Part, ...]:
+        lines = {table: count * (2 if table == "views" else 1) for table in tables}
+        return tuple(
+            Part(f"{table}-{generation}-{first}", table, min(3, num_lines - first), {})
+            for table, num_lines in lines.items()
+            for first in range(0, num_lines, 3)
+        )
+
+    bare = make_manifest(4, (0, 5), (8, 2))
+    generations = [
+        replace(generation, text_rows=generation.rows, parts=parts(generation.number, count))
+        for generation, count in zip(bare.generations, (5, 2), strict=True)
+    ]
+    manifest = replace(bare, generations=tuple(generations), views=ViewPolicy(num_views=2))
+
+    def found(table: Table, first: int, count: int = 1) -> list[str]:
+        among = Span(first=first, count=count)
+        return [part.path.partition("-")[2] for part in manifest.parts(table, among)]
+
+    for table in ("samples", "texts"):
+        assert [found(table, row) for row in (0, 2, 3, 4)] == [["0-0"], ["0-0"], ["0-3"], ["0-3"]]
+        assert [found(table, row) for row in (5, 7, 8, 9, 10)] == [[], [], ["1-0"], ["1-0"], []]
+        assert found(table, 2, 7) == ["0-0", "0-3", "1-0"]
+    # Rows of views by line: 0 0 1, 1 2 2, 3 3 4, 4; then 8 8 9, 9.
+    assert [found("views", row) for row in range(5)] == [
+        *(["0-0"], ["0-0", "0-3"], ["0-3"], ["0-6"], ["0-6", "0-9"])
+    ]
+    assert [found("views", row) for row in (5, 8, 9)] == [[], ["1-0"], ["1-0", "1-3"]]
+    assert [found("files", file) for file in (2, 4, 5, 6, 7)] == [
+        *(["0-0"], ["0-3"], ["1-0"], ["1-0"], [])
+    ]
+    assert found("captions", 9) == ["0-0", "0-3", "1-0"]  # who knows

@@ -1,13 +1,21 @@
 """Views: the same boxes everywhere, and the pixels they mean."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from siglip2_cache.errors import SettingError
-from siglip2_cache.store.views import WHOLE_IMAGE, ViewBox, ViewPolicy, draw_view, pixel_box
+from siglip2_cache.store.views import (
+    WHOLE_IMAGE,
+    ViewBox,
+    ViewPolicy,
+    draw_view,
+    draw_views,
+    pixel_box,
+)
 
 POLICY = ViewPolicy(num_views=4)
 
@@ -173,3 +181,21 @@ def test_fractions_become_pixels_by_rounding_their_ends(
 def test_a_policy_out_of_bounds_is_refused(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         ViewPolicy(**wrong)  # type: ignore[arg-type]
+
+
+@given(
+    policies,
+    st.lists(st.text(max_size=8), max_size=4),
+    st.integers(1, 6),
+)
+def test_many_samples_at_once_have_the_boxes_of_each(
+    policy: ViewPolicy, keys: list[str], num_views: int
+) -> None:
+    policy = replace(policy, num_views=num_views)
+    columns = draw_views(policy, keys)
+    for i, key in enumerate(keys):
+        for view in range(num_views):
+            box = ViewBox(*(column[i, view].item() for column in columns.values()))
+            assert box == draw_view(policy, key, view)
+    assert {column.shape for column in columns.values()} == {(len(keys), num_views)}
+    assert list(columns) == ["top", "left", "height", "width", "flip"]
