@@ -161,7 +161,10 @@ def test_a_damaged_record_of_what_the_teacher_saw_is_named(
     corpus = write_folder_corpus(tmp_path / "corpus", 3)
     cache = build_cache(corpus, tmp_path / "cache", tiny_checkpoint)
     cache.files.local(layout.images_part("tiny", 0)).write_bytes(b"no Parquet")
-    with pytest.raises(DamagedCacheError, match=r"what tiny saw.*siglip2-cache verify"):
+    with pytest.raises(
+        DamagedCacheError,
+        match=r"images/00000\.parquet is missing or damaged; run siglip2-cache verify",
+    ):
         make(cache, (0, 0))
 
 
