@@ -100,7 +100,8 @@ def parse_location(text: str | os.PathLike[str] | UPath) -> Location:
             known here, or whose package is not installed.
     """
     if isinstance(text, UPath):
-        return text
+        is_local = text.protocol in ("", "file", "local")
+        return Path(os.path.abspath(text.path)) if is_local else text
     given = os.fspath(text)
     found = _URL.fullmatch(given)
     if found is None:
@@ -146,6 +147,8 @@ def _make(protocol: str, path: str) -> UPath:
 def filesystem(location: UPath) -> Any:
     """Return the fsspec file system of an object store; it remembers no listings."""
     found: Any = location.fs
+    if getattr(found, "_pid", os.getpid()) != os.getpid():  # its thread stayed with who forked us
+        found = fsspec.filesystem(location.protocol, **location.storage_options)
     cached = getattr(found, "dircache", None)
     if cached is not None:  # what others write must be seen
         cached.use_listings_cache = False
@@ -309,7 +312,7 @@ def patiently(call: Callable[[], _Result], location: Location) -> _Result:
         except _FINAL:
             raise
         except Exception as error:
-            _refuse_lack_of_credentials(error, location)
+            _refuse_wrong_settings(error, location)
             if _is_range_error(error):
                 raise _RangeError from None
             if not _is_of_network(error):
@@ -342,18 +345,26 @@ def _is_of_network(error: BaseException | None) -> bool:
     return type(error).__module__.partition(".")[0] in _NETWORK
 
 
-def _refuse_lack_of_credentials(error: Exception, location: Location) -> None:
+def _refuse_wrong_settings(error: Exception, location: Location) -> None:
     names = " ".join(kind.__name__ for kind in type(error).__mro__)
     if "Credential" in names or "ProfileNotFound" in names or "LocalTokenNotFound" in names:
         raise SettingError(
             f"there are no credentials for {location} ({_clean(error)}); set them in the environment, "
             "as the store's own tools take them"
         ) from None
+    if "ValidationError" in names or str(error).startswith("Invalid endpoint"):
+        raise SettingError(
+            f"{location} cannot be asked for: {_clean(error)}; mend the name, or the endpoint that the "
+            "environment names"
+        ) from None
 
 
 def _clean(error: Exception) -> str:
     """Return what an error says, without what signs a request."""
-    return one_line(_QUERY.sub("?...", first_line(error)))[:300]
+    said = first_line(error)
+    if said.endswith(":"):  # botocore lists below what is wrong with a request
+        said = " ".join(str(error).split())
+    return one_line(_QUERY.sub("?...", said))[:300]
 
 
 def _status(info: dict[str, Any]) -> ObjectStatus | None:
