@@ -7,16 +7,17 @@ lost is made again: each may be made twice, and create tells its own object from
 
 import contextlib
 import hashlib
+import os
 import secrets
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 from upath import UPath
 
 from ..errors import SettingError
+from .ahead import map_ahead
 from .copies import LocalCopies
 from .locations import (
     filesystem,
@@ -69,9 +70,8 @@ class ObjectFiles:
 
     def fetch_all(self, wanted: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Path]:
         """Return several as fetch, some at a time."""
-        with ThreadPoolExecutor(_FETCHED_AT_ONCE, thread_name_prefix="fetch") as pool:
-            coming = [pool.submit(self.fetch, path, described) for path, described in wanted]
-            return [each.result() for each in coming]
+        begun = map_ahead(lambda each: self.fetch(*each), wanted, num_threads=_FETCHED_AT_ONCE)
+        return [path for _, path in begun]  # the first that fails ends it
 
     def write(self, path: str, data: bytes | bytearray | memoryview) -> None:
         """Write a whole object."""
@@ -95,7 +95,11 @@ class ObjectFiles:
 
             yield append
             file.flush()
-            patiently(lambda: fs.put_file(file.name, at.path), at)
+            try:
+                patiently(lambda: fs.put_file(file.name, at.path), at)
+            except FileNotFoundError:  # as in write
+                if self.num_bytes(path) != os.path.getsize(file.name):
+                    raise
 
     def replace(self, path: str, data: bytes) -> None:
         """Write an object; readers see the old one or the new one, whole."""

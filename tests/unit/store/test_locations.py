@@ -246,6 +246,35 @@ def test_missing_credentials_are_no_matter_of_patience(waits: list[float]) -> No
     assert waits == []
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            of_botocore(
+                "ParamValidationError",
+                'Parameter validation failed:\nInvalid bucket name "My_Bucket"',
+            ),
+            'failed: Invalid bucket name "My_Bucket"; mend the name',
+        ),
+        (
+            ValueError("Invalid endpoint: minio:9000"),
+            "Invalid endpoint: minio:9000; mend .*endpoint",
+        ),
+    ],
+)
+def test_wrong_names_are_no_matter_of_patience(
+    error: Exception, reason: str, waits: list[float]
+) -> None:
+    with pytest.raises(SettingError, match=reason):
+        patiently(answers(error), url("memory://b/x"))
+    assert waits == []
+
+
+def test_a_path_given_as_upath_is_one_of_this_machine() -> None:
+    assert type(parse_location(UPath("/a/b"))) is type(Path("/a/b"))
+    assert parse_location(UPath("file:///a/b")) == Path("/a/b")
+
+
 def test_times_are_whole_seconds_whatever_a_store_gives() -> None:
     told = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
     seconds = 1767323045 * 10**9

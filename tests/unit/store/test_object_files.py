@@ -260,6 +260,74 @@ class TestCopies:
             os.utime(paths[-1], (time.time() - 100 + i,) * 2)
         assert [path.exists() for path in paths] == [False, False, True, True]
 
+    def test_a_failed_copy_leaves_nothing(self, memory: str, tmp_path: Path) -> None:
+        files = ObjectFiles(parse_location(memory), LocalCopies(tmp_path))
+        files.write("a", b"other bytes")
+        with pytest.raises(DamagedCacheError):
+            files.fetch("a", described(b"their bytes"))
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+    def test_what_a_killed_process_left_gives_way_and_foreign_files_stay(
+        self, memory: str, tmp_path: Path
+    ) -> None:
+        import os
+
+        digest = "ab" * 32
+        left = tmp_path / "ab" / f"{digest}.0123456789ab.partial"
+        at_work = tmp_path / "ab" / f"{digest}.ba9876543210.partial"
+        foreign = [tmp_path / "blobs" / digest, tmp_path / "ab" / "cache.json.partial"]
+        for path in (left, at_work, *foreign):
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(bytes(1000))
+        for path in (left, *foreign):
+            os.utime(path, (0, 0))
+        files = ObjectFiles(parse_location(memory), LocalCopies(tmp_path, max_bytes=2500))
+        files.write("a", b"x" * 1000)
+        files.fetch("a", described(b"x" * 1000))
+        assert not left.exists()
+        assert at_work.exists()
+        assert all(path.exists() for path in foreign)
+
+    def test_without_locks_no_copy_is_written_by_two(
+        self, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on a network file system that has none: one copy begins while another is half done."""
+        from siglip2_cache.store import copies
+        from siglip2_cache.store import files as local_files
+
+        monkeypatch.setattr(local_files, "_wait_for_lock", lambda descriptor: None)
+        monkeypatch.setattr(copies, "_PIECE_BYTES", 4)
+        files = ObjectFiles(parse_location(memory), LocalCopies(tmp_path))
+        data = b"abcdefgh"
+        files.write("a", data)
+        plain, is_half = copies.read_bytes, False
+
+        def read(location: locations.Location, start: int, length: int) -> bytes:
+            nonlocal is_half
+            if start == 4 and not is_half:
+                is_half = True
+                assert files.fetch("a", described(data)).read_bytes() == data
+            return plain(location, start, length)
+
+        monkeypatch.setattr(copies, "read_bytes", read)
+        assert files.fetch("a", described(data)).read_bytes() == data
+
+    def test_the_first_failure_ends_fetching(
+        self, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files = ObjectFiles(parse_location(memory), LocalCopies(tmp_path))
+        asked: list[str] = []
+
+        def fetch(path: str, told: object) -> Path:
+            asked.append(path)
+            threading.Event().wait(0.01)
+            raise StorageError(path)
+
+        monkeypatch.setattr(files, "fetch", fetch)
+        with pytest.raises(StorageError, match=r"^0$"):
+            files.fetch_all([(f"{i}", {}) for i in range(200)])
+        assert len(asked) < 100
+
     def test_what_never_fits_is_refused(self, memory: str, tmp_path: Path) -> None:
         files = ObjectFiles(parse_location(memory), LocalCopies(tmp_path, max_bytes=10))
         files.write("a", b"x" * 11)
@@ -326,6 +394,63 @@ class TestReading:
         targets = open_cache(both[1], copies=LocalCopies(tmp_path / "c")).text_targets()
         again = pickle.loads(pickle.dumps(targets))
         np.testing.assert_array_equal(again.read([3, 1]), targets.read([3, 1]))
+
+    def test_a_forked_process_reads_on(self, s3: "S3", tmp_path: Path) -> None:
+        import os
+
+        local = write_vectors(
+            tmp_path / "local",
+            {"text": np.arange(1, 1025, dtype=np.float16).reshape(64, 16)},
+            shard_rows=32,
+        )
+        files, root = open_files(parse_location(f"{s3.url}/cache")), LocalFiles(local)
+        for path in root.walk():
+            files.write(path, root.read(path))
+        for limit in (None, 100):  # shards copied, and rows asked for one by one
+            copies = LocalCopies(tmp_path / f"copies-{limit}", limit)
+            cache = open_cache(f"{s3.url}/cache", copies=copies)
+            targets = cache.text_targets()
+            targets.read([0, 20])
+            child = os.fork()
+            if child == 0:
+                import signal
+
+                signal.alarm(20)
+                try:
+                    os._exit(0 if targets.read([63, 40]).all() else 1)
+                except BaseException:
+                    os._exit(2)
+            assert os.waitpid(child, 0)[1] == 0, limit
+
+    def test_no_rows_are_no_requests(self, both: tuple[Path, str], tmp_path: Path) -> None:
+        cache = open_cache(both[1], copies=LocalCopies(tmp_path / "c", 20_000))
+        targets = cache.image_targets()
+        assert targets.read([]).shape == (0, 16)
+        found, valid = targets.read_masked([300, -1])
+        assert np.isnan(found).all()
+        assert not valid.any()
+
+    def test_shards_of_another_program_are_not_taken_for_rows(
+        self, both: tuple[Path, str], tmp_path: Path
+    ) -> None:
+        import json
+
+        files = ObjectFiles(parse_location(both[1]))
+        path = "teachers/vectors/text.zarr/zarr.json"
+        metadata = json.loads(files.read(path))
+        metadata["codecs"] = [*metadata["codecs"], {"name": "zstd", "configuration": {"level": 0}}]
+        files.write(path, json.dumps(metadata).encode())
+        targets = open_cache(both[1], copies=LocalCopies(tmp_path / "c", 4_000)).text_targets()
+        with pytest.raises(DamagedCacheError, match="cannot be decoded"):
+            targets.read([3, 1])
+
+    def test_a_cache_that_is_read_again_keeps_its_copies_where_they_are(
+        self, both: tuple[Path, str], tmp_path: Path
+    ) -> None:
+        cache = open_cache(both[1], copies=LocalCopies(tmp_path / "c"))
+        now = cache.renewed().files
+        assert isinstance(now, ObjectFiles)
+        assert now.copies.folder == tmp_path / "c"
 
     def test_a_lost_shard_is_named(self, both: tuple[Path, str], tmp_path: Path) -> None:
         ObjectFiles(parse_location(both[1])).remove("teachers/vectors/text.zarr/c/1/0")
