@@ -334,6 +334,8 @@ class _RangeError(Exception):
 
 def _is_range_error(error: Exception) -> bool:
     text = f"{error} {getattr(error, 'code', '')}"
+    if text.endswith(" 416"):  # gcsfs
+        return True
     return "InvalidRange" in text or "not satisfiable" in text.lower()
 
 
@@ -352,7 +354,7 @@ def _refuse_wrong_settings(error: Exception, location: Location) -> None:
             f"there are no credentials for {location} ({_clean(error)}); set them in the environment, "
             "as the store's own tools take them"
         ) from None
-    if "ValidationError" in names or str(error).startswith("Invalid endpoint"):
+    if "ValidationError" in names or str(error).startswith(("Invalid endpoint", "Bad Request")):
         raise SettingError(
             f"{location} cannot be asked for: {_clean(error)}; mend the name, or the endpoint that the "
             "environment names"

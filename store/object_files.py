@@ -30,6 +30,10 @@ from .locations import (
 
 _FETCHED_AT_ONCE = 8
 
+_COPY_LATER = ("az", "abfs", "abfss")
+"""Azure may answer before it has copied: an object without bytes stands there until then, and a source
+that were removed meanwhile would be lost."""
+
 _PIECE_BYTES = 1 << 25  # of a large object that is read through
 
 
@@ -111,12 +115,19 @@ class ObjectFiles:
     def rename(self, source: str, target: str) -> bool:
         """Give an object its final name, replacing what stands there; False where source is gone."""
         fs, old, new = self._fs, self._at(source), self._at(target)
+        wanted = self.num_bytes(source) if self.root.protocol in _COPY_LATER else None
         try:
             patiently(lambda: fs.cp_file(old.path, new.path), old)
         except FileNotFoundError:
             return False
+        if wanted is not None:
+            patiently(lambda: self._expect(target, wanted), new)
         self.remove(source)
         return True
+
+    def _expect(self, path: str, num_bytes: int) -> None:
+        if self.num_bytes(path) != num_bytes:
+            raise OSError("it is still being copied")
 
     def create(self, path: str, data: bytes, *, token: str) -> bool:
         """Create an object whole, or not at all; False where the name is taken by other bytes."""

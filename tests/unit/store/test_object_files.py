@@ -175,6 +175,38 @@ def test_every_operation_is_made_again_until_it_succeeds(
     assert sum(request.fault is not None for request in s3.requests()) >= 2
 
 
+def test_a_source_stays_until_a_store_that_copies_later_has_copied(
+    memory: str, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Azure: the copy is an object without bytes at first, and fails where its source goes away."""
+    from siglip2_cache.store import object_files
+
+    store = fsspec.filesystem("memory")
+    started: list[tuple[str, str]] = []
+    plain_info = store.info
+
+    def copy(self: object, source: str, target: str) -> None:
+        store.pipe_file(target, b"")
+        started.append((source, target))
+
+    def info(self: object, path: str) -> object:
+        found = plain_info(path)
+        if path in [target for _, target in started] and len(started) < 3:
+            started.append(started[0])  # asked for once more
+        elif started and store.exists(started[0][0]):
+            store.store[started[0][1]] = store.store[started[0][0]]
+        return found
+
+    monkeypatch.setattr(object_files, "_COPY_LATER", ("memory",))
+    monkeypatch.setattr(type(store), "cp_file", copy)
+    monkeypatch.setattr(type(store), "info", info)
+    files = open_files(parse_location(f"{memory}/cache"))
+    files.write("a.partial", b"12345")
+    assert files.rename("a.partial", "a")
+    assert files.read("a") == b"12345"
+    assert not files.exists("a.partial")
+
+
 def test_a_store_that_does_not_answer_is_named_and_no_secret_is(
     s3: "S3", remote: ObjectFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
