@@ -147,10 +147,11 @@ def _make(protocol: str, path: str) -> UPath:
 def filesystem(location: UPath) -> Any:
     """Return the fsspec file system of an object store; it remembers no listings."""
     found: Any = location.fs
-    if getattr(found, "_pid", os.getpid()) != os.getpid():  # its thread stayed with who forked us
+    is_forked = getattr(found, "_pid", os.getpid()) != os.getpid()  # its thread is our parent's
+    if is_forked or location.protocol == "hf":  # which is for the thread that made it
         found = fsspec.filesystem(location.protocol, **location.storage_options)
     cached = getattr(found, "dircache", None)
-    if cached is not None:  # what others write must be seen
+    if hasattr(cached, "use_listings_cache"):  # what others write must be seen; hf keeps a dict
         cached.use_listings_cache = False
     if hasattr(
         found, "retries"

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,25 @@ def test_wrong_names_are_no_matter_of_patience(
     with pytest.raises(SettingError, match=reason):
         patiently(answers(error), url("memory://b/x"))
     assert waits == []
+
+
+def test_the_hub_is_asked_by_each_thread_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfFileSystem
+
+    asked: set[int] = set()
+
+    def answer(self: HfFileSystem, path: str, **options: Any) -> Any:
+        asked.add(id(self))
+        return b"bytes"
+
+    monkeypatch.setattr(HfFileSystem, "cat_file", answer)
+    monkeypatch.setattr(HfFileSystem, "info", lambda self, path: {"name": path, "size": 5})
+    place = url("hf://datasets/someone/corpus/0.tar")
+    assert status_of(place) == ObjectStatus(5, None)
+    assert read_bytes(place) == b"bytes"
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(read_bytes, place).result() == b"bytes"
+    assert len(asked) == 2
 
 
 def test_a_path_given_as_upath_is_one_of_this_machine() -> None:
