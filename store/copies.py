@@ -102,7 +102,8 @@ class LocalCopies:
                 raise
             raise DiskFullError(
                 f"no space left in {path.parent.parent} for a copy of {location} "
-                f"({format_bytes(num_bytes)}); free some, or name another folder with --cache-dir"
+                f"({format_bytes(num_bytes)}); free some, or name another folder with "
+                f"--cache-dir or ${FOLDER_VARIABLE}"
             ) from None
         finally:
             partial.unlink(missing_ok=True)
@@ -132,7 +133,8 @@ class LocalCopies:
         if num_bytes > limit:
             raise DiskFullError(
                 f"a copy of {format_bytes(num_bytes)} does not fit into {folder}, which may hold "
-                f"{format_bytes(limit)}; say --cache-limit, or name another folder with --cache-dir"
+                f"{format_bytes(limit)}; say --cache-limit or ${LIMIT_VARIABLE}, or name another "
+                f"folder with --cache-dir or ${FOLDER_VARIABLE}"
             )
         now = time.time()
         for used_at, size, path in sorted(found):

@@ -150,7 +150,7 @@ def filesystem(location: UPath) -> Any:
     is_forked = getattr(found, "_pid", os.getpid()) != os.getpid()  # its thread is our parent's
     if is_forked or location.protocol == "hf":  # which is for the thread that made it
         found = fsspec.filesystem(location.protocol, **location.storage_options)
-    cached = getattr(found, "dircache", None)
+    cached: Any = getattr(found, "dircache", None)
     if hasattr(cached, "use_listings_cache"):  # what others write must be seen; hf keeps a dict
         cached.use_listings_cache = False
     if hasattr(
