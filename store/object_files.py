@@ -145,20 +145,28 @@ class ObjectFiles:
         Raises:
             SettingError: it does not, or nothing can be written there.
         """
-        path = f"cache.json.{secrets.token_hex(6)}.partial"
         try:
-            self.create(path, b"1", token="")
-            is_exclusive = not self.create(path, b"2", token="")
+            # Twice: another process that clears garbage may remove the first one's object half-way.
+            is_exclusive = self._creates_once() or self._creates_once()
         except (NotImplementedError, FileNotFoundError, PermissionError, TypeError) as error:
             raise SettingError(
                 f"{self.root} cannot be built into ({error}); name a place that can be written"
             ) from None
-        self.remove(path)
         if not is_exclusive:
             raise SettingError(
                 f"the store of {self.root} ignores If-None-Match, so that two processes could take one "
                 "unit for theirs; use a store that honours it, or build into a local folder"
             )
+
+    def _creates_once(self) -> bool:
+        path = f"cache.json.{secrets.token_hex(6)}.partial"
+        self.create(path, b"1", token="")
+        try:
+            return not self.create(path, b"2", token="")
+        except FileNotFoundError:  # refused, and removed before it was looked at
+            return True
+        finally:
+            self.remove(path)
 
     def remove(self, path: str) -> None:
         """Remove an object; nothing happens where there is none."""

@@ -246,6 +246,26 @@ def test_a_store_that_creates_a_name_twice_is_refused(
         open_files(parse_location("memory://bucket/c")).check_exclusive()
 
 
+def test_a_store_is_not_refused_because_another_process_clears_garbage(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ObjectFiles(parse_location(f"{memory}/c"))
+    files.write("cache.json", b"a cache")
+    create, created = files.create, list[str]()
+
+    def clear_behind_the_first(path: str, data: bytes, *, token: str) -> bool:
+        created.append(path)
+        found = create(path, data, token=token)
+        if len(created) == 1:
+            assert clear_garbage(files) == [path]
+        return found
+
+    monkeypatch.setattr(files, "create", clear_behind_the_first)
+    files.check_exclusive()
+    assert len(created) == 4
+    assert files.names("") == ["cache.json"]
+
+
 class TestCopies:
     """What is fetched of a store is checked, kept, shared and bounded."""
 
