@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 from upath import UPath
 
-from ..errors import DamagedCacheError, NotACacheError, SettingError
+from ..errors import DamagedCacheError, DiskFullError, NotACacheError, SettingError
 from . import layout
 from .catalog import Part, Table, read_table, scan_table
 from .copies import LocalCopies
@@ -206,6 +206,8 @@ class Cache:
         try:
             described = self.commits(teacher).units["image", unit].files[path]
             return read_table(self.files.fetch(path, described))
+        except DiskFullError:
+            raise
         except (KeyError, OSError, pl.exceptions.PolarsError):
             raise DamagedCacheError(
                 f"{self.files.where(path)} is missing or damaged; run siglip2-cache verify"

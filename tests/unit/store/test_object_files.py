@@ -509,3 +509,26 @@ class TestReading:
         targets = open_cache(both[1], copies=LocalCopies(tmp_path / "c")).text_targets()
         with pytest.raises(DamagedCacheError, match=r"shard is missing .*c/1/0"):
             targets.read([200])
+
+
+def test_a_copy_without_room_is_no_damage(
+    memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from siglip2_cache.store import layout
+
+    local = LocalFiles(
+        write_vectors(tmp_path / "local", {"image": np.ones((4, 1, 8), np.float16)}, shard_rows=4)
+    )
+    files = open_files(parse_location(f"{memory}/cache"))
+    for path in local.walk():
+        files.write(path, local.read(path))
+    cache = open_cache(f"{memory}/cache", copies=LocalCopies(tmp_path / "copies", 10))
+    images = layout.images_part("vectors", 0)
+    unit = SimpleNamespace(files={images: described(b"x" * 11)})
+    monkeypatch.setattr(
+        cache, "commits", lambda teacher: SimpleNamespace(units={("image", 0): unit})
+    )
+    with pytest.raises(DiskFullError, match="does not fit"):
+        cache.seen("vectors", 0)
