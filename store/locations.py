@@ -41,6 +41,7 @@ PROTOCOLS = (*_EXTRAS, "hf", "memory")
 
 _URL = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _QUERY = re.compile(r"\?[^\s'\"<>]+")  # of signed URLs: signatures, tokens
+_LOGIN = re.compile(r"//[^\s'\"<>@]*:[^\s'\"<>@]*@")  # of an endpoint or a proxy: user and password
 
 _WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 20.0)
 """Before each further try: a minute in all, beside what the store's client waits itself."""
@@ -109,7 +110,7 @@ def parse_location(text: str | os.PathLike[str] | UPath) -> Location:
     protocol, rest = found["protocol"].lower(), found["rest"]
     if protocol == "file":
         return parse_location(f"/{rest.lstrip('/')}")
-    shown = one_line(_QUERY.sub("?...", given))
+    shown = _without_secrets(given)
     if protocol not in PROTOCOLS:
         raise SettingError(
             f"{shown} is of a protocol that is not known here; expected a path or a URL that begins "
@@ -367,7 +368,11 @@ def _clean(error: Exception) -> str:
     said = first_line(error)
     if said.endswith(":"):  # botocore lists below what is wrong with a request
         said = " ".join(str(error).split())
-    return one_line(_QUERY.sub("?...", said))[:300]
+    return _without_secrets(said)[:300]
+
+
+def _without_secrets(text: str) -> str:
+    return one_line(_LOGIN.sub("//...@", _QUERY.sub("?...", text)))
 
 
 def _status(info: dict[str, Any]) -> ObjectStatus | None:

@@ -271,6 +271,15 @@ def test_wrong_names_are_no_matter_of_patience(
     assert waits == []
 
 
+def test_a_password_in_an_endpoint_or_another_url_is_not_shown(waits: list[float]) -> None:
+    behind = OSError("cannot connect to proxy http://me:hid/den@proxy:80 (refused)")
+    with pytest.raises(StorageError, match=r"http://\.\.\.@proxy:80 \(refused\)") as e:
+        patiently(answers(*[behind] * 20), url("memory://b/x"))
+    assert "den" not in str(e.value)
+    with pytest.raises(SettingError, match=r"^ftp://\.\.\.@host/x is of a protocol"):
+        parse_location("ftp://me:hidden@host/x")
+
+
 def test_the_hub_is_asked_by_each_thread_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import HfFileSystem
 
