@@ -20,6 +20,7 @@ from siglip2_cache.errors import SettingError, SourceError, StorageError
 from siglip2_cache.precompute.plan import PlanConfig, make_plan, name_sources
 from siglip2_cache.precompute.scan import Scanner
 from siglip2_cache.precompute.sources import Problem, Sample, open_source, scan
+from siglip2_cache.precompute.sources.paths import sizes_and_times
 from siglip2_cache.store import locations, read_ahead
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.files import LocalFiles
@@ -415,3 +416,11 @@ def test_a_store_that_is_away_ends_the_plan(
         with pytest.raises(StorageError, match=r"connection reset.*run the same command again"):
             list(scan(source))
         bucket.before = lambda method, path: None
+
+
+def test_many_files_of_a_folder_that_is_not_there_have_no_size(bucket: MemoryBucket) -> None:
+    there = bucket.put("there/00.tar", b"123")
+    missing = [f"{bucket.url}/missing/{i:02}.tar" for i in range(20)]
+    facts = list(sizes_and_times([*missing, there]))
+    assert facts[:20] == [(None, None)] * 20
+    assert facts[20][0] == 3
