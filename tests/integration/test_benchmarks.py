@@ -15,6 +15,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def test_every_benchmark_is_tried_here() -> None:
     tried = {
         "bench_build.py",
+        "bench_cluster_kills.py",
         "bench_decode.py",
         "bench_distillation.py",
         "bench_kills.py",
@@ -75,6 +76,16 @@ def test_building_gives_both_ratios_the_memory_and_the_stages() -> None:
 def test_random_kills_lose_and_double_nothing() -> None:
     found = last_line("bench_kills.py")
     assert found["kills"] == sum(found["kills_by_kind"].values()) == 10
+    for fault in ("rows_lost", "rows_doubled", "files_differing", "faults_found_by_verify"):
+        assert found[fault] == 0
+
+
+@pytest.mark.slow
+def test_random_kills_on_a_cluster_lose_and_double_nothing() -> None:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    found = last_line("bench_cluster_kills.py")
+    assert found["kills"] == sum(found["kills_by_kind"].values()) == 6
+    assert {"actor", "machine", "raylet"} <= found["kills_by_kind"].keys()
     for fault in ("rows_lost", "rows_doubled", "files_differing", "faults_found_by_verify"):
         assert found[fault] == 0
 

@@ -1,6 +1,7 @@
 """Ray's actors build one cache: the same bytes as one process, though an actor and a node are lost."""
 
 import importlib.util
+import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import clusters
 import pytest
+from cluster_kills import Toll, build_command, build_despite_kills, shuffled
 from commands import run
 from fakes import FakeFactory, SilentProgress, config_of, tree_of, write_folder_corpus
 
@@ -54,6 +57,29 @@ def test_actors_on_two_nodes_make_the_bytes_of_one_process(
     assert bool(died) == bool(losses)
     assert all("another takes its place" in line for line in died)
     assert tree_of(tmp_path / "cache") == tree_of(tmp_path / "alone")
+
+
+@pytest.mark.slow
+@needs_ray
+def test_twenty_random_kills_of_actors_nodes_and_drivers_leave_the_bytes_of_a_local_build(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    corpus = write_folder_corpus(tmp_path / "corpus", 60, captions=2)
+    config = config_of(corpus, tmp_path / "alone", tiny_checkpoint, shard_rows=2, batch_size=1)
+    build(config, progress=SilentProgress(), make_teacher=FakeFactory())
+    chance, toll, num_caches = random.Random(0), Toll(), 0
+    deck = shuffled({"actor": 13, "machine": 2, "raylet": 2, "driver": 3}, chance)
+    with clusters.started() as cluster:
+        while deck:
+            cache = tmp_path / f"cache{num_caches}"
+            command = build_command(corpus, cache, tiny_checkpoint, cluster.address, seconds=0.2)
+            build_despite_kills(command, cluster, deck, chance, toll)
+            assert tree_of(cache) == tree_of(tmp_path / "alone")
+            num_caches += 1
+    assert toll.num_kills == 20
+    assert len(toll.unit_s) >= 3
+    # A call on an actor of a lost node hung 40 s when it was tried.
+    assert max(toll.waited_s, default=0.0) < 20.0
 
 
 def test_without_ray_the_extra_is_named(

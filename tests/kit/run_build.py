@@ -2,11 +2,17 @@
 
 python run_build.py CORPUS CACHE CHECKPOINT [--kill-at N] [--noise SEED] [--seconds S]
     [--decode-workers N] [--workers N] [--batch-size N] [--share I/N] [--say-start]
+    [--address HOST:PORT]
+
+With --address it runs on that Ray cluster, one thread to an actor, and prints what is said and
+``waited S`` where the driver was longer in listening to its actors than it means to.
 """
 
 import argparse
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -14,8 +20,25 @@ from crashes import Killer, spying
 from fakes import FakeFactory, SilentProgress, config_of
 
 from siglip2_cache.cli_options import given_location
+from siglip2_cache.precompute import ray_engine
 from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.shares import find_share
+
+_LONG_WAIT_S = 0.5
+
+
+def tell_waits(crew: Any) -> None:
+    """Let a crew print how long it listened, where that was long."""
+    hear = crew.hear
+
+    def timed(self: Any, timeout_s: float) -> Any:
+        started = time.monotonic()
+        heard = hear(self, timeout_s)
+        if (seconds := time.monotonic() - started) > _LONG_WAIT_S:
+            print(f"waited {seconds:.2f}", flush=True)
+        return heard
+
+    crew.hear = timed
 
 
 def main() -> None:
@@ -33,7 +56,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--share")
     parser.add_argument("--say-start", action="store_true")
+    parser.add_argument("--address")
     args = parser.parse_args()
+    on_ray: dict[str, Any] = {}
+    if args.address is not None:
+        on_ray = {"engine": "ray", "address": args.address, "threads": 1}
     config = config_of(
         args.corpus,
         args.cache,
@@ -45,11 +72,15 @@ def main() -> None:
         batch_size=args.batch_size,
         share=find_share(args.share, {}),
         share_wait_s=30.0,
+        **on_ray,
     )
     make_teacher = FakeFactory(noise_seed=args.noise, seconds_a_batch=args.seconds)
     progress = SilentProgress(on_unit=lambda: print("unit", flush=True))
     if args.say_start:
         progress.start = lambda *_: print("started", flush=True)  # type: ignore[method-assign]
+    if args.address is not None:
+        tell_waits(ray_engine._Actors)
+        progress.say = lambda message: print(message, flush=True)  # type: ignore[method-assign]
     with spying(Killer(args.kill_at)) as killer:
         build(config, progress=progress, make_teacher=make_teacher)
     print(f"ops {killer.num_ops}", flush=True)

@@ -1,0 +1,113 @@
+"""How a driver listens to actors: to any, to none in particular. What stands for Ray answers as told."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from siglip2_cache.precompute import ray_engine
+from siglip2_cache.precompute.engine import Died, Message, Ready, Wants
+from siglip2_cache.precompute.ray_engine import Room, _Actors
+
+
+class ActorError(Exception):
+    """Stands for what Ray raises of an actor that is gone."""
+
+
+@dataclass
+class FakeRay:
+    """References are numbers, and actors too."""
+
+    answers: dict[int, list[Message] | Exception] = field(default_factory=dict)
+    """By reference; one that is missing never comes."""
+
+    waits: list[tuple[list[int], int]] = field(default_factory=list)
+    """References that were waited for, and how many of them were wanted."""
+
+    asked: list[int] = field(default_factory=list)
+    """The actor behind each reference."""
+
+    killed: list[int] = field(default_factory=list)
+    exceptions: Any = field(default_factory=lambda: SimpleNamespace(RayError=ActorError))
+    num_actors: int = 0
+
+    def remote(self, **_: Any) -> Any:
+        return lambda _: SimpleNamespace(remote=self._start)
+
+    def _start(self, *_: Any) -> Any:
+        number = self.num_actors
+        self.num_actors += 1
+
+        def talk(*_: Any) -> int:
+            self.asked.append(number)
+            return len(self.asked) - 1
+
+        return SimpleNamespace(number=number, talk=SimpleNamespace(remote=talk))
+
+    def wait(
+        self, references: list[int], *, num_returns: int, timeout: float
+    ) -> tuple[list[int], list[int]]:
+        self.waits.append((references, num_returns))
+        ready = [reference for reference in references if reference in self.answers]
+        return ready[:num_returns], []
+
+    def get(self, reference: int, *, timeout: float) -> list[Message]:
+        assert reference in self.answers, "the driver waits for one actor"
+        answer = self.answers[reference]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def kill(self, actor: Any, *, no_restart: bool) -> None:
+        self.killed.append(actor.number)
+
+
+@pytest.fixture
+def ray() -> FakeRay:
+    return FakeRay()
+
+
+@pytest.fixture
+def crew(ray: FakeRay) -> _Actors:
+    """Three actors, numbered as they are for the driver; the first has been asked as reference 0, ..."""
+    room = Room(num_workers=3, threads=1, gpus=0.0, num_nodes=2)
+    order: Any = None
+    crew = _Actors(ray, order, lambda *_: order, room, lambda _: None)
+    for worker in range(3):
+        crew.start(worker)
+    return crew
+
+
+def test_whoever_speaks_is_heard_though_another_never_answers(ray: FakeRay, crew: _Actors) -> None:
+    ray.answers = {1: [Ready({})], 2: [Ready({}), Wants(None)]}
+    assert crew.hear(0.2) == [(1, Ready({})), (2, Ready({})), (2, Wants(None))]
+    assert ray.waits[0] == ([0, 1, 2], 1)  # any
+    ray.answers = {3: [Wants("image")]}
+    assert crew.hear(0.2) == [(1, Wants("image"))]
+    assert ray.waits[2] == ([0, 3, 4], 1)
+    assert ray.asked == [0, 1, 2, 1, 2]  # who has not answered is not asked again
+
+
+def test_an_actor_that_is_gone_is_buried_and_the_others_are_heard(
+    ray: FakeRay, crew: _Actors
+) -> None:
+    ray.answers = {0: ActorError("its node was terminated unexpectedly"), 1: [Ready({})]}
+    assert crew.hear(0.2) == [(1, Ready({}))]
+    assert crew.hear(0.2) == [(0, Died("its node is gone"))]
+    assert ray.killed == [0]
+    assert 0 not in ray.waits[-1][0]
+
+
+def test_an_actor_that_spoke_and_falls_silent_is_given_up(
+    ray: FakeRay, crew: _Actors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray.answers = {0: [Ready({})]}
+    crew.hear(0.2)
+    monkeypatch.setattr(ray_engine, "_SILENCE_S", -1.0)
+    crew.hear(0.2)
+    [(worker, message)] = crew.hear(0.2)
+    assert worker == 0  # the others have yet to start
+    assert isinstance(message, Died)
+    assert message.reason.startswith("silent for ")
+    assert ray.killed == [0]
