@@ -16,7 +16,7 @@ demo: $(PACKAGE)
 	$(BIN)/siglip2-cache demo
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow

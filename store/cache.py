@@ -7,10 +7,11 @@ from pathlib import Path
 import polars as pl
 from upath import UPath
 
-from ..errors import DamagedCacheError, NotACacheError, SettingError
+from ..errors import DamagedCacheError, DiskFullError, NotACacheError, SettingError
 from . import layout
 from .catalog import Part, Table, read_table, scan_table
 from .copies import LocalCopies
+from .files import LocalFiles
 from .layout import MODALITIES, Modality
 from .locations import Location, is_url, join, parse_location, relative_to
 from .manifest import (
@@ -71,7 +72,8 @@ class Cache:
 
     def renewed(self) -> "Cache":
         """Return the cache as it is now. Records of units that were read are not read again."""
-        now = Cache(self.root, corpus_roots=self.corpus_roots)
+        copies = None if isinstance(self.files, LocalFiles) else self.files.copies
+        now = Cache(self.root, corpus_roots=self.corpus_roots, copies=copies)
         now._known = {**self._known, **self._commits}
         return now
 
@@ -204,6 +206,8 @@ class Cache:
         try:
             described = self.commits(teacher).units["image", unit].files[path]
             return read_table(self.files.fetch(path, described))
+        except DiskFullError:
+            raise
         except (KeyError, OSError, pl.exceptions.PolarsError):
             raise DamagedCacheError(
                 f"{self.files.where(path)} is missing or damaged; run siglip2-cache verify"

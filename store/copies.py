@@ -10,6 +10,8 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
+import secrets
 import shutil
 import time
 from collections.abc import Generator, Mapping
@@ -31,6 +33,12 @@ _PIECE_BYTES = 1 << 25
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _IN_USE_S = 10.0
 """A copy that was asked for so recently is not removed: its user may not have opened it yet."""
+
+_DEAD_S = 3600.0
+"""A partial copy that nothing was written to for so long was left by a process that was killed."""
+
+_NAME = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}(\.([0-9a-f]{12}\.)?partial)?")
+"""Of what lies in the folder; nothing else in it is ever removed."""
 
 
 def default_folder() -> Path:
@@ -72,24 +80,33 @@ class LocalCopies:
         if _is_there(path, num_bytes):
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{digest}.partial")
-        with lock_file(partial) as file:  # a second process waits for the first one's copy
-            if not _is_there(path, num_bytes):
-                self._make_room(folder, num_bytes)
-                try:
-                    _download(location, file, num_bytes, digest)
-                except OSError as error:
-                    if error.errno not in _FULL_DISK:
-                        raise
-                    raise DiskFullError(
-                        f"no space left in {folder} for a copy of {location} "
-                        f"({format_bytes(num_bytes)}); free some, or name another folder with "
-                        "--cache-dir"
-                    ) from None
-                os.replace(partial, path)
-            else:
-                os.unlink(partial)
+        turn = path.with_name(f"{digest}.partial")
+        with lock_file(turn):  # a second process waits for the first one's copy
+            try:
+                if not _is_there(path, num_bytes):
+                    self._make_room(folder, num_bytes)
+                    self._copy(location, path, num_bytes)
+            finally:
+                turn.unlink(missing_ok=True)
         return path
+
+    def _copy(self, location: UPath, path: Path, num_bytes: int) -> None:
+        # Under a name of its own: some file systems have no locks, or none between machines.
+        partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}.partial")
+        try:
+            with partial.open("xb", buffering=0) as file:
+                _download(location, file.fileno(), num_bytes, path.name)
+            os.replace(partial, path)
+        except OSError as error:
+            if error.errno not in _FULL_DISK:
+                raise
+            raise DiskFullError(
+                f"no space left in {path.parent.parent} for a copy of {location} "
+                f"({format_bytes(num_bytes)}); free some, or name another folder with "
+                f"--cache-dir or ${FOLDER_VARIABLE}"
+            ) from None
+        finally:
+            partial.unlink(missing_ok=True)
 
     def holds(self, num_bytes: int) -> bool:
         """Say whether so many bytes fit at one time."""
@@ -116,15 +133,19 @@ class LocalCopies:
         if num_bytes > limit:
             raise DiskFullError(
                 f"a copy of {format_bytes(num_bytes)} does not fit into {folder}, which may hold "
-                f"{format_bytes(limit)}; say --cache-limit, or name another folder with --cache-dir"
+                f"{format_bytes(limit)}; say --cache-limit or ${LIMIT_VARIABLE}, or name another "
+                f"folder with --cache-dir or ${FOLDER_VARIABLE}"
             )
         now = time.time()
         for used_at, size, path in sorted(found):
-            if total + num_bytes <= limit or used_at > now - _IN_USE_S:
+            if total + num_bytes <= limit:
                 return
-            with contextlib.suppress(FileNotFoundError):  # another process removed it
+            if used_at > now - (_DEAD_S if path.endswith(".partial") else _IN_USE_S):
+                continue
+            # Another process removed it, or it belongs to another user.
+            with contextlib.suppress(FileNotFoundError, PermissionError):
                 os.unlink(path)
-            total -= size
+                total -= size
 
 
 def copies_of(folder: Path | None, limit: str | None) -> LocalCopies:
@@ -152,7 +173,8 @@ def _is_there(path: Path, num_bytes: int) -> bool:
         status = os.stat(path)
         if status.st_size != num_bytes:
             return False
-        os.utime(path)
+        with contextlib.suppress(PermissionError):  # another user's
+            os.utime(path)
     except FileNotFoundError:
         return False
     return True
@@ -160,7 +182,6 @@ def _is_there(path: Path, num_bytes: int) -> bool:
 
 def _download(location: UPath, file: int, num_bytes: int, digest: str) -> None:
     """Write an object into an open, empty file, checked and synced."""
-    os.ftruncate(file, 0)
     found, at = hashlib.sha256(), 0
     while at < num_bytes:
         piece = read_bytes(location, at, min(_PIECE_BYTES, num_bytes - at))
@@ -181,7 +202,7 @@ def _download(location: UPath, file: int, num_bytes: int, digest: str) -> None:
 
 
 def _copies(folder: Path) -> list[tuple[float, int, str]]:
-    """Return (when it was last asked for, bytes, path) of every copy; partial ones are passed by."""
+    """Return (when it was last asked for, bytes, path) of every copy, partial ones too."""
     found: list[tuple[float, int, str]] = []
     for entry in _entries(folder):
         with contextlib.suppress(FileNotFoundError):
@@ -195,7 +216,7 @@ def _entries(folder: Path) -> Generator[os.DirEntry[str]]:
         for parent in parents:
             missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
             with missing, os.scandir(parent.path) as entries:
-                yield from (e for e in entries if len(e.name) == 64)
+                yield from (e for e in entries if _NAME.fullmatch(f"{parent.name}/{e.name}"))
 
 
 def _total(found: list[tuple[float, int, str]]) -> int:

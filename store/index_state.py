@@ -12,7 +12,7 @@ from typing import Any
 
 import faiss
 
-from ..errors import CacheError, DamagedCacheError
+from ..errors import CacheError, DamagedCacheError, DiskFullError, StorageError
 from .index_record import IndexRecord, write_index_record
 from .layout import IndexPlace
 from .records import decode_record, encode_record
@@ -40,6 +40,8 @@ class IndexState:
             return None
         try:
             return self._load(decode_record(data, where=self._files.where(self._place.state)))
+        except (StorageError, DiskFullError):  # what was saved is there, and would be begun anew
+            raise
         except CacheError as error:
             say(f"an unfinished index is left aside: {error}")
             return None

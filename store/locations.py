@@ -41,6 +41,7 @@ PROTOCOLS = (*_EXTRAS, "hf", "memory")
 
 _URL = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _QUERY = re.compile(r"\?[^\s'\"<>]+")  # of signed URLs: signatures, tokens
+_LOGIN = re.compile(r"//[^\s'\"<>@]*:[^\s'\"<>@]*@")  # of an endpoint or a proxy: user and password
 
 _WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 20.0)
 """Before each further try: a minute in all, beside what the store's client waits itself."""
@@ -100,7 +101,8 @@ def parse_location(text: str | os.PathLike[str] | UPath) -> Location:
             known here, or whose package is not installed.
     """
     if isinstance(text, UPath):
-        return text
+        is_local = text.protocol in ("", "file", "local")
+        return Path(os.path.abspath(text.path)) if is_local else text
     given = os.fspath(text)
     found = _URL.fullmatch(given)
     if found is None:
@@ -108,7 +110,7 @@ def parse_location(text: str | os.PathLike[str] | UPath) -> Location:
     protocol, rest = found["protocol"].lower(), found["rest"]
     if protocol == "file":
         return parse_location(f"/{rest.lstrip('/')}")
-    shown = one_line(_QUERY.sub("?...", given))
+    shown = _without_secrets(given)
     if protocol not in PROTOCOLS:
         raise SettingError(
             f"{shown} is of a protocol that is not known here; expected a path or a URL that begins "
@@ -146,9 +148,16 @@ def _make(protocol: str, path: str) -> UPath:
 def filesystem(location: UPath) -> Any:
     """Return the fsspec file system of an object store; it remembers no listings."""
     found: Any = location.fs
-    cached = getattr(found, "dircache", None)
-    if cached is not None:  # what others write must be seen
+    is_forked = getattr(found, "_pid", os.getpid()) != os.getpid()  # its thread is our parent's
+    if is_forked or location.protocol == "hf":  # which is for the thread that made it
+        found = fsspec.filesystem(location.protocol, **location.storage_options)
+    cached: Any = getattr(found, "dircache", None)
+    if hasattr(cached, "use_listings_cache"):  # what others write must be seen; hf keeps a dict
         cached.use_listings_cache = False
+    if hasattr(
+        found, "retries"
+    ):  # of s3fs, five times over those of botocore: minutes before we know
+        found.retries = 1
     return found
 
 
@@ -297,12 +306,15 @@ def patiently(call: Callable[[], _Result], location: Location) -> _Result:
     for number, wait_s in enumerate((*_WAITS_S, None)):
         try:
             return call()
+        except FileNotFoundError as error:
+            reason = "no such object, or no such bucket"
+            raise FileNotFoundError(errno.ENOENT, reason, str(location)) from error
         except PermissionError as error:
             raise PermissionError(errno.EACCES, "the store denies access", str(location)) from error
         except _FINAL:
             raise
         except Exception as error:
-            _refuse_lack_of_credentials(error, location)
+            _refuse_wrong_settings(error, location)
             if _is_range_error(error):
                 raise _RangeError from None
             if not _is_of_network(error):
@@ -324,6 +336,8 @@ class _RangeError(Exception):
 
 def _is_range_error(error: Exception) -> bool:
     text = f"{error} {getattr(error, 'code', '')}"
+    if text.endswith(" 416"):  # gcsfs
+        return True
     return "InvalidRange" in text or "not satisfiable" in text.lower()
 
 
@@ -335,18 +349,30 @@ def _is_of_network(error: BaseException | None) -> bool:
     return type(error).__module__.partition(".")[0] in _NETWORK
 
 
-def _refuse_lack_of_credentials(error: Exception, location: Location) -> None:
+def _refuse_wrong_settings(error: Exception, location: Location) -> None:
     names = " ".join(kind.__name__ for kind in type(error).__mro__)
     if "Credential" in names or "ProfileNotFound" in names or "LocalTokenNotFound" in names:
         raise SettingError(
             f"there are no credentials for {location} ({_clean(error)}); set them in the environment, "
             "as the store's own tools take them"
         ) from None
+    if "ValidationError" in names or str(error).startswith(("Invalid endpoint", "Bad Request")):
+        raise SettingError(
+            f"{location} cannot be asked for: {_clean(error)}; mend the name, or the endpoint that the "
+            "environment names"
+        ) from None
 
 
 def _clean(error: Exception) -> str:
     """Return what an error says, without what signs a request."""
-    return one_line(_QUERY.sub("?...", first_line(error)))[:300]
+    said = first_line(error)
+    if said.endswith(":"):  # botocore lists below what is wrong with a request
+        said = " ".join(str(error).split())
+    return _without_secrets(said)[:300]
+
+
+def _without_secrets(text: str) -> str:
+    return one_line(_LOGIN.sub("//...@", _QUERY.sub("?...", text)))
 
 
 def _status(info: dict[str, Any]) -> ObjectStatus | None:

@@ -7,16 +7,17 @@ lost is made again: each may be made twice, and create tells its own object from
 
 import contextlib
 import hashlib
+import os
 import secrets
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 from upath import UPath
 
 from ..errors import SettingError
+from .ahead import map_ahead
 from .copies import LocalCopies
 from .locations import (
     filesystem,
@@ -28,6 +29,10 @@ from .locations import (
 )
 
 _FETCHED_AT_ONCE = 8
+
+_COPY_LATER = ("az", "abfs", "abfss")
+"""Azure may answer before it has copied: an object without bytes stands there until then, and a source
+that were removed meanwhile would be lost."""
 
 _PIECE_BYTES = 1 << 25  # of a large object that is read through
 
@@ -69,15 +74,19 @@ class ObjectFiles:
 
     def fetch_all(self, wanted: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Path]:
         """Return several as fetch, some at a time."""
-        with ThreadPoolExecutor(_FETCHED_AT_ONCE, thread_name_prefix="fetch") as pool:
-            coming = [pool.submit(self.fetch, path, described) for path, described in wanted]
-            return [each.result() for each in coming]
+        begun = map_ahead(lambda each: self.fetch(*each), wanted, num_threads=_FETCHED_AT_ONCE)
+        return [path for _, path in begun]  # the first that fails ends it
 
     def write(self, path: str, data: bytes | bytearray | memoryview) -> None:
         """Write a whole object."""
         fs, at = self._fs, self._at(path)
         whole = data if isinstance(data, bytes) else bytes(data)
-        patiently(lambda: fs.pipe_file(at.path, whole), at)
+        try:
+            patiently(lambda: fs.pipe_file(at.path, whole), at)
+        except FileNotFoundError:
+            # An upload in parts whose last answer was lost has nothing left to be completed again.
+            if self.num_bytes(path) != len(whole):
+                raise
 
     @contextlib.contextmanager
     def writing(self, path: str) -> Generator[Callable[[bytes], None]]:
@@ -90,7 +99,11 @@ class ObjectFiles:
 
             yield append
             file.flush()
-            patiently(lambda: fs.put_file(file.name, at.path), at)
+            try:
+                patiently(lambda: fs.put_file(file.name, at.path), at)
+            except FileNotFoundError:  # as in write
+                if self.num_bytes(path) != os.path.getsize(file.name):
+                    raise
 
     def replace(self, path: str, data: bytes) -> None:
         """Write an object; readers see the old one or the new one, whole."""
@@ -102,12 +115,19 @@ class ObjectFiles:
     def rename(self, source: str, target: str) -> bool:
         """Give an object its final name, replacing what stands there; False where source is gone."""
         fs, old, new = self._fs, self._at(source), self._at(target)
+        wanted = self.num_bytes(source) if self.root.protocol in _COPY_LATER else None
         try:
             patiently(lambda: fs.cp_file(old.path, new.path), old)
         except FileNotFoundError:
             return False
+        if wanted is not None:
+            patiently(lambda: self._expect(target, wanted), new)
         self.remove(source)
         return True
+
+    def _expect(self, path: str, num_bytes: int) -> None:
+        if self.num_bytes(path) != num_bytes:
+            raise OSError("it is still being copied")
 
     def create(self, path: str, data: bytes, *, token: str) -> bool:
         """Create an object whole, or not at all; False where the name is taken by other bytes."""
@@ -125,20 +145,28 @@ class ObjectFiles:
         Raises:
             SettingError: it does not, or nothing can be written there.
         """
-        path = f"cache.json.{secrets.token_hex(6)}.partial"
         try:
-            self.create(path, b"1", token="")
-            is_exclusive = not self.create(path, b"2", token="")
-        except (NotImplementedError, PermissionError, TypeError) as error:
+            # Twice: another process that clears garbage may remove the first one's object half-way.
+            is_exclusive = self._creates_once() or self._creates_once()
+        except (NotImplementedError, FileNotFoundError, PermissionError, TypeError) as error:
             raise SettingError(
                 f"{self.root} cannot be built into ({error}); name a place that can be written"
             ) from None
-        self.remove(path)
         if not is_exclusive:
             raise SettingError(
                 f"the store of {self.root} ignores If-None-Match, so that two processes could take one "
                 "unit for theirs; use a store that honours it, or build into a local folder"
             )
+
+    def _creates_once(self) -> bool:
+        path = f"cache.json.{secrets.token_hex(6)}.partial"
+        self.create(path, b"1", token="")
+        try:
+            return not self.create(path, b"2", token="")
+        except FileNotFoundError:  # refused, and removed before it was looked at
+            return True
+        finally:
+            self.remove(path)
 
     def remove(self, path: str) -> None:
         """Remove an object; nothing happens where there is none."""

@@ -3,14 +3,14 @@
 Shape letters in this file: B = rows asked for, D = embed_dim.
 """
 
+import contextlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DamagedCacheError
+from .ahead import Threads
 from .arrays import DTYPE
 from .locations import read_bytes
 from .shard_files import ShardFiles
@@ -26,10 +26,6 @@ class RowRequests:
     def __init__(self, files: ShardFiles) -> None:
         self._files = files
         self._row_bytes = files.array.embed_dim * DTYPE.itemsize
-        self._pool: ThreadPoolExecutor | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": None}
 
     def read_into(
         self,
@@ -43,16 +39,17 @@ class RowRequests:
             DamagedCacheError: a shard is missing or too short.
             StorageError: the store does not answer.
         """
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="row-requests")
         order_B = np.lexsort((position_B, unit_B))
-        coming = [
-            self._pool.submit(self._read_run, unit_B[run_R], position_B[run_R])
-            for run_R in _runs(unit_B, position_B, order_B)
-        ]
-        runs = _runs(unit_B, position_B, order_B)
-        for run_R, future in zip(runs, coming, strict=True):
-            out_BD[run_R] = future.result()
+        runs = list(_runs(unit_B, position_B, order_B))
+        # Threads of this call alone: a forked process would wait for ever for those of its parent, and
+        # what is still to be asked for ends with the first request that fails.
+        with contextlib.closing(Threads(min(_AT_ONCE, len(runs)), "row-requests")) as threads:
+            coming = [
+                threads.submit(lambda run_R=run_R: self._read_run(unit_B[run_R], position_B[run_R]))
+                for run_R in runs
+            ]
+            for run_R, future in zip(runs, coming, strict=True):
+                out_BD[run_R] = future.result()
 
     def _read_run(
         self, unit_R: NDArray[np.int64], position_R: NDArray[np.int64]
@@ -71,9 +68,21 @@ class RowRequests:
         return rows[position_R - first]
 
 
+def make_requests(files: ShardFiles) -> RowRequests | None:
+    """Return what reads rows one by one; None where shards fit on this machine, or are no raw rows."""
+    if not files.are_remote or files.fit():
+        return None
+    try:
+        return RowRequests(files) if files.have_raw_rows() else None
+    except DamagedCacheError:  # whoever reads a shard will say what is wrong
+        return None
+
+
 def _runs(
     unit_B: NDArray[np.int64], position_B: NDArray[np.int64], order_B: NDArray[np.int64]
 ) -> Iterator[NDArray[np.int64]]:
     """Yield which of the rows asked for are read by one request each, in order of place."""
+    if len(order_B) == 0:
+        return
     is_far = (np.diff(unit_B[order_B]) != 0) | (np.diff(position_B[order_B]) > _GAP_ROWS)
     yield from np.split(order_B, np.flatnonzero(is_far) + 1)

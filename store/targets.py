@@ -10,7 +10,7 @@ from ..errors import RowUnavailableError
 from .arrays import DTYPE, ArrayLayout
 from .layout import Modality
 from .manifest import Commits, Manifest
-from .row_requests import RowRequests
+from .row_requests import make_requests
 from .shard_files import ShardFiles
 from .shards import Shards, as_items, make_span
 from .storage import Files
@@ -53,8 +53,7 @@ class Targets:
         self._files = ShardFiles(files, array, teacher, units)
         self._shards = Shards(self._files)
         self._span = make_span(self._files)
-        does_not_fit = self._files.are_remote and not self._files.fit()
-        self._requests = RowRequests(self._files) if does_not_fit else None
+        self._requests = make_requests(self._files)
 
     @property
     def modality(self) -> Modality:
@@ -169,6 +168,7 @@ class Targets:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._span = make_span(self._files)
+        self._requests = make_requests(self._files)
 
     def _units_of(self, rows_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the unit of each row, (B,).

@@ -16,6 +16,7 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 from upath import UPath
@@ -109,20 +110,24 @@ class RecordedFolder:
 
     def __init__(self, folder: str) -> None:
         """Args:
-        folder: of the shards; listed once.
+        folder: of the shards; listed once, when a shard is asked for that is named like one.
         """
         self._folder = folder
-        self._finished: set[str] = set()
-        self._recorded: set[str] = set()
+
+    @cached_property
+    def _names(self) -> tuple[set[str], set[str]]:
+        """Shards that have stats, and those that have records."""
+        finished, recorded = set[str](), set[str]()
         try:
-            names = list_names(folder)
+            names = list_names(self._folder)
         except OSError:
-            return
+            return finished, recorded
         for name in names:
             if found := _STATS.fullmatch(name):
-                self._finished.add(found[1])
+                finished.add(found[1])
             elif found := _RECORDS.fullmatch(name):
-                self._recorded.add(found[1])
+                recorded.add(found[1])
+        return finished, recorded
 
     def of_shard(self, name: str) -> ShardRecords | None:
         """Return what stands beside a shard, named without ending; None where img2dataset wrote nothing.
@@ -130,17 +135,20 @@ class RecordedFolder:
         Many corpora are handed on without the stats: where no shard has them, those count as finished
         whose records are whole. These are closed when the last link has been tried.
         """
+        if not name.isdecimal():
+            return None
+        finished, recorded = self._names
         stem = f"{self._folder}/{name}"
-        is_recorded = name in self._recorded
-        if not name.isdecimal() or not (is_recorded or self._finished):
+        is_recorded = name in recorded
+        if not (is_recorded or finished):
             return None
         unfinished = None
-        if self._finished and name not in self._finished:
+        if finished and name not in finished:
             unfinished = (
                 f"there is no {name}_stats.json; run img2dataset again, or, if the shard is whole: "
                 f"touch {shlex.quote(f'{stem}_stats.json')}"
             )
-        elif not self._finished and not _is_whole_parquet(f"{stem}.parquet"):
+        elif not finished and not _is_whole_parquet(f"{stem}.parquet"):
             unfinished = (
                 f"{name}.parquet is cut; run img2dataset again, or, if the shard is whole: "
                 f"rm {shlex.quote(f'{stem}.parquet')}"
@@ -150,13 +158,14 @@ class RecordedFolder:
     def of_images(self, name: str) -> ShardRecords | None:
         """Return what stands beside a shard that is a Parquet file with the images in it; None where
         img2dataset recorded nothing. Without any stats it is a file as other programs write it."""
-        return self.of_shard(name) if self._finished else None
+        return self.of_shard(name) if name.isdecimal() and self._names[0] else None
 
     def belongs_to(self, shards: Collection[str]) -> bool:
         """Say whether it was img2dataset that wrote these shards."""
-        if self._finished:
-            return any(name in self._finished for name in shards)
-        return bool(shards) and all(name in self._recorded for name in shards)
+        finished, recorded = self._names
+        if finished:
+            return any(name in finished for name in shards)
+        return bool(shards) and all(name in recorded for name in shards)
 
 
 def _is_whole_parquet(path: str) -> bool:

@@ -118,7 +118,9 @@ def sizes_and_times(paths: Sequence[str]) -> Iterator[SizeAndTime]:
         num_in[folder] = num_in.get(folder, 0) + 1
     listed: dict[str, SizeAndTime] = {}
     for folder in (folder for folder, count in num_in.items() if count > _FEW_FILES):
-        with scan_folder(folder) as entries:
+        # A folder that is missing, or may not be read, holds no files, as of size_and_time.
+        missing = contextlib.suppress(FileNotFoundError, PermissionError)
+        with missing, scan_folder(folder) as entries:
             listed.update((entry.path, facts_of(entry)) for entry in entries)
     alone = [path for path in paths if num_in[path.rpartition("/")[0]] <= _FEW_FILES]
     listed.update(map_ahead(size_and_time, alone))

@@ -44,6 +44,7 @@ _UNMET = (
     "At least one of the pre-conditions you specified did not hold",
     "<Condition>If-None-Match</Condition>",
 )
+_GONE = (404, "NoSuchBucket", "The specified bucket does not exist")
 _OURS_TO_SAY = ("connection", "content-length", "date", "server", "transfer-encoding")
 
 
@@ -185,6 +186,7 @@ class Front:
         self.faults = Faults([])
         self.log: list[Request] = []
         self.num_at_once = 0
+        self.gone: set[str] = set()
         # Bound and never listening, so that the port stays ours while connections are refused.
         self._holder = socket.socket()
         self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -224,8 +226,11 @@ class Front:
             case _:
                 assert order in ("faults", "forget", "requests"), order
         with self.lock:
-            if order in ("faults", "reset"):
-                self.faults = Faults([Fault(**fields) for fields in told or ()])
+            if order == "faults":
+                self.faults = Faults([Fault(**fields) for fields in told])
+            if order == "reset":
+                self.gone.add(told)
+                self.faults = Faults([])
             if order in ("forget", "reset"):
                 self.log.clear()
             return [asdict(request) for request in self.log] if order == "requests" else None
@@ -246,7 +251,7 @@ class Server(ThreadedWSGIServer):
     def stop(self) -> None:
         """Listen no more and end every connection."""
         self.shutdown()
-        self.server_close()
+        self._thread.join()  # which closes the socket last of all
         for connection in list(self._connections):
             with contextlib.suppress(OSError):  # it ended by itself
                 connection.shutdown(socket.SHUT_RDWR)
@@ -304,8 +309,16 @@ class ClientHandler(QuietHandler):
     """Counts requests and lets them fail as told."""
 
     def run_wsgi(self) -> None:
-        front, environ = self.server.front, self.make_environ()
         request = recognise(self.command, self.path, self.headers)
+        if request.bucket in self.server.front.gone:  # asked by what an earlier test left running
+            self.read_body()
+            self.send(error_answer(*_GONE))
+        else:
+            self.serve(request)
+
+    def serve(self, request: Request) -> None:
+        """Do what a request asks for, and what is to go wrong with it."""
+        front, environ = self.server.front, self.make_environ()
         with front.lock:
             front.num_at_once += 1
             request.num_at_once = front.num_at_once

@@ -180,7 +180,7 @@ class S3:
 
     def reset(self) -> None:
         """Go back to a healthy server that holds one empty, new bucket and has heard nothing."""
-        self._ask("POST", "reset")
+        self._ask("POST", "reset", self.bucket)
         self._num_buckets += 1
         self.bucket = f"bucket-{self._num_buckets}"  # new, because clients remember listings
         self.client.create_bucket(Bucket=self.bucket)

@@ -94,6 +94,19 @@ def test_each_test_has_an_empty_bucket_a_healthy_server_and_a_clean_log(s3: S3, 
     s3.refuse_for(None)
 
 
+def test_what_an_earlier_test_left_running_neither_counts_nor_takes_a_fault(
+    s3: S3, client: Any
+) -> None:
+    left = {"Bucket": s3.bucket, "Key": "a", "Body": b"a"}
+    client.put_object(**left)
+    s3.reset()
+    s3.inject(Fault("slow-down", times=1))
+    assert outcome_of(lambda: client.put_object(**left)) == "NoSuchBucket"
+    assert s3.counts() == {}
+    here = {**left, "Bucket": s3.bucket}
+    assert outcome_of(lambda: client.put_object(**here)) == "SlowDown"
+
+
 def begin_upload(s3: S3, client: Any, key: str) -> dict[str, Any]:
     """Upload an object in two parts, all but the end; return what ends it."""
     place = {"Bucket": s3.bucket, "Key": key}

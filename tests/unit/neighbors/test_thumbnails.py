@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import draw_image, write_folder_corpus
 from looks import build_cache, keys_of
+from memory_bucket import memory_bucket
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -160,7 +161,10 @@ def test_a_damaged_record_of_what_the_teacher_saw_is_named(
     corpus = write_folder_corpus(tmp_path / "corpus", 3)
     cache = build_cache(corpus, tmp_path / "cache", tiny_checkpoint)
     cache.files.local(layout.images_part("tiny", 0)).write_bytes(b"no Parquet")
-    with pytest.raises(DamagedCacheError, match=r"what tiny saw.*siglip2-cache verify"):
+    with pytest.raises(
+        DamagedCacheError,
+        match=r"images/00000\.parquet is missing or damaged; run siglip2-cache verify",
+    ):
         make(cache, (0, 0))
 
 
@@ -270,3 +274,21 @@ def _png(seed: int) -> bytes:
     sink = io.BytesIO()
     draw_image(seed).save(sink, "PNG")
     return sink.getvalue()
+
+
+def test_pictures_in_an_object_store_are_fetched_and_shown(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    corpus = write_folder_corpus(tmp_path / "corpus", 5)
+    built = build_cache(corpus, tmp_path / "cache", tiny_checkpoint)
+    wanted = [(row, 0) for row in range(5)]
+    local = make_thumbnails(built, wanted, teachers=["tiny"], side=16)
+    with memory_bucket() as bucket:
+        url = bucket.put_folder(corpus, "c")
+        bucket.remove("c/img003.png")
+        moved = Cache(built.root, corpus_roots={str(corpus): url})
+        remote = make_thumbnails(moved, wanted, teachers=["tiny"], side=16)
+    assert remote[3, 0].reason == "no such file"
+    assert {p: remote[p] for p in wanted if p != (3, 0)} == {
+        p: local[p] for p in wanted if p != (3, 0)
+    }

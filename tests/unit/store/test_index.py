@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vectors import TEACHER, commit_unit, draw_vectors, write_vectors
 
 from siglip2_cache import open_cache
-from siglip2_cache.errors import DamagedCacheError, DiskFullError, SettingError
+from siglip2_cache.errors import DamagedCacheError, DiskFullError, SettingError, StorageError
 from siglip2_cache.store import files as store_files
 from siglip2_cache.store import index as making
 from siglip2_cache.store import index_kinds, layout
@@ -25,6 +25,8 @@ from siglip2_cache.store.index import BuiltIndex, build_index, recall_of
 from siglip2_cache.store.index_kinds import KINDS, ladder, plan_index
 from siglip2_cache.store.index_record import read_index_record
 from siglip2_cache.store.index_search import IndexedTargets, index_place, open_index
+from siglip2_cache.store.index_state import IndexState
+from siglip2_cache.store.records import encode_record
 from siglip2_cache.store.search import exact_neighbors
 from siglip2_cache.store.verify import verify_cache
 
@@ -554,3 +556,20 @@ def change_record(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     fields = decode_record(path.read_bytes(), where=str(path))
     change(fields)
     path.write_bytes(encode_record(json.loads(json.dumps(fields))))
+
+
+def test_a_store_that_is_away_does_not_begin_an_index_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = LocalFiles(tmp_path)
+    place = layout.IndexPlace(teacher="t", modality="text")
+    state = {"making": {}, "next_row": 5, "files": {"indexes/t/text.faiss.5.partial": {}}}
+    files.write("indexes/t/text.faiss.5.partial", b"saved")
+    files.write(place.state, encode_record(state))
+
+    def describe(path: str) -> dict[str, object]:
+        raise StorageError("it is away")
+
+    monkeypatch.setattr(files, "describe", describe)
+    with pytest.raises(StorageError):
+        IndexState(files, place, {}).resume(lambda line: None)

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,63 @@ def test_missing_credentials_are_no_matter_of_patience(waits: list[float]) -> No
     with pytest.raises(SettingError, match=r"no credentials for memory://b/x .*environment"):
         patiently(answers(lacking), url("memory://b/x"))
     assert waits == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            of_botocore(
+                "ParamValidationError",
+                'Parameter validation failed:\nInvalid bucket name "My_Bucket"',
+            ),
+            'failed: Invalid bucket name "My_Bucket"; mend the name',
+        ),
+        (
+            ValueError("Invalid endpoint: minio:9000"),
+            "Invalid endpoint: minio:9000; mend .*endpoint",
+        ),
+    ],
+)
+def test_wrong_names_are_no_matter_of_patience(
+    error: Exception, reason: str, waits: list[float]
+) -> None:
+    with pytest.raises(SettingError, match=reason):
+        patiently(answers(error), url("memory://b/x"))
+    assert waits == []
+
+
+def test_a_password_in_an_endpoint_or_another_url_is_not_shown(waits: list[float]) -> None:
+    behind = OSError("cannot connect to proxy http://me:hid/den@proxy:80 (refused)")
+    with pytest.raises(StorageError, match=r"http://\.\.\.@proxy:80 \(refused\)") as e:
+        patiently(answers(*[behind] * 20), url("memory://b/x"))
+    assert "den" not in str(e.value)
+    with pytest.raises(SettingError, match=r"^ftp://\.\.\.@host/x is of a protocol"):
+        parse_location("ftp://me:hidden@host/x")
+
+
+def test_the_hub_is_asked_by_each_thread_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfFileSystem
+
+    asked: set[int] = set()
+
+    def answer(self: HfFileSystem, path: str, **options: Any) -> Any:
+        asked.add(id(self))
+        return b"bytes"
+
+    monkeypatch.setattr(HfFileSystem, "cat_file", answer)
+    monkeypatch.setattr(HfFileSystem, "info", lambda self, path: {"name": path, "size": 5})
+    place = url("hf://datasets/someone/corpus/0.tar")
+    assert status_of(place) == ObjectStatus(5, None)
+    assert read_bytes(place) == b"bytes"
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(read_bytes, place).result() == b"bytes"
+    assert len(asked) == 2
+
+
+def test_a_path_given_as_upath_is_one_of_this_machine() -> None:
+    assert type(parse_location(UPath("/a/b"))) is type(Path("/a/b"))
+    assert parse_location(UPath("file:///a/b")) == Path("/a/b")
 
 
 def test_times_are_whole_seconds_whatever_a_store_gives() -> None:

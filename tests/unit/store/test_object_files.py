@@ -175,6 +175,38 @@ def test_every_operation_is_made_again_until_it_succeeds(
     assert sum(request.fault is not None for request in s3.requests()) >= 2
 
 
+def test_a_source_stays_until_a_store_that_copies_later_has_copied(
+    memory: str, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Azure: the copy is an object without bytes at first, and fails where its source goes away."""
+    from siglip2_cache.store import object_files
+
+    store = fsspec.filesystem("memory")
+    started: list[tuple[str, str]] = []
+    plain_info = store.info
+
+    def copy(self: object, source: str, target: str) -> None:
+        store.pipe_file(target, b"")
+        started.append((source, target))
+
+    def info(self: object, path: str) -> object:
+        found = plain_info(path)
+        if path in [target for _, target in started] and len(started) < 3:
+            started.append(started[0])  # asked for once more
+        elif started and store.exists(started[0][0]):
+            store.store[started[0][1]] = store.store[started[0][0]]
+        return found
+
+    monkeypatch.setattr(object_files, "_COPY_LATER", ("memory",))
+    monkeypatch.setattr(type(store), "cp_file", copy)
+    monkeypatch.setattr(type(store), "info", info)
+    files = open_files(parse_location(f"{memory}/cache"))
+    files.write("a.partial", b"12345")
+    assert files.rename("a.partial", "a")
+    assert files.read("a") == b"12345"
+    assert not files.exists("a.partial")
+
+
 def test_a_store_that_does_not_answer_is_named_and_no_secret_is(
     s3: "S3", remote: ObjectFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +244,26 @@ def test_a_store_that_creates_a_name_twice_is_refused(
     )
     with pytest.raises(SettingError, match="memory://bucket/c ignores If-None-Match"):
         open_files(parse_location("memory://bucket/c")).check_exclusive()
+
+
+def test_a_store_is_not_refused_because_another_process_clears_garbage(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ObjectFiles(parse_location(f"{memory}/c"))
+    files.write("cache.json", b"a cache")
+    create, created = files.create, list[str]()
+
+    def clear_behind_the_first(path: str, data: bytes, *, token: str) -> bool:
+        created.append(path)
+        found = create(path, data, token=token)
+        if len(created) == 1:
+            assert clear_garbage(files) == [path]
+        return found
+
+    monkeypatch.setattr(files, "create", clear_behind_the_first)
+    files.check_exclusive()
+    assert len(created) == 4
+    assert files.names("") == ["cache.json"]
 
 
 class TestCopies:
@@ -259,6 +311,74 @@ class TestCopies:
             paths.append(files.fetch(f"{i}", described(data)))
             os.utime(paths[-1], (time.time() - 100 + i,) * 2)
         assert [path.exists() for path in paths] == [False, False, True, True]
+
+    def test_a_failed_copy_leaves_nothing(self, memory: str, tmp_path: Path) -> None:
+        files = ObjectFiles(parse_location(memory), LocalCopies(tmp_path))
+        files.write("a", b"other bytes")
+        with pytest.raises(DamagedCacheError):
+            files.fetch("a", described(b"their bytes"))
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+    def test_what_a_killed_process_left_gives_way_and_foreign_files_stay(
+        self, memory: str, tmp_path: Path
+    ) -> None:
+        import os
+
+        digest = "ab" * 32
+        left = tmp_path / "ab" / f"{digest}.0123456789ab.partial"
+        at_work = tmp_path / "ab" / f"{digest}.ba9876543210.partial"
+        foreign = [tmp_path / "blobs" / digest, tmp_path / "ab" / "cache.json.partial"]
+        for path in (left, at_work, *foreign):
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(bytes(1000))
+        for path in (left, *foreign):
+            os.utime(path, (0, 0))
+        files = ObjectFiles(parse_location(memory), LocalCopies(tmp_path, max_bytes=2500))
+        files.write("a", b"x" * 1000)
+        files.fetch("a", described(b"x" * 1000))
+        assert not left.exists()
+        assert at_work.exists()
+        assert all(path.exists() for path in foreign)
+
+    def test_without_locks_no_copy_is_written_by_two(
+        self, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on a network file system that has none: one copy begins while another is half done."""
+        from siglip2_cache.store import copies
+        from siglip2_cache.store import files as local_files
+
+        monkeypatch.setattr(local_files, "_wait_for_lock", lambda descriptor: None)
+        monkeypatch.setattr(copies, "_PIECE_BYTES", 4)
+        files = ObjectFiles(parse_location(memory), LocalCopies(tmp_path))
+        data = b"abcdefgh"
+        files.write("a", data)
+        plain, is_half = copies.read_bytes, False
+
+        def read(location: locations.Location, start: int, length: int) -> bytes:
+            nonlocal is_half
+            if start == 4 and not is_half:
+                is_half = True
+                assert files.fetch("a", described(data)).read_bytes() == data
+            return plain(location, start, length)
+
+        monkeypatch.setattr(copies, "read_bytes", read)
+        assert files.fetch("a", described(data)).read_bytes() == data
+
+    def test_the_first_failure_ends_fetching(
+        self, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files = ObjectFiles(parse_location(memory), LocalCopies(tmp_path))
+        asked: list[str] = []
+
+        def fetch(path: str, told: object) -> Path:
+            asked.append(path)
+            threading.Event().wait(0.01)
+            raise StorageError(path)
+
+        monkeypatch.setattr(files, "fetch", fetch)
+        with pytest.raises(StorageError, match=r"^0$"):
+            files.fetch_all([(f"{i}", {}) for i in range(200)])
+        assert len(asked) < 100
 
     def test_what_never_fits_is_refused(self, memory: str, tmp_path: Path) -> None:
         files = ObjectFiles(parse_location(memory), LocalCopies(tmp_path, max_bytes=10))
@@ -327,8 +447,88 @@ class TestReading:
         again = pickle.loads(pickle.dumps(targets))
         np.testing.assert_array_equal(again.read([3, 1]), targets.read([3, 1]))
 
+    def test_a_forked_process_reads_on(self, s3: "S3", tmp_path: Path) -> None:
+        import os
+
+        local = write_vectors(
+            tmp_path / "local",
+            {"text": np.arange(1, 1025, dtype=np.float16).reshape(64, 16)},
+            shard_rows=32,
+        )
+        files, root = open_files(parse_location(f"{s3.url}/cache")), LocalFiles(local)
+        for path in root.walk():
+            files.write(path, root.read(path))
+        for limit in (None, 100):  # shards copied, and rows asked for one by one
+            copies = LocalCopies(tmp_path / f"copies-{limit}", limit)
+            cache = open_cache(f"{s3.url}/cache", copies=copies)
+            targets = cache.text_targets()
+            targets.read([0, 20])
+            child = os.fork()
+            if child == 0:
+                import signal
+
+                signal.alarm(20)
+                try:
+                    os._exit(0 if targets.read([63, 40]).all() else 1)
+                except BaseException:
+                    os._exit(2)
+            assert os.waitpid(child, 0)[1] == 0, limit
+
+    def test_no_rows_are_no_requests(self, both: tuple[Path, str], tmp_path: Path) -> None:
+        cache = open_cache(both[1], copies=LocalCopies(tmp_path / "c", 20_000))
+        targets = cache.image_targets()
+        assert targets.read([]).shape == (0, 16)
+        found, valid = targets.read_masked([300, -1])
+        assert np.isnan(found).all()
+        assert not valid.any()
+
+    def test_shards_of_another_program_are_not_taken_for_rows(
+        self, both: tuple[Path, str], tmp_path: Path
+    ) -> None:
+        import json
+
+        files = ObjectFiles(parse_location(both[1]))
+        path = "teachers/vectors/text.zarr/zarr.json"
+        metadata = json.loads(files.read(path))
+        metadata["codecs"] = [*metadata["codecs"], {"name": "zstd", "configuration": {"level": 0}}]
+        files.write(path, json.dumps(metadata).encode())
+        targets = open_cache(both[1], copies=LocalCopies(tmp_path / "c", 4_000)).text_targets()
+        with pytest.raises(DamagedCacheError, match="cannot be decoded"):
+            targets.read([3, 1])
+
+    def test_a_cache_that_is_read_again_keeps_its_copies_where_they_are(
+        self, both: tuple[Path, str], tmp_path: Path
+    ) -> None:
+        cache = open_cache(both[1], copies=LocalCopies(tmp_path / "c"))
+        now = cache.renewed().files
+        assert isinstance(now, ObjectFiles)
+        assert now.copies.folder == tmp_path / "c"
+
     def test_a_lost_shard_is_named(self, both: tuple[Path, str], tmp_path: Path) -> None:
         ObjectFiles(parse_location(both[1])).remove("teachers/vectors/text.zarr/c/1/0")
         targets = open_cache(both[1], copies=LocalCopies(tmp_path / "c")).text_targets()
         with pytest.raises(DamagedCacheError, match=r"shard is missing .*c/1/0"):
             targets.read([200])
+
+
+def test_a_copy_without_room_is_no_damage(
+    memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from siglip2_cache.store import layout
+
+    local = LocalFiles(
+        write_vectors(tmp_path / "local", {"image": np.ones((4, 1, 8), np.float16)}, shard_rows=4)
+    )
+    files = open_files(parse_location(f"{memory}/cache"))
+    for path in local.walk():
+        files.write(path, local.read(path))
+    cache = open_cache(f"{memory}/cache", copies=LocalCopies(tmp_path / "copies", 10))
+    images = layout.images_part("vectors", 0)
+    unit = SimpleNamespace(files={images: described(b"x" * 11)})
+    monkeypatch.setattr(
+        cache, "commits", lambda teacher: SimpleNamespace(units={("image", 0): unit})
+    )
+    with pytest.raises(DiskFullError, match="does not fit"):
+        cache.seen("vectors", 0)
