@@ -437,15 +437,16 @@ def decoding(tmp_path: Path, paths: Sequence[Path], start: str = "pass") -> Iter
     """A process of its own that decodes these images over and over."""
     script, errors = tmp_path / "script.py", tmp_path / "errors.txt"
     script.write_text(DECODE_FOR_EVER.replace("START", start))
-    (tmp_path / "tmp").mkdir()
     with (
+        # Of its own, and short: sockets in it have names of 107 bytes at most.
+        tempfile.TemporaryDirectory() as temporary,
         errors.open("w") as stderr,
         subprocess.Popen(
             [sys.executable, script, *paths],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+            env={**os.environ, "TMPDIR": temporary},
         ) as process,
     ):
         try:
