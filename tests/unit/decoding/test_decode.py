@@ -356,12 +356,14 @@ def test_a_worker_that_takes_nothing_is_replaced(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "images", 40)
     for path in paths:  # more than a pipe holds
         Image.effect_noise((400, 400), 100).save(path)
-    expected = decode_all(decoder(0), cut(refs_of(paths), 5))
+    expected = decode_all(decoder(0), cut(refs_of(paths), 2))
     stopped: list[psutil.Process] = []
 
     def batches() -> Iterator[tuple[Any, Sequence[ImageRef]]]:
-        for batch in cut(rows_of(paths, tmp_path / "a.parquet"), 5):
-            if not stopped and workers_of():
+        for i, batch in enumerate(cut(rows_of(paths, tmp_path / "a.parquet"), 2)):
+            if (
+                i == 12
+            ):  # more than are taken ahead: the worker has decoded some, and waits for more
                 stopped.extend(workers_of())
                 stopped[0].suspend()
             yield batch
