@@ -20,6 +20,7 @@ def test_every_benchmark_is_tried_here() -> None:
         "bench_distillation.py",
         "bench_kills.py",
         "bench_neighbors.py",
+        "bench_scale.py",
         "bench_store_read.py",
         "bench_train.py",
     }
@@ -96,6 +97,21 @@ def test_exact_search_finds_what_faiss_finds_in_less_memory() -> None:
     assert found["same_neighbors"] == 1
     assert found["memory_ratio"] < 1
     assert found["time_ratio"] > 0
+
+
+@pytest.mark.slow
+def test_planner_and_resume_are_measured_at_scale() -> None:
+    found = last_line("bench_scale.py")
+    assert found["resume"]["records"] == 2000
+    assert found["resume"]["is_within_bounds"]
+    assert 0 < found["resume"]["first_unit_cpu_s"] < found["resume"]["whole_cpu_s"]
+    assert [plan["samples"] for plan in found["planner"]["plans"]] == [
+        10_000,
+        20_000,
+        40_000,
+        10_000,
+    ]
+    assert found["planner"]["tar_samples_per_s"] > 0
 
 
 @pytest.mark.slow
