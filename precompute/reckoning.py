@@ -5,19 +5,17 @@ from collections.abc import Iterator, Mapping
 
 from ..siglip import TEXT_FORMULA, VIEW_FORMULA, Architecture, find_architecture
 from ..store.catalog import PART_ROWS
+from ..store.read_ahead import PIECE_BYTES
 from ..words import format_bytes
 from . import costs
 from .capacity import ASSUMED_IMAGE_BYTES, Capacity, CapacityConfig, Quantity, Unit
 from .costs import array_bytes
 from .plan import default_shard_rows
 
-_PIECE_BYTES = 8 << 20
-"""What is read ahead of a remote tar in one request."""
-
 _LONE_READ_BYTES = 64 << 10
 """Of a request for a header, where the image before it is too large to be read over."""
 
-_READ_OVER_BYTES = _PIECE_BYTES // 2
+_READ_OVER_BYTES = PIECE_BYTES // 2
 """Images up to this size are read over."""
 
 _TAR_SAMPLE_BYTES = 1_792
@@ -26,9 +24,9 @@ _TAR_SAMPLE_BYTES = 1_792
 _DECODE_S = 0.0035
 """Of one core, for a photograph of 640 x 426 to 224 px: benchmarks/results/decode_xeon-2core_202611.md."""
 
-_SCAN_SAMPLES_PER_S, _FREEZE_SAMPLES_PER_S, _VIEWS_PER_S = 15_000, 250_000, 700_000
-_KEPT_SAMPLE_BYTES, _SCRATCH_SAMPLE_BYTES = 71, 115
-_RECORDS_PER_S, _DRIVER_BYTES, _RECORD_MEMORY_BYTES = 20_000, 120_000_000, 1_400
+_SCAN_SAMPLES_PER_S, _FREEZE_SAMPLES_PER_S, _VIEWS_PER_S = 15_000, 110_000, 500_000
+_KEPT_SAMPLE_BYTES, _SCRATCH_SAMPLE_BYTES = 76, 232
+_RECORDS_PER_S, _DRIVER_BYTES, _RECORD_MEMORY_BYTES = 20_000, 120_000_000, 2_000
 """Of one core, and of its memory and disk: benchmarks/results/scale_xeon-2core_202611.md."""
 
 _MANY_UNITS = 100_000
@@ -229,11 +227,11 @@ class _Reckoner:
         if self._image_bytes <= _READ_OVER_BYTES:
             sample = self._image_bytes + _TAR_SAMPLE_BYTES
             num_bytes = images * sample
-            requests = tars * math.ceil(min(each, images) * sample / _PIECE_BYTES)
+            requests = tars * math.ceil(min(each, images) * sample / PIECE_BYTES)
             what = (
                 f"{images:,} x ({self._image_size} + {_TAR_SAMPLE_BYTES:,} B of tar), read through"
             )
-            how = f"{tars:,} tars in pieces of {_PIECE_BYTES:,} B"
+            how = f"{tars:,} tars in pieces of {PIECE_BYTES:,} B"
         else:
             num_bytes, requests = images * _LONE_READ_BYTES, images
             what = f"{images:,} headers x {_LONE_READ_BYTES:,} B: images are passed over"
