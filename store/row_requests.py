@@ -3,19 +3,17 @@
 Shape letters in this file: B = rows asked for, D = embed_dim.
 """
 
-import contextlib
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DamagedCacheError
-from .ahead import Threads
+from .ahead import map_ahead
 from .arrays import DTYPE
 from .locations import read_bytes
 from .shard_files import ShardFiles
 
-_AT_ONCE = 32
 _GAP_ROWS = 8
 """Rows in between that are read as well rather than asking twice."""
 
@@ -40,16 +38,14 @@ class RowRequests:
             StorageError: the store does not answer.
         """
         order_B = np.lexsort((position_B, unit_B))
-        runs = list(_runs(unit_B, position_B, order_B))
         # Threads of this call alone: a forked process would wait for ever for those of its parent, and
         # what is still to be asked for ends with the first request that fails.
-        with contextlib.closing(Threads(min(_AT_ONCE, len(runs)), "row-requests")) as threads:
-            coming = [
-                threads.submit(lambda run_R=run_R: self._read_run(unit_B[run_R], position_B[run_R]))
-                for run_R in runs
-            ]
-            for run_R, future in zip(runs, coming, strict=True):
-                out_BD[run_R] = future.result()
+        found = map_ahead(
+            lambda run_R: self._read_run(unit_B[run_R], position_B[run_R]),
+            _runs(unit_B, position_B, order_B),
+        )
+        for run_R, rows_RD in found:
+            out_BD[run_R] = rows_RD
 
     def _read_run(
         self, unit_R: NDArray[np.int64], position_R: NDArray[np.int64]
