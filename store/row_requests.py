@@ -69,7 +69,7 @@ def make_requests(files: ShardFiles) -> RowRequests | None:
     if not files.are_remote or files.fit():
         return None
     try:
-        return RowRequests(files) if files.have_raw_rows() else None
+        return RowRequests(files) if files.have_raw_rows else None
     except DamagedCacheError:  # whoever reads a shard will say what is wrong
         return None
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,9 @@ class ShardFiles:
             return True
         return self._files.copies.holds(sum(int(d["num_bytes"]) for d in self._described.values()))
 
+    @cached_property
     def have_raw_rows(self) -> bool:
-        """Say whether the array's metadata describes shards that are raw rows.
+        """Whether the array's metadata, which is read once, describes shards that are raw rows.
 
         Raises:
             DamagedCacheError: there is no metadata, or it is no JSON.

@@ -41,7 +41,6 @@ class Shards:
         self._files, self._array = files, files.array
         self._open: OrderedDict[int, NDArray[np.float16]] = OrderedDict()
         self._max_open = max_open_shards()
-        self._is_mappable: bool | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}
@@ -69,7 +68,7 @@ class Shards:
         Raises:
             DamagedCacheError: as rows_of.
         """
-        if not self._has_raw_rows():
+        if not self._files.have_raw_rows:
             out[:] = self._read_with_zarr(unit, first, len(out))
             return
         with open_shard(self._files.path(unit), self._array, num_rows) as file:
@@ -78,14 +77,9 @@ class Shards:
         assert num_bytes == out.nbytes, (self._files.where(unit), first, num_bytes)
 
     def _load(self, unit: int, num_rows: int) -> NDArray[np.float16]:
-        if self._has_raw_rows():
+        if self._files.have_raw_rows:
             return map_shard(self._files.path(unit), self._array, num_rows)
         return self._read_with_zarr(unit, 0, num_rows)
-
-    def _has_raw_rows(self) -> bool:
-        if self._is_mappable is None:
-            self._is_mappable = self._files.have_raw_rows()
-        return self._is_mappable
 
     def _read_with_zarr(self, unit: int, first: int, num_rows: int) -> NDArray[np.float16]:
         import zarr
@@ -155,7 +149,7 @@ def make_span(files: ShardFiles) -> Span | None:
     if not (sys.platform == "linux" and is_aligned and 1 <= num_units <= _MOST_MAPPED_SHARDS):
         return None
     try:
-        if not (files.fit() and files.have_raw_rows()):
+        if not (files.fit() and files.have_raw_rows):
             return None
         return Span(files, num_units)
     except (OSError, DamagedCacheError):  # few addresses left, or verify will say what is wrong
