@@ -232,9 +232,6 @@ class Commits:
     damaged: list[str] = field(default_factory=list[str])
     """One message a record that is torn or changed and that no higher whole attempt replaces."""
 
-    intents: list[str] = field(default_factory=list[str])
-    """Records whose intent stands: commits that a next build rolls forward."""
-
     def of(self, modality: Modality) -> dict[int, UnitCommit]:
         """Return the committed units of one modality by number."""
         return {unit: c for (m, unit), c in self.units.items() if m == modality}
@@ -284,8 +281,6 @@ def read_commits(files: Files, teacher: str, *, known: Commits | None = None) ->
     commits = Commits()
     folder = layout.commits_folder(teacher)
     for name in files.names(folder):
-        if name.endswith(".intent"):
-            commits.intents.append(f"{folder}/{name.removesuffix('.intent')}")
         parsed = layout.parse_unit_record(name)
         if parsed is not None:
             modality, unit, attempt = parsed

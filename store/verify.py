@@ -19,6 +19,7 @@ from .catalog import Table
 from .layout import MODALITIES, Modality
 from .manifest import Manifest, TeacherRecord, Unit, UnitCommit
 from .records import decode_record, sha256_hex
+from .unfinished import read_unfinished
 from .verify_indexes import check_indexes
 
 
@@ -30,7 +31,8 @@ class Report:
     """One line each; none: the cache is what its records say."""
 
     notes: list[str] = field(default_factory=list[str])
-    """Worth knowing, no fault."""
+    """Worth knowing, no fault: a commit that a killed process left for the next build to finish, or an
+    index that is not used."""
 
     num_files: int = 0
     num_bytes: int = 0
@@ -59,10 +61,13 @@ class _Verifier:
     def __init__(self, cache: Cache, on_file: Callable[[str], None]) -> None:
         self._cache, self._on_file = cache, on_file
         self._report = Report()
+        self._paths = list(cache.files.walk())
+        self._unfinished = read_unfinished(cache.files, self._paths)
         self._named: set[str] = set()
         self._damaged: set[str] = set()
 
     def run(self) -> Report:
+        self._note_unfinished()
         self._check_generations()
         self._check_catalog()
         for record in self._cache.teacher_records.values():
@@ -75,6 +80,12 @@ class _Verifier:
 
     def _fault(self, message: str) -> None:
         self._report.faults.append(message)
+
+    def _note_unfinished(self) -> None:
+        for record in sorted(self._unfinished.records):
+            self._report.notes.append(f"{record} was not finished; run the same build again")
+        self._report.faults += self._unfinished.damaged
+        self._named |= self._unfinished.staged | self._unfinished.files.keys()
 
     # -- files
 
@@ -92,6 +103,9 @@ class _Verifier:
         self._report.num_bytes += len(data)
         if len(data) == described["num_bytes"] and sha256_hex(data) == described["sha256"]:
             return True
+        ahead = self._unfinished.files.get(path)
+        if ahead and len(data) == ahead["num_bytes"] and sha256_hex(data) == ahead["sha256"]:
+            return False  # an unfinished commit has put it there, ahead of its record
         self._damaged.add(path)
         size = f"{len(data):,} bytes where {described['num_bytes']:,} were written"
         same = "its bytes have changed since they were written"
@@ -170,18 +184,15 @@ class _Verifier:
         commits = self._cache.commits(record.name)
         for message in commits.damaged:
             self._fault(f"{message}; run the same build again to make the unit anew")
-        for path in commits.intents:
-            if self._cache.files.exists(path):
-                continue
-            self._fault(f"{path} was not finished; run the same build again")
         for modality in MODALITIES:
             done = commits.of(modality)
             open_units: list[int] = []
             for unit in self._cache.manifest.units(modality):
                 commit = done.get(unit.number)
                 if commit is None:
-                    open_units.append(unit.number)
                     self._named |= _unit_files(record.name, unit)
+                    if not _unit_files(record.name, unit) <= self._unfinished.files.keys():
+                        open_units.append(unit.number)
                 else:
                     self._check_unit(record, unit, commit)
             if open_units:
@@ -209,7 +220,7 @@ class _Verifier:
             self._check_file(path, described, owner)
         for modality in MODALITIES:
             path = layout.array_metadata(record.name, modality)
-            if path in self._damaged:
+            if path in self._damaged or path in self._unfinished.files:
                 continue
             shape = json.loads(self._cache.files.read(path))["shape"]
             expected = list(self._cache.manifest.array_layout(modality, record.embed_dim).shape)
@@ -287,7 +298,7 @@ class _Verifier:
 
     def _check_orphans(self) -> None:
         leftovers = 0
-        for path in self._cache.files.walk():
+        for path in self._paths:
             if path in self._named:
                 continue
             if layout.is_garbage_name(path):

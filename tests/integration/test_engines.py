@@ -239,7 +239,7 @@ def start_build(corpus: Path, cache: Path, checkpoint: Path, *options: str) -> A
 
 
 def damages(cache: Path) -> list[str]:
-    """Return what is wrong with a cache, but that it is not finished."""
+    """Return what is wrong with a cache, but that some units are not embedded yet."""
     faults = verify_cache(open_cache(cache)).faults
     return [fault for fault in faults if "not embedded yet" not in fault]
 

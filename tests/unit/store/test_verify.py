@@ -14,6 +14,8 @@ import pytest
 from siglip2_cache import open_cache
 from siglip2_cache.errors import CacheError, DamagedCacheError
 from siglip2_cache.store.arrays import DTYPE
+from siglip2_cache.store.commits import Transaction, roll_forward
+from siglip2_cache.store.files import LocalFiles
 from siglip2_cache.store.records import decode_record, encode_record, sha256_hex
 from siglip2_cache.store.verify import Report, verify_cache
 
@@ -206,13 +208,95 @@ def test_units_to_come_are_counted(copied: Path) -> None:
     ]
 
 
-def test_a_standing_intent_is_named(copied: Path) -> None:
-    record = copied / f"{COMMITS}/text-00002.json"
-    record.rename(f"{record}.intent")
-    assert faults(copied) == [
-        f"{COMMITS}/text-00002.json was not finished; run the same build again",
-        "tiny: 1 text units are not embedded yet (first: 2); run the same build again",
-    ]
+class Killed(BaseException):
+    pass
+
+
+class DyingFiles(LocalFiles):
+    """Files of a process that is killed once it has renamed so many."""
+
+    def __init__(self, root: Path, *, num_renames: int) -> None:
+        super().__init__(root)
+        self._left = num_renames
+
+    def rename(self, source: str, target: str) -> bool:
+        if self._left == 0:
+            raise Killed
+        self._left -= 1
+        return super().rename(source, target)
+
+
+def commit_and_die(root: Path, record: str, files: dict[str, bytes], **options: int) -> str:
+    """Commit anew what a record names, with such bytes; return the record that does not stand."""
+    fields = decode_record((root / record).read_bytes(), where=record)
+    attempt = options.get("attempt", 0)
+    if attempt == 0:
+        (root / record).unlink()
+    else:
+        record = record.replace(".json", f".r{attempt}.json")
+    commit = Transaction(DyingFiles(root, num_renames=options["num_renames"]), record)
+    for path, data in files.items():
+        commit.add(path, data)
+    del fields["files"]
+    with pytest.raises(Killed):
+        commit.commit({**fields, "attempt": attempt})
+    return record
+
+
+@pytest.mark.parametrize("num_renames", [0, 1])
+def test_a_unit_whose_commit_was_not_finished_is_a_note(copied: Path, num_renames: int) -> None:
+    paths = ["teachers/tiny/image.zarr/c/3/0/0", "teachers/tiny/images/00003.parquet"]
+    files = {path: (copied / path).read_bytes() for path in paths}
+    for path in paths:
+        (copied / path).unlink()
+    record = commit_and_die(copied, f"{COMMITS}/image-00003.json", files, num_renames=num_renames)
+    report = verify(copied)
+    assert (report.faults, report.is_sound) == ([], True)
+    assert report.notes == [f"{record} was not finished; run the same build again"]
+    assert roll_forward(LocalFiles(copied), record)
+    assert verify(copied).notes == []
+
+
+@pytest.mark.parametrize("num_renames", [0, 1])
+def test_another_attempt_at_a_unit_that_was_not_finished_is_a_note(
+    copied: Path, num_renames: int
+) -> None:
+    paths = ["teachers/tiny/image.zarr/c/3/0/0", "teachers/tiny/images/00003.parquet"]
+    values = bytearray((copied / paths[0]).read_bytes())
+    values[:16] = values[16:32]
+    files = {paths[0]: bytes(values), paths[1]: (copied / paths[1]).read_bytes()}
+    record = commit_and_die(
+        copied, f"{COMMITS}/image-00003.json", files, attempt=1, num_renames=num_renames
+    )
+    report = verify(copied)
+    assert (report.faults, report.is_sound) == ([], True)
+    assert report.notes == [f"{record} was not finished; run the same build again"]
+    damaged = copied / paths[1]  # by somebody else, though a commit stands open
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    [fault] = faults(copied)
+    assert fault.startswith(f"{paths[1]} is damaged")
+
+
+def test_files_of_a_plan_that_was_not_finished_are_no_orphans(copied: Path) -> None:
+    path = "catalog/samples-00003.parquet"
+    fields = decode_record((copied / "catalog/append-00001.json").read_bytes(), where="")
+    files = DyingFiles(copied, num_renames=1)
+    commit = Transaction(files, "catalog/append-00002.json")
+    commit.add(path, b"x")
+    commit.add("catalog/texts-00003.parquet", b"x")
+    with pytest.raises(Killed):
+        commit.commit({**fields, "generation": 2})
+    assert (copied / path).exists()
+    report = verify(copied)
+    assert report.faults == []
+    assert report.notes == ["catalog/append-00002.json was not finished; run the same build again"]
+
+
+def test_a_torn_intent_is_named_with_what_to_do(copied: Path) -> None:
+    (copied / f"{COMMITS}/image-00009.json.intent").write_bytes(b"{")
+    [fault] = faults(copied)
+    assert fault.startswith(f"{COMMITS}/image-00009.json.intent is not a whole record")
+    assert fault.endswith("remove that file and run the same build again")
 
 
 def test_a_plan_without_teacher_is_no_finished_cache(copied: Path) -> None:

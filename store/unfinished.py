@@ -1,0 +1,53 @@
+"""Commits that were decided and not finished: their intent stands, their record does not.
+
+A process that is killed while it commits leaves one. That is no damage: everything it staged is durable,
+and the next build rolls it forward before it does anything else (commits.py).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import DamagedCacheError
+from .commits import intent_path
+from .records import decode_record
+from .storage import Files
+
+_INTENT = ".intent"
+
+
+@dataclass(slots=True)
+class Unfinished:
+    """What standing intents are about to put in place."""
+
+    records: set[str] = field(default_factory=set[str])
+    """Records that the next build writes."""
+
+    files: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    """By final path, what each record says of its files: their lengths and checksums."""
+
+    staged: set[str] = field(default_factory=set[str])
+    """The intents, and the partial files they name."""
+
+    damaged: list[str] = field(default_factory=list[str])
+    """One message an intent that cannot be read, with what to do."""
+
+
+def read_unfinished(files: Files, paths: Iterable[str]) -> Unfinished:
+    """Return the unfinished commits of a cache; ``paths`` are all its files."""
+    found = Unfinished()
+    for path in paths:
+        record = path.removesuffix(_INTENT)
+        if path != intent_path(record) or files.exists(record):
+            continue
+        try:
+            intent = decode_record(files.read(path), where=path)
+        except FileNotFoundError:  # another process has finished it since
+            continue
+        except DamagedCacheError as error:
+            found.damaged.append(f"{error}; remove that file and run the same build again")
+            continue
+        found.records.add(record)
+        found.files |= intent["record"]["files"]
+        found.staged |= {path, *intent["staged"].values()}
+    return found
