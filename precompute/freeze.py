@@ -18,13 +18,14 @@ from ..store.cache import Cache
 from ..store.catalog import SCHEMAS, TABLES
 from ..store.views import ViewPolicy, draw_views
 from .known import FROZEN, KNOWN_SAMPLE, Known
+from .notes import NoteBook
 from .parts import Findings, PartWriter, Sink
 from .prompts import Prompt
 from .scan import SCAN_ROWS, SCANNED, Scanner
 from .sources import Source
 from .spool import Buckets, Scratch, Spool
 
-_NOT_OF_A_SAMPLE = {"texts", "langs", "reason"}
+_NOT_OF_A_SAMPLE = {"texts", "langs", "reason", "count", "remedy"}
 _SAMPLE = {
     "seq": pl.Int64(),
     "source": pl.String(),
@@ -67,6 +68,7 @@ class Freezer:
         self._captions: Spool = scratch.spool()
         self._prompts: list[Prompt] = []
         self._names: set[str] = set()
+        self._notes = NoteBook()
         self._known_problems = self._known.problems()
 
     def scan(self, sources: Sequence[tuple[str, Source]], scanner: Scanner) -> None:
@@ -85,6 +87,7 @@ class Freezer:
             raise SourceError(
                 f"no images in {places}" + (f" ({shown})" if shown else "; is it the right folder?")
             )
+        self.findings.notes = self._notes.notes(sources)
 
     def add_prompts(self, prompts: Iterable[Prompt]) -> None:
         """Add zero-shot prompts after all captions; those the cache has are passed over."""
@@ -115,15 +118,18 @@ class Freezer:
     # -- scanning
 
     def _add_frame(self, name: str, frame: pl.DataFrame) -> None:
-        """Spool one frame of a source (scan.py): its samples, its captions; write its problems."""
-        is_problem = pl.col("reason").is_not_null()
-        self._add_problems(name, frame.filter(is_problem))
-        samples = frame.filter(~is_problem).with_columns(
+        """Spool one frame of a source (scan.py): samples, captions; write problems; count what is unused."""
+        is_problem, is_unused = pl.col("reason").is_not_null(), pl.col("count").is_not_null()
+        self._add_problems(name, frame.filter(is_problem & ~is_unused))
+        self._notes.add_unused(name, frame.filter(is_unused))
+        samples = frame.filter(~is_problem)
+        self._notes.add_samples(name, samples)
+        samples = samples.with_columns(
             seq=pl.int_range(pl.len(), dtype=pl.Int64) + self._num_seqs, source=pl.lit(name)
         )
         if name:
             samples = samples.with_columns(key=pl.lit(f"{name}/") + pl.col("key"))
-        samples = samples.drop("reason")
+        samples = samples.drop("reason", "count", "remedy")
         captions = samples.filter(pl.col("texts").list.len() > 0)
         captions = captions.select("seq", text="texts", lang="langs").explode("text", "lang")
         captions = captions.with_columns(

@@ -7,6 +7,7 @@ import polars as pl
 
 from ..store import layout
 from ..store.catalog import PART_ROWS, Table, encode_part
+from ..store.notes import Note
 
 
 class Sink(Protocol):
@@ -46,6 +47,9 @@ class Findings:
     changed: list[str] = field(default_factory=list[str])
     problems: list[str] = field(default_factory=list[str])
     """The first few, as ``place: reason``."""
+
+    notes: list[Note] = field(default_factory=list[Note])
+    """What the sources that were scanned hold and was not used, or lack."""
 
     @property
     def is_empty(self) -> bool:

@@ -13,6 +13,7 @@ from ..store.cache import Cache, relocate
 from ..store.commits import Transaction, roll_forward
 from ..store.locations import is_url, lies_in, parse_location
 from ..store.manifest import SourceRecord
+from ..store.notes import Note
 from ..store.records import Record, sha256_hex
 from ..store.storage import Files
 from ..store.views import ViewPolicy
@@ -167,6 +168,7 @@ def make_plan(
         fields |= {
             "sources": [asdict(record) for record in records],
             "prompts_fingerprint": prompts_fingerprint,
+            "notes": [asdict(note) for note in _all_notes(cache, sources, findings.notes)],
         }
         if generation == 0:
             fields |= {"shard_rows": shard_rows, "views": views.to_record()}
@@ -422,6 +424,15 @@ def _source_records(
         for record in (cache.manifest.sources if cache else ())
     ]
     return [*records, *given.values()]
+
+
+def _all_notes(
+    cache: Cache | None, sources: Sequence[tuple[str, Source]], new: Sequence[Note]
+) -> list[Note]:
+    """Return the notes of every source: those scanned now as they are, others as the cache has them."""
+    scanned = {name for name, _ in sources}
+    old = cache.manifest.latest.notes if cache else ()
+    return [*(note for note in old if note.source not in scanned), *new]
 
 
 def _relocated(record: SourceRecord, corpus_roots: Mapping[str, str]) -> SourceRecord:

@@ -24,12 +24,12 @@ from ..errors import DiskFullError
 from ..store import layout
 from ..store.ahead import map_ahead
 from ..store.storage import Files
-from .sources import Piece, Problem, Sample, Source
+from .sources import Piece, Problem, Sample, Source, Unused
 
 SCAN_ROWS = 65_536
 """Samples and problems in one frame."""
 
-_SCAN_VERSION = 1
+_SCAN_VERSION = 2
 """Raised when the same piece would give another frame: scans kept by an older program are made again."""
 
 SCANNED = pl.Schema(
@@ -49,9 +49,12 @@ SCANNED = pl.Schema(
         "texts": pl.List(pl.String()),
         "langs": pl.List(pl.String()),
         "reason": pl.String(),
+        "count": pl.Int64(),
+        "remedy": pl.String(),
     }
 )
-"""Columns of a frame. A line is a sample, or where ``reason`` is not null a problem."""
+"""Columns of a frame. A line is a sample, where ``reason`` is not null a problem, and where ``count`` is not
+null something unused."""
 
 _SCANNERS = 6
 """Pieces of an object store that are scanned at a time: what they cost is mostly waiting. As many frames,
@@ -247,6 +250,8 @@ def _sample_line(sample: Sample) -> tuple[Any, ...]:
         [caption.text for caption in sample.captions],
         [caption.lang for caption in sample.captions],
         None,
+        None,
+        None,
     )
 
 
@@ -254,7 +259,8 @@ def _problem_line(problem: Problem) -> tuple[Any, ...]:
     nothing = (None,) * 10
     key = None if problem.key is None else _showable(problem.key)
     place, reason = _showable(problem.place), _showable(problem.reason)
-    return (key, *nothing, place, None, None, reason)
+    count, remedy = (problem.count, problem.remedy) if isinstance(problem, Unused) else (None, None)
+    return (key, *nothing, place, None, None, reason, count, remedy)
 
 
 def _refuse_odd_names(sample: Sample) -> Sample | Problem:

@@ -1,10 +1,14 @@
 """The lines a build ends with."""
 
 import shlex
+from collections.abc import Sequence
 
+from ..store.notes import Note
 from ..words import format_seconds
 from .build_config import BuildConfig, BuildSummary
 from .parts import Findings
+
+_NOTES_SHOWN = 6
 
 
 def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:
@@ -42,6 +46,7 @@ def finding_lines(findings: Findings, list_all: str) -> list[str]:
             f"{findings.num_texts:,} unique texts"
             + (f", {findings.num_prompts:,} prompts" if findings.num_prompts else "")
         )
+    lines += note_lines(findings.notes, list_all)
     if findings.num_gone:
         lines.append(
             f"gone       {findings.num_gone:,} samples are no longer in the corpus and keep their "
@@ -57,6 +62,14 @@ def finding_lines(findings: Findings, list_all: str) -> list[str]:
         lines += [f"           {problem}" for problem in findings.problems]
         if findings.num_problems > len(findings.problems):
             lines.append(f"           ... {list_all}")
+    return lines
+
+
+def note_lines(notes: Sequence[Note], list_all: str) -> list[str]:
+    """Return what was seen in the corpus and not used, or is not there: the first few notes."""
+    lines = [f"note       {note.line()}" for note in notes[:_NOTES_SHOWN]]
+    if len(notes) > len(lines):
+        lines.append(f"           ... {len(notes) - len(lines)} notes more: {list_all}")
     return lines
 
 

@@ -1,6 +1,7 @@
 """What a cache holds, for ``siglip2-cache info``."""
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import polars as pl
@@ -8,6 +9,7 @@ import polars as pl
 from .cache import Cache
 from .index_record import describe_indexes, index_line
 from .layout import MODALITIES
+from .notes import Note
 
 
 def describe(cache: Cache) -> dict[str, Any]:
@@ -24,6 +26,7 @@ def describe(cache: Cache) -> dict[str, Any]:
         "texts": cache.num_texts,
         "prompts": _count(cache.table("prompts")),
         "problems": _count(cache.table("problems")),
+        "notes": [asdict(note) for note in cache.manifest.latest.notes],
         "languages": {lang or "none": n for lang, n in languages.iter_rows()},
         "labels": int(
             cache.samples().select(pl.col("label").drop_nulls().n_unique()).collect().item()
@@ -52,6 +55,7 @@ def describe_lines(found: dict[str, Any]) -> list[str]:
         + (f", {found['prompts']:,} prompts" if found["prompts"] else "")
         + f"; language {languages or 'none'})",
     ]
+    lines += [f"note       {Note(**note).line()}" for note in found["notes"]]
     if found["problems"]:
         lines.append(f"problems   {found['problems']:,} things of the corpus could not be read")
     for name, teacher in found["teachers"].items():

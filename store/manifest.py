@@ -10,6 +10,7 @@ from . import layout
 from .arrays import ArrayLayout
 from .catalog import Part, Table
 from .layout import MODALITIES, Modality
+from .notes import Note, read_notes
 from .read_many import read_many
 from .records import Record, decode_record
 from .storage import Files
@@ -77,6 +78,8 @@ class Generation:
     num_new_captions: int
     num_problems: int
     prompts_fingerprint: str
+    notes: tuple[Note, ...] = ()
+    """What every source of the cache holds and was not used, or lacks, as this plan left it."""
 
     def span(self, modality: Modality) -> Span:
         """Return the rows this generation added."""
@@ -348,6 +351,7 @@ def _parse_generation(record: Record) -> Generation:
         num_new_captions=record["num_captions"],
         num_problems=record["num_problems"],
         prompts_fingerprint=record["prompts_fingerprint"],
+        notes=read_notes(record.get("notes", ())),
     )
 
 

@@ -4,8 +4,18 @@ A source knows the corpus and nothing of the cache: no rows, no units, no teache
 function of what lies on disk: two scans of one corpus give equal samples in equal order.
 """
 
-from .base import Caption, Piece, Problem, Sample, Source, scan
+from .base import Caption, Piece, Problem, Sample, Source, Unused, scan
 from .columns import TableColumns
 from .open import open_source
 
-__all__ = ["Caption", "Piece", "Problem", "Sample", "Source", "TableColumns", "open_source", "scan"]
+__all__ = [
+    "Caption",
+    "Piece",
+    "Problem",
+    "Sample",
+    "Source",
+    "TableColumns",
+    "Unused",
+    "open_source",
+    "scan",
+]

@@ -74,6 +74,21 @@ class Problem:
     """Key of the sample it concerns, where there is one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unused(Problem):
+    """Things of one kind that a piece holds and that were not used, though they may be images, captions
+    or labels. Those of all pieces with equal reason and remedy are added up (precompute/notes.py).
+
+    ``place`` is where the first of them is, ``reason`` what they are: a lower-case plural without
+    numbers, such as ``files ending in .heic, not read as images``.
+    """
+
+    count: int
+
+    remedy: str
+    """What takes them: ``convert them to JPEG, PNG or WebP``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A part of a corpus that is scanned in one go: a file of many, or all of it."""

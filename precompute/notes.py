@@ -1,0 +1,58 @@
+"""Counting what a corpus holds that a plan did not use, by source and kind."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import polars as pl
+
+from ..store.notes import Note
+from .sources import Source
+from .sources.looked_for import captions_looked_for
+
+_MAX_KINDS = 200
+"""Of the notes of one source that are kept; the others, which are rarer or came later, are passed over."""
+
+
+class NoteBook:
+    """Adds up what the pieces of each source did not use, and which sources have no caption at all."""
+
+    def __init__(self) -> None:
+        self._unused: dict[str, dict[tuple[str, str], Note]] = {}
+        self._num_samples: dict[str, int] = {}
+        self._num_captioned: dict[str, int] = {}
+
+    def add_unused(self, name: str, frame: pl.DataFrame) -> None:
+        """Add the lines of a frame (scan.py) that count something unused of a source."""
+        notes = self._unused.setdefault(name, {})
+        columns = ("reason", "remedy", "count", "place")
+        for what, remedy, count, place in frame.select(columns).iter_rows():
+            found = notes.get((what, remedy))
+            if found is not None:
+                notes[what, remedy] = replace(found, count=found.count + count)
+            elif len(notes) < _MAX_KINDS:
+                note = Note(source=name, what=what, count=count, first=place, remedy=remedy)
+                notes[what, remedy] = note
+
+    def add_samples(self, name: str, samples: pl.DataFrame) -> None:
+        """Count samples of a source, and those with captions; known ones too."""
+        num_captioned = samples.select((pl.col("texts").list.len() > 0).sum()).item()
+        self._num_samples[name] = self._num_samples.get(name, 0) + samples.height
+        self._num_captioned[name] = self._num_captioned.get(name, 0) + int(num_captioned)
+
+    def notes(self, sources: Sequence[tuple[str, Source]]) -> list[Note]:
+        """Return the notes of all sources in order, of each the greatest count first."""
+        found: list[Note] = []
+        for name, source in sources:
+            num_samples = self._num_samples.get(name, 0)
+            if num_samples and not self._num_captioned[name]:
+                found.append(
+                    Note(
+                        source=name,
+                        what="images without a caption, which is all of them",
+                        count=num_samples,
+                        remedy=f"looked for {captions_looked_for(source)}",
+                    )
+                )
+            unused = self._unused.get(name, {}).values()
+            found += sorted(unused, key=lambda note: -note.count)
+        return found

@@ -1,0 +1,118 @@
+"""What a corpus holds that a plan did not use: counted over all pieces, said, and kept in the cache."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from siglip2_cache import open_cache
+from siglip2_cache.precompute import notes, plan
+from siglip2_cache.precompute.parts import Findings
+from siglip2_cache.precompute.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.sources import Caption, Piece, Problem, Sample, Unused
+from siglip2_cache.precompute.summary import finding_lines
+from siglip2_cache.store.describe import describe, describe_lines
+from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.notes import Note
+
+HEIC = "files ending in .heic, not read as images"
+
+
+def unused(count: int, place: str, what: str = HEIC) -> Unused:
+    return Unused(place=place, reason=what, count=count, remedy="convert them to JPEG")
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A source of pieces that are lists."""
+
+    location: Path
+    items: tuple[tuple[Sample | Problem, ...], ...]
+    kind: str = "folder"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Path:
+        return self.location
+
+    def fingerprint(self) -> str:
+        return str(self.items)
+
+    def pieces(self) -> Iterator[Piece]:
+        for number, items in enumerate(self.items):
+            yield Piece(str(number), lambda items=items: iter(items))
+
+
+def sample(key: str, *captions: str) -> Sample:
+    return Sample(key=key, path=key, place=key, captions=tuple(Caption(c) for c in captions))
+
+
+def plan_shelf(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, *items: tuple[Sample | Problem, ...], **dry: bool
+) -> Findings:
+    shelf = Shelf(cache.parent / "shelf", items)
+    monkeypatch.setattr(plan, "open_source", lambda *_, **__: shelf)
+    return make_plan(PlanConfig(sources=("shelf",)), LocalFiles(cache), **dry).findings
+
+
+def test_what_several_pieces_do_not_use_is_one_note_with_the_sum_and_the_first_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pieces = (sample("a", "dog"), unused(2, "x.heic")), (unused(5, "y.heic"), unused(1, "z", "odd"))
+    found = plan_shelf(monkeypatch, tmp_path / "c", *pieces)
+    assert [note.line() for note in found.notes] == [
+        f"{HEIC}: 7, first x.heic; convert them to JPEG",
+        "odd: 1, first z; convert them to JPEG",
+    ]
+    assert found.num_problems == 0
+
+
+def test_notes_are_said_by_a_dry_run_and_by_a_build_and_kept_for_info(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pieces = ((sample("a"), sample("b"), unused(3, "x.heic")),)
+    dry = plan_shelf(monkeypatch, tmp_path / "c", *pieces, is_dry_run=True)
+    built = plan_shelf(monkeypatch, tmp_path / "c", *pieces)
+    assert dry.notes == built.notes
+    said = [line for line in finding_lines(built, "see") if line.startswith("note")]
+    assert said[0].startswith(
+        "note       images without a caption, which is all of them: 2; looked"
+    )
+    assert said[1] == f"note       {HEIC}: 3, first x.heic; convert them to JPEG"
+    found = describe(open_cache(tmp_path / "c"))
+    assert [line for line in describe_lines(found) if line.startswith("note")] == said
+    assert found["notes"][1]["count"] == 3
+
+
+def test_a_later_plan_says_anew_what_it_finds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plan_shelf(monkeypatch, tmp_path / "c", (sample("a", "dog"), unused(3, "x.heic")))
+    plan_shelf(monkeypatch, tmp_path / "c", (sample("a", "dog"), sample("b", "cat")))
+    assert open_cache(tmp_path / "c").manifest.latest.notes == ()
+
+
+def test_a_source_with_a_few_captions_is_not_said_to_have_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert plan_shelf(monkeypatch, tmp_path / "c", (sample("a"), sample("b", "cat"))).notes == []
+
+
+def test_kinds_without_end_do_not_fill_the_record(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    many = tuple(unused(1, "x", f"files ending in .{i}") for i in range(1000))
+    found = plan_shelf(monkeypatch, tmp_path / "c", (sample("a", "dog"), *many))
+    assert len(found.notes) == notes._MAX_KINDS  # pyright: ignore[reportPrivateUsage]
+    lines = finding_lines(found, "info lists them")
+    assert lines[-1].endswith("notes more: info lists them")
+    assert len(lines) < 10
+
+
+def test_a_long_place_is_cut_at_its_start() -> None:
+    note = Note(source="s", what="files", count=1, first="/long" * 40 + "/x.heic", remedy="do")
+    assert note.line().startswith("s: files: 1, first ...")
+    assert note.line().endswith("/x.heic; do")
+    assert len(note.line()) < 130
