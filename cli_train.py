@@ -95,7 +95,8 @@ def train(
         float | None, typer.Option(help="Default 0, from scratch 1e-4.")
     ] = None,
     warmup_steps: Annotated[
-        int | None, typer.Option(help="Default: 200 or 5 %, at most half of the steps.")
+        int | None,
+        typer.Option(help="Default: 200 or 5 % of the steps, but no more than half of them."),
     ] = None,
     clip_norm: Annotated[
         float | None, typer.Option(help="Largest norm of the gradient. Default 1.")
@@ -170,7 +171,7 @@ def train(
     It ends with RUN/model, a folder for plain transformers, and a table of what was gained. Run it again
     to go on after a crash. Several GPUs: torchrun --nproc-per-node N -m siglip2_cache train ...
     """
-    from .student.config import make_config
+    from .student.config_file import make_config
     from .student.progress import make_progress
     from .student.summary import summary_lines
     from .student.train import TrainInterrupted

@@ -137,6 +137,11 @@ def parse_location(text: str | os.PathLike[str] | UPath) -> Location:
     return _make(protocol, "/".join([bucket, *parts]))
 
 
+def given_location(text: str) -> Location:
+    """Return a path as it was given, relative or not, ``~`` the home folder; or what a URL names."""
+    return parse_location(text) if is_url(text) else Path(os.path.expanduser(text))
+
+
 def _make(protocol: str, path: str) -> UPath:
     # Else botocore keeps 10 connections, whatever the number of threads that ask.
     options: dict[str, Any] = {}

@@ -34,7 +34,7 @@ from .evaluate import (
 )
 from .gallery import SPLITS, Split
 from .notes import Notes, identity_sha256, read_notes, read_projection
-from .split import SplitPolicy
+from .split import SplitPolicy, split_policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,11 +140,7 @@ def compare(config: EvalConfig) -> Comparison:
 
 def _split_policy(config: EvalConfig, notes: Notes) -> SplitPolicy:
     """Return what is asked for; else how the model was trained, so that val was not learned from."""
-    if config.val_keys is not None:
-        return SplitPolicy(val_keys=config.val_keys)
-    if config.val_share is not None:
-        return SplitPolicy(val_share=config.val_share)
-    return notes.split or SplitPolicy()
+    return split_policy(config.val_share, config.val_keys) or notes.split or SplitPolicy()
 
 
 def _texts_for_image_tower(

@@ -1,20 +1,15 @@
-"""Settings of one training, from a YAML file and the command line; written whole beside its results."""
+"""Settings of one training, and which of them go together."""
 
-import dataclasses
 import difflib
 import math
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, get_args
 
-from upath import UPath
-
-from ..errors import SettingError, first_line
+from ..errors import SettingError
 from ..siglip import Towers
-from ..store.locations import Location, is_url, parse_location
+from ..store.locations import Location
 
 Projection = Literal["auto", "learned", "pca", "none"]
 CheckPixels = Literal["always", "first-epoch", "never"]
@@ -115,7 +110,7 @@ class TrainConfig:
     """Of the student's matrices. None: 0, from scratch 1e-4."""
 
     warmup_steps: int | None = None
-    """None: 200 or 5 % of the steps, whichever is more, at most half of them."""
+    """None: 200 or 5 % of the steps, whichever is more, at most half of them. At most all of them."""
 
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
@@ -144,8 +139,8 @@ class TrainConfig:
     sample_timeout: float = 60.0
     """Seconds after which an image that hangs is left out."""
 
-    val_share: float = 0.05
-    """Share of different pictures held out for evaluation."""
+    val_share: float | None = None
+    """Share of different pictures held out for evaluation. None: 0.05, or as val_keys says."""
 
     val_keys: str | None = None
     """Pattern of keys held out instead, such as ``validation/*``."""
@@ -183,12 +178,17 @@ class TrainConfig:
                 )
         for term, weight in self.weights.items():
             if term not in TERMS:
-                raise SettingError(f"weights has no term {term!r}{_nearest(term, TERMS)}")
+                raise SettingError(f"weights has no term {term!r}{nearest_name(term, TERMS)}")
             if not (math.isfinite(weight) and weight >= 0):
                 raise SettingError(f"weights.{term} must be at least 0, got {weight}")
         if self.steps is not None and self.epochs is not None:
             raise SettingError(
                 f"steps {self.steps} and epochs {self.epochs:g} both say how long: give one"
+            )
+        if self.val_share is not None and self.val_keys is not None:
+            raise SettingError(
+                f"val_share {self.val_share:g} and val_keys {self.val_keys!r} both say what is held out: "
+                "give one"
             )
         if self.teacher_text is not None and self.towers != "image":
             raise SettingError("teacher_text goes with towers image: else the student has its own")
@@ -226,154 +226,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_config(file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
-    """Return the settings of a YAML file, overridden by flags; None among the flags means not given.
-
-    ``weights`` of the flags override single terms; ``steps`` overrides ``epochs`` and the other way
-    round.
-
-    Raises:
-        SettingError: an unknown setting (the nearest known one is named), a value of another type, a
-            setting that is missing.
-    """
-    found = {} if file is None else _read_yaml(file)
-    given = {name: value for name, value in flags.items() if value is not None}
-    if "weights" in given:
-        of_file = _typed("weights", found.get("weights") or {}, file)
-        given["weights"] = {**of_file, **given["weights"]}
-    if given.keys() & {"steps", "epochs"}:
-        found = {name: value for name, value in found.items() if name not in ("steps", "epochs")}
-    merged = {**found, **given}
-    for name, flag in (("cache", "CACHE"), ("student", "--student"), ("out", "--out")):
-        if merged.get(name) is None:
-            raise SettingError(f"{flag} is missing: name it, or {name} in a file given by --config")
-    return TrainConfig(**{name: _typed(name, value, file) for name, value in merged.items()})
-
-
-def as_plain(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings as plain values, for YAML and for comparing."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Path | UPath):
-            return str(value)
-        return dict(value) if isinstance(value, Mapping) else value
-
-    return {each.name: plain(getattr(config, each.name)) for each in fields(config)}
-
-
-def to_yaml(config: TrainConfig) -> str:
-    """Return the settings as a YAML file that --config takes."""
-    import yaml
-
-    return yaml.safe_dump(as_plain(config), sort_keys=False, allow_unicode=True)
-
-
-_MAY_CHANGE = {
-    *("cache", "student", "out", "corpus_roots", "teacher_text", "micro_batch_size", "device"),
-    *("gradient_checkpointing", "compile", "check_pixels", "decode_workers", "sample_timeout"),
-    *("save_every", "keep_checkpoints", "tensorboard", "cache_dir", "cache_limit"),
-}
-"""Where things are and how they are computed; which cache and student they are is compared apart."""
-
-
-def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, run: Path) -> None:
-    """Refuse to go on with other settings than a run was begun with.
-
-    Raises:
-        SettingError: naming the first setting, its old and its new value.
-    """
-    for name in sorted(new.keys() - _MAY_CHANGE):
-        if name not in old or old[name] != new[name]:
-            was = old.get(name, "not known")
-            raise SettingError(
-                f"{run} was begun with {name} {was!r}, now it is {new[name]!r}; go on with the old "
-                "value, or begin another run with another --out"
-            )
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingError(f"there is no file {path}; --config takes a YAML file") from None
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path} cannot be read as YAML: {first_line(error)}") from None
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise SettingError(f"{path} holds no settings: it should be lines such as 'steps: 1000'")
-    known = [each.name for each in fields(TrainConfig)]
-    settings = cast("dict[Any, Any]", found)
-    for name in settings:
-        if name not in known:
-            raise SettingError(f"{path} has an unknown setting {name!r}{_nearest(name, known)}")
-    return {str(name): value for name, value in settings.items() if value is not None}
-
-
-def _typed(name: str, value: Any, file: Path | None) -> Any:
-    """Return a value as its field has it: a whole number for a float, a text for a path."""
-    wanted = _TYPES[name]
-    if name == "cache" and isinstance(value, str | Path | UPath):
-        return parse_location(value) if is_url(str(value)) else Path(str(value))
-    if wanted is Path and isinstance(value, str | Path):
-        return Path(value)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if wanted is float and isinstance(value, str):  # YAML 1.1 takes 1e-5 for a text
-        value = _as_number(value)
-        is_number = isinstance(value, float)
-    if wanted is float and is_number:
-        return float(value)
-    if wanted is dict and isinstance(value, Mapping):
-        entries = cast("Mapping[Any, Any]", value)
-        if name != "weights":
-            return {str(key): str(entry) for key, entry in entries.items()}
-        weights = {term: _as_number(w) if isinstance(w, str) else w for term, w in entries.items()}
-        if all(isinstance(w, int | float) and not isinstance(w, bool) for w in weights.values()):
-            return {term: float(w) for term, w in weights.items()}
-    elif wanted is not dict and type(value) is wanted:
-        return value
-    where = f"{file}: " if file else ""
-    raise SettingError(f"{where}{name} must be {_SAID[wanted]}, got {value!r}")
-
-
-def _as_number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _nearest(name: object, known: typing.Iterable[str]) -> str:
+def nearest_name(name: object, known: Iterable[str]) -> str:
+    """Return the end of a message: the known name that was probably meant, or all of them."""
     names = list(known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(names)}"
-
-
-def _plain_type(hint: Any) -> type:
-    """Return the one type that a field's values have beside None."""
-    origin = typing.get_origin(hint)
-    if hint == Location:
-        return Path
-    if origin in (typing.Union, types.UnionType):
-        [hint] = [each for each in get_args(hint) if each is not type(None)]
-        origin = typing.get_origin(hint)
-    if origin is Literal:
-        return str
-    return dict if origin is not None else hint
-
-
-_TYPES = {
-    name: _plain_type(hint)
-    for name, hint in typing.get_type_hints(TrainConfig).items()
-    if name in {each.name for each in dataclasses.fields(TrainConfig)}
-}
-_SAID = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    dict: "names with values",
-    Path: "a path",
-}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..siglip import resolve_checkpoint
 from .card import CacheSummary, ModelCard
+from .config import TrainConfig
 from .evaluate import (
     choose_gallery,
     evaluate,
@@ -93,10 +94,16 @@ def finish(
     pca: PcaMap | None,
     progress: Progress,
 ) -> None:
-    """Evaluate, export RUN/model and the map, draw RUN/loss.png; nothing where that was all done."""
-    if _is_finished(resolved, run):
+    """Evaluate, export RUN/model and the map, draw RUN/loss.png; nothing where all that was done before
+    with the weights of the last step.
+    """
+    made_from = _made_from(resolved, run)
+    if made_from == _noted(run):
         return
     progress.stop()
+    columns = run.read_evaluation()
+    if columns.pop("after", None) is not None:  # of other weights, or not known of which
+        run.write_evaluation(columns)
     evaluate_student(resolved, distiller, run, "after", pca)
     map_ED = _map_of(distiller, pca)
     if map_ED is not None:
@@ -104,7 +111,7 @@ def finish(
 
         run.write(PROJECTION, save({"map_ED": np.ascontiguousarray(map_ED)}))
     run.write("loss.png", loss_plot(run.metrics(), title=f"{resolved.checkpoint.name}, distilled"))
-    _export(resolved, distiller, run, pca)
+    _export(resolved, distiller, run, pca, made_from)
 
 
 def evaluation_lines(run_evaluation: Mapping[str, Any]) -> list[str]:
@@ -167,21 +174,34 @@ def _map_of(distiller: Distiller, pca: PcaMap | None) -> NDArray[np.float32] | N
     return None if pca is None else pca.map_ED
 
 
-def _is_finished(resolved: Resolved, run: RunFolder) -> bool:
+def _made_from(resolved: Resolved, run: RunFolder) -> dict[str, Any]:
+    """Return what RUN/model is made from, by which an earlier one is known."""
+    has_teacher_text = resolved.config.teacher_text is not None
+    return {"weights_sha256": run.weights_sha256(), "teacher_text": has_teacher_text}
+
+
+def _noted(run: RunFolder) -> Any:
+    """Return what the RUN/model that is there was made from; None where nobody noted that."""
     try:
-        made = json.loads((run.model / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return made.get("steps") == resolved.steps
+        return json.loads((run.model / MARK).read_text(encoding="utf-8")).get("made_from")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
-def _export(resolved: Resolved, distiller: Distiller, run: RunFolder, pca: PcaMap | None) -> None:
+def _export(
+    resolved: Resolved,
+    distiller: Distiller,
+    run: RunFolder,
+    pca: PcaMap | None,
+    made_from: dict[str, Any],
+) -> None:
     config = resolved.config
     extra = {
         "steps": resolved.steps,
+        "made_from": made_from,
         "teacher": resolved.teacher.name,
         "teacher_identity": resolved.fingerprint()["teacher"],
-        "split": {"val_share": config.val_share, "val_keys": config.val_keys},
+        "split": _split(config),
     }
     card = _card(resolved, run)
     if config.towers == "both":
@@ -200,6 +220,12 @@ def _export(resolved: Resolved, distiller: Distiller, run: RunFolder, pca: PcaMa
         card=card,
         extra=extra,
     )
+
+
+def _split(config: TrainConfig) -> dict[str, Any]:
+    if config.val_keys is not None:
+        return {"val_keys": config.val_keys}
+    return {"val_share": config.val_share}
 
 
 def _card(resolved: Resolved, run: RunFolder) -> ModelCard:

@@ -22,7 +22,7 @@ from .config import Term, TrainConfig
 from .corpus import Corpus, read_corpus
 from .notes import identity_sha256
 from .ranks import Ranks
-from .split import SplitPolicy
+from .split import SplitPolicy, split_policy
 
 _MOST_WORKERS = 16
 
@@ -30,6 +30,9 @@ _MOST_WORKERS = 16
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
     """One training, decided: no setting of the config is None but those where None is a choice."""
+
+    given: TrainConfig
+    """As the user gave it."""
 
     config: TrainConfig
     cache: Cache
@@ -100,7 +103,7 @@ def resolve(config: TrainConfig, ranks: Ranks, device: str) -> Resolved:
     )
     if config.max_num_patches is not None:
         checkpoint = with_max_num_patches(checkpoint, config.max_num_patches)
-    policy = SplitPolicy(val_share=config.val_share, val_keys=config.val_keys)
+    policy = split_policy(config.val_share, config.val_keys) or SplitPolicy()
     corpus = read_corpus(cache, teacher.name, policy, allow_partial=config.allow_partial)
     train = corpus.select(~corpus.is_val_N)
     scale = config.teacher_scale or math.exp(teacher.logit_scale)
@@ -123,10 +126,12 @@ def resolve(config: TrainConfig, ranks: Ranks, device: str) -> Resolved:
         weight_decay=_or(config.weight_decay, 1e-4 if config.from_scratch else 0.0),
         max_num_patches=getattr(checkpoint.image, "max_num_patches", None),
         dtype=dtype,
+        val_share=policy.val_share if policy.val_keys is None else None,
     )
     _refuse_idle(full, weights, train)
     _refuse_other_texts(config.teacher_text, teacher)
     return Resolved(
+        given=config,
         config=full,
         cache=cache,
         teacher=teacher,

@@ -1,6 +1,6 @@
 """RUN on disk: settings, one line of metrics a step, checkpoints, and the lock of who trains there.
 
-RUN/config.yaml             every setting, resolved
+RUN/config.yaml             every setting: those given, and those decided
 RUN/metrics.jsonl           one object a step, each step once
 RUN/checkpoints/step-0000100/
                             model.safetensors, optimizer.safetensors, state.json
@@ -11,13 +11,14 @@ RUN/model/                  the finished student, for plain transformers
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import DamagedCacheError, SettingError, TrainError, first_line
 from ..store.files import LocalFiles
@@ -52,10 +53,12 @@ class RunFolder:
         """Make the folder, if it is not there, and take it.
 
         Raises:
+            SettingError: it is no run, but holds files of somebody; nothing is written there.
             TrainError: another process trains there.
         """
         self.root = root
         self._files = LocalFiles(root)
+        self._refuse_foreign()
         root.mkdir(parents=True, exist_ok=True)
         self._lock: TextIO = (root / "lock").open("a")
         try:
@@ -79,12 +82,7 @@ class RunFolder:
             if each is not None:
                 each.close()
 
-    def refuse_foreign(self) -> None:
-        """Refuse a folder that is somebody else's.
-
-        Raises:
-            SettingError: it holds files that no run begins with.
-        """
+    def _refuse_foreign(self) -> None:
         if (self.root / _CONFIG).exists():
             return
         others = [name for name in self._files.names("") if name not in _BEFORE_CONFIG]
@@ -105,16 +103,18 @@ class RunFolder:
         """
         import yaml
 
+        from .config_file import read_resolved
+
         path = self.root / _CONFIG
         if not path.exists():
             return None
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+            found = read_resolved(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise TrainError(f"{path} cannot be read: {first_line(error)}; restore it") from None
-        if not isinstance(found, dict):
+        if found is None:
             raise TrainError(f"{path} holds no settings; restore it, or name another --out")
-        return cast("dict[str, Any]", found)
+        return found
 
     def write_config(self, text: str) -> None:
         """Write config.yaml, whole and durable."""
@@ -173,6 +173,14 @@ class RunFolder:
         return [json.loads(line) for line in _lines(self.root / _METRICS)]
 
     # -- checkpoints
+
+    def weights_sha256(self) -> str | None:
+        """Return the SHA-256 of the newest checkpoint's weights; None where there is no checkpoint."""
+        steps = self._steps()
+        if not steps:
+            return None
+        with (self._checkpoint(steps[-1]) / "model.safetensors").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def has_checkpoint(self) -> bool:
         """Say whether there is anything to go on from."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..errors import SettingError
 from .model import Distiller
 
 BETAS = (0.9, 0.95)
@@ -55,17 +56,26 @@ def make_schedule(
 
     Args:
         steps: of the run.
-        warmup_steps: None: 200 or 5 %; in any case at most half of the steps.
+        warmup_steps: None: 200 or 5 %, whichever is more, at most half of the steps that move the student.
         steps_to_fit: steps in which a learned map sees enough rows; it is fitted in 2 % of all or in so
             many, in at most a fifth. None: there is no such map.
+
+    Raises:
+        SettingError: the student moves in fewer steps than it should warm up for.
     """
     alone = 0
     if steps_to_fit is not None and steps > 1:
         enough = min(math.ceil(steps_to_fit), steps // 5)
         alone = max(1, enough, math.ceil(_ALONE * steps))
+    moving = steps - alone
     if warmup_steps is None:
-        warmup_steps = max(_LEAST_WARMUP, math.ceil(_WARMUP_SHARE * steps))
-    warmup_steps = min(warmup_steps, (steps - alone) // 2)
+        warmup_steps = min(max(_LEAST_WARMUP, math.ceil(_WARMUP_SHARE * steps)), moving // 2)
+    if warmup_steps > moving:
+        fitted = f" after {alone:,} in which the map is fitted alone" if alone else ""
+        raise SettingError(
+            f"warmup_steps {warmup_steps:,} is more than the {moving:,} steps in which the student "
+            f"learns{fitted}; take at most {moving:,}, or more steps"
+        )
     return Schedule(steps=steps, warmup_steps=warmup_steps, alone_steps=alone)
 
 

@@ -33,6 +33,13 @@ class SplitPolicy:
             raise SettingError("val_keys must not be empty; leave it out to use val_share")
 
 
+def split_policy(val_share: float | None, val_keys: str | None) -> SplitPolicy | None:
+    """Return the policy that settings ask for; None where they leave it open."""
+    if val_keys is not None:
+        return SplitPolicy(val_keys=val_keys)
+    return None if val_share is None else SplitPolicy(val_share=val_share)
+
+
 def held_out(
     cache: Cache,
     policy: SplitPolicy,

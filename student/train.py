@@ -21,7 +21,8 @@ from ..siglip import (
 )
 from .bank import Bank
 from .batch import Batch
-from .config import TrainConfig, as_plain, refuse_changes, to_yaml
+from .config import TrainConfig
+from .config_file import as_plain, refuse_changes, to_yaml
 from .data import Loader, LoaderConfig
 from .lookup import ImageLookup
 from .model import Distiller
@@ -118,7 +119,8 @@ class Training:
         self._config = resolved.config
         self._facts = resolved.fingerprint() if run is not None else {}
         if run is not None:
-            _take_up(run, resolved, self._facts)
+            for line in _take_up(run, resolved, self._facts):
+                progress.say(line)
         self._images = ImageLookup(resolved.cache, resolved.train)
         self._sampler = Sampler(
             resolved.train,
@@ -410,8 +412,8 @@ def fit_map(resolved: Resolved) -> PcaMap:
     )
 
 
-def _take_up(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]) -> None:
-    """Begin a run, or see that it is the one that was begun here.
+def _take_up(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]) -> list[str]:
+    """Begin a run, or see that it is the one that was begun here; return what a person should know.
 
     Raises:
         SettingError: other settings, another cache or another student than at the start.
@@ -424,12 +426,15 @@ def _take_up(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]) -> No
     if (
         old is None or not run.has_checkpoint()
     ):  # until there is one, every setting may still change
-        run.refuse_foreign()
         run.write_evaluation({})
         run.write("run.json", json.dumps(facts, indent=1).encode())
-        run.write_config(to_yaml(resolved.config))
-        return
-    refuse_changes(old, new, run=run.root)
+        run.write_config(to_yaml(resolved.given, resolved.config))
+        if run.model.exists():
+            return [
+                f"{run.model} is of an earlier training, of which no checkpoint is left: this one begins "
+                "anew and replaces it at its end"
+            ]
+        return []
     try:
         known: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -443,7 +448,9 @@ def _take_up(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]) -> No
                 f"{run.root} was begun with another {'student' if name == 'student' else 'cache'}: {name} "
                 f"was {known.get(name)}, now it is {value}; begin another run with another --out"
             )
-    run.write_config(to_yaml(resolved.config))
+    refuse_changes(old, new, run=run.root)  # after those, of which derived settings follow
+    run.write_config(to_yaml(resolved.given, resolved.config))
+    return []
 
 
 def _steps_to_fit(distiller: Distiller, resolved: Resolved) -> float | None:

@@ -195,7 +195,7 @@ def test_two_shares_make_the_same_bytes_in_a_store(
 def test_a_student_learns_from_a_store_what_it_learns_from_a_disk(
     memory: str, tiny_checkpoint: Path, tmp_path: Path, one_thread: None
 ) -> None:
-    from siglip2_cache.student.config import make_config
+    from siglip2_cache.student.config_file import make_config
     from siglip2_cache.student.train import train
 
     corpus = write_folder_corpus(tmp_path / "corpus", 24, captions=1)

@@ -1,6 +1,7 @@
 """``siglip2-cache train`` from a cache to a finished model: whole, killed, refused."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -24,7 +25,9 @@ from students import write_student
 
 from siglip2_cache.errors import SettingError, TrainError
 from siglip2_cache.precompute.build import build
-from siglip2_cache.student.config import make_config
+from siglip2_cache.student.config_file import make_config
+from siglip2_cache.student.ranks import Ranks
+from siglip2_cache.student.resolve import resolve
 from siglip2_cache.student.train import TrainSummary, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -219,6 +222,55 @@ def test_running_a_finished_command_again_does_nothing(
     assert_same_run(run, finished.run)
     again = make_config(run / "config.yaml", {"out": run})
     assert train(again, progress=Listening()).first_step == STEPS + 1
+
+
+def test_a_run_without_its_checkpoints_begins_anew_and_leaves_the_new_model(
+    finished: Finished, made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished.run, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    heard = Listening()
+    settings = {**FINISHED, "steps": 2, "lr": 1e-2}
+    train_of(made.cache, tiny_student, run, progress=heard, **settings)
+    assert (
+        f"{run / 'model'} is of an earlier training, of which no checkpoint is left"
+        in heard.said[0]
+    )
+    train_of(made.cache, tiny_student, tmp_path / "new", **settings)
+    assert_same_run(run, tmp_path / "new")
+    assert not torch.equal(
+        weights_of(run)["model: logit_scale"], weights_of(finished.run)["model: logit_scale"]
+    )
+    evaluations = [json.loads((r / "evaluation.json").read_text()) for r in (run, tmp_path / "new")]
+    assert evaluations[0] == evaluations[1]
+
+
+def test_a_model_that_is_not_of_the_last_weights_is_made_again(
+    finished: Finished, made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished.run, tmp_path / "run")
+    (run / "model" / "model.safetensors").write_bytes(b"of before")
+    notes = json.loads((run / "model" / "siglip2_cache.json").read_text())
+    notes["made_from"]["weights_sha256"] = "0" * 64
+    (run / "model" / "siglip2_cache.json").write_text(json.dumps(notes))
+    said = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").write_text(json.dumps(said | {"after": "of before"}))
+    train_of(made.cache, tiny_student, run, **FINISHED)
+    assert_same_run(run, finished.run)
+
+
+def test_the_settings_of_a_run_take_another_teachers_scale_bias_and_weight(
+    finished: Finished, made: Made, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = config_of(made.corpus, tmp_path / "cache", tiny_checkpoint, shard_rows=16)
+    other = FakeTeacher(logit_scale=2.0, logit_bias=-3.0)
+    build(settings, progress=SilentProgress(), make_teacher=lambda *_: other)
+    flags = {"cache": tmp_path / "cache", "out": tmp_path / "run"}
+    found = resolve(make_config(finished.run / "config.yaml", flags), Ranks(), "cpu")
+    assert found.teacher_scale == pytest.approx(math.exp(2.0))
+    assert found.teacher_bias == -3.0
+    assert found.weights["cosine"] == pytest.approx(math.exp(2.0) / 3)
+    assert found.weights["bank"] == 0.5  # which was given
 
 
 def test_the_model_is_worth_what_the_run_said(

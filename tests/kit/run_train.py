@@ -21,7 +21,7 @@ import matplotlib.figure  # noqa: F401 - before the processes part
 import torch
 import transformers.models.siglip.modeling_siglip  # noqa: F401
 
-from siglip2_cache.student.config import make_config
+from siglip2_cache.student.config_file import make_config
 from siglip2_cache.student.progress import SilentProgress
 from siglip2_cache.student.train import TrainInterrupted, train
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from siglip2_cache.errors import SettingError
-from siglip2_cache.student.config import (
-    TrainConfig,
+from siglip2_cache.student.config import TrainConfig
+from siglip2_cache.student.config_file import (
     as_plain,
     make_config,
+    read_resolved,
     refuse_changes,
     to_yaml,
 )
@@ -76,6 +78,10 @@ def from_file(tmp_path: Path, text: str, **flags: Any) -> TrainConfig:
             "steps 3 and epochs 1.5 both say how long: give one",
         ),
         (
+            {"val_share": 0.1, "val_keys": "a*"},
+            "val_share 0.1 and val_keys 'a*' both say what is held out: give one",
+        ),
+        (
             {"teacher_text": "T"},
             "teacher_text goes with towers image: else the student has its own",
         ),
@@ -115,7 +121,7 @@ def test_a_flag_that_says_how_long_overrides_either_way_of_the_file(
 
 def test_numbers_are_taken_as_yaml_writes_them(tmp_path: Path) -> None:
     # YAML 1.1, which PyYAML reads, takes 1e-5 for a text: it lacks the dot.
-    text = "lr: 1e-5\nepochs: 2\nweights: {soft: 1e-1, cosine: 3}\nout: R2\nlr: 1e-5"
+    text = "lr: 1e-5\nepochs: 2\nweights: {soft: 1e-1, cosine: 3}\nout: R2"
     config = from_file(tmp_path, text, out=None)
     assert (config.lr, config.epochs, config.out) == (1e-5, 2.0, Path("R2"))
     assert config.weights == {"soft": 0.1, "cosine": 3.0}
@@ -141,15 +147,60 @@ def test_what_a_run_writes_down_gives_the_same_settings_again(tmp_path: Path) ->
         teacher_text="1e5",
     )
     path = tmp_path / "config.yaml"
-    path.write_text(to_yaml(config), encoding="utf-8")
+    path.write_text(to_yaml(config, config), encoding="utf-8")
     assert make_config(path, {}) == config
     assert as_plain(make_config(path, {})) == as_plain(config)
     assert as_plain(config).keys() == {each.name for each in dataclasses.fields(TrainConfig)}
 
 
+def test_what_the_program_decided_is_written_but_not_read_as_if_it_had_been_given(
+    tmp_path: Path,
+) -> None:
+    given = config_of(lr=3e-4, epochs=2.0, weights={"soft": 2.0})
+    decided = dataclasses.replace(
+        given,
+        teacher="one",
+        teacher_scale=21.9,
+        weights={"soft": 2.0, "cosine": 7.3},
+        steps=40,
+        epochs=None,
+        max_num_patches=64,
+    )
+    text = to_yaml(given, decided)
+    (tmp_path / "config.yaml").write_text(text)
+    assert make_config(tmp_path / "config.yaml", {}) == given
+    assert read_resolved(text) == as_plain(decided)
+    assert list(yaml.safe_load(text)) == [*NEEDED, "weights", "epochs", "lr", "resolved"]
+
+
+def test_a_flag_that_says_what_is_held_out_overrides_either_way_of_the_file(tmp_path: Path) -> None:
+    for text in ("val_share: 0.1", "val_keys: a*"):
+        config = from_file(tmp_path, text, val_keys="b*")
+        assert (config.val_share, config.val_keys) == (None, "b*")
+
+
+def test_the_home_folder_is_meant_by_a_tilde_in_every_path_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = (
+        "cache: ~/c\nout: ~/r\nstudent: ~/s\nteacher_text: ~/t\ntowers: image\ncache_dir: ~/d\n"
+        "corpus_roots: {~/a: ~/b}"
+    )
+    (tmp_path / "run.yaml").write_text(text)
+    config = make_config(tmp_path / "run.yaml", {})
+    assert (config.cache, config.out) == (tmp_path / "c", tmp_path / "r")
+    assert (config.student, config.teacher_text) == (f"{tmp_path}/s", f"{tmp_path}/t")
+    assert config.cache_dir == tmp_path / "d"
+    assert config.corpus_roots == {f"{tmp_path}/a": f"{tmp_path}/b"}
+
+
 @pytest.mark.parametrize(
     ("text", "refusal"),
     [
+        ("lr: 1\nsteps: 2\nlr: 1", "run.yaml names 'lr' twice, in lines 1 and 3; leave one out"),
+        ("weights: {soft: 1, soft: 2}", "names 'soft' twice, in lines 1 and 1; leave one out"),
+        ("? [1, 2]\n: 3\n", "cannot be read as YAML: while constructing a mapping"),
         ("learning_rate: 1", "has an unknown setting 'learning_rate'; "),
         ("step: 5", "has an unknown setting 'step'; did you mean steps?"),
         ("global_batchsize: 5", "'global_batchsize'; did you mean global_batch_size?"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from siglip2_cache.errors import DamagedCacheError, TrainError
+from siglip2_cache.errors import DamagedCacheError, SettingError, TrainError
 from siglip2_cache.student import export_folder
 from siglip2_cache.student.run_folder import RunFolder, SavedState
 
@@ -41,6 +41,16 @@ def test_a_second_process_is_refused_while_one_trains_there(run: RunFolder) -> N
     RunFolder(run.root).close()
 
 
+def test_a_folder_of_somebody_is_refused_and_nothing_is_written_there(tmp_path: Path) -> None:
+    (tmp_path / "cache.json").write_text("{}")
+    with pytest.raises(SettingError) as refused:
+        RunFolder(tmp_path)
+    assert str(refused.value) == (
+        f"{tmp_path} holds cache.json and no config.yaml, so it is no run; name a new folder by --out"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]
+
+
 # -- metrics
 
 
@@ -51,6 +61,7 @@ def write_metrics(run: RunFolder, text: str) -> Path:
 
 
 def test_metrics_after_the_last_checkpoint_are_dropped_and_made_again(run: RunFolder) -> None:
+    run.write_config("steps: 5")
     run.start_metrics(0)
     for step in range(1, 6):
         run.add_metrics({"step": step, "loss": 1 / step})
@@ -162,6 +173,17 @@ def test_a_save_that_fails_leaves_what_was_there(
     with pytest.raises(OSError, match="no more"):
         run.save(saved(10), keep=1)
     assert names_of(run) == ["step-0000005"]
+
+
+def test_the_newest_weights_are_known_by_their_bytes(run: RunFolder) -> None:
+    assert run.weights_sha256() is None
+    seen = {run.weights_sha256()}
+    for step in (5, 10):
+        run.save(saved(step), keep=2)
+        seen.add(run.weights_sha256())
+    assert len(seen) == 3
+    run.save(saved(10), keep=2)
+    assert run.weights_sha256() in seen
 
 
 # -- settings

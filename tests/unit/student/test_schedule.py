@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from siglip2_cache.errors import SettingError
 from siglip2_cache.siglip import load_trainable, resolve_checkpoint
 from siglip2_cache.student.model import Distiller
 from siglip2_cache.student.schedule import Optimizer, Schedule, make_schedule
@@ -51,10 +52,21 @@ def test_warm_up_is_a_line_to_the_peak_and_then_half_a_cosine_to_nothing() -> No
         (100, None, 50),  # at most half
         (100, 7, 7),
         (100, 0, 0),
+        (100, 80, 80),  # what is asked for is taken, beyond half too
+        (100, 100, 100),
     ],
 )
 def test_how_long_warm_up_is(steps: int, given: int | None, expected: int) -> None:
     assert make_schedule(steps, given).warmup_steps == expected
+
+
+def test_more_warm_up_than_there_are_steps_is_refused() -> None:
+    with pytest.raises(SettingError) as refused:
+        make_schedule(100, 99, steps_to_fit=0.0)
+    assert str(refused.value) == (
+        "warmup_steps 99 is more than the 98 steps in which the student learns after 2 in which the map "
+        "is fitted alone; take at most 98, or more steps"
+    )
 
 
 def test_a_run_of_few_steps_still_learns_in_every_step_after_the_map_was_alone() -> None:
