@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import polars as pl
+
 from ..errors import BuildError
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.cache import Cache
@@ -29,6 +31,13 @@ from .shares import Helper
 from .teacher import Teacher, TeacherFactory, load_teacher
 from .units import Job
 from .workers import WorkOrder
+
+_MEND: dict[Modality, str] = {
+    "image": "mend them and run again with --retry-rejected, or say --corpus-root OLD=NEW if the corpus "
+    "moved",
+    "text": "the checkpoint's text tower is the likely cause: look at its weights, and build with a whole "
+    "one into another cache",
+}
 
 
 def build(
@@ -77,14 +86,19 @@ class _Build:
         clear_garbage(self._files)
         summary.elapsed_s = time.monotonic() - started
         _count_rejected(cache.renewed(), record.name, summary)
-        is_all = 0 < summary.num_images == summary.num_rejected_now
-        if is_all and not self._config.retry_rejected:
-            raise BuildError(
-                f"every image that this run was to embed was rejected ({summary.num_images:,}); "
-                f"siglip2-cache info {self._config.cache} --rejected lists them; mend them and run "
-                "again with --retry-rejected, or say --corpus-root OLD=NEW if the corpus moved"
-            )
+        if not self._config.retry_rejected:
+            self._refuse_all_rejected("image", summary.num_images, summary)
+            self._refuse_all_rejected("text", summary.num_texts, summary)
         return summary
+
+    def _refuse_all_rejected(
+        self, modality: Modality, num_rows: int, summary: BuildSummary
+    ) -> None:
+        if 0 < num_rows == summary.num_rejected_now[modality]:
+            raise BuildError(
+                f"every {modality} that this run was to embed was rejected ({num_rows:,}); "
+                f"siglip2-cache info {self._config.cache} --rejected lists them; {_MEND[modality]}"
+            )
 
     def _teacher(self, checkpoint: Checkpoint, dtype: str) -> Teacher:
         if self._loaded is None:
@@ -145,7 +159,7 @@ class _Build:
             summary.num_units = account.num_units
             summary.num_images = account.num_rows["image"]
             summary.num_texts = account.num_rows["text"]
-            summary.num_rejected_now = account.num_rejected_images
+            summary.num_rejected_now = account.num_rejected
             summary.times, summary.num_decoders = account.times, account.num_decoders
             summary.num_workers = max(1, account.num_ended)
         summary.image_batch, summary.text_batch = account.image_batch, account.text_batch
@@ -248,10 +262,10 @@ class _Build:
 
 
 def _count_rejected(cache: Cache, teacher: str, summary: BuildSummary) -> None:
-    """Count and show rejected rows; a build of which no image was embedded fails.
+    """Count and show rejected rows; a build of which no image, or no text, was embedded fails.
 
     Raises:
-        BuildError: every image was rejected.
+        BuildError: every image, or every text, was rejected.
     """
     commits = cache.commits(teacher)
     summary.num_rejected = commits.num_rejected("image") + commits.num_rejected("text")
@@ -263,10 +277,13 @@ def _count_rejected(cache: Cache, teacher: str, summary: BuildSummary) -> None:
                 "modality", "row", "key", "reason"
             ).iter_rows()
         ]
-    num_committed = sum(c.num_rows for c in commits.of("image").values())
-    if num_committed and commits.num_rejected("image") == num_committed == cache.num_samples:
-        raise BuildError(
-            f"every image was rejected ({num_committed:,} of {num_committed:,}), the first: "
-            f"{summary.first_rejected[0]}; mend them and run again with --retry-rejected, or say "
-            "--corpus-root OLD=NEW if the corpus moved"
-        )
+    for modality in MODALITIES:
+        num_committed = sum(c.num_rows for c in commits.of(modality).values())
+        num_planned = cache.manifest.count(modality)
+        if num_committed and commits.num_rejected(modality) == num_committed == num_planned:
+            of_it = cache.rejected(teacher).filter(pl.col("modality") == modality).head(1)
+            key, row, reason = of_it.select("key", "row", "reason").collect().row(0)
+            raise BuildError(
+                f"every {modality} was rejected ({num_committed:,} of {num_committed:,}), the first: "
+                f"{key or f'{modality} row {row}'}: {reason}; {_MEND[modality]}"
+            )

@@ -5,6 +5,7 @@ from typing import Literal
 
 from ..errors import SettingError
 from ..siglip import COMPUTE_DTYPES, check_max_num_patches
+from ..store.layout import MODALITIES, Modality
 from ..store.locations import Location
 from ..store.pixels import DECODES, Decode
 from . import enroll
@@ -169,8 +170,10 @@ class BuildSummary:
     num_rejected: int = 0
     """Rejected rows in the whole cache, images and texts."""
 
-    num_rejected_now: int = 0
-    """Images that this run rejected."""
+    num_rejected_now: dict[Modality, int] = field(
+        default_factory=lambda: dict.fromkeys(MODALITIES, 0)
+    )
+    """Rows that this run rejected."""
 
     first_rejected: list[str] = field(default_factory=list[str])
     """The first few, as ``key: reason``."""

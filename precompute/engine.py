@@ -137,8 +137,8 @@ class Account:
         self.num_rows: dict[Modality, int] = dict.fromkeys(MODALITIES, 0)
         """Rows of those units that were wanted."""
 
-        self.num_rejected_images = 0
-        """Images of those units that were rejected."""
+        self.num_rejected: dict[Modality, int] = dict.fromkeys(MODALITIES, 0)
+        """Rows of those units that were rejected."""
 
         self.times = StageTimes()
         """Summed over the workers that ended by themselves."""
@@ -179,8 +179,7 @@ class Account:
         if unit.is_ours:
             self.num_units += 1
             self.num_rows[unit.modality] += unit.num_wanted
-            if unit.modality == "image":
-                self.num_rejected_images += unit.num_rejected
+            self.num_rejected[unit.modality] += unit.num_rejected
         self._progress.unit_done(unit.modality)
 
     def lost(self, worker: int) -> None:

@@ -52,7 +52,7 @@ class Tally:
         self.units: dict[Modality, int] = {}
         self.done: dict[Modality, int] = {"image": 0, "text": 0}
         self.units_done: dict[Modality, int] = {"image": 0, "text": 0}
-        self.num_rejected = 0
+        self.num_rejected: dict[Modality, int] = {"image": 0, "text": 0}
         self._started: dict[Modality, float] = {}
         self._last = time.monotonic()
 
@@ -69,7 +69,7 @@ class Tally:
         self._started.setdefault(modality, self._last)
         self._last = time.monotonic()
         self.done[modality] += num_rows
-        self.num_rejected += num_rejected
+        self.num_rejected[modality] += num_rejected
 
     def rate(self, modality: Modality) -> float:
         """Return rows per second since the teacher turned to this modality."""
@@ -82,7 +82,7 @@ class Tally:
         return (
             f"{_NOUN[modality]} {self.done[modality]:,}/{self.totals[modality]:,}, "
             f"units {self.units_done[modality]}/{self.units[modality]}, "
-            f"{rate:,.1f} {_NOUN[modality]}/s{eta}, {self.num_rejected:,} rejected"
+            f"{rate:,.1f} {_NOUN[modality]}/s{eta}, {self.num_rejected[modality]:,} rejected"
         )
 
 

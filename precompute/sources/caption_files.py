@@ -76,9 +76,19 @@ def decode_text(data: bytes) -> str:
     Raises:
         ValueError: it is no text; the message is a reason.
     """
-    if data.startswith(_UTF16) or b"\0" in data:
+    if data.startswith(_UTF16) or _looks_like_utf16(data):
         raise ValueError("not UTF-8 (it looks like UTF-16); save it as UTF-8")
     return data.decode("utf-8-sig", "surrogateescape")
+
+
+def _looks_like_utf16(data: bytes) -> bool:
+    """Say whether half of the bytes at even, or at odd, places are zero: so is western text in UTF-16.
+
+    A single NUL is a character like any other, in a .txt as in a .jsonl.
+    """
+    if b"\0" not in data or len(data) % 2:
+        return False
+    return max(data[0::2].count(0), data[1::2].count(0)) * 4 >= len(data)
 
 
 def read_bytes(path: str) -> bytes:

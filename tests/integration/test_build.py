@@ -398,6 +398,24 @@ def test_a_build_of_which_every_image_is_rejected_fails_and_names_the_first(
             run(corpus, tmp_path / "cache", tiny_checkpoint)
 
 
+def test_a_build_of_which_every_text_is_rejected_fails_and_names_the_first(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    class NoTextTower(Teacher):
+        def embed_texts(self, texts: Sequence[str]) -> Callable[[], NDArray[np.float32]]:
+            rows = super().embed_texts(texts)()
+            return lambda: rows * np.float32(np.nan)
+
+    corpus = write_folder_corpus(tmp_path / "corpus", 3)
+    message = (
+        r"every text was rejected \(1 of 1\), the first: text row 0: the teacher returned an "
+        r"embedding that is not finite; the checkpoint's text tower is the likely cause"
+    )
+    for _ in range(2):  # the second has nothing to do, and is no success either
+        with pytest.raises(BuildError, match=message):
+            run(corpus, tmp_path / "cache", tiny_checkpoint, NoTextTower())
+
+
 def test_an_embedding_that_is_not_finite_rejects_its_row(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

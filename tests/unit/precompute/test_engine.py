@@ -104,8 +104,9 @@ def test_rows_of_a_unit_whose_worker_died_are_counted_once() -> None:
     script = Script(first, second)
     account, progress = drive(script, Ledger([job(0)]))
     assert progress.tally.done["image"] == 4
-    assert progress.tally.num_rejected == 1
-    assert (account.num_units, account.num_rows["image"], account.num_rejected_images) == (1, 4, 1)
+    assert progress.tally.num_rejected == {"image": 1, "text": 0}
+    assert (account.num_units, account.num_rows["image"]) == (1, 4)
+    assert account.num_rejected == {"image": 1, "text": 0}
     assert script.given == [(0, 0), (1, 0), (1, None)]
     assert progress.said == [
         "warning: worker 0 died with image unit 0 (rows 0..3) in work (killed by SIGKILL); "

@@ -215,6 +215,18 @@ def test_a_bad_json_is_a_problem_and_the_rest_is_kept(
     assert re.search(reason, problem.reason)
 
 
+def test_a_nul_in_a_txt_is_a_character_and_western_utf16_is_named_even_without_its_mark(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path, "a.jpg")
+    (tmp_path / "a.txt").write_bytes(b"a dog\0b")
+    assert captions_of(tmp_path) == [("a dog\0b", None)]
+    (tmp_path / "a.txt").write_bytes("ein Hünd".encode("utf-16-le"))
+    assert captions_of(tmp_path) == []
+    (problem,) = problems_of(tmp_path)
+    assert problem.reason == "not UTF-8 (it looks like UTF-16); save it as UTF-8"
+
+
 def test_a_line_that_is_not_utf8_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
     put(tmp_path, "a.jpg")
     (tmp_path / "a.txt").write_bytes(b"a dog\ncaf\xe9\na cat\n")

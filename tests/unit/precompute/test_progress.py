@@ -91,7 +91,7 @@ def test_the_first_texts_took_time_too(clock: Clock, capsys: pytest.CaptureFixtu
     plain = PlainProgress()
     plain.start({"image": 10, "text": 40}, {"image": 1, "text": 1})
     clock.now += 5
-    plain.advance("image", 10, 0)
+    plain.advance("image", 10, 3)  # rejected images are no rejected texts
     clock.now += 2
     plain.advance("text", 40, 0)
     plain.unit_done("text")
