@@ -135,7 +135,11 @@ def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> De
         data = _bytes_of(ref)
         read_at = time.perf_counter()
         image, (width, height) = decode_for_views(
-            data, ref.boxes, view_size=form.view_size, decode=form.decode
+            data,
+            ref.boxes,
+            view_size=form.view_size,
+            decode=form.decode,
+            on_white=form.recipe.on_white,
         )
         grids = form.render(image, (width, height), ref.boxes, out)
     except (ReadError, PixelError) as error:

@@ -19,6 +19,7 @@ from ..decoding.parquet_images import with_parquet_bytes
 from ..decoding.refs import image_refs
 from ..decoding.remote_images import with_remote_bytes
 from ..errors import SettingError
+from ..siglip import shows_on_white
 from ..store.ahead import REQUESTS
 from ..store.cache import Cache
 from ..store.pixels import PixelError, cut_view, decode_for_views, sha256_of_pixels
@@ -88,13 +89,15 @@ def make_thumbnails(
     files = sorted(picture for picture in wanted if isinstance(picture, Path))
     refs += [ImageRef(_NO_ROW, ImagePlace(path=file), (WHOLE_IMAGE,)) for file in files]
     seen = {name: _read_sha256(cache, name, readable) for name in teachers}
+    on_white = any(shows_on_white(cache.teacher(name).identity) for name in teachers[:1])
 
     def make(ref: ImageRef) -> dict[Picture, Thumbnail]:
         if ref.row == _NO_ROW:
-            [thumbnail] = _thumbnails(ref, ref.boxes, side)[0]
+            [thumbnail] = _thumbnails(ref, ref.boxes, side, on_white)[0]
             return {Path(str(ref.place.path)): thumbnail}
         of_row = views[ref.row]
-        thumbnails, sha256 = _thumbnails(ref, [ref.boxes[view] for view in of_row], side)
+        boxes = [ref.boxes[view] for view in of_row]
+        thumbnails, sha256 = _thumbnails(ref, boxes, side, on_white)
         names = [name for name in teachers if seen[name].get(ref.row, sha256) != sha256]
         if sha256 is not None and names:
             thumbnails = [_changed(thumbnail, names[0]) for thumbnail in thumbnails]
@@ -164,7 +167,7 @@ def _read_sha256(cache: Cache, teacher: str, rows: Sequence[int]) -> dict[int, b
 
 
 def _thumbnails(
-    ref: ImageRef, boxes: Sequence[ViewBox], side: int
+    ref: ImageRef, boxes: Sequence[ViewBox], side: int, on_white: bool
 ) -> tuple[list[Thumbnail], bytes | None]:
     """Return views of one image made small, and the hash of its bytes if there are any."""
     sha256: bytes | None = None
@@ -177,7 +180,9 @@ def _thumbnails(
         def view_size(height: int, width: int) -> tuple[int, int]:
             return _fitted(height, width, side)
 
-        image, _ = decode_for_views(data, boxes, view_size=view_size, decode="scaled")
+        image, _ = decode_for_views(
+            data, boxes, view_size=view_size, decode="scaled", on_white=on_white
+        )
         return [_encoded(cut_view(image, box), side) for box in boxes], sha256
     except (ReadError, PixelError) as error:
         return [Thumbnail(state="unreadable", reason=str(error)) for _ in boxes], sha256

@@ -2,12 +2,19 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from ..errors import SettingError
-from ..siglip import Checkpoint, NaflexRecipe, checkpoint_identity, with_max_num_patches
+from ..siglip import (
+    TRANSPARENCY,
+    Checkpoint,
+    NaflexRecipe,
+    checkpoint_identity,
+    shows_on_white,
+    with_max_num_patches,
+)
 from ..store import layout
 from ..store.cache import Cache
 from ..store.commits import Transaction, roll_forward
@@ -175,7 +182,16 @@ def _stage_metadata(
 
 def as_recorded(checkpoint: Checkpoint, record: TeacherRecord) -> Checkpoint:
     """Return the checkpoint of a teacher with what was chosen when it was added."""
-    return TeacherChoices().as_recorded(record).of(checkpoint)
+    return TeacherChoices().as_recorded(record).of(with_pixels_of(record, checkpoint))
+
+
+def with_pixels_of(record: TeacherRecord, checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with the pixels that a teacher of a cache saw.
+
+    Earlier builds ignored transparent colours, whatever the checkpoint's processor said.
+    """
+    on_white = shows_on_white(record.identity)
+    return replace(checkpoint, image=replace(checkpoint.image, on_white=on_white))
 
 
 def identity_differences(
@@ -188,7 +204,9 @@ def identity_differences(
     ours = identify(
         checkpoint, compute_dtype=choices.compute_dtype, decode=choices.decode or "exact"
     )
-    return list(_compare({**record.identity, _DECODE: decode_of(record)}, ours))
+    # What older records do not say.
+    older = {_DECODE: "exact", TRANSPARENCY: "ignored"}
+    return list(_compare({**older, **record.identity}, ours))
 
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

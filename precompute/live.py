@@ -14,7 +14,7 @@ from ..store.manifest import TeacherRecord
 from ..store.places import ImagePlace
 from ..store.views import WHOLE_IMAGE
 from .embed import Embedder, is_unit, split_images
-from .enroll import TeacherChoices, as_recorded, decode_of, identity_differences
+from .enroll import TeacherChoices, as_recorded, decode_of, identity_differences, with_pixels_of
 from .teacher import TeacherFactory, load_teacher
 
 
@@ -31,6 +31,7 @@ def find_checkpoint(
         found = resolve_checkpoint(record.source, revision=record.revision)
     else:
         found = resolve_checkpoint(checkpoint)
+    found = with_pixels_of(record, found)
     differences = identity_differences(record, found, TeacherChoices())
     if differences:
         raise SettingError(

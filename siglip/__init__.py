@@ -23,10 +23,12 @@ from .device import resolve_compute_dtype, resolve_device
 from .files import file_sha256
 from .image import (
     RESAMPLE_NAMES,
+    TRANSPARENCY,
     ImageRecipe,
     NaflexRecipe,
     SquashRecipe,
     check_max_num_patches,
+    shows_on_white,
 )
 from .model import (
     Towers,
@@ -51,6 +53,7 @@ __all__ = [
     "PUBLISHED",
     "RESAMPLE_NAMES",
     "TEXT_FORMULA",
+    "TRANSPARENCY",
     "VIEW_FORMULA",
     "Architecture",
     "Checkpoint",
@@ -77,6 +80,7 @@ __all__ = [
     "resolve_checkpoint",
     "resolve_compute_dtype",
     "resolve_device",
+    "shows_on_white",
     "unit_rows",
     "vision_tower",
     "with_max_num_patches",

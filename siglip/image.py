@@ -3,6 +3,7 @@
 A recipe says which pixels a teacher takes; making them is the business of whoever decodes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,9 @@ _PROCESSOR_DEFAULTS: dict[str, Any] = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
 }
+_CONVERTS_RGB: dict[ModelType, bool] = {"siglip": True, "siglip2": False}
+"""do_convert_rgb where the field is left out. null is not left out: it means false."""
+
 PROCESSOR_DEFAULTS: dict[ModelType, dict[str, Any]] = {
     "siglip": {
         **_PROCESSOR_DEFAULTS,
@@ -59,6 +63,9 @@ LARGEST_MAX_NUM_PATCHES = 65_536
 class SquashRecipe:
     """Views are squashed to one size, their aspect not kept: checkpoints of fixed resolution."""
 
+    on_white: bool = False
+    """Whether a transparent colour (of a GIF, of a PNG's tRNS) becomes white: do_convert_rgb."""
+
     size: tuple[int, int]
     """Height and width in pixels that the image tower takes."""
 
@@ -76,12 +83,16 @@ class SquashRecipe:
             "image_size": list(self.size),
             "image_resize": "squash",
             "image_resample": RESAMPLE_NAMES[self.resample],
+            **_transparency(self.on_white),
         }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NaflexRecipe:
     """Views nearly keep their aspect: each becomes a grid of as many patches as the limit allows."""
+
+    on_white: bool = False
+    """Whether a transparent colour (of a GIF, of a PNG's tRNS) becomes white: do_convert_rgb."""
 
     patch_size: int
     """Height and width of a patch in pixels."""
@@ -105,10 +116,23 @@ class NaflexRecipe:
             "image_max_num_patches": self.max_num_patches,
             "image_resize": "patch grid",
             "image_resample": RESAMPLE_NAMES[self.resample],
+            **_transparency(self.on_white),
         }
 
 
 ImageRecipe = SquashRecipe | NaflexRecipe
+
+TRANSPARENCY = "image_transparency"
+"""Name of the fact in an identity; records of earlier builds lack it, and mean ``ignored``."""
+
+
+def shows_on_white(identity: Mapping[str, Any]) -> bool:
+    """Return whether a transparent colour became white for a recorded teacher."""
+    return identity.get(TRANSPARENCY) == _transparency(True)[TRANSPARENCY]
+
+
+def _transparency(on_white: bool) -> dict[str, str]:
+    return {TRANSPARENCY: "on white" if on_white else "ignored"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +185,9 @@ def _squash_recipe(folder: Path, image: dict[str, Any], vision: dict[str, Any]) 
             f"tower takes {vision['image_size']} x {vision['image_size']} (config.json); take both "
             "files from one checkpoint"
         )
-    return SquashRecipe(size=size, resample=image["resample"])
+    return SquashRecipe(
+        size=size, resample=image["resample"], on_white=bool(image["do_convert_rgb"])
+    )
 
 
 def _naflex_recipe(path: Path, image: dict[str, Any], vision: dict[str, Any]) -> NaflexRecipe:
@@ -175,7 +201,10 @@ def _naflex_recipe(path: Path, image: dict[str, Any], vision: dict[str, Any]) ->
     if not isinstance(limit, int) or not 1 <= limit <= LARGEST_MAX_NUM_PATCHES:
         raise CheckpointError(f"{path} has max_num_patches {limit!r}, which is not supported")
     return NaflexRecipe(
-        patch_size=image["patch_size"], max_num_patches=limit, resample=image["resample"]
+        patch_size=image["patch_size"],
+        max_num_patches=limit,
+        resample=image["resample"],
+        on_white=bool(image["do_convert_rgb"]),
     )
 
 
@@ -187,6 +216,7 @@ def _read_processor(folder: Path, model_type: ModelType) -> tuple[Path, dict[str
         path = folder / "preprocessor_config.json"
         found = read_json(path)
     image = with_defaults(found, PROCESSOR_DEFAULTS[model_type])
+    image["do_convert_rgb"] = found.get("do_convert_rgb", _CONVERTS_RGB[model_type])
     kind = found.get("image_processor_type") or found.get("feature_extractor_type")
     numbers = [image["rescale_factor"]]
     for name in ("image_mean", "image_std"):

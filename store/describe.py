@@ -127,13 +127,15 @@ def _describe_teacher(cache: Cache, name: str) -> dict[str, Any]:
 def _teacher_lines(name: str, teacher: dict[str, Any]) -> list[str]:
     decode = teacher["identity"].get("image_decode", "exact")
     decoded = "" if decode == "exact" else f", images decoded {decode}"
+    transparency = teacher["identity"].get("image_transparency", "ignored")
     state = "complete" if teacher["is_complete"] else "unfinished; run the same build again"
     limit = teacher["identity"].get("image_max_num_patches")
     patches = "" if limit is None else f"at most {limit:,} patches a view, "
     lines = [
         f"teacher    {name}: {state}",
         f"           from {teacher['source']}, {teacher['compute_dtype']}, {patches}scale "
-        f"{teacher['temperature']:.2f}, bias {teacher['logit_bias']:.2f}{decoded}",
+        f"{teacher['temperature']:.2f}, bias {teacher['logit_bias']:.2f}{decoded}, "
+        f"transparent colours {transparency}",
     ]
     for modality in MODALITIES:
         each = teacher[modality]

@@ -5,6 +5,8 @@ What becomes of each kind of picture (docs/format.md says the same):
 - EXIF orientation is applied; ICC profiles are ignored, as the SigLIP processors do.
 - gray, palette and CMYK become RGB by Pillow's ``convert``; an alpha channel is dropped by it, as
   ``transformers.image_utils.load_image`` does.
+- a transparent colour (of a GIF, of a PNG's tRNS) stays what it is, or becomes white where the
+  model's processor has it so.
 - 16-bit gray keeps its high byte (Pillow alone would clip it to white); other integer and
   floating-point pictures have no defined range and are refused.
 - of an animation, the first frame.
@@ -50,17 +52,22 @@ class PixelError(Exception):
     """An image cannot be read; its message is the reason that the cache records."""
 
 
-def decode_rgb(data: bytes) -> Image.Image:
-    """Return an upright RGB picture, fully decoded.
+def decode_rgb(data: bytes, *, on_white: bool = False) -> Image.Image:
+    """Return an upright RGB picture, fully decoded; ``on_white``: a transparent colour is white.
 
     Raises:
         PixelError: not a picture, damaged, too large, or of a pixel type without a defined range.
     """
-    return _decode(data, None)[0]
+    return _decode(data, None, on_white=on_white)[0]
 
 
 def decode_for_views(
-    data: bytes, boxes: Sequence[ViewBox], *, view_size: ViewSize, decode: Decode
+    data: bytes,
+    boxes: Sequence[ViewBox],
+    *,
+    view_size: ViewSize,
+    decode: Decode,
+    on_white: bool = False,
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Return an upright RGB picture to cut views from, and its (width, height) at full resolution.
 
@@ -70,12 +77,13 @@ def decode_for_views(
         view_size: from the (height, width) that a view is cut with to those it will have.
         decode: exact gives the whole picture as decode_rgb does; scaled may give a smaller one, in
             which each view still has _SCALED_MARGIN times the pixels it will have, in each direction.
+        on_white: whether a transparent colour becomes white.
 
     Raises:
         PixelError: as decode_rgb.
     """
     if decode == "exact":
-        return _decode(data, None)
+        return _decode(data, None, on_white=on_white)
 
     def smallest(full: tuple[int, int]) -> tuple[int, int]:
         wanted = [(box, view_size(*cut_size(box, full))) for box in boxes]
@@ -83,7 +91,7 @@ def decode_for_views(
         height = max(size[0] / box.height for box, size in wanted)
         return math.ceil(_SCALED_MARGIN * width), math.ceil(_SCALED_MARGIN * height)
 
-    return _decode(data, smallest)
+    return _decode(data, smallest, on_white=on_white)
 
 
 def render_views(
@@ -127,7 +135,7 @@ def sha256_of_pixels(data: bytes) -> bytes:
 
 
 def _decode(
-    data: bytes, smallest: Callable[[tuple[int, int]], tuple[int, int]] | None
+    data: bytes, smallest: Callable[[tuple[int, int]], tuple[int, int]] | None, *, on_white: bool
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Return an upright RGB picture, and the upright (width, height) that it has in full.
 
@@ -144,6 +152,8 @@ def _decode(
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
                 upright = _to_rgb(image)
+                if on_white and upright.info.get("transparency") is not None:
+                    upright = _on_white(upright)
                 return upright, full or upright.size
     except PixelError:
         raise
@@ -173,6 +183,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise PixelError(f"pixels of mode {image.mode} (32 bits a channel) have no defined range")
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Return an RGB picture, its transparent colour white.
+
+    Source: convert_to_rgb of transformers 5.23, of what load_image returns.
+    """
+    transparent = image.convert("RGBA")
+    white = Image.new("RGBA", transparent.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, transparent).convert("RGB")
 
 
 def _describe_start(data: bytes) -> str:

@@ -225,7 +225,8 @@ def _write_image_processor(folder: Path, checkpoint: Checkpoint) -> None:
     settings: dict[str, Any] = {
         "image_processor_type": f"{name}ImageProcessor",
         "processor_class": f"{name}Processor",
-        "do_convert_rgb": True,
+        # null rather than false: transformers takes it likewise, transformers.js drops alpha then.
+        "do_convert_rgb": True if recipe.on_white else None,
         "do_resize": True,
         "resample": recipe.resample,
         "do_rescale": True,

@@ -1,5 +1,6 @@
 """What a build puts into a cache, row by row; the teacher is a fake one that needs no model."""
 
+import json
 import math
 import shutil
 import signal
@@ -35,7 +36,7 @@ from siglip2_cache.precompute.estimate import estimate
 from siglip2_cache.precompute.recheck import recheck
 from siglip2_cache.precompute.summary import summary_lines
 from siglip2_cache.precompute.teacher import OutOfMemory
-from siglip2_cache.siglip import resolve_checkpoint
+from siglip2_cache.siglip import Checkpoint, resolve_checkpoint
 from siglip2_cache.store import layout
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.catalog import read_table
@@ -552,6 +553,41 @@ def test_a_teacher_whose_record_does_not_say_how_it_decoded_decoded_exactly(
     same = identity_differences(older, checkpoint, TeacherChoices(decode="exact"))
     other = identity_differences(older, checkpoint, TeacherChoices(decode="scaled"))
     assert (same, other) == ([], ["image_decode was exact and is scaled"])
+
+
+def test_a_cache_of_before_transparency_was_recorded_is_read_and_not_built_on_with_other_pixels(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    corpus, white = write_photographs(tmp_path / "corpus"), tmp_path / "tiny"
+    Image.new("RGB", (9, 9), "red").save(corpus / "clear.png", transparency=(255, 0, 0))
+    older = run(corpus, tmp_path / "cache", tiny_checkpoint)  # do_convert_rgb null: ignored
+    made = older.cache.teacher("tiny")
+    assert made.identity["image_transparency"] == "ignored"
+    unsaid = {k: v for k, v in made.identity.items() if k != "image_transparency"}
+    record = replace(made, identity=unsaid)
+    assert (
+        identity_differences(record, resolve_checkpoint(str(tiny_checkpoint)), TeacherChoices())
+        == []
+    )
+
+    shutil.copytree(tiny_checkpoint, white)
+    settings = json.loads((white / "preprocessor_config.json").read_text())
+    settings["do_convert_rgb"] = True
+    (white / "preprocessor_config.json").write_text(json.dumps(settings))
+    differences = identity_differences(record, resolve_checkpoint(str(white)), TeacherChoices())
+    assert differences == ["image_transparency was ignored and is on white"]
+    with pytest.raises(SettingError, match="image_transparency was ignored and is on white; to ad"):
+        run(corpus, tmp_path / "cache", white)
+    # Reading goes on: the live teacher sees what the cache's teacher saw.
+    found: list[Checkpoint] = []
+
+    def load(checkpoint: Checkpoint, *_: str) -> Teacher:
+        found.append(checkpoint)
+        return Teacher()
+
+    checked = recheck(older.cache, 6, checkpoint=str(white), make_teacher=load)
+    assert (checked.faults, checked.cosines["image"].count) == ([], 6)
+    assert [checkpoint.image.on_white for checkpoint in found] == [False]
 
 
 def test_samples_are_verified_and_timed_with_the_decoding_that_the_cache_recorded(

@@ -1,7 +1,9 @@
 """Thumbnails: the pixels that the teacher saw, made once, or the reason why there are none."""
 
 import io
+import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +68,22 @@ def test_a_view_shows_the_crop_that_the_teacher_saw_mirrored_where_it_was(
         assert difference(found[0, view], expected) < 8, view
         assert difference(found[0, view], ImageOps.mirror(expected)) > 24, view
     assert set(boxes.collect()["flip"]) == {False, True}
+
+
+@pytest.mark.parametrize("on_white", [True, False])
+def test_a_transparent_colour_is_shown_as_the_teacher_saw_it(
+    on_white: bool, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint, corpus = tmp_path / "tiny", tmp_path / "corpus"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    settings = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    changed = json.dumps({**settings, "do_convert_rgb": on_white})
+    (checkpoint / "preprocessor_config.json").write_text(changed)
+    corpus.mkdir()
+    Image.new("RGB", (32, 32), (0, 0, 255)).save(corpus / "a.png", transparency=(0, 0, 255))
+    cache = build_cache(corpus, tmp_path / "cache", checkpoint)
+    shown = Image.new("RGB", (32, 32), (255, 255, 255) if on_white else (0, 0, 255))
+    assert difference(make(cache, (0, 0))[0, 0], shown) < 3
 
 
 def test_an_image_is_decoded_once_for_all_its_views_and_showings(

@@ -6,7 +6,7 @@ import re
 import resource
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +335,22 @@ def test_the_image_processor_is_the_students_own(exported: Exported, picture: Im
     assert theirs.keys() == ours.keys()
     for name in theirs:
         np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize("start", [FIXED, NAFLEX], indirect=True)
+@pytest.mark.parametrize("on_white", [True, False])
+def test_the_exported_processor_treats_a_transparent_colour_as_training_did(
+    start: siglip.Checkpoint, on_white: bool, tmp_path: Path
+) -> None:
+    from transformers import AutoImageProcessor
+
+    trained_on = replace(start, image=replace(start.image, on_white=on_white))
+    export_model(trained(start), trained_on, tmp_path / "out", card=CARD)
+    clear = Image.new("RGB", (64, 64), (0, 0, 255))
+    clear.info["transparency"] = (0, 0, 255)
+    values = AutoImageProcessor.from_pretrained(tmp_path / "out")(clear)["pixel_values"]
+    assert np.asarray(values).min() == (1.0 if on_white else -1.0)
+    assert siglip.resolve_checkpoint(str(tmp_path / "out")).image == trained_on.image
 
 
 @pytest.mark.parametrize("start", [NAFLEX], indirect=True)
