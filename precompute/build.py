@@ -123,6 +123,7 @@ class _Build:
             batch_size={"image": samples, "text": self._batch_size(record, "text")},
             retry_rejected=self._config.retry_rejected,
             say=self._progress.say,
+            owns=share.owns if (share := self._config.share) else lambda unit: True,
         )
 
     def _batch_size(self, record: TeacherRecord, modality: Modality) -> int:
@@ -270,7 +271,7 @@ def _count_rejected(cache: Cache, teacher: str, summary: BuildSummary) -> None:
     commits = cache.commits(teacher)
     summary.num_rejected = commits.num_rejected("image") + commits.num_rejected("text")
     if summary.num_rejected:
-        shown = cache.rejected(teacher).head(5).collect()
+        shown = cache.rejected(teacher, first=5).collect()
         summary.first_rejected = [
             f"{key or f'{modality} row {row}'}: {reason}"
             for modality, row, key, reason in shown.select(

@@ -7,7 +7,6 @@ from ..store.cache import Cache
 from ..store.commits import roll_forward
 from ..store.layout import MODALITIES, Modality
 from ..store.manifest import UnitCommit
-from ..store.records import sha256_hex
 from ..store.storage import Files
 from .units import Job
 
@@ -32,6 +31,7 @@ def find_jobs(
     batch_size: Mapping[Modality, int],
     retry_rejected: bool,
     say: Say,
+    owns: Callable[[int], bool] = lambda unit: True,
 ) -> list[Job]:
     """Return the units to make, images first, by number.
 
@@ -41,6 +41,8 @@ def find_jobs(
         batch_size: samples, or texts, of one batch.
         retry_rejected: also those of which rows were rejected.
         say: told of what is damaged and made again.
+        owns: says of a unit's number whether this process is the one that tries its rows again; only then
+            are its files read.
     """
     commits = cache.commits(teacher)
     for message in commits.damaged:
@@ -54,7 +56,8 @@ def find_jobs(
             if done is None:
                 jobs.append(Job(unit, attempt, batch_size[modality]))
             elif done.rejected and retry_rejected:
-                previous = done if _is_sound(cache.files, done, say) else None
+                is_sound = not owns(unit.number) or _is_sound(cache.files, done, say)
+                previous = done if is_sound else None
                 jobs.append(Job(unit, attempt, batch_size[modality], previous=previous))
     return jobs
 
@@ -77,7 +80,7 @@ def _is_sound(files: Files, commit: UnitCommit, say: Say) -> bool:
     """Say whether the rows of a unit that are not tried again may be taken over as they are."""
     for path, described in commit.files.items():
         try:
-            is_same = sha256_hex(files.read(path)) == described["sha256"]
+            is_same = files.describe(path)["sha256"] == described["sha256"]
         except FileNotFoundError:
             is_same = False
         if not is_same:

@@ -6,6 +6,7 @@ import polars as pl
 
 from ..store.cache import Cache
 from ..store.catalog import Table, empty_table, read_part
+from ..store.manifest import Span
 
 FROZEN = {
     "path": "image",
@@ -65,8 +66,11 @@ class Known:
         """Yield the samples with their source and what their file was like when planned."""
         for samples in self.parts("samples"):
             assert self.cache is not None
-            low, high = samples["file"].min(), samples["file"].max()
-            files = self.cache.table("files").filter(pl.col("file").is_between(low, high))
+            numbers = samples["file"].to_numpy()
+            low, high = int(numbers.min()), int(numbers.max())
+            among = Span(first=low, count=high - low + 1)
+            is_among = pl.col("file").is_between(low, high)
+            files = self.cache.table("files", among).filter(is_among)
             named = files.select(
                 "file", "source", old_path="path", old_bytes="num_bytes", old_mtime="mtime_ns"
             )

@@ -127,8 +127,8 @@ def open_rows(cache: Cache, teacher: str, job: Job) -> UnitRows:
     images: list[DecodedImage | None] = [None] * count if unit.modality == "image" else []
     forward_size = 0
     if job.previous is not None:
-        targets = cache.image_targets if unit.modality == "image" else cache.text_targets
-        values[:] = targets(teacher).read_unit(unit.number)
+        # Read, not mapped: a map would keep the old shard on the disk when the new one replaces it.
+        cache.targets(unit.modality, teacher).read_part(unit.number, 0, values)
         wanted[:] = [row in job.previous.rejected for row in _numbers(unit)]
         forward_size = job.previous.batch_size
         if images:

@@ -1,8 +1,10 @@
 """open_cache: what people use to read a cache."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any, cast
 
 import polars as pl
 from upath import UPath
@@ -27,6 +29,9 @@ from .manifest import (
 from .storage import open_files
 from .targets import Targets
 from .views import ViewPolicy
+
+_REJECTED_ROW = {"row": pl.Int64, "reason": pl.String}
+_REJECTED = {"teacher": pl.String, "modality": pl.String, **_REJECTED_ROW}
 
 
 def open_cache(
@@ -69,6 +74,10 @@ class Cache:
         self.teacher_records: dict[str, TeacherRecord] = read_teachers(self.files)
         self._commits: dict[str, Commits] = {}
         self._known: dict[str, Commits] = {}
+        self._targets: dict[tuple[str, Modality], Targets] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_targets": {}}
 
     def renewed(self) -> "Cache":
         """Return the cache as it is now. Records of units that were read are not read again."""
@@ -132,32 +141,33 @@ class Cache:
         parts = self.manifest.parts(table, among)
         return scan_table(table, self._part_files(parts))
 
-    def rejected(self, teacher: str | None = None) -> pl.LazyFrame:
-        """teacher, modality, row, key, reason; one line a rejected row (key null for texts)."""
-        names = self.teachers if teacher is None else (self.teacher(teacher).name,)
-        lines = [
-            (name, modality, row, why)
-            for name in names
-            for modality in MODALITIES
-            for commit in self.commits(name).of(modality).values()
-            for row, why in commit.rejected.items()
-        ]
-        frame = pl.DataFrame(
-            lines,
-            schema={
-                "teacher": pl.String,
-                "modality": pl.String,
-                "row": pl.Int64,
-                "reason": pl.String,
-            },
-            orient="row",
-        )
-        images = frame.filter(modality="image")["row"].unique().implode()
-        samples = self.samples().filter(pl.col("row").is_in(images))  # else all keys are read
-        keys = samples.select("row", "key", modality=pl.lit("image"))
-        joined = frame.lazy().join(keys, on=["modality", "row"], how="left")
-        ordered = joined.sort("teacher", "modality", "row")
-        return ordered.select("teacher", "modality", "row", "key", "reason")
+    def rejected(self, teacher: str | None = None, *, first: int | None = None) -> pl.LazyFrame:
+        """teacher, modality, row, key, reason; one line a rejected row (key null for texts), in order.
+
+        ``first``: only so many lines, without a look at the others.
+        """
+        frames = [pl.DataFrame(schema=_REJECTED)]
+        for name in self.teachers if teacher is None else (self.teacher(teacher).name,):
+            for modality in MODALITIES:
+                left = None if first is None else first - sum(frame.height for frame in frames)
+                found = dict(itertools.islice(self.commits(name).rejected(modality), left))
+                rows = pl.DataFrame({"row": found.keys(), "reason": found.values()}, _REJECTED_ROW)
+                frames.append(
+                    rows.select(
+                        pl.lit(name).alias("teacher"), pl.lit(modality).alias("modality"), pl.all()
+                    )
+                )
+        frame = pl.concat(frames)
+        images = frame.filter(modality="image")["row"].unique()
+        keys = self._samples_of(images).select("row", "key", modality=pl.lit("image"))
+        joined = frame.lazy().join(keys, on=["modality", "row"], how="left", maintain_order="left")
+        return joined.select("teacher", "modality", "row", "key", "reason")
+
+    def _samples_of(self, rows: pl.Series) -> pl.LazyFrame:
+        """Return the samples of some rows, from the parts between the first of them and the last."""
+        low, high = cast("int | None", rows.min()) or 0, cast("int | None", rows.max())
+        among = Span(first=low, count=0 if high is None else high - low + 1)
+        return self.table("samples", among).filter(pl.col("row").is_in(rows.implode()))
 
     def teacher(self, name: str | None = None) -> TeacherRecord:
         """Return a teacher's record; None is the only teacher there is.
@@ -195,10 +205,17 @@ class Cache:
         return self.targets("text", teacher)
 
     def targets(self, modality: Modality, teacher: str | None = None) -> Targets:
-        """Return the targets of images or of texts of a teacher; None is the only one."""
+        """Return the targets of images or of texts of a teacher; None is the only one.
+
+        They are made when first asked for, which takes time in proportion to the units, and kept.
+        """
         record = self.teacher(teacher)
-        array = self.manifest.array_layout(modality, record.embed_dim)
-        return Targets(self.files, self.manifest, self.commits(record.name), record.name, array)
+        place = (record.name, modality)
+        if place not in self._targets:
+            array = self.manifest.array_layout(modality, record.embed_dim)
+            commits = self.commits(record.name)
+            self._targets[place] = Targets(self.files, self.manifest, commits, record.name, array)
+        return self._targets[place]
 
     def seen(self, teacher: str, unit: int) -> pl.DataFrame:
         """Return row, width, height, sha256: the pictures of an image unit as a teacher saw them."""

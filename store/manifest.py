@@ -1,5 +1,6 @@
 """What the records of a cache say: generations of the catalog, teachers, committed units."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from sys import intern
@@ -102,6 +103,10 @@ class Manifest:
     shard_rows: int
     views: ViewPolicy
     generations: tuple[Generation, ...]
+    _of_rows: dict[Table, "_PartsOfRows"] = field(
+        default_factory=dict[Table, "_PartsOfRows"], init=False, repr=False, compare=False
+    )
+    """Made when a table is first asked for the parts of some rows, as every unit does."""
 
     @property
     def latest(self) -> Generation:
@@ -153,7 +158,9 @@ class Manifest:
         """
         if among is None or table not in _COUNTED:
             return [p for g in self.generations for p in g.parts if p.table == table]
-        return [part for part, span in self._spans(table) if span.overlaps(among)]
+        if table not in self._of_rows:
+            self._of_rows[table] = _PartsOfRows(list(self._spans(table)))
+        return self._of_rows[table].of(among)
 
     def _spans(self, table: Table) -> Iterator[tuple[Part, Span]]:
         """Yield the parts of a table with what each holds, by the lines of those before it."""
@@ -178,6 +185,22 @@ class Manifest:
             embed_dim=embed_dim,
             shard_rows=self.shard_rows,
         )
+
+
+class _PartsOfRows:
+    """The parts of a table by the rows they hold, which ascend."""
+
+    def __init__(self, spans: list[tuple[Part, Span]]) -> None:
+        self._spans = spans
+        self._firsts = [span.first for _, span in spans]
+        self._ends = [span.end for _, span in spans]
+
+    def of(self, among: Span) -> list[Part]:
+        """Return the parts that hold some of these rows, in order."""
+        near = self._spans[
+            bisect_right(self._ends, among.first) : bisect_left(self._firsts, among.end)
+        ]
+        return [part for part, span in near if span.overlaps(among)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +261,11 @@ class Commits:
     def of(self, modality: Modality) -> dict[int, UnitCommit]:
         """Return the committed units of one modality by number."""
         return {unit: c for (m, unit), c in self.units.items() if m == modality}
+
+    def rejected(self, modality: Modality) -> Iterator[tuple[int, str]]:
+        """Yield (row, reason) of every rejected row, ascending."""
+        for _, commit in sorted(self.of(modality).items()):
+            yield from sorted(commit.rejected.items())
 
     def num_rejected(self, modality: Modality) -> int:
         """Return the number of rejected rows."""

@@ -136,7 +136,8 @@ class _Buffer:
         )
         keep_B = targets.available(rows_B)
         if wanted is not None:
-            keep_B &= np.isin(rows_B, wanted, assume_unique=True)
+            near = wanted[slice(*np.searchsorted(wanted, (rows_B[0], rows_B[-1] + 1)))]
+            keep_B &= np.isin(rows_B, near, assume_unique=True)
         rows_B, values_BD = _kept(keep_B, rows_B, values_BD)
         unit_BD = to_float32(values_BD, self._floats_BD[: len(rows_B)])
         norm_B = np.empty(len(unit_BD), np.float32)

@@ -48,8 +48,10 @@ class Targets:
         num_full = num_units if is_full.all() else int(np.argmin(is_full))
         partial = int(self._committed_rows[num_full]) if num_full < num_units else 0
         self._first_open_row = num_full * array.shard_rows + partial
-        self._rejected = np.array(sorted(r for c in units.values() for r in c.rejected), np.int64)
-        self._reasons = {row: why for c in units.values() for row, why in c.rejected.items()}
+        self._rejected = np.sort(
+            np.fromiter((row for commit in units.values() for row in commit.rejected), np.int64)
+        )
+        self._reasons = {unit: commit.rejected for unit, commit in units.items() if commit.rejected}
         self._files = ShardFiles(files, array, teacher, units)
         self._shards = Shards(self._files)
         self._span = make_span(self._files)
@@ -132,7 +134,9 @@ class Targets:
             for start, count in zip(starts, self._committed_rows, strict=True)
         ]
         rows = np.concatenate([np.empty(0, np.int64), *spans])
-        return np.setdiff1d(rows, self._rejected, assume_unique=True)
+        at = np.searchsorted(rows, self._rejected).clip(max=max(0, len(rows) - 1))
+        is_among = rows[at] == self._rejected if len(rows) else np.zeros(len(at), np.bool_)
+        return np.delete(rows, at[is_among]) if is_among.any() else rows
 
     def read_unit(self, unit: int) -> NDArray[np.float16]:
         """Return a committed unit's rows whole, as a read-only map (n, [views,] embed_dim).
@@ -259,7 +263,7 @@ class Targets:
                 f"{name} {row} of {root} has no target by {self.teacher} yet: {self.modality} unit "
                 f"{unit} is not committed; run the same siglip2-cache build again"
             )
-        reason = self._reasons.get(row, "unknown reason")
+        reason = self._reasons.get(unit, {}).get(row, "unknown reason")
         return (
             f"{name} {row} of {root} was rejected by {self.teacher}: {reason}; "
             "siglip2-cache build --retry-rejected tries it again"

@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,8 +35,8 @@ from siglip2_cache.precompute.plan import Plan, PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Sample, TableColumns
 from siglip2_cache.precompute.spool import Scratch
 from siglip2_cache.store import commits, layout
-from siglip2_cache.store.cache import relocate
-from siglip2_cache.store.catalog import Table
+from siglip2_cache.store.cache import Cache, relocate
+from siglip2_cache.store.catalog import Part, Table
 from siglip2_cache.store.commits import roll_forward
 from siglip2_cache.store.files import LocalFiles
 from siglip2_cache.store.verify import verify_cache
@@ -260,6 +261,28 @@ def test_tables_longer_than_a_part_are_cut_and_read_back_whole(
         assert frame(tmp_path / "cut", name).equals(frame(tmp_path / "whole", name)), name
     num_rows = [part.num_rows for part in open_cache(tmp_path / "cut").manifest.parts("views")]
     assert num_rows == [4] * 10
+
+
+def test_appending_opens_a_part_of_the_files_for_the_samples_that_name_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{i:02d}" for i in range(24)]
+    source = write_table_corpus(tmp_path / "corpus", lines(*names))
+    monkeypatch.setattr(parts, "PART_ROWS", 4)
+    plan(tmp_path / "cache", source)
+    opened: Counter[str] = Counter()
+    real = Cache._part_files
+
+    def part_files(self: Cache, found: Sequence[Part]) -> list[Path]:
+        opened.update(part.path for part in found)
+        return real(self, found)
+
+    monkeypatch.setattr(Cache, "_part_files", part_files)
+    write_table_corpus(tmp_path / "corpus", lines(*names, "new"))
+    plan(tmp_path / "cache", source)
+    assert {path: n for path, n in opened.items() if "files" in path} == {
+        f"catalog/files-{number:05d}.parquet": 1 for number in range(6)
+    }
 
 
 # --- what the catalog says -------------------------------------------------------------------

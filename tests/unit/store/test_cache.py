@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -514,6 +515,26 @@ def test_rejected_rows_are_listed_with_keys_and_reasons(foreign: "ForeignCache")
         ("tiny", "image", 20, "drawings/0020", "damaged image: truncated"),
         ("tiny", "text", 3, None, "the teacher returned an embedding that is not finite"),
     ]
+
+
+@pytest.mark.parametrize(("first", "units"), [(0, []), (1, [1]), (2, [1]), (3, [1, 3])])
+def test_the_first_rejected_rows_are_found_without_a_look_at_the_others(
+    foreign: "ForeignCache", first: int, units: list[int]
+) -> None:
+    looked_at: list[int] = []
+
+    class Noted(dict[int, str]):
+        def items(self) -> Any:
+            looked_at.extend({row // 6 for row in self})  # rows of a unit
+            return super().items()
+
+    cache = open_cache(foreign.root)
+    commits = cache.commits()
+    for place, commit in commits.units.items():
+        commits.units[place] = replace(commit, rejected=Noted(commit.rejected))
+    found = cache.rejected(first=first).collect()
+    assert found.equals(open_cache(foreign.root).rejected().collect()[:first])
+    assert looked_at == units
 
 
 # -- teachers, corpora, descriptions

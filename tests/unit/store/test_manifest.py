@@ -1,9 +1,12 @@
 """Rows and units: the arithmetic that every reader repeats."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from siglip2_cache import open_cache
 from siglip2_cache.store.catalog import Part, Table
 from siglip2_cache.store.manifest import Generation, Manifest, Span
 from siglip2_cache.store.views import ViewPolicy
@@ -108,3 +111,21 @@ def test_only_the_parts_that_hold_some_rows_are_looked_at() -> None:
         *(["0-0"], ["0-3"], ["1-0"], ["1-0"], [])
     ]
     assert found("captions", 9) == ["0-0", "0-3", "1-0"]  # who knows
+
+
+def test_what_parts_hold_is_reckoned_once_however_many_units_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reckoned: list[Table] = []
+    real = Manifest._spans
+
+    def spans(self: Manifest, table: Table) -> Iterator[tuple[Part, Span]]:
+        reckoned.append(table)
+        return real(self, table)
+
+    monkeypatch.setattr(Manifest, "_spans", spans)
+    manifest = open_cache(Path(__file__).parents[2] / "data" / "cache-v1").manifest
+    for _ in range(50):
+        for unit in manifest.units("image"):
+            assert manifest.parts("samples", unit.rows)
+    assert reckoned == ["samples"]

@@ -218,6 +218,23 @@ class TestOfACache:
         found = np.concatenate([b.rows_B for b in blocks(targets, rows=wanted, block_rows=2)])
         assert found.tolist() == [2, 4, 13]
 
+    def test_a_block_is_compared_with_the_rows_wanted_of_its_own_range_alone(
+        self, foreign: "ForeignCache", monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes: list[int] = []
+        real = np.isin
+
+        def isin(rows: Any, wanted: Any, **options: Any) -> Any:
+            sizes.append(len(wanted))
+            return real(rows, wanted, **options)
+
+        targets = open_cache(foreign.root).image_targets()
+        wanted = targets.available_rows()
+        monkeypatch.setattr(np, "isin", isin)
+        found = np.concatenate([b.rows_B for b in blocks(targets, rows=wanted, block_rows=2)])
+        assert found.tolist() == wanted.tolist()
+        assert max(sizes) <= 2
+
     @pytest.mark.parametrize("block_rows", [2, 5, None])
     def test_images_near_a_text_are_found_across_shards_gaps_and_rejected_rows(
         self, foreign: "ForeignCache", block_rows: int | None

@@ -43,7 +43,7 @@ def singly(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Targets:
     """The same targets, read from shards mapped one by one."""
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_MOST_MAPPED_SHARDS", 0)
-        targets = cache.image_targets()
+        targets = cache.renewed().image_targets()
     assert targets._span is None
     return targets
 
