@@ -148,17 +148,27 @@ def open_shard(path: Path, layout: ArrayLayout, num_rows: int) -> BufferedReader
         raise DamagedCacheError(
             f"shard {path} is missing, though its unit was committed; run siglip2-cache verify"
         ) from None
-    index = _encode_index(layout, -(-num_rows // layout.chunk_rows))
-    expected = layout.shard_bytes(num_rows)
+    index = shard_index(layout, num_rows)
     num_bytes = file.seek(0, os.SEEK_END)
     file.seek(max(0, num_bytes - len(index)))
-    if num_bytes != expected or file.read() != index:
+    if num_bytes != layout.shard_bytes(num_rows) or file.read() != index:
         file.close()
-        raise DamagedCacheError(
-            f"shard {path} ({num_bytes:,} bytes) is not what its unit's record describes "
-            f"({num_rows} rows, {expected:,} bytes, chunks in row order); run siglip2-cache verify"
-        )
+        wrong = describe_other_shard(str(path), num_bytes, layout, num_rows)
+        raise DamagedCacheError(f"{wrong}; run siglip2-cache verify")
     return file
+
+
+def describe_other_shard(where: str, num_bytes: int, layout: ArrayLayout, num_rows: int) -> str:
+    """Return, for people, that a file is not the shard that a record describes."""
+    return (
+        f"shard {where} ({num_bytes:,} bytes) is not what its unit's record describes "
+        f"({num_rows} rows, {layout.shard_bytes(num_rows):,} bytes, chunks in row order)"
+    )
+
+
+def shard_index(layout: ArrayLayout, num_rows: int) -> bytes:
+    """Return the index that the shard of so many rows ends with."""
+    return _encode_index(layout, -(-num_rows // layout.chunk_rows))
 
 
 def _encode_index(layout: ArrayLayout, num_present: int) -> bytes:

@@ -17,6 +17,10 @@ from ..errors import DiskFullError
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT
 _WRITE_BYTES = 1 << 20  # that pieces are put together to
+
+READ_BYTES = 1 << 23
+"""Of a large file, in memory at a time where it is read through."""
+
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Filesystems without hard links (exFAT, some FUSE mounts) answer one of these.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
@@ -156,6 +160,12 @@ class LocalFiles:
         """Return a file's first bytes; raises as read."""
         with self.local(path).open("rb") as file:
             return file.read(num_bytes)
+
+    def pieces(self, path: str) -> Iterator[bytes]:
+        """Yield a file's bytes, READ_BYTES at a time; raises as read."""
+        with self.local(path).open("rb", buffering=0) as file:
+            while piece := file.read(READ_BYTES):
+                yield piece
 
     def describe(self, path: str) -> dict[str, Any]:
         """Return a file's size and SHA-256 as records hold them, read in pieces.

@@ -19,6 +19,7 @@ from upath import UPath
 from ..errors import SettingError
 from .ahead import map_ahead
 from .copies import LocalCopies
+from .files import READ_BYTES
 from .locations import (
     filesystem,
     is_folder,
@@ -33,8 +34,6 @@ _FETCHED_AT_ONCE = 8
 _COPY_LATER = ("az", "abfs", "abfss")
 """Azure may answer before it has copied: an object without bytes stands there until then, and a source
 that were removed meanwhile would be lost."""
-
-_PIECE_BYTES = 1 << 25  # of a large object that is read through
 
 
 class ObjectFiles:
@@ -186,6 +185,15 @@ class ObjectFiles:
         """Return an object's first bytes; raises as read."""
         return read_bytes(self._at(path), 0, num_bytes)
 
+    def pieces(self, path: str) -> Iterator[bytes]:
+        """Yield an object's bytes, READ_BYTES at a time, a request each; raises as read."""
+        at, num_bytes = self._at(path), 0
+        while piece := read_bytes(at, num_bytes, READ_BYTES):
+            yield piece
+            num_bytes += len(piece)
+            if len(piece) < READ_BYTES:
+                break
+
     def describe(self, path: str) -> dict[str, Any]:
         """Return an object's size and SHA-256 as records hold them, read in pieces.
 
@@ -193,12 +201,9 @@ class ObjectFiles:
             FileNotFoundError: there is no such object.
         """
         digest, num_bytes = hashlib.sha256(), 0
-        at = self._at(path)
-        while piece := read_bytes(at, num_bytes, _PIECE_BYTES):
+        for piece in self.pieces(path):
             digest.update(piece)
             num_bytes += len(piece)
-            if len(piece) < _PIECE_BYTES:
-                break
         return {"num_bytes": num_bytes, "sha256": digest.hexdigest()}
 
     def num_bytes(self, path: str) -> int | None:

@@ -3,20 +3,25 @@
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import pytest
+from memory_bucket import MemoryBucket, memory_bucket
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import CacheError, DamagedCacheError
+from siglip2_cache.store import files
 from siglip2_cache.store.arrays import DTYPE
 from siglip2_cache.store.commits import Transaction, roll_forward
 from siglip2_cache.store.files import LocalFiles
 from siglip2_cache.store.records import decode_record, encode_record, sha256_hex
+from siglip2_cache.store.shard_reader import ShardReader
+from siglip2_cache.store.targets import Targets
 from siglip2_cache.store.verify import Report, verify_cache
 
 if TYPE_CHECKING:
@@ -37,6 +42,12 @@ def each(request: pytest.FixtureRequest, foreign: "ForeignCache", tmp_path: Path
     """A copy of the foreign cache, and one of a cache that a build made."""
     source = foreign.root if request.param == "foreign" else GOLDEN
     return shutil.copytree(source, tmp_path / "copy")
+
+
+@pytest.fixture
+def bucket() -> Iterator[MemoryBucket]:
+    with memory_bucket() as made:
+        yield made
 
 
 def verify(root: Path) -> Report:
@@ -484,3 +495,81 @@ def test_a_damaged_plan_cannot_be_opened_at_all(copied: Path) -> None:
 def _is_record(path: str) -> bool:
     is_plan = path == "cache.json" or path.startswith("catalog/append-")
     return is_plan or path.endswith("/teacher.json") or "/commits/" in path
+
+
+# -- how much of it is read, and held
+
+
+def test_each_object_of_a_cache_in_a_store_is_fetched_once(
+    bucket: MemoryBucket, each: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SIGLIP2_CACHE_DIR", str(tmp_path / "copies"))
+    cache = open_cache(bucket.put_folder(each, "c"))
+    cache.commits()  # records, which are read when a cache is opened
+    fetched: Counter[str] = Counter()
+
+    def note(method: str, path: str) -> None:
+        fetched.update([path.partition("/c/")[2]] * (method == "cat_file"))
+
+    bucket.before = note
+    report = verify_cache(cache)
+    assert report.faults == []
+    whole = {path for path in all_files(each) if not _is_record(path)}
+    assert {path: fetched[path] for path in whole} == dict.fromkeys(whole, 1)
+    assert report.num_files == len(whole)
+    assert not (tmp_path / "copies").exists()  # nor is the disk filled with copies
+
+
+def test_damage_in_a_store_is_named_though_a_sound_copy_lies_here(
+    bucket: MemoryBucket, copied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SIGLIP2_CACHE_DIR", str(tmp_path / "copies"))
+    url = bucket.put_folder(copied, "c")
+    cache = open_cache(url)
+    cache.text_targets().read([0])
+    cache.samples().collect()
+    for path in ("catalog/samples-00000.parquet", "teachers/tiny/text.zarr/c/0/0"):
+        whole = (copied / path).read_bytes()
+        bucket.put(f"c/{path}", bytes([whole[0] ^ 1]) + whole[1:])
+        [fault] = verify_cache(open_cache(url)).faults
+        assert fault.startswith(f"{path} is damaged")
+        bucket.put(f"c/{path}", whole)
+
+
+def test_no_file_is_held_whole(each: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "READ_BYTES", 100)
+    largest: list[int] = []
+    real = LocalFiles.read
+
+    def read(self: LocalFiles, path: str) -> bytes:
+        assert _is_record(path), f"{path} is read whole"
+        return real(self, path)
+
+    monkeypatch.setattr(LocalFiles, "read", read)
+    take = ShardReader.take
+    monkeypatch.setattr(
+        ShardReader, "take", lambda self, piece: (largest.append(len(piece)), take(self, piece))
+    )
+    whole = verify(each)
+    assert whole.is_sound
+    assert whole.num_rows["image"] > 0
+    assert max(largest) == 100
+
+
+def test_what_reads_rows_is_made_once_an_array_not_once_a_unit(
+    write_foreign_cache: Callable[..., "ForeignCache"],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[str] = []
+    real = Targets.__init__
+
+    def init(self: Targets, *args: Any) -> None:
+        made.append(args[3])
+        real(self, *args)
+
+    monkeypatch.setattr(Targets, "__init__", init)
+    assert verify(write_foreign_cache(tmp_path / "raw").root).is_sound
+    assert made == []
+    assert verify(write_foreign_cache(tmp_path / "packed", compressed=True).root).is_sound
+    assert made == ["tiny", "tiny"]  # images, texts

@@ -1,0 +1,48 @@
+"""Reading a shard once, piece by piece: the norms of its vectors, and whether it is laid out as it should be.
+
+Shape letters in this file: N = rows, V = vectors of a row (views of an image; 1 for a text).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import DTYPE, ArrayLayout, shard_index
+
+
+class ShardReader:
+    """Takes a shard of raw rows, and keeps a norm of each vector: 4 bytes of some 2,000."""
+
+    def __init__(self, array: ArrayLayout, num_rows: int) -> None:
+        """Start before the first byte of a shard of so many rows."""
+        self._embed_dim = array.embed_dim
+        self._vector_bytes = array.embed_dim * DTYPE.itemsize
+        self._row_bytes = num_rows * array.row_bytes
+        self._index = shard_index(array, num_rows)
+        self._num_bytes_wanted = array.shard_bytes(num_rows)
+        self._rest = b""  # of a vector that a piece ends in
+        self._tail = bytearray()
+        self._num_norms = 0
+        num_vectors = array.row_bytes // self._vector_bytes
+        self.norms_NV: NDArray[np.float32] = np.full((num_rows, num_vectors), np.nan, np.float32)
+        """(N, V) float32, NaN where a vector holds one."""
+
+        self.num_bytes = 0
+
+    def take(self, piece: bytes) -> None:
+        """Go on with the next bytes."""
+        start, self.num_bytes = self.num_bytes, self.num_bytes + len(piece)
+        rows = self._rest + piece[: max(0, self._row_bytes - start)]
+        num_vectors = len(rows) // self._vector_bytes
+        values = np.frombuffer(rows, DTYPE, num_vectors * self._embed_dim)
+        values = values.reshape(num_vectors, self._embed_dim).astype(np.float32)
+        end = self._num_norms + num_vectors
+        self.norms_NV.reshape(-1)[self._num_norms : end] = np.linalg.norm(values, axis=1)
+        self._num_norms = end
+        self._rest = rows[num_vectors * self._vector_bytes :]
+        index_at = self._num_bytes_wanted - len(self._index)
+        self._tail += piece[max(0, index_at - start) : max(0, self._num_bytes_wanted - start)]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the bytes taken so far are a shard as its layout describes it."""
+        return self.num_bytes == self._num_bytes_wanted and bytes(self._tail) == self._index

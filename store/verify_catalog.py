@@ -1,0 +1,163 @@
+"""Comparing the catalog with the plan: rows in order, no key twice, captions that belong to rows.
+
+Each part is read once, a part at a time, so that memory does not depend on the size of the corpus.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from . import layout
+from .cache import Cache
+from .catalog import TABLES, Part, Table, scan_table
+from .files import LocalFiles
+from .manifest import Manifest, Span
+from .repeats import counting_repeats
+from .verify_files import Checked, FileChecker
+
+_NAMES: dict[Table, tuple[str, str]] = {"samples": ("row", "key"), "texts": ("text_row", "text")}
+"""What numbers the lines of a table, and what may not stand twice in it."""
+
+
+def check_catalog(cache: Cache, checker: FileChecker) -> Checked:
+    """Return what is wrong with the parts of the catalog, and with what they say."""
+    check = _CatalogCheck(cache, checker)
+    for table in TABLES:
+        check.table(table)
+    if not check.found.damaged:  # else that is named, and what is read of the rest says nothing
+        check.found.faults += check.faults
+    return check.found
+
+
+class _CatalogCheck:
+    def __init__(self, cache: Cache, checker: FileChecker) -> None:
+        self._files, self._manifest, self._checker = cache.files, cache.manifest, checker
+        self.found = Checked()
+        self.faults: list[str] = []
+        """Of what the tables say."""
+
+    def table(self, table: Table) -> None:
+        """Read a table."""
+        if table in _NAMES:
+            self._numbered(table)
+        elif table == "captions":
+            self._captions()
+        elif table == "views" and self._manifest.views.num_views > 1:
+            self._views()
+        else:
+            for _ in self._frames(table, ()):
+                pass
+
+    def _numbered(self, table: Table) -> None:
+        row_name, name = _NAMES[table]
+        spans = _spans(self._manifest, table)
+        num_planned, rows = sum(span.count for span in spans), _Rows(spans, lines_each=1)
+        with counting_repeats(num_planned) as repeats:
+            for frame in self._frames(table, (row_name, name)):
+                rows.take(frame[row_name].to_numpy())
+                repeats.add(frame[name])
+            num_repeated = repeats.count()
+        if not rows.are_all:
+            self.faults.append(
+                f"catalog: the {row_name}s of {table} ({rows.num_lines:,}) are not those the plan "
+                f"records ({num_planned:,})"
+            )
+        if num_repeated:
+            self.faults.append(f"catalog: {num_repeated:,} {name}s stand twice")
+
+    def _captions(self) -> None:
+        spans = {row_name: _spans(self._manifest, table) for table, (row_name, _) in _NAMES.items()}
+        num_lost, num_captions = dict.fromkeys(spans, 0), 0
+        for frame in self._frames("captions", tuple(spans)):
+            num_captions += frame.height
+            for row_name, planned in spans.items():
+                num_lost[row_name] += _num_outside(frame[row_name].to_numpy(), planned)
+        self.faults += [
+            f"catalog: {lost:,} captions name a {row_name} that does not exist"
+            for row_name, lost in num_lost.items()
+            if lost
+        ]
+        recorded = sum(g.num_new_captions for g in self._manifest.generations)
+        if num_captions != recorded:
+            self.faults.append(
+                f"catalog: {num_captions:,} captions where {recorded:,} were planned"
+            )
+
+    def _views(self) -> None:
+        num_views = self._manifest.views.num_views
+        rows = _Rows(_spans(self._manifest, "samples"), lines_each=num_views)
+        for frame in self._frames("views", ("row",)):
+            rows.take(frame["row"].to_numpy())
+        if not rows.are_all:
+            self.faults.append(f"catalog: not every sample has {num_views} views")
+
+    def _frames(self, table: Table, columns: Sequence[str]) -> Generator[pl.DataFrame]:
+        """Compare each part of a table with its record, and yield what it holds if that is sound."""
+        for generation in self._manifest.generations:
+            owner = layout.generation_record(generation.number)
+            for part in generation.parts:
+                if part.table != table:
+                    continue
+                with self._as_file(part, owner) as path:
+                    if path is not None and columns:
+                        yield scan_table(table, [path]).select(columns).collect()
+
+    @contextlib.contextmanager
+    def _as_file(self, part: Part, owner: str) -> Generator[Path | None]:
+        """Compare a part with its record, and give a file that holds it; None where it is not sound."""
+        if isinstance(self._files, LocalFiles):
+            is_sound = self._checker.check(part.path, part.described, owner, self.found)
+            yield self._files.local(part.path) if is_sound else None
+            return
+        with tempfile.NamedTemporaryFile(prefix="siglip2-cache-verify-") as copy:
+            is_sound = self._checker.check(part.path, part.described, owner, self.found, copy.write)
+            copy.flush()
+            yield Path(copy.name) if is_sound else None
+
+
+class _Rows:
+    """Compares the lines of a table, as they come, with the rows that were planned."""
+
+    def __init__(self, spans: Sequence[Span], *, lines_each: int) -> None:
+        self._spans, self._lines_each = spans, lines_each
+        self._ends = np.cumsum([span.count * lines_each for span in spans])
+        self._is_other = False
+        self.num_lines = 0
+
+    def take(self, rows: NDArray[np.int64]) -> None:
+        """Go on with some lines."""
+        lines = np.arange(self.num_lines, self.num_lines + len(rows))
+        self.num_lines += len(rows)
+        which = np.searchsorted(self._ends, lines, side="right")
+        if self._is_other or (len(which) and which[-1] == len(self._spans)):
+            self._is_other = True
+            return
+        starts = np.array([span.first for span in self._spans], np.int64)
+        before = self._ends - [span.count * self._lines_each for span in self._spans]
+        planned = starts[which] + (lines - before[which]) // self._lines_each
+        self._is_other = not np.array_equal(rows, planned)
+
+    @property
+    def are_all(self) -> bool:
+        """Whether the lines so far are those of every planned row, in order."""
+        return not self._is_other and self.num_lines == sum(self._ends[-1:])
+
+
+def _spans(manifest: Manifest, table: Table) -> list[Span]:
+    spans = [g.text_rows if table == "texts" else g.rows for g in manifest.generations]
+    return [span for span in spans if span.count]
+
+
+def _num_outside(rows: NDArray[np.int64], spans: Sequence[Span]) -> int:
+    """Return how many of some rows lie in no span; spans are ascending."""
+    if not spans:
+        return len(rows)
+    firsts = np.array([span.first for span in spans], np.int64)
+    ends = np.array([span.end for span in spans], np.int64)
+    which = np.searchsorted(firsts, rows, side="right") - 1
+    return int(((which < 0) | (rows >= ends[which])).sum())

@@ -1,0 +1,143 @@
+"""Comparing a teacher's units with their records: the bytes of their files, and what the files hold."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ..errors import CacheError
+from . import layout
+from .arrays import NORM_TOLERANCE, describe_other_shard
+from .cache import Cache
+from .layout import Modality
+from .manifest import TeacherRecord, Unit, UnitCommit
+from .shard_reader import ShardReader
+from .verify_files import Checked, FileChecker
+
+
+@dataclass(slots=True)
+class UnitFound:
+    """What a unit's files said."""
+
+    modality: Modality
+    checked: Checked = field(default_factory=Checked)
+    num_rows: int = 0
+    """Rows whose values were looked at."""
+
+    num_rejected: int = 0
+
+
+class UnitChecker:
+    """Checks the units of one array of a teacher. May be called in several threads."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        record: TeacherRecord,
+        modality: Modality,
+        checker: FileChecker,
+        *,
+        is_raw: bool | None,
+    ) -> None:
+        """Remember the array.
+
+        Args:
+            cache: the cache.
+            record: the teacher.
+            modality: of the array.
+            checker: what reads files.
+            is_raw: whether shards are raw rows; None where the array's metadata does not say.
+        """
+        self._cache, self._teacher = cache, record.name
+        self._modality: Modality = modality
+        self._array = cache.manifest.array_layout(modality, record.embed_dim)
+        self._checker, self._is_raw = checker, is_raw
+
+    def check(self, unit: Unit, commit: UnitCommit) -> UnitFound:
+        """Return what is wrong with a committed unit. Memory holds a piece of its shard at a time."""
+        found = UnitFound(self._modality)
+        owner = layout.unit_record(self._teacher, self._modality, unit.number, commit.attempt)
+        shard = layout.shard(self._teacher, self._modality, unit.number)
+        images = layout.images_part(self._teacher, unit.number)
+        reader = ShardReader(self._array, unit.rows.count)
+        seen: list[bytes] = []
+        takes: dict[str, Callable[[bytes], object]] = {images: seen.append}
+        if self._is_raw:
+            takes[shard] = reader.take
+        sound = [
+            self._checker.check(path, described, owner, found.checked, takes.get(path, _pass))
+            for path, described in commit.files.items()
+        ]
+        faults = found.checked.faults
+        if commit.num_rows != unit.rows.count:
+            faults.append(
+                f"{owner} has {commit.num_rows} rows where {unit.rows.count} were planned"
+            )
+        elif all(sound) and self._is_raw is not None:
+            try:
+                norms_NV = self._norms(unit, reader)
+            except CacheError as error:
+                faults.append(str(error))
+            else:
+                found.num_rows, found.num_rejected = len(norms_NV), len(commit.rejected)
+                faults += self._wrong_values(unit, commit, norms_NV, owner)
+            if self._modality == "image":
+                faults += _wrong_images(images, b"".join(seen), unit, commit, owner)
+        return found
+
+    def _norms(self, unit: Unit, reader: ShardReader) -> NDArray[np.float32]:
+        """Return the norm of every vector, (N, V); a shard that is not of raw rows is read again."""
+        if self._is_raw and not reader.is_whole:
+            where = self._cache.files.where(layout.shard(self._teacher, unit.modality, unit.number))
+            raise CacheError(
+                describe_other_shard(where, reader.num_bytes, self._array, unit.rows.count)
+            )
+        if self._is_raw:
+            return reader.norms_NV
+        values = self._cache.targets(unit.modality, self._teacher).read_unit(unit.number)
+        return np.linalg.norm(values.astype(np.float32), axis=-1).reshape(len(values), -1)
+
+    def _wrong_values(
+        self, unit: Unit, commit: UnitCommit, norms_NV: NDArray[np.float32], owner: str
+    ) -> list[str]:
+        rejected = np.array(sorted(commit.rejected), np.int64) - unit.rows.first
+        if len(rejected) and not 0 <= rejected[0] <= rejected[-1] < len(norms_NV):
+            return [f"{owner} lists rejected rows that are not of its unit"]
+        is_rejected_N = np.zeros(len(norms_NV), np.bool_)
+        is_rejected_N[rejected] = True
+        is_nan_N = np.isnan(norms_NV).any(axis=1)
+        is_finite_N = np.isfinite(norms_NV).all(axis=1)
+        is_zero_N = (norms_NV == 0).any(axis=1)
+        is_unit_N = (np.abs(norms_NV - 1) < NORM_TOLERANCE).all(axis=1)
+        wrong = {
+            "rejected but not NaN": is_rejected_N & ~is_nan_N,
+            "not finite, though not rejected": ~is_rejected_N & ~is_finite_N,
+            "zero": ~is_rejected_N & is_zero_N,
+            "not of norm 1": ~is_rejected_N & ~is_unit_N & is_finite_N & ~is_zero_N,
+        }
+        return [
+            f"{self._teacher}: {int(rows_N.sum())} {unit.modality} rows of unit {unit.number} "
+            f"are {what} (first: row {unit.rows.first + int(np.flatnonzero(rows_N)[0])}, {owner})"
+            for what, rows_N in wrong.items()
+            if rows_N.any()
+        ]
+
+
+def _pass(piece: bytes) -> None:
+    pass
+
+
+def _wrong_images(part: str, data: bytes, unit: Unit, commit: UnitCommit, owner: str) -> list[str]:
+    try:
+        frame = pl.read_parquet(io.BytesIO(data)).select("row", "sha256")
+    except (pl.exceptions.PolarsError, OSError):
+        return [f"{part} is no table of the rows of {owner}"]
+    faults: list[str] = []
+    if not np.array_equal(frame["row"].to_numpy(), np.arange(unit.rows.first, unit.rows.end)):
+        faults.append(f"{part} does not hold the rows of {owner}")
+    if set(frame.filter(pl.col("sha256").is_null())["row"]) != set(commit.rejected):
+        faults.append(f"{part} lacks the hash of rows that {owner} does not list as rejected")
+    return faults
