@@ -46,7 +46,7 @@ from .model import (
     vision_tower,
 )
 from .published import PUBLISHED
-from .text import TextTokenizer
+from .text import TextTokenizer, cleaning_of, read_text_settings
 
 __all__ = [
     "COMPUTE_DTYPES",
@@ -66,6 +66,7 @@ __all__ = [
     "check_max_num_patches",
     "checkpoint_activations",
     "checkpoint_identity",
+    "cleaning_of",
     "embed_image_patches",
     "embed_image_pixels",
     "embed_token_ids",
@@ -77,6 +78,7 @@ __all__ = [
     "pool_patches",
     "pool_pixels",
     "pool_token_ids",
+    "read_text_settings",
     "resolve_checkpoint",
     "resolve_compute_dtype",
     "resolve_device",

@@ -8,6 +8,7 @@ import re
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 
 _Encode = Callable[[list[str]], list[list[int]]]
+
+_LOWERCASE = "tokenizers.normalizers.Lowercase"
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class TextTokenizer:
@@ -119,10 +123,23 @@ class TextSettings:
     @property
     def cleaning(self) -> str:
         """Text cleaning before the tokenizer's own, as recorded in the identity."""
-        if not self.is_siglip1:
-            return "tokenizers.normalizers.Lowercase"
-        lower = "str.lower, " if self.lower else ""
-        return f"{lower}punctuation removed, whitespace collapsed"
+        return _canonical_name(lower=self.lower) if self.is_siglip1 else _LOWERCASE
+
+
+def cleaning_of(name: object) -> Callable[[str], str] | None:
+    """Return the text cleaning of that name, as an identity records it; None: no such cleaning.
+
+    Texts that it makes equal are one text to the model.
+    """
+    if name == _LOWERCASE:
+        from tokenizers import normalizers
+
+        lowercase = normalizers.Lowercase().normalize_str
+        return lambda text: text.lower() if text.isascii() else lowercase(text)
+    for lower in (True, False):
+        if name == _canonical_name(lower=lower):
+            return partial(_canonical, lower=lower)
+    return None
 
 
 def read_text_settings(folder: Path) -> TextSettings:
@@ -148,8 +165,12 @@ def read_text_settings(folder: Path) -> TextSettings:
     return TextSettings(files[0], is_siglip1, bool(config.get("do_lower_case", True)), pad_token)
 
 
+def _canonical_name(*, lower: bool) -> str:
+    return f"{'str.lower, ' if lower else ''}punctuation removed, whitespace collapsed"
+
+
 def _canonical(text: str, *, lower: bool) -> str:
     """SigLIP 1's text cleaning. Source: SiglipTokenizer.canonicalize_text of transformers 5.23."""
     text = text.lower() if lower else text
-    text = text.translate(str.maketrans("", "", string.punctuation))
+    text = text.translate(_PUNCTUATION)
     return re.sub(r"\s+", " ", text).strip()

@@ -19,7 +19,8 @@ from ..siglip import (
 )
 from ..store.cache import Cache, open_cache
 from ..store.locations import Location
-from .corpus import read_corpus
+from ..store.manifest import TeacherRecord
+from .corpus import Corpus, read_corpus
 from .evaluate import (
     Embeddings,
     Gallery,
@@ -33,8 +34,8 @@ from .evaluate import (
     teacher_embeddings,
 )
 from .gallery import SPLITS, Split
-from .notes import Notes, identity_sha256, read_notes, read_projection
-from .split import SplitPolicy, split_policy
+from .notes import Notes, read_notes, read_projection
+from .split import SplitPolicy, held_out, split_policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,10 @@ class EvalConfig:
                 raise SettingError(f"{words} must be at least {least}, got {value}")
         if self.val_share is not None and self.val_keys is not None:
             raise SettingError("val share and val keys exclude each other: leave one out")
+        if self.split == "all" and (self.val_share, self.val_keys) != (None, None):
+            raise SettingError(
+                "split all takes every image: leave out val share and val keys, which choose"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,42 +118,113 @@ def compare(config: EvalConfig) -> Comparison:
     checkpoint = resolve_checkpoint(config.model, allow_image_tower=True)
     notes = read_notes(checkpoint)
     policy = _split_policy(config, notes)
-    map_ED = read_projection(checkpoint, record.embed_dim, identity_sha256(record))
-    corpus = read_corpus(cache, record.name, policy, allow_partial=config.allow_partial)
+    space = _space(checkpoint, record, notes)
+    corpus = _read_corpus(cache, record, policy, config, checkpoint)
     gallery = choose_gallery(
         cache, corpus, split=config.split, max_images=config.samples, seed=config.seed
     )
     teacher = teacher_embeddings(cache, record.name, gallery.rows_N, gallery.text_rows_M)
-    texts_MD = _texts_for_image_tower(checkpoint, teacher, map_ED)
+    texts_MD = None
+    if not checkpoint.has_text and space.is_teachers:
+        texts_MD = map_texts(teacher, space.map_ED)
     student = _embed(config, checkpoint, cache, gallery, texts_MD, notes.logit)
     columns = {
         "teacher": evaluate(teacher, teacher, gallery, seed=config.seed),
-        "model": evaluate(student, teacher, gallery, map_ED=map_ED, seed=config.seed),
+        "model": evaluate(
+            student,
+            teacher,
+            gallery,
+            map_ED=space.map_ED,
+            is_one_space=space.is_teachers,
+            seed=config.seed,
+        ),
     }
-    found = {"gallery": gallery_numbers(gallery, policy), "columns": columns}
+    num_unseen = _num_unseen(cache, corpus, gallery, notes)
+    numbers = gallery_numbers(gallery, policy) | {"held_out_of_its_training": num_unseen}
+    found = {"gallery": numbers, "columns": columns}
     lines = [
         f"model      {student.name}: {checkpoint.given}",
         f"teacher    {record.name}, from {cache.root}",
-        *_text_lines(checkpoint, texts_MD),
+        *_space_lines(checkpoint, space),
         *gallery_lines(gallery, policy),
+        _unseen_line(num_unseen, len(gallery.rows_N), notes),
         *_fault_lines(cache, student),
         "",
-        *table_lines(columns),
+        *table_lines(columns, numbers),
     ]
     return Comparison(found=found, lines=lines)
 
 
-def _split_policy(config: EvalConfig, notes: Notes) -> SplitPolicy:
-    """Return what is asked for; else how the model was trained, so that val was not learned from."""
+def _split_policy(config: EvalConfig, notes: Notes) -> SplitPolicy | None:
+    """Return what is asked for; else how the model was trained. None: every image is taken."""
+    if config.split == "all":
+        return None
     return split_policy(config.val_share, config.val_keys) or notes.split or SplitPolicy()
 
 
-def _texts_for_image_tower(
-    checkpoint: Checkpoint, teacher: Embeddings, map_ED: NDArray[np.float32] | None
-) -> NDArray[np.float32] | None:
-    """Return the texts that an image tower alone was trained against; None where they are unknown."""
-    is_one_space = map_ED is not None or teacher.texts_MD.shape[1] == checkpoint.embed_dim
-    return map_texts(teacher, map_ED) if is_one_space and not checkpoint.has_text else None
+def _read_corpus(
+    cache: Cache,
+    record: TeacherRecord,
+    policy: SplitPolicy | None,
+    config: EvalConfig,
+    checkpoint: Checkpoint,
+) -> Corpus:
+    try:
+        return read_corpus(
+            cache, record.name, policy, student=checkpoint, allow_partial=config.allow_partial
+        )
+    except SettingError as error:
+        if policy is None or policy.val_keys is None or config.val_keys is not None:
+            raise
+        raise SettingError(f"{error}, or --split all: the pattern is of its training") from None
+
+
+def _num_unseen(cache: Cache, corpus: Corpus, gallery: Gallery, notes: Notes) -> int | None:
+    """Return how many images of a gallery the model's training held out; None: that is not noted."""
+    if notes.split is None:
+        return None
+    try:
+        is_unseen_N = held_out(cache, notes.split, corpus.rows_N, corpus.sha256_N, corpus.picture_N)
+    except SettingError:  # its pattern fits no key here
+        return 0
+    return int(np.isin(gallery.rows_N, corpus.rows_N[is_unseen_N]).sum())
+
+
+def _unseen_line(num_unseen: int | None, num_images: int, notes: Notes) -> str:
+    if num_unseen is None or notes.split is None:
+        return "           what the model was trained on is not noted with it"
+    left = num_images - num_unseen
+    line = f"           {num_unseen:,} were held out of its training, by {notes.split.words}"
+    return line + (f"; from the other {left:,} it may have learned" if left else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Space:
+    """How a model's embeddings are compared with the teacher's."""
+
+    map_ED: NDArray[np.float32] | None
+    """To the teacher's space; None: there is none."""
+
+    is_teachers: bool
+    """Whether the model's space is the teacher's, by the map or by itself."""
+
+    why: str
+    """Why it is not, or on what that rests; empty: there is nothing to say."""
+
+
+def _space(checkpoint: Checkpoint, record: TeacherRecord, notes: Notes) -> _Space:
+    is_of = notes.is_of(record)
+    if is_of is False:
+        why = "it was trained against another teacher, no map leads to this one's space"
+        return _Space(map_ED=None, is_teachers=False, why=why)
+    map_ED = read_projection(checkpoint, record.embed_dim)
+    widths = f"its width is {checkpoint.embed_dim}, the teacher's {record.embed_dim}"
+    if map_ED is not None:
+        return _Space(map_ED=map_ED, is_teachers=True, why="")
+    if checkpoint.embed_dim != record.embed_dim:
+        return _Space(map_ED=None, is_teachers=False, why=f"{widths}, no map leads there")
+    why = "" if is_of else "its space is taken for the teacher's, whose width it has"
+    return _Space(map_ED=None, is_teachers=True, why=why)
 
 
 def _embed(
@@ -177,11 +253,12 @@ def _embed(
     )
 
 
-def _text_lines(checkpoint: Checkpoint, texts_MD: NDArray[np.float32] | None) -> list[str]:
-    if checkpoint.has_text:
-        return []
-    whose = "none: no map leads to the teacher's" if texts_MD is None else "the teacher's"
-    return [f"           an image tower alone; its texts are {whose}"]
+def _space_lines(checkpoint: Checkpoint, space: _Space) -> list[str]:
+    facts = [space.why] if space.why else []
+    if not checkpoint.has_text:
+        whose = "the teacher's" if space.is_teachers else "none"
+        facts.insert(0, f"an image tower alone; its texts are {whose}")
+    return [f"           {'; '.join(facts)}"] if facts else []
 
 
 def _num_workers(config: EvalConfig) -> int:

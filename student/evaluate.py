@@ -23,7 +23,7 @@ from .metrics import (
     sigmoid,
     soft_loss_excess,
 )
-from .report import gallery_lines, gallery_numbers, table_lines
+from .report import gallery_lines, gallery_numbers, table_lines, zero_shot_lines
 from .retrieval import macro_mean, retrieval, zero_shot
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "student_embeddings",
     "table_lines",
     "teacher_embeddings",
+    "zero_shot_lines",
 ]
 
 _SOFT_PAIRS = 1 << 25
@@ -51,6 +52,7 @@ def evaluate(
     gallery: Gallery,
     *,
     map_ED: NDArray[np.floating[Any]] | None = None,
+    is_one_space: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return every number of one column, as JSON values; None is what does not apply.
@@ -61,6 +63,7 @@ def evaluate(
         gallery: what those rows are.
         map_ED: the linear map from the model's space to the teacher's, ``x_ND @ map_ED.T``. None:
             the spaces are one if they have one width, and the cosine is None if not.
+        is_one_space: False: they are not, whatever their widths, and the cosine is None.
         seed: of the pairs that calibration takes for other ones.
 
     Returns:
@@ -77,7 +80,7 @@ def evaluate(
         "missing_texts": _num_missing(texts_MD[used_M]),
         "retrieval": _retrieval(images_ND, texts_MD, gallery),
         "zero_shot": _zero_shot(images_ND, texts_MD, gallery),
-        **_cosines(subject, reference, map_ED, used_M),
+        **_cosines(subject, reference, map_ED, used_M, is_one_space=is_one_space),
         **_agreement(subject, reference, gallery),
         "soft_loss_excess": _soft_loss_excess(subject, reference, gallery, seed),
         "calibration_error": _calibration_error(subject, gallery, seed),
@@ -161,6 +164,8 @@ def _cosines(
     reference: Embeddings,
     map_ED: NDArray[np.floating[Any]] | None,
     used_M: NDArray[np.int64],
+    *,
+    is_one_space: bool,
 ) -> dict[str, float | None]:
     sides = {
         "image_cosine": (subject.images_ND, reference.images_ND),
@@ -169,7 +174,7 @@ def _cosines(
     found: dict[str, float | None] = {}
     for name, (student_ND, teacher_NE) in sides.items():
         mapped_NE = student_ND if map_ED is None else student_ND @ map_ED.T.astype(np.float32)
-        is_comparable = mapped_NE.shape == teacher_NE.shape
+        is_comparable = is_one_space and mapped_NE.shape == teacher_NE.shape
         found[name] = mean_cosine(mapped_NE, teacher_NE) if is_comparable else None
     return found
 

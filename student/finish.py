@@ -16,10 +16,12 @@ from .config import TrainConfig
 from .evaluate import (
     choose_gallery,
     evaluate,
+    gallery_numbers,
     map_texts,
     student_embeddings,
     table_lines,
     teacher_embeddings,
+    zero_shot_lines,
 )
 from .export import export_image_tower, export_model
 from .export_folder import MARK
@@ -31,6 +33,7 @@ from .progress import Progress
 from .report import result_rows
 from .resolve import Resolved
 from .run_folder import RunFolder
+from .split import split_policy
 
 _EVAL_BATCH = 64
 
@@ -46,6 +49,7 @@ def evaluate_student(
     columns = run.read_evaluation()
     if not config.eval_samples or not resolved.val.num_images or column in columns:
         return
+    policy = split_policy(config.val_share, config.val_keys)
     gallery = choose_gallery(
         cache, resolved.corpus, split="val", max_images=config.eval_samples, seed=config.seed
     )
@@ -78,8 +82,7 @@ def evaluate_student(
         map_ED = distiller.projection.weight.detach().float().cpu().numpy()
     columns["teacher"] = evaluate(reference, reference, gallery, seed=config.seed)
     columns[column] = evaluate(student, reference, gallery, map_ED=map_ED, seed=config.seed)
-    columns["gallery"] = {
-        "images": len(rows),
+    columns["gallery"] = gallery_numbers(gallery, policy) | {
         "held_out_images": gallery.num_split_images,
         "captions": gallery.num_captions,
         "texts_also_in_train": gallery.num_texts_in_train,
@@ -125,7 +128,8 @@ def evaluation_lines(run_evaluation: Mapping[str, Any]) -> list[str]:
         f"evaluated  {gallery['images']:,} of {gallery['held_out_images']:,} held-out images, "
         f"{gallery['captions']:,} captions; {gallery['texts_also_in_train'] or 0:,} of their texts "
         "also stand in train",
-        *table_lines(columns),
+        *zero_shot_lines(gallery),
+        *table_lines(columns, gallery),
     ]
 
 
@@ -145,7 +149,7 @@ def pca_lines(resolved: Resolved, pca: PcaMap) -> list[str]:
     texts_NE = resolved.cache.text_targets(resolved.teacher.name).read(text_rows)
     error = cosine_error(pca, images_NE, texts_NE)
     before, after = (
-        _recall(images, texts)
+        _recall(images, texts, text_rows)
         for images, texts in (
             (images_NE.astype(np.float32), texts_NE.astype(np.float32)),
             (pca.apply(images_NE), pca.apply(texts_NE)),
@@ -162,10 +166,12 @@ def pca_lines(resolved: Resolved, pca: PcaMap) -> list[str]:
     return lines
 
 
-def _recall(images_NE: NDArray[np.float32], texts_NE: NDArray[np.float32]) -> float:
-    """Return the share of images nearest to their own text."""
-    scores_NN = images_NE @ texts_NE.T
-    return float(np.mean(scores_NN.argmax(axis=1) == np.arange(len(scores_NN))))
+def _recall(
+    images_NE: NDArray[np.float32], texts_NE: NDArray[np.float32], text_rows_N: NDArray[np.int64]
+) -> float:
+    """Return the share of images nearest to their own text, which may be that of others, too."""
+    nearest_N = (images_NE @ texts_NE.T).argmax(axis=1)
+    return float(np.mean(text_rows_N[nearest_N] == text_rows_N))
 
 
 def _map_of(distiller: Distiller, pca: PcaMap | None) -> NDArray[np.float32] | None:

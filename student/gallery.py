@@ -66,6 +66,15 @@ class Gallery:
     num_texts_in_train: int | None
     """Captions here that are captions of training images, too; None where split is not val."""
 
+    num_labelled: int
+    """Images that have a label, whether a prompt stands for it or not."""
+
+    unprompted: tuple[str, ...]
+    """Labels of images here that no prompt stands for, sorted."""
+
+    has_prompts: bool
+    """Whether the cache has prompts, of these images' classes or of others."""
+
     @property
     def num_captioned(self) -> int:
         """Images that have a caption."""
@@ -117,8 +126,14 @@ def choose_gallery(
     if split == "val":
         of_train = corpus.select(~corpus.is_val_N).text_rows
         in_train = int(np.isin(captions, of_train).sum())
-    label_N, prompts = _labels_and_prompts(cache, images.rows_N)
-    prompt_rows = prompts["text_row"].to_numpy().astype(np.int64)
+    labels_N = _labels(cache, images.rows_N)
+    prompts = _prompts(cache, images)
+    classes = {label: i for i, label in enumerate(prompts["label"].unique().sort())}
+    label_N = np.array([classes.get(label, -1) for label in labels_N], np.int64)
+    has_prompts = not prompts.is_empty()
+    if (label_N < 0).all():
+        prompts = prompts.clear()  # no text is embedded for nothing
+    prompt_rows = prompts["text_row"].to_numpy()
     text_rows_M = np.union1d(captions, prompt_rows)
     return Gallery(
         split=split,
@@ -132,28 +147,24 @@ def choose_gallery(
         lang_P=images.caption_lang,
         langs=images.langs,
         label_N=label_N,
-        class_Q=prompts["class"].to_numpy().astype(np.int64),
+        class_Q=np.array([classes[label] for label in prompts["label"]], np.int64),
         prompt_Q=np.searchsorted(text_rows_M, prompt_rows).astype(np.int64),
         lang_Q=tuple(prompts["lang"].to_list()),
         num_texts_in_train=in_train,
+        num_labelled=sum(label is not None for label in labels_N),
+        unprompted=tuple(sorted({x for x in labels_N if x is not None} - classes.keys())),
+        has_prompts=has_prompts,
     )
 
 
-def _labels_and_prompts(
-    cache: Cache, rows_N: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], pl.DataFrame]:
-    """Return the class of each image and the prompts: columns text_row, class, lang.
-
-    Without an image of a class among the prompts none are returned: no text is embedded for nothing.
-    """
-    prompts = cache.table("prompts").collect()
-    classes = {label: i for i, label in enumerate(prompts["label"].unique().sort().to_list())}
+def _labels(cache: Cache, rows_N: NDArray[np.int64]) -> list[str | None]:
+    """Return the label of each image."""
     samples = cache.samples().filter(pl.col("row").is_in(rows_N.tolist()))
-    labels = samples.sort("row").select("label").collect()["label"].to_list()
-    label_N = np.array([classes.get(label, -1) for label in labels], np.int64)
-    if (label_N < 0).all():
-        prompts = prompts.clear()
-    number = [classes[label] for label in prompts["label"]]
-    return label_N, prompts.select("text_row", "lang").with_columns(
-        pl.Series("class", number, pl.Int64)
-    )
+    return samples.sort("row").select("label").collect()["label"].to_list()
+
+
+def _prompts(cache: Cache, corpus: Corpus) -> pl.DataFrame:
+    """Return text_row, label and lang of every prompt; equal texts of a class in a language once."""
+    prompts = cache.table("prompts").select("text_row", "label", "lang").collect()
+    stands = pl.Series("text_row", corpus.one_text[prompts["text_row"].to_numpy()], pl.Int64)
+    return prompts.with_columns(stands).unique(maintain_order=True)

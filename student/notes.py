@@ -29,6 +29,15 @@ class Notes:
     logit: tuple[float, float] | None = None
     """logit_scale, a logarithm, and logit_bias, of an image tower alone."""
 
+    teacher_identity: str | None = None
+    """identity_sha256 of the teacher that it was trained against."""
+
+    def is_of(self, teacher: TeacherRecord) -> bool | None:
+        """Return whether the model was trained against a teacher; None: that is not noted."""
+        if self.teacher_identity is None:
+            return None
+        return self.teacher_identity == identity_sha256(teacher)
+
 
 def read_notes(checkpoint: Checkpoint) -> Notes:
     """Return what a training noted; nothing where the model is of no training of ours.
@@ -47,20 +56,21 @@ def read_notes(checkpoint: Checkpoint) -> Notes:
             split = SplitPolicy(**{name: split[name] for name in names if name in split})
         has_logit = "logit_scale" in found and "logit_bias" in found
         logit = (float(found["logit_scale"]), float(found["logit_bias"])) if has_logit else None
+        identity = found.get("teacher_identity")
     except (ValueError, AttributeError, TypeError, OSError) as error:
         raise CheckpointError(
             f"{path} is not what a training writes ({first_line(error)}); export the model again, or "
             "move the file away and name the split with --val-share or --val-keys"
         ) from error
-    return Notes(split=split, logit=logit)
+    return Notes(
+        split=split, logit=logit, teacher_identity=None if identity is None else str(identity)
+    )
 
 
-def read_projection(
-    checkpoint: Checkpoint, teacher_dim: int, teacher_identity: str | None = None
-) -> NDArray[np.float32] | None:
+def read_projection(checkpoint: Checkpoint, teacher_dim: int) -> NDArray[np.float32] | None:
     """Return the map to the teacher's space that a training left, (E, D), or None.
 
-    It is of one teacher: to another's space, known by the hash of its identity, there is none.
+    It is of one teacher: Notes.is_of says whether of this one.
 
     It lies in the model's folder or, beside a model of ours, in the folder above.
 
@@ -71,10 +81,6 @@ def read_projection(
     from safetensors.numpy import load_file
 
     is_ours = (checkpoint.folder / MARK).is_file()
-    if is_ours and teacher_identity is not None:
-        noted = json.loads((checkpoint.folder / MARK).read_text("utf-8")).get("teacher_identity")
-        if noted not in (None, teacher_identity):
-            return None
     folders = [checkpoint.folder, *([checkpoint.folder.parent] if is_ours else [])]
     path = next((p for folder in folders if (p := folder / PROJECTION).is_file()), None)
     if path is None:

@@ -1,8 +1,9 @@
 """The numbers of an evaluation for people: one column a model, plain text, aligned."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..words import counted
 from .gallery import Gallery
 from .split import SplitPolicy
 
@@ -26,47 +27,87 @@ PROMPTS_COMMAND = (
 _Column = Mapping[str, Any]
 
 
-def table_lines(columns: Mapping[str, _Column]) -> list[str]:
-    """Return the lines of a table: a row a number, a column a model.
+def table_lines(columns: Mapping[str, _Column], gallery: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table: a row a number, a column a model; then why numbers are missing.
+
+    A row that no model has a number for is left out.
 
     Args:
         columns: heading -> what evaluate returned, all of one gallery.
+        gallery: what gallery_numbers returned of it.
     """
     rows = [("", list(columns))]
     for label, of_column, form in _rows(list(columns.values())):
-        rows.append((label, [_shown(of_column(column), form) for column in columns.values()]))
+        values = [of_column(column) for column in columns.values()]
+        if any(value is not None for value in values):
+            rows.append((label, [_shown(value, form) for value in values]))
     label_width = max(len(label) for label, _ in rows)
     widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(columns))]
     lines = [
         "  ".join([label.ljust(label_width), *map(str.rjust, cells, widths)]).rstrip()
         for label, cells in rows
     ]
-    if all(column["zero_shot"] is None for column in columns.values()):
-        lines.append(f"zero-shot needs prompts of the images' classes: {PROMPTS_COMMAND}")
-    return lines
+    return lines + list(_why_missing(columns, gallery))
 
 
-def gallery_numbers(gallery: Gallery, policy: SplitPolicy) -> dict[str, Any]:
+def _why_missing(columns: Mapping[str, _Column], gallery: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why there are no numbers, or none of a model: a line a reason."""
+    lacks = {
+        name: [heading for heading, column in columns.items() if column[name] is None]
+        for name in ("retrieval", "zero_shot", "image_cosine", "image_correlation")
+    }
+    everybody = list(columns)
+    if lacks["retrieval"] == everybody:
+        yield "retrieval, and nearness and calibration of texts, need images with captions: none here has one"
+    elif lacks["retrieval"]:
+        yield f"n/a of {', '.join(lacks['retrieval'])}: it has no texts"
+    if lacks["zero_shot"] == everybody:
+        yield _why_no_zero_shot(gallery)
+    if lacks["image_cosine"] and lacks["image_cosine"] != everybody:
+        names = ", ".join(lacks["image_cosine"])
+        yield f"cosine to the teacher, n/a of {names}: no map is known from its space to the teacher's"
+    if lacks["image_correlation"] == everybody:
+        yield "image-image cosines need three different pictures that are not all alike"
+
+
+def _why_no_zero_shot(gallery: Mapping[str, Any]) -> str:
+    if not gallery.get("has_prompts"):
+        return f"zero-shot needs prompts of the images' classes: {PROMPTS_COMMAND}"
+    if not gallery["labelled_images"]:
+        return "zero-shot needs images with a label: none here has one"
+    return (
+        "zero-shot needs prompts of the images' classes: no prompt of the cache stands for "
+        f"{_some(gallery['classes_without_prompt'])}; build again with --labels that name them"
+    )
+
+
+def _some(labels: Sequence[str]) -> str:
+    shown = ", ".join(repr(label[:40]) for label in labels[:3])
+    return shown + (f" or {len(labels) - 3:,} more" if len(labels) > 3 else "")
+
+
+def gallery_numbers(gallery: Gallery, policy: SplitPolicy | None) -> dict[str, Any]:
     """Return what was evaluated, as JSON values."""
     return {
         "split": gallery.split,
-        "val_share": policy.val_share if policy.val_keys is None else None,
-        "val_keys": policy.val_keys,
+        "val_share": policy.val_share if policy and policy.val_keys is None else None,
+        "val_keys": policy and policy.val_keys,
         "split_images": gallery.num_split_images,
         "images": len(gallery.rows_N),
         "captioned_images": gallery.num_captioned,
         "captions": gallery.num_captions,
         "captions_in_train": gallery.num_texts_in_train,
         "prompts": len(gallery.prompt_Q),
+        "has_prompts": gallery.has_prompts,
+        "labelled_images": gallery.num_labelled,
+        "prompted_images": int((gallery.label_N >= 0).sum()),
+        "classes_without_prompt": list(gallery.unprompted),
     }
 
 
-def gallery_lines(gallery: Gallery, policy: SplitPolicy) -> list[str]:
+def gallery_lines(gallery: Gallery, policy: SplitPolicy | None) -> list[str]:
     """Return what was evaluated, for people."""
-    how = (
-        f"share {policy.val_share:g}" if policy.val_keys is None else f"keys like {policy.val_keys}"
-    )
-    held_out = "" if gallery.split == "all" else f" (held out: {how})"
+    how = "" if policy is None else f" ({policy.words})"
     also = (
         ""
         if gallery.num_texts_in_train is None
@@ -74,9 +115,25 @@ def gallery_lines(gallery: Gallery, policy: SplitPolicy) -> list[str]:
     )
     return [
         f"images     {len(gallery.rows_N):,} of {gallery.num_split_images:,} of split "
-        f"{gallery.split}{held_out}; {gallery.num_captioned:,} have a caption",
-        f"texts      {gallery.num_captions:,} unique captions{also}; {len(gallery.prompt_Q):,} prompts",
+        f"{gallery.split}{how}; {gallery.num_captioned:,} have a caption",
+        f"texts      {gallery.num_captions:,} different captions{also}; "
+        f"{len(gallery.prompt_Q):,} prompts",
+        *zero_shot_lines(gallery_numbers(gallery, policy)),
     ]
+
+
+def zero_shot_lines(gallery: Mapping[str, Any]) -> list[str]:
+    """Return the line that says which images zero-shot leaves out; none where it takes all, or none."""
+    taken, labelled = gallery.get("prompted_images", 0), gallery.get("labelled_images", 0)
+    left_out: list[str] = []
+    if labelled > taken:
+        classes = gallery["classes_without_prompt"]
+        left_out.append(f"{labelled - taken:,} whose class no prompt stands for ({_some(classes)})")
+    if gallery["images"] > labelled:
+        left_out.append(f"{gallery['images'] - labelled:,} without a label")
+    if not taken or not left_out:
+        return []
+    return [f"zero-shot  of {counted(taken, 'image')}; left out: {', '.join(left_out)}"]
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -104,7 +104,13 @@ def resolve(config: TrainConfig, ranks: Ranks, device: str) -> Resolved:
     if config.max_num_patches is not None:
         checkpoint = with_max_num_patches(checkpoint, config.max_num_patches)
     policy = split_policy(config.val_share, config.val_keys) or SplitPolicy()
-    corpus = read_corpus(cache, teacher.name, policy, allow_partial=config.allow_partial)
+    corpus = read_corpus(
+        cache,
+        teacher.name,
+        policy,
+        student=checkpoint if config.towers == "both" else None,
+        allow_partial=config.allow_partial,
+    )
     train = corpus.select(~corpus.is_val_N)
     scale = config.teacher_scale or math.exp(teacher.logit_scale)
     bias = teacher.logit_bias if config.teacher_bias is None else config.teacher_bias

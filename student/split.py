@@ -26,6 +26,13 @@ class SplitPolicy:
     """Pattern over keys, as of a shell (``validation/*``): images whose key it fits are held out, with
     every other image of the same bytes, and val_share is not used. None: by val_share."""
 
+    @property
+    def words(self) -> str:
+        """What holds images out, for people."""
+        if self.val_keys is None:
+            return f"share {self.val_share:g}"
+        return f"keys like {self.val_keys}"
+
     def __post_init__(self) -> None:
         if not 0 <= self.val_share < 1:
             raise SettingError(f"val_share must be 0 to below 1, got {self.val_share}")
@@ -61,7 +68,7 @@ def held_out(
     if not is_like.any():
         raise SettingError(
             f"val_keys {policy.val_keys!r} fits no key of {cache.root}; its first is "
-            f"{samples['key'][0]!r}"
+            f"{samples['key'][0]!r}; take another pattern, or --val-share"
         )
     is_named_N = np.isin(rows_N, samples["row"].to_numpy()[is_like])
     return np.isin(picture_N, picture_N[is_named_N])

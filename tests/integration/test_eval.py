@@ -17,6 +17,7 @@ from siglip2_cache.errors import TrainError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.siglip import load_model, load_trainable, resolve_checkpoint
 from siglip2_cache.student.evaluate import student_embeddings, teacher_embeddings
+from siglip2_cache.student.notes import identity_sha256
 
 Command = Callable[..., tuple[int, str, str]]
 COLOURS = ("red", "green", "blue")
@@ -113,7 +114,8 @@ def test_a_table_shows_both_columns_and_what_was_evaluated(
     head, table = out.split("\n\n")
     assert f"model      tiny: {tiny_checkpoint}" in head
     assert "images     7 of " in head
-    assert "of split val (held out: share 0.5)" in head
+    assert "of split val (share 0.5)" in head
+    assert "what the model was trained on is not noted with it" in head
     assert "also stand in train; 6 prompts" in head
     assert table.splitlines()[0].split() == ["teacher", "model"]
     assert "image-image cosines, correlation" in table
@@ -160,6 +162,65 @@ def test_what_a_training_left_beside_the_model_says_the_split_and_the_map(
     assert "holds no tensor map_ED" in refused(command, model, cache)
     notes.write_text("[]")
     assert "is not what a training writes" in refused(command, model, cache)
+
+
+def test_how_many_were_held_out_of_its_own_training_is_told_whatever_share_is_asked_for(
+    command: Command, cache: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, model)
+    notes = model / "siglip2_cache.json"
+    notes.write_text(json.dumps({"split": {"val_share": 0.25}}))
+    own, wider = (evaluated(command, model, cache, *more) for more in ((), ("--val-share", 0.75)))
+    unseen = own["gallery"]["images"]
+    assert own["gallery"]["held_out_of_its_training"] == unseen
+    assert wider["gallery"]["held_out_of_its_training"] == unseen < wider["gallery"]["images"]
+    _, out, _ = command("eval", model, cache, "--val-share", 0.75)
+    left = wider["gallery"]["images"] - unseen
+    assert (
+        f"{unseen} were held out of its training, by share 0.25; from the other {left} it may "
+        "have learned" in out
+    )
+    assert "held out:" not in out
+
+
+def test_a_pattern_of_its_training_that_fits_no_key_here_leaves_all_and_shares_to_take(
+    command: Command, cache: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, model)
+    (model / "siglip2_cache.json").write_text(json.dumps({"split": {"val_keys": "valid/*"}}))
+    found = evaluated(command, model, cache, "--split", "all")
+    assert found["gallery"]["images"] == NUM_IMAGES
+    assert found["gallery"]["val_keys"] is found["gallery"]["val_share"] is None
+    assert found["gallery"]["held_out_of_its_training"] == 0
+    message = refused(command, model, cache)
+    assert message.endswith("or --val-share, or --split all: the pattern is of its training")
+
+
+def test_captions_that_the_model_cannot_tell_apart_cost_no_rank(
+    command: Command, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    found: dict[str, dict[str, Any]] = {}
+    for name, second in (("cased", "A red Circle"), ("same", "a red circle")):
+        root = tmp_path / name
+        root.mkdir()
+        lines = [
+            {"image": f"{i}.png", "captions": ["a red circle" if i % 2 else second]}
+            for i in range(10)
+        ]
+        for i in range(10):
+            draw_image(i).save(root / f"{i}.png")
+        build(config_of(write_table_corpus(root, lines), root / "cache", tiny_checkpoint))
+        found[name] = evaluated(command, tiny_checkpoint, root / "cache", "--split", "all")
+    model = found["cased"]["columns"]["model"]
+    assert model["retrieval"]["all"]["image_to_text"]["1"] == 1
+    assert found["cased"]["gallery"]["captions"] == 1
+    for column in ("teacher", "model"):
+        assert numbers_of(found["cased"]["columns"][column]) == {
+            name: pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
+            for name, value in numbers_of(found["same"]["columns"][column]).items()
+        }
 
 
 def test_without_prompts_the_table_names_the_command_that_adds_them(
@@ -212,6 +273,7 @@ def test_settings_that_are_none_are_refused_in_one_line(
         (("--batch-size", 0), "batch size must be at least 1, got 0"),
         (("--decode-workers", -1), "decode workers must be at least 0, got -1"),
         (("--val-share", 0.5, "--val-keys", "*"), "exclude each other"),
+        (("--split", "all", "--val-share", 0.5), "split all takes every image"),
         (("--val-share", 2), "val_share must be 0 to below 1, got 2.0"),
         (("--val-keys", "nothing"), "val_keys 'nothing' fits no key"),
         (("--teacher", "who"), "no teacher 'who'"),
@@ -305,7 +367,25 @@ def test_a_folder_of_an_image_tower_alone_meets_the_teachers_texts(
         k: v for k, v in alone.items() if k != "/name"
     }
     _, out, _ = command("eval", folder, cache, "--split", "all")
-    assert "an image tower alone; its texts are the teacher's" in out
+    assert "an image tower alone; its texts are the teacher's; its space is taken for" in out
+
+    # Trained against another teacher of the same width, it has none of this one's texts.
+    notes = {"logit_scale": 4.75, "logit_bias": -16.8, "teacher_identity": "0" * 64}
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "siglip2_cache.json").write_text(json.dumps(notes))
+    found = evaluated(command, other, cache, "--split", "all")["columns"]["model"]
+    assert found["retrieval"] is found["image_cosine"] is found["text_cosine"] is None
+    _, out, _ = command("eval", other, cache, "--split", "all")
+    assert "its texts are none; it was trained against another teacher" in out
+    record = open_cache(cache).teacher()
+    (other / "siglip2_cache.json").write_text(
+        json.dumps(notes | {"teacher_identity": identity_sha256(record)})
+    )
+    found = numbers_of(evaluated(command, other, cache, "--split", "all")["columns"]["model"])
+    assert {k: v for k, v in found.items() if k != "/name"} == {
+        k: v for k, v in alone.items() if k != "/name"
+    }
 
     # Of another width, and without a map, it has no texts.
     wide = fake_cache(corpus, tmp_path / "wide", checkpoint=tiny_checkpoint, width=96)

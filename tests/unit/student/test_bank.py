@@ -31,6 +31,7 @@ def corpus_of(texts: list[list[int]], pictures: list[int] | None = None) -> Corp
         caption_text_row=np.array(flat, np.int64),
         caption_lang=np.zeros(len(flat), np.int32),
         langs=(None,),
+        one_text=np.arange(max(flat, default=0) + 1),
     )
 
 

@@ -17,6 +17,8 @@ from siglip2_cache.student.evaluate import (
     Gallery,
     choose_gallery,
     evaluate,
+    gallery_lines,
+    gallery_numbers,
     map_texts,
     table_lines,
     teacher_embeddings,
@@ -24,6 +26,7 @@ from siglip2_cache.student.evaluate import (
 from siglip2_cache.student.split import SplitPolicy
 
 NAN = np.nan
+SPLIT = SplitPolicy(val_share=0.5)
 
 
 def unit_rows(seed: int, shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -54,6 +57,9 @@ def gallery(**changes: Any) -> Gallery:
         prompt_Q=np.array([4, 5, 6]),
         lang_Q=(None, None, "en"),
         num_texts_in_train=2,
+        num_labelled=3,
+        unprompted=(),
+        has_prompts=True,
     )
     return replace(whole, **changes)
 
@@ -277,19 +283,20 @@ def test_a_table_is_aligned_and_says_what_is_missing_and_how_to_add_it() -> None
     holes = images.copy()
     holes[0] = NAN
     teacher = embeddings(images, texts)
-    without = gallery(prompt_Q=np.empty(0, np.int64), class_Q=np.empty(0, np.int64), lang_Q=())
+    none = np.empty(0, np.int64)
+    without = gallery(prompt_Q=none, class_Q=none, lang_Q=(), has_prompts=False)
     columns = {
         "teacher": evaluate(teacher, teacher, without),
         "student before": evaluate(embeddings(holes, texts), teacher, without),
     }
-    *table, last = table_lines(columns)
+    *table, last = table_lines(columns, gallery_numbers(without, SPLIT))
     assert last.startswith("zero-shot needs prompts of the images' classes: siglip2-cache build ")
     assert "--templates FILE" in last
     assert "'This is a photo of {}.'" in last
     assert table[0].split() == ["teacher", "student", "before"]
     assert len({len(line) for line in table}) == 1
     shown = {line[: len(table[0]) - 25].strip(): line.split()[-2:] for line in table[1:]}
-    assert shown["zero-shot, top 1"] == ["n/a", "n/a"]
+    assert not any(label.startswith("zero-shot") for label in shown)  # no model has a number
     assert shown["cosine to the teacher, images"] == ["1.0000", "1.0000"]
     assert shown["missing images"] == ["0", "1"]
     assert shown["de: image to text, R@1 (2 images, 2 texts)"]
@@ -300,5 +307,60 @@ def test_a_table_is_aligned_and_says_what_is_missing_and_how_to_add_it() -> None
 
 def test_a_table_of_prompts_has_no_word_of_how_to_add_them() -> None:
     model = embeddings(unit_rows(0, (4, 6)), unit_rows(1, (7, 6)))
-    lines = table_lines({"teacher": evaluate(model, model, gallery())})
+    numbers = gallery_numbers(gallery(), SPLIT)
+    lines = table_lines({"teacher": evaluate(model, model, gallery())}, numbers)
     assert not any("needs prompts" in line for line in lines)
+
+
+def test_a_row_without_any_number_is_left_out_and_the_reason_is_told() -> None:
+    images, none = unit_rows(0, (4, 6)), np.empty(0, np.int64)
+    bare = gallery(
+        text_rows_M=none, image_P=none, text_P=none, lang_P=none, label_N=np.full(4, -1),
+        class_Q=none, prompt_Q=none, lang_Q=(), num_labelled=3, unprompted=("7", "8", "9", "a"),
+    )  # fmt: skip
+    model = embeddings(images, np.empty((0, 6), np.float32))
+    columns = {"teacher": evaluate(model, model, bare)}
+    lines = table_lines(columns, gallery_numbers(bare, SPLIT))
+    assert not any("n/a" in line for line in lines)
+    assert [line.split("  ")[0] for line in lines[1:4]] == [
+        "cosine to the teacher, images",
+        "image-image cosines, correlation",
+        "10 nearest images, overlap",
+    ]
+    assert lines[4:] == [
+        "retrieval, and nearness and calibration of texts, need images with captions: none here has one",
+        "zero-shot needs prompts of the images' classes: no prompt of the cache stands for "
+        "'7', '8', '9' or 1 more; build again with --labels that name them",
+    ]
+    unlabelled = gallery_numbers(replace(bare, num_labelled=0, unprompted=()), SPLIT)
+    assert "zero-shot needs images with a label: none here has one" in table_lines(
+        columns, unlabelled
+    )
+
+
+def test_a_number_that_one_model_lacks_is_told_with_the_model() -> None:
+    texts = unit_rows(1, (7, 6))
+    teacher = embeddings(unit_rows(0, (4, 6)), texts)
+    tower = embeddings(unit_rows(2, (4, 6)), np.full((7, 6), NAN, np.float32), logit_scale=None)
+    columns = {
+        "teacher": evaluate(teacher, teacher, gallery()),
+        "tower": evaluate(tower, teacher, gallery(), is_one_space=False),
+    }
+    assert columns["tower"]["image_cosine"] is None
+    lines = table_lines(columns, gallery_numbers(gallery(), SPLIT))
+    assert "n/a of tower: it has no texts" in lines
+    assert (
+        "cosine to the teacher, n/a of tower: no map is known from its space to the teacher's"
+        in lines
+    )
+
+
+def test_images_that_zero_shot_leaves_out_are_counted() -> None:
+    some = gallery(label_N=np.array([0, -1, -1, -1]), num_labelled=3, unprompted=("cat",))
+    [line] = [line for line in gallery_lines(some, SPLIT) if line.startswith("zero-shot")]
+    assert line == (
+        "zero-shot  of 1 image; left out: 2 whose class no prompt stands for ('cat'), "
+        "1 without a label"
+    )
+    whole = gallery(label_N=np.array([0, 1, 1, 0]), num_labelled=4)
+    assert not any(line.startswith("zero-shot") for line in gallery_lines(whole, SPLIT))

@@ -1,0 +1,159 @@
+"""Texts that a model's cleaning makes equal are one text: labels, negatives, ranks."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_table_corpus
+from numpy.typing import NDArray
+
+from siglip2_cache import open_cache
+from siglip2_cache.precompute.build import build
+from siglip2_cache.siglip import TextTokenizer, cleaning_of, resolve_checkpoint
+from siglip2_cache.store.cache import Cache
+from siglip2_cache.student.bank import Bank
+from siglip2_cache.student.corpus import read_corpus
+from siglip2_cache.student.gallery import choose_gallery
+from siglip2_cache.student.same_texts import cleaning_for, one_text_of
+from siglip2_cache.student.split import SplitPolicy
+
+LOWERCASE = "tokenizers.normalizers.Lowercase"
+CAPTIONS = [["A dog", "a dog"], ["a DOG"], ["a cat"], ["A dog."], ["a Cat"]]
+
+
+class _Refusing(FakeTeacher):
+    """Has no embedding for one text."""
+
+    def embed_texts(self, texts):  # type: ignore[no-untyped-def]
+        rows = super().embed_texts(texts)()
+        for i, text in enumerate(texts):
+            if text == "A dog":
+                rows[i] = np.nan
+        return lambda: rows
+
+
+def cache_of(root: Path, checkpoint: Path, teacher: FakeTeacher | None = None) -> Cache:
+    root.mkdir()
+    for i in range(len(CAPTIONS)):
+        draw_image(i).save(root / f"{i}.png")
+    lines = [
+        {"image": f"{i}.png", "captions": captions, "label": ["Dog", "dog"][i % 2]}
+        for i, captions in enumerate(CAPTIONS)
+    ]
+    (root / "templates.txt").write_text("a photo of a {}\n")
+    config = config_of(
+        write_table_corpus(root, lines),
+        root / "cache",
+        checkpoint,
+        templates=root / "templates.txt",
+    )
+    build(config, progress=SilentProgress(), make_teacher=lambda *_: teacher or FakeTeacher())
+    return open_cache(root / "cache")
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return cache_of(tmp_path_factory.mktemp("same") / "root", tiny_checkpoint)
+
+
+def stands(cache: Cache, one_text: NDArray[np.int64]) -> dict[str, str]:
+    """By each text the one that stands for it."""
+    texts = dict(cache.texts().collect().iter_rows())
+    return {text: texts[int(one_text[row])] for row, text in texts.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other", "is_one"),
+    [
+        (LOWERCASE, "A Dog", "a dog", True),
+        (LOWERCASE, "A dog.", "a dog", False),
+        (LOWERCASE, "\u039f\u03a3", "\u03bf\u03c3", True),
+        (LOWERCASE, "\u039f\u03a3", "\u03bf\u03c2", False),  # str.lower() would make it final
+        ("str.lower, punctuation removed, whitespace collapsed", "A  dog.", "a dog", True),
+        ("punctuation removed, whitespace collapsed", "A dog", "a dog", False),
+        ("punctuation removed, whitespace collapsed", "a dog!", "a dog", True),
+    ],
+)
+def test_a_cleaning_is_known_by_the_name_that_identities_have(
+    name: str, one: str, other: str, is_one: bool
+) -> None:
+    clean = cleaning_of(name)
+    assert clean is not None
+    assert (clean(one) == clean(other)) == is_one
+    assert cleaning_of("another program's") is cleaning_of(None) is None
+
+
+def test_what_the_cleaning_makes_equal_has_equal_tokens(tiny_checkpoint: Path) -> None:
+    tokenizer, clean = (
+        TextTokenizer(resolve_checkpoint(str(tiny_checkpoint))),
+        cleaning_of(LOWERCASE),
+    )
+    assert clean is not None
+    texts = ["A Dog", "\u039f\u03a3", "STRASSE", "\u0130stanbul", "\u1e9e"]
+    np.testing.assert_array_equal(tokenizer(texts), tokenizer([clean(text) for text in texts]))
+
+
+def test_the_first_of_equal_texts_stands_for_all(cache: Cache) -> None:
+    targets = cache.text_targets()
+    clean = cleaning_for(cache.teacher())
+    found = stands(cache, one_text_of(cache, targets, clean))
+    assert [found[text] for text in ("A dog", "a dog", "a DOG")] == ["A dog"] * 3
+    assert found["a Cat"] == "a cat"
+    assert found["A dog."] == "A dog."
+    assert found["a photo of a dog"] == found["a photo of a Dog"]
+
+
+def test_a_text_without_target_is_stood_for_by_an_equal_one_that_has_one(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    cache = cache_of(tmp_path / "root", tiny_checkpoint, _Refusing())
+    corpus = read_corpus(cache, None, None)
+    assert stands(cache, corpus.one_text)["A dog"] == "a dog"
+    assert corpus.caption_counts.tolist() == [1, 1, 1, 1, 1]
+
+
+def test_texts_of_a_teacher_whose_cleaning_is_unknown_are_all_told_apart(cache: Cache) -> None:
+    record = replace(cache.teacher(), identity={"text_cleaning": "another program's"})
+    one_text = one_text_of(cache, cache.text_targets(), cleaning_for(record))
+    np.testing.assert_array_equal(one_text, np.arange(len(one_text)))
+
+
+def test_a_students_own_cleaning_makes_more_texts_equal(
+    cache: Cache, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "one")
+    path = tmp_path / "one" / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | {"tokenizer_class": "SiglipTokenizer"}
+    path.write_text(json.dumps(settings))
+    student = resolve_checkpoint(str(tmp_path / "one"))
+    corpus = read_corpus(cache, None, None, student=student)
+    assert stands(cache, corpus.one_text)["A dog."] == "A dog"
+    assert stands(cache, read_corpus(cache, None, None).one_text)["A dog."] == "A dog."
+
+
+def test_equal_texts_are_known_to_match_and_are_nobodys_negatives(cache: Cache) -> None:
+    corpus = read_corpus(cache, None, None)
+    assert corpus.caption_counts.tolist() == [1, 1, 1, 1, 1]
+    dog, cat, dot = corpus.caption_text_row[[0, 2, 3]]
+    assert corpus.caption_text_row.tolist() == [dog, dog, cat, dot, cat]
+    known = corpus.known_pairs(np.arange(5), np.array([dog, cat, dot]))
+    assert known.T.tolist() == [[0, 0], [1, 0], [2, 1], [3, 2], [4, 1]]
+
+
+def test_a_text_that_a_held_out_image_has_in_other_letters_leaves_the_bank(cache: Cache) -> None:
+    corpus = read_corpus(cache, None, SplitPolicy(val_keys="1*"))  # "a DOG"
+    train, val = corpus.select(~corpus.is_val_N), corpus.select(corpus.is_val_N)
+    assert len(val) == 1
+    bank = Bank(train, val, cache.text_targets(), size=9, seed=0)
+    assert len(bank) == 2  # "a cat", "A dog."
+    assert choose_gallery(cache, corpus, split="val").num_texts_in_train == 1
+
+
+def test_equal_prompts_of_a_class_count_once(cache: Cache) -> None:
+    gallery = choose_gallery(cache, read_corpus(cache, None, None), split="all")
+    # "Dog" and "dog" are two classes, which one text stands for
+    assert len(gallery.prompt_Q) == 2
+    assert len(set(gallery.prompt_Q.tolist())) == 1
