@@ -87,8 +87,7 @@ class Transaction:
 
     def abandon(self) -> None:
         """Remove what was staged and not published."""
-        for partial in self._staged.values():
-            self.files.remove(partial)
+        self.files.remove_all(self._staged.values())
 
     def _is_published_ours(self, fields: Record) -> bool:
         expected = encode_record({**fields, "files": self._described})
@@ -119,8 +118,13 @@ def roll_forward(files: Files, record: str) -> bool:
     except DamagedCacheError as error:  # without hard links a crash can tear it (files.py)
         raise DamagedCacheError(f"{error}; {_MEND_INTENT}") from None
     described = intent["record"]["files"]
-    for path, partial in intent["staged"].items():
-        if not files.rename(partial, path) and not _is_in_place(files, path, described[path]):
+    renamed_before = {
+        path: described[path]
+        for path, is_renamed in files.rename_all(intent["staged"]).items()
+        if not is_renamed
+    }
+    for path in files.named_before(renamed_before, intent_file):
+        if not _is_in_place(files, path, described[path]):
             if files.exists(record):  # another process finished it, and a later attempt came
                 return True
             raise DamagedCacheError(
@@ -138,15 +142,15 @@ def clear_garbage(files: Files, folder: str = "") -> list[str]:
 
     Those of unfinished commits stay: a process may be writing them.
     """
-    removed: list[str] = []
+    found: list[str] = []
     for path in files.walk():
         if not path.startswith(folder) or not is_garbage_name(path):
             continue
         record = _record_of_garbage(path)
         if record is not None and files.exists(record):
-            files.remove(path)
-            removed.append(path)
-    return removed
+            found.append(path)
+    files.remove_all(found)
+    return found
 
 
 def _create(files: Files, path: str, data: bytes, *, token: str) -> bool:
@@ -169,6 +173,6 @@ def _record_of_garbage(path: str) -> str | None:
 
 def _is_in_place(files: Files, path: str, described: dict[str, Any]) -> bool:
     try:
-        return sha256_hex(files.read(path)) == described["sha256"]
+        return files.describe(path)["sha256"] == described["sha256"]
     except FileNotFoundError:
         return False

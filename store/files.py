@@ -123,6 +123,17 @@ class LocalFiles:
             return False
         return True
 
+    def rename_all(self, staged: Mapping[str, str]) -> dict[str, bool]:
+        """Give files, by final name, these names in turn; say of each whether it was there, as rename."""
+        return {target: self.rename(source, target) for target, source in staged.items()}
+
+    def named_before(self, described: Mapping[str, Mapping[str, Any]], other: str) -> list[str]:
+        """Return the files that may have had their names when another was written.
+
+        That is all of them: a file that is renamed keeps its time.
+        """
+        return list(described)
+
     def create(self, path: str, data: bytes, *, token: str) -> bool:
         """Create a file whole and durable, or not at all; False where the name is taken."""
         partial = f"{path}.{token}.partial"
@@ -146,6 +157,11 @@ class LocalFiles:
             os.unlink(self.local(path))
         except FileNotFoundError:
             return
+
+    def remove_all(self, paths: Iterable[str]) -> None:
+        """Remove several files as remove."""
+        for path in paths:
+            self.remove(path)
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes.

@@ -124,6 +124,30 @@ class ObjectFiles:
         self.remove(source)
         return True
 
+    def rename_all(self, staged: Mapping[str, str]) -> dict[str, bool]:
+        """Give objects, by final name, these names, many at a time; say of each whether it was there."""
+        begun = map_ahead(lambda each: self.rename(each[1], each[0]), staged.items())
+        return {target: was_there for (target, _), was_there in begun}
+
+    def named_before(self, described: Mapping[str, Mapping[str, Any]], other: str) -> list[str]:
+        """Return the objects that may have had their names when another object was written.
+
+        An object is as old as its name: one of the right size that is not older than the other was put in
+        place after that, and need not be fetched to know it. The times are those of the store's own clock.
+        """
+        than = status_of(self._at(other)) if described else None
+        begun = map_ahead(lambda path: status_of(self._at(path)), described)
+        return [
+            path
+            for path, found in begun
+            if than is None
+            or than.mtime_ns is None
+            or found is None
+            or found.mtime_ns is None
+            or found.mtime_ns < than.mtime_ns
+            or found.num_bytes != described[path]["num_bytes"]
+        ]
+
     def _expect(self, path: str, num_bytes: int) -> None:
         if self.num_bytes(path) != num_bytes:
             raise OSError("it is still being copied")
@@ -172,6 +196,11 @@ class ObjectFiles:
         fs, at = self._fs, self._at(path)
         with contextlib.suppress(FileNotFoundError):
             patiently(lambda: fs.rm_file(at.path), at)
+
+    def remove_all(self, paths: Iterable[str]) -> None:
+        """Remove several objects as remove, many at a time."""
+        for _ in map_ahead(self.remove, paths):
+            pass
 
     def read(self, path: str) -> bytes:
         """Return an object's bytes.

@@ -4,12 +4,14 @@ import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from vectors import write_vectors
 
 from siglip2_cache import open_cache
@@ -128,9 +130,6 @@ def test_a_commit_is_published_whole_by_one_of_many(files: Files) -> None:
 
 
 def test_a_commit_whose_maker_died_is_finished_by_the_next(files: Files) -> None:
-    class DiedError(Exception):
-        pass
-
     def die(source: str, target: str) -> bool:
         raise DiedError
 
@@ -144,6 +143,83 @@ def test_a_commit_whose_maker_died_is_finished_by_the_next(files: Files) -> None
     assert roll_forward(files, RECORD)
     assert files.read("shard") == b"s"
     assert sorted(files.walk()) == ["shard", RECORD]
+
+
+class DiedError(Exception):
+    """The process that commits is killed."""
+
+
+def die_before_the_record(files: Files, names: list[str]) -> None:
+    """Commit some files, and die when they have their names and the record is to be written."""
+    commit = Transaction(files, RECORD)
+    for name in names:
+        commit.add(name, name.encode())
+    create = files.create
+
+    def die(path: str, data: bytes, *, token: str) -> bool:
+        if path == RECORD:
+            raise DiedError
+        return create(path, data, token=token)
+
+    files.__dict__["create"] = die
+    with pytest.raises(DiedError):
+        commit.commit({})
+    del files.__dict__["create"]
+
+
+def test_a_commit_of_objects_that_have_their_names_is_finished_without_fetching_them(
+    memory: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = open_files(parse_location(f"{memory}/cache"), LocalCopies(tmp_path / "copies"))
+    names = [f"part-{number}" for number in range(20)]
+    die_before_the_record(files, names)
+    fetched: list[str] = []
+    real = MemoryFileSystem.cat_file
+
+    def cat_file(self: MemoryFileSystem, path: str, **options: Any) -> bytes:
+        fetched.append(path)
+        return real(self, path, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    assert roll_forward(files, RECORD)
+    assert fetched == [f"/bucket/cache/{RECORD}.intent"]
+    assert sorted(files.walk()) == [*sorted(names), RECORD]
+
+
+@pytest.mark.parametrize("age", ["older", "other size"])
+def test_an_object_that_may_be_of_an_earlier_attempt_is_compared(
+    age: str, memory: str, tmp_path: Path
+) -> None:
+    files = open_files(parse_location(f"{memory}/cache"), LocalCopies(tmp_path / "copies"))
+    die_before_the_record(files, ["shard"])
+    objects = fsspec.filesystem("memory").store
+    files.write("shard", b"SHARD" if age == "older" else b"before")
+    if age == "older":
+        objects["/bucket/cache/shard"].created -= timedelta(hours=1)
+    with pytest.raises(DamagedCacheError, match=r"shard is not what the unfinished commit"):
+        roll_forward(files, RECORD)
+    files.write("shard", b"shard")
+    objects["/bucket/cache/shard"].created -= timedelta(hours=1)
+    assert roll_forward(files, RECORD)
+
+
+def test_objects_get_their_names_many_at_a_time(
+    memory: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = open_files(parse_location(f"{memory}/cache"), LocalCopies(tmp_path / "copies"))
+    together = threading.Barrier(4)
+    real = MemoryFileSystem.cp_file
+
+    def cp_file(self: MemoryFileSystem, *paths: str, **options: Any) -> None:
+        together.wait(60)  # until three others are being copied too
+        real(self, *paths, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cp_file", cp_file)
+    commit = Transaction(files, RECORD)
+    for number in range(8):
+        commit.add(f"part-{number}", b"x")
+    assert commit.commit({})
+    assert len(list(files.walk())) == 9
 
 
 def test_an_object_whose_answer_was_lost_is_known_as_ones_own(
