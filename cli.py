@@ -99,6 +99,20 @@ def build(
     key_column: Annotated[str | None, typer.Option(help="Table column of keys.")] = None,
     lang_column: Annotated[str | None, typer.Option(help="Table column of languages.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Table column of labels.")] = None,
+    prefix_keys: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-keys",
+            help="Put the file's name before each key, for keys unique only within a shard or folder.",
+        ),
+    ] = False,
+    changed: Annotated[
+        str,
+        typer.Option(
+            help="Samples in the cache whose captions, label or place in the corpus changed: refuse the "
+            "build, or skip them, keep what is recorded and add what is new."
+        ),
+    ] = "refuse",
     corpus_root: CorpusRoot = None,
     device: Device = "auto",
     dtype: Annotated[
@@ -213,6 +227,8 @@ def build(
         labels=labels,
         templates=templates,
         corpus_roots=parse_roots(corpus_root),
+        prefix_keys=prefix_keys,
+        changed=cast(Literal["refuse", "skip"], changed),  # the config refuses other words
     )
     config = BuildConfig(
         plan=plan,

@@ -5,19 +5,24 @@ What is already in the cache is met first and keeps its rows. Uniqueness is deci
 order restored in buckets by position, so the result depends neither on the number of buckets nor on
 the hash function.
 
-Steps: scan the sources -> match keys -> number samples -> match texts -> number texts -> join captions.
+Steps: scan the sources -> fold rows of one picture -> match keys -> number samples -> match texts -> number
+texts -> join captions.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import polars as pl
 
-from ..errors import DuplicateKeyError, SettingError, SourceError
+from ..errors import SourceError
 from ..store.cache import Cache
 from ..store.catalog import SCHEMAS, TABLES
 from ..store.views import ViewPolicy, draw_views
-from .known import FROZEN, KNOWN_SAMPLE, Known
+from .changes import Changes
+from .folding import KINDS, fold_rows
+from .keys import RepeatedKeys, by_key, find_standing
+from .known import Known
 from .notes import NoteBook
 from .parts import Findings, PartWriter, Sink
 from .prompts import Prompt
@@ -33,6 +38,7 @@ _SAMPLE = {
 }
 # seq -1 - i: the text of prompt i, which belongs to no sample
 _CAPTION = {"cap": pl.Int64(), "seq": pl.Int64(), "text": pl.String(), "lang": pl.String()}
+_OF_SAMPLE = {**_CAPTION, "is_new": pl.Boolean()}
 _RESOLVED = {
     "cap": pl.Int64(),
     "seq": pl.Int64(),
@@ -53,8 +59,19 @@ class Freezer:
         views: ViewPolicy,
         sink: Sink,
         scratch: Scratch,
+        skips_changed: bool = False,
+        has_prefixes: bool = False,
     ) -> None:
+        """Args:
+        cache: what is appended to.
+        views: how views are drawn.
+        sink: takes the parts of the catalog.
+        scratch: the plan's temporary space.
+        skips_changed: leave recorded samples that differ in the corpus as they are, instead of refusing.
+        has_prefixes: keys of all sources have the name of their file before them.
+        """
         self._known = Known(cache)
+        self._skips_changed, self._has_prefixes = skips_changed, has_prefixes
         self._views, self._scratch = views, scratch
         self.first_row = self._known.next_row
         self.first_text_row = self._known.next_text_row
@@ -87,7 +104,22 @@ class Freezer:
             raise SourceError(
                 f"no images in {places}" + (f" ({shown})" if shown else "; is it the right folder?")
             )
+        self._fold({name for name, source in sources if source.kind in KINDS})
         self.findings.notes = self._notes.notes(sources)
+
+    def _fold(self, names: set[str]) -> None:
+        """Make rows of one picture one sample, of sources that may have such."""
+        if not names:
+            return
+        standing = find_standing(self._samples, self._known, self._scratch)
+        folded = fold_rows(self._samples, self._captions, names, standing, self._scratch)
+        if folded is None:
+            return
+        self._samples, self._captions = folded.samples, folded.captions
+        self._num_caps = folded.captions.num_rows
+        self.findings.num_folded_rows = folded.num_rows
+        self.findings.num_folded_pictures = folded.num_pictures
+        self._write_problems(folded.problems)
 
     def add_prompts(self, prompts: Iterable[Prompt]) -> None:
         """Add zero-shot prompts after all captions; those the cache has are passed over."""
@@ -104,13 +136,17 @@ class Freezer:
 
         Raises:
             DuplicateKeyError: two samples have one key.
-            SettingError: a known sample has other captions than the cache.
+            SettingError: known samples are others than in the cache, and these are not to be skipped.
         """
-        matched = self._match_keys()
+        changes = Changes(self._known, self._scratch)
+        matched = self._match_keys(changes)
         rows = self._number_samples(matched)
-        resolved = self._resolve_texts()
+        resolved = self._resolve_texts(rows)
         known_captions = self._join_captions(resolved, rows)
-        self._refuse_changed_captions(rows, known_captions)
+        changes.add_captions(rows, known_captions)
+        if not self._skips_changed:
+            changes.refuse()
+        self.findings.num_kept, self.findings.kept = changes.count, changes.describe()
         for writer in self._writers.values():
             writer.finish()
         return self.findings
@@ -144,7 +180,10 @@ class Freezer:
 
     def _add_problems(self, name: str, problems: pl.DataFrame) -> None:
         key = pl.lit(f"{name}/") + pl.col("key") if name else pl.col("key")
-        new = problems.select("place", "reason", key=key, source=pl.lit(name)).join(
+        self._write_problems(problems.select("place", "reason", key=key, source=pl.lit(name)))
+
+    def _write_problems(self, problems: pl.DataFrame) -> None:
+        new = problems.join(
             self._known_problems,
             on=["source", "place", "reason"],
             how="anti",
@@ -159,43 +198,18 @@ class Freezer:
 
     # -- samples
 
-    def _match_keys(self) -> Buckets:
+    def _match_keys(self, changes: Changes) -> Buckets:
         """Return (seq, row of a known sample or null, ...) by seq; refuse duplicate keys."""
-        scratch = self._scratch
-        total = self._num_seqs + self._known.num_samples
-        count = scratch.num_buckets(total)
-        by_key = pl.col("key").hash(seed=0) % count
-        known = Buckets(scratch, KNOWN_SAMPLE)
-        for frame in self._known.samples():
-            known.append(frame, by_key)
-        new = Buckets(scratch, _SAMPLE)
-        for number in self._samples.numbers():
-            new.append(self._samples.collect(number), by_key)
-        matched = Buckets(scratch, {"seq": pl.Int64(), "row": pl.Int64()})
-        duplicates: list[tuple[int, str, str, str]] = []
-        others: list[tuple[int, str, str]] = []
-        for number in sorted({*new.numbers(), *known.numbers()}):
-            ours, theirs = new.collect(number), known.collect(number)
-            duplicates += _first_duplicate(ours)
+        matched = Buckets(self._scratch, {"seq": pl.Int64(), "row": pl.Int64()})
+        repeated = RepeatedKeys()
+        for ours, theirs in by_key(self._samples, self._known, self._scratch):
             joined = ours.join(theirs.rename({"source": "owner"}), on="key", how="left")
-            duplicates += _first_taken(joined)
-            others += _first_other(joined)
-            matched.append(joined, pl.col("seq") // scratch.bucket_rows)
+            repeated.add(joined)
+            changes.add_facts(joined)
+            matched.append(joined, pl.col("seq") // self._scratch.bucket_rows)
             self._note_changed(joined)
             self._note_gone(theirs, ours)
-        if duplicates:
-            _, key, first, second = min(duplicates)
-            raise DuplicateKeyError(
-                f"key {key!r} is given twice, at {first} and at {second}; keys must be unique in a "
-                "cache: rename one, set another key column, or give the sources different names "
-                "(NAME=PATH)"
-            )
-        if others:
-            _, key, change = min(others)
-            raise SettingError(
-                f"key {key!r} was frozen in {self._known.root} with {change}; restore it, give the "
-                "sample a new key, or build a new cache"
-            )
+        repeated.refuse(are_prefixed=self._has_prefixes)
         return matched
 
     def _note_changed(self, joined: pl.DataFrame) -> None:
@@ -269,8 +283,11 @@ class Freezer:
 
     # -- texts
 
-    def _resolve_texts(self) -> Buckets:
-        """Write the new unique texts; return (cap, seq, lang, text_row) by cap."""
+    def _resolve_texts(self, rows: Buckets) -> Buckets:
+        """Write the new unique texts of new samples and prompts; return (cap, seq, lang, text_row) by cap.
+
+        text_row is null where a known sample has a text that the cache has not.
+        """
         scratch, bucket_rows = self._scratch, self._scratch.bucket_rows
         by_cap = Buckets(scratch, _RESOLVED)
         first_seen = Buckets(scratch, {"first": pl.Int64(), "text": pl.String()})
@@ -278,11 +295,10 @@ class Freezer:
             scratch,
             {"cap": pl.Int64(), "seq": pl.Int64(), "lang": pl.String(), "first": pl.Int64()},
         )
-        for ours in self._captions_with_known_text_rows():
-            by_cap.append(
-                ours.filter(pl.col("text_row").is_not_null()), pl.col("cap") // bucket_rows
-            )
-            new = ours.filter(pl.col("text_row").is_null())
+        is_unseen = pl.col("text_row").is_null() & pl.col("is_new")
+        for ours in self._captions_with_known_text_rows(rows):
+            by_cap.append(ours.filter(~is_unseen), pl.col("cap") // bucket_rows)
+            new = ours.filter(is_unseen)
             by_first = pl.col("first") // bucket_rows
             first_seen.append(new.filter(pl.col("cap") == pl.col("first")), by_first)
             waiting.append(new, by_first)
@@ -297,20 +313,31 @@ class Freezer:
         self.findings.num_texts = next_text_row - self.first_text_row
         return by_cap
 
-    def _captions_with_known_text_rows(self) -> Iterator[pl.DataFrame]:
-        """Yield captions by hash of text: with the cap of the first of equal texts, and text_row."""
+    def _captions_with_known_text_rows(self, rows: Buckets) -> Iterator[pl.DataFrame]:
+        """Yield captions by hash of text: with the cap of the first new one of equal texts, and text_row."""
         num_known = self._known.num_texts
         count = self._scratch.num_buckets(self._captions.num_rows + num_known)
         by_text = pl.col("text").hash(seed=0) % count
         known = Buckets(self._scratch, {"text": pl.String(), "text_row": pl.Int64()})
         for frame in self._known.parts("texts"):
             known.append(frame, by_text)
-        captions = Buckets(self._scratch, _CAPTION)
+        captions = Buckets(self._scratch, _OF_SAMPLE)
+        collect = lru_cache(maxsize=1)(rows.collect)  # frames follow each other in a bucket
         for frame in self._captions.frames():
-            captions.append(frame, by_text)
+            captions.append(self._mark_new(frame, collect), by_text)
+        first = pl.col("cap").filter(pl.col("is_new")).min().over("text")
         for number in captions.numbers():
-            ours = captions.collect(number).with_columns(first=pl.col("cap").min().over("text"))
+            ours = captions.collect(number).with_columns(first=first)
             yield ours.join(known.collect(number), on="text", how="left")
+
+    def _mark_new(
+        self, captions: pl.DataFrame, rows: Callable[[int], pl.DataFrame]
+    ) -> pl.DataFrame:
+        """Add is_new: of a sample that the cache has not, or a prompt."""
+        if self._known.cache is None:
+            return captions.with_columns(is_new=pl.lit(True))
+        found = _join_rows(captions, rows, self._scratch.bucket_rows)
+        return found.with_columns(pl.col("is_new").fill_null(True))
 
     # -- captions
 
@@ -326,7 +353,7 @@ class Freezer:
             frame = frame.filter(pl.col("seq") >= 0)
             if frame.height == 0:
                 continue
-            joined = _join_rows(frame, rows, bucket_rows)
+            joined = _join_rows(frame, rows.collect, bucket_rows)
             new = joined.filter("is_new")
             self._writers["captions"].write(new.select("row", "text_row", "lang"))
             self.findings.num_captions += new.height
@@ -348,75 +375,6 @@ class Freezer:
         }
         self._writers["prompts"].write(pl.DataFrame(lines, schema=schema, orient="row"))
 
-    def _refuse_changed_captions(self, rows: Buckets, captions: Buckets) -> None:
-        """Refuse captions that differ from those the cache froze under a known key."""
-        if self._known.cache is None:
-            return
-        bucket_rows = self._scratch.bucket_rows
-        known_rows = Buckets(self._scratch, {"row": pl.Int64()})
-        for number in rows.numbers():
-            known = rows.collect(number).filter(~pl.col("is_new"))
-            known_rows.append(known, pl.col("row") // bucket_rows)
-        frozen = Buckets(self._scratch, captions.schema)
-        if known_rows.numbers():
-            for frame in self._known.parts("captions"):
-                frozen.append(frame, pl.col("row") // bucket_rows)
-        for number in known_rows.numbers():
-            ours = _lists_by_row(captions.collect(number), "now")
-            theirs = _lists_by_row(frozen.collect(number), "frozen")
-            both = known_rows.collect(number).join(ours, on="row", how="left")
-            both = both.join(theirs, on="row", how="left")
-            changed = both.filter(pl.col("now").ne_missing(pl.col("frozen"))).sort("row")
-            if changed.height:
-                self._raise_changed(int(changed["row"][0]), changed.height)
-
-    def _raise_changed(self, row: int, count: int) -> None:
-        cache = self._known.cache
-        assert cache is not None
-        key = cache.samples().filter(pl.col("row") == row).collect()["key"][0]
-        captions = cache.captions().filter(pl.col("row") == row)
-        in_order = captions.join(cache.texts(), on="text_row", how="left", maintain_order="left")
-        texts = in_order.collect()["text"]
-        others = f" and {count - 1} more" if count > 1 else ""
-        raise SettingError(
-            f"the captions of {key!r}{others} differ from those frozen in {cache.root} "
-            f"({texts.to_list()}); restore them, give the sample a new key, or build a new cache"
-        )
-
-
-def _first_duplicate(samples: pl.DataFrame) -> list[tuple[int, str, str, str]]:
-    """Return (seq of the second, key, both places) of the duplicate that is met first."""
-    twice = samples.filter(pl.col("key").is_duplicated()).sort("seq")
-    if twice.height == 0:
-        return []
-    seconds = twice.filter(~pl.col("key").is_first_distinct())
-    seq, key, place = seconds.select("seq", "key", "place").row(0)
-    return [(seq, key, twice.filter(pl.col("key") == key)["place"][0], place)]
-
-
-def _first_taken(joined: pl.DataFrame) -> list[tuple[int, str, str, str]]:
-    """Return the first sample whose key the cache has from another source, as _first_duplicate."""
-    taken = joined.filter(
-        pl.col("owner").ne_missing(pl.col("source")) & pl.col("row").is_not_null()
-    )
-    if taken.height == 0:
-        return []
-    columns = ("seq", "key", "row", "owner", "place")
-    seq, key, row, owner, place = taken.sort("seq").select(*columns).row(0)
-    return [(seq, key, f"row {row} of the cache (from source {owner!r})", place)]
-
-
-def _first_other(joined: pl.DataFrame) -> list[tuple[int, str, str]]:
-    """Return (seq, key, what changed) of the first known key that names another image or label."""
-    found: list[tuple[int, str, str]] = []
-    for column, what in FROZEN.items():
-        old, new = pl.col(f"old_{column}"), pl.col(column)
-        other = joined.filter(pl.col("row").is_not_null() & old.ne_missing(new)).sort("seq")
-        if other.height:
-            seq, key, before, now = other.select("seq", "key", f"old_{column}", column).row(0)
-            found.append((seq, key, f"{what} {before!r} and now has {now!r}"))
-    return found
-
 
 def _draw_views(policy: ViewPolicy, keys: pl.Series, rows: pl.Series) -> pl.DataFrame:
     num_views = policy.num_views
@@ -428,7 +386,9 @@ def _draw_views(policy: ViewPolicy, keys: pl.Series, rows: pl.Series) -> pl.Data
     return pl.DataFrame(columns)
 
 
-def _join_rows(captions: pl.DataFrame, rows: Buckets, bucket_rows: int) -> pl.DataFrame:
+def _join_rows(
+    captions: pl.DataFrame, rows: Callable[[int], pl.DataFrame], bucket_rows: int
+) -> pl.DataFrame:
     """Return captions, in order of samples, with row and is_new of the sample that each belongs to.
 
     One bucket of rows at a time: few captions may lie far apart.
@@ -437,11 +397,6 @@ def _join_rows(captions: pl.DataFrame, rows: Buckets, bucket_rows: int) -> pl.Da
         "_bucket", maintain_order=True, as_dict=True, include_key=False
     )
     return pl.concat(
-        part.join(rows.collect(number), on="seq", how="left", maintain_order="left")
+        part.join(rows(number), on="seq", how="left", maintain_order="left")
         for (number,), part in parts.items()
     )
-
-
-def _lists_by_row(captions: pl.DataFrame, name: str) -> pl.DataFrame:
-    pairs = pl.struct("text_row", "lang").alias(name)
-    return captions.select("row", pairs).group_by("row", maintain_order=True).agg(name)

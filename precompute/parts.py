@@ -28,6 +28,12 @@ class Findings:
     num_known: int = 0
     """Samples that the cache had."""
 
+    num_folded_rows: int = 0
+    """Rows that name a picture which an earlier row names: their captions are its sample's."""
+
+    num_folded_pictures: int = 0
+    """Samples of which such rows are part."""
+
     num_captions: int = 0
     num_texts: int = 0
     num_prompts: int = 0
@@ -45,6 +51,13 @@ class Findings:
     """Known samples whose file has another size or time than when it was planned."""
 
     changed: list[str] = field(default_factory=list[str])
+    num_kept: int = 0
+    """Known samples that the corpus now gives another image, place, label or captions, and that stay as they
+    are recorded (--changed skip)."""
+
+    kept: str = ""
+    """What differs of the first few of them."""
+
     problems: list[str] = field(default_factory=list[str])
     """The first few, as ``place: reason``."""
 

@@ -5,13 +5,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import NotACacheError, SettingError, SourceError
 from ..store import layout
 from ..store.cache import Cache, relocate
 from ..store.commits import Transaction, roll_forward
-from ..store.locations import is_url, lies_in, parse_location
+from ..store.locations import Location, is_url, kind_of, lies_in, parse_location
 from ..store.manifest import SourceRecord
 from ..store.notes import Note
 from ..store.records import Record, sha256_hex
@@ -23,6 +23,7 @@ from .prompts import Label, Prompt, make_prompts, read_labels, read_templates
 from .scan import Scanner
 from .sources import Source, TableColumns, open_source
 from .sources.patterns import is_pattern, is_there
+from .sources.prefixed import SETTING, PrefixedSource
 from .spool import Scratch
 
 _DEFAULT_UNIT_VIEWS = 16_384
@@ -75,7 +76,16 @@ class PlanConfig:
     corpus_roots: Mapping[str, str] = field(default_factory=dict[str, str])
     """Old folder to new folder, for a corpus that moved."""
 
+    prefix_keys: bool = False
+    """Put its file's name before each key, of sources that are new to the cache."""
+
+    changed: Literal["refuse", "skip"] = "refuse"
+    """What to do where the corpus gives recorded samples other captions, labels or places: refuse the plan,
+    or leave these as they are recorded and plan what is new."""
+
     def __post_init__(self) -> None:
+        if self.changed not in ("refuse", "skip"):
+            raise SettingError(f"changed {self.changed!r} is not one of refuse, skip")
         if not self.sources:
             raise SettingError("no source was named; give a folder or a table of images")
         check_shard_rows(self.shard_rows)
@@ -155,7 +165,14 @@ def make_plan(
     transaction = Transaction(files, layout.generation_record(generation))
     sink: Sink = counter if is_dry_run else transaction
     with scratch() as space:
-        freezer = Freezer(cache=cache, views=views, sink=sink, scratch=space)
+        freezer = Freezer(
+            cache=cache,
+            views=views,
+            sink=sink,
+            scratch=space,
+            skips_changed=config.changed == "skip",
+            has_prefixes=all(SETTING in source.settings for _, source in sources),
+        )
         try:
             freezer.scan(sources, scanner)
             freezer.add_prompts(prompts(sorted(freezer.labels)))
@@ -304,6 +321,7 @@ def name_sources(config: PlanConfig, cache: Cache | None) -> list[tuple[str, Sou
         columns = config.columns or (_recorded_columns(record) if record else None)
         if columns is not None:
             source = open_source(source.location, columns=columns)
+        source = _with_prefixes(source, config, record)
         name = record.name if record else asked
         if asked is not None and name != asked:
             raise SettingError(
@@ -326,9 +344,24 @@ def _real_path(where: str) -> str:
     return where if is_url(where) else os.path.realpath(where)
 
 
+def _with_prefixes(source: Source, config: PlanConfig, record: SourceRecord | None) -> Source:
+    """Return the source with prefixed keys where it was planned so, or is new and that was asked.
+
+    Raises:
+        SettingError: it was asked, and the source was planned without.
+    """
+    is_prefixed = config.prefix_keys if record is None else bool(record.settings.get(SETTING))
+    if config.prefix_keys and not is_prefixed:
+        raise SettingError(
+            f"the keys of {source.location} were recorded without their files' names; leave out "
+            "--prefix-keys, or build a new cache"
+        )
+    return PrefixedSource(source) if is_prefixed else source
+
+
 def _recorded_columns(record: SourceRecord) -> TableColumns | None:
     """Return the columns that a table was planned with, where the user named some."""
-    named: dict[str, Any] = dict(record.settings)
+    named: dict[str, Any] = {n: value for n, value in record.settings.items() if n != SETTING}
     if "captions" in named:
         named["captions"] = tuple(named["captions"])
     return TableColumns(**named) if named else None
@@ -355,17 +388,35 @@ def _refuse_other_files(
     source: Source, known: Mapping[str, SourceRecord], corpus_roots: Mapping[str, str]
 ) -> None:
     """Refuse other files of a folder of shards as a new source without a name: ``{000..123}.tar`` that
-    was ``{000..122}.tar`` is the same corpus, and its samples would come twice."""
+    was ``{000..122}.tar`` is the same corpus, and its samples would come twice.
+
+    Two single files are two sources: a shell makes such of an unquoted pattern.
+    """
     if source.kind not in _SHARDED:
         return
     for where, record in known.items():
         root = relocate(record.root, corpus_roots)
-        if record.kind == source.kind and root == source.root:
+        if record.kind != source.kind or root != source.root:
+            continue
+        was_file, is_file = (
+            _is_one_file(place) for place in (parse_location(where), source.location)
+        )
+        if was_file and is_file:
+            continue
+        begin = f"{source.location} is new to the cache, which has {where} of the same folder; "
+        if was_file:
             raise SettingError(
-                f"{source.location} is new to the cache, which has {where} of the same folder; if it is "
-                f"that corpus with other shards, say --corpus-root '{where}={source.location}'; if it is "
-                f"another one, name it with NAME={source.location}"
+                f"{begin}name the files one by one as before (a pattern without quotes), new ones too; "
+                f"or, if it is another corpus, name it with NAME={source.location}"
             )
+        raise SettingError(
+            f"{begin}if it is that corpus with other shards, say --corpus-root "
+            f"'{where}={source.location}'; if it is another one, name it with NAME={source.location}"
+        )
+
+
+def _is_one_file(location: Location) -> bool:
+    return not is_pattern(location) and kind_of(location) == "file"
 
 
 def _refuse_shared_names(named: Sequence[tuple[str, Source]], known: Mapping[str, str]) -> None:

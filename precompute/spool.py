@@ -129,6 +129,11 @@ class Buckets:
         """Return the numbers of the buckets that hold something, ascending."""
         return sorted(self._spools)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of all buckets."""
+        return sum(spool.num_rows for spool in self._spools.values())
+
     def collect(self, number: int) -> pl.DataFrame:
         """Return one bucket whole."""
         spool = self._spools.get(number)

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from ..store.notes import Note
-from ..words import format_seconds
+from ..words import counted, format_seconds
 from .build_config import BuildConfig, BuildSummary
 from .parts import Findings
 
@@ -45,6 +45,17 @@ def finding_lines(findings: Findings, list_all: str) -> list[str]:
             f"planned    {findings.num_samples:,} images{again}, {findings.num_captions:,} captions, "
             f"{findings.num_texts:,} unique texts"
             + (f", {findings.num_prompts:,} prompts" if findings.num_prompts else "")
+        )
+    if findings.num_folded_rows:
+        lines.append(
+            f"folded     {findings.num_folded_rows + findings.num_folded_pictures:,} rows name "
+            f"{counted(findings.num_folded_pictures, 'image')}: each is one sample, with the captions of all "
+            "its rows and the key of the first"
+        )
+    if findings.num_kept:
+        lines.append(
+            f"kept       {counted(findings.num_kept, 'sample')} as recorded, where the corpus now differs: "
+            f"{findings.kept}"
         )
     lines += note_lines(findings.notes, list_all)
     if findings.num_gone:

@@ -238,7 +238,7 @@ def test_a_tar_with_other_places_for_known_samples_is_refused_by_name(
     run(path, tmp_path / "cache", tiny_checkpoint)
     put_tar(path, [9, 0, 1, 2, 3, 4])
     with pytest.raises(
-        SettingError, match=r"key 'img000' was frozen in .*cache with first byte 512"
+        SettingError, match=r"^5 samples of .*: 'img000' had first byte 512 and now has 2560, "
     ):
         run(path, tmp_path / "cache", tiny_checkpoint)
     put_tar(path, range(5), caption="Another ")

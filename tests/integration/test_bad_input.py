@@ -211,9 +211,8 @@ def write_unreadable(folder: Path) -> None:
 
 
 def write_table(folder: Path) -> Path:
-    """Write a table of every odd text and key, all of one picture, beside broken lines."""
+    """Write a table of every odd text and key, each of a copy of one picture, beside broken lines."""
     folder.mkdir()
-    PLAIN.save(folder / "plain.png")
     lines: list[str | bytes] = [
         *(
             json.dumps({"image": "plain.png", "key": f"text {name}", "caption": text})
@@ -233,10 +232,12 @@ def write_table(folder: Path) -> Path:
         '{"image": "/dev/zero", "key": "endless"}',
         '{"image": "plain.png", "key": "torn line',
     ]
+    written = [line if isinstance(line, bytes) else line.encode() for line in lines]
+    for i in range(len(lines)):
+        PLAIN.save(folder / f"{i}.png")
+        written[i] = written[i].replace(b"plain.png", b"%d.png" % i)
     table = folder / "table.jsonl"
-    table.write_bytes(
-        b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines) + b"\n"
-    )
+    table.write_bytes(b"\n".join(written) + b"\n")
     return table
 
 

@@ -103,7 +103,8 @@ def sharing_lines(first: int, last: int) -> list[Line]:
     """Samples of 0 to 4 captions, most of them shared, some with a language."""
     return [
         {
-            "image": f"{i % 5}.png",
+            "image": f"{i}.png",
+            "missing": True,  # not drawn: hundreds of pictures that nobody looks at
             "key": f"k{i:02d}",
             "label": f"class {i % 3}",
             "captions": [
@@ -204,6 +205,7 @@ from siglip2_cache.precompute.spool import Scratch
 from siglip2_cache.store.views import ViewPolicy
 
 class Corpus:
+    kind = "table"
     location = root = Path("/corpus")
     def __init__(self, num_samples): self.num_samples = num_samples
     def pieces(self):
@@ -334,16 +336,14 @@ def test_labels_sizes_and_times_of_the_files_are_kept(tmp_path: Path) -> None:
 
 
 def test_samples_of_one_file_in_a_row_share_its_number_over_bucket_borders(tmp_path: Path) -> None:
-    images = ["a", "a", "a", "a", "b", "a", "a", "b"]
-    source = write_table_corpus(
-        tmp_path / "corpus", [{"image": f"{n}.png", "key": str(i)} for i, n in enumerate(images)]
-    )
-    plan(tmp_path / "cache", source, scratch=TINY_SCRATCH)
-    assert frame(tmp_path / "cache", "samples")["file"].to_list() == [0, 0, 0, 0, 1, 2, 2, 3]
+    write_shards(tmp_path, 0, 1)
+    with tarfile.open(tmp_path / "000.tar", "a") as tar:
+        for i in range(4):
+            tar.addfile(tarfile.TarInfo(f"more{i}.jpg"))
+    plan(tmp_path / "cache", tmp_path / "*.tar", scratch=TINY_SCRATCH)
+    assert frame(tmp_path / "cache", "samples")["file"].to_list() == [0, 0, 0, 0, 0, 1]
     files = frame(tmp_path / "cache", "files")
-    assert files.select("file", "path").rows() == [
-        *((0, "a.png"), (1, "b.png"), (2, "a.png"), (3, "b.png"))
-    ]
+    assert files.select("file", "path").rows() == [(0, "000.tar"), (1, "001.tar")]
 
 
 def test_a_missing_image_keeps_its_row_and_is_counted(tmp_path: Path) -> None:
@@ -389,20 +389,23 @@ def test_a_unit_is_16384_rows_divided_by_the_views_down_to_a_power_of_two(
 
 # --- duplicate keys --------------------------------------------------------------------------
 
-REMEDY = r"rename one, set another key column, or give the sources different names \(NAME=PATH\)"
+REMEDY = (
+    r"use --prefix-keys \(its file's name before each\), another --key-column or names of sources"
+)
 
 
 @pytest.mark.parametrize("scratch", [Scratch, TINY_SCRATCH], ids=["one bucket", "many buckets"])
 def test_a_key_given_twice_in_one_source_names_the_first_such_key_and_both_places(
     tmp_path: Path, scratch: Callable[[], Scratch]
 ) -> None:
-    source = write_table_corpus(tmp_path / "corpus", lines("z", "y", "x", "w", "y", "z", "y", "w"))
+    again = [{**line, "image": f"other {i}.png"} for i, line in enumerate(lines(*"yzyw"))]
+    source = write_table_corpus(tmp_path / "corpus", [*lines(*"zyxw"), *again])
     table = re.escape(str(source))
     assert_refused(
         tmp_path / "cache",
         source,
         error=DuplicateKeyError,
-        match=rf"key 'y' is given twice, at {table} line 2 and at {table} line 5; .*{REMEDY}",
+        match=rf"3 keys are given twice, first 'y', at {table} line 2 and at {table} line 5; .*{REMEDY}",
         scratch=scratch,
     )
     assert not (tmp_path / "cache").exists()
@@ -608,8 +611,8 @@ def test_other_captions_under_a_known_key_are_refused_by_name(
             tmp_path / "cache",
             source,
             scratch=scratch,
-            match=r"the captions of 'k3' differ from those frozen in .*cache \(\['one', 'two'\]\); "
-            "restore them, give the sample a new key, or build a new cache",
+            match=r"^1 sample of .*cache differ from the corpus \(captions of 1: 'k3'\); restore them or "
+            "give them new keys; or keep what is recorded and add what is new: --changed skip$",
         )
     write(now, name="k4")
     assert plan(tmp_path / "cache", source).findings.num_samples == 1
@@ -619,14 +622,16 @@ def test_several_changed_captions_are_counted(tmp_path: Path) -> None:
     source = write_table_corpus(tmp_path / "corpus", lines("a", "b", "c"))
     plan(tmp_path / "cache", source)
     write_table_corpus(tmp_path / "corpus", [*lines("a"), *lines("b", "c", captions=["new"])])
-    assert_refused(tmp_path / "cache", source, match=r"captions of 'b' and 1 more differ")
+    assert_refused(
+        tmp_path / "cache", source, match=r"^2 samples of .* \(captions of 2: 'b', 'c'\)"
+    )
 
 
 def test_a_first_caption_under_a_known_key_is_refused(tmp_path: Path) -> None:
     source = write_table_corpus(tmp_path / "corpus", lines("a", captions=[]))
     plan(tmp_path / "cache", source)
     write_table_corpus(tmp_path / "corpus", lines("a"))
-    assert_refused(tmp_path / "cache", source, match=r"captions of 'a' differ .*\(\[\]\)")
+    assert_refused(tmp_path / "cache", source, match=r"\(captions of 1: 'a'\)")
 
 
 # --- several sources, sources that move ------------------------------------------------------
@@ -1032,7 +1037,9 @@ def test_a_dry_run_writes_nothing_and_counts_the_bytes_of_the_build_to_come(
 def test_a_plan_that_fails_leaves_no_scratch_and_no_partial_files(tmp_path: Path) -> None:
     (tmp_path / "space").mkdir()
     scratch = partial(Scratch, bucket_rows=3, memory_limit_bytes=1, folder=tmp_path / "space")
-    source = write_table_corpus(tmp_path / "corpus", lines("a", "b", "c", "d", "a"))
+    source = write_table_corpus(tmp_path / "corpus", lines("a", "b", "c", "d"))
+    copied = {**lines("a")[0], "image": "copy.png"}
+    source = write_table_corpus(tmp_path / "corpus", [*lines("a", "b", "c", "d"), copied])
     assert_refused(
         tmp_path / "cache", source, match="given twice", error=DuplicateKeyError, scratch=scratch
     )
@@ -1094,7 +1101,9 @@ def test_a_known_key_that_names_another_image_or_label_is_refused(
     table = write_table_corpus(tmp_path / "corpus", known)
     plan(tmp_path / "cache", table)
     write_table_corpus(tmp_path / "corpus", [{**known[0], **change}, *lines("b", "c", label="cat")])
-    assert_refused(tmp_path / "cache", table, match=f"key 'a' was frozen in .* with {message}; ")
+    assert_refused(
+        tmp_path / "cache", table, match=rf"\(place or label of 1: 'a' had {message}\); "
+    )
 
 
 def test_a_corpus_that_moved_above_its_old_place_is_found(tmp_path: Path) -> None:
@@ -1147,6 +1156,24 @@ def write_shards(folder: Path, *numbers: int) -> None:
                 member = tarfile.TarInfo(f"k{number}.{name}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
+
+
+def test_a_pattern_that_the_shell_expanded_takes_a_shard_more_under_its_own_name(
+    tmp_path: Path,
+) -> None:
+    write_shards(tmp_path / "shards", 0, 1)
+    for number in (2, 3):
+        plan(tmp_path / "cache", *sorted((tmp_path / "shards").iterdir()))
+        write_shards(tmp_path / "shards", number)
+    plan(tmp_path / "cache", tmp_path / "shards" / "003.tar")  # alone
+    assert list(keys(tmp_path / "cache").values()) == ["000/k0", "001/k1", "002/k2", "003/k3"]
+
+
+def test_a_pattern_after_files_named_one_by_one_is_told_to_go_on_so(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", 0, 1)
+    plan(tmp_path / "cache", *sorted((tmp_path / "shards").iterdir()))
+    match = r"\*\.tar is new .*000\.tar of the same folder; name the files one by one as before"
+    assert_refused(tmp_path / "cache", tmp_path / "shards" / "*.tar", match=match)
 
 
 @pytest.mark.parametrize("other", ["{000..002}.tar", "*.tar", "002.tar", ""])
