@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from .base import Caption, Problem
-from .captions import clean_captions, clean_name, is_unicode
-from .columns import CAPTION_NAMES, TableColumns, find_columns, show_names
+from .caption_columns import CAPTION_NAMES
+from .captions import caption_fields, clean_captions, clean_name, is_unicode
+from .columns import TableColumns, find_columns, show_names
 from .paths import printable, read_path
 from .rows import parse_json
 
@@ -140,7 +141,7 @@ def parse_caption_json(text: str) -> CaptionJson:
         is_foreign = bool(reasons)
         return CaptionJson(captions, None, tuple(reasons), entry, not is_foreign, is_foreign)
     captions, reasons = clean_captions(
-        [(entry[name], lang) for name, lang in found.captions],
+        caption_fields(entry, found.captions),
         entry[found.lang] if found.lang is not None else None,
     )
     label = None

@@ -3,18 +3,26 @@
 A caption value is a text, a list of texts, an object ``{"text": ..., "lang": ...}``, a list of such
 objects, an object of lists ``{"text": [...], "lang": [...]}``, or an object keyed by language:
 ``{"de": "ein Hund", "en": ["a dog", "the dog"]}``.
+So is a conversation, ``[{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]``: what the model
+says in it. A list or an object may be written into a text, as JSON or as Python prints it.
 Nothing here raises for bad content: what cannot be used comes back as a reason.
 """
 
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from .base import Caption
-from .languages import is_language_tag
+from .caption_columns import CaptionColumn
+from .languages import IDENTIFIER_LIKE, is_language_tag
+from .written_lists import read_written
 
 _TEXT_NAMES = ("text", "caption", "raw")  # raw: the Karpathy COCO and Flickr30k files
 _LANGUAGE_NAMES = ("lang", "language")
+_NO_WORDS = frozenset(("true", "false", "none", "null", "nan", "n/a"))
+_SPEAKERS = frozenset(("gpt", "assistant", "model", "chatgpt", "bot", "bard", "gemini"))
+_SPOKEN = (("from", "value"), ("role", "content"))  # LLaVA's and ShareGPT's; OpenAI's
+_IMAGE_TOKEN = re.compile(r"</?(?:image|img|im_start|im_end|im_patch)(?:_[0-9]+)?>")
 _MAX_DEPTH = 3  # {lang: [{text: ...}]}; deeper nesting is no caption in any corpus we know
 
 _Item = tuple[
@@ -112,23 +120,43 @@ def describe(value: object) -> str:
             return f"a {type(value).__name__}"
 
 
-def read_cell(cell: object) -> object:
-    """A CSV cell: the list where it holds a JSON list of texts, else the cell as it stands."""
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
-        try:
-            values: object = json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell  # such as "[photo] a dog"
-        if isinstance(values, list) and all(
-            isinstance(value, str) for value in cast(list[object], values)
-        ):
-            return cast(object, values)
-    return cell
+def caption_fields(
+    values: Mapping[str, object], columns: Sequence[CaptionColumn]
+) -> list[tuple[object, str | None]]:
+    """Return the caption values of a row, or of an object, with their languages, for clean_captions."""
+    found = [(column, read_written(values[column.name])) for column in columns]
+    return [(_keep_worded(value, column.min_words), column.lang) for column, value in found]
+
+
+def _keep_worded(value: object, least: int) -> object:
+    """Return a value without its texts of fewer words, and without numbers, which are no captions here."""
+    if least == 0:
+        return value
+    if isinstance(value, list):
+        return [_keep_worded(each, least) for each in cast(list[object], value)]
+    if isinstance(value, str):
+        return value if has_words(value, least) else None
+    return None if isinstance(value, bool | int | float) else value
+
+
+def has_words(text: str, least: int = 1) -> bool:
+    """Say whether a text is of so many words, and no number, identifier, file name or URL."""
+    words = text.split()
+    if len(words) < least or text.strip().casefold() in _NO_WORDS:
+        return False
+    if len(words) == 1 and text.isascii():
+        return (
+            "://" not in text and not any(c.isdigit() for c in text) and any(map(str.isalpha, text))
+        )
+    return any(map(str.isalpha, text))
 
 
 def _items(value: object, lang: str | None, reasons: list[str], depth: int = 0) -> Iterator[_Item]:
     if is_missing(value):
         yield None, lang
+    elif (spoken := _spoken(value)) is not None:
+        for text in spoken:
+            yield from _items(text, lang, reasons, depth + 1)
     elif isinstance(value, list) and depth < _MAX_DEPTH:
         for entry in cast(list[object], value):
             yield from _items(entry, lang, reasons, depth + 1)
@@ -140,6 +168,20 @@ def _items(value: object, lang: str | None, reasons: list[str], depth: int = 0) 
         except ValueError as error:
             reasons.append(str(error))
             yield None, lang
+
+
+def _spoken(value: object) -> list[object] | None:
+    """Return what the model says in a conversation, without tokens of images; None for anything else."""
+    turns = cast(list[object], value) if isinstance(value, list) else []
+    for speaker, content in _SPOKEN:
+        if turns and all(isinstance(t, dict) and speaker in t and content in t for t in turns):
+            said = [
+                t[content]
+                for t in cast(list[dict[str, object]], turns)
+                if str(t[speaker]).lower() in _SPEAKERS
+            ]
+            return [_IMAGE_TOKEN.sub("", text) if isinstance(text, str) else text for text in said]
+    return None
 
 
 def _items_of_object(
@@ -157,6 +199,8 @@ def _items_of_object(
         return
     for name, value in entry.items():
         if is_language_tag(name):
+            if name.lower() in IDENTIFIER_LIKE and not _keep_worded(value, 2):
+                continue  # the number of something, not Indonesian
             if not is_missing(value):  # a Parquet struct has every language in every row
                 yield from _items(value, name, reasons, depth + 1)
         else:

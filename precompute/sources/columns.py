@@ -8,10 +8,10 @@ from typing import Any
 
 from ...errors import SettingError, SourceError
 from ...store.locations import Location
-from .languages import IDENTIFIER_LIKE, split_language
+from .caption_columns import CaptionColumn, caption_columns, squash, told_columns
 
 # Names are compared without case, spaces, hyphens and underscores: "File Name" is filename.
-# In each tuple the first that a table has is taken; of captions, all of one tuple.
+# In each tuple the first that a table has is taken. Those of captions: caption_columns.py.
 IMAGE_NAMES = (
     *("image", "image_path", "path", "file", "filename", "filepath", "img", "img_path"),
     *("image_file", "image_filename", "image_name", "img_file", "img_name"),
@@ -19,11 +19,6 @@ IMAGE_NAMES = (
 KEY_NAMES = ("key", "id", "image_id", "uid")
 LANG_NAMES = ("lang", "language", "langs", "languages")
 LABEL_NAMES = ("label", "class", "class_name", "category")
-CAPTION_NAMES = ("caption", "captions", "text", "texts")
-FALLBACK_CAPTION_NAMES = (
-    *("txt", "sentence", "sentences", "alt", "alt_text", "title", "description", "descriptions"),
-)
-"""Captions only where no column of CAPTION_NAMES is: beside one, they say something else."""
 
 _MAX_SHOWN = 30
 
@@ -68,8 +63,7 @@ class FoundColumns:
     """The columns of one table, or of one row of a .jsonl, that mean something to us."""
 
     image: str | None
-    captions: tuple[tuple[str, str | None], ...]
-    """Each with the language that its name says."""
+    captions: tuple[CaptionColumn, ...]
 
     key: str | None
     lang: str | None
@@ -78,7 +72,7 @@ class FoundColumns:
     def names(self) -> list[str]:
         """Every column to be read, each once."""
         single = (self.image, self.key, self.lang, self.label)
-        captions = (name for name, _ in self.captions)
+        captions = (column.name for column in self.captions)
         return list(dict.fromkeys(name for name in (*single, *captions) if name is not None))
 
 
@@ -94,9 +88,9 @@ def find_columns(names: tuple[str, ...], wanted: TableColumns) -> FoundColumns:
         return first_column(free, usual)
 
     if wanted.captions is None:
-        captions = _caption_columns(free)
+        captions = caption_columns(free)
     else:
-        captions = tuple((name, _language_of(name)) for name in wanted.captions if name in names)
+        captions = told_columns([name for name in wanted.captions if name in names])
     return FoundColumns(
         image=one(wanted.image, IMAGE_NAMES),
         captions=captions,
@@ -108,8 +102,8 @@ def find_columns(names: tuple[str, ...], wanted: TableColumns) -> FoundColumns:
 
 def first_column(names: Sequence[str], usual: Sequence[str]) -> str | None:
     """The column with the first of the usual names that there is; None where there is none."""
-    by_name = {_squash(name): name for name in reversed(names)}
-    return next((by_name[_squash(name)] for name in usual if _squash(name) in by_name), None)
+    by_name = {squash(name): name for name in reversed(names)}
+    return next((by_name[squash(name)] for name in usual if squash(name) in by_name), None)
 
 
 def check_columns(names: Sequence[str], wanted: TableColumns, table: Location) -> None:
@@ -142,41 +136,3 @@ def show_names(names: Sequence[str]) -> str:
     )
     more = len(names) - _MAX_SHOWN
     return (shown or "none") + (f" and {more} more" if more > 0 else "")
-
-
-def _caption_columns(names: Sequence[str]) -> tuple[tuple[str, str | None], ...]:
-    for usual in (CAPTION_NAMES, FALLBACK_CAPTION_NAMES):
-        bases = {_squash(name) for name in usual}
-        found: list[tuple[str, str | None]] = []
-        for name in names:
-            parts = split_language(name.strip())
-            if _squash(name) in bases:
-                found.append((name, None))
-            elif parts is not None and _squash(parts[0]) in bases:
-                found.append((name, parts[1]))
-        captions = _without_identifiers(found)
-        if captions:
-            return captions
-    return ()
-
-
-def _without_identifiers(
-    found: Sequence[tuple[str, str | None]],
-) -> tuple[tuple[str, str | None], ...]:
-    """Drop ``caption_id``, unless other languages beside it say that it is Indonesian."""
-    if any(lang is not None and lang.lower() not in IDENTIFIER_LIKE for _, lang in found):
-        return tuple(found)
-    return tuple(
-        (name, lang)
-        for name, lang in found
-        if lang is None or ":" in name or lang.lower() not in IDENTIFIER_LIKE
-    )
-
-
-def _language_of(name: str) -> str | None:
-    parts = split_language(name)
-    return parts[1] if parts is not None else None
-
-
-def _squash(name: str) -> str:
-    return "".join(c for c in name.casefold() if c not in " -_\t")

@@ -1,11 +1,12 @@
 """What a row of any table says of its image: key, label, captions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .base import Caption
-from .captions import clean_captions, clean_name
+from .captions import caption_fields, clean_captions, clean_name
 from .columns import FoundColumns
+from .written_lists import read_written
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,6 @@ def read_fields(
     found: FoundColumns,
     *,
     class_names: Sequence[str] = (),
-    read_cell: Callable[[object], object] = lambda value: value,
 ) -> RowFields:
     """Return what a row says.
 
@@ -34,7 +34,6 @@ def read_fields(
         values: the row's values by column name.
         found: the meaning of its columns.
         class_names: names of the classes, where labels are their numbers.
-        read_cell: makes a caption value of a cell.
 
     Raises:
         ValueError: its key is no name; the message is a reason.
@@ -47,8 +46,8 @@ def read_fields(
         except ValueError as error:
             reasons.append(str(error))
     captions, unusable = clean_captions(
-        [(read_cell(values[name]), lang) for name, lang in found.captions],
-        read_cell(values[found.lang]) if found.lang is not None else None,
+        caption_fields(values, found.captions),
+        read_written(values[found.lang]) if found.lang is not None else None,
     )
     return RowFields(key, label, captions, (*reasons, *unusable))
 

@@ -1,9 +1,10 @@
 """Where the captions of a corpus are looked for, in words: said where none was found."""
 
 from .base import Source
-from .columns import CAPTION_NAMES, FALLBACK_CAPTION_NAMES
+from .caption_columns import CAPTION_NAMES, FALLBACK_CAPTION_NAMES
 
-_COLUMNS = f"columns named {', '.join(CAPTION_NAMES)}, {', '.join(FALLBACK_CAPTION_NAMES)}"
+_USUAL = (*CAPTION_NAMES, *(name for usual in FALLBACK_CAPTION_NAMES for name in usual))
+_COLUMNS = f"columns named {', '.join(_USUAL)}, or with the word caption"
 
 
 def captions_looked_for(source: Source) -> str:

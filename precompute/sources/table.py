@@ -12,14 +12,12 @@ from ...errors import SourceError
 from ...store.ahead import map_ahead
 from ...store.locations import Location, status_of
 from .base import Piece, Problem, Sample
-from .captions import clean_text, is_missing, read_cell
+from .captions import clean_text, is_missing
 from .columns import TableColumns, check_columns, find_columns
 from .fields import RowFields, read_fields
 from .parquet_rows import refuse_packed_images
 from .paths import SizeAndTime, is_remote, path_below, size_and_time
 from .rows import BadRow, Row, column_names, read_rows
-
-_CELL_ENDINGS = (".csv", ".tsv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +113,7 @@ class TableSource:
         found = find_columns(tuple(values), self.columns)
         try:
             path = self._path(values, found.image)
-            fields = read_fields(values, found, read_cell=self._cell)
+            fields = read_fields(values, found)
         except ValueError as error:
             return Problem(place=place, reason=str(error))
         return _Entry(place, path, fields)
@@ -127,10 +125,6 @@ class TableSource:
         clean_text(value, "the image path")  # for its checks; a file name may end in a space
         assert isinstance(value, str)
         return path_below(self.root, value)
-
-    def _cell(self, value: object) -> object:
-        """The value, or the list that a text-only table wrote into one cell."""
-        return read_cell(value) if self.location.suffix.lower() in _CELL_ENDINGS else value
 
 
 def _sample(

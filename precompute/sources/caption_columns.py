@@ -1,0 +1,145 @@
+"""Which columns of a table, or fields of a .json, are captions: by their usual names."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from .languages import IDENTIFIER_LIKE, split_language
+
+CAPTION_NAMES = ("caption", "captions", "text", "texts")
+"""All that there are are taken together, with those that name a caption otherwise: ``blip_caption``,
+``Caption Text``, ``caption_1``."""
+
+FALLBACK_CAPTION_NAMES = (
+    (
+        *(
+            "txt",
+            "sentence",
+            "sentences",
+            "alt",
+            "alt_text",
+            "title",
+            "description",
+            "descriptions",
+        ),
+        "comment",
+    ),
+    ("conversations", "conversation", "messages"),
+    ("prompt", "prompts"),
+)
+"""Captions only where no column before them is: beside one, they say something else. All of the first
+tuple that there is are taken."""
+
+_FACTS = """
+    id ids uid key url urls uri link links path file filename name hash md5 sha sha256 phash index idx
+    num number count counts len length size width height score scores sim similarity prob probability
+    confidence rank rating quality lang language languages locale source src origin type kind model
+    version prompt author user worker annotator license status valid flag date time timestamp bbox box
+    boxes embedding embeddings emb vector token tokens ids mask label labels category class tag tags split
+    error meta metadata
+"""
+_NO_CAPTION_BEHIND = frozenset(_FACTS.split())
+"""Words that behind ``caption`` say what is known of it: ``caption_url``, ``caption_1_score``."""
+
+_NO_CAPTION_BEFORE = (
+    "has",
+    "have",
+    "is",
+    "num",
+    "number",
+    "n",
+    "no",
+    "non",
+    "without",
+    "with",
+    "count",
+)
+"""Words that before ``caption`` make it a fact: ``has_caption``, ``num_captions``."""
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_]+")
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionColumn:
+    """A column that holds captions."""
+
+    name: str
+    lang: str | None = None
+    """Language that its name says."""
+
+    min_words: int = 0
+    """Words that a text must have to be taken; 0: any text. A column that is known by a part of its name
+    may hold numbers or identifiers instead."""
+
+
+def caption_columns(names: Sequence[str]) -> tuple[CaptionColumn, ...]:
+    """Return the columns of captions among these names."""
+    found = _with_languages(names, _is_caption)
+    if any(column.min_words < 2 for column in found):
+        return found
+    for usual in FALLBACK_CAPTION_NAMES:
+        more = _with_languages(names, partial(_is_fallback, usual=usual))
+        if more:
+            return (*found, *more)
+    return found
+
+
+def unused_caption_columns(names: Sequence[str], used: Sequence[CaptionColumn]) -> tuple[str, ...]:
+    """Return the names of columns that would be captions, were there no better ones."""
+    taken = {column.name for column in used}
+    bases = [name for usual in FALLBACK_CAPTION_NAMES for name in usual]
+    return tuple(name for name in names if name not in taken and _is_one_of(name, bases))
+
+
+def told_columns(names: Sequence[str]) -> tuple[CaptionColumn, ...]:
+    """Return columns that the user named; a language at the end of a name is theirs."""
+    return tuple(CaptionColumn(name, _language_of(name)) for name in names)
+
+
+def squash(name: str) -> str:
+    """Return a name as names are compared: without case, spaces, hyphens and underscores."""
+    return "".join(c for c in name.casefold() if c not in " -_\t")
+
+
+def _is_one_of(name: str, usual: Sequence[str]) -> bool:
+    return squash(name) in {squash(each) for each in usual}
+
+
+def _with_languages(
+    names: Sequence[str], rule: Callable[[str], int | None]
+) -> tuple[CaptionColumn, ...]:
+    """Return the columns that a rule takes, which gives the least words, or None to leave one out."""
+    found: list[CaptionColumn] = []
+    for name in names:
+        least = rule(name)
+        parts = split_language(name.strip())
+        if parts is not None and (of_base := rule(parts[0])) is not None:
+            # caption_id is mostly an identifier, seldom Indonesian: its values tell, a text from a number.
+            is_odd = parts[1].lower() in IDENTIFIER_LIKE and ":" not in name
+            found.append(CaptionColumn(name, parts[1], 2 if is_odd else of_base))
+        elif least is not None:
+            found.append(CaptionColumn(name, None, least))
+    return tuple(found)
+
+
+def _is_fallback(name: str, *, usual: Sequence[str]) -> int | None:
+    return 1 if _is_one_of(name, usual) else None
+
+
+def _is_caption(name: str) -> int | None:
+    if _is_one_of(name, CAPTION_NAMES):
+        return 0
+    words = [word.casefold() for word in _WORD.findall(name)]
+    if not words:
+        return None
+    if words[-1] in ("caption", "captions"):
+        return None if any(word in _NO_CAPTION_BEFORE for word in words) else 1
+    if words[0] in ("caption", "captions"):
+        return None if any(word in _NO_CAPTION_BEHIND for word in words) else 1
+    return None
+
+
+def _language_of(name: str) -> str | None:
+    parts = split_language(name)
+    return parts[1] if parts is not None else None
