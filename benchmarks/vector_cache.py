@@ -63,6 +63,7 @@ def write_cache(root: Path, rows: NDArray[np.float16], shard_rows: int) -> Any:
                 "modality": "image",
                 "unit": unit.number,
                 "attempt": 0,
+                "first_row": unit.rows.first,
                 "num_rows": unit.rows.count,
                 "rejected": [],
                 "batch_size": 1,

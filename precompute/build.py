@@ -218,7 +218,7 @@ class _Build:
             teacher=record.name,
             checkpoint=checkpoint,
             device=self._device(),
-            compute_dtype=str(record.identity["compute_dtype"]),
+            compute_dtype=enroll.dtype_of(record),
             image_batch=image_batch,
             text_batch=self._batch_size(record, "text"),
             decode=enroll.decode_of(record),

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ..errors import SettingError
 from ..siglip import (
@@ -18,9 +18,10 @@ from ..siglip import (
 from ..store import layout
 from ..store.cache import Cache
 from ..store.commits import Transaction, roll_forward
+from ..store.fields import Fields
 from ..store.layout import MODALITIES, Modality
 from ..store.manifest import Manifest, TeacherRecord
-from ..store.pixels import Decode
+from ..store.pixels import DECODES, Decode
 from ..store.storage import Files
 from ..store.views import VIEW_CODE_VERSION
 from .teacher import Teacher
@@ -50,11 +51,9 @@ class TeacherChoices:
         """Return the choices with what was left open as it is recorded."""
         dtype, limit = self.compute_dtype, self.max_num_patches
         return TeacherChoices(
-            compute_dtype=str(record.identity["compute_dtype"]) if dtype == "auto" else dtype,
+            compute_dtype=dtype_of(record) if dtype == "auto" else dtype,
             decode=self.decode or decode_of(record),
-            max_num_patches=record.identity.get("image_max_num_patches")
-            if limit is None
-            else limit,
+            max_num_patches=_max_num_patches_of(record) if limit is None else limit,
         )
 
     def of(self, checkpoint: Checkpoint) -> Checkpoint:
@@ -76,7 +75,25 @@ def identify(checkpoint: Checkpoint, *, compute_dtype: str, decode: Decode) -> d
 
 def decode_of(record: TeacherRecord) -> Decode:
     """Return how the pictures of a teacher of a cache were decoded."""
-    return cast("Decode", record.identity.get(_DECODE, "exact"))  # older records do not say
+    found = record.identity.get(_DECODE, "exact")  # older records do not say
+    if found not in DECODES:
+        _identity_of(record).refuse(_DECODE, f"one of {', '.join(DECODES)}")
+    return found
+
+
+def dtype_of(record: TeacherRecord) -> str:
+    """Return what a teacher of a cache computed in."""
+    return _identity_of(record).text("compute_dtype")
+
+
+def _max_num_patches_of(record: TeacherRecord) -> int | None:
+    name = "image_max_num_patches"
+    is_said = record.identity.get(name) is not None
+    return _identity_of(record).count(name, least=1) if is_said else None
+
+
+def _identity_of(record: TeacherRecord) -> Fields:
+    return Fields(record.identity, f"teacher {record.name}", "identity.")
 
 
 def find_teacher(
@@ -152,7 +169,7 @@ def enroll(
 
 def finish_enrolments(files: Files) -> None:
     """Roll forward teachers whose enrolment was interrupted."""
-    for name in files.names(layout.TEACHERS):
+    for name in layout.teacher_names(files.names(layout.TEACHERS)):
         roll_forward(files, layout.teacher_record(name))
 
 

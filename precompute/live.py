@@ -14,7 +14,14 @@ from ..store.manifest import TeacherRecord
 from ..store.places import ImagePlace
 from ..store.views import WHOLE_IMAGE
 from .embed import Embedder, is_unit, split_images
-from .enroll import TeacherChoices, as_recorded, decode_of, identity_differences, with_pixels_of
+from .enroll import (
+    TeacherChoices,
+    as_recorded,
+    decode_of,
+    dtype_of,
+    identity_differences,
+    with_pixels_of,
+)
 from .teacher import TeacherFactory, load_teacher
 
 
@@ -60,7 +67,7 @@ class LiveTeacher:
         """
         self.record: TeacherRecord = cache.teacher(teacher)
         found = find_checkpoint(cache, teacher=teacher, checkpoint=checkpoint)
-        live = make_teacher(found, device, str(self.record.identity["compute_dtype"]))
+        live = make_teacher(found, device, dtype_of(self.record))
         self.recipe = live.image
         batch_size = self.record.batch_size
         _, image_batch = split_images(live.image, batch_size["image"], cache.num_views)

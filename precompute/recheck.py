@@ -12,6 +12,7 @@ from ..store.cache import Cache
 from ..store.layout import Modality
 from ..store.manifest import Span, TeacherRecord, Unit
 from .embed import Embedder, split_images
+from .enroll import dtype_of
 from .live import LiveTeacher
 from .teacher import TeacherFactory, load_teacher
 from .units import unit_images
@@ -151,7 +152,7 @@ def _compare(
     result.cosines[modality] = Cosines(
         count=len(cosine_N), min=float(cosine_N.min()), mean=float(cosine_N.mean())
     )
-    limit = 1 - TOLERANCE[str(record.identity["compute_dtype"])]
+    limit = 1 - TOLERANCE[dtype_of(record)]
     if cosine_N.min() < limit:
         result.faults.append(
             f"{modality}: {int((cosine_N < limit).sum())} of {len(cosine_N)} embeddings differ from "

@@ -5,12 +5,13 @@ A shard is its unit's rows as raw little-endian float16 in row order, then Zarr'
 are marked absent, as Zarr allows, so a short unit is a short file.
 """
 
+import json
 import mmap
 import os
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import google_crc32c
 import numpy as np
@@ -107,6 +108,21 @@ class ArrayLayout:
             metadata.get(name) == ours[name]
             for name in ("data_type", "chunk_grid", "chunk_key_encoding", "codecs")
         )
+
+
+def parse_metadata(data: bytes, *, where: str) -> dict[str, Any]:
+    """Return a zarr.json.
+
+    Raises:
+        DamagedCacheError: it is no JSON object.
+    """
+    try:
+        found: object = json.loads(data)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise DamagedCacheError(f"{where} is missing or damaged; run siglip2-cache verify")
+    return cast("dict[str, Any]", found)
 
 
 def encode_shard(layout: ArrayLayout, values: NDArray[np.float16]) -> bytearray:

@@ -193,7 +193,9 @@ class Cache:
         """Return a teacher's committed units as they were when first asked for."""
         name = self.teacher(teacher).name
         if name not in self._commits:
-            self._commits[name] = read_commits(self.files, name, known=self._known.get(name))
+            known = self._known.get(name)
+            found = read_commits(self.files, name, shard_rows=self.shard_rows, known=known)
+            self._commits[name] = found
         return self._commits[name]
 
     def image_targets(self, teacher: str | None = None) -> Targets:

@@ -26,8 +26,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import DamagedCacheError
+from .fields import read_fields
 from .layout import is_garbage_name, record_of_staged
-from .records import Record, decode_record, encode_record, sha256_hex
+from .records import Record, encode_record, sha256_hex
 from .storage import Files
 
 _MEND_INTENT = "remove that .intent file and run the same build again"
@@ -99,6 +100,31 @@ def intent_path(record: str) -> str:
     return f"{record}.intent"
 
 
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A commit that was decided, and may not be finished."""
+
+    record: Record
+    """Fields of the record to be."""
+
+    files: dict[str, dict[str, Any]]
+    """What the record says of its files."""
+
+    staged: dict[str, str]
+    """Final path to partial."""
+
+
+def read_intent(data: bytes, *, where: str) -> Intent:
+    """Return what an intent says.
+
+    Raises:
+        DamagedCacheError, FormatVersionError: it cannot be used.
+    """
+    fields = read_fields(data, where=where)
+    files = fields.fields("record").files()
+    return Intent(fields.mapping("record"), files, fields.staged("staged", files))
+
+
 def roll_forward(files: Files, record: str) -> bool:
     """Finish a commit whose intent stands, whoever made it; True where the record then stands.
 
@@ -114,25 +140,24 @@ def roll_forward(files: Files, record: str) -> bool:
         files.remove(intent_file)
         return True
     try:
-        intent = decode_record(data, where=files.where(intent_file))
+        intent = read_intent(data, where=files.where(intent_file))
     except DamagedCacheError as error:  # without hard links a crash can tear it (files.py)
         raise DamagedCacheError(f"{error}; {_MEND_INTENT}") from None
-    described = intent["record"]["files"]
     renamed_before = {
-        path: described[path]
-        for path, is_renamed in files.rename_all(intent["staged"]).items()
+        path: intent.files[path]
+        for path, is_renamed in files.rename_all(intent.staged).items()
         if not is_renamed
     }
     for path in files.named_before(renamed_before, intent_file):
-        if not _is_in_place(files, path, described[path]):
+        if not _is_in_place(files, path, intent.files[path]):
             if files.exists(record):  # another process finished it, and a later attempt came
                 return True
             raise DamagedCacheError(
                 f"{files.where(path)} is not what the unfinished commit "
                 f"{files.where(intent_file)} names; {_MEND_INTENT}"
             )
-    files.sync_folders(intent["staged"])
-    _create(files, record, encode_record(intent["record"]), token=secrets.token_hex(6))
+    files.sync_folders(intent.staged)
+    _create(files, record, encode_record(intent.record), token=secrets.token_hex(6))
     files.remove(intent_file)
     return True
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from ..errors import DiskFullError
+from ..errors import DamagedCacheError, DiskFullError
 
-_NEW_FILE = os.O_WRONLY | os.O_CREAT
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # what Windows has not
 _WRITE_BYTES = 1 << 20  # that pieces are put together to
 
 READ_BYTES = 1 << 23
@@ -35,6 +35,21 @@ class LocalFiles:
     def local(self, path: str) -> Path:
         """Return the path on this machine."""
         return self.root / path
+
+    def _own(self, path: str) -> Path:
+        """Return the path on this machine of a file to be made, renamed or removed.
+
+        Raises:
+            DamagedCacheError: its folder is a link that leads out of the root, or behind one.
+        """
+        local = self.root / path
+        folder = os.path.realpath(local.parent)
+        if not Path(folder).is_relative_to(os.path.realpath(self.root)):
+            raise DamagedCacheError(
+                f"{local} lies behind a link to {folder}, outside of {self.root}, where nothing is "
+                "written; put a folder in the place of the link"
+            )
+        return local
 
     def where(self, path: str) -> str:
         """Return the path on this machine, for messages."""
@@ -77,7 +92,7 @@ class LocalFiles:
         What was written is removed if the body, or the disk, fails.
         """
         self._make_folder(PurePosixPath(path).parent)
-        descriptor = os.open(self.local(path), _NEW_FILE | os.O_TRUNC, 0o644)
+        descriptor = os.open(self._own(path), _NEW_FILE | os.O_TRUNC, 0o644)
         num_bytes, num_waiting, waiting = 0, 0, list[bytes]()
 
         def append(piece: bytes) -> None:
@@ -118,7 +133,7 @@ class LocalFiles:
     def rename(self, source: str, target: str) -> bool:
         """Give a file its final name, replacing what stands there; False where source is gone."""
         try:
-            os.rename(self.local(source), self.local(target))
+            os.rename(self._own(source), self._own(target))
         except FileNotFoundError:
             return False
         return True
@@ -139,7 +154,7 @@ class LocalFiles:
         partial = f"{path}.{token}.partial"
         self.write(partial, data)
         try:
-            os.link(self.local(partial), self.local(path))
+            os.link(self._own(partial), self._own(path))
             is_ours = True
         except FileExistsError:
             is_ours = False
@@ -154,7 +169,7 @@ class LocalFiles:
     def remove(self, path: str) -> None:
         """Remove a file; nothing happens where there is none."""
         try:
-            os.unlink(self.local(path))
+            os.unlink(self._own(path))
         except FileNotFoundError:
             return
 
@@ -239,7 +254,7 @@ class LocalFiles:
             ) from error
 
     def _write_synced(self, path: str, data: bytes | bytearray | memoryview, flags: int) -> None:
-        descriptor = os.open(self.local(path), _NEW_FILE | flags, 0o644)
+        descriptor = os.open(self._own(path), _NEW_FILE | flags, 0o644)
         try:
             _write_all(descriptor, data)
             os.fsync(descriptor)
@@ -255,7 +270,7 @@ class LocalFiles:
         return True
 
     def _make_folder(self, folder: PurePosixPath) -> None:
-        wanted = self.local(str(folder))
+        wanted = self._own(f"{folder}/file").parent
         missing = [path for path in (wanted, *wanted.parents) if not path.is_dir()]
         for path in reversed(missing):
             with contextlib.suppress(FileExistsError):

@@ -6,13 +6,14 @@ while its record stands beside it, and it is used only while the record's finger
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from ..errors import CacheError, DamagedCacheError
 from ..words import format_bytes
 from .cache import Cache
+from .fields import Fields, read_fields
 from .layout import INDEXES, IndexPlace, Modality, parse_index_record
-from .records import decode_record, encode_record, sha256_hex
+from .records import encode_record, sha256_hex
 from .storage import Files
 
 Kind = Literal["flat", "ivf", "ivfpq", "hnsw"]
@@ -126,16 +127,49 @@ def read_index_record(files: Files, place: IndexPlace) -> IndexRecord | None:
         data = files.read(place.record)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    fields = decode_record(data, where=files.where(place.record))
+    record = read_fields(data, where=files.where(place.record))
     try:
-        fields["fingerprint"] = Fingerprint(**fields["fingerprint"])
-        fields["recall"] = Recall(**fields["recall"])
-        return IndexRecord(**{name: fields[name] for name in IndexRecord.__slots__})
-    except (KeyError, TypeError):
-        raise DamagedCacheError(
-            f"{files.where(place.record)} was written by another siglip2-cache; "
-            "run siglip2-cache index again"
-        ) from None
+        return _parse_record(record, place)
+    except DamagedCacheError as error:
+        raise DamagedCacheError(f"{error}; run siglip2-cache index again") from None
+
+
+def _parse_record(record: Fields, place: IndexPlace) -> IndexRecord:
+    said = (record.text("teacher"), record.text("modality"), record.count("view"))
+    if said != (place.teacher, place.modality, place.view):
+        record.refuse("teacher", f"those of {place.stem}")
+    kind, found = record.text("kind"), record.files()
+    if kind not in get_args(Kind):
+        record.refuse("kind", f"one of {', '.join(get_args(Kind))}")
+    if found.keys() != {place.file}:
+        record.refuse("files", f"{place.file} alone")
+    search = record.fields("search")
+    made_from, recall = record.fields("fingerprint"), record.fields("recall")
+    return IndexRecord(
+        teacher=place.teacher,
+        modality=place.modality,
+        view=place.view,
+        kind=cast("Kind", kind),
+        factory=record.text("factory"),
+        parameters=record.mapping("parameters"),
+        search={name: search.count(name) for name in search.values},
+        num_rows=record.count("num_rows"),
+        embed_dim=record.count("embed_dim", least=1),
+        fingerprint=Fingerprint(
+            teacher=made_from.text("teacher"),
+            catalog=made_from.text("catalog"),
+            num_units=made_from.count("num_units"),
+            units=made_from.text("units"),
+        ),
+        recall=Recall(
+            at=recall.count("at"),
+            value=None if recall.values.get("value") is None else recall.number("value"),
+            num_queries=recall.count("num_queries"),
+            seed=recall.whole("seed"),
+        ),
+        faiss_version=record.text("faiss_version"),
+        files=found,
+    )
 
 
 def write_index_record(files: Files, place: IndexPlace, record: IndexRecord) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import faiss
 
-from ..errors import CacheError, DamagedCacheError, DiskFullError, StorageError
+from ..errors import CacheError, DamagedCacheError, DiskFullError, StorageError, first_line
+from .fields import Fields, read_fields
 from .index_record import IndexRecord, write_index_record
 from .layout import IndexPlace
-from .records import decode_record, encode_record
+from .records import encode_record
 from .storage import Files
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
@@ -39,7 +40,7 @@ class IndexState:
         except FileNotFoundError:
             return None
         try:
-            return self._load(decode_record(data, where=self._files.where(self._place.state)))
+            return self._load(read_fields(data, where=self._files.where(self._place.state)))
         except (StorageError, DiskFullError):  # what was saved is there, and would be begun anew
             raise
         except CacheError as error:
@@ -96,15 +97,23 @@ class IndexState:
             if is_ours and path not in kept:
                 self._files.remove(path)
 
-    def _load(self, state: Mapping[str, Any]) -> tuple[Any, int]:
-        if state["making"] != self._making:
+    def _load(self, state: Fields) -> tuple[Any, int]:
+        if state.mapping("making") != self._making:
             raise DamagedCacheError("it was begun from other targets, or as one of another kind")
-        [(path, described)] = state["files"].items()
+        next_row, files = state.count("next_row"), state.files()
+        path = f"{self._place.file}.{next_row}.partial"
+        if files.keys() != {path}:
+            state.refuse("files", f"{path} alone")
+        described = files[path]
         # Its run may have been killed after the file had its final name, before it had its record.
         for found in (path, self._place.file):
             if self._files.exists(found) and self._files.describe(found) == described:
                 self._saved, self.described = found, described
-                return _faiss.read_index(str(self._files.fetch(found, described))), state[
-                    "next_row"
-                ]
+                return self._read(found, described), next_row
         raise DamagedCacheError("its file is not what was saved")
+
+    def _read(self, path: str, described: Mapping[str, Any]) -> Any:
+        try:
+            return _faiss.read_index(str(self._files.fetch(path, described)))
+        except RuntimeError as error:  # of faiss, which has no other
+            raise DamagedCacheError(f"{path} is no index: {first_line(error)}") from None

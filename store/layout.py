@@ -14,6 +14,7 @@ CACHE/
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -58,6 +59,11 @@ def is_kept_scan(name: str) -> bool:
 def is_teacher_name(name: str) -> bool:
     """Say whether a name can be a folder under teachers/."""
     return _TEACHER_NAME.fullmatch(name) is not None
+
+
+def teacher_names(names: Iterable[str]) -> list[str]:
+    """Return those of the names in teachers/ that can be a teacher's folder."""
+    return [name for name in names if is_teacher_name(name)]
 
 
 def teacher_folder(teacher: str) -> str:
@@ -159,7 +165,9 @@ def parse_unit_record(name: str) -> tuple[Modality, int, int] | None:
     if record is None or commit is None:
         return None
     modality: Modality = "image" if commit["modality"] == "image" else "text"
-    return modality, int(commit["unit"]), int(record["attempt"] or 0)
+    unit, attempt = int(commit["unit"]), int(record["attempt"] or 0)
+    is_ours = unit_record("", modality, unit, attempt).endswith(f"/{name}")  # no other padding
+    return (modality, unit, attempt) if is_ours else None
 
 
 def is_garbage_name(path: str) -> bool:

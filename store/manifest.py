@@ -6,19 +6,23 @@ from dataclasses import dataclass, field, replace
 from sys import intern
 from typing import Any, cast
 
-from ..errors import DamagedCacheError, NotACacheError
+from ..errors import DamagedCacheError, NotACacheError, SettingError
 from . import layout
 from .arrays import ArrayLayout
 from .catalog import Part, Table
+from .fields import Fields, read_fields
 from .layout import MODALITIES, Modality
-from .notes import Note, read_notes
+from .notes import Note
 from .read_many import read_many
-from .records import Record, decode_record
 from .storage import Files
 from .views import ViewPolicy
 
 _COUNTED: tuple[Table, ...] = ("files", "samples", "views", "texts")
 """Tables with as many lines for each file, row or text row, in order and without a hole."""
+
+_MOST_SHARD_ROWS = 2**24
+_MOST_EMBED_DIM = 2**20
+_MOST_LOGIT_SCALE = 700.0  # the exponential of which is a double
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +138,7 @@ class Manifest:
 
     def next_free_row(self, modality: Modality) -> int:
         """Return the row where a next generation starts: the next unit's first."""
-        return -(-self.num_rows(modality) // self.shard_rows) * self.shard_rows
+        return _next_unit(self.num_rows(modality), self.shard_rows)
 
     def units(self, modality: Modality) -> Iterator[Unit]:
         """Yield the units in order."""
@@ -282,24 +286,34 @@ def read_manifest(files: Files) -> Manifest:
     first = _read_record(files, layout.CACHE_RECORD)
     if first is None:
         raise NotACacheError(_why_no_cache(files))
-    generations = [_parse_generation(first)]
-    while (record := _read_record(files, layout.generation_record(len(generations)))) is not None:
-        generations.append(_parse_generation(record))
-    views = ViewPolicy(**first["views"])
-    return Manifest(shard_rows=first["shard_rows"], views=views, generations=tuple(generations))
+    shard_rows = first.count("shard_rows", least=1, most=_MOST_SHARD_ROWS)
+    views = _parse_views(first)
+    generations: list[Generation] = []
+    free: dict[Modality, int] = dict.fromkeys(MODALITIES, 0)
+    record: Fields | None = first
+    while record is not None:
+        generation = _parse_generation(record, len(generations), free)
+        generations.append(generation)
+        for modality in MODALITIES:
+            if generation.span(modality).count:
+                free[modality] = _next_unit(generation.span(modality).end, shard_rows)
+        record = _read_record(files, layout.generation_record(len(generations)))
+    return Manifest(shard_rows=shard_rows, views=views, generations=tuple(generations))
 
 
 def read_teachers(files: Files) -> dict[str, TeacherRecord]:
     """Return the teachers of a cache by name, sorted."""
     teachers: dict[str, TeacherRecord] = {}
-    for name in files.names(layout.TEACHERS):
+    for name in layout.teacher_names(files.names(layout.TEACHERS)):
         record = _read_record(files, layout.teacher_record(name))
         if record is not None:
-            teachers[name] = _parse_teacher(record)
+            teachers[name] = _parse_teacher(record, name)
     return teachers
 
 
-def read_commits(files: Files, teacher: str, *, known: Commits | None = None) -> Commits:
+def read_commits(
+    files: Files, teacher: str, *, shard_rows: int, known: Commits | None = None
+) -> Commits:
     """Return a teacher's committed units. Torn records do not count, and are named.
 
     A billion samples have 122,000 records: each takes some 50 microseconds and 1.4 kB of memory.
@@ -307,6 +321,7 @@ def read_commits(files: Files, teacher: str, *, known: Commits | None = None) ->
     Args:
         files: the cache.
         teacher: its name.
+        shard_rows: rows of a unit.
         known: what was read before. Records never change, so those it has are not read again.
     """
     commits = Commits()
@@ -328,21 +343,21 @@ def read_commits(files: Files, teacher: str, *, known: Commits | None = None) ->
     data = read_many(files.read, [path for _, path in missing])
     for (place, path), bytes_read in zip(missing, data, strict=True):
         try:
-            record = decode_record(bytes_read, where=files.where(path))
+            record = read_fields(bytes_read, where=files.where(path))
+            attempt = commits.next_attempt[place] - 1
+            commits.units[place] = shared.parse_commit(record, (*place, attempt), shard_rows)
         except DamagedCacheError as error:
             commits.damaged.append(str(error))
-        else:
-            commits.units[place] = shared.parse_commit(record)
     return commits
 
 
-def _read_record(files: Files, path: str) -> Record | None:
+def _read_record(files: Files, path: str) -> Fields | None:
     try:
         data = files.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        return decode_record(data, where=files.where(path))
+        return read_fields(data, where=files.where(path))
     except DamagedCacheError as error:
         raise DamagedCacheError(f"{error}; restore it from a backup, or build anew") from None
 
@@ -360,41 +375,99 @@ def _why_no_cache(files: Files) -> str:
     return f"no cache at {root}: it holds no cache.json{hint}"
 
 
-def _parse_span(record: Record) -> Span:
-    return Span(first=record["first"], count=record["count"])
+def _parse_views(record: Fields) -> ViewPolicy:
+    views = record.fields("views")
+    try:
+        return ViewPolicy(
+            num_views=views.count("num_views"),
+            seed=views.whole("seed"),
+            min_area=views.number("min_area"),
+            max_aspect=views.number("max_aspect"),
+            flip_probability=views.number("flip_probability"),
+        )
+    except SettingError as error:
+        raise DamagedCacheError(f"{record.where} is damaged: {error}") from None
 
 
-def _parse_generation(record: Record) -> Generation:
+def _next_unit(end: int, shard_rows: int) -> int:
+    """Return the first row of the unit that begins at a row or behind it."""
+    return -(-end // shard_rows) * shard_rows
+
+
+def _parse_span(record: Fields, name: str, free: int) -> Span:
+    """Return the rows that a generation adds; ``free`` is the first row behind earlier ones."""
+    fields = record.fields(name)
+    span = Span(first=fields.count("first"), count=fields.count("count"))
+    if span.count and span.first != free:
+        fields.refuse("first", f"{free}, the row behind earlier generations")
+    return span
+
+
+def _parse_generation(record: Fields, number: int, free: Mapping[Modality, int]) -> Generation:
+    if record.count("generation") != number:
+        record.refuse("generation", f"{number}, as its name says")
     return Generation(
-        number=record["generation"],
-        format_version=record["format_version"],
-        rows=_parse_span(record["rows"]),
-        text_rows=_parse_span(record["text_rows"]),
-        parts=tuple(
-            Part(path, cast(Table, described["table"]), described["num_rows"], described)
-            for path, described in record["files"].items()
-        ),
-        sources=tuple(SourceRecord(**source) for source in record["sources"]),
-        digest=record["digest"],
-        num_new_captions=record["num_captions"],
-        num_problems=record["num_problems"],
-        prompts_fingerprint=record["prompts_fingerprint"],
-        notes=read_notes(record.get("notes", ())),
+        number=number,
+        format_version=record.count("format_version"),
+        rows=_parse_span(record, "rows", free["image"]),
+        text_rows=_parse_span(record, "text_rows", free["text"]),
+        parts=tuple(_parse_part(record, path, each) for path, each in record.files().items()),
+        sources=tuple(map(_parse_source, record.entries("sources"))),
+        digest=record.text("digest"),
+        num_new_captions=record.count("num_captions"),
+        num_problems=record.count("num_problems"),
+        prompts_fingerprint=record.text("prompts_fingerprint"),
+        notes=_parse_notes(record),
     )
 
 
-def _parse_teacher(record: Record) -> TeacherRecord:
+def _parse_notes(record: Fields) -> tuple[Note, ...]:
+    if "notes" not in record.values:  # of an older program
+        return ()
+    return tuple(
+        Note(
+            source=each.text("source"),
+            what=each.text("what"),
+            count=each.count("count"),
+            first=each.text("first"),
+            remedy=each.text("remedy"),
+        )
+        for each in record.entries("notes")
+    )
+
+
+def _parse_part(record: Fields, path: str, described: Mapping[str, Any]) -> Part:
+    fields = Fields(described, record.where, f"{path}.")
+    return Part(path, cast(Table, fields.text("table")), fields.count("num_rows"), described)
+
+
+def _parse_source(record: Fields) -> SourceRecord:
+    name, kind, location = record.text("name"), record.text("kind"), record.text("location")
+    return SourceRecord(
+        name=name,
+        kind=kind,
+        location=location,
+        root=record.text("root"),
+        fingerprint=record.text("fingerprint"),
+        settings=record.mapping("settings"),
+    )
+
+
+def _parse_teacher(record: Fields, name: str) -> TeacherRecord:
+    if record.text("name") != name:
+        record.refuse("name", f"{name!r}, as its folder says")
+    batch_size = record.fields("batch_size")
     return TeacherRecord(
-        name=record["name"],
-        identity=record["identity"],
-        embed_dim=record["embed_dim"],
-        logit_scale=record["logit_scale"],
-        logit_bias=record["logit_bias"],
-        batch_size={m: record["batch_size"][m] for m in MODALITIES},
-        source=record["source"],
-        revision=record.get("revision"),
-        generation=record["generation"],
-        files=record["files"],
+        name=name,
+        identity=record.mapping("identity"),
+        embed_dim=record.count("embed_dim", least=1, most=_MOST_EMBED_DIM),
+        logit_scale=record.number("logit_scale", limit=_MOST_LOGIT_SCALE),
+        logit_bias=record.number("logit_bias"),
+        batch_size={m: batch_size.count(m, least=1) for m in MODALITIES},
+        source=record.text("source"),
+        revision=record.text_or_none("revision"),
+        generation=record.count("generation"),
+        files=record.files(),
     )
 
 
@@ -405,19 +478,30 @@ class _Shared:
         self._provenances: dict[str, Mapping[str, Any]] = {}
         self._nothing_rejected: Mapping[int, str] = {}
 
-    def parse_commit(self, record: Record) -> UnitCommit:
-        provenance = record["provenance"]
-        rejected = {each["row"]: intern(each["reason"]) for each in record["rejected"]}
+    def parse_commit(
+        self, record: Fields, place: tuple[Modality, int, int], shard_rows: int
+    ) -> UnitCommit:
+        """Return what a record says; ``place`` is modality, unit and attempt, as its name says."""
+        modality, unit, attempt = place
+        said = (record.text("modality"), record.count("unit"), record.count("attempt"))
+        first, num_rows = record.count("first_row"), record.count("num_rows", most=shard_rows)
+        if said != place or first != unit * shard_rows:
+            record.refuse("unit", f"{unit} from row {unit * shard_rows}, as its name says")
+        provenance = record.mapping("provenance")
+        rejected = {
+            each.count("row", least=first, most=first + num_rows - 1): intern(each.text("reason"))
+            for each in record.entries("rejected")
+        }
         return UnitCommit(
-            modality=cast(Modality, intern(record["modality"])),
-            unit=record["unit"],
-            attempt=record["attempt"],
-            num_rows=record["num_rows"],
+            modality=modality,
+            unit=unit,
+            attempt=attempt,
+            num_rows=num_rows,
             rejected=rejected or self._nothing_rejected,
             files={
                 path: {intern(name): value for name, value in described.items()}
-                for path, described in record["files"].items()
+                for path, described in record.files().items()
             },
-            batch_size=record["batch_size"],
+            batch_size=record.count("batch_size"),
             provenance=self._provenances.setdefault(repr(provenance), provenance),
         )

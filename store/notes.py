@@ -1,8 +1,6 @@
 """What a plan says of a corpus that holds more than was taken: kept in the cache, shown by ``info``."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 _MAX_SHOWN_CHARACTERS = 90
 """Of the place of a note's first thing, from its end."""
@@ -32,17 +30,3 @@ class Note:
             first = "..." + first[-_MAX_SHOWN_CHARACTERS:]
         source = f"{self.source}: " if self.source else ""
         return f"{source}{self.what}: {self.count:,}{f', first {first}' if first else ''}; {self.remedy}"
-
-
-def read_notes(written: Sequence[Mapping[str, Any]]) -> tuple[Note, ...]:
-    """Return the notes of a generation's record; a record of an older program has none."""
-    return tuple(
-        Note(
-            source=str(each["source"]),
-            what=str(each["what"]),
-            count=int(each["count"]),
-            first=str(each["first"]),
-            remedy=str(each["remedy"]),
-        )
-        for each in written
-    )

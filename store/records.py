@@ -38,7 +38,7 @@ def decode_record(data: bytes, *, where: str) -> Record:
     try:
         fields = json.loads(data)
         found = fields.pop("checksum")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCacheError(
             f"{where} is not a whole record ({len(data)} bytes); it was torn or overwritten"
         ) from error
@@ -50,7 +50,7 @@ def decode_record(data: bytes, *, where: str) -> Record:
             "it was written"
         )
     version = fields.get("format_version")
-    if version not in READABLE_VERSIONS:
+    if type(version) is not int or version not in READABLE_VERSIONS:
         raise FormatVersionError(
             f"{where} has format version {version}, this siglip2-cache reads versions "
             f"{' and '.join(map(str, READABLE_VERSIONS))}; install the siglip2-cache that wrote it"

@@ -1,6 +1,5 @@
 """Where the shards of an array lie, and getting them onto this machine where that is elsewhere."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from ..errors import DamagedCacheError
 from . import layout
-from .arrays import ArrayLayout
+from .arrays import ArrayLayout, parse_metadata
 from .locations import Location
 from .manifest import UnitCommit
 from .object_files import ObjectFiles
@@ -88,12 +87,10 @@ class ShardFiles:
         """
         path = layout.array_metadata(self._teacher, self.array.modality)
         try:
-            metadata = json.loads(self._files.read(path))
-        except (FileNotFoundError, ValueError):
-            raise DamagedCacheError(
-                f"{self._files.where(path)} is missing or damaged; run siglip2-cache verify"
-            ) from None
-        return self.array.matches_map(metadata)
+            data = self._files.read(path)
+        except FileNotFoundError:
+            data = b""
+        return self.array.matches_map(parse_metadata(data, where=self._files.where(path)))
 
     def _shard(self, unit: int) -> str:
         return layout.shard(self._teacher, self.array.modality, unit)

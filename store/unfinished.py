@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DamagedCacheError
-from .commits import intent_path
-from .records import decode_record
+from .commits import intent_path, read_intent
 from .storage import Files
 
 _INTENT = ".intent"
@@ -41,13 +40,13 @@ def read_unfinished(files: Files, paths: Iterable[str]) -> Unfinished:
         if path != intent_path(record) or files.exists(record):
             continue
         try:
-            intent = decode_record(files.read(path), where=path)
+            intent = read_intent(files.read(path), where=path)
         except FileNotFoundError:  # another process has finished it since
             continue
         except DamagedCacheError as error:
             found.damaged.append(f"{error}; remove that file and run the same build again")
             continue
         found.records.add(record)
-        found.files |= intent["record"]["files"]
-        found.staged |= {path, *intent["staged"].values()}
+        found.files |= intent.files
+        found.staged |= {path, *intent.staged.values()}
     return found

@@ -3,18 +3,18 @@
 A flipped bit in a shard is silent to Zarr and to the memory map alike; only this finds it.
 """
 
-import json
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 
 from ..errors import CacheError
 from . import layout
 from .ahead import map_ahead
+from .arrays import parse_metadata
 from .cache import Cache
+from .fields import read_fields
 from .files import LocalFiles
 from .layout import MODALITIES, Modality
 from .manifest import TeacherRecord, Unit, UnitCommit
-from .records import decode_record
 from .unfinished import read_unfinished
 from .verify_catalog import check_catalog
 from .verify_files import Checked, FileChecker
@@ -156,7 +156,7 @@ class _Verifier:
                 continue
             self._named.add(path)
             try:
-                files = decode_record(self._cache.files.read(path), where=path)["files"]
+                files = read_fields(self._cache.files.read(path), where=path).files()
                 owner = path
             except CacheError as error:
                 self._fault(f"{error}; remove it and run the same build again to make it anew")
@@ -173,12 +173,17 @@ class _Verifier:
             text = data.get(path)
             if text is None:
                 continue
-            metadata = json.loads(text)
             array = self._cache.manifest.array_layout(modality, record.embed_dim)
+            try:
+                metadata = parse_metadata(text, where=path)
+            except CacheError as error:
+                found.faults.append(str(error))
+                continue
             is_raw[modality] = array.matches_map(metadata)
-            if metadata["shape"] != list(array.shape) and path not in self._unfinished.files:
+            shape = metadata.get("shape")
+            if shape != list(array.shape) and path not in self._unfinished.files:
                 found.faults.append(
-                    f"{path} has shape {metadata['shape']}, the catalog wants {list(array.shape)}; "
+                    f"{path} has shape {shape}, the catalog wants {list(array.shape)}; "
                     "run the same build again"
                 )
         self._note(found)

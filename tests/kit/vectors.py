@@ -74,7 +74,8 @@ def commit_unit(
     commit = Transaction(LocalFiles(root), record)
     commit.add(layout.shard(TEACHER, modality, number), encode_shard(array, values))
     fields = {"modality": modality, "unit": number, "attempt": attempt}
-    fields |= {"num_rows": unit.rows.count, "batch_size": 1, "provenance": {}}
+    fields |= {"first_row": unit.rows.first, "num_rows": unit.rows.count}
+    fields |= {"batch_size": 1, "provenance": {}}
     commit.commit({**fields, "rejected": [{"row": r, "reason": "tests"} for r in rejected]})
 
 

@@ -698,6 +698,7 @@ def _write_cache_of_one_row_shards(root: Path, count: int) -> np.ndarray:
             "modality": "text",
             "unit": unit,
             "attempt": 0,
+            "first_row": unit,
             "num_rows": 1,
             "rejected": [],
             "files": {},

@@ -471,7 +471,7 @@ class TestLookingAfter:
     def test_a_record_of_another_program_version_is_named(self, copied: Path) -> None:
         change_record(copied / "indexes/tiny/image-view1.json", lambda fields: fields.pop("recall"))
         cache = open_cache(copied)
-        with pytest.raises(DamagedCacheError, match="was written by another siglip2-cache; run"):
+        with pytest.raises(DamagedCacheError, match="has no recall; run siglip2-cache index"):
             read_index_record(cache.files, index_place(cache, "image", view=1))
 
 
@@ -563,8 +563,9 @@ def test_a_store_that_is_away_does_not_begin_an_index_anew(
 ) -> None:
     files = LocalFiles(tmp_path)
     place = layout.IndexPlace(teacher="t", modality="text")
-    state = {"making": {}, "next_row": 5, "files": {"indexes/t/text.faiss.5.partial": {}}}
-    files.write("indexes/t/text.faiss.5.partial", b"saved")
+    saved = "indexes/t/text.faiss.5.partial"
+    files.write(saved, b"saved")
+    state = {"making": {}, "next_row": 5, "files": {saved: files.describe(saved)}}
     files.write(place.state, encode_record(state))
 
     def describe(path: str) -> dict[str, object]:
