@@ -51,7 +51,8 @@ def find_duplicates(
 ) -> Report:
     """Return the clusters of images with equal bytes, or with embeddings of cosine ``above`` or more.
 
-    Links make a cluster: two of its members may be less alike than that. Time grows with the square of
+    The first of a cluster stands for it: every other member is a copy, or has that cosine, to the
+    first. Images that stand for two clusters are less alike than that. Time grows with the square of
     the number of different pictures; memory by some 60 bytes an image.
 
     Raises:
@@ -69,27 +70,32 @@ def find_duplicates(
     )
     # One of each set of equal pictures is compared: the first.
     first_N = np.flatnonzero(same_N == np.arange(len(rows_N)))
-    groups = Groups(len(rows_N))
-    groups.join(np.arange(len(rows_N)), same_N)
-    by_bytes = groups.num_joins
+    found = Clusters(same_N)
     num_pairs = 0
     for pair_P2 in near_pairs(
         targets, rows_N[first_N], config.above, view=config.searched_view, on_rows=on_rows
     ):
         num_pairs += len(pair_P2)
-        groups.join(*np.searchsorted(rows_N, pair_P2.T))
-    clusters = groups.clusters()
+        found.add(*np.searchsorted(rows_N, pair_P2.T))
+    clusters = found.sets()
     shown = clusters[: config.limit]
     num_members = sum(len(cluster) for cluster in clusters)
     num_compared = len(first_N) * (len(first_N) - 1) // 2
     largest = max((len(cluster) for cluster in clusters), default=0)
     summary = [
         f"{len(rows_N):,} {config.among} looked at, {len(first_N):,} different; "
-        f"{num_compared:,} pairs compared, {num_pairs:,} of cosine {config.above:g} or more",
+        f"{num_compared:,} pairs compared, {num_pairs:,} of cosine {config.above:g} or more"
+        + config.left_out(cache, len(rows_N)),
         f"{counted(len(clusters), 'cluster')} of {num_members:,} {config.among}: "
-        f"{counted(by_bytes, 'link')} by equal bytes, {groups.num_joins - by_bytes:,} by embedding"
+        f"{counted(len(rows_N) - len(first_N), 'link')} by equal bytes, "
+        f"{found.num_near:,} by embedding"
         + (f"; the {len(shown):,} largest are shown" if len(shown) < len(clusters) else ""),
     ]
+    if found.num_left:
+        summary.append(
+            f"{found.num_left:,} more are as near to a member, but not to the first, of a cluster: "
+            "they stand in none"
+        )
     if largest > max(10, len(rows_N) // 2):
         summary.append(
             f"one cluster holds {largest:,}: {teacher} cannot tell most of these apart at "
@@ -109,6 +115,7 @@ def find_duplicates(
             "pairs": num_pairs,
             "above": config.above,
             "num_clusters": len(clusters),
+            "near_a_member_alone": found.num_left,
         },
         strips_name="clusters",
         items_name="members",
@@ -124,6 +131,9 @@ def near_pairs(
     on_rows: Callable[[int], None] | None = None,
 ) -> Iterator[NDArray[np.int64]]:
     """Yield the pairs of different rows whose cosine is at least ``above``, each once: (P, 2) rows.
+
+    The first of a pair is the smaller row. Before a row comes as the first of a pair, it has come as
+    the second of all its pairs; those that have one first and come together stand together.
 
     Args:
         targets: of a modality by a teacher.
@@ -156,44 +166,51 @@ def _pairs_of_blocks(one: Block, other: Block, above: float) -> Iterator[NDArray
         yield np.stack([one.rows_B[i_P[keep_P]], other.rows_B[j_P[keep_P]]], axis=1)
 
 
-class Groups:
-    """Numbers 0 to N - 1, joined by and by into sets."""
+class Clusters:
+    """Rows gathered around the first of each cluster, by their positions 0 to N - 1.
 
-    def __init__(self, size: int) -> None:
-        self._label_N = np.arange(size)
-        self.num_joins = 0
-        """Joins so far that made one set of two."""
+    A link to any member would chain strangers: of 77 photographs so joined, some had a cosine of .44 to
+    the first, where .95 was asked for.
+    """
 
-    def join(self, one_P: NDArray[np.int64], other_P: NDArray[np.int64]) -> None:
-        """Join each pair's sets."""
-        labels_P2 = np.stack([self._label_N[one_P], self._label_N[other_P]], axis=1)
-        labels_P2 = np.unique(labels_P2[labels_P2[:, 0] != labels_P2[:, 1]], axis=0)
-        if len(labels_P2) == 0:
-            return
-        parent: dict[int, int] = {}
+    def __init__(self, same_N: NDArray[np.int64]) -> None:
+        """Begin with the copies of each row that has some.
 
-        def root(label: int) -> int:
-            while (above := parent.get(label, label)) != label:
-                parent[label] = parent.get(above, above)
-                label = above
-            return label
+        Args:
+            same_N: for each row the first of equal bytes; pairs are of such first ones alone.
+        """
+        self._same_N, self._leader_N = same_N, same_N.copy()
+        self._is_near_N = np.zeros(len(same_N), np.bool_)
 
-        for one, other in labels_P2.tolist():
-            low, high = sorted((root(one), root(other)))
-            if low != high:
-                parent[high] = low
-                self.num_joins += 1
-        renamed = np.arange(len(self._label_N))
-        for label in parent:
-            renamed[label] = root(label)
-        self._label_N = renamed[self._label_N]
+    def add(self, one_P: NDArray[np.int64], other_P: NDArray[np.int64]) -> None:
+        """Take near pairs, in the order of near_pairs."""
+        self._is_near_N[one_P] = self._is_near_N[other_P] = True
+        starts = np.flatnonzero(np.diff(one_P, prepend=-1))
+        for one, others in zip(one_P[starts], np.split(other_P, starts[1:]), strict=False):
+            if self._leader_N[one] == one:  # else it is in a cluster, and not its first
+                self._leader_N[others[self._leader_N[others] == others]] = one
 
-    def clusters(self) -> list[NDArray[np.int64]]:
-        """Return the sets of two or more, the largest first, each ascending."""
-        order = np.argsort(self._label_N, kind="stable")
-        borders = np.flatnonzero(np.diff(self._label_N[order])) + 1
+    def sets(self) -> list[NDArray[np.int64]]:
+        """Return the clusters of two or more, the largest first; each ascending, so its first leads."""
+        leader_N = self._leader_N[self._same_N]
+        order = np.argsort(leader_N, kind="stable")
+        borders = np.flatnonzero(np.diff(leader_N[order])) + 1
         sets = [each for each in np.split(order, borders) if len(each) > 1]
         return sorted(sets, key=lambda each: (-len(each), int(each[0])))
+
+    @property
+    def num_near(self) -> int:
+        """Rows that are in a cluster for their cosine to the first of it, copies not counted."""
+        is_first_N = self._same_N == np.arange(len(self._same_N))
+        return int((is_first_N & (self._leader_N != self._same_N)).sum())
+
+    @property
+    def num_left(self) -> int:
+        """Rows that are near a member of a cluster and in none themselves."""
+        is_in_N = np.zeros(len(self._same_N), np.bool_)
+        for each in self.sets():
+            is_in_N[each] = True
+        return int((self._is_near_N & ~is_in_N).sum())
 
 
 def _equal_bytes(cache: Cache, teacher: str, rows_N: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -75,6 +75,11 @@ class LookConfig:
         """View of what is looked through; texts have none, which is view 0."""
         return self.view if self.modality == "image" else 0
 
+    def left_out(self, cache: Cache, num_rows: int) -> str:
+        """Return what to say of rows that were not looked at; nothing where all of the cache were."""
+        left = cache.manifest.count(self.modality) - num_rows
+        return f"; {left:,} without an embedding left out" if left > 0 else ""
+
     def open(self) -> tuple[Cache, str]:
         """Return the cache and the name of the teacher.
 
@@ -132,7 +137,8 @@ def find_neighbors(config: FindConfig, *, on_rows: Callable[[int], None] | None 
         cache=cache.root,
         teachers=(teacher,),
         summary=(
-            f"{counted(len(queries), 'query')} among {found.num_rows:,} {config.among}, {how}",
+            f"{counted(len(queries), 'query')} among {found.num_rows:,} {config.among}, {how}"
+            + config.left_out(cache, found.num_rows),
         ),
         strips=tuple(_strips(config, cache, queries, found)),
     )

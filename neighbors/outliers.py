@@ -68,7 +68,8 @@ def find_outliers(
         teachers=(teacher,),
         summary=(
             f"{len(rows):,} {config.among} looked at, by the mean cosine to their {k} nearest among "
-            + ("all others" if whole else f"a reference of {len(rows_R):,}, seed {config.seed}"),
+            + ("all others" if whole else f"a reference of {len(rows_R):,}, seed {config.seed}")
+            + config.left_out(cache, len(rows)),
             f"mean over all {means.mean():.4f}, lowest {means.min():.4f}; "
             f"shown: the {len(order):,} lowest, with their {k} nearest among all",
         ),

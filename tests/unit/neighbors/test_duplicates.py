@@ -11,8 +11,8 @@ from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
 from siglip2_cache.neighbors.as_json import report_values
 from siglip2_cache.neighbors.duplicates import (
+    Clusters,
     DuplicatesConfig,
-    Groups,
     find_duplicates,
     near_pairs,
 )
@@ -31,7 +31,8 @@ def test_a_copy_is_found_by_its_bytes_a_jpeg_and_a_mirrored_one_by_embedding(pla
     assert by_key["again"].cosine is not None
     assert 0.95 < by_key["again"].cosine < 1
     assert found.summary == (
-        "15 images looked at, 14 different; 91 pairs compared, 3 of cosine 0.95 or more",
+        "15 images looked at, 14 different; 91 pairs compared, 3 of cosine 0.95 or more; "
+        "1 without an embedding left out",
         "1 cluster of 4 images: 1 link by equal bytes, 2 by embedding",
     )
 
@@ -115,24 +116,50 @@ def test_the_limit_itself_is_decided_in_float64(planted: Path) -> None:
 
 
 @given(
-    joins=st.lists(
-        st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), min_size=1), max_size=6
-    )
+    near=st.sets(st.tuples(st.integers(0, 19), st.integers(0, 19)).filter(lambda p: p[0] < p[1])),
+    copies=st.dictionaries(st.integers(1, 19), st.integers(0, 18), max_size=4),
 )
-def test_groups_are_connected_components(joins: list[list[tuple[int, int]]]) -> None:
-    groups = Groups(20)
-    sets = [{i} for i in range(20)]
-    for pairs in joins:
-        groups.join(*np.array(pairs).T)
-        for one, other in pairs:
-            merged = sets[one] | sets[other]
-            for member in merged:
-                sets[member] = merged
-    expected = {tuple(sorted(each)) for each in sets if len(each) > 1}
-    clusters = groups.clusters()
-    assert {tuple(each.tolist()) for each in clusters} == expected
-    assert [len(each) for each in clusters] == sorted(map(len, clusters), reverse=True)
-    assert groups.num_joins == 20 - len({id(each) for each in sets})
+def test_the_first_of_a_cluster_is_near_all_of_it_and_no_first_of_another(
+    near: set[tuple[int, int]], copies: dict[int, int]
+) -> None:
+    same = np.arange(20)
+    for copy, of in sorted(copies.items()):
+        if of < copy and same[of] == of:
+            same[copy] = of
+    pairs = sorted(p for p in near if all(same[i] == i for i in p))
+    clusters = Clusters(same)
+    for some in np.array_split(np.array(pairs, np.int64).reshape(-1, 2), 3):
+        clusters.add(*some.T)
+    sets = [each.tolist() for each in clusters.sets()]
+    assert [len(each) for each in sets] == sorted(map(len, sets), reverse=True)
+    placed = [i for each in sets for i in each]
+    assert len(placed) == len(set(placed))
+    for first, *others in sets:
+        for i in others:
+            assert same[i] == first or (first, same[i]) in near
+    alone = set(range(20)) - set(placed)
+    firsts = sorted({each[0] for each in sets} | alone)
+    assert not {(i, j) for i in firsts for j in firsts} & set(pairs)
+    assert clusters.num_left == len({i for pair in pairs for i in pair} & alone)
+    assert sum(len(each) - 1 for each in sets) == (same != np.arange(20)).sum() + clusters.num_near
+
+
+@pytest.mark.parametrize("above", [-0.1, 0.05, 0.2, 0.4])
+def test_no_member_is_further_from_the_first_than_was_asked_for(
+    planted: Path, above: float
+) -> None:
+    config = DuplicatesConfig(cache=planted, teacher="first", above=above, members=None)
+    found = find_duplicates(config)
+    assert found.strips
+    for strip in found.strips:
+        assert all(item.cosine is not None and item.cosine >= above for item in strip.items)
+
+
+def test_a_row_that_is_near_a_member_alone_stands_in_no_cluster_and_is_counted() -> None:
+    clusters = Clusters(np.arange(4))
+    clusters.add(np.array([0, 1]), np.array([1, 2]))
+    assert [each.tolist() for each in clusters.sets()] == [[0, 1]]
+    assert (clusters.num_near, clusters.num_left) == (1, 1)
 
 
 def test_texts_that_are_nearly_the_same_are_found_too(planted: Path) -> None:

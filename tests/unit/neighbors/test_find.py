@@ -118,7 +118,7 @@ def test_without_a_query_a_seeded_choice_of_images_is_shown(planted: Path) -> No
     rows = [s.query.row for s in one.strips if s.query is not None]
     assert len(rows) == 4
     assert None not in rows
-    assert one.summary == ("4 queries among 15 images, exact",)
+    assert one.summary == ("4 queries among 15 images, exact; 1 without an embedding left out",)
 
 
 def test_json_has_one_object_a_query_with_its_neighbours(planted: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_row_that_is_stored_without_a_direction_is_named_or_left_out(
     with pytest.raises(DamagedCacheError, match=r"image row 0 of .* run siglip2-cache verify"):
         look(tmp_path / "c", Ask("row", 0))
     found = look(tmp_path / "c", sample=100)
-    assert found.summary == ("14 queries among 14 images, exact",)
+    assert found.summary == ("14 queries among 14 images, exact; 2 without an embedding left out",)
     assert 0 not in [strip.query.row for strip in found.strips if strip.query]
 
 
