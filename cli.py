@@ -1,10 +1,11 @@
 """The ``siglip2-cache`` command. Parses, calls one library function, prints; nothing else."""
 
 import errno
+import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 
@@ -18,11 +19,14 @@ from .cli_options import (
     Device,
     given_location,
     parse_roots,
+    path_argument,
+    path_option,
     print_found,
+    say,
 )
 from .cli_plan import plan
 from .cli_train import train
-from .errors import CacheError, SettingError, first_line, one_line
+from .errors import CacheError, SettingError, first_line, short_line
 
 if TYPE_CHECKING:
     from .precompute.build import BuildConfig, BuildSummary
@@ -54,8 +58,8 @@ def root(
 def build(
     sources: Annotated[
         list[str],
-        typer.Argument(
-            metavar="SOURCE",
+        path_argument(
+            "SOURCE",
             help="Folder of images; tars or Parquet files with images (a file, a folder, '*.tar', "
             "'{000..123}.tar'); folder of img2dataset or of datasets; or table that names images "
             "(.jsonl, .csv, .tsv, .parquet). NAME=PATH puts NAME/ before its keys.",
@@ -63,10 +67,10 @@ def build(
     ],
     cache: Annotated[
         str,
-        typer.Argument(metavar="CACHE", help="Folder or URL of the cache, made if missing."),
+        path_argument("CACHE", help="Folder or URL of the cache, made if missing."),
     ],
     teacher: Annotated[
-        str, typer.Option(help="Hub id or folder of a SigLIP or SigLIP 2 checkpoint.")
+        str, path_option(help="Hub id or folder of a SigLIP or SigLIP 2 checkpoint.")
     ],
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
     teacher_name: Annotated[
@@ -85,10 +89,10 @@ def build(
         typer.Option(help="Rows in one unit: what a crash can lose. Default 16384 / VIEWS."),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="Class names for zero-shot prompts. Default: the corpus's.")
+        Path | None, path_option(help="Class names for zero-shot prompts. Default: the corpus's.")
     ] = None,
     templates: Annotated[
-        Path | None, typer.Option(help="Prompt templates, one with {} a line; plans prompts.")
+        Path | None, path_option(help="Prompt templates, one with {} a line; plans prompts.")
     ] = None,
     image_column: Annotated[
         str | None, typer.Option(help="Table column of image paths or bytes.")
@@ -262,7 +266,7 @@ def build(
         summary = run_build(config, progress=make_progress())
     except (BuildInterrupted, KeyboardInterrupt) as error:  # the latter before the first batch
         message = str(error) or "stopped; finished units are kept, run the same command to go on"
-        typer.echo(one_line(message), err=True)
+        say(message, err=True)
         raise typer.Exit(130) from None
     _print_summary(config, summary)
 
@@ -311,7 +315,7 @@ def verify(
         str | None, typer.Option(help="Teacher of the sample, where there are several.")
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Where its checkpoint is now, if it has moved.")
+        str | None, path_option(help="Where its checkpoint is now, if it has moved.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice of rows.")] = 0,
     device: Device = "auto",
@@ -370,8 +374,8 @@ def verify(
 def eval_(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL",
+        path_argument(
+            "MODEL",
             help="Folder or hub id of a SigLIP or SigLIP 2 checkpoint, such as RUN/model of a training.",
         ),
     ],
@@ -465,14 +469,14 @@ def _dry_run(config: "BuildConfig", *, is_timed: bool) -> None:
     from .precompute.estimate import estimate, estimate_lines
 
     for line in estimate_lines(estimate(config, is_timed=is_timed)):
-        typer.echo(one_line(line))
+        say(line)
 
 
 def _print_summary(config: "BuildConfig", summary: "BuildSummary") -> None:
     from .precompute.summary import summary_lines
 
     for line in summary_lines(config, summary):
-        typer.echo(one_line(line))
+        say(line)
 
 
 def _parse_batch_size(text: str) -> int | None:
@@ -485,14 +489,26 @@ def _parse_batch_size(text: str) -> int | None:
 
 def main() -> None:
     """Run the command line; turn what a user can mend into one line and exit status 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show is replaced
+        sys.stdout.reconfigure(errors="replace")
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            _refuse_usage(error)
         message = _explain(error)
         if message is None or os.environ.get("SIGLIP2_CACHE_DEBUG") == "1":
             raise
-        typer.echo(f"error: {one_line(message)}", err=True)
+        say(f"error: {message}", err=True)
         sys.exit(1)
+
+
+def _refuse_usage(error: Any) -> NoReturn:
+    """Show what is wrong with a command line, or without one the help, as click does."""
+    if len(sys.argv) > 1:
+        error.message = short_line(error.message)
+    error.show()
+    sys.exit(error.exit_code)
 
 
 def _explain(error: Exception) -> str | None:

@@ -12,9 +12,10 @@ from .cli_options import (
     TeacherName,
     View,
     parse_roots,
+    path_argument,
     print_found,
+    say,
 )
-from .errors import one_line
 
 if TYPE_CHECKING:
     pass
@@ -53,7 +54,7 @@ def index(
         built = build_index(opened, place, kind=kind, progress=progress)
     except KeyboardInterrupt:
         message = "stopped; what was saved is kept, run the same command to go on"
-        typer.echo(one_line(message), err=True)
+        say(message, err=True)
         raise typer.Exit(130) from None
     finally:
         progress.stop()
@@ -85,7 +86,7 @@ def index(
 
 def export(
     cache: CacheArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to be made.")],
+    out: Annotated[Path, path_argument("OUT", help="Folder to be made.")],
     format: Annotated[
         str,
         typer.Option(

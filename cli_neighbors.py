@@ -1,6 +1,5 @@
 """The command ``neighbors``: what is near what in a cache, and what is wrong with it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +13,11 @@ from .cli_options import (
     View,
     given_location,
     parse_roots,
+    path_option,
+    print_json,
+    say,
 )
-from .errors import SettingError, one_line, plain_json
+from .errors import SettingError
 
 if TYPE_CHECKING:
     from .neighbors.queries import Ask
@@ -35,11 +37,11 @@ def neighbors(
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option(help="A picture; one that the cache holds needs no model. Repeatable."),
+        path_option(help="A picture; one that the cache holds needs no model. Repeatable."),
     ] = None,
     queries: Annotated[
         Path | None,
-        typer.Option(help="File of queries: a text a line, or .jsonl of key, row, text or image."),
+        path_option(help="File of queries: a text a line, or .jsonl of key, row, text or image."),
     ] = None,
     sample: Annotated[
         int | None,
@@ -81,14 +83,14 @@ def neighbors(
         int | None, typer.Option(help="Seed of whatever is chosen at random. Default 0.")
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Where the teacher's checkpoint is now, if it has moved.")
+        str | None, path_option(help="Where the teacher's checkpoint is now, if it has moved.")
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="For a new text or picture: auto (default), cpu, cuda:1, ...")
     ] = None,
     corpus_root: CorpusRoot = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one page of pictures, too.")
+        Path | None, path_option(metavar="FILE", help="Write one page of pictures, too.")
     ] = None,
     is_opened: Annotated[
         bool, typer.Option("--open", help="Show that page in the web browser.")
@@ -235,7 +237,7 @@ def _show(
     if as_json:
         from .neighbors.as_json import report_values
 
-        typer.echo(plain_json(json.dumps(report_values(report), indent=1, ensure_ascii=False)))
+        print_json(report_values(report))
     else:
         from .neighbors.terminal import print_report
 
@@ -250,9 +252,9 @@ def _show(
     faults = write_page(report, cache, html)
     if not as_json:
         for line in (f"page       {html}", *(f"note       {fault}" for fault in faults)):
-            typer.echo(one_line(line))
+            say(line)
     if is_opened:
         import webbrowser
 
         if not webbrowser.open(html.absolute().as_uri()):
-            typer.echo(one_line(f"no web browser was found; open {html} in one"), err=True)
+            say(f"no web browser was found; open {html} in one", err=True)

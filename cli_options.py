@@ -1,26 +1,49 @@
 """What several commands have in common: options, and how results are printed."""
 
 import json
-from pathlib import Path
+import os
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import SettingError, one_line, plain_json
+from .errors import SettingError, plain_json, short_line
 
 if TYPE_CHECKING:
     from .store.locations import Location
 
+
+def path(text: str) -> str:
+    """Return a path, URL or hub id with ``~`` as the home folder, where no shell has expanded it.
+
+    ``NAME=PATH`` is expanded behind its first ``=``, too.
+    """
+    name, separator, rest = text.partition("=")
+    if separator and rest.startswith("~"):
+        return f"{name}={os.path.expanduser(rest)}"
+    return os.path.expanduser(text)
+
+
+def path_option(*, help: str, metavar: str = "PATH") -> Any:
+    """Return an option whose value, or each of them, is a path, a URL or a hub id."""
+    return typer.Option(parser=path, metavar=metavar, help=help)
+
+
+def path_argument(metavar: str, *, help: str) -> Any:
+    """Return an argument of that kind."""
+    return typer.Argument(parser=path, metavar=metavar, help=help)
+
+
 CacheArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="CACHE", help="Cache folder, the one that holds cache.json; or its URL, s3://..."
+    path_argument(
+        "CACHE", help="Cache folder, the one that holds cache.json; or its URL, s3://..."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 CorpusRoot = Annotated[
     list[str] | None,
-    typer.Option(help="OLD=NEW: the corpus has moved from OLD to NEW. Repeatable."),
+    path_option(metavar="OLD=NEW", help="The corpus has moved from OLD to NEW. Repeatable."),
 ]
 Device = Annotated[str, typer.Option(help="auto (cuda, mps, cpu), or a device such as cuda:1.")]
 TeacherName = Annotated[
@@ -29,20 +52,32 @@ TeacherName = Annotated[
 View = Annotated[int, typer.Option(help="View of the images. 0: the whole image.")]
 
 
+def say(line: str, *, err: bool = False) -> None:
+    """Print one line of at most 300 characters."""
+    # Not typer.echo, which writes UTF-8 to a terminal that says it is ASCII.
+    print(short_line(line), file=sys.stderr if err else sys.stdout, flush=True)
+
+
+def print_json(found: Any) -> None:
+    """Print a JSON value, whole; where stdout cannot take every character, in ASCII."""
+    is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(plain_json(json.dumps(found, indent=1, ensure_ascii=not is_unicode)), flush=True)
+
+
 def print_found(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
     """Print what a command found: as JSON, or its lines."""
     if as_json:
-        typer.echo(plain_json(json.dumps(found, indent=1, ensure_ascii=False)))
+        print_json(found)
     else:
         for line in lines:
-            typer.echo(one_line(line))
+            say(line)
 
 
 def given_location(text: str) -> "Location":
     """Return a path as it was given, relative or not, or what a URL names."""
-    from .store.locations import is_url, parse_location
+    from .store import locations
 
-    return parse_location(text) if is_url(text) else Path(text)
+    return locations.given_location(text)
 
 
 def parse_roots(arguments: list[str] | None) -> dict[str, str]:
@@ -56,5 +91,7 @@ def parse_roots(arguments: list[str] | None) -> dict[str, str]:
         old, separator, new = argument.partition("=")
         if not separator or not old or not new or "\0" in argument:
             raise SettingError(f"corpus root {argument!r} is not OLD=NEW")
-        roots[str(parse_location(old))] = str(parse_location(new))
+        old, new = str(parse_location(old)), str(parse_location(new))
+        if roots.setdefault(old, new) != new:
+            raise SettingError(f"corpus root {old} leads to {roots[old]} and to {new}: give one")
     return roots

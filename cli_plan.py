@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import AsJson, print_found
+from .cli_options import AsJson, path_option, print_found
 from .errors import SettingError
 
 _COUNT = re.compile(
@@ -19,7 +19,7 @@ def plan(
     images: Annotated[str, typer.Option(help="Images: 1000000000, 1_000_000, 1e9, 100M, 1B.")],
     teacher: Annotated[
         str,
-        typer.Option(
+        path_option(
             help="Published SigLIP 2 checkpoint (so400m-patch14-384), folder of a checkpoint, or hub id; "
             "its weights are not needed."
         ),

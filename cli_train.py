@@ -5,27 +5,26 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_options import parse_roots
-from .errors import SettingError, one_line
+from .cli_options import CorpusRoot, parse_roots, path_argument, path_option, say
+from .errors import SettingError
 
 
 def train(
     cache: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[CACHE]",
-            help="Cache folder, the one that holds cache.json; or its URL, s3://...",
+        path_argument(
+            "[CACHE]", help="Cache folder, the one that holds cache.json; or its URL, s3://..."
         ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML file of settings, such as RUN/config.yaml; flags override it."),
+        path_option(help="YAML file of settings, such as RUN/config.yaml; flags override it."),
     ] = None,
     student: Annotated[
-        str | None, typer.Option(help="Hub id or folder of a SigLIP or SigLIP 2 checkpoint.")
+        str | None, path_option(help="Hub id or folder of a SigLIP or SigLIP 2 checkpoint.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Folder of the run, made if missing.")
+        Path | None, path_option(metavar="RUN", help="Folder of the run, made if missing.")
     ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Teacher in the cache, where there are several.")
@@ -41,7 +40,7 @@ def train(
     ] = None,
     teacher_text: Annotated[
         str | None,
-        typer.Option(help="With --towers image: teacher whose text tower goes into the result."),
+        path_option(help="With --towers image: teacher whose text tower goes into the result."),
     ] = None,
     projection: Annotated[
         str | None,
@@ -147,7 +146,7 @@ def train(
     ] = None,
     cache_dir: Annotated[
         Path | None,
-        typer.Option(
+        path_option(
             help="Where copies of a remote cache's files lie, for all processes of this machine. "
             "Default: $SIGLIP2_CACHE_DIR, else ~/.cache/siglip2-cache."
         ),
@@ -161,10 +160,7 @@ def train(
     tensorboard: Annotated[
         bool | None, typer.Option("--tensorboard", help="Write RUN/tensorboard, too.")
     ] = None,
-    corpus_root: Annotated[
-        list[str] | None,
-        typer.Option(help="OLD=NEW: the corpus has moved from OLD to NEW. Repeatable."),
-    ] = None,
+    corpus_root: CorpusRoot = None,
 ) -> None:
     """Train a student from the targets of a cache and its images; no teacher is loaded.
 
@@ -187,10 +183,10 @@ def train(
     try:
         summary = run_train(settings, progress=make_progress())
     except (TrainInterrupted, KeyboardInterrupt) as error:
-        typer.echo(one_line(str(error) or "stopped; run the same command to go on"), err=True)
+        say(str(error) or "stopped; run the same command to go on", err=True)
         raise typer.Exit(130) from None
     for line in summary_lines(settings, summary):
-        typer.echo(one_line(line))
+        say(line)
 
 
 _SETTINGS = {
@@ -217,6 +213,8 @@ def _parse_weights(arguments: list[str] | None) -> dict[str, float] | None:
     weights: dict[str, float] = {}
     for argument in arguments or ():
         term, separator, number = argument.partition("=")
+        if term in weights:
+            raise SettingError(f"weight {term} is given twice: leave one out")
         try:
             weights[term] = float(number)
         except ValueError:

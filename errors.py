@@ -26,6 +26,9 @@ _ODD = re.compile(
 )
 
 
+_MOST_CHARACTERS, _HEAD, _LEFT_OUT = 300, 150, " ... "
+
+
 def one_line(text: str) -> str:
     """Return a text that may hold anything as one line that leaves the terminal as it was.
 
@@ -33,6 +36,17 @@ def one_line(text: str) -> str:
     surrogates become escapes such as ``\\n``, ``\\x1b`` and ``\\u202e``.
     """
     return _ODD.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def short_line(text: str) -> str:
+    """Return a text as one_line does, at most 300 characters: of a longer one the middle is left out.
+
+    A message begins with what is wrong and ends with the remedy.
+    """
+    line = one_line(text)
+    if len(line) <= _MOST_CHARACTERS:
+        return line
+    return f"{line[:_HEAD]}{_LEFT_OUT}{line[_HEAD + len(_LEFT_OUT) - _MOST_CHARACTERS :]}"
 
 
 def first_line(error: BaseException) -> str:

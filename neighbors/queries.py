@@ -4,6 +4,7 @@ What the cache holds already is read from it; only a new text or a new picture n
 """
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def _parse_ask(line: str, where: str, folder: Path) -> Ask:
         if kind == "row" and isinstance(value, int) and not isinstance(value, bool):
             return Ask(kind, value)
         if kind != "row" and isinstance(value, str) and value.strip():
-            return Ask(kind, str(folder / value) if kind == "image" else value)
+            return Ask(kind, str(folder / os.path.expanduser(value)) if kind == "image" else value)
     raise SettingError(
         f'{where} is no query: {line[:80]!r}; write one of {{"key": "..."}}, {{"row": 7}}, '
         '{"text": "..."}, {"image": "a.jpg"}'

@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from ..errors import one_line
+from ..errors import short_line
 from ..store.index import Progress
 from ..words import format_seconds
 
@@ -35,7 +35,7 @@ class PlainProgress:
         self._last = time.monotonic()
 
     def say(self, message: str) -> None:
-        print(one_line(message), file=sys.stderr, flush=True)
+        print(short_line(message), file=sys.stderr, flush=True)
 
     def start(self, task: str, total: int, done: int = 0) -> None:
         self._line = _Line(task, total, done)
@@ -68,7 +68,7 @@ class RichProgress:
         self._task: Any = None
 
     def say(self, message: str) -> None:
-        self._bars.console.print(one_line(message), markup=False, highlight=False)
+        self._bars.console.print(short_line(message), markup=False, highlight=False)
 
     def start(self, task: str, total: int, done: int = 0) -> None:
         self._line = _Line(task, total, done)

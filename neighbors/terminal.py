@@ -4,7 +4,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from ..errors import one_line
+from ..errors import one_line, short_line
 from .report import Item, Report, Strip
 
 _PIPED_WIDTH = 120
@@ -18,7 +18,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """Print all of a report; captions are cut to what fits in a line each."""
     console = console or make_console()
     for line in report.summary:
-        console.print(Text(one_line(line)), soft_wrap=True)
+        console.print(Text(short_line(line)), soft_wrap=True)
     for strip in report.strips:
         console.print()
         _print_strip(strip, console)
@@ -32,7 +32,7 @@ def make_console() -> Console:
 
 def _print_strip(strip: Strip, console: Console) -> None:
     if strip.heading:
-        console.print(Text(one_line(strip.heading), style="bold"), soft_wrap=True)
+        console.print(Text(short_line(strip.heading), style="bold"), soft_wrap=True)
     if strip.query is not None:
         line = Text.assemble(("query  ", "bold"), _name(strip.query), "  ", _words(strip.query))
         _print_line(line, console)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import one_line
+from ..errors import short_line
 from ..store.layout import Modality
 from ..words import format_seconds
 
@@ -94,7 +94,7 @@ class PlainProgress:
         self._last = 0.0
 
     def say(self, message: str) -> None:
-        print(one_line(message), file=sys.stderr, flush=True)
+        print(short_line(message), file=sys.stderr, flush=True)
 
     def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
         self._tally.start(totals, units)
@@ -137,7 +137,7 @@ class RichProgress:
         self._tasks: dict[Modality, TaskID] = {}
 
     def say(self, message: str) -> None:
-        self._bars.console.print(one_line(message), markup=False, highlight=False)
+        self._bars.console.print(short_line(message), markup=False, highlight=False)
 
     def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
         self._tally.start(totals, units)

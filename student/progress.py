@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ..errors import one_line
+from ..errors import short_line
 from ..words import format_seconds
 
 _PLAIN_INTERVAL_S = 10.0
@@ -75,7 +75,7 @@ class PlainProgress:
         self._last = float("-inf")
 
     def say(self, message: str) -> None:
-        print(one_line(message), file=sys.stderr, flush=True)
+        print(short_line(message), file=sys.stderr, flush=True)
 
     def start(self, done: int, steps: int) -> None:
         self._line = _Line(done, steps)
@@ -108,7 +108,7 @@ class RichProgress:
         self._task: Any = None
 
     def say(self, message: str) -> None:
-        self._bars.console.print(one_line(message), markup=False, highlight=False)
+        self._bars.console.print(short_line(message), markup=False, highlight=False)
 
     def start(self, done: int, steps: int) -> None:
         self._line = _Line(done, steps)

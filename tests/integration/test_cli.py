@@ -497,3 +497,40 @@ def test_photographs_and_the_published_tokenizer_give_what_transformers_gives(
 
 def test_the_version_is_that_of_the_package(command: Callable[..., tuple[int, str, str]]) -> None:
     assert command("--version") == (0, f"siglip2-cache {__version__}\n", "")
+
+
+# -- what a terminal is given
+
+
+def test_a_message_of_any_length_is_cut_in_the_middle_and_keeps_its_remedy(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    long = "x" * 100_000
+    for arguments, begins, ends in (
+        (("plan", "--images", long, "--teacher", "t"), "error: images 'xx", "100k, 1M or 1B\n"),
+        (("info", tmp_path, "--nothing" + long), "Usage: ", "xxx\n"),
+        (("train", tmp_path, "--weight", long), "error: weight 'xx", " such as soft=1\n"),
+    ):
+        _, _, err = command(*arguments)
+        last = err.rstrip("\n").rpartition("\n")[2]
+        assert 250 < len(last) <= 310
+        assert " ... " in last
+        assert err.startswith(begins)
+        assert err.endswith(ends)
+
+
+def test_an_ascii_terminal_gets_what_it_can_show_and_whole_json(
+    built: Built, tmp_path: Path
+) -> None:
+    root = shutil.copytree(built.root, tmp_path / "caché")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for arguments in (("info",), ("neighbors", "--sample", "1"), ("info", "--json")):
+        ran = subprocess.run(
+            [sys.executable, "-m", "siglip2_cache", arguments[0], str(root), *arguments[1:]],
+            capture_output=True,
+            env=environment,
+        )
+        assert (ran.returncode, ran.stderr) == (0, b"")
+        out = ran.stdout.decode("ascii")
+        assert ("cach\\u00e9" if "--json" in arguments else "?") in out
+    assert json.loads(out)["cache"] == str(root)

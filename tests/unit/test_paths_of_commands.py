@@ -1,0 +1,76 @@
+"""Every path of every command: ``~`` is the home folder, whoever wrote it."""
+
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from siglip2_cache import cli_options
+from siglip2_cache.cli import app
+
+SAYS_PATH = re.compile(r"\b(files?|folders?|paths?|URL|moved)\b", re.IGNORECASE)
+NO_PATHS = {"image_bytes", "image_column"}
+"""Texts whose help speaks of files, and which are none."""
+
+
+def parameters() -> Iterator[tuple[str, str, Any, Any]]:
+    """Yield (command, name, type, what typer is told) of every parameter."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        hints = typing.get_type_hints(command.callback, include_extras=True)
+        for name, hint in hints.items():
+            if name != "return":
+                kind, told = typing.get_args(hint)
+                yield command.name or command.callback.__name__, name, kind, told
+
+
+def types_in(hint: Any) -> set[Any]:
+    """Return the types of a hint such as ``list[str] | None``."""
+    return {hint}.union(*(types_in(each) for each in typing.get_args(hint)))
+
+
+def test_every_path_of_a_command_is_declared_as_one() -> None:
+    found = {
+        f"{command} {name}"
+        for command, name, kind, told in parameters()
+        if told.parser is not cli_options.path
+        and (
+            Path in types_in(kind) or (str in types_in(kind) and SAYS_PATH.search(told.help or ""))
+        )
+        and name not in NO_PATHS
+    }
+    assert not found
+    declared = [name for _, name, _, told in parameters() if told.parser is cli_options.path]
+    assert len(declared) > 25
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("~/a", "HOME/a"),
+        ("~", "HOME"),
+        ("NAME=~/a b", "NAME=HOME/a b"),
+        ("~/old=~/new", "~/old=HOME/new"),
+        ("google/siglip2-base-patch16-224", "google/siglip2-base-patch16-224"),
+        ("s3://bucket/~/a", "s3://bucket/~/a"),
+        ("a/~/b", "a/~/b"),
+        ("./~", "./~"),
+        ("", ""),
+    ],
+)
+def test_a_tilde_is_the_home_folder_only_where_a_path_begins(
+    monkeypatch: pytest.MonkeyPatch, text: str, expected: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/of someone")
+    assert cli_options.path(text) == expected.replace("HOME", "/home/of someone")
+
+
+def test_both_sides_of_a_moved_corpus_may_begin_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    roots = cli_options.parse_roots([cli_options.path("~/old=~/new")])
+    assert roots == {f"{tmp_path}/old": f"{tmp_path}/new"}
