@@ -91,7 +91,7 @@ def work(
     which image a worker was at when it died stands in shared memory, at its number.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the build's to handle
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     pixels, at_image = _map_shared(descriptor.descriptor, shape)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         connection.send(None)  # ready
@@ -109,8 +109,8 @@ def work(
                 connection.send(done)
 
 
-def _exit_with_parent() -> None:
-    """End this worker when the build is killed, even while it hangs on a file."""
+def exit_with_parent() -> None:
+    """End this process when the build is killed, even while it hangs on a file."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

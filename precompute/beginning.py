@@ -1,6 +1,7 @@
 """What comes before the first unit: refuse, plan and add the teacher, or wait for who does that."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from ..errors import NotACacheError, SettingError
 from ..siglip import Checkpoint, resolve_compute_dtype, resolve_device
@@ -13,7 +14,7 @@ from . import enroll
 from .build_config import BuildConfig
 from .disk import refuse_small_disk
 from .plan import Plan, find_plan, make_plan, standing_plan
-from .share_scans import helping_to_plan
+from .share_scans import helping_to_plan, scanning_in_processes
 from .shares import Share, wait_for
 from .teacher import Teacher
 
@@ -47,7 +48,9 @@ class Beginning:
             return self._find_finished(checkpoint)
         if self._config.share is not None and self._config.share.index > 0:
             return self._wait_for_first(checkpoint, self._config.share)
-        plan = make_plan(self._config.plan, self._files, on_scan=self._say_scanning)
+        plan = make_plan(
+            self._config.plan, self._files, on_scan=self._say_scanning, helping=self._scan_ahead
+        )
         enroll.finish_enrolments(self._files)
         return plan, self._find_or_enroll(self.open(), checkpoint)
 
@@ -95,6 +98,12 @@ class Beginning:
             self._files.check_exclusive()
         if is_new and self._config.device not in ("auto", "cpu"):
             resolve_device(self._config.device)
+
+    def _scan_ahead(self) -> AbstractContextManager[object]:
+        """Return what scans for the planner: processes of its own, unless other shares do that."""
+        if self._config.share is not None:
+            return nullcontext()
+        return scanning_in_processes(self._config.plan, self._files)
 
     def _say_scanning(self) -> None:
         self._say(f"planning {', '.join(self._config.plan.sources)}")

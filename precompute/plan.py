@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -130,6 +131,7 @@ def make_plan(
     is_dry_run: bool = False,
     on_scan: Callable[[], None] = lambda: None,
     scratch: Callable[[], Scratch] = Scratch,
+    helping: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Plan:
     """Freeze the corpus into the cache's catalog, or append what is new in it.
 
@@ -141,6 +143,7 @@ def make_plan(
         is_dry_run: write nothing, only count.
         on_scan: called before the sources are scanned, which may take long.
         scratch: makes the temporary space of the plan.
+        helping: makes what scans for this plan while it is entered (share_scans.py).
 
     Raises:
         SourceError, SettingError: the corpus, or a setting, is refused.
@@ -174,7 +177,8 @@ def make_plan(
             has_prefixes=all(SETTING in source.settings for _, source in sources),
         )
         try:
-            freezer.scan(sources, scanner)
+            with helping():
+                freezer.scan(sources, scanner)
             freezer.add_prompts(prompts(sorted(freezer.labels)))
             findings = freezer.freeze()
         except BaseException:
@@ -192,7 +196,7 @@ def make_plan(
         is_ours = transaction.commit(fields)
         scanner.clear()
         if not is_ours:
-            return make_plan(config, files, on_scan=on_scan, scratch=scratch)
+            return make_plan(config, files, on_scan=on_scan, scratch=scratch, helping=helping)
     described = transaction.described.values()
     return Plan(
         findings=findings,

@@ -2,9 +2,10 @@
 
 A corpus of many files is scanned file by file (a *piece*, sources/base.py). What a finished piece gave
 is written into the cache's folder under a name that readers pass over, so that a plan that was killed
-goes on with the piece it was at. Those of an object store are scanned several at a time, and the processes
-that wait for a plan make scans for it. Scans that were kept are a convenience: a torn or missing one is made
-again, with the same result, for a scan is a pure function of its piece.
+goes on with the piece it was at. Those of an object store are scanned several at a time, and processes that
+wait for a plan, or are started for it, make scans for it (share_scans.py). Scans that were kept are a
+convenience: a torn or missing one is made again, with the same result, for a scan is a pure function of its
+piece. So they are not synced.
 """
 
 import contextlib
@@ -86,11 +87,8 @@ class Scanner:
             return
         begun = self._scan_ahead(source, source.pieces())
         with contextlib.closing(begun):
-            for piece, frame in begun:
-                if frame is not None:
-                    yield frame
-                else:
-                    yield from self._piece_frames(source, piece)
+            for piece, frames in begun:
+                yield from self._piece_frames(source, piece) if frames is None else frames
 
     def keep_share(self, source: Source, index: int, count: int) -> Generator[None]:
         """Scan, of every ``count`` pieces, the one at ``index``, and keep what it gives for the plan
@@ -100,15 +98,19 @@ class Scanner:
             SourceError: the source as a whole, or a piece, cannot be read.
         """
         own = itertools.islice(source.pieces(), index, None, count)
+        if not isinstance(source.location, UPath):  # which keeps a core busy, not a network
+            for piece in own:
+                self._scan_one(source, piece)
+                yield
+            return
         with contextlib.closing(self._scan_ahead(source, own)) as begun:
             for _ in begun:
                 yield
 
     def clear(self) -> None:
         """Remove every scan that was kept: the plan they were for is committed."""
-        for name in self._files.names(layout.CATALOG):
-            if layout.is_kept_scan(name):
-                self._files.remove(f"{layout.CATALOG}/{name}")
+        names = filter(layout.is_kept_scan, self._files.names(layout.CATALOG))
+        self._files.remove_all(f"{layout.CATALOG}/{name}" for name in names)
 
     def _piece_frames(self, source: Source, piece: Piece) -> Iterator[pl.DataFrame]:
         if piece.fingerprint is None:
@@ -117,9 +119,9 @@ class Scanner:
 
     def _scan_ahead(
         self, source: Source, pieces: Iterable[Piece]
-    ) -> Generator[tuple[Piece, pl.DataFrame | None]]:
-        """Yield pieces in order, several of them scanned meanwhile: each with its frame, or None where it
-        is not at hand: it was kept, it has several, or it is not scanned ahead."""
+    ) -> Generator[tuple[Piece, Iterator[pl.DataFrame] | None]]:
+        """Yield pieces in order, several of them scanned meanwhile: each with its frames, or None where they
+        are not at hand: they were kept, or it is not scanned ahead."""
         return map_ahead(
             partial(self._scan_one, source),
             pieces,
@@ -127,16 +129,19 @@ class Scanner:
             num_ahead=_SCANNERS + 2,
         )
 
-    def _scan_one(self, source: Source, piece: Piece) -> pl.DataFrame | None:
+    def _scan_one(self, source: Source, piece: Piece) -> Iterator[pl.DataFrame] | None:
+        """Scan a piece to its end and keep it; one that is not kept to the end of its first frame: whoever
+        takes that goes on with the scan, so that no more than a frame of it is held."""
         if piece.fingerprint is None:
             return None
         digest = _digest(source, piece)
         if self._num_kept(digest):
             return None
-        only: pl.DataFrame | None = None
-        for number, frame in enumerate(self._scan_and_keep(piece, digest)):
-            only = frame if number == 0 else None
-        return only
+        scanned = self._scan_and_keep(piece, digest)
+        first = next(scanned)
+        if not self._keeps:
+            return itertools.chain([first], scanned)
+        return iter([first]) if sum(1 for _ in scanned) == 0 else None
 
     def _kept_frames(self, piece: Piece, digest: str) -> Iterator[pl.DataFrame]:
         num_kept = self._num_kept(digest)
@@ -197,7 +202,7 @@ class Scanner:
         path = layout.kept_scan(digest, number)
         partial = f"{path.removesuffix('.partial')}.{secrets.token_hex(6)}.partial"
         try:
-            self._files.write(partial, hashlib.sha256(body).digest() + body)
+            self._files.write_unsynced(partial, hashlib.sha256(body).digest() + body)
         except DiskFullError:
             self._keeps = False  # the plan itself may still fit
             return

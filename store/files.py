@@ -85,6 +85,15 @@ class LocalFiles:
             self._refuse_full_disk(path, len(data), error)
             raise
 
+    def write_unsynced(self, path: str, data: bytes) -> None:
+        """As write, for what can be made again and shows when it is torn: a power cut may take it."""
+        self._make_folder(PurePosixPath(path).parent)
+        try:
+            self.local(path).write_bytes(data)
+        except OSError as error:
+            self._refuse_full_disk(path, len(data), error)
+            raise
+
     @contextlib.contextmanager
     def writing(self, path: str) -> Generator[Callable[[bytes], None]]:
         """As write, for a file too large for memory: give what appends a piece; fsync at the end.

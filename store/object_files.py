@@ -87,6 +87,10 @@ class ObjectFiles:
             if self.num_bytes(path) != len(whole):
                 raise
 
+    def write_unsynced(self, path: str, data: bytes) -> None:
+        """Write a whole object, which is durable like any other."""
+        self.write(path, data)
+
     @contextlib.contextmanager
     def writing(self, path: str) -> Generator[Callable[[bytes], None]]:
         """As write, for an object too large for memory: it is put together on this machine first."""

@@ -17,9 +17,10 @@ from fakes import draw_image
 from memory_bucket import MemoryBucket, memory_bucket
 
 from siglip2_cache.errors import SettingError, SourceError, StorageError
+from siglip2_cache.precompute import scan as scan_of
 from siglip2_cache.precompute.plan import PlanConfig, make_plan, name_sources
 from siglip2_cache.precompute.scan import Scanner
-from siglip2_cache.precompute.sources import Problem, Sample, open_source, scan
+from siglip2_cache.precompute.sources import Piece, Problem, Sample, open_source, scan
 from siglip2_cache.precompute.sources.paths import sizes_and_times
 from siglip2_cache.store import locations, read_ahead
 from siglip2_cache.store.cache import Cache
@@ -397,6 +398,26 @@ def test_shares_that_wait_scan_for_the_one_that_plans(tmp_path: Path, bucket: Me
     frames = pl.concat(Scanner(files, keeps=True).frames(source))
     assert frames["key"].to_list() == [f"s{i:05d}" for i in range(12)]
     assert bucket.requests["cat_file"] == 2  # 000 and 003: its own
+
+
+def test_a_dry_run_scans_a_piece_of_many_frames_once(
+    tmp_path: Path, bucket: MemoryBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan_of, "SCAN_ROWS", 3)
+    url = bucket.put_folder(write_shards(tmp_path / "w", 2, 10), "w")
+    source, scanned = open_source(url), list[str]()
+    real = Scanner._scan_and_keep
+
+    def scan_and_keep(self: Scanner, piece: Piece, digest: str) -> Iterator[pl.DataFrame]:
+        scanned.append(piece.name)
+        return real(self, piece, digest)
+
+    monkeypatch.setattr(Scanner, "_scan_and_keep", scan_and_keep)
+    frames = list(Scanner(LocalFiles(tmp_path / "cache"), keeps=False).frames(source))
+    assert pl.concat(frames)["key"].to_list() == [f"s{i:05d}" for i in range(20)]
+    assert max(frame.height for frame in frames) == 3
+    assert sorted(scanned) == ["000.tar", "001.tar"]
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_store_that_is_away_ends_the_plan(

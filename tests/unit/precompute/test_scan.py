@@ -68,6 +68,17 @@ def test_a_killed_plan_goes_on_with_the_piece_it_was_at(
     assert open_cache(tmp_path / "cache").num_samples == 4 * SAMPLES + 6
 
 
+def test_keeping_a_scan_syncs_nothing(
+    source: PieceSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache/catalog").mkdir(parents=True)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    scan_all(source, tmp_path / "cache")
+    assert len(kept(tmp_path / "cache")) == len(NAMES)
+    assert synced == []
+
+
 def test_kept_scans_are_gone_after_the_commit(source: PieceSource, tmp_path: Path) -> None:
     plan_pieces(source, tmp_path / "cache")
     assert kept(tmp_path / "cache") == []
