@@ -26,7 +26,8 @@ _TICK_S = 0.2
 """How long a driver may take to notice Ctrl-C."""
 
 _FAILED_STARTS = 3
-"""Workers in a row that die before they are ready; then no more are started."""
+"""Times in a row that workers die before they are ready; then no more are started. Those that were
+loading at one time, such as all of a machine that is lost, count once."""
 
 
 # -- what a driver hears of a worker
@@ -96,7 +97,10 @@ class Engine(Protocol):
 
 
 class Crew(Protocol):
-    """Workers by number. A worker that died gets a successor with a number of its own."""
+    """Workers by number. A worker that died gets a successor with a number of its own.
+
+    A worker may be dead before its Died is heard: whatever it is told then does nothing.
+    """
 
     def start(self, worker: int) -> None:
         """Start a worker; returns before it is ready."""
@@ -213,7 +217,9 @@ class Driver:
     def __init__(self, crew: Crew, num_workers: int, ledger: Ledger, account: Account) -> None:
         self._crew, self._num_workers = crew, num_workers
         self._ledger, self._account = ledger, account
-        self._loading: set[int] = set()
+        self._loading: dict[int, int] = {}
+        """Those that load the teacher, and the failed starts that were known when each was started."""
+
         self._working: set[int] = set()
         self._ended: set[int] = set()
         """Workers that have ended and whose process has not been seen to."""
@@ -265,7 +271,7 @@ class Driver:
     def _start(self) -> None:
         worker = self._num_started
         self._num_started += 1
-        self._loading.add(worker)
+        self._loading[worker] = self._num_failed_starts
         self._crew.start(worker)
 
     def _ask_to_stop(self) -> None:
@@ -278,9 +284,10 @@ class Driver:
     def _note(self, worker: int, message: Message) -> None:
         match message:
             case Ready():
-                self._loading.discard(worker)
+                self._loading.pop(worker, None)
                 self._working.add(worker)
                 self._num_failed_starts = 0
+                self._loading = dict.fromkeys(self._loading, 0)
                 self._account.ready(message.provenance)
             case Wants():
                 self._asking[worker] = message.modality
@@ -302,7 +309,7 @@ class Driver:
                 self._bury(worker, message.reason)
 
     def _end(self, worker: int) -> None:
-        self._loading.discard(worker)
+        self._loading.pop(worker, None)
         self._working.discard(worker)
         self._ended.add(worker)
         self._ledger.released(worker)
@@ -312,8 +319,8 @@ class Driver:
         if worker in self._ended:
             self._ended.discard(worker)
             return
-        was_loading = worker in self._loading
-        self._loading.discard(worker)
+        num_before = self._loading.pop(worker, None)
+        was_loading = num_before is not None
         self._working.discard(worker)
         self._asking.pop(worker, None)
         self._account.lost(worker)
@@ -321,7 +328,8 @@ class Driver:
             self._ledger.released(worker)
             return
         released = self._ledger.died(worker, reason)
-        self._num_failed_starts += was_loading
+        if num_before is not None:
+            self._num_failed_starts = max(self._num_failed_starts, num_before + 1)
         is_replaced = self._ledger.num_waiting > 0 and self._num_failed_starts < _FAILED_STARTS
         what = ", ".join(map(describe, released)) or "no unit"
         when = "while it loaded the teacher" if was_loading else f"with {what} in work"
@@ -332,7 +340,7 @@ class Driver:
         elif was_loading and self._num_failed_starts >= _FAILED_STARTS:
             left = counted(len(self._loading) + len(self._working), "worker")
             self._account.say(
-                f"warning: {_FAILED_STARTS} workers in a row died as they loaded the teacher; going "
+                f"warning: workers died {_FAILED_STARTS} times in a row as they loaded the teacher; going "
                 f"on with {left} (is there memory for so many teachers?)"
             )
 

@@ -132,7 +132,8 @@ class _Processes:
         self._send(worker, _STOP)
 
     def kill(self, worker: int) -> None:
-        self._workers[worker].process.kill()
+        if worker in self._workers:
+            self._workers[worker].process.kill()
 
     def close(self) -> None:
         for worker in self._workers.values():
@@ -143,8 +144,9 @@ class _Processes:
         self._workers.clear()
 
     def _send(self, worker: int, what: Any) -> None:
-        with contextlib.suppress(OSError):  # it has just died, which is heard next
-            self._workers[worker].connection.send(what)
+        if worker in self._workers:
+            with contextlib.suppress(OSError):  # it has just died, which is heard next
+                self._workers[worker].connection.send(what)
 
 
 def _drain(worker: _Process) -> list[Message]:

@@ -5,6 +5,7 @@ and write the cache themselves, so every node must see both under the same paths
 *any* actor and for none in particular: a call on an actor of a node that has gone can hang for a minute.
 """
 
+import contextlib
 import math
 import platform
 import queue
@@ -140,21 +141,30 @@ def describe_room(
     """Return what a cluster has room for, or what was asked.
 
     Raises:
-        SettingError: no node has the GPUs of one worker.
+        SettingError: no node has a CPU, or the GPUs of one worker.
     """
-    nodes: list[dict[str, float]] = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    num_gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    alive: list[dict[str, float]] = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    num_gpus = sum(node.get("GPU", 0.0) for node in alive)
     if gpus_per_worker is None:
         gpus_per_worker = 1.0 if num_gpus and order.device != "cpu" else 0.0
-    if gpus_per_worker > max(node.get("GPU", 0.0) for node in nodes):
+    # A head is often started without CPUs, so that no work comes to it.
+    nodes = [node for node in alive if node.get("CPU", 0.0) >= 1]
+    if not nodes:
+        raise SettingError(
+            f"no node of the Ray cluster has a CPU for workers ({counted(len(alive), 'node')}); start "
+            "one with ray start --address HEAD --num-cpus N"
+        )
+    nodes = [node for node in nodes if node.get("GPU", 0.0) >= gpus_per_worker]
+    if not nodes:
         raise SettingError(
             f"a worker is to have {gpus_per_worker:g} GPU, and no node of the Ray cluster has so many "
-            f"({num_gpus:g} in {counted(len(nodes), 'node')}); lower --gpus-per-worker"
+            f"({num_gpus:g} in {counted(len(alive), 'node')}); lower --gpus-per-worker"
         )
     if num_workers is None:
-        num_workers = int(num_gpus / gpus_per_worker) if gpus_per_worker else len(nodes)
-    smallest = min(node.get("CPU", 0.0) for node in nodes if node.get("CPU"))
-    share = int(smallest // math.ceil(num_workers / len(nodes)))
+        num_workers = len(nodes)
+        if gpus_per_worker:
+            num_workers = sum(int(node["GPU"] / gpus_per_worker) for node in nodes)
+    share = int(min(node["CPU"] for node in nodes) // math.ceil(num_workers / len(nodes)))
     threads = order.num_threads or max(1, share)
     return Room(num_workers, threads, gpus_per_worker, len(nodes))
 
@@ -224,14 +234,19 @@ class _Actors:
             self._workers[worker].given.append(job)
 
     def ask_to_stop(self, worker: int) -> None:
-        self._workers[worker].is_to_stop = True
+        if worker in self._workers:
+            self._workers[worker].is_to_stop = True
 
     def kill(self, worker: int) -> None:
-        self._bury(worker, "killed")
+        if worker in self._workers:
+            self._bury(worker, "killed")
 
     def close(self) -> None:
         for worker in list(self._workers):
-            self._bury(worker, "killed")
+            with contextlib.suppress(
+                Exception
+            ):  # the cluster is gone, and what ends the build is known
+                self._bury(worker, "killed")
 
     def _read(self, number: int) -> list[tuple[int, Message]]:
         """Return what an actor has said, or that it is dead."""

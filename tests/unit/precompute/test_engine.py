@@ -144,7 +144,7 @@ DIES: list[Message] = [Died("killed")]
 
 
 def test_after_three_failed_starts_in_a_row_no_more_workers_are_started() -> None:
-    script = Script(*[[*DIES] for _ in range(4)])
+    script = Script(*[[*DIES] for _ in range(6)])
     progress = SilentProgress()
     account = Account(progress, lambda _: None)
     with pytest.raises(BuildError, match="no worker is left"):
@@ -152,6 +152,16 @@ def test_after_three_failed_starts_in_a_row_no_more_workers_are_started() -> Non
     assert progress.said[-1].endswith(
         "going on with 0 workers (is there memory for so many teachers?)"
     )
+
+
+def test_workers_that_were_loading_at_one_time_fail_once() -> None:
+    """Three actors are loading on a node that is lost: their successors are started all the same."""
+    units = [READY, Wants(None), finished(0), Wants(None), ENDED, Died("ended")]
+    never: list[Message] = []
+    script = Script(*[[*DIES] for _ in range(3)], units, never, never)
+    account, progress = drive(script, Ledger([job(0)]), num_workers=3)
+    assert account.num_units == 1
+    assert [said.endswith("; another takes its place") for said in progress.said] == [True] * 3
 
 
 def test_those_who_work_go_on_without_the_workers_that_cannot_start() -> None:

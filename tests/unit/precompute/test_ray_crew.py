@@ -5,10 +5,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakes import SilentProgress
 
+from siglip2_cache.errors import DiskFullError, SettingError
 from siglip2_cache.precompute import ray_engine
-from siglip2_cache.precompute.engine import Died, Message, Ready, Wants
-from siglip2_cache.precompute.ray_engine import Room, _Actors
+from siglip2_cache.precompute.engine import Account, Died, Driver, Failed, Message, Ready, Wants
+from siglip2_cache.precompute.ledger import Ledger
+from siglip2_cache.precompute.ray_engine import Room, _Actors, describe_room
+from siglip2_cache.precompute.units import Job
+from siglip2_cache.store.manifest import Span, Unit
 
 
 class ActorError(Exception):
@@ -111,3 +116,70 @@ def test_an_actor_that_spoke_and_falls_silent_is_given_up(
     assert isinstance(message, Died)
     assert message.reason.startswith("silent for ")
     assert ray.killed == [0]
+
+
+def test_a_failure_is_not_hidden_by_others_that_die_as_it_is_heard(ray: FakeRay) -> None:
+    room, order = Room(num_workers=3, threads=1, gpus=0.0, num_nodes=2), None
+    crew = _Actors(ray, order, lambda *_: order, room, lambda _: None)  # pyright: ignore[reportArgumentType]
+    gone = ActorError("its node was terminated unexpectedly")
+    ray.answers = {0: [Ready({})], 1: [Ready({})], 2: [Ready({})]}
+    ray.answers |= {3: gone, 4: [Failed(DiskFullError("no space left"))], 5: gone}
+    unit = Unit(modality="image", number=0, rows=Span(first=0, count=4))
+    account = Account(SilentProgress(), lambda _: None)
+    with pytest.raises(DiskFullError, match="no space left"):
+        Driver(crew, 3, Ledger([Job(unit, 0, 2)]), account).run()
+    assert sorted(ray.killed) == [0, 1, 2]
+
+
+def test_an_actor_that_is_gone_may_be_told_anything(ray: FakeRay, crew: _Actors) -> None:
+    ray.answers = {1: ActorError("its node was terminated unexpectedly")}
+    crew.hear(0.2)
+    crew.ask_to_stop(1)
+    crew.give(1, None)
+    crew.kill(1)
+    assert ray.killed == [1]
+
+
+def test_a_cluster_that_is_lost_does_not_hide_why_the_build_ends(
+    ray: FakeRay, crew: _Actors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(actor: Any, *, no_restart: bool) -> None:
+        raise ConnectionError("the head is gone")
+
+    monkeypatch.setattr(ray, "kill", kill)
+    crew.close()
+
+
+@dataclass
+class Cluster:
+    """What Ray says of its nodes."""
+
+    resources: list[dict[str, float]]
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": each} for each in self.resources]
+
+
+ORDER: Any = SimpleNamespace(device="auto", num_threads=None)
+HEAD: dict[str, float] = {"memory": 1e9}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "expected"),
+    [
+        ([HEAD, {"CPU": 8.0}], None, (1, 8)),
+        ([{"CPU": 0.0}, {"CPU": 8.0}], 2, (2, 4)),
+        ([HEAD, {"CPU": 8.0}, {"CPU": 4.0}], None, (2, 4)),
+        ([{"CPU": 16.0}, {"CPU": 8.0, "GPU": 2.0}], None, (2, 4)),  # both on the one that has GPUs
+    ],
+)
+def test_workers_ask_for_no_more_than_the_nodes_that_can_hold_them_have(
+    nodes: list[dict[str, float]], asked: int | None, expected: tuple[int, int]
+) -> None:
+    room = describe_room(Cluster(nodes), ORDER, asked, None)
+    assert (room.num_workers, room.threads) == expected
+
+
+def test_a_cluster_without_cpus_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"no node of the Ray cluster has a CPU .*\(2 nodes\)"):
+        describe_room(Cluster([HEAD, HEAD]), ORDER, None, None)

@@ -1,0 +1,81 @@
+"""How a driver listens to processes. What stands for a process is a pair of pipes."""
+
+import multiprocessing
+import signal
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+from fakes import SilentProgress
+
+from siglip2_cache.errors import DiskFullError
+from siglip2_cache.precompute.engine import Account, Died, Driver, Failed, Message, Ready
+from siglip2_cache.precompute.ledger import Ledger
+from siglip2_cache.precompute.local_engine import _Process, _Processes
+from siglip2_cache.precompute.units import Job
+from siglip2_cache.store.manifest import Span, Unit
+
+
+@dataclass
+class FakeProcess:
+    """Lives until its end of a pipe is closed."""
+
+    exitcode: int = 0
+    ends: tuple[Connection, Connection] = field(default_factory=multiprocessing.Pipe)
+
+    @property
+    def sentinel(self) -> int:
+        return self.ends[0].fileno()
+
+    def kill(self) -> None:
+        self.exitcode = -signal.SIGKILL
+        self.ends[1].close()
+
+    def join(self, timeout_s: float | None = None) -> None:
+        self.ends[1].close()
+
+
+class Crew(_Processes):
+    """The real crew, whose workers say ready, and then all at once what they were told to."""
+
+    def __init__(self, *lines: Message) -> None:
+        orders: list[Any] = [None] * len(lines)
+        super().__init__(orders, lambda *_: orders[0])
+        self._lines = lines
+        self._is_second = False
+
+    def start(self, worker: int) -> None:
+        ours, theirs = multiprocessing.Pipe()
+        process = FakeProcess()
+        self._workers[worker] = _Process(self._free_slots.pop(0), process, ours)
+        theirs.send(Ready({}))
+        process.said = theirs  # pyright: ignore[reportAttributeAccessIssue]
+
+    def hear(self, timeout_s: float) -> list[tuple[int, Message]]:
+        if self._is_second:
+            for worker, line in enumerate(self._lines):
+                if not isinstance(line, Died):
+                    self._workers[worker].process.said.send(line)
+                self._workers[worker].process.kill()
+        heard = super().hear(timeout_s)
+        self._is_second = not self._is_second
+        return heard
+
+
+def test_a_failure_is_not_hidden_by_others_that_die_as_it_is_heard() -> None:
+    crew = Crew(Died(""), Failed(DiskFullError("no space left")), Died(""))
+    unit = Unit(modality="image", number=0, rows=Span(first=0, count=4))
+    account = Account(SilentProgress(), lambda _: None)
+    with pytest.raises(DiskFullError, match="no space left"):
+        Driver(crew, 3, Ledger([Job(unit, 0, 2)]), account).run()
+
+
+def test_a_process_that_is_gone_may_be_told_anything() -> None:
+    crew = Crew(Died(""))
+    crew.start(0)
+    crew._workers[0].process.kill()
+    assert crew.hear(0.2) == [(0, Ready({})), (0, Died("killed by SIGKILL"))]
+    crew.ask_to_stop(0)
+    crew.give(0, None)
+    crew.kill(0)
