@@ -1,12 +1,14 @@
 """What tests of every part share."""
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from s3 import S3
@@ -14,6 +16,17 @@ if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache
 
 _ROOT = Path(__file__).resolve().parents[1]
+
+# Tiny models are slower in several threads, which wait busily for each other: where the cores have more
+# to do, ten times as slow. And rounding is the same on every machine. It holds for every process that a
+# test starts, and must stand before torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# The same examples in every run, and no clock: a busy machine finds no fault.
+settings.register_profile(
+    "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)

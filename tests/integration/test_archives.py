@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fakes import FakeTeacher, SilentProgress, config_of, draw_image, tree_of
 from numpy.typing import NDArray
+from patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError, SourceError
@@ -166,7 +167,7 @@ def run_in_process(
     command = [sys.executable, RUN_BUILD, source, cache, checkpoint, *options]
     environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
     return subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, timeout=60, env=environment
+        [*map(str, command)], capture_output=True, text=True, timeout=PATIENCE_S, env=environment
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -31,7 +32,7 @@ def last_line(name: str, *options: str) -> dict[str, Any]:
     """Run a benchmark, quickly; return its JSON. Its first line names the machine."""
     command = [sys.executable, BENCHMARKS / name, "--quick", "--json", *options]
     warnings = {**os.environ, "PYTHONWARNINGS": ""}  # those of peers are not ours to mend
-    done = subprocess.run(command, capture_output=True, text=True, env=warnings, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, env=warnings, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert any(" cores, " in line and "Python 3" in line for line in lines[:2])

@@ -26,6 +26,7 @@ from fakes import (
     write_table_corpus,
 )
 from numpy.typing import NDArray
+from patience import PATIENCE_S
 from PIL import Image, ImageOps
 
 from siglip2_cache import open_cache
@@ -771,7 +772,7 @@ main()
     arguments = ["build", corpus, cache, "--teacher", checkpoint, "--shard-rows", 4]
     options = ["--batch-size", 2, "--decode-workers", 0, "--dtype", "float32", "--device", "cpu"]
     command = [sys.executable, "-c", program, *map(str, [*arguments, *options])]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def test_a_unit_whose_record_is_damaged_is_made_again_with_a_warning(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from crashes import Disk, Recorder, spying
 from fakes import FakeTeacher, SilentProgress, config_of, tree_of, write_folder_corpus
+from patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import NotACacheError
@@ -42,7 +43,7 @@ def run_build(
     corpus: Path, cache: Path, checkpoint: Path, *options: str
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, RUN_BUILD, corpus, cache, checkpoint, *options]
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60)
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_killed_while_the_teacher_works_the_cache_equals_an_undisturbed_one(
     command = [sys.executable, RUN_BUILD, corpus, tmp_path / "cache", tiny_checkpoint]
     for num_units in (1, 2, 1):
         process = subprocess.Popen(
-            [*map(str, command), "--seconds", "0.05"], stdout=subprocess.PIPE, text=True
+            [*map(str, [*command, "--hold-at", num_units])], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
         for _ in range(num_units):
@@ -247,7 +248,7 @@ def test_two_builds_at_once_with_different_bytes_leave_records_that_fit_the_file
             for seed in (1, 2)
         ]
         for each in builds:
-            _, errors = each.communicate(timeout=60)
+            _, errors = each.communicate(timeout=PATIENCE_S)
             assert each.returncode == 0, errors
         opened = open_cache(cache)
         assert verify_cache(opened).faults == []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import error_line, run
+from patience import PATIENCE_S
 from PIL import Image
 from tours import typed_commands, words_of
 
@@ -101,7 +102,7 @@ def test_shown_commands_run_in_a_shell(tour: Tour, tmp_path: Path) -> None:
         ]
     )
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
     assert "teacher    teacher: complete" in done.stdout

@@ -23,6 +23,7 @@ import pyarrow.parquet
 import pytest
 from documents import CHECKOUT, DOCUMENTS, Block, Command, blocks_of, commands_of, read
 from fakes import draw_image, write_table_corpus
+from patience import PATIENCE_S
 
 _SMALLER = {
     "--images": "32",
@@ -132,7 +133,9 @@ def test_torchrun_starts_the_documented_training_in_two_processes(world: World) 
     ]
     smaller = made_smaller([*words, *_ADDED["train"]])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(smaller, capture_output=True, text=True, timeout=200, env=environment)
+    done = subprocess.run(
+        smaller, capture_output=True, text=True, timeout=PATIENCE_S, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert (world.root / "EIGHT" / "model" / "model.safetensors").is_file()
 

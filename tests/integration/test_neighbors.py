@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import error_line, run
 from fakes import config_of, draw_image, write_folder_corpus
+from patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.build import build, load_teacher
@@ -87,7 +88,7 @@ def test_a_text_of_the_cache_and_all_else_that_is_there_loads_no_model(cache: Pa
             [sys.executable, "-c", program, "neighbors", cache, *map(str, question)],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines()[-1] == "[]"

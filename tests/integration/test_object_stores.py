@@ -21,6 +21,7 @@ from fakes import (
     tree_of,
     write_folder_corpus,
 )
+from patience import PATIENCE_S
 from safetensors.torch import load_file
 from students import write_student
 
@@ -187,7 +188,7 @@ def test_two_shares_make_the_same_bytes_in_a_store(
         subprocess.Popen([*map(str, command), "--share", f"{i}/2"], stderr=subprocess.PIPE)
         for i in range(2)
     ]
-    errors = [share.communicate(timeout=60)[1] for share in shares]
+    errors = [share.communicate(timeout=PATIENCE_S)[1] for share in shares]
     assert [share.returncode for share in shares] == [0, 0], errors
     assert objects_of(ObjectFiles(url)) == tree_of(local)
 
@@ -221,7 +222,6 @@ def test_a_student_learns_from_a_store_what_it_learns_from_a_disk(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # two minutes; several where much else runs
 def test_killed_twenty_times_over_a_failing_store_the_bytes_are_those_of_a_local_cache(
     s3: "S3", corpus: Path, local: Path, tiny_checkpoint: Path
 ) -> None:
@@ -270,7 +270,7 @@ def test_actors_of_ray_make_the_same_bytes_in_a_store(
         [*map(str, command), "--seconds", "0.1", "--kill-actor-at", "4", "--remove-node-at", "9"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert objects_of(ObjectFiles(url)) == tree_of(tmp_path / "alone")

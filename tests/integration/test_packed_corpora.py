@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import FakeTeacher, SilentProgress, config_of, draw_image, tree_of
 from numpy.typing import NDArray
+from patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
@@ -130,7 +131,7 @@ def test_two_builds_in_two_processes_give_equal_bytes(
         subprocess.run(
             [*map(str, command)],
             check=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             env=os.environ | {"PYTHONHASHSEED": str(seed)},
         )
     assert tree_of(tmp_path / "a") == tree_of(tmp_path / "b")
@@ -148,15 +149,19 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
             *map(str, [sys.executable, script, corpus, tmp_path / cache, tiny_checkpoint, *more])
         ]
 
-    whole = subprocess.run(command("a"), capture_output=True, text=True, timeout=60, check=True)
+    whole = subprocess.run(
+        command("a"), capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
     num_ops = int(whole.stdout.split("ops ")[1])
     num_kills = 0
     for share in (0.1, 0.3, 0.3, 0.3):
         kill_at = str(max(3, int(num_ops * share)))
-        done = subprocess.run(command("b", "--kill-at", kill_at), capture_output=True, timeout=60)
+        done = subprocess.run(
+            command("b", "--kill-at", kill_at), capture_output=True, timeout=PATIENCE_S
+        )
         num_kills += done.returncode == -signal.SIGKILL
     assert num_kills >= 2
-    subprocess.run(command("b"), check=True, capture_output=True, timeout=60)
+    subprocess.run(command("b"), check=True, capture_output=True, timeout=PATIENCE_S)
     records = dict(tree_of(tmp_path / "a").items())
     again = dict(tree_of(tmp_path / "b").items())
     assert records == again

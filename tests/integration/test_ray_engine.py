@@ -15,6 +15,7 @@ import pytest
 from cluster_kills import Toll, build_command, build_despite_kills, shuffled
 from commands import run
 from fakes import FakeFactory, SilentProgress, config_of, tree_of, write_folder_corpus
+from patience import PATIENCE_S
 
 from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute import ray_engine
@@ -48,7 +49,7 @@ def test_actors_on_two_nodes_make_the_bytes_of_one_process(
         [*map(str, command), "--seconds", "0.1", *losses],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "starting 3 workers on a Ray cluster of 2 nodes, each with 1 CPU\n" in result.stdout
@@ -60,7 +61,6 @@ def test_actors_on_two_nodes_make_the_bytes_of_one_process(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # two minutes; several where much else runs
 @needs_ray
 def test_twenty_random_kills_of_actors_nodes_and_drivers_leave_the_bytes_of_a_local_build(
     tiny_checkpoint: Path, tmp_path: Path

@@ -3,7 +3,6 @@
 import json
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import webdataset
 from fakes import FakeFactory, SilentProgress, config_of, draw_image
+from patience import PATIENCE_S, wait_until
 
 from siglip2_cache.errors import StorageError
 from siglip2_cache.precompute.build import build
@@ -198,7 +198,7 @@ def test_shares_of_a_build_help_to_plan(
             num_views=2,
             shard_rows=8,
             share=find_share(share, {}),
-            share_wait_s=60.0,
+            share_wait_s=PATIENCE_S,
         )
         try:
             build(config, progress=SilentProgress(), make_teacher=FakeFactory())
@@ -207,22 +207,15 @@ def test_shares_of_a_build_help_to_plan(
 
     helper = threading.Thread(target=run, args=("1/2",))
     helper.start()
-    s3_waits(lambda: any((tmp_path / "ours" / "catalog").glob("scan-*.partial")))
+    kept = tmp_path / "ours" / "catalog"
+    wait_until(lambda: any(kept.glob("scan-*.partial")), "the share that waits to scan something")
     run("0/2")
-    helper.join(60)
+    helper.join(PATIENCE_S)
     assert errors == []
     theirs = made(f"{corpus}/*.tar", tmp_path / "theirs", tiny_checkpoint)
     same_targets(open_cache(tmp_path / "ours"), theirs)
     gets = [r.key for r in s3.requests("get", "get-range") if r.num_bytes_out > 2000]
     assert gets.count("c/01.tar") < gets.count("c/00.tar") + 9
-
-
-def s3_waits(is_there: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if is_there():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("the share that waits scanned nothing")
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fakes import FakeFactory, SilentProgress, config_of, write_folder_corpus
 from large_cache import enlarge
+from patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.build import BuildConfig, build
@@ -122,7 +123,7 @@ def test_a_billion_samples_are_gone_on_with_in_less_than_a_gigabyte(
     assert open_cache(tmp_path / "cache").num_samples > 10**9
     paths = [tmp_path / "corpus", tmp_path / "cache", tiny_checkpoint]
     command = [sys.executable, KIT / "run_resume.py", *paths, "--views", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     shutil.rmtree(tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import run_train
 import torch
 from commands import error_line
 from fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_folder_corpus
+from patience import PATIENCE_S, wait_until
 from safetensors.torch import load_file
 from students import write_student
 
@@ -469,7 +469,9 @@ def run_trainings(
     folder.mkdir(exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(settings, default=str))
     command = [sys.executable, run_train.__file__, folder / "settings.json", *kills]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=PATIENCE_S
+    )
 
 
 @pytest.fixture(scope="module")
@@ -524,7 +526,7 @@ def test_two_processes_in_pieces_make_the_model_of_one_in_one_piece(
         [*command.split(), "siglip2_cache", "train", "--config", str(settings)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -699,13 +701,14 @@ def test_a_term_signal_saves_and_says_how_to_go_on(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     try:
-        deadline = time.monotonic() + 60
-        while not (run / "metrics.jsonl").is_file() or len(metrics_of(run)) < 3:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        metrics = run / "metrics.jsonl"
+        wait_until(
+            lambda: process.poll() or (metrics.is_file() and metrics.read_text().count("\n") >= 3),
+            "three steps",
+        )
+        assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
     assert (process.returncode, out) == (130, "")

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE_S
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 _FLAGS = (
@@ -32,7 +34,6 @@ _FLAGS = (
     "--disable-sync",
     "--remote-debugging-pipe",
 )
-_TIMEOUT_S = 60.0
 _PUT_IN_PLACE = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); "
     "os.execv(sys.argv[3], sys.argv[3:])"
@@ -174,10 +175,10 @@ class Page:
                 return
 
     def _receive(self, wanted: str) -> dict[str, Any]:
-        deadline = time.monotonic() + _TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         while b"\0" not in self._pending:
             ready, _, _ = select.select([self._from], [], [], deadline - time.monotonic())
-            assert ready, f"Chromium said nothing of {wanted} for {_TIMEOUT_S:g} s"
+            assert ready, f"Chromium said nothing of {wanted} for {PATIENCE_S:g} s"
             data = os.read(self._from, 1 << 20)
             assert data, f"Chromium ended before it answered {wanted}"
             self._pending += data
@@ -208,7 +209,7 @@ def chromium_page(chromium: str, profile: Path) -> Iterator[Page]:
     finally:
         os.close(to_browser)  # it ends when nobody commands it any more
         try:
-            process.wait(10)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

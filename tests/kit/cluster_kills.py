@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import psutil
 from clusters import RayCluster
+from patience import PATIENCE_S
 
 Kill = Literal["actor", "machine", "raylet", "driver"]
 """``machine``: a node with all that runs on it; ``raylet``: that of a node alone, whose actors then find
 themselves alone."""
 
-PATIENCE_S = 120.0
 _GAVE_UP = ("was the death of 3 workers", "no worker is left")
 """How a build may end by itself that was killed too often; the same command goes on."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from patience import PATIENCE_S
 
 
 class RayCluster:
@@ -89,7 +90,7 @@ def started() -> Iterator[RayCluster]:
     finally:
         process.stdin.close()
         try:
-            process.wait(60)
+            process.wait(PATIENCE_S)
         finally:
             process.kill()
             process.wait()

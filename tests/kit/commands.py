@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from patience import PATIENCE_S
+
 _PROGRESS = ("planning ", "loading ", "warning: ", "images ", "texts ")
 
 
@@ -14,7 +16,7 @@ def run(
     """Run a command in a process of its own; ``before`` is called in it first."""
     command = [sys.executable, "-m", "siglip2_cache.cli", *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, timeout=120, preexec_fn=before
+        command, capture_output=True, text=True, cwd=cwd, timeout=PATIENCE_S, preexec_fn=before
     )
 
 

@@ -35,6 +35,9 @@ class FakeTeacher:
     """Adds noise of its own to every embedding: another process, other bytes."""
 
     seconds_a_batch: float = 0.0
+    num_quick: int = 0
+    """Batches of each process, from its first on, that take no time."""
+
     before_batch: Callable[[], None] = lambda: None
     embed_dim: int = EMBED_DIM
     image_size: tuple[int, int] = SIZE
@@ -45,6 +48,7 @@ class FakeTeacher:
     image_batches: list[int] = field(default_factory=list)
     text_batches: list[int] = field(default_factory=list)
     texts_seen: list[str] = field(default_factory=list)
+    _num_batches: int = field(default=0, init=False)
 
     @property
     def image(self) -> SquashRecipe:
@@ -78,7 +82,9 @@ class FakeTeacher:
 
     def _work(self) -> None:
         self.before_batch()
-        time.sleep(self.seconds_a_batch)
+        self._num_batches += 1
+        if self._num_batches > self.num_quick:
+            time.sleep(self.seconds_a_batch)
 
     def _finish(self, rows: NDArray[np.float64]) -> NDArray[np.float32]:
         if self.noise_seed is not None:
@@ -92,6 +98,7 @@ class FakeFactory:
 
     noise_seed: int | None = None
     seconds_a_batch: float = 0.0
+    num_quick: int = 0
     deadly_text: str | None = None
     """Kills the process whose teacher meets it."""
 
@@ -108,6 +115,7 @@ class FakeFactory:
         return DeadlyTeacher(
             noise_seed=self.noise_seed,
             seconds_a_batch=self.seconds_a_batch,
+            num_quick=self.num_quick,
             deadly_text=self.deadly_text,
             tells_threads=self.tells_threads,
         )

@@ -1,14 +1,19 @@
 """A build with the fake teacher in a process of its own, for tests that kill it.
 
-python run_build.py CORPUS CACHE CHECKPOINT [--kill-at N] [--noise SEED] [--seconds S]
+python run_build.py CORPUS CACHE CHECKPOINT [--kill-at N] [--noise SEED]
+    [--seconds S] [--quick N] [--hold-at N]
     [--decode-workers N] [--workers N] [--batch-size N] [--share I/N] [--say-start]
     [--address HOST:PORT]
+
+Each batch takes --seconds, but for the first --quick of every process; after unit --hold-at it goes no
+further: so that a test which kills it knows where it is.
 
 With --address it runs on that Ray cluster, one thread to an actor, and prints what is said and
 ``waited S`` where the driver was longer in listening to its actors than it means to.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -18,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from crashes import Killer, spying
 from fakes import FakeFactory, SilentProgress, config_of
+from patience import PATIENCE_S
 
 from siglip2_cache.cli_options import given_location
 from siglip2_cache.precompute import ray_engine
@@ -49,6 +55,8 @@ def main() -> None:
     parser.add_argument("--kill-at", type=int, default=-1)
     parser.add_argument("--noise", type=int)
     parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--quick", type=int, default=0)
+    parser.add_argument("--hold-at", type=int)
     parser.add_argument("--shard-rows", type=int, default=4)
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--decode-workers", type=int, default=0)
@@ -71,11 +79,20 @@ def main() -> None:
         workers=args.workers,
         batch_size=args.batch_size,
         share=find_share(args.share, {}),
-        share_wait_s=30.0,
+        share_wait_s=PATIENCE_S,
         **on_ray,
     )
-    make_teacher = FakeFactory(noise_seed=args.noise, seconds_a_batch=args.seconds)
-    progress = SilentProgress(on_unit=lambda: print("unit", flush=True))
+    make_teacher = FakeFactory(
+        noise_seed=args.noise, seconds_a_batch=args.seconds, num_quick=args.quick
+    )
+    numbers = itertools.count(1)
+
+    def on_unit() -> None:
+        print("unit", flush=True)
+        if next(numbers) == args.hold_at:
+            time.sleep(PATIENCE_S)
+
+    progress = SilentProgress(on_unit)
     if args.say_start:
         progress.start = lambda *_: print("started", flush=True)  # type: ignore[method-assign]
     if args.address is not None:

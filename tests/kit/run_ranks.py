@@ -5,7 +5,6 @@ python run_ranks.py STUDENT NAFLEX_STUDENT OUT: writes OUT, a dictionary of what
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 import transformers.models.siglip.modeling_siglip
 import transformers.models.siglip2.modeling_siglip2  # noqa: F401 - before the processes part
 from steps import Case, gradients_of, part_of
+from torch.distributed import TCPStore
 
 from siglip2_cache.student.ranks import Ranks, join_ranks, leave_ranks
 from siglip2_cache.student.schedule import Optimizer, Schedule
@@ -140,15 +140,18 @@ def _in_processes(run: Callable[[int], None]) -> None:
 
 def main() -> None:
     student, naflex_student, out = map(Path, sys.argv[1:])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Its port is taken from here on, so that nobody else takes it before the processes have begun.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
     def run(rank: int) -> None:
         import traceback
 
         os.environ.update(
-            RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+            RANK=str(rank),
+            WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(store.port),
+            TORCHELASTIC_USE_AGENT_STORE="True",  # as torchrun says it: the store is there
         )
         torch.set_num_threads(1)
         try:

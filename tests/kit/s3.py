@@ -18,6 +18,8 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from patience import PATIENCE_S
+
 KEY_ID = "AKIAFAKEIDOFTHETESTS"
 SECRET = "fake/secret/of/the/tests/which/nobody/shows"
 """Credentials that no output, log or file may hold."""
@@ -249,7 +251,7 @@ class S3:
             self.client.close()
 
     def _ask(self, method: str, what: str, told: Any = None) -> Any:
-        connection = HTTPConnection("127.0.0.1", self._quiet_port, timeout=30)
+        connection = HTTPConnection("127.0.0.1", self._quiet_port, timeout=PATIENCE_S)
         try:
             connection.request(method, f"/_kit/{what}", json.dumps(told).encode())
             answer = connection.getresponse()

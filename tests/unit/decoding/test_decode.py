@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import draw_image
 from numpy.typing import NDArray
+from patience import PATIENCE_S, wait_until
 from PIL import Image
 
 from siglip2_cache.decoding.decode import Decoder
@@ -31,9 +32,6 @@ from siglip2_cache.store.views import ViewPolicy, draw_view
 
 SIZE = (8, 8)
 BILINEAR = 2
-PATIENCE_S = 20.0
-"""How long a test waits for another process before it fails."""
-
 Batch = tuple[Any, list[ImageRef], list[DecodedImage], NDArray[np.uint8]]
 
 
@@ -60,7 +58,7 @@ def cut(refs: Sequence[ImageRef], size: int) -> list[tuple[Any, list[ImageRef]]]
 
 
 def decoder(
-    num_workers: int, *, num_views: int = 1, batch_images: int = 5, timeout_s: float = 30.0
+    num_workers: int, *, num_views: int = 1, batch_images: int = 5, timeout_s: float = PATIENCE_S
 ) -> Decoder:
     recipe = SquashRecipe(size=SIZE, resample=BILINEAR)
     form = PixelFormat(num_views=num_views, recipe=recipe)
@@ -95,13 +93,6 @@ def workers_of(pid: int | None = None) -> list[psutil.Process]:
             if process.ppid() != parent.pid and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
-
-
-def wait_until(is_so: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S} s in vain: {what}"
-        time.sleep(0.01)
 
 
 # --- the same pixels in the same order -------------------------------------------------------
@@ -210,28 +201,33 @@ def fifo(tmp_path: Path) -> Path:
 
 def open_when_there_is_a_reader(fifo: Path) -> int:
     """Return a descriptor to write; as long as nothing is written the reader goes on waiting."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
+    writer: list[int] = []
+
+    def is_open() -> bool:
         with contextlib.suppress(OSError):  # ENXIO: nobody reads
-            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        time.sleep(0.001)
-    raise AssertionError(f"nobody came to read {fifo}")
+            writer.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(writer)
+
+    wait_until(is_open, f"somebody to read {fifo}")
+    return writer[0]
 
 
 class Killer(threading.Thread):
-    """Kills whoever reads a FIFO, a number of times."""
+    """Kills whoever reads a FIFO, a number of times; before the last time it puts a file in its place."""
 
-    def __init__(self, fifo: Path, times: int) -> None:
+    def __init__(self, fifo: Path, times: int, *, mended: Path | None = None) -> None:
         super().__init__(daemon=True)
-        self._fifo, self._times = fifo, times
+        self._fifo, self._times, self._mended = fifo, times, mended
         self.killed: set[int] = set()
         self.start()
 
     def run(self) -> None:
         while len(self.killed) < self._times:
             writer = open_when_there_is_a_reader(self._fifo)
-            while not (readers := self._readers()):
-                time.sleep(0.001)
+            wait_until(self._readers, "the reader to be among the workers")
+            readers = self._readers()
+            if self._mended is not None and len(self.killed) + len(readers) >= self._times:
+                os.replace(self._mended, self._fifo)
             for pid in readers:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -270,17 +266,11 @@ def test_an_image_on_which_workers_die_is_rejected_and_every_other_is_decoded(
 def test_a_worker_that_dies_once_costs_no_image(tmp_path: Path, fifo: Path) -> None:
     paths = draw_images(tmp_path / "images", 9)
     expected = decode_all(decoder(0), cut(refs_of(paths), 5))
-    killer = Killer(fifo, times=1)
-
-    def mend() -> None:  # what was unlucky once can be read the second time
-        killer.join()
-        fifo.unlink()
-        fifo.write_bytes(paths[2].read_bytes())
-
-    mender = threading.Thread(target=mend)
-    mender.start()
+    whole = tmp_path / "whole.png"  # what was unlucky once can be read the second time
+    whole.write_bytes(paths[2].read_bytes())
+    killer = Killer(fifo, times=1, mended=whole)
     found = decode_all(decoder(1), cut(refs_of(with_one_replaced(paths, 2, fifo)), 5))
-    mender.join()
+    killer.join()
     assert [batch[2] for batch in found] == [batch[2] for batch in expected]
 
 
@@ -392,9 +382,8 @@ def test_closing_early_leaves_no_process_no_file_and_no_descriptor(
         assert len(processes) == 2
         assert not any("/dev/shm" in m.path for p in processes for m in p.memory_maps())
         decoded.close()  # type: ignore[attr-defined]
-        assert not any(is_alive(process) for process in processes)
+        wait_until(lambda: workers_of() == [], "the workers to end")
     del decoded
-    assert workers_of() == []
     assert threading.active_count() == num_threads
     assert psutil.Process().num_fds() == num_descriptors
     assert list((tmp_path / "tmp").iterdir()) == []
@@ -402,7 +391,7 @@ def test_closing_early_leaves_no_process_no_file_and_no_descriptor(
 
 def test_a_decoder_that_is_used_up_leaves_no_process_either(tmp_path: Path) -> None:
     decode_all(decoder(2), cut(refs_of(draw_images(tmp_path / "images", 7)), 5))
-    assert workers_of() == []
+    wait_until(lambda: workers_of() == [], "the workers to end")
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -423,7 +412,7 @@ from siglip2_cache.store.views import WHOLE_IMAGE
 def main():
     refs = [ImageRef(i, ImagePlace(path=Path(p)), (WHOLE_IMAGE,)) for i, p in enumerate(sys.argv[1:])]
     form = PixelFormat(num_views=1, recipe=SquashRecipe(size=(8, 8), resample=2))
-    decoder = Decoder(form, batch_images=len(refs), num_workers=2, timeout_s=100)
+    decoder = Decoder(form, batch_images=len(refs), num_workers=2, timeout_s=1e6)
     for batch in decoder.decode((i, refs) for i in itertools.count()):
         if batch.tag == 0:
             print("decoding", *(m for m in ("torch", "transformers") if m in sys.modules), flush=True)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import draw_image
 from memory_bucket import MemoryBucket, memory_bucket
+from patience import PATIENCE_S
 from upath import UPath
 
 from siglip2_cache.decoding.decode import Decoder
@@ -138,7 +139,7 @@ def test_a_store_that_stays_away_ends_the_decoding(bucket: MemoryBucket, num_wor
 
     bucket.before = away
     form = PixelFormat(num_views=1, recipe=SQUASH)
-    decoder = Decoder(form, batch_images=4, num_workers=num_workers, timeout_s=20)
+    decoder = Decoder(form, batch_images=4, num_workers=num_workers, timeout_s=PATIENCE_S)
     with pytest.raises(StorageError, match=r"5\.png cannot be had: reset"):
         list(decoder.decode(batches_of(refs, 4)))
 
@@ -155,14 +156,14 @@ def test_a_decoder_sees_the_same_pixels_and_its_clock_does_not_run_while_a_store
 
     def slow(method: str, path: str) -> None:
         if path.endswith("3.png"):
-            time.sleep(0.7)
+            time.sleep(2.5)  # longer than a decoder waits for an image
 
     bucket.before = slow
     ours = [ref_of(i, f"{bucket.url}/{i}.png") for i in range(6)]
     theirs = [ref_of(i, str(tmp_path / f"{i}.png")) for i in range(6)]
     form = PixelFormat(num_views=1, recipe=SQUASH)
-    remote = Decoder(form, batch_images=3, num_workers=1, timeout_s=0.5)
-    local = Decoder(form, batch_images=3, num_workers=0, timeout_s=20)
+    remote = Decoder(form, batch_images=3, num_workers=1, timeout_s=2)
+    local = Decoder(form, batch_images=3, num_workers=0, timeout_s=PATIENCE_S)
     expected = [batch.pixels.copy() for batch in local.decode(batches_of(theirs, 3))]
     found = [
         (b.pixels.copy(), [i.reason for i in b.images]) for b in remote.decode(batches_of(ours, 3))
@@ -196,7 +197,7 @@ def test_rows_of_parquet_files_are_read_row_group_by_row_group(
         for i in range(12)
     ]
     form = PixelFormat(num_views=1, recipe=SQUASH)
-    decoder = Decoder(form, batch_images=4, num_workers=0, timeout_s=20)
+    decoder = Decoder(form, batch_images=4, num_workers=0, timeout_s=PATIENCE_S)
     bucket.requests.clear()
     batches = list(decoder.decode(batches_of(refs, 4)))
     assert bucket.requests["cat_file"] <= 4

@@ -255,7 +255,6 @@ def test_a_caption_file_that_leads_nowhere_is_a_problem(tmp_path: Path) -> None:
 # --- links, and names that are no files ----------------------------------------------------------
 
 
-@pytest.mark.timeout(20)
 def test_linked_folders_are_followed_and_loops_are_problems(tmp_path: Path) -> None:
     put(tmp_path, "corpus/in/a.jpg", "elsewhere/b.jpg")
     root = tmp_path / "corpus"

@@ -25,6 +25,7 @@ from fakes import (
     write_folder_corpus,
     write_table_corpus,
 )
+from patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DuplicateKeyError, SettingError, SourceError
@@ -244,7 +245,7 @@ def test_the_memory_of_a_plan_stays_as_the_corpus_grows_tenfold(tmp_path: Path) 
         )
         for n in (few, many)
     ]
-    peak_few, peak_many = (int(process.communicate(timeout=60)[0]) for process in processes)
+    peak_few, peak_many = (int(process.communicate(timeout=PATIENCE_S)[0]) for process in processes)
     # Key, path, place and two captions of a sample: some 250 bytes. Measured: 15 MB more; with
     # everything in memory, 213 MB more.
     assert peak_many - peak_few < (many - few) * 250

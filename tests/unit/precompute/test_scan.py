@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 from fakes import tree_of
+from patience import PATIENCE_S
 from pieces import PieceSource, plan_pieces
 
 from siglip2_cache import open_cache
@@ -43,7 +44,7 @@ def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def in_a_process(source: PieceSource, cache: Path, *kill_at: int) -> int:
     command = [sys.executable, str(PIECES), str(source.location), str(cache), *map(str, kill_at)]
-    return subprocess.run(command, stderr=subprocess.DEVNULL, timeout=60).returncode
+    return subprocess.run(command, stderr=subprocess.DEVNULL, timeout=PATIENCE_S).returncode
 
 
 def kept(cache: Path) -> list[Path]:

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 import zarr
+from patience import PATIENCE_S
 
 import siglip2_cache
 from siglip2_cache import Cache, open_cache
@@ -258,7 +259,7 @@ def test_worker_processes_read_the_same(either: "ForeignCache", method: str) -> 
     expected = either.targets["tiny", "image"][IMAGES, 1]
     targets.read([0])  # one shard is open, and zarr-python's own thread running
     with multiprocessing.get_context(method).Pool(1) as pool:
-        found = pool.apply_async(targets.read, (IMAGES, 1)).get(timeout=60)
+        found = pool.apply_async(targets.read, (IMAGES, 1)).get(timeout=PATIENCE_S)
     assert found.tobytes() == expected.tobytes()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
+from patience import PATIENCE_S
 
 from siglip2_cache.store.read_many import read_many
 
@@ -31,7 +32,7 @@ def test_files_come_in_the_order_asked(read: Callable[[str], bytes], count: int)
 
 
 def test_slow_files_are_on_their_way_several_at_a_time() -> None:
-    meeting = threading.Barrier(8, timeout=20)
+    meeting = threading.Barrier(8, timeout=PATIENCE_S)
 
     def read(path: str) -> bytes:
         number = int(path)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import run_ranks
 import torch
+from patience import PATIENCE_S
 from run_ranks import SCENARIOS
 from steps import assert_same_gradients
 
@@ -21,7 +22,9 @@ def by_two(
     """What the first of two processes found in every scenario."""
     out = tmp_path_factory.mktemp("ranks") / "found.pt"
     command = [sys.executable, run_ranks.__file__, tiny_student, naflex_student, out]
-    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert ran.returncode == 0, ran.stderr
     return torch.load(out, weights_only=False)
 
