@@ -103,6 +103,12 @@ def build(
     key_column: Annotated[str | None, typer.Option(help="Table column of keys.")] = None,
     lang_column: Annotated[str | None, typer.Option(help="Table column of languages.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Table column of labels.")] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a table's text, such as latin-1. Default: UTF-8, or UTF-16 by its mark."
+        ),
+    ] = None,
     prefix_keys: Annotated[
         bool,
         typer.Option(
@@ -213,13 +219,14 @@ def build(
     from .precompute.sources import TableColumns
     from .precompute.workers import BuildInterrupted
 
-    named = (image_column, caption_column, key_column, lang_column, label_column)
+    named = (image_column, caption_column, key_column, lang_column, label_column, encoding)
     columns = TableColumns(
         image=image_column,
         captions=tuple(caption_column) if caption_column else None,
         key=key_column,
         lang=lang_column,
         label=label_column,
+        encoding=encoding,
     )
     plan = PlanConfig(
         sources=tuple(sources),
