@@ -18,6 +18,7 @@ from .cli_options import (
     CorpusRoot,
     Device,
     given_location,
+    local_path_option,
     parse_roots,
     path_argument,
     path_option,
@@ -89,10 +90,11 @@ def build(
         typer.Option(help="Rows in one unit: what a crash can lose. Default 16384 / VIEWS."),
     ] = None,
     labels: Annotated[
-        Path | None, path_option(help="Class names for zero-shot prompts. Default: the corpus's.")
+        Path | None,
+        local_path_option(help="Class names for zero-shot prompts. Default: the corpus's."),
     ] = None,
     templates: Annotated[
-        Path | None, path_option(help="Prompt templates, one with {} a line; plans prompts.")
+        Path | None, local_path_option(help="Prompt templates, one with {} a line; plans prompts.")
     ] = None,
     image_column: Annotated[
         str | None, typer.Option(help="Table column of image paths or bytes.")
@@ -506,7 +508,8 @@ def main() -> None:
         message = _explain(error)
         if message is None or os.environ.get("SIGLIP2_CACHE_DEBUG") == "1":
             raise
-        say(f"error: {message}", err=True)
+        if message:  # else another process says it
+            say(f"error: {message}", err=True)
         sys.exit(1)
 
 
