@@ -18,7 +18,6 @@ from .cli_options import (
     CorpusRoot,
     Device,
     given_location,
-    local_path_option,
     parse_roots,
     path_argument,
     path_option,
@@ -90,11 +89,10 @@ def build(
         typer.Option(help="Rows in one unit: what a crash can lose. Default 16384 / VIEWS."),
     ] = None,
     labels: Annotated[
-        Path | None,
-        local_path_option(help="Class names for zero-shot prompts. Default: the corpus's."),
+        Path | None, path_option(help="Class names for zero-shot prompts. Default: the corpus's.")
     ] = None,
     templates: Annotated[
-        Path | None, local_path_option(help="Prompt templates, one with {} a line; plans prompts.")
+        Path | None, path_option(help="Prompt templates, one with {} a line; plans prompts.")
     ] = None,
     image_column: Annotated[
         str | None, typer.Option(help="Table column of image paths or bytes.")
@@ -105,12 +103,6 @@ def build(
     key_column: Annotated[str | None, typer.Option(help="Table column of keys.")] = None,
     lang_column: Annotated[str | None, typer.Option(help="Table column of languages.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Table column of labels.")] = None,
-    encoding: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a table's text, such as latin-1. Default: UTF-8, or UTF-16 by its mark."
-        ),
-    ] = None,
     prefix_keys: Annotated[
         bool,
         typer.Option(
@@ -221,14 +213,13 @@ def build(
     from .precompute.sources import TableColumns
     from .precompute.workers import BuildInterrupted
 
-    named = (image_column, caption_column, key_column, lang_column, label_column, encoding)
+    named = (image_column, caption_column, key_column, lang_column, label_column)
     columns = TableColumns(
         image=image_column,
         captions=tuple(caption_column) if caption_column else None,
         key=key_column,
         lang=lang_column,
         label=label_column,
-        encoding=encoding,
     )
     plan = PlanConfig(
         sources=tuple(sources),
@@ -508,8 +499,7 @@ def main() -> None:
         message = _explain(error)
         if message is None or os.environ.get("SIGLIP2_CACHE_DEBUG") == "1":
             raise
-        if message:  # else another process says it
-            say(f"error: {message}", err=True)
+        say(f"error: {message}", err=True)
         sys.exit(1)
 
 

@@ -11,8 +11,8 @@ from .cli_options import (
     CorpusRoot,
     TeacherName,
     View,
-    local_path,
     parse_roots,
+    path_argument,
     print_found,
     say,
 )
@@ -45,8 +45,7 @@ def index(
     from .store.index import build_index
     from .store.index_record import index_words, summary
     from .store.index_search import index_place
-    from .store.layout import other_modality
-    from .words import counted, format_seconds
+    from .words import format_seconds
 
     opened = open_cache(cache)
     place = index_place(opened, modality_of(among), teacher=teacher, view=view)
@@ -74,15 +73,12 @@ def index(
     done = (
         "it was there already" if built.was_there else f"{format_seconds(built.seconds)}{resumed}"
     )
-    record = built.record
-    measured = [f"{counted(record.recall.num_queries, record.modality)}"]
-    if record.cross is not None:
-        measured.append(counted(record.cross.recall.num_queries, other_modality(record.modality)))
+    recall = built.record.recall
     lines = [
         f"index      {found['file']}",
         f"kind       {built.record.kind}: {built.reason}",
         f"holds      {index_words(found)}",
-        f"measured   by {' and '.join(measured)} of the cache, against exact search",
+        f"measured   on {recall.num_queries:,} of its rows, against exact search",
         f"made       {done}",
     ]
     print_found(found, lines, as_json)
@@ -90,9 +86,7 @@ def index(
 
 def export(
     cache: CacheArgument,
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT", parser=local_path, help="Folder to be made.")
-    ],
+    out: Annotated[Path, path_argument("OUT", help="Folder to be made.")],
     format: Annotated[
         str,
         typer.Option(

@@ -1,6 +1,9 @@
-"""The planner and the resume at a billion samples.
+"""The planner and the resume at a billion samples, and what is done to a cache of many units.
 
     python benchmarks/bench_scale.py [--units 61036] [--samples 4000000] [--only PART] [--json] [--quick]
+
+``--only units`` is the last of these three alone; it writes 400,000 small files (2 GB of a disk) and takes
+some fifteen minutes on two cores that do nothing else.
 
 Resume: a small cache is enlarged by as many committed units of images and of texts (tests/kit/large_cache.py:
 records and catalog as a build writes them, empty files for shards). One image unit and one text unit are
@@ -10,6 +13,9 @@ times. Bounds: 10 s and 1 GB until the first unit is handed out.
 Planner: samples that a generator makes, with a caption each, are scanned, kept and frozen, in a process of
 its own for each number of samples; a real tar is scanned beside it. What a billion would take is
 extrapolated.
+
+Units: info, verify, an index, --retry-rejected and an append over whole caches of 15,000 and of 61,000 tiny
+units (scale_units.py): what grows faster than the units is named.
 """
 
 import argparse
@@ -29,6 +35,7 @@ from typing import Any
 
 from hardware import machine
 from make_checkpoint import make_checkpoint
+from scale_units import QUICK_SIZES, SIZES, units
 
 from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.freeze import Freezer
@@ -63,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--units", type=int, default=61_036, help="of images, and of texts")
     parser.add_argument("--samples", type=int, default=4_000_000, help="of the largest plan")
-    parser.add_argument("--only", choices=["resume", "planner"])
+    parser.add_argument("--only", choices=["resume", "planner", "units"])
     parser.add_argument("--folder", type=Path, help="where to put the data")
     parser.add_argument("--plan", nargs=2, type=int, metavar=("SAMPLES", "VIEWS"), help="one plan")
     parser.add_argument(
@@ -80,10 +87,13 @@ def main() -> None:
             return
         print(f"{machine('polars', 'pyarrow', 'numpy')}; load {os.getloadavg()[0]:.1f}")
         found: dict[str, Any] = {}
-        if args.only != "planner":
+        if args.only in (None, "resume"):
             found["resume"] = resume(folder / "resume", args.units)
-        if args.only != "resume":
+        if args.only in (None, "planner"):
             found["planner"] = planner(folder, args.samples)
+        if args.only in (None, "units"):
+            sizes = QUICK_SIZES if args.quick else SIZES
+            found["units"] = units(folder / "units", sizes, run_json)
     finally:
         shutil.rmtree(folder)
     if args.json:

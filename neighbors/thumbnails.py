@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +14,6 @@ from typing import Literal, TypeVar
 import polars as pl
 from PIL import Image
 
-from ..cores import num_cores
 from ..decoding.images import ImageRef
 from ..decoding.parquet_images import with_parquet_bytes
 from ..decoding.refs import image_refs
@@ -216,7 +216,7 @@ def _with_bytes(refs: Sequence[ImageRef]) -> Iterator[ImageRef]:
 
 def _in_threads(make: Callable[[_Task], _Done], tasks: Iterable[_Task]) -> Iterator[_Done]:
     """Yield what became of each task, in order, a few ahead; Pillow works without Python's lock."""
-    num_threads = min(_MAX_THREADS, num_cores())
+    num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
     waiting: deque[Future[_Done]] = deque()
     # Decoding silences Pillow's warnings in its own thread, yet Python keeps one list of filters for
     # all: threads that leave in another order than they came would restore each other's.

@@ -10,10 +10,9 @@ from ...errors import SourceError
 from ...store.ahead import map_ahead
 from ...store.locations import Location
 from .archives import is_tar
-from .base import Piece, Problem, Sample, Unused
+from .base import Piece, Problem, Sample
 from .caption_files import CaptionFile, read_caption_file
 from .captions import is_unicode
-from .image_files import IMAGE_ENDINGS, USUAL_ENDINGS, class_of, is_system_folder
 from .paths import (
     FolderEntry,
     ObjectEntry,
@@ -25,38 +24,12 @@ from .paths import (
     size_and_time,
 )
 
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
 CAPTION_ENDINGS = (".json", ".txt")
 """Of caption files; where an image has both, the first wins."""
 
-_MAX_SEEN = 3  # kinds of files that a folder without images names
-
 _UNREAD_TAR = "an archive in a folder of images is not read; name it as a source of its own"
-
-_SYSTEM_FOLDERS = "folders of storage systems (thumbnails, waste baskets), passed by"
-_NAME_FOLDER = "name such a folder as a source of its own to take its images"
-_CONVERT = "if they are images, convert them to JPEG, PNG or WebP"
-_GIVE_ENDING = "if they are images, give them an ending such as .jpg"
-
-_NO_IMAGES = {
-    *(
-        ".md",
-        ".rst",
-        ".html",
-        ".htm",
-        ".css",
-        ".js",
-        ".py",
-        ".ipynb",
-        ".sh",
-        ".yaml",
-        ".yml",
-        ".toml",
-    ),
-    *(".cfg", ".ini", ".log", ".db", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow"),
-}
-"""Of files that stand beside images and are surely none: not worth a note."""
-
-_NO_IMAGE_NAMES = {"license", "readme", "makefile", "dockerfile", "icon\r"}
 
 _FolderId = tuple[int, int]  # device, inode
 
@@ -69,9 +42,6 @@ class _Image:
     """Relative to the root."""
 
     caption_file: str | None
-    label: str | None = None
-    """Class that its folder names."""
-
     listed: Mapping[str, SizeAndTime] = field(default_factory=dict[str, SizeAndTime])
     """What the listing of an object store said of both files."""
 
@@ -85,9 +55,6 @@ class _Listing:
     captions: dict[str, str] = field(default_factory=dict[str, str])
     """File name by stem with lower-case ending: ``dog.txt`` of ``dog.TXT``."""
     problems: list[Problem] = field(default_factory=list[Problem])
-    unused: dict[tuple[str, str], Unused] = field(default_factory=dict[tuple[str, str], Unused])
-    """By what they are and what takes them."""
-
     facts: dict[str, SizeAndTime] = field(default_factory=dict[str, SizeAndTime])
     """Sizes and times by name, of objects: a file is asked when its turn comes."""
 
@@ -135,12 +102,9 @@ class FolderSource:
             SourceError: the folder cannot be read, or there is no image below it.
         """
         num_images = num_tars = 0
-        seen: list[str] = []
         for entry, beside in self._described():
             if isinstance(entry, Problem):
                 num_tars += entry.reason == _UNREAD_TAR
-                if isinstance(entry, Unused) and len(seen) < _MAX_SEEN:
-                    seen.append(f"{entry.count:,} {entry.reason}")
                 yield entry
             else:
                 num_images += 1
@@ -150,8 +114,8 @@ class FolderSource:
                 f", or name its {num_tars:,} archives: '{self.root}/**/*.tar'" if num_tars else ""
             )
             raise SourceError(
-                f"{self.root} holds no images; expected files ending in {', '.join(USUAL_ENDINGS)}"
-                f"{tars}{'; seen: ' if seen else ''}{', '.join(seen)}"
+                f"{self.root} holds no images; expected files ending in {', '.join(IMAGE_ENDINGS)}"
+                f"{tars}"
             )
 
     def _described(self) -> Iterator[tuple[_Image | Problem, CaptionFile]]:
@@ -183,7 +147,7 @@ class FolderSource:
             key=key,
             path=image,
             captions=beside.captions,
-            label=beside.label or entry.label,
+            label=beside.label or (image.split("/")[0] if "/" in image else None),
             num_bytes=num_bytes,
             mtime_ns=mtime_ns,
             place=place,
@@ -193,7 +157,6 @@ class FolderSource:
     def _walk(self) -> Iterator[_Image | Problem]:
         """Every image with its caption file, one folder's listing in memory at a time."""
         pending: list[tuple[str, tuple[_FolderId, ...]]] = [("", ())]  # below root, folders above
-        top_folders: list[str] = []
         while pending:
             folder, above = pending.pop()
             path = f"{self.root}/{folder}" if folder else str(self.root)
@@ -211,14 +174,10 @@ class FolderSource:
                 yield Problem(place=printable(path), reason=reason)
                 continue
             yield from listing.problems
-            yield from sorted(listing.unused.values(), key=lambda each: each.reason)
             prefix = f"{folder}/" if folder else ""
-            top_folders = top_folders if folder else listing.folders
             for image in listing.images:
                 beside = _caption_file(prefix, image, listing.captions)
-                facts = _facts_of_pair(listing, prefix, image, beside)
-                label = class_of(prefix + image, top_folders)
-                yield _Image(prefix + image, beside, label, facts)
+                yield _Image(prefix + image, beside, _facts_of_pair(listing, prefix, image, beside))
             below = above if folder_id is None else (*above, folder_id)
             pending.extend((prefix + name, below) for name in reversed(listing.folders))
 
@@ -243,9 +202,7 @@ def _list_folder(path: str) -> _Listing:
     listing = _Listing()
     with scan_folder(path) as entries:
         for entry in entries:
-            if is_system_folder(entry.name) and _kind_of(entry) == "folder":
-                _count_unused(listing, entry, _SYSTEM_FOLDERS, _NAME_FOLDER)
-            elif not entry.name.startswith("."):
+            if not entry.name.startswith("."):
                 _sort_in(entry, listing)
     listing.images.sort()
     listing.folders.sort()
@@ -254,7 +211,7 @@ def _list_folder(path: str) -> _Listing:
 
 
 def _sort_in(entry: FolderEntry, listing: _Listing) -> None:
-    """Put one name where it belongs; files that are neither image nor caption are counted by ending."""
+    """Put one name where it belongs; names that are neither image nor caption are passed by."""
     stem, ending = os.path.splitext(entry.name)
     ending = ending.lower()
     if isinstance(entry, ObjectEntry) and ending in (*IMAGE_ENDINGS, *CAPTION_ENDINGS):
@@ -274,19 +231,6 @@ def _sort_in(entry: FolderEntry, listing: _Listing) -> None:
         # A dead link may be a whole folder of images on a disk that is not there.
         reason = "a link that leads nowhere" if kind == "dead link" else "not a regular file"
         listing.problems.append(Problem(place=printable(entry.path), reason=reason))
-    elif kind == "file" and ending not in _NO_IMAGES and entry.name.lower() not in _NO_IMAGE_NAMES:
-        what = f"files ending in {printable(ending)}" if ending else "files without an ending"
-        remedy = _CONVERT if ending else _GIVE_ENDING
-        _count_unused(listing, entry, f"{what}, not read as images", remedy)
-
-
-def _count_unused(listing: _Listing, entry: FolderEntry, what: str, remedy: str) -> None:
-    """Add one to those of a kind; the first by name stands for all."""
-    place = printable(entry.path)
-    found = listing.unused.get((what, remedy))
-    count, first = (found.count, min(found.place, place)) if found is not None else (0, place)
-    unused = Unused(place=first, reason=what, count=count + 1, remedy=remedy)
-    listing.unused[what, remedy] = unused
 
 
 def _kind_of(entry: FolderEntry) -> Literal["folder", "file", "dead link", "device"]:

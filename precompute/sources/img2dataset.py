@@ -19,7 +19,7 @@ from .caption_files import read_bytes
 from .captions import is_unicode
 from .described import DESCRIBING, SECOND_IMAGE, describe_image
 from .downloads import RecordedFolder, ShardRecords
-from .image_files import IMAGE_ENDINGS
+from .folder import IMAGE_ENDINGS
 from .paths import (
     SizeAndTime,
     facts_of,

@@ -30,7 +30,7 @@ from .archives import refuse_compressed
 from .base import Problem, Sample
 from .caption_files import MAX_TEXT_BYTES
 from .described import DESCRIBING, SECOND_IMAGE, describe_image
-from .image_files import IMAGE_ENDINGS, USUAL_ENDINGS
+from .folder import IMAGE_ENDINGS
 from .paths import printable, size_and_time
 from .tally import Tally
 from .tar import TarFault, TarKind, TarMember, printable_name, walk_tar
@@ -40,8 +40,8 @@ _ROLES = (*_IMAGES, *(ending.encode() for ending in DESCRIBING))
 _ROLE_OF = {ending: role for role, ending in enumerate(_ROLES)}
 """Number of an ending; those of images come first, the preferred ones before the others."""
 
-_META = re.compile(rb"__[^/]*__(?:/|$)|(?:.*/)?(?:\._|__MACOSX/|@eaDir/)")
-"""Names that WebDataset keeps for facts about the archive; what macOS and NAS systems add to files."""
+_META = re.compile(rb"__[^/]*__(?:/|$)")
+"""Names that WebDataset keeps for facts about the archive."""
 
 _DOTTED_IMAGE = (
     "an image with a dot in its name before the ending, where WebDataset ends the key: not used; "
@@ -292,7 +292,7 @@ class _Archive:
     def _describe_lack(self) -> str:
         num_members = len(self._index) + self._index.num_others
         return (
-            f"no image among its {num_members:,} members; expected KEY{', KEY'.join(USUAL_ENDINGS)}"
+            f"no image among its {num_members:,} members; expected KEY{', KEY'.join(IMAGE_ENDINGS)}"
         )
 
     def _refuse_compressed(self) -> None:

@@ -12,7 +12,7 @@ from ...store.locations import Location, relative_to
 from .archives import is_compressed_tar, is_tar, refuse_compressed, unpacked_name
 from .base import Piece, Problem, Sample
 from .downloads import RecordedFolder, ShardRecords
-from .image_files import IMAGE_ENDINGS, is_system_folder
+from .folder import IMAGE_ENDINGS
 from .img2dataset import holds_cache_or_nothing, unread_folders
 from .paths import is_folder, is_there, may_be_read, scan_folder, sizes_and_times
 from .patterns import root_of
@@ -95,7 +95,7 @@ def find_webdataset(folder: Location) -> WebDatasetSource | None:
         with scan_folder(str(folder)) as entries:
             for entry in entries:
                 name = entry.name.lower()
-                if name.startswith(".") or is_system_folder(name):
+                if name.startswith("."):
                     continue
                 if name.endswith(IMAGE_ENDINGS):
                     return None

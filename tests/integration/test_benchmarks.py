@@ -113,6 +113,7 @@ def test_planner_and_resume_are_measured_at_scale() -> None:
         10_000,
     ]
     assert found["planner"]["tar_samples_per_s"] > 0
+    assert list(found["units"]["is_linear"]) == ["info", "verify", "index", "retry", "append"]
 
 
 @pytest.mark.slow

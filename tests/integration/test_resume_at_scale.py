@@ -82,11 +82,12 @@ def tree_of_commits(root: Path) -> set[str]:
 
 def test_a_record_takes_so_little_memory_that_a_billion_samples_fit(large: Path) -> None:
     files = LocalFiles(large / "cache")
-    [teacher] = open_cache(files.root).teachers
+    cache = open_cache(files.root)
+    [teacher], rows = cache.teachers, cache.shard_rows
     tracemalloc.start()
-    commits = read_commits(files, teacher)
+    commits = read_commits(files, teacher, shard_rows=rows)
     held, _ = tracemalloc.get_traced_memory()
-    again = read_commits(files, teacher, known=commits)
+    again = read_commits(files, teacher, shard_rows=rows, known=commits)
     both, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     num_records = len(commits.units)
@@ -100,14 +101,16 @@ def test_rejected_rows_of_many_units_share_their_reasons(large: Path, tmp_path: 
     commits = next((large / "cache" / "teachers").glob("*/commits"))
     folder = tmp_path / "teachers" / "t" / "commits"
     folder.mkdir(parents=True)
-    for name in ("image-00000.json", "image-00001.json"):
+    for first_row, name in ((0, "image-00000.json"), (SHARD_ROWS, "image-00001.json")):
         fields = decode_record((commits / name).read_bytes(), where=name)
         del fields["format_version"]
-        fields["rejected"] = [{"row": row, "reason": "truncated image"} for row in (1, 2)]
+        rows = (first_row + 1, first_row + 2)
+        fields["rejected"] = [{"row": row, "reason": "truncated image"} for row in rows]
         (folder / name).write_bytes(encode_record(fields))
-    first, second = read_commits(LocalFiles(tmp_path), "t").units.values()
-    assert first.rejected == second.rejected == {1: "truncated image", 2: "truncated image"}
-    assert first.rejected[1] is second.rejected[2]
+    first, second = read_commits(LocalFiles(tmp_path), "t", shard_rows=SHARD_ROWS).units.values()
+    assert [*first.rejected, *second.rejected] == [1, 2, SHARD_ROWS + 1, SHARD_ROWS + 2]
+    assert first.rejected[1] == "truncated image"
+    assert first.rejected[1] is second.rejected[SHARD_ROWS + 2]
     assert first.provenance is second.provenance
 
 
