@@ -103,6 +103,14 @@ def build(
     key_column: Annotated[str | None, typer.Option(help="Table column of keys.")] = None,
     lang_column: Annotated[str | None, typer.Option(help="Table column of languages.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Table column of labels.")] = None,
+    caption_ending: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ending of the files, or members of tars, beside images that hold captions: .txt, .cap, "
+            "syn.json; repeatable, all that are given. Default: the first of .json, .txt, .caption, .cap, "
+            ".text, .caption.txt, .jpg.txt that has any."
+        ),
+    ] = None,
     prefix_keys: Annotated[
         bool,
         typer.Option(
@@ -231,6 +239,7 @@ def build(
         labels=labels,
         templates=templates,
         corpus_roots=parse_roots(corpus_root),
+        caption_endings=tuple(caption_ending) if caption_ending else None,
         prefix_keys=prefix_keys,
         changed=cast(Literal["refuse", "skip"], changed),  # the config refuses other words
     )

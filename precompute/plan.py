@@ -23,8 +23,11 @@ from .parts import Findings, Sink
 from .prompts import Label, Prompt, make_prompts, read_labels, read_templates
 from .scan import Scanner
 from .sources import Source, TableColumns, open_source
+from .sources.caption_choice import SETTING as ENDINGS
+from .sources.caption_choice import parse_endings
 from .sources.patterns import is_pattern, is_there
-from .sources.prefixed import SETTING, PrefixedSource
+from .sources.prefixed import SETTING as PREFIXED
+from .sources.prefixed import PrefixedSource
 from .spool import Scratch
 
 _DEFAULT_UNIT_VIEWS = 16_384
@@ -54,7 +57,11 @@ class PlanConfig:
     """Each a path or URL, or NAME=PATH; the name is the namespace before its keys."""
 
     columns: TableColumns | None = None
-    """Column names of tables, where the usual names do not fit."""
+    """Column names of tables, and of .json files beside images, where the usual names do not fit."""
+
+    caption_endings: tuple[str, ...] | None = None
+    """Endings of the files, or members of tars, beside images that hold captions, where those that are
+    taken by themselves do not fit: all of these and no others."""
 
     shard_rows: int | None = None
     """Rows of a unit. Default: 16,384 divided by the views, down to a power of two."""
@@ -174,7 +181,7 @@ def make_plan(
             sink=sink,
             scratch=space,
             skips_changed=config.changed == "skip",
-            has_prefixes=all(SETTING in source.settings for _, source in sources),
+            has_prefixes=all(PREFIXED in source.settings for _, source in sources),
         )
         try:
             with helping():
@@ -322,9 +329,9 @@ def name_sources(config: PlanConfig, cache: Cache | None) -> list[tuple[str, Sou
                 "which gives its images other keys; put back what is gone or take away what has come "
                 f"({_TELLTALES}), or build a new cache"
             )
-        columns = config.columns or (_recorded_columns(record) if record else None)
-        if columns is not None:
-            source = open_source(source.location, columns=columns)
+        columns, endings = _choices(config, record)
+        if columns is not None or endings is not None:
+            source = open_source(source.location, columns=columns, caption_endings=endings)
         source = _with_prefixes(source, config, record)
         name = record.name if record else asked
         if asked is not None and name != asked:
@@ -339,6 +346,7 @@ def name_sources(config: PlanConfig, cache: Cache | None) -> list[tuple[str, Sou
             named_by = source.root if is_pattern(source.location) else source.location
             name = "" if is_only else named_by.stem or str(named_by).strip("/").rpartition("/")[2]
         named.append((name, source))
+    _refuse_unused_endings(config, named)
     _refuse_shared_names(named, {record.name: where for where, record in known.items()})
     return named
 
@@ -354,7 +362,7 @@ def _with_prefixes(source: Source, config: PlanConfig, record: SourceRecord | No
     Raises:
         SettingError: it was asked, and the source was planned without.
     """
-    is_prefixed = config.prefix_keys if record is None else bool(record.settings.get(SETTING))
+    is_prefixed = config.prefix_keys if record is None else bool(record.settings.get(PREFIXED))
     if config.prefix_keys and not is_prefixed:
         raise SettingError(
             f"the keys of {source.location} were recorded without their files' names; leave out "
@@ -363,12 +371,26 @@ def _with_prefixes(source: Source, config: PlanConfig, record: SourceRecord | No
     return PrefixedSource(source) if is_prefixed else source
 
 
-def _recorded_columns(record: SourceRecord) -> TableColumns | None:
-    """Return the columns that a table was planned with, where the user named some."""
-    named: dict[str, Any] = {n: value for n, value in record.settings.items() if n != SETTING}
+def _choices(
+    config: PlanConfig, record: SourceRecord | None
+) -> tuple[TableColumns | None, tuple[str, ...] | None]:
+    """Return columns and endings of captions: what is asked, else what the source was planned with."""
+    named: dict[str, Any] = dict(record.settings) if record else {}
+    named.pop(PREFIXED, None)
+    recorded = named.pop(ENDINGS, None)
+    asked = None if config.caption_endings is None else parse_endings(config.caption_endings)
+    endings = asked or (None if recorded is None else tuple(recorded))
     if "captions" in named:
         named["captions"] = tuple(named["captions"])
-    return TableColumns(**named) if named else None
+    return config.columns or (TableColumns(**named) if named else None), endings
+
+
+def _refuse_unused_endings(config: PlanConfig, named: Sequence[tuple[str, Source]]) -> None:
+    if config.caption_endings and not any(ENDINGS in source.settings for _, source in named):
+        raise SettingError(
+            f"--caption-ending {config.caption_endings[0]} is for folders of images and for tars, and "
+            f"{named[0][1].location} is neither; leave it out, or choose columns with --caption-column"
+        )
 
 
 def files_root(cache: Cache | None) -> str:

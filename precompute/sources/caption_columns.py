@@ -85,6 +85,13 @@ def caption_columns(names: Sequence[str]) -> tuple[CaptionColumn, ...]:
     return found
 
 
+def is_fallback(name: str) -> bool:
+    """Say whether a name means captions only where there is no better, in whatever language."""
+    parts = split_language(name.strip())
+    bases = [base for usual in FALLBACK_CAPTION_NAMES for base in usual]
+    return _is_one_of(name, bases) or (parts is not None and _is_one_of(parts[0], bases))
+
+
 def unused_caption_columns(names: Sequence[str], used: Sequence[CaptionColumn]) -> tuple[str, ...]:
     """Return the names of columns that would be captions, were there no better ones."""
     taken = {column.name for column in used}

@@ -1,30 +1,21 @@
-"""The caption file beside an image: ``dog.json`` or ``dog.txt`` for ``dog.jpg``."""
+"""What a caption file beside an image holds: ``dog.json`` or ``dog.txt`` for ``dog.jpg``."""
 
 import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from .base import Caption, Problem
-from .caption_columns import CAPTION_NAMES
+from .base import Caption
+from .caption_columns import CAPTION_NAMES, is_fallback
 from .captions import caption_fields, clean_captions, clean_name, is_unicode
 from .columns import TableColumns, find_columns, show_names
-from .paths import printable, read_path
+from .paths import read_path
 from .rows import parse_json
 
 MAX_TEXT_BYTES = 1 << 24
 """Of a caption file, which is read whole."""
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-@dataclass(frozen=True, slots=True)
-class CaptionFile:
-    """What a caption file says, as far as it can be used."""
-
-    captions: tuple[Caption, ...] = ()
-    label: str | None = None
-    problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,36 +30,11 @@ class CaptionJson:
     entry: Mapping[str, object] = field(default_factory=dict[str, object])
     """The object that the text is; empty where it is another value."""
 
-    has_captions: bool = True
-    """False where it is an object without a place for captions."""
+    is_sure: bool = True
+    """False where its captions stand under names that mean captions only where there is nothing better."""
 
     is_foreign: bool = False
     """It is an object with a place for neither captions nor a label; the one reason says so."""
-
-
-def read_caption_file(path: str, key: str) -> CaptionFile:
-    """The captions and label in the file; whatever is wrong with it comes back as problems.
-
-    A ``.txt`` holds one caption a line. A ``.json`` holds a caption value (see captions.py), or an
-    object with the usual names of a table's columns: caption, captions, text, lang, label, ...
-    """
-    place = printable(path)
-    try:
-        text = decode_text(read_bytes(path))
-        if path.lower().endswith(".json"):
-            told = parse_caption_json(text)
-            captions, label = told.captions, told.label
-            problems = [Problem(place=place, reason=reason, key=key) for reason in told.reasons]
-        else:
-            label = None
-            captions, bad_lines = _from_lines(text)
-            problems = [
-                Problem(place=f"{place} line {number}", reason="not UTF-8", key=key)
-                for number in bad_lines
-            ]
-    except ValueError as error:
-        return CaptionFile(problems=(Problem(place=place, reason=str(error), key=key),))
-    return CaptionFile(captions, label, tuple(problems))
 
 
 def decode_text(data: bytes) -> str:
@@ -107,8 +73,8 @@ def read_bytes(path: str) -> bytes:
     return data
 
 
-def _from_lines(text: str) -> tuple[tuple[Caption, ...], list[int]]:
-    """The captions, and the numbers of the lines that are not UTF-8."""
+def caption_lines(text: str) -> tuple[tuple[Caption, ...], list[int]]:
+    """Return the captions of a text, one a line, and the numbers of the lines that are not UTF-8."""
     # Not splitlines(): it also splits at characters that stand inside captions, such as U+2028.
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     bad = [number for number, line in enumerate(lines, 1) if not is_unicode(line)]
@@ -116,8 +82,8 @@ def _from_lines(text: str) -> tuple[tuple[Caption, ...], list[int]]:
     return captions, bad
 
 
-def parse_caption_json(text: str) -> CaptionJson:
-    """What a JSON text says of its image.
+def parse_caption_json(text: str, columns: TableColumns) -> CaptionJson:
+    """What a JSON text says of its image, under the usual names or those that the user told.
 
     Raises:
         ValueError: it is not JSON; the message is a reason.
@@ -129,17 +95,17 @@ def parse_caption_json(text: str) -> CaptionJson:
         captions, reasons = clean_captions([(value, None)])
         return CaptionJson(captions, reasons=tuple(reasons))
     entry = cast(dict[str, object], value)
-    found = find_columns(tuple(entry), TableColumns())
+    found = find_columns(tuple(entry), columns)
     if not found.captions and found.label is None:
         # {"de": "ein Hund", "en": "a dog"}: a caption value in itself, or something else entirely
         captions, reasons = clean_captions([(entry, None)])
         if reasons:
+            expected = ", ".join(CAPTION_NAMES if columns.captions is None else columns.captions)
             reasons = [
                 f"no caption among {show_names(list(entry))}; "
-                f"expected {', '.join(CAPTION_NAMES)}, a label, or language codes"
+                f"expected {expected}, a label, or language codes"
             ]
-        is_foreign = bool(reasons)
-        return CaptionJson(captions, None, tuple(reasons), entry, not is_foreign, is_foreign)
+        return CaptionJson(captions, None, tuple(reasons), entry, is_foreign=bool(reasons))
     captions, reasons = clean_captions(
         caption_fields(entry, found.captions),
         entry[found.lang] if found.lang is not None else None,
@@ -150,4 +116,5 @@ def parse_caption_json(text: str) -> CaptionJson:
             label = clean_name(entry[found.label], "the label")
         except ValueError as error:
             reasons = [str(error), *reasons]
-    return CaptionJson(captions, label, tuple(reasons), entry, bool(found.captions))
+    is_sure = columns.captions is not None or not all(is_fallback(c.name) for c in found.captions)
+    return CaptionJson(captions, label, tuple(reasons), entry, is_sure=is_sure)

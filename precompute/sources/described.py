@@ -1,23 +1,33 @@
-"""What stands beside an image of a WebDataset sample and says what it shows: .json, .txt, .cls.
-
-The same three stand beside the images of img2dataset's format "files".
-"""
+"""What stands beside an image, in a folder or in a sample of a tar, and says what it shows."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .base import Caption
-from .caption_files import CaptionJson, decode_text, parse_caption_json
+from .caption_choice import CaptionChoice
+from .caption_files import CaptionJson, caption_lines, decode_text, parse_caption_json
 from .captions import clean_captions, clean_name, is_unicode
 
-DESCRIBING = ("json", "txt", "cls")
-"""Endings of what describes an image. A .txt is one caption, whole; a .json wins over it."""
+LABEL_ENDING = "cls"
+"""Ending of what holds the class of an image."""
 
 SECOND_IMAGE = "a second image of its sample, not used"
 """Reason of the problem that each image of a sample is but for the one that is taken."""
 
-_NO_JSON = CaptionJson(has_captions=False)
 _SHA256_DIGITS = 64
+
+Texts = Mapping[str, Callable[[], bytes]]
+"""By ending, in the order in which they are tried; each gives the bytes or raises ValueError, a reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with a text."""
+
+    ending: str
+    reason: str
+    line: int | None = None
+    """Where the reason is that of a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,39 +39,89 @@ class Description:
     source_sha256: bytes | None = None
     """As in Sample: img2dataset writes the sum of the download, which it then encoded anew."""
 
-    reasons: tuple[tuple[str, str], ...] = ()
-    """What is wrong: the ending it is wrong with, and why."""
+    faults: tuple[Fault, ...] = ()
 
 
-def describe_image(texts: Mapping[str, Callable[[], bytes]]) -> Description:
-    """Return what is said of an image; what cannot be used is among the reasons.
+def describe_image(texts: Texts, choice: CaptionChoice, *, by_lines: bool = False) -> Description:
+    """Return what is said of an image; what cannot be used is among the faults.
+
+    Where nobody told the endings, the captions of a .json win, then those of the first text that has any,
+    then what a .json has under names that mean captions only where there is nothing better (a title).
 
     Args:
-        texts: by ending, of DESCRIBING; each reads the bytes, or raises ValueError with a reason.
+        texts: those that there are.
+        choice: which names of a .json are captions, and whether all endings are.
+        by_lines: a text holds a caption a line, not one that is whole.
     """
-    told = _read_json(texts["json"]) if "json" in texts else _NO_JSON
-    captions, label, reasons = told.captions, told.label, list[tuple[str, str]]()
-    if not (told.is_foreign and len(texts) > 1):  # facts of another kind, beside a text of ours
-        reasons += [("json", reason) for reason in told.reasons]
-    if "txt" in texts and not told.has_captions:
-        try:
-            captions, unusable = clean_captions([(_whole_text(texts["txt"]()), None)])
-            reasons += [("txt", reason) for reason in unusable]
-        except ValueError as error:
-            reasons.append(("txt", str(error)))
-    if "cls" in texts:
-        try:
-            label = clean_name(_whole_text(texts["cls"]()), "the label") or label
-        except ValueError as error:
-            reasons.append(("cls", str(error)))
-    return Description(captions, label, _source_sha256(told), tuple(reasons))
+    return _Reading(texts, choice, by_lines).run()
 
 
-def _read_json(read: Callable[[], bytes]) -> CaptionJson:
-    try:
-        return parse_caption_json(decode_text(read()))
-    except ValueError as error:
-        return CaptionJson(reasons=(str(error),))
+class _Reading:
+    """The texts of one image, each read at most once and only where it is needed."""
+
+    def __init__(self, texts: Texts, choice: CaptionChoice, by_lines: bool) -> None:
+        self._texts, self._choice, self._by_lines = texts, choice, by_lines
+        self._faults: list[Fault] = []
+
+    def run(self) -> Description:
+        jsons = {ending: self._json(ending) for ending in self._texts if _is_json(ending)}
+        plain = [e for e in self._texts if e not in jsons and e != LABEL_ENDING]
+        captions: tuple[Caption, ...] = ()
+        if self._choice.told is not None:
+            found = [
+                jsons[e].captions if e in jsons else self._text(e)
+                for e in self._texts
+                if e != LABEL_ENDING
+            ]
+            captions = tuple(dict.fromkeys(caption for each in found for caption in each))
+        else:
+            captions = next((j.captions for j in jsons.values() if j.captions and j.is_sure), ())
+            captions = captions or next(filter(None, map(self._text, plain)), ())
+            captions = captions or next((j.captions for j in jsons.values() if j.captions), ())
+        label = next((told.label for told in jsons.values() if told.label is not None), None)
+        if LABEL_ENDING in self._texts:
+            label = self._label() or label
+        sums = (_source_sha256(told) for told in jsons.values())
+        sha256 = next((each for each in sums if each is not None), None)
+        return Description(captions, label, sha256, tuple(self._faults))
+
+    def _json(self, ending: str) -> CaptionJson:
+        try:
+            text = decode_text(self._texts[ending]())
+            told = parse_caption_json(text, self._choice.columns)
+        except ValueError as error:
+            self._faults.append(Fault(ending, str(error)))
+            return CaptionJson()
+        if not (
+            told.is_foreign and len(self._texts) > 1
+        ):  # facts of another kind, beside a text of ours
+            self._faults += [Fault(ending, reason) for reason in told.reasons]
+        return told
+
+    def _text(self, ending: str) -> tuple[Caption, ...]:
+        try:
+            data = self._texts[ending]()
+            if self._by_lines:
+                captions, bad_lines = caption_lines(decode_text(data))
+                self._faults += [Fault(ending, "not UTF-8", number) for number in bad_lines]
+            else:
+                captions, reasons = clean_captions([(_whole_text(data), None)])
+                self._faults += [Fault(ending, reason) for reason in reasons]
+        except ValueError as error:
+            self._faults.append(Fault(ending, str(error)))
+            return ()
+        return captions
+
+    def _label(self) -> str | None:
+        try:
+            return clean_name(_whole_text(self._texts[LABEL_ENDING]()), "the label")
+        except ValueError as error:
+            self._faults.append(Fault(LABEL_ENDING, str(error)))
+            return None
+
+
+def _is_json(ending: str) -> bool:
+    return ending == "json" or ending.endswith(".json")
 
 
 def _whole_text(data: bytes) -> str:

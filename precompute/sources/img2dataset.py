@@ -15,11 +15,12 @@ from ...errors import SourceError
 from ...store.layout import CACHE_RECORD, CATALOG
 from ...store.locations import Location
 from .base import Piece, Problem, Sample
+from .caption_choice import CaptionChoice
 from .caption_files import read_bytes
 from .captions import is_unicode
-from .described import DESCRIBING, SECOND_IMAGE, describe_image
+from .described import LABEL_ENDING, SECOND_IMAGE, describe_image
 from .downloads import RecordedFolder, ShardRecords
-from .folder import IMAGE_ENDINGS
+from .image_files import IMAGE_ENDINGS
 from .paths import (
     SizeAndTime,
     facts_of,
@@ -31,6 +32,9 @@ from .paths import (
     size_and_time,
 )
 from .tally import Tally
+
+_TEXTS = ("json", "txt", LABEL_ENDING)
+"""What img2dataset writes beside an image, and what others add."""
 
 _SHARD_FOLDER = re.compile(r"\d+")  # as many digits as img2dataset is told, 5 if not
 
@@ -104,7 +108,7 @@ class Img2datasetFiles:
         folder = f"{self.root}/{shard}"
         files = {os.path.splitext(name)[1].lower(): f"{folder}/{name}" for name in names}
         image = next((files[ending] for ending in IMAGE_ENDINGS if ending in files), None)
-        texts = {ending: files[f".{ending}"] for ending in DESCRIBING if f".{ending}" in files}
+        texts = {ending: files[f".{ending}"] for ending in _TEXTS if f".{ending}" in files}
         if image is None and not texts:
             return
         place = printable(image or next(iter(texts.values())))
@@ -116,7 +120,8 @@ class Img2datasetFiles:
             reason = "there is no image to it"
             yield from tally.add(reason, Problem(place=place, reason=reason, key=key))
             return
-        told = describe_image({ending: partial(read_bytes, path) for ending, path in texts.items()})
+        reads = {ending: partial(read_bytes, path) for ending, path in texts.items()}
+        told = describe_image(reads, CaptionChoice())
         num_bytes, mtime_ns = names[os.path.basename(image)] or size_and_time(image)
         yield Sample(
             key=key,
@@ -131,9 +136,9 @@ class Img2datasetFiles:
         for other, reason in _second_files(list(names), {image, *texts.values()}, folder):
             problem = Problem(place=printable(other), reason=reason, key=key)
             yield from tally.add(reason, problem)
-        for ending, reason in told.reasons:
-            problem = Problem(place=printable(texts[ending]), reason=reason, key=key)
-            yield from tally.add(f"its .{ending} is no use, or part of it", problem)
+        for fault in told.faults:
+            problem = Problem(place=printable(texts[fault.ending]), reason=fault.reason, key=key)
+            yield from tally.add(f"its .{fault.ending} is no use, or part of it", problem)
 
 
 def _second_files(

@@ -7,6 +7,7 @@ from ...store.locations import Location, kind_of, parse_location
 from .archives import is_tar
 from .arrow import find_saved_dataset
 from .base import Source
+from .caption_choice import CaptionChoice
 from .columns import TableColumns
 from .folder import FolderSource
 from .img2dataset import find_img2dataset_files
@@ -17,55 +18,69 @@ from .table import TableSource
 from .webdataset import find_webdataset, make_webdataset
 
 
-def open_source(location: str | Location, *, columns: TableColumns | None = None) -> Source:
+def open_source(
+    location: str | Location,
+    *,
+    columns: TableColumns | None = None,
+    caption_endings: tuple[str, ...] | None = None,
+) -> Source:
     """The source at a location: its kind is told by what lies there. No image is read yet.
 
     Args:
         location: path or URL of a folder or a file, or a pattern of files (patterns.py); ``~`` is the
             home folder.
-        columns: columns of a table, where their names are not the usual ones.
+        columns: columns of a table, where their names are not the usual ones; those of captions, languages
+            and labels are also names in the .json files beside images.
+        caption_endings: endings of what holds captions beside images, of parse_endings; None: the usual.
 
     Raises:
         SourceError: there is nothing, or nothing of a kind that can be read.
-        SettingError: columns were given for something that has none.
+        SettingError: columns of images or keys were given for something that has none.
     """
     if not str(location):
         raise SettingError("a source is named by an empty text; give a folder or a table of images")
     path = parse_location(location)
+    choice = CaptionChoice(told=caption_endings, columns=columns or TableColumns())
     try:
         kind = kind_of(path)
     except PermissionError as error:
         raise SourceError(f"{path} cannot be read ({error.strerror})") from error
     if kind == "folder":
-        return _open_folder(path, columns)
+        return _open_folder(path, columns, choice)
     if is_pattern(path):
-        return _open_files(path, expand(path), columns)
+        return _open_files(path, expand(path), columns, choice)
     if kind is None:
         raise SourceError(f"there is no {path}; expected {_accepted()}")
-    return _open_files(path, [path], columns)
+    return _open_files(path, [path], columns, choice)
 
 
-def _open_folder(path: Location, columns: TableColumns | None) -> Source:
+def _open_folder(path: Location, columns: TableColumns | None, choice: CaptionChoice) -> Source:
     packed = find_saved_dataset(path, columns or TableColumns()) or find_parquet(
         path, columns or TableColumns()
     )
     if packed is not None:
         return packed
-    if columns is not None:
+    _refuse_columns(columns, f"{path} is a folder without any")
+    webdataset = find_webdataset(path, choice)
+    files = None if webdataset is not None else find_img2dataset_files(path)
+    if files is not None and columns is not None:
         raise SettingError(
-            f"columns are for tables, and {path} is a folder without any; leave them out"
+            f"columns are for tables, and {path} was written by img2dataset, whose names are known; leave "
+            "them out"
         )
-    return find_webdataset(path) or find_img2dataset_files(path) or FolderSource(path)
+    return webdataset or files or FolderSource(path, choice)
 
 
 def _open_files(
-    location: Location, files: Sequence[Location], columns: TableColumns | None
+    location: Location,
+    files: Sequence[Location],
+    columns: TableColumns | None,
+    choice: CaptionChoice,
 ) -> Source:
     """The source of files of one kind."""
     if all(is_tar(file.name) for file in files):
-        if columns is not None:
-            raise SettingError(f"columns are for tables, and {location} is a tar; leave them out")
-        return make_webdataset(location, files)
+        _refuse_columns(columns, f"{location} is a tar")
+        return make_webdataset(location, files, choice=choice)
     endings = {file.suffix.lower() for file in files}
     if len(endings) > 1:
         raise SourceError(
@@ -84,6 +99,15 @@ def _open_files(
             )
         return TableSource(files[0], columns or TableColumns())
     raise SourceError(f"{location} is no corpus that can be read; expected {_accepted()}")
+
+
+def _refuse_columns(columns: TableColumns | None, what: str) -> None:
+    """Refuse columns that only a table can have; those of captions are also names in a .json."""
+    if columns is not None and (columns.image, columns.key) != (None, None):
+        raise SettingError(
+            f"columns are for tables, and {what}; of its .json files only the names of captions, languages "
+            "and labels can be told; leave the others out"
+        )
 
 
 def _accepted() -> str:

@@ -23,7 +23,7 @@ from .downloads import (
     source_sha256,
 )
 from .fields import read_fields
-from .folder import IMAGE_ENDINGS
+from .image_files import IMAGE_ENDINGS
 from .packed import PackedColumns, holds_images, image_file, packed_columns
 from .parquet_footers import FOOTERS, NullCounts
 from .parquet_rows import null_rows, open_parquet, row_group_rows

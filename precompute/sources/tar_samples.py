@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import re
 import stat
+import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -28,17 +29,16 @@ from ...store.locations import Location
 from ...store.read_ahead import ReadAhead
 from .archives import refuse_compressed
 from .base import Problem, Sample
+from .caption_choice import CaptionChoice
 from .caption_files import MAX_TEXT_BYTES
-from .described import DESCRIBING, SECOND_IMAGE, describe_image
-from .folder import IMAGE_ENDINGS
+from .described import LABEL_ENDING, SECOND_IMAGE, describe_image
+from .image_files import IMAGE_ENDINGS
 from .paths import printable, size_and_time
 from .tally import Tally
 from .tar import TarFault, TarKind, TarMember, printable_name, walk_tar
+from .unread_texts import HEAD_BYTES, UnreadTexts
 
 _IMAGES = tuple(ending[1:].encode() for ending in IMAGE_ENDINGS)
-_ROLES = (*_IMAGES, *(ending.encode() for ending in DESCRIBING))
-_ROLE_OF = {ending: role for role, ending in enumerate(_ROLES)}
-"""Number of an ending; those of images come first, the preferred ones before the others."""
 
 _META = re.compile(rb"__[^/]*__(?:/|$)")
 """Names that WebDataset keeps for facts about the archive."""
@@ -68,6 +68,9 @@ class _Index:
     sizes: "array[int]" = field(default_factory=lambda: array("q"))
     roles: bytearray = field(default_factory=bytearray)
     key_digests: bytearray = field(default_factory=bytearray)
+
+    has_variants: bool = False
+    """A key is written as macOS does, with accents of their own."""
 
     num_others: int = 0
     """Members that are passed by."""
@@ -99,7 +102,9 @@ class _Index:
         self.offsets.append(member.offset)
         self.sizes.append(member.size)
         self.roles.append(role)
-        self.key_digests += hashlib.blake2b(key, digest_size=_DIGEST_BYTES).digest()
+        composed = compose(key)
+        self.has_variants = self.has_variants or composed != key
+        self.key_digests += hashlib.blake2b(composed, digest_size=_DIGEST_BYTES).digest()
 
     def take_fault(self, fault: TarFault) -> None:
         """Take in why the archive ends, and of which sample members may be missing for it."""
@@ -123,6 +128,11 @@ class _Index:
             yield order[start:end].tolist()
 
 
+def compose(name: bytes) -> bytes:
+    """Return a name with its accents on their letters (NFC): what looks alike is alike."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name.decode()).encode()
+
+
 def split_key(name: bytes) -> tuple[bytes, bytes] | None:
     """Return key and ending (lower-case) of a member: split at the first dot behind the last slash.
 
@@ -136,26 +146,31 @@ def split_key(name: bytes) -> tuple[bytes, bytes] | None:
     return folder + slash + stem, ending.lower()
 
 
-def tar_samples(path: Location, relative: str) -> Iterator[Sample | Problem]:
+def tar_samples(
+    path: Location, relative: str, choice: CaptionChoice | None = None
+) -> Iterator[Sample | Problem]:
     """Yield the samples of an archive in the order of their first members, and what is wrong.
 
     Args:
         path: the archive.
         relative: the same as Sample.path has it.
+        choice: which members are captions.
 
     Raises:
         SourceError: it is compressed, or reading it fails (not: it is missing, or damaged).
     """
+    choice = choice or CaptionChoice()
     try:
         if isinstance(path, UPath):
             with ReadAhead(path) as file:
-                yield from _Archive(path, relative, cast(BinaryIO, file), keeps_texts=True).scan()
+                archive = _Archive(path, relative, cast(BinaryIO, file), choice, keeps_texts=True)
+                yield from archive.scan()
             return
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
             yield Problem(place=printable(str(path)), reason="not a regular file")
             return
         with path.open("rb", buffering=0) as file:
-            yield from _Archive(path, relative, file).scan()
+            yield from _Archive(path, relative, file, choice).scan()
     except FileNotFoundError:
         yield Problem(place=printable(str(path)), reason="no such file")
     except PermissionError as error:
@@ -168,9 +183,22 @@ class _Archive:
     """One archive that is being scanned."""
 
     def __init__(
-        self, path: Location, relative: str, file: BinaryIO, *, keeps_texts: bool = False
+        self,
+        path: Location,
+        relative: str,
+        file: BinaryIO,
+        choice: CaptionChoice,
+        *,
+        keeps_texts: bool = False,
     ) -> None:
-        self._path, self._relative, self._file = path, relative, file
+        self._path, self._relative, self._file, self._choice = path, relative, file, choice
+        texts = dict.fromkeys((*choice.endings, LABEL_ENDING))
+        self._texts_of = dict(
+            enumerate(texts, len(_IMAGES))
+        )  # ending by role, in the order of trying
+        # Number of an ending; those of images come first, the preferred ones before the others.
+        self._role_of = {ending: role for role, ending in enumerate(_IMAGES)}
+        self._role_of |= {ending.encode(): role for role, ending in self._texts_of.items()}
         self._place = printable(str(path))
         self._num_bytes, self._mtime_ns = size_and_time(str(path))
         self._tally = Tally(self._place)
@@ -178,16 +206,40 @@ class _Archive:
         self._texts: dict[int, bytes] = {}  # by member; kept while they are at hand
         self._kept_bytes = _KEPT_BYTES if keeps_texts else 0  # that may be kept still
         self._left_out: str | None = None  # key of the last sample, where it may lack members
+        self._unread = UnreadTexts("members")
 
     def scan(self) -> Iterator[Sample | Problem]:
         yield from self._build_index()
-        num_images = 0
-        for group in self._index.groups():
+        num_images = num_captioned = 0
+        for group in self._groups():
             for entry in self._sample(group):
-                num_images += isinstance(entry, Sample)
+                if isinstance(entry, Sample):
+                    num_images += 1
+                    num_captioned += bool(entry.captions)
                 yield entry
         yield from self._tally.rest()
+        if num_captioned * 2 < num_images:
+            yield from self._unread.notes()
         yield from self._closing_problems(num_images)
+
+    def _groups(self) -> Iterator[list[int]]:
+        """Yield the members of each sample: those whose keys are one text, however Unicode writes it.
+
+        Two images whose keys only Unicode tells apart are two samples, each with what is written as it is.
+        """
+        index = self._index
+        for group in index.groups():
+            by_key: dict[bytes, list[int]] = {}
+            if index.has_variants:
+                for i in group:
+                    by_key.setdefault(_key_of(index.name(i)), []).append(i)
+            with_image = [
+                k for k, ids in by_key.items() if any(index.roles[i] < len(_IMAGES) for i in ids)
+            ]
+            if len(with_image) > 1:
+                yield from by_key.values()
+            else:
+                yield group
 
     def _build_index(self) -> Iterator[Problem]:
         index = self._index
@@ -198,9 +250,10 @@ class _Archive:
                 return
             parts = split_key(member.name)
             index.last_key = parts[0] if parts else index.last_key
-            role = _ROLE_OF.get(parts[1]) if parts else None
+            role = self._role_of.get(parts[1]) if parts else None
             if parts is None or role is None:
                 index.num_others += member.kind != "folder"
+                self._note_unread(member, parts)
                 if parts is not None and parts[1].endswith(_DOTTED):
                     yield from self._tally.add(
                         _DOTTED_IMAGE, self._problem(member.name, _DOTTED_IMAGE)
@@ -215,6 +268,18 @@ class _Archive:
                 if role >= len(_IMAGES) and member.size <= min(_SMALL_TEXT, self._kept_bytes):
                     self._kept_bytes -= member.size
                     self._texts[len(index) - 1] = self._read_text(len(index) - 1)
+
+    def _note_unread(self, member: TarMember, parts: tuple[bytes, bytes] | None) -> None:
+        """Count a member that may be a text beside an image."""
+        is_text = parts is not None and _is_utf8(parts[1]) and not parts[1].endswith(_DOTTED)
+        if parts is None or member.kind != "file" or not is_text:
+            return
+
+        def read_head() -> bytes:
+            self._file.seek(member.offset)
+            return self._file.read(min(member.size, HEAD_BYTES))
+
+        self._unread.add(parts[1].decode(), self._place_of(member.name), read_head)
 
     def _sample(self, group: list[int]) -> Iterator[Sample | Problem]:
         index = self._index
@@ -240,10 +305,10 @@ class _Archive:
             yield from self._tally.add(SECOND_IMAGE, problem)
         texts = {
             ending: partial(self._read_text, members[r])
-            for r, ending in enumerate(DESCRIBING, len(_IMAGES))
-            if r in members
+            for r, ending in self._texts_of.items()
+            if r in members and self._choice.fits(ending, parts[1].decode())
         }
-        told = describe_image(texts)
+        told = describe_image(texts, self._choice)
         yield Sample(
             key=key,
             path=self._relative,
@@ -257,10 +322,10 @@ class _Archive:
             mtime_ns=self._mtime_ns,
             place=self._place_of(name),
         )
-        for ending, reason in told.reasons:
-            wrong = index.name(members[_ROLE_OF[ending.encode()]])
-            kind = f"its .{ending} is no use, or part of it"
-            yield from self._tally.add(kind, self._problem(wrong, reason, key))
+        for fault in told.faults:
+            wrong = index.name(members[self._role_of[fault.ending.encode()]])
+            kind = f"its .{fault.ending} is no use, or part of it"
+            yield from self._tally.add(kind, self._problem(wrong, fault.reason, key))
 
     def _read_text(self, i: int) -> bytes:
         if i in self._texts:
@@ -308,6 +373,12 @@ class _Archive:
 
 
 _DOTTED = tuple(b"." + ending for ending in _IMAGES)
+
+
+def _key_of(name: bytes) -> bytes:
+    parts = split_key(name)
+    assert parts is not None
+    return parts[0]
 
 
 def _is_utf8(name: bytes) -> bool:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,9 @@ from ...errors import SourceError
 from ...store.locations import Location, relative_to
 from .archives import is_compressed_tar, is_tar, refuse_compressed, unpacked_name
 from .base import Piece, Problem, Sample
+from .caption_choice import CaptionChoice
 from .downloads import RecordedFolder, ShardRecords
-from .folder import IMAGE_ENDINGS
+from .image_files import IMAGE_ENDINGS
 from .img2dataset import holds_cache_or_nothing, unread_folders
 from .paths import is_folder, is_there, may_be_read, scan_folder, sizes_and_times
 from .patterns import root_of
@@ -32,6 +33,8 @@ class WebDatasetSource:
     passed_folders: tuple[str, ...] = ()
     """Sub-folders of a folder of tars: nothing in them is read."""
 
+    choice: CaptionChoice = field(default_factory=CaptionChoice)
+
     @property
     def kind(self) -> str:
         return "webdataset"
@@ -42,8 +45,8 @@ class WebDatasetSource:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Nothing can be set."""
-        return {}
+        """Which members, and which names in a .json, the user told to be captions."""
+        return self.choice.to_settings()
 
     def fingerprint(self) -> str:
         """Changes with the name, size or time of any tar, and with what img2dataset left beside it."""
@@ -69,21 +72,23 @@ class WebDatasetSource:
             told = records.fingerprint() if records else "none"
             # A file that may not be read looks the same when it may: its size and time stay.
             state = f"{size_and_time} {may_be_read(str(path))} {told}"
-            yield Piece(relative, partial(_scan, path, relative, records), state)
+            yield Piece(relative, partial(_scan, path, relative, records, self.choice), state)
 
 
 def _scan(
-    path: Location, relative: str, records: ShardRecords | None
+    path: Location, relative: str, records: ShardRecords | None, choice: CaptionChoice
 ) -> Iterator[Sample | Problem]:
     if records is not None and records.unfinished is not None and is_there(str(path)):
         yield records.skipped(str(path))
         return
-    yield from tar_samples(path, relative)
+    yield from tar_samples(path, relative, choice)
     if records is not None:
         yield from records.problems()
 
 
-def find_webdataset(folder: Location) -> WebDatasetSource | None:
+def find_webdataset(
+    folder: Location, choice: CaptionChoice | None = None
+) -> WebDatasetSource | None:
     """Return the source that a folder is, where tars and no images lie at its top.
 
     Raises:
@@ -108,11 +113,14 @@ def find_webdataset(folder: Location) -> WebDatasetSource | None:
     if not tars:
         return None
     unread = tuple(n for n in sorted(folders) if not holds_cache_or_nothing(f"{folder}/{n}"))
-    return make_webdataset(folder, [folder / n for n in sorted(tars)], unread)
+    return make_webdataset(folder, [folder / n for n in sorted(tars)], unread, choice)
 
 
 def make_webdataset(
-    location: Location, files: Sequence[Location], passed_folders: tuple[str, ...] = ()
+    location: Location,
+    files: Sequence[Location],
+    passed_folders: tuple[str, ...] = (),
+    choice: CaptionChoice | None = None,
 ) -> WebDatasetSource:
     """Return the source of these tars.
 
@@ -124,4 +132,4 @@ def make_webdataset(
         if is_compressed_tar(file.name) and file.with_name(unpacked_name(file.name)) not in names:
             refuse_compressed(file)
     tars = tuple(file for file in files if not is_compressed_tar(file.name))
-    return WebDatasetSource(location, tars, passed_folders)
+    return WebDatasetSource(location, tars, passed_folders, choice or CaptionChoice())

@@ -134,9 +134,9 @@ def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tars that were walked, in order."""
     names: list[str] = []
 
-    def spy(path: Path, relative: str) -> Iterator[Any]:
+    def spy(path: Path, relative: str, *choice: Any) -> Iterator[Any]:
         names.append(relative)
-        return tar_samples.tar_samples(path, relative)
+        return tar_samples.tar_samples(path, relative, *choice)
 
     monkeypatch.setattr(webdataset, "tar_samples", spy)
     return names

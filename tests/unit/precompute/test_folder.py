@@ -104,13 +104,22 @@ def test_a_txt_holds_one_caption_a_line(tmp_path: Path) -> None:
     assert captions_of(tmp_path) == [(line, None) for line in lines]
 
 
-def test_json_wins_over_txt_even_when_it_is_malformed(tmp_path: Path) -> None:
+def test_json_wins_over_txt_where_it_has_a_caption(tmp_path: Path) -> None:
     put(tmp_path, "a.jpg")
     (tmp_path / "a.txt").write_text("from txt")
     (tmp_path / "a.json").write_text('"from json"')
     assert captions_of(tmp_path) == [("from json", None)]
+    for told in (
+        '{"caption": null, "url": "u"}',
+        '{"caption": ""}',
+        '{"width": 3}',
+        '{"title": "t"}',
+    ):
+        (tmp_path / "a.json").write_text(told)
+        assert captions_of(tmp_path) == [("from txt", None)]
+        assert problems_of(tmp_path) == []
     (tmp_path / "a.json").write_text("{")
-    assert captions_of(tmp_path) == []
+    assert captions_of(tmp_path) == [("from txt", None)]
     assert len(problems_of(tmp_path)) == 1
 
 

@@ -1,0 +1,59 @@
+"""Which files and members beside an image are its captions: by their usual endings, or as told."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import SettingError
+from .columns import TableColumns
+from .image_files import IMAGE_ENDINGS
+
+SETTING = "caption_endings"
+"""Name of the chosen endings among a source's settings."""
+
+_BEHIND_IMAGE = tuple(f"{ending[1:]}.txt" for ending in IMAGE_ENDINGS)
+CAPTION_ENDINGS = ("json", "txt", "caption", "cap", "text", "caption.txt", *_BEHIND_IMAGE)
+"""Endings behind the name of an image without its own: ``dog.json`` and ``dog.jpg.txt`` of ``dog.jpg``. The
+first that gives a caption is taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionChoice:
+    """What the user told of the captions beside images."""
+
+    told: tuple[str, ...] | None = None
+    """Endings as parse_endings returns them; all that there are give captions. None: CAPTION_ENDINGS."""
+
+    columns: TableColumns = field(default_factory=TableColumns)
+    """Names in a .json, and in the table of a folder (imagefolder.py), where they are not the usual ones."""
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """What is looked for beside an image."""
+        return CAPTION_ENDINGS if self.told is None else self.told
+
+    def fits(self, ending: str, image_ending: str) -> bool:
+        """Say whether a text may belong to an image: ``dog.png.txt`` is not that of ``dog.jpg``."""
+        return ending not in _BEHIND_IMAGE or ending == f"{image_ending}.txt"
+
+    def to_settings(self) -> dict[str, Any]:
+        """Return what the user told, as JSON values."""
+        told = {} if self.told is None else {SETTING: list(self.told)}
+        return told | self.columns.to_settings()
+
+
+def parse_endings(given: Iterable[str]) -> tuple[str, ...]:
+    """Return endings in lower case, without a dot before them, each once.
+
+    Raises:
+        SettingError: one is empty, holds a slash or a space, or is that of an image.
+    """
+    endings: dict[str, None] = {}
+    for each in given:
+        ending = each.strip().lower().lstrip("*").lstrip(".")
+        if not ending or not ending.isprintable() or any(c in "/\\ " for c in ending):
+            raise SettingError(f"caption ending {each!r} is none; write for instance .txt or .cap")
+        if f".{ending}" in IMAGE_ENDINGS:
+            raise SettingError(f"caption ending {each!r} is one of images, and no text")
+        endings[ending] = None
+    return tuple(endings)

@@ -1,0 +1,152 @@
+"""One folder of a corpus: which names in it are images, texts, tables, folders. Nothing is opened."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .archives import is_tar
+from .base import Problem, Unused
+from .beside import TextsBeside
+from .caption_choice import CaptionChoice
+from .image_files import IMAGE_ENDINGS, is_system_folder
+from .imagefolder import TABLE_NAMES
+from .paths import FolderEntry, ObjectEntry, SizeAndTime, facts_of, printable, scan_folder
+from .rows import TABLE_ENDINGS
+
+UNREAD_TAR = "an archive in a folder of images is not read; name it as a source of its own"
+
+_SYSTEM_FOLDERS = "folders of storage systems (thumbnails, waste baskets), passed by"
+_NAME_FOLDER = "name such a folder as a source of its own to take its images"
+_CONVERT = "if they are images, convert them to JPEG, PNG or WebP"
+_GIVE_ENDING = "if they are images, give them an ending such as .jpg"
+
+_NO_IMAGES = {
+    *(
+        ".md",
+        ".rst",
+        ".html",
+        ".htm",
+        ".css",
+        ".js",
+        ".py",
+        ".ipynb",
+        ".sh",
+        ".yaml",
+        ".yml",
+        ".toml",
+    ),
+    *(".cfg", ".ini", ".log", ".db", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow"),
+}
+"""Of files that stand beside images and are surely none: not worth a note."""
+
+_NO_IMAGE_NAMES = {"license", "readme", "makefile", "dockerfile", "icon\r"}
+
+
+@dataclass(slots=True)
+class Listing:
+    """One folder: names sorted, nothing opened."""
+
+    texts: TextsBeside
+    images: list[str] = field(default_factory=list[str])
+    folders: list[str] = field(default_factory=list[str])
+    tables: list[str] = field(default_factory=list[str])
+    """Files with the ending of a table."""
+
+    others: list[str] = field(default_factory=list[str])
+    problems: list[Problem] = field(default_factory=list[Problem])
+    unused: dict[tuple[str, str], Unused] = field(default_factory=dict[tuple[str, str], Unused])
+    """By what they are and what takes them."""
+
+    facts: dict[str, SizeAndTime] = field(default_factory=dict[str, SizeAndTime])
+    """Sizes and times by name, of objects: a file is asked when its turn comes."""
+
+    @property
+    def table(self) -> str | None:
+        """The table that describes the images of this folder and of those below."""
+        return next((name for name in TABLE_NAMES if name in self.tables), None)
+
+    def beside_images(self) -> Iterator[tuple[str, str, str]]:
+        """Yield (ending, stem, name) of other files that are named like an image."""
+        stems = {os.path.splitext(image)[0] for image in self.images}
+        for name in self.others:
+            dots = (i for i, c in enumerate(name) if c == "." and name[:i] in stems)
+            dot = next(dots, None)
+            if dot is not None:
+                yield name[dot + 1 :].lower(), name[:dot], name
+
+
+def list_folder(path: str, choice: CaptionChoice) -> Listing:
+    """Return what lies in a folder.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    listing = Listing(TextsBeside(choice))
+    with scan_folder(path) as entries:
+        for entry in entries:
+            if is_system_folder(entry.name) and _kind_of(entry) == "folder":
+                _count_unused(listing, entry.path, _SYSTEM_FOLDERS, _NAME_FOLDER)
+            elif not entry.name.startswith("."):
+                _sort_in(entry, listing)
+    for names in (listing.images, listing.folders, listing.tables, listing.others):
+        names.sort()
+    listing.problems.sort(key=lambda problem: problem.place)
+    beside = {name for _, _, name in listing.beside_images()}
+    for name in listing.others:
+        if name not in beside:
+            what, remedy = no_image(name)
+            _count_unused(listing, f"{path.rstrip('/')}/{name}", what, remedy)
+    return listing
+
+
+def no_image(name: str) -> tuple[str, str]:
+    """Return what a file is that is not read as an image, and what takes it."""
+    ending = os.path.splitext(name)[1].lower()
+    what = f"files ending in {printable(ending)}" if ending else "files without an ending"
+    return f"{what}, not read as images", _CONVERT if ending else _GIVE_ENDING
+
+
+def _sort_in(entry: FolderEntry, listing: Listing) -> None:
+    """Put one name where it belongs."""
+    ending = os.path.splitext(entry.name)[1].lower()
+    kind = _kind_of(entry)
+    is_image, is_text = ending in IMAGE_ENDINGS, listing.texts.takes(entry.name)
+    if isinstance(entry, ObjectEntry) and (is_image or is_text or ending in TABLE_ENDINGS):
+        listing.facts[entry.name] = facts_of(entry)
+    if kind == "folder":
+        listing.folders.append(entry.name)
+    elif is_image and kind != "device":
+        listing.images.append(entry.name)  # a dead link too: a sample without its image
+    elif is_text and kind != "device":
+        listing.texts.add(entry.name)
+    elif kind == "file" and ending in TABLE_ENDINGS:
+        listing.tables.append(entry.name)
+    elif kind == "file" and is_tar(entry.name):
+        listing.problems.append(Problem(place=printable(entry.path), reason=UNREAD_TAR))
+    elif kind == "dead link" or is_image:
+        # A dead link may be a whole folder of images on a disk that is not there.
+        reason = "a link that leads nowhere" if kind == "dead link" else "not a regular file"
+        listing.problems.append(Problem(place=printable(entry.path), reason=reason))
+    elif kind == "file" and ending not in _NO_IMAGES and entry.name.lower() not in _NO_IMAGE_NAMES:
+        listing.others.append(entry.name)
+
+
+def _count_unused(listing: Listing, path: str, what: str, remedy: str) -> None:
+    """Add one to those of a kind; the first by name stands for all."""
+    place = printable(path)
+    found = listing.unused.get((what, remedy))
+    count, first = (found.count, min(found.place, place)) if found is not None else (0, place)
+    unused = Unused(place=first, reason=what, count=count + 1, remedy=remedy)
+    listing.unused[what, remedy] = unused
+
+
+def _kind_of(entry: FolderEntry) -> Literal["folder", "file", "dead link", "device"]:
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+    except OSError:  # a link to itself, or to where we may not look
+        return "dead link"
+    return "dead link" if entry.is_symlink() and not os.path.exists(entry.path) else "device"

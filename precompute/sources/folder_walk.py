@@ -1,0 +1,188 @@
+"""The images below a folder, each with the texts and the table that may say what it shows."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ...errors import SourceError
+from ...store.locations import Location
+from .base import Problem, Unused
+from .caption_choice import CaptionChoice
+from .folder_listing import Listing, list_folder, no_image
+from .image_files import class_of
+from .imagefolder import FolderTable
+from .paths import SizeAndTime, is_remote, printable, read_path
+from .text_folders import TextFolder, TextFolders
+from .unread_texts import HEAD_BYTES, UnreadTexts
+
+_FolderId = tuple[int, int]  # device, inode
+
+
+@dataclass(frozen=True, slots=True)
+class WalkedTable:
+    """A table that describes the images of its folder and of those below."""
+
+    path: str
+    """Relative to the root."""
+
+    table: FolderTable
+    listed: Mapping[str, SizeAndTime]
+    """As of an image."""
+
+    def below(self, image: str) -> str:
+        """Return the path of an image below the table's folder."""
+        folder = os.path.dirname(self.path)
+        return image[len(folder) + 1 :] if folder else image
+
+
+@dataclass(frozen=True, slots=True)
+class WalkedImage:
+    """An image that was listed."""
+
+    path: str
+    """Relative to the root."""
+
+    texts: tuple[tuple[str, str], ...] = ()
+    """Ending and path of the texts that may describe it, in the order in which they are tried."""
+
+    label: str | None = None
+    """Class that its folder names."""
+
+    table: WalkedTable | None = None
+    listed: Mapping[str, SizeAndTime] = field(default_factory=dict[str, SizeAndTime])
+    """What the listing of an object store said of these files."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder that is still to be listed, and what those above it tell of it."""
+
+    path: str
+    """Relative to the root."""
+
+    ids: tuple[_FolderId, ...] = ()
+    table: WalkedTable | None = None
+    text_folders: tuple[TextFolder, ...] = ()
+
+
+class FolderWalk:
+    """One walk through a tree of folders, one folder's listing in memory at a time."""
+
+    def __init__(self, root: Location, choice: CaptionChoice) -> None:
+        self._root, self._choice = root, choice
+        self._texts = TextFolders(str(root), choice)
+        self._unread = UnreadTexts("files")
+        self._tables: list[FolderTable] = []
+        self._top_folders: list[str] = []
+        self._num_other_tables, self._first_other_table = 0, ""
+
+    def run(self) -> Iterator[WalkedImage | WalkedTable | Problem]:
+        """Yield what there is: a folder's table, its images by name, then its sub-folders by name.
+
+        Raises:
+            SourceError: the root cannot be read.
+        """
+        pending = [_Folder("")]
+        while pending:
+            folder = pending.pop()
+            path = f"{self._root}/{folder.path}" if folder.path else str(self._root)
+            try:
+                folder_id = _folder_id(path)
+                if folder_id is not None and folder_id in folder.ids:
+                    reason = "a link to a folder that holds it; not followed"
+                    yield Problem(place=printable(path), reason=reason)
+                    continue
+                listing = list_folder(path, self._choice)
+            except OSError as error:
+                if not folder.path:
+                    raise SourceError(f"{path} cannot be read ({error.strerror})") from error
+                reason = f"the folder cannot be read ({error.strerror})"
+                yield Problem(place=printable(path), reason=reason)
+                continue
+            yield from listing.problems
+            yield from listing.unused.values()
+            yield from self._enter(folder, listing, folder_id, pending)
+
+    def notes(self, num_images: int, num_captioned: int) -> Iterator[Problem]:
+        """Yield what is wrong with the tables, and what was seen and belongs to no image."""
+        for table in self._tables:
+            yield from table.problems()
+        if num_captioned == num_images:
+            return
+        yield from self._texts.notes(num_images, num_captioned)
+        yield from self._unread.notes(otherwise=no_image)
+        if self._num_other_tables and num_captioned == 0:
+            yield Unused(
+                place=printable(f"{self._root}/{self._first_other_table}"),
+                reason="tables among the images, not read",
+                count=self._num_other_tables,
+                remedy="name the table as the source, or call it metadata.csv with a column file_name",
+            )
+
+    def _enter(
+        self,
+        folder: _Folder,
+        listing: Listing,
+        folder_id: _FolderId | None,
+        pending: list[_Folder],
+    ) -> Iterator[WalkedImage | WalkedTable]:
+        prefix = f"{folder.path}/" if folder.path else ""
+        self._top_folders = self._top_folders if prefix else listing.folders
+        table = folder.table
+        if listing.table is not None and listing.images + listing.folders:
+            table = self._open_table(prefix, listing)
+            yield table
+        self._count_tables(prefix, listing)
+        text_folders = (*folder.text_folders, *self._texts.seen(folder.path, listing.folders))
+        without = set[str]()
+        for image in listing.images:
+            texts = [(ending, prefix + name) for ending, name in listing.texts.of(image)]
+            texts = texts or self._texts.find(folder.path, image, text_folders)
+            if not texts:
+                without.add(os.path.splitext(image)[0])
+            yield WalkedImage(
+                prefix + image,
+                tuple(texts),
+                class_of(prefix + image, self._top_folders),
+                table,
+                _facts_of(listing, prefix, [image, *(path for _, path in texts)]),
+            )
+        for ending, stem, name in listing.beside_images():
+            if stem in without:
+                path = f"{self._root}/{prefix}{name}"
+                self._unread.add(ending, printable(path), lambda path=path: _read_head(path))
+        self._texts.note_stray(folder.path, listing.texts)
+        ids = folder.ids if folder_id is None else (*folder.ids, folder_id)
+        below = (prefix + name for name in reversed(listing.folders))
+        pending.extend(_Folder(path, ids, table, text_folders) for path in below)
+
+    def _open_table(self, prefix: str, listing: Listing) -> WalkedTable:
+        assert listing.table is not None
+        path = prefix + listing.table
+        table = FolderTable(self._root / path, self._choice.columns)
+        self._tables.append(table)
+        return WalkedTable(path, table, _facts_of(listing, prefix, [path]))
+
+    def _count_tables(self, prefix: str, listing: Listing) -> None:
+        others = [name for name in listing.tables if name != listing.table]
+        if others and not self._num_other_tables:
+            self._first_other_table = prefix + others[0]
+        self._num_other_tables += len(others)
+
+
+def _read_head(path: str) -> bytes:
+    return read_path(path, HEAD_BYTES)
+
+
+def _folder_id(path: str) -> _FolderId | None:
+    """Return what tells a folder by whatever way it is reached; None in a store, which has no links."""
+    if is_remote(path):
+        return None
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _facts_of(listing: Listing, prefix: str, names: list[str]) -> dict[str, SizeAndTime]:
+    paths = [name if name.startswith(prefix) else prefix + name for name in names]
+    facts = ((path, listing.facts.get(path.removeprefix(prefix))) for path in paths)
+    return {path: found for path, found in facts if found is not None}

@@ -1,0 +1,73 @@
+"""Names in a corpus: which are images, which folders belong to a storage system, which name a class."""
+
+import re
+from collections.abc import Collection
+
+USUAL_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""What messages name."""
+
+IMAGE_ENDINGS = (
+    *USUAL_ENDINGS,
+    *(".avif", ".jp2", ".j2k", ".jpx", ".jfif", ".jpe", ".pjpeg", ".pjp", ".mpo", ".apng"),
+    *(".dib", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jpg_large", ".jpg_orig", ".png_large", ".png_orig"),
+)
+"""What is taken for an image, of several of one sample the first; its bytes decide what it is."""
+
+_SYSTEM_FOLDERS = {
+    *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin"),
+    *("recycler", "system volume information", "lost+found", "__macosx", ".appledouble"),
+}
+_TRASH = re.compile(r"\.trash(es|-\d+)?")
+
+_SPLIT = re.compile(
+    r"(train|training|trainval|val|valid|validation|dev|test|testing|eval|evaluation|holdout)"
+    r"([-_]?\d{2,4})?"
+)
+_CONTAINERS = {
+    "images",
+    "image",
+    "imgs",
+    "img",
+    "jpegimages",
+    "jpegs",
+    "jpg",
+    "data",
+    "files",
+    "all",
+}
+_BESIDE_IMAGES = {"annotations", "labels", "captions", "texts", "text", "meta", "metadata", "docs"}
+
+
+def is_system_folder(name: str) -> bool:
+    """Return whether a folder is a storage system's own: thumbnails, snapshots, a waste basket."""
+    lower = name.lower()
+    return lower in _SYSTEM_FOLDERS or _TRASH.fullmatch(lower) is not None
+
+
+def class_of(path: str, top_folders: Collection[str]) -> str | None:
+    """Return the class that an image's path below its corpus names; None where it names none.
+
+    It is the first folder that is neither a split (``train``, ``val2017``) nor a mere container
+    (``images``). An image directly in ``train`` is of the class train if folders of other classes stand
+    beside it, as a bus and a car.
+
+    Args:
+        path: relative to the corpus, forward slashes.
+        top_folders: all folders at the top of the corpus.
+    """
+    folders = path.split("/")[:-1]
+    if len(folders) == 1 and _is_split(folders[0]):
+        is_one_of_classes = any(
+            _is_class(name) and name.lower() not in _BESIDE_IMAGES for name in top_folders
+        )
+        return folders[0] if is_one_of_classes else None
+    return next(filter(_is_class, folders), None)
+
+
+def _is_split(name: str) -> bool:
+    return _SPLIT.fullmatch(name.lower()) is not None
+
+
+def _is_class(name: str) -> bool:
+    return not (_is_split(name) or name.lower() in _CONTAINERS)

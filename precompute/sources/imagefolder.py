@@ -1,0 +1,126 @@
+"""The table that describes the images of a folder: ``metadata.csv``, ``.jsonl`` or ``.parquet``.
+
+Source: Hugging Face datasets, "Create an image dataset", ImageFolder.
+"""
+
+import posixpath
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ...errors import SourceError
+from ...store.locations import Location
+from .base import Caption, Problem
+from .caption_columns import squash
+from .captions import clean_text, is_missing
+from .columns import IMAGE_NAMES, FoundColumns, TableColumns, find_columns, first_column
+from .fields import read_fields
+from .paths import printable
+from .rows import BadRow, column_names, read_rows
+
+TABLE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.tsv")
+"""Names of such a table; of several in a folder the first is read."""
+
+_FILE_NAME = "filename"
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the rows of an image say."""
+
+    captions: tuple[Caption, ...]
+    label: str | None
+
+
+class FolderTable:
+    """One table, read when it is first asked, and kept whole: some 400 bytes a row.
+
+    Of a folder with tens of millions of rows give the table itself as the source, which is streamed.
+    """
+
+    def __init__(self, table: Location, columns: TableColumns) -> None:
+        self._table = table
+        self._columns = replace(columns, image=None, key=None)
+        self._rows: dict[str, _Told] | None = None
+        self._asked: set[str] = set()
+        self._problems: list[Problem] = []
+
+    def of(self, path: str) -> _Told | None:
+        """Return what is said of an image, by its path below the table's folder; None for nothing."""
+        if self._rows is None:
+            self._rows = {}
+            self._read(self._rows)
+        path = _composed(path)
+        found = self._rows.get(path)
+        if found is not None:
+            self._asked.add(path)
+        return found
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong with the table, and how many of its images are not there."""
+        yield from self._problems
+        gone = [path for path in self._rows or () if path not in self._asked]
+        place = printable(str(self._table))
+        if gone:
+            names = ", ".join(printable(path[-60:]) for path in gone[:_SHOWN])
+            reason = f"{len(gone):,} images that it names are not in its folder: {names}"
+            yield Problem(place=place, reason=reason + (", ..." if len(gone) > _SHOWN else ""))
+
+    def _read(self, rows: dict[str, _Told]) -> None:
+        place = printable(str(self._table))
+        try:
+            names = column_names(self._table)
+            files = _file_columns(names)
+            if not files:
+                raise SourceError(f"{self._table} has no column file_name; it describes no image")
+            free = tuple(name for name in names if name not in files)
+            found = find_columns(free, self._columns)
+            for row in read_rows(self._table, [*files, *found.names()]):
+                where = f"{place} {row.where}"
+                if isinstance(row, BadRow):
+                    self._problems.append(Problem(place=where, reason=row.reason))
+                else:
+                    self._add(rows, where, row.values, files)
+        except SourceError as error:
+            reason = str(error).removeprefix(str(self._table)).lstrip(": ")
+            self._problems.append(Problem(place=place, reason=reason))
+
+    def _add(
+        self, rows: dict[str, _Told], where: str, values: dict[str, object], files: Sequence[str]
+    ) -> None:
+        found = _fields_of(values, files, self._columns)
+        try:
+            fields = read_fields(values, found)
+            paths = [_path(values[name]) for name in files if not is_missing(values.get(name))]
+        except ValueError as error:
+            self._problems.append(Problem(place=where, reason=str(error)))
+            return
+        self._problems += [Problem(place=where, reason=reason) for reason in fields.reasons]
+        for path in paths:
+            before = rows.get(path)
+            captions = (*before.captions, *fields.captions) if before else fields.captions
+            label = fields.label or (before.label if before else None)
+            rows[path] = _Told(tuple(dict.fromkeys(captions)), label)
+
+
+def _fields_of(values: Iterable[str], files: Sequence[str], columns: TableColumns) -> FoundColumns:
+    found = find_columns(tuple(name for name in values if name not in files), columns)
+    return replace(found, image=None, key=None)
+
+
+def _file_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns that name images: file_name, any ``*_file_name``, else a usual name."""
+    found = tuple(name for name in names if squash(name).endswith(_FILE_NAME))
+    usual = first_column(names, IMAGE_NAMES)
+    return found or ((usual,) if usual is not None else ())
+
+
+def _path(value: object) -> str:
+    """Return a path as it is below the table's folder."""
+    text = clean_text(value, "the file name")
+    return _composed(posixpath.normpath(text.replace("\\", "/")))
+
+
+def _composed(path: str) -> str:
+    return path if path.isascii() else unicodedata.normalize("NFC", path)

@@ -1,0 +1,66 @@
+"""Texts that stand beside images and that nobody reads: counted by ending, for a note."""
+
+import codecs
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from .base import Unused
+from .captions import has_words
+
+_MAX_ENDINGS = 64
+HEAD_BYTES = 1024
+"""Bytes of a text that tell it from other files."""
+
+
+@dataclass(slots=True)
+class _Ending:
+    count: int
+    first: str
+    read_head: Callable[[], bytes]
+
+
+class UnreadTexts:
+    """Counts files or members by ending; of each ending the first is looked into."""
+
+    def __init__(self, noun: str) -> None:
+        """Args:
+        noun: what they are: ``files``, ``members``.
+        """
+        self._noun = noun
+        self._endings: dict[str, _Ending] = {}
+
+    def add(self, ending: str, place: str, read_head: Callable[[], bytes]) -> None:
+        """Count one; ``read_head`` gives its first HEAD_BYTES bytes, or raises OSError."""
+        found = self._endings.get(ending)
+        if found is not None:
+            found.count += 1
+        elif len(self._endings) < _MAX_ENDINGS:
+            self._endings[ending] = _Ending(1, place, read_head)
+
+    def notes(self, otherwise: Callable[[str], tuple[str, str]] | None = None) -> Iterator[Unused]:
+        """Yield what is unused of each ending that is text.
+
+        Args:
+            otherwise: says of a place that is no text what it is and what takes it; None: nothing is said.
+        """
+        for ending, found in self._endings.items():
+            if not _holds_words(found.read_head):
+                if otherwise is not None:
+                    what, remedy = otherwise(found.first)
+                    yield Unused(place=found.first, reason=what, count=found.count, remedy=remedy)
+            else:
+                yield Unused(
+                    place=found.first,
+                    reason=f"{self._noun} ending in .{ending} that hold text, beside images",
+                    count=found.count,
+                    remedy=f"--caption-ending .{ending} takes them as captions",
+                )
+
+
+def _holds_words(read_head: Callable[[], bytes]) -> bool:
+    try:
+        head = read_head()[:HEAD_BYTES]
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # its last character may be cut
+    except (OSError, ValueError):
+        return False
+    return "\0" not in text and (has_words(text, 2) or text.lstrip().startswith(("{", "[")))
