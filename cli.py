@@ -27,6 +27,7 @@ from .cli_options import (
 from .cli_plan import plan
 from .cli_train import train
 from .errors import CacheError, SettingError, first_line, short_line
+from .streams import open_missing_streams
 
 if TYPE_CHECKING:
     from .precompute.build import BuildConfig, BuildSummary
@@ -498,6 +499,7 @@ def _parse_batch_size(text: str) -> int | None:
 
 def main() -> None:
     """Run the command line; turn what a user can mend into one line and exit status 1."""
+    open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show is replaced
         sys.stdout.reconfigure(errors="replace")
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import SettingError, plain_json, short_line
+from .streams import say_on_stderr
 
 if TYPE_CHECKING:
     from .store.locations import Location
@@ -55,7 +56,10 @@ View = Annotated[int, typer.Option(help="View of the images. 0: the whole image.
 def say(line: str, *, err: bool = False) -> None:
     """Print one line of at most 300 characters."""
     # Not typer.echo, which writes UTF-8 to a terminal that says it is ASCII.
-    print(short_line(line), file=sys.stderr if err else sys.stdout, flush=True)
+    if err:
+        say_on_stderr(line)
+    else:
+        print(short_line(line), flush=True)
 
 
 def print_json(found: Any) -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from ..errors import SettingError, first_line
 from ..store.files import LocalFiles
+from ..store.strays import is_stray
 from ..words import format_bytes, format_seconds
 from . import corpus
 from .picture import draw_picture
@@ -104,7 +105,7 @@ def _take(config: TourConfig) -> None:
     path = out / _SETTINGS
     if not path.exists():
         others = sorted(p.name for p in out.iterdir()) if out.exists() else []
-        others = [name for name in others if name != f"{_SETTINGS}.partial"]
+        others = [n for n in others if n != f"{_SETTINGS}.partial" and not is_stray(n)]
         if others:
             raise SettingError(
                 f"{out} holds {others[0]} and no {_SETTINGS}, so it is not of a demo; name a new "

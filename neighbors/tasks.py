@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import short_line
 from ..store.index import Progress
+from ..streams import say_on_stderr
 from ..words import format_seconds
 
 _PLAIN_INTERVAL_S = 10.0
@@ -35,7 +36,7 @@ class PlainProgress:
         self._last = time.monotonic()
 
     def say(self, message: str) -> None:
-        print(short_line(message), file=sys.stderr, flush=True)
+        say_on_stderr(message)
 
     def start(self, task: str, total: int, done: int = 0) -> None:
         self._line = _Line(task, total, done)

@@ -77,7 +77,8 @@ class Beginning:
 
         what = "plan and to add the teacher"
         with helping_to_plan(self._config.plan, self._files, share):
-            return wait_for(look, what=what, share=share, timeout_s=self._config.share_wait_s)
+            timeout_s = self._config.share_wait_s
+            return wait_for(look, what=what, share=share, timeout_s=timeout_s, say=self._say)
 
     def _find(self, cache: Cache, checkpoint: Checkpoint) -> TeacherRecord | None:
         name, choices = self._config.teacher_name, self._config.choices

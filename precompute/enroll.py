@@ -123,6 +123,7 @@ def find_teacher(
                 return record
     record = records.get(wanted)
     if record is None:
+        _refuse_other_case(cache, wanted)
         return None
     differences = identity_differences(record, checkpoint, choices)
     if differences:
@@ -132,6 +133,20 @@ def find_teacher(
             "--teacher-name"
         )
     return record
+
+
+def _refuse_other_case(cache: Cache, name: str) -> None:
+    """Refuse a name that is another teacher's folder on a disk that knows no case.
+
+    Raises:
+        SettingError: it differs from a teacher's in upper and lower case alone.
+    """
+    same = [other for other in cache.teachers if other.casefold() == name.casefold()]
+    if same:
+        raise SettingError(
+            f"teacher name {name!r} differs from {same[0]!r} of {cache.root} in case alone, which many "
+            "disks do not tell apart; give it another name with --teacher-name"
+        )
 
 
 def enroll(

@@ -17,6 +17,7 @@ from ..store.manifest import SourceRecord
 from ..store.notes import Note
 from ..store.records import Record, sha256_hex
 from ..store.storage import Files
+from ..store.strays import is_stray
 from ..store.views import ViewPolicy
 from .freeze import Freezer
 from .parts import Findings, Sink
@@ -247,8 +248,9 @@ def open_if_planned(files: Files, corpus_roots: Mapping[str, str]) -> Cache | No
 def _refuse_foreign_folder(files: Files) -> None:
     if files.root_kind() == "file":
         raise SettingError(f"{files.root} is a file; name a folder for the cache")
-    ours = (layout.CATALOG, f"{layout.CACHE_RECORD}.", ".", "lost+found")
-    foreign = [name for name in files.names("") if not name.startswith(ours)]
+    ours = (layout.CATALOG, f"{layout.CACHE_RECORD}.", ".")
+    names = [name for name in files.names("") if not is_stray(name)]
+    foreign = [name for name in names if not name.startswith(ours)]
     if foreign:
         raise SettingError(
             f"{files.root} is not empty and holds no cache ({foreign[0]} is there); "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..errors import short_line
 from ..store.layout import Modality
+from ..streams import say_on_stderr
 from ..words import format_seconds
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class PlainProgress:
         self._last = 0.0
 
     def say(self, message: str) -> None:
-        print(short_line(message), file=sys.stderr, flush=True)
+        say_on_stderr(message)
 
     def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
         self._tally.start(totals, units)

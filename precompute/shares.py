@@ -22,6 +22,7 @@ _T = TypeVar("_T")
 
 _POLL_S = 1.0
 _GOLDEN = 0.618034  # multiples of it, modulo 1, stay apart
+_FIRST_WORD_S = 60.0  # then after twice the time, and so on
 _LONGEST_POLL_S = 30.0  # a look at the corpus may cost a walk through it
 
 
@@ -85,7 +86,10 @@ def _of_torchrun(environ: Mapping[str, str]) -> Share | None:
 
 def _of_slurm(environ: Mapping[str, str]) -> Share | None:
     """Return the share of a task of a job, of an element of an array, or of a task of an element."""
-    task, tasks = _number(environ, "SLURM_PROCID") or 0, _number(environ, "SLURM_NTASKS") or 1
+    task, tasks = 0, 1
+    # sbatch and salloc set the number of tasks for their one script, too; srun alone starts so many.
+    if _number(environ, "SLURM_STEP_ID") is not None:
+        task, tasks = _number(environ, "SLURM_PROCID") or 0, _number(environ, "SLURM_NTASKS") or 1
     element, elements = 0, _number(environ, "SLURM_ARRAY_TASK_COUNT") or 1
     number = _number(environ, "SLURM_ARRAY_TASK_ID")
     if number is not None and elements > 1:
@@ -115,15 +119,30 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
 
 
-def wait_for(look: Callable[[], _T | None], *, what: str, share: Share, timeout_s: float) -> _T:
-    """Return what ``look`` finds as soon as it finds something.
+def wait_for(
+    look: Callable[[], _T | None],
+    *,
+    what: str,
+    share: Share,
+    timeout_s: float,
+    say: Callable[[str], None] = lambda line: None,
+) -> _T:
+    """Return what ``look`` finds as soon as it finds something; say now and then what is waited for.
 
     Raises:
         BuildError: it found nothing in time.
     """
-    deadline, pause_s = time.monotonic() + timeout_s, _POLL_S
+    started, pause_s, say_at_s = time.monotonic(), _POLL_S, _FIRST_WORD_S
     while (found := look()) is None:
-        left = deadline - time.monotonic()
+        waited_s = time.monotonic() - started
+        left = timeout_s - waited_s
+        if waited_s >= say_at_s:
+            say_at_s = 2 * waited_s
+            say(
+                f"share {share} (of {share.told_by}) has waited {format_seconds(waited_s)} for share "
+                f"0/{share.count} to {what}; does that one run? If this one is alone, stop it and say "
+                "--share 0/1"
+            )
         if left <= 0:
             raise BuildError(
                 f"share {share} waited {format_seconds(timeout_s)} for share 0/{share.count} to "

@@ -134,7 +134,7 @@ def roll_forward(files: Files, record: str) -> bool:
     intent_file = intent_path(record)
     try:
         data = files.read(intent_file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a stray file has a folder's place
         return files.exists(record)
     if files.exists(record):
         files.remove(intent_file)

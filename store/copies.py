@@ -23,8 +23,9 @@ from upath import UPath
 
 from ..errors import DamagedCacheError, DiskFullError, SettingError
 from ..words import format_bytes, parse_bytes
-from .files import lock_file
+from .files import sync_file
 from .locations import read_bytes
+from .locks import lock_file
 
 FOLDER_VARIABLE = "SIGLIP2_CACHE_DIR"
 LIMIT_VARIABLE = "SIGLIP2_CACHE_LIMIT"
@@ -198,7 +199,7 @@ def _download(location: UPath, file: int, num_bytes: int, digest: str) -> None:
             f"{found.hexdigest()[:12]}..., expected {num_bytes:,} with {digest[:12]}...); run "
             "siglip2-cache verify"
         )
-    os.fsync(file)
+    sync_file(file)
 
 
 def _copies(folder: Path) -> list[tuple[float, int, str]]:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ..errors import DamagedCacheError, DiskFullError
+from .locks import lock_file
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # what Windows has not
 _WRITE_BYTES = 1 << 20  # that pieces are put together to
@@ -23,7 +24,11 @@ READ_BYTES = 1 << 23
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Filesystems without hard links (exFAT, some FUSE mounts) answer one of these.
-_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
+_NO_HARD_LINKS = {
+    *(errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS)
+}
+# Network file systems that cannot sync folders.
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
 
 
 class LocalFiles:
@@ -118,7 +123,7 @@ class LocalFiles:
             try:
                 yield append
                 _write_all(descriptor, b"".join(waiting))
-                os.fsync(descriptor)
+                sync_file(descriptor)
             finally:
                 os.close(descriptor)
         except BaseException as error:
@@ -165,8 +170,8 @@ class LocalFiles:
         try:
             os.link(self._own(partial), self._own(path))
             is_ours = True
-        except FileExistsError:
-            is_ours = False
+        except FileExistsError:  # ours, if NFS lost the answer and asked again
+            is_ours = self._is_one_file(partial, path)
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
@@ -246,11 +251,14 @@ class LocalFiles:
     def locked(self, folder: str) -> Generator[bool]:
         """Say whether this process has a folder to itself; the system frees it when a process dies."""
         self._make_folder(PurePosixPath(folder))
-        descriptor = os.open(self.local(folder), os.O_RDONLY)
-        try:
-            yield _try_lock(descriptor)
-        finally:
-            os.close(descriptor)
+        # A file that is open for writing: NFS has no locks of others, and none of folders.
+        path = self._own(f"{folder}/lock.partial")
+        with lock_file(path, waits=False) as is_alone:
+            try:
+                yield is_alone
+            finally:
+                if is_alone:
+                    path.unlink(missing_ok=True)
 
     def _refuse_full_disk(self, path: str, num_bytes: int, error: OSError) -> None:
         """Raise DiskFullError, and remove what was written, if that is what the error says."""
@@ -266,7 +274,7 @@ class LocalFiles:
         descriptor = os.open(self._own(path), _NEW_FILE | flags, 0o644)
         try:
             _write_all(descriptor, data)
-            os.fsync(descriptor)
+            sync_file(descriptor)
         finally:
             os.close(descriptor)
 
@@ -277,6 +285,12 @@ class LocalFiles:
         except FileExistsError:
             return False
         return True
+
+    def _is_one_file(self, path: str, other: str) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.local(path)), os.stat(self.local(other)))
+        except FileNotFoundError:
+            return False
 
     def _make_folder(self, folder: PurePosixPath) -> None:
         wanted = self._own(f"{folder}/file").parent
@@ -296,60 +310,28 @@ def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-@contextlib.contextmanager
-def lock_file(path: Path) -> Generator[int]:
-    """Open a file, made if missing, alone: wait for the process that has it. Give its descriptor.
+def sync_file(descriptor: int) -> None:
+    """Return when an open file's bytes will outlive a power cut.
 
-    The system frees it when a process dies. Where another one renamed the file meanwhile, it is made
-    anew.
+    On macOS fsync leaves them in the disk's own memory; F_FULLFSYNC does not, where the disk knows it.
     """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _wait_for_lock(descriptor)
-            if _is_still_named(descriptor, path):
-                yield descriptor
-                return
-        finally:
-            os.close(descriptor)
-
-
-def _is_still_named(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _wait_for_lock(descriptor: int) -> None:
-    try:
+    with contextlib.suppress(
+        ImportError, AttributeError, OSError
+    ):  # not macOS, or no disk that does
         import fcntl
-    except ImportError:  # Windows
+
+        full_sync: int = getattr(fcntl, "F_FULLFSYNC")  # noqa: B009  (unknown elsewhere)
+        fcntl.fcntl(descriptor, full_sync)
         return
-    with contextlib.suppress(OSError):  # a filesystem without locks
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a filesystem without locks
-        return True
-    return True
+    os.fsync(descriptor)
 
 
 def _fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync_file(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network filesystems cannot sync folders
+        if error.errno not in _NO_FOLDER_SYNC:
             raise
     finally:
         os.close(descriptor)

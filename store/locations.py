@@ -361,6 +361,11 @@ def _refuse_wrong_settings(error: Exception, location: Location) -> None:
             f"there are no credentials for {location} ({_clean(error)}); set them in the environment, "
             "as the store's own tools take them"
         ) from None
+    if "OfflineMode" in names:
+        raise SettingError(
+            f"{location} is on the hub, and HF_HUB_OFFLINE is set, so that nothing is fetched; unset it, "
+            "or name a copy on this machine"
+        ) from None
     if "ValidationError" in names or str(error).startswith(("Invalid endpoint", "Bad Request")):
         raise SettingError(
             f"{location} cannot be asked for: {_clean(error)}; mend the name, or the endpoint that the "

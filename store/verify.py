@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 
 from ..errors import CacheError
+from ..words import counted
 from . import layout
 from .ahead import map_ahead
 from .arrays import parse_metadata
@@ -15,6 +16,7 @@ from .fields import read_fields
 from .files import LocalFiles
 from .layout import MODALITIES, Modality
 from .manifest import TeacherRecord, Unit, UnitCommit
+from .strays import is_stray
 from .unfinished import read_unfinished
 from .verify_catalog import check_catalog
 from .verify_files import Checked, FileChecker
@@ -200,14 +202,21 @@ class _Verifier:
     # -- what nobody names
 
     def _check_orphans(self) -> None:
-        leftovers = 0
+        leftovers, strays = 0, list[str]()
         for path in self._paths:
             if path in self._named:
                 continue
-            if layout.is_garbage_name(path):
+            if is_stray(path):
+                strays.append(path)
+            elif layout.is_garbage_name(path):
                 leftovers += 1
             elif not self._is_older_record(path):
                 self._fault(f"{path} is named by no record; if it is not yours, remove it")
+        if strays:
+            self._report.notes.append(
+                f"passed by: {counted(len(strays), 'file')} of the desktop or the file system, the first "
+                f"{strays[0]}"
+            )
         if leftovers:
             self._report.notes.append(
                 f"{leftovers} files of unfinished commits are left over; a finished build removes them"

@@ -11,6 +11,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..errors import DiskFullError, SettingError
+from ..store.files import sync_file
+from ..store.strays import is_stray
 
 MARK = "siglip2_cache.json"
 """In every folder that was exported; a folder without it is somebody's own and not replaced."""
@@ -58,12 +60,16 @@ def written_whole(out: Path, *, mark: str = MARK) -> Generator[Path]:
 
 
 def _check_replaceable(out: Path, mark: str) -> None:
-    if not out.exists() or (out.is_dir() and (not any(out.iterdir()) or (out / mark).is_file())):
+    if not out.exists() or (out.is_dir() and (_is_empty(out) or (out / mark).is_file())):
         return
     raise SettingError(
         f"{out} is there and holds no {mark}, so it is no earlier export and is left alone; name "
         "another folder, or remove it"
     )
+
+
+def _is_empty(folder: Path) -> bool:
+    return all(is_stray(path.name) for path in folder.iterdir())
 
 
 def _is_full_disk(error: BaseException) -> bool:
@@ -76,7 +82,7 @@ def _is_full_disk(error: BaseException) -> bool:
 def _sync(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:
-            os.fsync(file.fileno())
+            sync_file(file.fileno())
     _sync_folder(folder)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ..errors import short_line
+from ..streams import say_on_stderr
 from ..words import format_seconds
 
 _PLAIN_INTERVAL_S = 10.0
@@ -75,7 +76,7 @@ class PlainProgress:
         self._last = float("-inf")
 
     def say(self, message: str) -> None:
-        print(short_line(message), file=sys.stderr, flush=True)
+        say_on_stderr(message)
 
     def start(self, done: int, steps: int) -> None:
         self._line = _Line(done, steps)

@@ -10,10 +10,8 @@ RUN/model/                  the finished student, for plain transformers
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import DamagedCacheError, SettingError, TrainError, first_line
-from ..store.files import LocalFiles
+from ..store.files import LocalFiles, sync_file
+from ..store.locks import try_lock
+from ..store.strays import is_stray
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,9 +61,7 @@ class RunFolder:
         self._refuse_foreign()
         root.mkdir(parents=True, exist_ok=True)
         self._lock: TextIO = (root / "lock").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(self._lock.fileno()):
             self._lock.close()
             raise TrainError(
                 f"another process trains in {root}; wait for it, or name another --out"
@@ -86,7 +84,7 @@ class RunFolder:
         if (self.root / _CONFIG).exists():
             return
         others = [name for name in self._files.names("") if name not in _BEFORE_CONFIG]
-        others = [name for name in others if not name.endswith(".partial")]
+        others = [n for n in others if not n.endswith(".partial") and not is_stray(n)]
         if others:
             raise SettingError(
                 f"{self.root} holds {others[0]} and no {_CONFIG}, so it is no run; name a new folder by "
@@ -200,7 +198,7 @@ class RunFolder:
 
         if self._metrics is not None:  # a checkpoint never knows more steps than the metrics
             self._metrics.flush()
-            os.fsync(self._metrics.fileno())
+            sync_file(self._metrics.fileno())
         state = json.dumps({"step": saved.step, **saved.state}, indent=1)
         with written_whole(self._checkpoint(saved.step), mark="state.json") as folder:
             save_file(dict(saved.model), folder / "model.safetensors")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from siglip2_cache.errors import BuildError, SettingError
+from siglip2_cache.precompute import shares
 from siglip2_cache.precompute.shares import Helper, Share, find_share, wait_for
 from siglip2_cache.precompute.units import Job
 from siglip2_cache.store import layout
@@ -12,6 +13,7 @@ from siglip2_cache.store.files import LocalFiles
 from siglip2_cache.store.layout import Modality
 from siglip2_cache.store.manifest import Span, Unit, UnitCommit
 
+SRUN = {"SLURM_STEP_ID": "0"}
 SLURM_ARRAY = {
     "SLURM_ARRAY_TASK_ID": "7",
     "SLURM_ARRAY_TASK_MIN": "3",
@@ -30,10 +32,11 @@ SLURM_ARRAY = {
         ("0/1", {"RANK": "3", "WORLD_SIZE": "4"}, None),
         (None, {"RANK": "3", "WORLD_SIZE": "4"}, "3/4"),
         (None, {"RANK": "0", "WORLD_SIZE": "1"}, None),
-        (None, {"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, "1/4"),
+        (None, {**SRUN, "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, "1/4"),
         (None, {"RANK": "5", "WORLD_SIZE": "6", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "5/6"),
         (None, SLURM_ARRAY, "2/4"),
-        (None, {**SLURM_ARRAY, "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "5/8"),
+        (None, {**SLURM_ARRAY, **SRUN, "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "5/8"),
+        (None, {**SLURM_ARRAY, "SLURM_NTASKS": "2"}, "2/4"),  # sbatch without srun: one process
         ("1/2", SLURM_ARRAY, "1/2"),
     ],
 )
@@ -93,6 +96,19 @@ def test_a_share_that_waits_goes_on_when_it_sees_the_plan() -> None:
     seen = iter([None, "plan"])
     share = Share(index=1, count=2)
     assert wait_for(lambda: next(seen), what="plan", share=share, timeout_s=60) == "plan"
+
+
+def test_a_share_that_waits_says_so_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An element of a Slurm array whose siblings were never started."""
+    now, said = [0.0], list[str]()
+    monkeypatch.setattr(shares.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(shares.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
+    share = Share(index=3, count=8, told_by="Slurm")
+    with pytest.raises(BuildError, match="share 3/8 waited 1 h"):
+        wait_for(lambda: None, what="plan", share=share, timeout_s=3600, say=said.append)
+    assert 5 <= len(said) <= 7
+    assert said[0].startswith("share 3/8 (of Slurm) has waited 1 min")
+    assert said[0].endswith("does that one run? If this one is alone, stop it and say --share 0/1")
 
 
 # -- helping

@@ -240,6 +240,17 @@ def test_after_a_minute_it_ends_without_what_signs_the_request(waits: list[float
     assert 25 < sum(waits) < 60
 
 
+def test_a_hub_that_is_offline_by_choice_is_no_matter_of_patience(waits: list[float]) -> None:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    def ask() -> None:
+        raise OfflineModeIsEnabled("Cannot reach https://huggingface.co: offline mode is enabled.")
+
+    with pytest.raises(SettingError, match="HF_HUB_OFFLINE is set"):
+        patiently(ask, url("memory://b/x"))
+    assert waits == []
+
+
 def test_missing_credentials_are_no_matter_of_patience(waits: list[float]) -> None:
     lacking = of_botocore("NoCredentialsError", "Unable to locate credentials")
     with pytest.raises(SettingError, match=r"no credentials for memory://b/x .*environment"):

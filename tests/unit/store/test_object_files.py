@@ -420,10 +420,9 @@ class TestCopies:
         self, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As on a network file system that has none: one copy begins while another is half done."""
-        from siglip2_cache.store import copies
-        from siglip2_cache.store import files as local_files
+        from siglip2_cache.store import copies, locks
 
-        monkeypatch.setattr(local_files, "_wait_for_lock", lambda descriptor: None)
+        monkeypatch.setattr(locks, "try_lock", lambda descriptor: True)
         monkeypatch.setattr(copies, "_PIECE_BYTES", 4)
         files = ObjectFiles(parse_location(memory), LocalCopies(tmp_path))
         data = b"abcdefgh"
