@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
+from ..errors import DamagedCacheError
 from ..store.cache import Cache
 from ..store.catalog import Table, empty_table, read_part
 from ..store.manifest import Span
@@ -60,12 +61,20 @@ class Known:
         """Yield a table's parts in order, each whole."""
         if self.cache is not None:
             for part in self.cache.manifest.parts(table):
-                yield read_part(table, self.cache.part_file(part))
+                frame = read_part(table, self.cache.part_file(part))
+                if len(frame) != part.num_rows:  # a folder in its place is read as no rows
+                    raise DamagedCacheError(
+                        f"{part.path} is damaged: {len(frame):,} rows where {part.num_rows:,} were "
+                        f"planned; run siglip2-cache verify {self.root}"
+                    )
+                yield frame
 
     def samples(self) -> Iterator[pl.DataFrame]:
         """Yield the samples with their source and what their file was like when planned."""
         for samples in self.parts("samples"):
             assert self.cache is not None
+            if samples.is_empty():
+                continue
             numbers = samples["file"].to_numpy()
             low, high = int(numbers.min()), int(numbers.max())
             among = Span(first=low, count=high - low + 1)

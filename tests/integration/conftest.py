@@ -3,7 +3,8 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def command(
         return int(ended.value.code or 0), said.out, said.err
 
     return call
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A temporary folder of a short name, for what is cut where it is long: messages, above all."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder).resolve()
 
 
 @dataclass(frozen=True)

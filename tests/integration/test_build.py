@@ -325,7 +325,7 @@ def test_images_that_cannot_be_read_are_listed_with_a_reason_and_the_rest_is_bui
         assert images[column].is_null().to_list() == is_nan.tolist()
 
     assert result.summary.num_rejected == 5
-    assert result.progress.tally.num_rejected == 5
+    assert result.progress.tally.num_rejected == {"image": 5, "text": 0}
     assert verify_cache(result.cache).faults == []
     config = config_of(broken_corpus, cache, tiny_checkpoint)
     text = "\n".join(summary_lines(config, result.summary))
@@ -435,7 +435,7 @@ def test_an_embedding_that_is_not_finite_rejects_its_row(
     result = run(corpus, tmp_path / "cache", tiny_checkpoint, Overflowing(), batch_size=3)
     reason = "the teacher returned an embedding that is not finite"
     assert reasons_of(result.cache) == {"img000": reason, "img003": reason, None: reason}
-    assert result.progress.tally.num_rejected == 3
+    assert result.progress.tally.num_rejected == {"image": 2, "text": 1}
     assert result.summary.first_rejected[-1] == f"text row 1: {reason}"
     assert np.isnan(result.images[:, 0]).all(axis=1).tolist() == [True, False, False] * 2
     assert np.isnan(result.texts).all(axis=1).tolist() == [False, True]

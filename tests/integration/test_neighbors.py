@@ -49,7 +49,7 @@ def test_the_table_shows_cosines_keys_and_captions(command: Command, cache: Path
     status, out, _ = command("neighbors", cache, "--key", "img003", "-k", 2)
     assert status == 0
     lines = out.splitlines()
-    assert lines[0] == "1 query among 6 images, exact"
+    assert lines[0] == "1 query among 6 images, exact; 1 without an embedding left out"
     assert lines[2] == "query  img003  Picture 3  (+1)"
     assert [line.split()[0] for line in lines[3:]] == ["1", "2"]
     assert all(line == line.rstrip() and len(line) <= 120 for line in lines)
@@ -228,4 +228,6 @@ def test_captions_that_would_move_the_cursor_do_not(
 def test_the_command_runs_from_a_shell(cache: Path) -> None:
     done = run("neighbors", cache, "--sample", 1, "-k", 1)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("1 query among 6 images, exact\n")
+    assert done.stdout.startswith(
+        "1 query among 6 images, exact; 1 without an embedding left out\n"
+    )
