@@ -121,8 +121,18 @@ class Freezer:
         self.findings.num_folded_pictures = folded.num_pictures
         self._write_problems(folded.problems)
 
-    def add_prompts(self, prompts: Iterable[Prompt]) -> None:
-        """Add zero-shot prompts after all captions; those the cache has are passed over."""
+    def add_prompts(self, prompts: Iterable[Prompt], note: str = "") -> None:
+        """Add zero-shot prompts after all captions; those the cache has are passed over.
+
+        Args:
+            prompts: all of them.
+            note: what the user should know of how labels were understood.
+        """
+        prompts = list(prompts)
+        if prompts:
+            unprompted = sorted(self.labels.keys() - {prompt.label for prompt in prompts})
+            self.findings.unprompted = unprompted
+        self.findings.label_note = note
         known = self._known.prompts()
         new = [p for p in prompts if (p.label, p.template, p.lang, p.text) not in known]
         lines = [(self._num_caps + i, -1 - i, p.text, p.lang) for i, p in enumerate(new)]

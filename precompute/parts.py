@@ -37,6 +37,12 @@ class Findings:
     num_captions: int = 0
     num_texts: int = 0
     num_prompts: int = 0
+    label_note: str = ""
+    """How the labels of the corpus were understood, where that is not plain."""
+
+    unprompted: list[str] = field(default_factory=list[str])
+    """Labels of the corpus that none of the prompts stands for."""
+
     num_problems: int = 0
     num_missing_files: int = 0
     """New samples whose file was not there."""

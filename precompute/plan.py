@@ -21,7 +21,7 @@ from ..store.strays import is_stray
 from ..store.views import ViewPolicy
 from .freeze import Freezer
 from .parts import Findings, Sink
-from .prompts import Label, Prompt, make_prompts, read_labels, read_templates
+from .prompts import Label, Prompt, by_position, make_prompts, read_labels, read_templates
 from .scan import Scanner
 from .sources import Source, TableColumns, open_source
 from .sources.caption_choice import SETTING as ENDINGS
@@ -187,7 +187,8 @@ def make_plan(
         try:
             with helping():
                 freezer.scan(sources, scanner)
-            freezer.add_prompts(prompts(sorted(freezer.labels)))
+            made, note = prompts(sorted(freezer.labels))
+            freezer.add_prompts(made, note)
             findings = freezer.freeze()
         except BaseException:
             transaction.abandon()
@@ -558,25 +559,35 @@ def _read_setting_file(path: Path) -> bytes:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _read_prompts(config: PlanConfig) -> Callable[[list[str]], Iterable[Prompt]]:
-    """Read the prompt files, before the corpus is scanned; return what makes prompts of its labels.
+def _read_prompts(config: PlanConfig) -> Callable[[list[str]], tuple[Iterable[Prompt], str]]:
+    """Read the prompt files, before the corpus is scanned; return what makes prompts of its labels,
+    and says in a line how they were understood, where there is something to say.
 
     Raises:
         SourceError: a file cannot be read, or a line of it is no label or template.
     """
     if config.templates is None:
-        return lambda corpus_labels: ()
+        return lambda corpus_labels: ((), "")
     templates = read_templates(config.templates)
     labels = None if config.labels is None else read_labels(config.labels)
 
-    def prompts(corpus_labels: list[str]) -> Iterable[Prompt]:
+    def prompts(corpus_labels: list[str]) -> tuple[Iterable[Prompt], str]:
         if labels is None and not corpus_labels:
             raise SettingError(
                 f"templates {config.templates} were given, but the corpus has no labels; "
                 "give class names with --labels FILE"
             )
-        own = [Label(label=name, name=name) for name in corpus_labels]
-        return make_prompts(own if labels is None else labels, templates)
+        if labels is None:
+            own = [Label(label=name, name=name) for name in corpus_labels]
+            return make_prompts(own, templates), ""
+        numbered = by_position(labels, corpus_labels)
+        note = ""
+        if numbered is not labels:
+            note = (
+                f"the numbers of the corpus are places in {config.labels}: 0 is "
+                f"{labels[0].name[:40]!r}, {len({x.label for x in labels}) - 1:,} is {labels[-1].name[:40]!r}"
+            )
+        return make_prompts(numbered, templates), note
 
     return prompts
 

@@ -11,7 +11,7 @@ Which name goes with which template:
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -102,6 +102,21 @@ def read_templates(path: str | Path) -> list[Template]:
     templates = [_template(entry) for entry in entries]
     _refuse_duplicates("template", ((each.text, each.lang, each.place) for each in templates))
     return templates
+
+
+def by_position(labels: Sequence[Label], corpus_labels: Iterable[str]) -> Sequence[Label]:
+    """Return the labels under the numbers that a corpus calls its classes, 0 the first of the file.
+
+    So they are where the corpus has nothing but such numbers, and none is a class of the file; else
+    they stay as they are.
+    """
+    classes = list(dict.fromkeys(label.label for label in labels))
+    numbers = {str(number): name for number, name in enumerate(classes)}
+    found = set(corpus_labels)
+    if not found or found & set(classes) or not found <= numbers.keys():
+        return labels
+    number_of = {name: number for number, name in numbers.items()}
+    return [replace(label, label=number_of[label.label]) for label in labels]
 
 
 def make_prompts(labels: Iterable[Label], templates: Sequence[Template]) -> Iterator[Prompt]:

@@ -46,6 +46,15 @@ def finding_lines(findings: Findings, list_all: str) -> list[str]:
             f"{findings.num_texts:,} unique texts"
             + (f", {findings.num_prompts:,} prompts" if findings.num_prompts else "")
         )
+    if findings.label_note:
+        lines.append(f"labels     {findings.label_note}")
+    if findings.unprompted:
+        few = ", ".join(repr(label[:40]) for label in findings.unprompted[:3])
+        lines.append(
+            f"labels     {counted(len(findings.unprompted), 'label')} of the corpus without a prompt "
+            f"({few}{', ...' if len(findings.unprompted) > 3 else ''}): zero-shot leaves their images "
+            "out; name them in --labels"
+        )
     if findings.num_folded_rows:
         lines.append(
             f"folded     {findings.num_folded_rows + findings.num_folded_pictures:,} rows name "

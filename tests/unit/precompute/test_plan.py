@@ -35,6 +35,7 @@ from siglip2_cache.precompute.estimate import estimate
 from siglip2_cache.precompute.plan import Plan, PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Sample, TableColumns
 from siglip2_cache.precompute.spool import Scratch
+from siglip2_cache.precompute.summary import finding_lines
 from siglip2_cache.store import commits, layout
 from siglip2_cache.store.cache import Cache, relocate
 from siglip2_cache.store.catalog import Part, Table
@@ -828,6 +829,35 @@ def test_prompts_of_the_corpus_s_own_labels_come_sorted(tmp_path: Path) -> None:
     (tmp_path / "templates.txt").write_text("the {}")
     plan(tmp_path / "cache", tmp_path / "corpus", templates=tmp_path / "templates.txt")
     assert [line[0] for line in prompts(tmp_path / "cache")] == ["the ant", "the zebra"]
+
+
+@pytest.mark.parametrize(
+    ("own", "of_prompts", "unprompted", "is_noted"),
+    [
+        pytest.param(["0", "1"], ["0", "1"], [], True, id="places in the list"),
+        pytest.param(["1", "1"], ["0", "1"], [], True, id="some of the places"),
+        pytest.param(["1", "2"], ["dog", "cat"], ["1", "2"], False, id="counted from 1"),
+        pytest.param(["dog", "1"], ["dog", "cat"], ["1"], False, id="names and numbers"),
+        pytest.param(["dog", "cat"], ["dog", "cat"], [], False, id="names"),
+        pytest.param(["01", "00"], ["dog", "cat"], ["00", "01"], False, id="no plain numbers"),
+    ],
+)
+def test_labels_that_are_numbers_are_places_in_the_list_of_names_or_are_told_of(
+    tmp_path: Path, own: list[str], of_prompts: list[str], unprompted: list[str], is_noted: bool
+) -> None:
+    rows = [{"image": f"{i}.jpg", "label": label} for i, label in enumerate(own)]
+    source = write_table_corpus(tmp_path / "corpus", rows)
+    (tmp_path / "names.txt").write_text("dog\ncat\n")
+    (tmp_path / "templates.txt").write_text("a {}\n")
+    settings = {"labels": tmp_path / "names.txt", "templates": tmp_path / "templates.txt"}
+    findings = plan(tmp_path / "cache", source, **settings).findings
+    found = frame(tmp_path / "cache", "prompts").sort("text_row")
+    assert found["label"].to_list() == of_prompts
+    assert list(texts(tmp_path / "cache").values())[-2:] == ["a dog", "a cat"]
+    assert findings.unprompted == unprompted
+    said = "\n".join(finding_lines(findings, "info"))
+    assert ("0 is 'dog', 1 is 'cat'" in said) == is_noted
+    assert ("of the corpus without a prompt" in said) == bool(unprompted)
 
 
 def test_templates_for_a_corpus_without_labels_are_refused(tmp_path: Path) -> None:
