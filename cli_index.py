@@ -45,7 +45,8 @@ def index(
     from .store.index import build_index
     from .store.index_record import index_words, summary
     from .store.index_search import index_place
-    from .words import format_seconds
+    from .store.layout import other_modality
+    from .words import counted, format_seconds
 
     opened = open_cache(cache)
     place = index_place(opened, modality_of(among), teacher=teacher, view=view)
@@ -73,12 +74,15 @@ def index(
     done = (
         "it was there already" if built.was_there else f"{format_seconds(built.seconds)}{resumed}"
     )
-    recall = built.record.recall
+    record = built.record
+    measured = [f"{counted(record.recall.num_queries, record.modality)}"]
+    if record.cross is not None:
+        measured.append(counted(record.cross.recall.num_queries, other_modality(record.modality)))
     lines = [
         f"index      {found['file']}",
         f"kind       {built.record.kind}: {built.reason}",
         f"holds      {index_words(found)}",
-        f"measured   on {recall.num_queries:,} of its rows, against exact search",
+        f"measured   by {' and '.join(measured)} of the cache, against exact search",
         f"made       {done}",
     ]
     print_found(found, lines, as_json)

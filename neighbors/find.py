@@ -7,8 +7,9 @@ import numpy as np
 
 from ..errors import SettingError
 from ..store.cache import Cache, open_cache
+from ..store.index_record import IndexRecord, recall_words, summary
 from ..store.index_search import open_index
-from ..store.layout import Modality
+from ..store.layout import Modality, other_modality
 from ..store.locations import Location
 from ..store.search import Neighbors, exact_neighbors
 from ..words import counted
@@ -130,8 +131,7 @@ def find_neighbors(config: FindConfig, *, on_rows: Callable[[int], None] | None 
     queries = resolver.resolve(asks) if asks else resolver.random(config.sample, config.seed)
     if not queries:
         raise SettingError(f"{cache.root} has no image that {teacher} has embedded yet")
-    found = _search(config, cache, teacher, queries, on_rows)
-    how = "by the index" if config.approximate else "exact"
+    found, how = _search(config, cache, teacher, queries, on_rows)
     return Report(
         title="Neighbors",
         cache=cache.root,
@@ -150,7 +150,8 @@ def _search(
     teacher: str,
     queries: Sequence[Query],
     on_rows: Callable[[int], None] | None,
-) -> Neighbors:
+) -> tuple[Neighbors, str]:
+    """Return the neighbours, and in words how they were found."""
     embeddings_QD = np.stack([query.embedding_D for query in queries])
     exclude_Q = [
         query.own_row if query.item.kind == config.modality and not config.include_self else -1
@@ -160,10 +161,36 @@ def _search(
     k = min(config.k, len(targets) + 1)
     if config.approximate:
         index = open_index(cache, config.modality, teacher=teacher, view=config.searched_view)
-        return index.neighbors(embeddings_QD, k, exclude_Q=exclude_Q)
-    return exact_neighbors(
+        is_other_Q = [query.item.kind != config.modality for query in queries]
+        found = index.neighbors(embeddings_QD, k, exclude_Q=exclude_Q, is_other_Q=is_other_Q)
+        return found, _by_index(index.record, found, is_other_Q, k, exclude_Q)
+    found = exact_neighbors(
         targets, embeddings_QD, k, view=config.searched_view, exclude_Q=exclude_Q, on_rows=on_rows
     )
+    return found, "exact"
+
+
+def _by_index(
+    record: IndexRecord,
+    found: Neighbors,
+    is_other_Q: Sequence[bool],
+    k: int,
+    exclude_Q: Sequence[int],
+) -> str:
+    """Say how much the index finds of what was asked, and what it did not."""
+    measured: list[str] = []
+    if not all(is_other_Q):
+        measured.append(recall_words(record.modality, summary(record)))
+    if any(is_other_Q):
+        measured.append(recall_words(other_modality(record.modality), summary(record)["cross"]))
+    words = f"by the index, {', '.join(measured)}"
+    if k > record.recall.at:
+        words += f", which is less at {k:,}"
+    wanted_Q = [min(k, found.num_rows - (row >= 0)) for row in exclude_Q]
+    missing = sum(wanted_Q) - int((found.rows_QK >= 0).sum())
+    if missing:
+        words += f"; {missing:,} neighbours that there are were not found, --approximate left out finds all"
+    return words
 
 
 def _strips(

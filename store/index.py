@@ -7,8 +7,8 @@ Shape letters in this file:
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import faiss
@@ -17,23 +17,14 @@ from numpy.typing import NDArray
 
 from ..errors import CacheError, SettingError
 from .cache import Cache
-from .index_kinds import SEED, Adder, IndexPlan, ladder, make_index, plan_index, train
-from .index_record import IndexRecord, Recall, fingerprint, read_index_record
-from .index_search import approximate_neighbors
+from .index_kinds import Adder, IndexPlan, make_index, plan_index, train
+from .index_recall import Measured, choose_rows, measure
+from .index_record import IndexRecord, fingerprint, read_index_record, write_index_record
 from .index_state import IndexState
-from .layout import IndexPlace
+from .layout import IndexPlace, other_modality
 from .scan import Block, blocks
-from .search import Neighbors, exact_neighbors
 
-RECALL_AT = 10
-WANTED_RECALL = 0.95
-"""Searching takes the least work that finds so much."""
-
-_SAME_RECALL = 0.002
-"""Codes have a limit of their own: past it, looking into more lists is work for nothing."""
-
-_RECALL_QUERIES = 500
-"""The standard error of a recall of 0.95 is then at most 0.01, and 1 M rows are searched in seconds."""
+_faiss: Any = faiss  # its types lack what the C++ classes and functions have
 
 SAVE_EVERY_S = 300.0
 """Seconds of adding that a crash can cost. A save writes all that was added so far."""
@@ -125,6 +116,7 @@ class _Builder:
         self._files, self._place, self._progress = cache.files, place, progress
         self._save_every_s, self._block_rows = save_every_s, block_rows
         self._targets = cache.targets(place.modality, place.teacher)
+        self._others = cache.targets(other_modality(place.modality), place.teacher)
         self._rows_N = self._targets.available_rows()
         if len(self._rows_N) == 0:
             raise SettingError(
@@ -147,6 +139,7 @@ class _Builder:
         standing = self._standing()
         if standing is not None:
             self._state.clear()
+            standing = self._with_cross(standing)
             return self._built(standing, started, was_there=True)
         self._progress.say(f"{self._plan.kind} index {self._plan.factory}: {self._plan.reason}")
         index, next_row = self._state.resume(self._progress.say) or (None, 0)
@@ -157,7 +150,7 @@ class _Builder:
             self._progress.say(f"going on from {index.ntotal:,} of {len(self._rows_N):,} rows")
         resumed_rows = index.ntotal
         self._add(index, next_row)
-        record = self._measure(index)
+        record = self._record(index, self._measure(index))
         self._state.publish(record)
         return self._built(record, started, resumed_rows=resumed_rows)
 
@@ -189,7 +182,7 @@ class _Builder:
         index = make_index(self._plan, self._embed_dim)
         if index.is_trained:
             return index
-        sample_S = self._sample(self._plan.parameters["train_rows"])
+        sample_S = choose_rows(self._rows_N, self._plan.parameters["train_rows"])
         self._progress.start("reading rows to train on", len(sample_S))
         rows_SD = np.empty((len(sample_S), self._embed_dim), np.float32)
         count = 0
@@ -219,55 +212,31 @@ class _Builder:
             )
         self._state.save(index, int(self._rows_N[-1]) + 1)
 
-    def _measure(self, index: Any) -> IndexRecord:
-        """Choose what to search with, and return the record that says what it finds."""
-        views = self._place.view if self._place.modality == "image" else None
-        sample_S = self._sample(_RECALL_QUERIES)
-        queries_SD = self._targets.read(sample_S, views)
-        norm_S = np.linalg.norm(queries_SD.astype(np.float32), axis=1)
-        usable_S = np.isfinite(norm_S) & (norm_S > 0)  # as the blocks that were added
-        sample_S, queries_SD = sample_S[usable_S], queries_SD[usable_S]
+    def _with_cross(self, record: IndexRecord) -> IndexRecord:
+        """Return the record of an index that stands, measured with the other modality, too."""
+        if record.cross is not None or len(self._others.available_rows()) == 0:
+            return record
+        self._progress.say(f"measuring what {self._others.modality}s find in the index that stands")
+        [(path, described)] = record.files.items()
+        index = _faiss.read_index(str(self._files.fetch(path, described)))
+        found = self._measure(index)
+        record = replace(record, search=found.search, recall=found.recall, cross=found.cross)
+        write_index_record(self._files, self._place, record)
+        return record
+
+    def _measure(self, index: Any) -> Measured:
         self._progress.start("measuring recall", len(self._rows_N))
-        exact = exact_neighbors(
+        return measure(
+            index,
+            self._plan,
             self._targets,
-            queries_SD,
-            RECALL_AT,
+            self._others,
             view=self._place.view,
-            exclude_Q=sample_S,
             block_rows=self._block_rows,
             on_rows=self._progress.advance,
         )
-        search, value = self._choose_search(index, sample_S, queries_SD, exact)
-        recall = Recall(at=RECALL_AT, value=value, num_queries=len(sample_S), seed=SEED)
-        return self._record(index, search, recall)
 
-    def _choose_search(
-        self,
-        index: Any,
-        sample_S: NDArray[np.int64],
-        queries_SD: NDArray[np.float16],
-        exact: Neighbors,
-    ) -> tuple[Mapping[str, int], float | None]:
-        """Return the least work that finds enough, or as much as the most work does; its recall."""
-        tried: list[tuple[dict[str, int], float]] = []
-        for search in ladder(self._plan.kind, self._plan.factory):
-            near = approximate_neighbors(
-                index,
-                self._targets,
-                queries_SD,
-                RECALL_AT,
-                search=search,
-                view=self._place.view,
-                exclude_Q=sample_S,
-            )
-            value = recall_of(near.cosine_QK, exact.cosine_QK)
-            if value is None or value >= WANTED_RECALL:
-                return search, value
-            tried.append((search, value))
-        best = max(value for _, value in tried)
-        return next((s, v) for s, v in tried if v >= best - _SAME_RECALL)
-
-    def _record(self, index: Any, search: Mapping[str, int], recall: Recall) -> IndexRecord:
+    def _record(self, index: Any, found: Measured) -> IndexRecord:
         return IndexRecord(
             teacher=self._place.teacher,
             modality=self._place.modality,
@@ -275,34 +244,15 @@ class _Builder:
             kind=self._plan.kind,
             factory=self._plan.factory,
             parameters=self._plan.parameters,
-            search=search,
+            search=found.search,
             num_rows=index.ntotal,
             embed_dim=self._embed_dim,
             fingerprint=self._fingerprint,
-            recall=recall,
+            recall=found.recall,
+            cross=found.cross,
             faiss_version=faiss.__version__,
             files={self._place.file: self._state.described},
         )
 
-    def _sample(self, size: int) -> NDArray[np.int64]:
-        """Return a seeded choice of rows, ascending."""
-        chooser = np.random.default_rng(SEED)
-        size = min(size, len(self._rows_N))
-        return np.sort(chooser.choice(self._rows_N, size, replace=False, shuffle=False))
-
     def _blocks(self, rows: NDArray[np.int64]) -> Iterator[Block]:
         return blocks(self._targets, view=self._place.view, rows=rows, block_rows=self._block_rows)
-
-
-def recall_of(found_QK: NDArray[np.float64], exact_QK: NDArray[np.float64]) -> float | None:
-    """Return the share of the true nearest that was found, by their cosines; None if there are none.
-
-    Cosines, not rows, are compared: of rows that are equally near, any will do.
-    """
-    has_QK = np.isfinite(exact_QK)
-    num_Q = has_QK.sum(axis=1)
-    if num_Q.sum() == 0:
-        return None
-    last_Q = np.where(has_QK, exact_QK, np.inf).min(axis=1)
-    hits_Q = (found_QK >= last_Q[:, None]).sum(axis=1)
-    return float(np.minimum(hits_Q, num_Q).sum() / num_Q.sum())

@@ -5,7 +5,7 @@ Shape letters in this file:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -47,9 +47,15 @@ it finds is scored again by the stored rows, so codes need only be good enough f
 
 _HNSW_LINKS, _HNSW_DEPTH = 32, 128
 _LADDERS = {"nprobe": (1, 1024), "efSearch": (16, 1024)}
-_CANDIDATES: dict[Kind, int] = {"flat": 2, "ivf": 2, "hnsw": 2, "ivfpq": 16}
-"""Rows that an index proposes for each neighbour wanted: those of float16 are in nearly the right order,
-codes give a first choice."""
+_CANDIDATES: dict[Kind, tuple[int, ...]] = {
+    "flat": (2,),
+    "ivf": (2,),
+    "hnsw": (2,),
+    "ivfpq": (16, 32, 64, 128),
+}
+"""Rows that an index proposes for each neighbour wanted, least first: those of float16 are in nearly the
+right order, codes give a first choice. Of 60,000 drawn images, coded, 16 a neighbour held .94 of what images
+and .86 of what texts wanted, however many lists were looked into; 64 held .999 and .98."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,9 +154,8 @@ class Adder:
 
 def ladder(kind: Kind, factory: str) -> list[dict[str, int]]:
     """Return what to try to search with, least work first; a flat index has one way."""
-    candidates = {"candidates": _CANDIDATES[kind]}
     if kind == "flat":
-        return [candidates]
+        return [{"candidates": _CANDIDATES[kind][0]}]
     name = "efSearch" if kind == "hnsw" else "nprobe"
     value, most = _LADDERS[name]
     if name == "nprobe":
@@ -159,7 +164,19 @@ def ladder(kind: Kind, factory: str) -> list[dict[str, int]]:
     while value < most:
         values.append(value)
         value *= 2
-    return [{name: value, **candidates} for value in (*values, most)]
+    return [
+        {name: value, "candidates": candidates}
+        for candidates in _CANDIDATES[kind]
+        for value in (*values, most)
+    ]
+
+
+def wider(index: Any, search: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Yield searches of more and more work, up to all lists; none where an index has no lists."""
+    nprobe = search.get("nprobe")
+    while nprobe is not None and nprobe < ivf_of(index).nlist:
+        nprobe = min(2 * nprobe, ivf_of(index).nlist)
+        yield {**search, "nprobe": nprobe}
 
 
 def set_search(index: Any, search: Mapping[str, int]) -> None:

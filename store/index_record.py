@@ -12,7 +12,7 @@ from ..errors import CacheError, DamagedCacheError
 from ..words import format_bytes
 from .cache import Cache
 from .fields import Fields, read_fields
-from .layout import INDEXES, IndexPlace, Modality, parse_index_record
+from .layout import INDEXES, IndexPlace, Modality, other_modality, parse_index_record
 from .records import encode_record, sha256_hex
 from .storage import Files
 
@@ -36,7 +36,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recall:
-    """How many of the true nearest an index finds, measured on rows of the cache itself."""
+    """How many of the true nearest an index finds, measured with rows of one modality."""
 
     at: int
     """Neighbours asked for."""
@@ -47,6 +47,18 @@ class Recall:
     num_queries: int
     seed: int
     """Of the choice of the rows that were queries."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossSearch:
+    """How queries of the other modality are answered: a text among images, an image among texts.
+
+    They lie apart from what is indexed, so their nearest are spread over more lists: where images find
+    0.97 of theirs in 8 lists, texts may find 0.38.
+    """
+
+    search: Mapping[str, int]
+    recall: Recall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +76,17 @@ class IndexRecord:
     """What else it was made with."""
 
     search: Mapping[str, int]
-    """What it is searched with: nprobe or efSearch; nothing for a flat one."""
+    """What queries of its own modality are searched with: nprobe or efSearch; nothing for a flat one."""
 
     num_rows: int
     embed_dim: int
     fingerprint: Fingerprint
     recall: Recall
+    """Of queries of its own modality."""
+
+    cross: CrossSearch | None
+    """None: nothing of the other modality had a target, or the record is of an older version."""
+
     faiss_version: str
     files: Mapping[str, Mapping[str, Any]]
 
@@ -143,8 +160,8 @@ def _parse_record(record: Fields, place: IndexPlace) -> IndexRecord:
         record.refuse("kind", f"one of {', '.join(get_args(Kind))}")
     if found.keys() != {place.file}:
         record.refuse("files", f"{place.file} alone")
-    search = record.fields("search")
-    made_from, recall = record.fields("fingerprint"), record.fields("recall")
+    made_from = record.fields("fingerprint")
+    cross = None if record.values.get("cross") is None else record.fields("cross")
     return IndexRecord(
         teacher=place.teacher,
         modality=place.modality,
@@ -152,7 +169,7 @@ def _parse_record(record: Fields, place: IndexPlace) -> IndexRecord:
         kind=cast("Kind", kind),
         factory=record.text("factory"),
         parameters=record.mapping("parameters"),
-        search={name: search.count(name) for name in search.values},
+        search=_parse_search(record.fields("search")),
         num_rows=record.count("num_rows"),
         embed_dim=record.count("embed_dim", least=1),
         fingerprint=Fingerprint(
@@ -161,14 +178,27 @@ def _parse_record(record: Fields, place: IndexPlace) -> IndexRecord:
             num_units=made_from.count("num_units"),
             units=made_from.text("units"),
         ),
-        recall=Recall(
-            at=recall.count("at"),
-            value=None if recall.values.get("value") is None else recall.number("value"),
-            num_queries=recall.count("num_queries"),
-            seed=recall.whole("seed"),
+        recall=_parse_recall(record.fields("recall")),
+        cross=cross
+        and CrossSearch(
+            search=_parse_search(cross.fields("search")),
+            recall=_parse_recall(cross.fields("recall")),
         ),
         faiss_version=record.text("faiss_version"),
         files=found,
+    )
+
+
+def _parse_search(search: Fields) -> dict[str, int]:
+    return {name: search.count(name) for name in search.values}
+
+
+def _parse_recall(recall: Fields) -> Recall:
+    return Recall(
+        at=recall.count("at"),
+        value=None if recall.values.get("value") is None else recall.number("value"),
+        num_queries=recall.count("num_queries"),
+        seed=recall.whole("seed"),
     )
 
 
@@ -213,6 +243,8 @@ def summary(record: IndexRecord) -> dict[str, Any]:
         "rows": record.num_rows,
         "num_bytes": record.num_bytes,
         "recall": asdict(record.recall),
+        "cross": record.cross and asdict(record.cross),
+        "modality": record.modality,
     }
 
 
@@ -226,13 +258,20 @@ def index_line(found: Mapping[str, Any]) -> str:
 
 
 def index_words(found: Mapping[str, Any]) -> str:
-    """Return what a summary says of an index: kind, rows, size, what it is searched with, recall."""
-    search = "".join(
-        f", {name} {value}" for name, value in found["search"].items() if name != "candidates"
-    )
-    recall = found["recall"]
-    measured = "unknown" if recall["value"] is None else f"{recall['value']:.3f}"
+    """Return what a summary says of an index: kind, rows, size, and how well each modality searches it."""
+    own, other = found["modality"], other_modality(found["modality"])
     return (
-        f"{found['kind']} ({found['factory']}{search}), {found['rows']:,} rows, "
-        f"{format_bytes(found['num_bytes'])}, recall@{recall['at']} {measured}"
+        f"{found['kind']} ({found['factory']}), {found['rows']:,} rows, "
+        f"{format_bytes(found['num_bytes'])}, {recall_words(own, found)}, "
+        f"{recall_words(other, found['cross'])}"
     )
+
+
+def recall_words(modality: str, found: Mapping[str, Any] | None) -> str:
+    """Return what queries of a modality find, and by what search; ``found`` has search and recall."""
+    if found is None or found["recall"]["value"] is None:
+        return f"of {modality}s not measured"
+    recall = found["recall"]
+    search = [f"{name} {value}" for name, value in found["search"].items() if name != "candidates"]
+    by = f" ({', '.join(search)})" if search else ""
+    return f"recall@{recall['at']} of {modality}s {recall['value']:.3f}{by}"

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DamagedCacheError, SettingError, first_line
 from .cache import Cache
-from .index_kinds import set_search
+from .index_kinds import set_search, wider
 from .index_record import IndexRecord, build_command, fingerprint, read_index_record, why_stale
 from .layout import IndexPlace, Modality
 from .search import Neighbors, cosines, unit_queries
@@ -29,7 +29,8 @@ _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 FEWEST_CANDIDATES = 64
 """Rows that an index proposes at least: few neighbours among many equal rows, the query itself."""
 
-_QUERIES = 256  # asked together; bounds the memory of their candidates
+_QUERIES = 256  # asked together at most
+_PROPOSED = 1 << 20  # candidates of those, at most unless one query has more
 _READ_ROWS = 16_384  # of candidates at a time: 38 MB of 1152
 
 
@@ -43,21 +44,39 @@ class IndexedTargets:
     """As faiss opened it."""
 
     def neighbors(
-        self, queries_QD: NDArray[np.float16], k: int, *, exclude_Q: ArrayLike | None = None
+        self,
+        queries_QD: NDArray[np.float16],
+        k: int,
+        *,
+        exclude_Q: ArrayLike | None = None,
+        is_other_Q: ArrayLike | None = None,
     ) -> Neighbors:
         """Return the K rows of largest cosine among those that the index proposes.
 
-        Arguments and result are those of store.search.exact_neighbors.
+        Arguments and result are those of store.search.exact_neighbors, and:
+
+        Args:
+            is_other_Q: which queries are of the other modality; None: none.
         """
-        return approximate_neighbors(
-            self.index,
-            self.targets,
-            queries_QD,
-            k,
-            search=self.record.search,
-            view=self.record.view,
-            exclude_Q=exclude_Q,
-        )
+        Q, record = len(queries_QD), self.record
+        exclude = np.full(Q, -1) if exclude_Q is None else np.asarray(exclude_Q, np.int64)
+        is_other = np.zeros(Q, np.bool_) if is_other_Q is None else np.asarray(is_other_Q, np.bool_)
+        whole = Neighbors(np.full((Q, k), -1), np.full((Q, k), -np.inf), self.index.ntotal)
+        for is_asked, search in (
+            (~is_other, record.search),
+            (is_other, record.cross.search if record.cross else record.search),
+        ):
+            found = approximate_neighbors(
+                self.index,
+                self.targets,
+                queries_QD[is_asked],
+                k,
+                search=search,
+                view=record.view,
+                exclude_Q=exclude[is_asked],
+            )
+            whole.rows_QK[is_asked], whole.cosine_QK[is_asked] = found.rows_QK, found.cosine_QK
+        return whole
 
 
 def index_place(
@@ -133,6 +152,8 @@ def approximate_neighbors(
 ) -> Neighbors:
     """Return the K best of the rows that an index proposes, scored by the stored targets.
 
+    Where the lists that are looked into hold fewer, more are: so K are found if there are so many.
+
     Args:
         index: a faiss index of inner products whose ids are rows.
         targets: what it was made from; every row that it holds has a target.
@@ -151,20 +172,27 @@ def approximate_neighbors(
     rows_QK = np.full((num_queries, k), -1, np.int64)
     cosine_QK = np.full((num_queries, k), -np.inf)
     depth = min(index.ntotal, max(search["candidates"] * k, k + FEWEST_CANDIDATES))
-    set_search(index, search)
-    for start in range(0, num_queries if depth and k else 0, _QUERIES):
-        some = slice(start, start + _QUERIES)
-        _, row_QC = index.search(unit_QD[some], depth)
-        is_wanted_QC = (row_QC >= 0) & (row_QC != exclude[some, None])
-        query_C, column_C = np.nonzero(is_wanted_QC)
-        query_C, row_C = query_C + start, row_QC[query_C, column_C]
-        cosine_C = _score(targets, queries_QD, query_C, row_C, view)
-        order = np.lexsort((row_C, -cosine_C, query_C))
-        query_C, row_C, cosine_C = query_C[order], row_C[order], cosine_C[order]
-        rank_C = np.arange(len(query_C)) - np.searchsorted(query_C, query_C)
-        keep_C = rank_C < k
-        place = query_C[keep_C], rank_C[keep_C]
-        rows_QK[place], cosine_QK[place] = row_C[keep_C], cosine_C[keep_C]
+    num_asked = max(1, min(_QUERIES, _PROPOSED // max(1, depth)))
+    num_there_Q = np.minimum(k, index.ntotal - (exclude >= 0))
+    left_Q = np.flatnonzero(num_there_Q > 0)
+    for step in (search, *wider(index, search)):
+        set_search(index, step)
+        for start in range(0, len(left_Q), num_asked):
+            some_Q = left_Q[start : start + num_asked]
+            _, row_QC = index.search(unit_QD[some_Q], depth)
+            is_wanted_QC = (row_QC >= 0) & (row_QC != exclude[some_Q, None])
+            query_C, column_C = np.nonzero(is_wanted_QC)
+            query_C, row_C = some_Q[query_C], row_QC[query_C, column_C]
+            cosine_C = _score(targets, queries_QD, query_C, row_C, view)
+            order = np.lexsort((row_C, -cosine_C, query_C))
+            query_C, row_C, cosine_C = query_C[order], row_C[order], cosine_C[order]
+            rank_C = np.arange(len(query_C)) - np.searchsorted(query_C, query_C)
+            keep_C = rank_C < k
+            place = query_C[keep_C], rank_C[keep_C]
+            rows_QK[place], cosine_QK[place] = row_C[keep_C], cosine_C[keep_C]
+        left_Q = left_Q[(rows_QK[left_Q] >= 0).sum(axis=1) < num_there_Q[left_Q]]
+        if len(left_Q) == 0:
+            break
     return Neighbors(rows_QK, cosine_QK, index.ntotal)
 
 

@@ -36,6 +36,11 @@ _INDEX_RECORD = re.compile(
 _TEACHER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+def other_modality(modality: Modality) -> Modality:
+    """Return texts' for images', images' for texts'."""
+    return "text" if modality == "image" else "image"
+
+
 def generation_record(generation: int) -> str:
     """Return the record of a generation of the catalog; generation 0 is the cache's first plan."""
     return CACHE_RECORD if generation == 0 else f"{CATALOG}/append-{generation:05d}.json"

@@ -25,7 +25,7 @@ def test_an_index_is_made_once_shown_and_proved(command: Command, root: Path) ->
     found = json.loads(out)
     assert status == 0, err
     assert (found["kind"], found["rows"], found["was_there"]) == ("flat", 12, False)
-    assert found["recall"]["value"] == 1.0
+    assert found["recall"]["value"] == found["cross"]["recall"]["value"] == 1.0
     assert Path(found["file"]) == root / "indexes/tiny/text.faiss"
     status, out, _ = command("index", root, "--among", "texts")
     lines = dict(line.split(maxsplit=1) for line in out.splitlines())
@@ -42,7 +42,8 @@ def test_a_larger_one_says_what_it_finds_in_a_process_of_its_own(tmp_path: Path)
     done = run("index", root, "--kind", "ivf")
     assert done.returncode == 0, done.stderr
     assert "nprobe " in done.stdout
-    assert "measured   on 500 of its rows, against exact search" in done.stdout
+    assert "measured   by 500 images of the cache, against exact search" in done.stdout
+    assert ", of texts not measured" in done.stdout
     assert done.stderr == "ivf index IVF76,SQfp16: as asked\n"  # not a warning of faiss
 
 

@@ -16,7 +16,9 @@ from siglip2_cache.neighbors.find import FindConfig, find_neighbors
 from siglip2_cache.neighbors.queries import Ask, read_asks
 from siglip2_cache.neighbors.report import Caption, Report
 from siglip2_cache.store import layout
-from siglip2_cache.store.search import exact_neighbors
+from siglip2_cache.store.index import build_index
+from siglip2_cache.store.index_search import IndexedTargets, index_place
+from siglip2_cache.store.search import Neighbors, exact_neighbors
 
 
 def look(cache: Path, *asks: Ask, **settings: Any) -> Report:
@@ -245,3 +247,43 @@ def test_a_file_of_no_queries_is_refused(tmp_path: Path) -> None:
         read_asks(tmp_path / "q.txt")
     with pytest.raises(SettingError, match=r"gone\.txt cannot be read: No such file"):
         read_asks(tmp_path / "gone.txt")
+
+
+def test_an_index_says_what_it_finds_of_what_was_asked(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(planted, tmp_path / "cache")
+    cache = open_cache(root)
+    build_index(cache, index_place(cache, "image", teacher="first"), progress=SilentTasks())
+    image, text = Ask("key", "p03"), Ask("text", "Picture 3")
+
+    def said(*asks: Ask, k: int = 3) -> str:
+        return look(root, *asks, k=k, approximate=True).summary[0]
+
+    among = "among 15 images, by the index"
+    left_out = "; 1 without an embedding left out"
+    assert said(image) == f"1 query {among}, recall@10 of images 1.000{left_out}"
+    assert said(text) == f"1 query {among}, recall@10 of texts 1.000{left_out}"
+    both = "recall@10 of images 1.000, recall@10 of texts 1.000"
+    assert said(image, text, k=12) == f"2 queries {among}, {both}, which is less at 12{left_out}"
+    whole = IndexedTargets.neighbors
+
+    def half_blind(self: IndexedTargets, *arguments: Any, **settings: Any) -> Neighbors:
+        found = whole(self, *arguments, **settings)
+        found.rows_QK[:, 1:] = -1
+        return found
+
+    monkeypatch.setattr(IndexedTargets, "neighbors", half_blind)
+    assert (
+        "; 27 neighbours that there are were not found, --approximate left out finds all"
+        in said(image, text, k=99)
+    )  # one of 14 others, one of 15
+
+
+class SilentTasks:
+    """A progress display that shows nothing."""
+
+    def say(self, message: str) -> None: ...
+    def start(self, task: str, total: int, done: int = 0) -> None: ...
+    def advance(self, num_rows: int) -> None: ...
+    def stop(self) -> None: ...
