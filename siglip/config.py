@@ -78,6 +78,12 @@ def read_towers(folder: Path, *, allow_image_tower: bool = False) -> TowerSettin
     has_text = not (allow_image_tower and model_type in _IMAGE_TOWERS)
     if not has_text:
         model_type, config = _IMAGE_TOWERS[model_type], {"vision_config": config}
+    if model_type in _IMAGE_TOWERS:
+        raise CheckpointError(
+            f"{folder} is an image tower alone (model_type {model_type!r}), without the tokenizer and the "
+            "text tower that are wanted here; name the whole checkpoint that it is part of (train "
+            "--towers image takes that one's image tower)"
+        )
     if model_type not in ("siglip", "siglip2"):
         raise CheckpointError(
             f"{folder} has model_type {model_type!r}; what is supported is 'siglip' and, for NaFlex, "

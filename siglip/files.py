@@ -3,11 +3,16 @@
 import hashlib
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 from ..errors import CheckpointError, first_line
+
+_LOGITS = ("logit_scale", "logit_bias")
+_WRAPPED = re.compile(r"((?:\w+\.)+?)(?:(?:text|vision)_model\..*|logit_scale|logit_bias)")
+"""A weight's name behind that of what wraps the model, such as ``module.``"""
 
 _STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -69,6 +74,38 @@ def stored_dtype_of(folder: Path) -> str:
     if most not in _STORED_DTYPES:
         raise CheckpointError(f"{folder} stores its weights as {most}; expected F32, BF16 or F16")
     return _STORED_DTYPES[most]
+
+
+def refuse_other_names(folder: Path) -> None:
+    """Refuse weights whose names have another model's prefix, or whose logits are numbers alone.
+
+    Training programs leave them so: they save the state of what they have wrapped a model in.
+
+    Raises:
+        CheckpointError: they do; the message says the command that mends it.
+    """
+    files = weight_files(folder)
+    tensors = {name: record for path in files for name, record in read_header(path)[0].items()}
+    prefixes = {found[1] for name in tensors if (found := _WRAPPED.fullmatch(name))}
+    is_scalar = any(not r.get("shape") for n, r in tensors.items() if n.endswith(_LOGITS))
+    if not prefixes and not is_scalar:
+        return
+    prefix = min(prefixes, default="")
+    what = (
+        f"names its weights {prefix}*" if prefix else "has a logit_scale or logit_bias of shape []"
+    )
+    if len(files) > 1:
+        remedy = (
+            "load them into a model of transformers and save it with model.save_pretrained(folder)"
+        )
+    else:
+        changed = f"k.removeprefix({prefix!r})" if prefix else "k"
+        remedy = (
+            "there run: python -c \"from safetensors.torch import *; f = 'model.safetensors'; "
+            f"save_file({{{changed}: v if v.ndim else v[None] for k, v in load_file(f).items()}}, f, "
+            "{'format': 'pt'})\""
+        )
+    raise CheckpointError(f"{folder} {what}; {remedy}")
 
 
 def file_sha256(path: Path) -> str:

@@ -606,3 +606,40 @@ def test_a_home_that_cannot_be_written_costs_only_time(
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # a file where a folder should be
     assert siglip.file_sha256(path) == siglip.file_sha256(path)
     assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.", "module.model.", "_orig_mod."])
+@pytest.mark.parametrize("is_scalar", [False, True])
+def test_weights_of_a_wrapped_model_are_refused_with_the_command_that_mends_them(
+    tiny_checkpoint: Path, tmp_path: Path, prefix: str, is_scalar: bool
+) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "wrapped")
+    file = folder / "model.safetensors"
+    whole = load_file(file)
+    scalars = {name: whole[name][0].clone() for name in ("logit_scale", "logit_bias")}
+    state = {**whole, **scalars} if is_scalar else whole
+    save_file({prefix + name: tensor for name, tensor in state.items()}, file)
+    with pytest.raises(CheckpointError, match=rf"names its weights {prefix}\*; there run: ") as e:
+        resolve_checkpoint(str(folder))
+    code = str(e.value).partition('python -c "')[2].removesuffix('"')
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    assert load_file(file).keys() == whole.keys()
+    assert logit_scale_and_bias(resolve_checkpoint(str(folder))) == pytest.approx((4.75, -16.8))
+
+
+def test_logits_that_are_numbers_alone_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "scalar")
+    file = folder / "model.safetensors"
+    whole = load_file(file)
+    save_file({**whole, "logit_scale": whole["logit_scale"][0].clone()}, file)
+    with pytest.raises(
+        CheckpointError, match=r"logit_scale or logit_bias of shape \[\]; there run"
+    ):
+        resolve_checkpoint(str(folder))
+
+
+def test_an_image_tower_alone_is_named_as_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "tower")
+    (folder / "config.json").write_text('{"model_type": "siglip_vision_model"}')
+    with pytest.raises(CheckpointError, match=r"is an image tower alone .* name the whole"):
+        resolve_checkpoint(str(folder))
