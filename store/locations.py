@@ -12,7 +12,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -210,8 +210,14 @@ def status_of(location: Location) -> ObjectStatus | None:
         return None
 
 
-def list_folder(folder: UPath) -> list[Entry]:
+NAMELESS = "/"
+"""Name of the entry that stands for a folder without a name: objects whose keys hold ``//``."""
+
+
+def list_folder(folder: UPath, *, with_nameless: bool = False) -> list[Entry]:
     """Return what lies in a folder of an object store, by name; nothing where there is none.
+
+    No client reads what lies in a folder without a name. ``with_nameless`` tells that there is one.
 
     Raises:
         PermissionError, StorageError: as read_bytes.
@@ -227,7 +233,16 @@ def list_folder(folder: UPath) -> list[Entry]:
         for info in found
         if str(info["name"]).strip("/") != path.strip("/")  # an object that marks the folder
     ]
+    if with_nameless and any(_is_nameless(info, path) for info in found):
+        entries.append(Entry(NAMELESS, None))
     return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_nameless(info: Mapping[str, Any], path: str) -> bool:
+    name = str(info["name"])
+    return (
+        info.get("type") == "directory" and name.strip("/") == path.strip("/") and name[-1:] == "/"
+    )
 
 
 def kind_of(location: Location) -> Literal["folder", "file"] | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ...store.locations import NAMELESS
 from .archives import is_tar
 from .base import Problem, Unused
 from .beside import TextsBeside
@@ -15,6 +16,8 @@ from .paths import FolderEntry, ObjectEntry, SizeAndTime, facts_of, printable, s
 from .rows import TABLE_ENDINGS
 
 UNREAD_TAR = "an archive in a folder of images is not read; name it as a source of its own"
+
+_TWO_SLASHES = "objects whose keys have two slashes here cannot be listed; copy them to other keys"
 
 _SYSTEM_FOLDERS = "folders of storage systems (thumbnails, waste baskets), passed by"
 _NAME_FOLDER = "name such a folder as a source of its own to take its images"
@@ -83,9 +86,11 @@ def list_folder(path: str, choice: CaptionChoice) -> Listing:
         OSError: it cannot be read.
     """
     listing = Listing(TextsBeside(choice))
-    with scan_folder(path) as entries:
+    with scan_folder(path, with_nameless=True) as entries:
         for entry in entries:
-            if is_system_folder(entry.name) and _kind_of(entry) == "folder":
+            if entry.name == NAMELESS:
+                listing.problems.append(Problem(place=printable(f"{path}//"), reason=_TWO_SLASHES))
+            elif is_system_folder(entry.name) and _kind_of(entry) == "folder":
                 _count_unused(listing, entry.path, _SYSTEM_FOLDERS, _NAME_FOLDER)
             elif not entry.name.startswith("."):
                 _sort_in(entry, listing)

@@ -152,8 +152,10 @@ FolderEntry = os.DirEntry[str] | ObjectEntry
 
 
 @contextlib.contextmanager
-def scan_folder(path: str) -> Generator[Iterable[FolderEntry]]:
+def scan_folder(path: str, *, with_nameless: bool = False) -> Generator[Iterable[FolderEntry]]:
     """As os.scandir: give the entries of a folder, of objects with what the listing says of them.
+
+    ``with_nameless``: of an object store, also NAMELESS where keys hold ``//`` after this folder.
 
     Raises:
         OSError: there is none, or it may not be read.
@@ -162,7 +164,7 @@ def scan_folder(path: str) -> Generator[Iterable[FolderEntry]]:
         with os.scandir(path) as entries:
             yield entries
         return
-    found = list_folder(cast(UPath, as_location(path)))
+    found = list_folder(cast(UPath, as_location(path)), with_nameless=with_nameless)
     if not found:
         raise FileNotFoundError(errno.ENOENT, "no such folder", path)
     prefix = path.rstrip("/")

@@ -15,6 +15,7 @@ import pytest
 import webdataset
 from fakes import draw_image
 from memory_bucket import MemoryBucket, memory_bucket
+from s3 import S3
 
 from siglip2_cache.errors import SettingError, SourceError, StorageError
 from siglip2_cache.precompute import scan as scan_of
@@ -445,3 +446,13 @@ def test_many_files_of_a_folder_that_is_not_there_have_no_size(bucket: MemoryBuc
     facts = list(sizes_and_times([*missing, there]))
     assert facts[:20] == [(None, None)] * 20
     assert facts[20][0] == 3
+
+
+def test_objects_below_two_slashes_are_a_problem_and_a_mark_of_a_folder_is_none(s3: S3) -> None:
+    for key in ("c/a.png", "c//b.png", "c/d/", "c/d/e.png", "c/f//g.png"):
+        s3.write(key, b"" if key.endswith("/") else picture(0))
+    found = list(scan(open_source(f"{s3.url}/c")))
+    assert [entry.key for entry in found if isinstance(entry, Sample)] == ["a", "d/e"]
+    problems = [(e.place.removeprefix(s3.url), e.reason) for e in found if isinstance(e, Problem)]
+    reason = "objects whose keys have two slashes here cannot be listed; copy them to other keys"
+    assert problems == [("/c//", reason), ("/c/f//", reason)]
