@@ -6,7 +6,7 @@ import os
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -20,7 +20,7 @@ from ..decoding.refs import image_refs
 from ..decoding.remote_images import with_remote_bytes
 from ..errors import SettingError
 from ..siglip import shows_on_white
-from ..store.ahead import REQUESTS
+from ..store.ahead import REQUESTS, Threads
 from ..store.cache import Cache
 from ..store.pixels import PixelError, cut_view, decode_for_views, sha256_of_pixels
 from ..store.places import ImagePlace, ReadError, read_image_bytes
@@ -36,6 +36,7 @@ MEDIA_TYPE = "image/webp"
 _QUALITY = 75
 _MAX_ASPECT = 64
 _MAX_THREADS = 8  # each holds one picture in full: 0.5 GB for the largest that Pillow decodes
+_TIMEOUT_S = 60.0  # of one picture: a disk that is away, a file that a decoder hangs on
 _READ_AHEAD_BYTES = 1 << 26
 _NO_ROW = -1  # of a file that the user brought
 
@@ -108,7 +109,14 @@ def make_thumbnails(
         reason = rejected.get(row, f"row {row} is not in the catalog")  # unless it is found below
         state: State = "rejected" if row in rejected else "unreadable"
         found |= {(row, view): Thumbnail(state=state, reason=reason) for view in of_row}
-    for made in _in_threads(make, _with_bytes(refs)):
+
+    def unmade(ref: ImageRef) -> dict[Picture, Thumbnail]:
+        late = Thumbnail(state="unreadable", reason=f"took longer than {_TIMEOUT_S:g} s to read")
+        if ref.row == _NO_ROW:
+            return {Path(str(ref.place.path)): late}
+        return {(ref.row, view): late for view in views[ref.row]}
+
+    for made in _in_threads(make, _with_bytes(refs), unmade):
         found |= made
     return found
 
@@ -214,17 +222,36 @@ def _with_bytes(refs: Sequence[ImageRef]) -> Iterator[ImageRef]:
             yield ref
 
 
-def _in_threads(make: Callable[[_Task], _Done], tasks: Iterable[_Task]) -> Iterator[_Done]:
-    """Yield what became of each task, in order, a few ahead; Pillow works without Python's lock."""
+def _in_threads(
+    make: Callable[[_Task], _Done], tasks: Iterable[_Task], late: Callable[[_Task], _Done]
+) -> Iterator[_Done]:
+    """Yield what became of each task, in order, a few ahead; Pillow works without Python's lock.
+
+    A task that takes longer than _TIMEOUT_S becomes what ``late`` says; its thread is left behind.
+    """
     num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    waiting: deque[Future[_Done]] = deque()
+    waiting: deque[tuple[_Task, Future[_Done]]] = deque()
+    pool = Threads(num_threads, "thumbnails")
+
+    def first() -> _Done:
+        nonlocal pool
+        task, future = waiting.popleft()
+        try:
+            return future.result(_TIMEOUT_S)
+        except TimeoutError:
+            pool = Threads(num_threads, "thumbnails")  # those of before may all hang
+            return late(task)
+
     # Decoding silences Pillow's warnings in its own thread, yet Python keeps one list of filters for
     # all: threads that leave in another order than they came would restore each other's.
-    with warnings.catch_warnings(), ThreadPoolExecutor(num_threads, "thumbnails") as pool:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for task in tasks:
-            waiting.append(pool.submit(make, task))
-            if len(waiting) >= 2 * num_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        try:
+            for task in tasks:
+                waiting.append((task, pool.submit(lambda task=task: make(task))))
+                if len(waiting) >= 2 * num_threads:
+                    yield first()
+            while waiting:
+                yield first()
+        finally:
+            pool.close()

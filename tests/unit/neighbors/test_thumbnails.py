@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -310,3 +311,16 @@ def test_pictures_in_an_object_store_are_fetched_and_shown(
     assert {p: remote[p] for p in wanted if p != (3, 0)} == {
         p: local[p] for p in wanted if p != (3, 0)
     }
+
+
+def test_a_picture_that_takes_for_ever_is_shown_as_unreadable(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_folder_corpus(tmp_path / "corpus", 1)
+    cache = build_cache(corpus, tmp_path / "cache", tiny_checkpoint)
+    is_over = threading.Event()
+    monkeypatch.setattr(thumbnails, "read_image_bytes", lambda _: is_over.wait())
+    monkeypatch.setattr(thumbnails, "_TIMEOUT_S", 0.01)
+    made = make(cache, (0, 0))[0, 0]
+    is_over.set()
+    assert (made.state, made.reason) == ("unreadable", "took longer than 0.01 s to read")
