@@ -1,7 +1,7 @@
 """open_cache: what people use to read a cache."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +11,7 @@ from upath import UPath
 
 from ..errors import DamagedCacheError, DiskFullError, NotACacheError, SettingError
 from . import layout
+from .attempts import fetch_unit_file
 from .catalog import Part, Table, read_table, scan_table
 from .copies import LocalCopies
 from .files import LocalFiles
@@ -223,8 +224,16 @@ class Cache:
         """Return row, width, height, sha256: the pictures of an image unit as a teacher saw them."""
         path = layout.images_part(teacher, unit)
         try:
-            described = self.commits(teacher).units["image", unit].files[path]
-            return read_table(self.files.fetch(path, described))
+            commit = self.commits(teacher).units["image", unit]
+            found, _ = fetch_unit_file(
+                self.files,
+                path,
+                commit.files[path],
+                teacher=teacher,
+                modality="image",
+                unit=unit,
+            )
+            return _without_rows(read_table(found), commit.rejected)
         except DiskFullError:
             raise
         except (KeyError, OSError, pl.exceptions.PolarsError):
@@ -254,6 +263,17 @@ class Cache:
     def corpus_root(self, source: str) -> Location:
         """Return where a source's files are now: its recorded root, or where corpus_roots moves it."""
         return relocate(self.sources[source].root, self.corpus_roots)
+
+
+def _without_rows(seen: pl.DataFrame, rejected: Collection[int]) -> pl.DataFrame:
+    """Return what was seen, null for the rows that were rejected when the record was read: an attempt
+    that was committed since may have made them."""
+    if not rejected:
+        return seen
+    is_theirs = pl.col("row").is_in(list(rejected))
+    return seen.with_columns(
+        pl.when(~is_theirs).then(pl.col(name)) for name in seen.columns if name != "row"
+    )
 
 
 def relocate(folder: str, corpus_roots: Mapping[str, str]) -> Location:

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import DamagedCacheError
 from . import layout
 from .arrays import ArrayLayout, parse_metadata
+from .attempts import fetch_unit_file
 from .locations import Location
 from .manifest import UnitCommit
 from .object_files import ObjectFiles
@@ -54,11 +55,25 @@ class ShardFiles:
         """Return several as path; objects are fetched some at a time."""
         wanted = [(self._shard(unit), self._described.get(unit, {})) for unit in units]
         try:
-            return self._files.fetch_all(wanted)
+            try:
+                return self._files.fetch_all(wanted)
+            except DamagedCacheError:  # one of them, perhaps for it was committed again
+                return [self._fetch_again(unit) for unit in units]
         except FileNotFoundError as error:
             raise DamagedCacheError(
                 f"a shard is missing ({error}), though its unit was committed; run siglip2-cache verify"
             ) from None
+
+    def _fetch_again(self, unit: int) -> Path:
+        found, self._described[unit] = fetch_unit_file(
+            self._files,
+            self._shard(unit),
+            self._described.get(unit, {}),
+            teacher=self._teacher,
+            modality=self.array.modality,
+            unit=unit,
+        )
+        return found
 
     def where(self, unit: int) -> str:
         """Return a unit's shard, for messages."""
