@@ -18,6 +18,7 @@ from .cli_options import (
     CorpusRoot,
     Device,
     given_location,
+    local_path_option,
     parse_roots,
     path_argument,
     path_option,
@@ -90,10 +91,11 @@ def build(
         typer.Option(help="Rows in one unit: what a crash can lose. Default 16384 / VIEWS."),
     ] = None,
     labels: Annotated[
-        Path | None, path_option(help="Class names for zero-shot prompts. Default: the corpus's.")
+        Path | None,
+        local_path_option(help="Class names for zero-shot prompts. Default: the corpus's."),
     ] = None,
     templates: Annotated[
-        Path | None, path_option(help="Prompt templates, one with {} a line; plans prompts.")
+        Path | None, local_path_option(help="Prompt templates, one with {} a line; plans prompts.")
     ] = None,
     image_column: Annotated[
         str | None, typer.Option(help="Table column of image paths or bytes.")
@@ -110,6 +112,12 @@ def build(
             help="Ending of the files, or members of tars, beside images that hold captions: .txt, .cap, "
             "syn.json; repeatable, all that are given. Default: the first of .json, .txt, .caption, .cap, "
             ".text, .caption.txt, .jpg.txt that has any."
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a table's text, such as latin-1. Default: UTF-8, or UTF-16 by its mark."
         ),
     ] = None,
     prefix_keys: Annotated[
@@ -222,13 +230,14 @@ def build(
     from .precompute.sources import TableColumns
     from .precompute.workers import BuildInterrupted
 
-    named = (image_column, caption_column, key_column, lang_column, label_column)
+    named = (image_column, caption_column, key_column, lang_column, label_column, encoding)
     columns = TableColumns(
         image=image_column,
         captions=tuple(caption_column) if caption_column else None,
         key=key_column,
         lang=lang_column,
         label=label_column,
+        encoding=encoding,
     )
     plan = PlanConfig(
         sources=tuple(sources),
@@ -510,7 +519,8 @@ def main() -> None:
         message = _explain(error)
         if message is None or os.environ.get("SIGLIP2_CACHE_DEBUG") == "1":
             raise
-        say(f"error: {message}", err=True)
+        if message:  # else another process says it
+            say(f"error: {message}", err=True)
         sys.exit(1)
 
 

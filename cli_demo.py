@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import path_option
+from .cli_options import local_path_option
 
 
 def demo(
     out: Annotated[
-        Path, path_option(metavar="DIR", help="Folder for all of it, new or of a demo before.")
+        Path,
+        local_path_option(metavar="DIR", help="Folder for all of it, new or of a demo before."),
     ] = Path("siglip2-cache-demo"),
     quick: Annotated[
         bool,

@@ -11,8 +11,8 @@ from .cli_options import (
     CorpusRoot,
     TeacherName,
     View,
+    local_path,
     parse_roots,
-    path_argument,
     print_found,
     say,
 )
@@ -90,7 +90,9 @@ def index(
 
 def export(
     cache: CacheArgument,
-    out: Annotated[Path, path_argument("OUT", help="Folder to be made.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", parser=local_path, help="Folder to be made.")
+    ],
     format: Annotated[
         str,
         typer.Option(

@@ -12,6 +12,7 @@ from .cli_options import (
     TeacherName,
     View,
     given_location,
+    local_path_option,
     parse_roots,
     path_option,
     print_json,
@@ -37,11 +38,13 @@ def neighbors(
     ] = None,
     image: Annotated[
         list[Path] | None,
-        path_option(help="A picture; one that the cache holds needs no model. Repeatable."),
+        local_path_option(help="A picture; one that the cache holds needs no model. Repeatable."),
     ] = None,
     queries: Annotated[
         Path | None,
-        path_option(help="File of queries: a text a line, or .jsonl of key, row, text or image."),
+        local_path_option(
+            help="File of queries: a text a line, or .jsonl of key, row, text or image."
+        ),
     ] = None,
     sample: Annotated[
         int | None,
@@ -90,7 +93,7 @@ def neighbors(
     ] = None,
     corpus_root: CorpusRoot = None,
     html: Annotated[
-        Path | None, path_option(metavar="FILE", help="Write one page of pictures, too.")
+        Path | None, local_path_option(metavar="FILE", help="Write one page of pictures, too.")
     ] = None,
     is_opened: Annotated[
         bool, typer.Option("--open", help="Show that page in the web browser.")

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,9 +26,19 @@ def path(text: str) -> str:
     return os.path.expanduser(text)
 
 
+def local_path(given: str | Path) -> Path:
+    """Return a path of this machine, ``~`` the home folder. A default may be a path already."""
+    return Path(path(str(given)))
+
+
 def path_option(*, help: str, metavar: str = "PATH") -> Any:
-    """Return an option whose value, or each of them, is a path, a URL or a hub id."""
+    """Return an option whose value, or each of them, is a path, a URL or a hub id: a text."""
     return typer.Option(parser=path, metavar=metavar, help=help)
+
+
+def local_path_option(*, help: str, metavar: str = "PATH") -> Any:
+    """Return an option whose value, or each of them, is a Path of this machine."""
+    return typer.Option(parser=local_path, metavar=metavar, help=help)
 
 
 def path_argument(metavar: str, *, help: str) -> Any:

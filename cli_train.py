@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_options import CorpusRoot, parse_roots, path_argument, path_option, say
+from .cli_options import CorpusRoot, local_path_option, parse_roots, path_argument, path_option, say
 from .errors import SettingError
 
 
@@ -18,13 +18,15 @@ def train(
     ] = None,
     config: Annotated[
         Path | None,
-        path_option(help="YAML file of settings, such as RUN/config.yaml; flags override it."),
+        local_path_option(
+            help="YAML file of settings, such as RUN/config.yaml; flags override it."
+        ),
     ] = None,
     student: Annotated[
         str | None, path_option(help="Hub id or folder of a SigLIP or SigLIP 2 checkpoint.")
     ] = None,
     out: Annotated[
-        Path | None, path_option(metavar="RUN", help="Folder of the run, made if missing.")
+        Path | None, local_path_option(metavar="RUN", help="Folder of the run, made if missing.")
     ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Teacher in the cache, where there are several.")
@@ -146,7 +148,7 @@ def train(
     ] = None,
     cache_dir: Annotated[
         Path | None,
-        path_option(
+        local_path_option(
             help="Where copies of a remote cache's files lie, for all processes of this machine. "
             "Default: $SIGLIP2_CACHE_DIR, else ~/.cache/siglip2-cache."
         ),
@@ -168,6 +170,7 @@ def train(
     to go on after a crash. Several GPUs: torchrun --nproc-per-node N -m siglip2_cache train ...
     """
     from .student.config_file import make_config
+    from .student.launch import find_launch, said_once
     from .student.progress import make_progress
     from .student.summary import summary_lines
     from .student.train import TrainInterrupted
@@ -179,11 +182,14 @@ def train(
     }
     flags |= {"weights": _parse_weights(weight), "corpus_roots": parse_roots(corpus_root) or None}
     flags["compile"] = compile_towers
-    settings = make_config(config, flags)
+    launch = find_launch()
+    with said_once(launch):
+        settings = make_config(config, flags)
     try:
         summary = run_train(settings, progress=make_progress())
     except (TrainInterrupted, KeyboardInterrupt) as error:
-        say(str(error) or "stopped; run the same command to go on", err=True)
+        if launch.rank == 0:
+            say(str(error) or "stopped; run the same command to go on", err=True)
         raise typer.Exit(130) from None
     for line in summary_lines(settings, summary):
         say(line)

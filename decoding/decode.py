@@ -40,6 +40,12 @@ _NUM_SLOTS = 4
 """Batches in flight: one in the teacher, one done, two in work."""
 
 
+_START_TIMEOUT_S = 120.0
+"""Seconds a worker may take to start, which is a tenth of one: more is a disk or a system that hangs."""
+
+_MAIN_LOCK = threading.RLock()
+
+
 class Decoder:
     """Decodes batches in order: in worker processes, or in this one where num_workers is 0."""
 
@@ -137,7 +143,7 @@ class _Worker:
         self.connection: Connection = ours
         self.is_ready = False
         self.task: _Task | None = None
-        self.deadline = float("inf")
+        self.deadline = time.monotonic() + _START_TIMEOUT_S
 
     def kill(self) -> None:
         """End the process; it writes no pixel after this (unless the system itself has it stuck)."""
@@ -149,13 +155,17 @@ class _Worker:
 @contextlib.contextmanager
 def no_main_module() -> Generator[None]:
     """Hide the script that runs the build from multiprocessing, which would import it in every worker:
-    seconds where it imports torch, and another build where it has no ``__main__`` guard."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    seconds where it imports torch, and another build where it has no ``__main__`` guard.
+
+    One thread at a time: two loaders of a process would take each other's stand-in for the script.
+    """
+    with _MAIN_LOCK:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 class _Pool:
@@ -293,7 +303,7 @@ class _Pool:
             self._bury(worker)
             return
         if message is None:
-            worker.is_ready = True
+            worker.is_ready, worker.deadline = True, float("inf")
             self._num_failed_starts = 0
         else:
             self._settle(worker, message)
@@ -319,7 +329,11 @@ class _Pool:
     def _expire(self) -> None:
         now = time.monotonic()
         for worker in [w for w in self._workers if w.deadline <= now]:
-            self._give_up(worker)
+            if worker.is_ready:
+                self._give_up(worker)
+            else:
+                self._count_failed_start(f"do not start within {_START_TIMEOUT_S:g} s")
+                self._replace(worker)
 
     def _give_up(self, worker: _Worker) -> None:
         reason = f"took longer than {self._timeout_s:g} s to read and decode, twice"
@@ -333,17 +347,19 @@ class _Pool:
         worker.process.join(1)
         code = worker.process.exitcode
         if not was_ready:
-            self._num_failed_starts += 1
-            if self._num_failed_starts >= 2 * self._num_workers + 1:
-                raise BuildError(
-                    f"decode workers die as they start (exit code {code}); "
-                    "--decode-workers 0 decodes in the main process"
-                )
+            self._count_failed_start(f"die as they start (exit code {code})")
         task = self._replace(worker)
         if task is None:
             return
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         self._retry_or_reject(task, f"the decoder process died on it twice ({how})")
+
+    def _count_failed_start(self, how: str) -> None:
+        self._num_failed_starts += 1
+        if self._num_failed_starts >= 2 * self._num_workers + 1:
+            raise BuildError(
+                f"decode workers {how}; --decode-workers 0 decodes in the main process"
+            )
 
     def _retry_or_reject(self, task: _Task, reason: str) -> None:
         """Give the image at hand a second chance, then reject it."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Literal, TypeVar
 import polars as pl
 from PIL import Image
 
+from ..cores import num_cores
 from ..decoding.images import ImageRef
 from ..decoding.parquet_images import with_parquet_bytes
 from ..decoding.refs import image_refs
@@ -229,7 +229,7 @@ def _in_threads(
 
     A task that takes longer than _TIMEOUT_S becomes what ``late`` says; its thread is left behind.
     """
-    num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    num_threads = min(_MAX_THREADS, num_cores())
     waiting: deque[tuple[_Task, Future[_Done]]] = deque()
     pool = Threads(num_threads, "thumbnails")
 

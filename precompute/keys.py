@@ -72,10 +72,17 @@ def find_standing(samples: Buckets, known: Known, scratch: Scratch) -> Buckets:
     standing = Buckets(scratch, {"seq": pl.Int64()})
     if known.cache is None:
         return standing
-    for ours, theirs in by_key(samples, known, scratch):
-        standing.append(
-            ours.join(theirs, on="key", how="semi"), pl.col("seq") // scratch.bucket_rows
-        )
+    count = scratch.num_buckets(samples.num_rows + known.num_samples)
+    bucket = pl.col("key").hash(seed=0) % count
+    theirs = Buckets(scratch, {"key": pl.String()})
+    for frame in known.parts("samples"):
+        theirs.append(frame, bucket)
+    ours = Buckets(scratch, {"seq": pl.Int64(), "key": pl.String()})
+    for number in samples.numbers():
+        ours.append(samples.collect(number), bucket)
+    for number in ours.numbers():
+        found = ours.collect(number).join(theirs.collect(number), on="key", how="semi")
+        standing.append(found, pl.col("seq") // scratch.bucket_rows)
     return standing
 
 

@@ -17,7 +17,7 @@ from typing import cast
 
 from ..errors import SourceError
 from .sources.captions import clean_name, clean_text, describe, is_unicode
-from .sources.columns import LABEL_NAMES, LANG_NAMES, first_column, show_names
+from .sources.columns import LABEL_NAMES, LANG_NAMES, TableColumns, first_column, show_names
 from .sources.rows import BadRow, column_names, parse_json, read_rows
 
 _ACCEPTED = ".txt, .json, .csv, .tsv or .jsonl"
@@ -320,13 +320,13 @@ def _templates_of_table(path: Path) -> Iterator[_Entry]:
 
 
 def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, object]]]:
-    names = column_names(path)
+    names = column_names(path, TableColumns())
     if first_column(names, needed) is None:
         raise SourceError(
             f"{path} has no column {needed[0]!r}, it has {show_names(names)}; "
             "a .csv or .tsv needs a first line of names"
         )
-    for row in read_rows(path):
+    for row in read_rows(path, TableColumns()):
         place = f"{path} {row.where}"
         if isinstance(row, BadRow):
             raise SourceError(f"{place}: {row.reason}")

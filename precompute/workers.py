@@ -5,7 +5,6 @@ so engines of several processes or machines (engine.py) are so many of these.
 """
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..cores import num_cores
 from ..decoding.decode import Decoder
 from ..decoding.images import DecodedBatch, PixelFormat
 from ..errors import BuildError
@@ -305,13 +305,6 @@ def _timed(batches: Iterator[Any], times: StageTimes) -> Iterator[Any]:
 def _as_generator(batches: Iterator[Any]) -> Generator[Any]:
     assert isinstance(batches, Generator)
     return batches
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def cores_each(num_workers: int) -> int:

@@ -10,6 +10,7 @@ What becomes of each kind of picture (docs/format.md says the same):
 - 16-bit gray keeps its high byte (Pillow alone would clip it to white); other integer and
   floating-point pictures have no defined range and are refused.
 - of an animation, the first frame.
+- what is damaged is refused, as far as it can be seen: by Pillow, or by what libtiff says.
 
 Decoding is ``exact``, or ``scaled``: a JPEG several times larger than what is wanted of it is then
 decoded at 1/2, 1/4 or 1/8 of its size, which its transform gives nearly for free.
@@ -18,6 +19,7 @@ decoded at 1/2, 1/4 or 1/8 of its size, which its transform gives nearly for fre
 import hashlib
 import io
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
@@ -25,15 +27,22 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
+from . import libtiff, png
+from .not_pictures import why_no_picture
 from .views import ViewBox, pixel_box
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
 """Nothing else is tried: Pillow would run Ghostscript on a PostScript file named .jpg."""
 
 _SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 
+_HAS_LARGE_TEXT = re.compile("MAX_TEXT_(CHUNK|MEMORY)")
+"""What Pillow says of a PNG whose texts or profile it will not hold."""
+
+_MOST_SHOWN = 120  # characters of a library's message
 
 Decode = Literal["exact", "scaled"]
 """How pictures are decoded; part of a teacher's identity."""
@@ -142,29 +151,64 @@ def _decode(
     Where ``smallest`` is given, it says for those what (width, height) will do.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and palettes; it still reads
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                full: tuple[int, int] | None = None
-                if smallest is not None and isinstance(image, JpegImageFile):
-                    full = _upright(image, image.size)
-                    image.draft(None, _upright(image, smallest(full)))
-                image.load()
-                ImageOps.exif_transpose(image, in_place=True)
-                upright = _to_rgb(image)
-                if on_white and upright.info.get("transparency") is not None:
-                    upright = _on_white(upright)
-                return upright, full or upright.size
-    except PixelError:
-        raise
-    except UnidentifiedImageError:
-        raise PixelError(f"not an image: {_describe_start(data)}") from None
-    except Image.DecompressionBombError as error:
-        raise PixelError(f"too large: {error}") from None
-    except MemoryError:
-        raise PixelError("too large: not enough memory to decode it") from None
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged input
-        raise PixelError(f"damaged image: {error or type(error).__name__}") from None
+        return _decode_as_it_is(data, smallest, on_white=on_white)
+    except ValueError as error:
+        if not data.startswith(png.SIGNATURE) or not _HAS_LARGE_TEXT.search(str(error)):
+            raise _as_reason(error, data) from None
+    except Exception as error:
+        raise _as_reason(error, data) from None
+    try:
+        return _decode_as_it_is(png.without_large_texts(data), smallest, on_white=on_white)
+    except Exception as error:
+        raise _as_reason(error, data) from None
+
+
+def _as_reason(error: Exception, data: bytes) -> PixelError:
+    """Return why a picture is refused; Pillow's plugins raise nearly anything on damaged input."""
+    if isinstance(error, PixelError):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return PixelError(why_no_picture(data))
+    if isinstance(error, Image.DecompressionBombError):
+        return PixelError(f"too large: {error}")
+    if isinstance(error, MemoryError):
+        return PixelError("too large: not enough memory to decode it")
+    return PixelError(f"damaged image: {error or type(error).__name__}")
+
+
+def _decode_as_it_is(
+    data: bytes, smallest: Callable[[tuple[int, int]], tuple[int, int]] | None, *, on_white: bool
+) -> tuple[Image.Image, tuple[int, int]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and palettes; it still reads
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            full: tuple[int, int] | None = None
+            if smallest is not None and isinstance(image, JpegImageFile):
+                full = _upright(image, image.size)
+                image.draft(None, _upright(image, smallest(full)))
+            _load(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            upright = _to_rgb(image)
+            if on_white and upright.info.get("transparency") is not None:
+                upright = _on_white(upright)
+            return upright, full or upright.size
+
+
+def _load(image: ImageFile) -> None:
+    """Decode a picture; libtiff, which goes on after errors, is asked whether there was one."""
+    if not any(tile.codec_name == "libtiff" for tile in image.tile):
+        image.load()
+        return
+    error: Exception | None = None
+    with libtiff.complaints() as found:
+        try:
+            image.load()
+        except Exception as raised:
+            error = raised
+    if found:  # it says more than Pillow, which knows a number at most
+        raise PixelError(f"damaged image: libtiff says {found[0][:_MOST_SHOWN]!r}")
+    if error is not None:
+        raise error
 
 
 def _upright(image: JpegImageFile, size: tuple[int, int]) -> tuple[int, int]:
@@ -177,7 +221,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Return an RGB picture: the one given if it is RGB, which needs no copy once it is loaded."""
     if image.mode == "RGB":
         return image
-    if image.mode in _SIXTEEN_BIT:
+    # Pillow opens a PGM of more than 8 bits as I, scaled to 0..65535.
+    if image.mode in _SIXTEEN_BIT or (image.mode, image.format) == ("I", "PPM"):
         high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return Image.fromarray(high_byte).convert("RGB")
     if image.mode in ("I", "F"):
@@ -193,10 +238,3 @@ def _on_white(image: Image.Image) -> Image.Image:
     transparent = image.convert("RGBA")
     white = Image.new("RGBA", transparent.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, transparent).convert("RGB")
-
-
-def _describe_start(data: bytes) -> str:
-    start = data[:512].lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
-        return "it is a web page"
-    return f"it begins with {data[:8].hex(' ')}"

@@ -1,6 +1,5 @@
 """``siglip2-cache eval``: a model beside the teacher of a cache, on images that were held out."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ..cores import num_cores
 from ..errors import SettingError
 from ..siglip import (
     Checkpoint,
@@ -262,7 +262,7 @@ def _space_lines(checkpoint: Checkpoint, space: _Space) -> list[str]:
 
 
 def _num_workers(config: EvalConfig) -> int:
-    return min(os.cpu_count() or 1, 16) if config.decode_workers is None else config.decode_workers
+    return min(num_cores(), 16) if config.decode_workers is None else config.decode_workers
 
 
 def _fault_lines(cache: Cache, student: Embeddings) -> list[str]:

@@ -1,11 +1,11 @@
 """From settings to what is trained on what: every None filled in, every contradiction refused."""
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
+from ..cores import num_cores
 from ..errors import SettingError
 from ..siglip import (
     Checkpoint,
@@ -20,8 +20,8 @@ from ..store.copies import copies_of
 from ..store.manifest import TeacherRecord
 from .config import Term, TrainConfig
 from .corpus import Corpus, read_corpus
+from .launch import Launch
 from .notes import identity_sha256
-from .ranks import Ranks
 from .split import SplitPolicy, split_policy
 
 _MOST_WORKERS = 16
@@ -81,12 +81,12 @@ class Resolved:
         }
 
 
-def resolve(config: TrainConfig, ranks: Ranks, device: str) -> Resolved:
+def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
     """Open the cache and the student's checkpoint, and decide what the settings leave open.
 
     Args:
         config: as the user gave it.
-        ranks: this process among the others.
+        launch: this process among the others.
         device: from device_of.
 
     Raises:
@@ -151,25 +151,34 @@ def resolve(config: TrainConfig, ranks: Ranks, device: str) -> Resolved:
         weights=weights,
         teacher_scale=scale,
         teacher_bias=bias,
-        num_workers=_num_workers(config, ranks),
+        num_workers=_num_workers(config, launch),
     )
 
 
-def device_of(config: TrainConfig) -> str:
+def device_of(config: TrainConfig, launch: Launch) -> str:
     """Return the device of this process: with several on a machine, cuda means each its own.
 
     Raises:
-        SettingError: torch sees no such device here.
+        SettingError: torch sees no such device here, or not one for each process.
     """
     device = resolve_device(config.device)
-    local_rank = os.environ.get("LOCAL_RANK")
-    if local_rank is None or not device.startswith("cuda"):
+    count = launch.local_world_size
+    if count == 1 or not device.startswith("cuda"):
         return device
-    if device != "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    if num_gpus == 1:  # of each process another one, as batch systems do it
+        return "cuda:0"
+    if device != "cuda":
         raise SettingError(
-            f"device {device} is one GPU, and several processes train here; take cuda, then each has its own"
+            f"device {device} is one GPU, and {count} processes train here; take cuda, then each has its own"
         )
-    return resolve_device(f"cuda:{local_rank}") if device == "cuda" else device
+    if count > num_gpus:
+        raise SettingError(
+            f"{count} processes train on this machine, which has {num_gpus} GPUs; start at most {num_gpus}"
+        )
+    return f"cuda:{launch.local_rank}"
 
 
 def _weights(config: TrainConfig, scale: float) -> dict[Term, float]:
@@ -248,11 +257,10 @@ def _refuse_other_texts(teacher_text: str | None, teacher: TeacherRecord) -> Non
         )
 
 
-def _num_workers(config: TrainConfig, ranks: Ranks) -> int:
+def _num_workers(config: TrainConfig, launch: Launch) -> int:
     if config.decode_workers is not None:
         return config.decode_workers
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size))
-    return max(1, min(_MOST_WORKERS, (os.cpu_count() or 1) // max(1, local)))
+    return max(1, min(_MOST_WORKERS, num_cores() // launch.local_world_size))
 
 
 def _student_sha256(checkpoint: Checkpoint, *, is_new: bool) -> str:

@@ -24,12 +24,13 @@ from .batch import Batch
 from .config import TrainConfig
 from .config_file import as_plain, refuse_changes, to_yaml
 from .data import Loader, LoaderConfig
+from .launch import find_launch, said_once
 from .lookup import ImageLookup
 from .model import Distiller
 from .objective import Columns, Objective
 from .pca import PcaMap, fit_pca_map
 from .progress import PlainProgress, Progress, SilentProgress
-from .ranks import Ranks, join_ranks, leave_ranks
+from .ranks import Ranks, join_ranks, leave_ranks, lost_peers_said
 from .resolve import Resolved, device_of, resolve
 from .run_folder import RunFolder, SavedState
 from .sampler import Sampler
@@ -85,19 +86,24 @@ def train(
         CacheError: what the user can mend, in one line; the last checkpoint stays.
         TrainInterrupted: SIGINT or SIGTERM came; a checkpoint was written.
     """
-    device = device_of(config)
-    ranks = join_ranks(device)
+    launch = find_launch()
+    with said_once(launch):
+        device = device_of(config, launch)
+    ranks = join_ranks(device, launch)
     progress = (progress or PlainProgress()) if ranks.is_first else SilentProgress()
     try:
         if device.startswith("cuda:"):  # plain cuda is the current one already
             torch.cuda.set_device(device)
-        with ExitStack() as stack:
-            resolved = resolve(config, ranks, device)
-            run = None
-            if ranks.is_first:
-                run = RunFolder(config.out.absolute())
-                stack.callback(run.close)
-            summary = (training or Training)(resolved, ranks, run, progress).run()
+        with ExitStack() as stack, lost_peers_said(ranks):
+
+            def begin() -> Training:
+                resolved, run = resolve(config, launch, device), None
+                if ranks.is_first:
+                    run = RunFolder(config.out.absolute())
+                    stack.callback(run.close)
+                return (training or Training)(resolved, ranks, run, progress)
+
+            summary = ranks.together(begin).run()
     except TrainInterrupted:  # in all processes at once
         leave_ranks()
         raise
@@ -197,13 +203,11 @@ class Training:
 
     def _on_first(self, act: Callable[[RunFolder], None]) -> None:
         """Let the first process do something while the others wait."""
-        if self._run is not None:
-            act(self._run)
-        self._ranks.wait()
+        self._ranks.together(lambda: None if self._run is None else act(self._run))
 
     def _resume(self) -> int:
         """Take up the newest checkpoint, if there is one; return the steps done."""
-        saved = self._run.load() if self._run is not None else None
+        saved = self._ranks.together(lambda: None if self._run is None else self._run.load())
         done = self._ranks.from_first(0 if saved is None else saved.step)
         if done:
             device = self._distiller.device
@@ -283,7 +287,8 @@ class Training:
             norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.clip_norm).item()
         if not (math.isfinite(loss.total) and math.isfinite(norm)):
             self._optimizer.forget_gradients()
-            raise TrainError(self._why_not_finite(step, batch, loss, norm))
+            why = self._why_not_finite(step, batch, loss, norm)
+            raise self._ranks.alike(TrainError(why))
         if not is_fitting:
             self._optimizer.step(self._schedule, step)
         return _metrics(step, batch, loss, norm, self._schedule, self._config)
@@ -337,16 +342,16 @@ class Training:
         )
 
     def _save(self, step: int) -> None:
-        if self._run is not None:
+        def save(run: RunFolder) -> None:
             model = {
                 name: t.detach().cpu().contiguous()
                 for name, t in self._distiller.state_dict().items()
             }
             optimizer = {name: t.detach().cpu() for name, t in self._optimizer.tensors().items()}
-            state = self._facts
-            self._run.save(
-                SavedState(step, state, model, optimizer), keep=self._config.keep_checkpoints
-            )
+            saved = SavedState(step, self._facts, model, optimizer)
+            run.save(saved, keep=self._config.keep_checkpoints)
+
+        self._on_first(save)
 
     def _first_line(self, done: int) -> str:
         resolved = self._resolved

@@ -10,7 +10,11 @@ Nothing here raises for bad content: what cannot be used comes back as a reason.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, time
+from decimal import Decimal
+from math import isfinite
 from typing import cast
+from uuid import UUID
 
 from .base import Caption
 from .caption_columns import CaptionColumn
@@ -24,6 +28,9 @@ _SPEAKERS = frozenset(("gpt", "assistant", "model", "chatgpt", "bot", "bard", "g
 _SPOKEN = (("from", "value"), ("role", "content"))  # LLaVA's and ShareGPT's; OpenAI's
 _IMAGE_TOKEN = re.compile(r"</?(?:image|img|im_start|im_end|im_patch)(?:_[0-9]+)?>")
 _MAX_DEPTH = 3  # {lang: [{text: ...}]}; deeper nesting is no caption in any corpus we know
+
+_MAX_NAME = 4096
+"""Characters of a key or label; more is another column, or a damaged one."""
 
 _Item = tuple[
     str | None, str | None
@@ -53,19 +60,44 @@ def clean_captions(
 def clean_name(value: object, what: str) -> str | None:
     """A key or label as text, stripped; None where the corpus says nothing.
 
-    Whole numbers become their digits, floats too: pandas writes integers beside a missing one as
-    ``12.0``.
+    Numbers become their digits: whole floats too, exactly, for pandas writes integers beside a missing one
+    as ``12.0``. UUIDs, decimals, dates and times become their usual text; bytes that are no text their
+    hexadecimal digits, 16 of them those of a UUID.
 
     Raises:
-        ValueError: the value is no name; the message is a reason that starts with ``what``.
+        ValueError: the value is no name, or a very long one; the message is a reason that starts with
+            ``what``.
     """
     if is_missing(value):
         return None
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    return clean_text(value, what) or None
+    text = clean_text(_usual_text(value), what)
+    if len(text) > _MAX_NAME:
+        raise ValueError(
+            f"{what} has {len(text):,} characters, expected {_MAX_NAME:,} at most: {text[:40]!r}..."
+        )
+    return text or None
+
+
+def _usual_text(value: object) -> object:
+    """The text that stands for a value of a type that has one; any other value as it is."""
+    match value:
+        case bool():
+            return value
+        case int() | UUID():
+            return str(value)
+        case float() if isfinite(value):
+            return str(int(value)) if value.is_integer() else repr(value)
+        case Decimal():
+            return format(value, "f")
+        case date() | time():  # a datetime is a date
+            return value.isoformat()
+        case bytes():
+            text = value.decode("utf-8", "replace")
+            if text.strip().isprintable() and "\ufffd" not in text:
+                return text
+            return str(UUID(bytes=value)) if len(value) == 16 else value.hex()
+        case _:
+            return value
 
 
 def clean_text(value: object, what: str) -> str:

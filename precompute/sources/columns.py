@@ -1,6 +1,7 @@
 """Which column of a table is the image, which are captions: by their usual names, or as told."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -21,6 +22,7 @@ LANG_NAMES = ("lang", "language", "langs", "languages")
 LABEL_NAMES = ("label", "class", "class_name", "category")
 
 _MAX_SHOWN = 30
+_FILE_NAME = re.compile(r".+\.(jpe?g|png|webp|gif|bmp|tiff?|avif|heic)(#[0-9]+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,12 @@ class TableColumns:
     label: str | None = None
     """Class of the image."""
 
+    encoding: str | None = None
+    """Of a table that is text. None: UTF-8, or UTF-16 with its mark."""
+
     def __post_init__(self) -> None:
+        if self.encoding is not None:
+            check_encoding(self.encoding)
         if isinstance(self.captions, str):  # "caption" would be taken for seven columns
             raise SettingError(f"columns.captions must be a tuple of names, got {self.captions!r}")
 
@@ -56,6 +63,20 @@ class TableColumns:
         """What the user named, as JSON values."""
         named = {name: value for name, value in asdict(self).items() if value is not None}
         return {n: list(v) if isinstance(v, tuple) else v for n, v in named.items()}
+
+
+def check_encoding(encoding: str) -> None:
+    """Refuse an encoding that is none.
+
+    Raises:
+        SettingError: Python knows no such encoding of text.
+    """
+    try:
+        "".encode(encoding)
+    except (LookupError, ValueError):
+        raise SettingError(
+            f"encoding {encoding[:40]!r} is none that Python knows; such as latin-1, cp1252, utf-16"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,13 +141,27 @@ def check_columns(names: Sequence[str], wanted: TableColumns, table: Location) -
     found = find_columns(tuple(names), wanted)
     if found.image is None:
         raise SourceError(
-            f"{table} has no column of images, it has {show_names(names)}; "
-            f"expected one named {', '.join(IMAGE_NAMES[:6])} or the like: "
-            "rename it (a .csv or .tsv needs a first line of names), or say which column it is"
+            f"{table} has no column of images, it has {show_names(names)}; {_image_advice(names)}"
         )
     doubled = next((name for name in found.names() if list(names).count(name) > 1), None)
     if doubled is not None:
         raise SourceError(f"{table} has two columns named {doubled!r}; rename one of them")
+
+
+def _image_advice(names: Sequence[str]) -> str:
+    """Return what to do about a table in which no column is known to name images."""
+    if any(_FILE_NAME.fullmatch(name) for name in names):
+        return (
+            "that looks like a row, not like names: number the columns, such as --image-column 1 "
+            "--caption-column 2"
+        )
+    url = next((name for name in names if squash(name).endswith(("url", "urls"))), None)
+    if url is not None:
+        return f"{url[:40]!r} is of URLs: download them with img2dataset, and build from what it writes"
+    return (
+        f"expected one named {', '.join(IMAGE_NAMES[:6])} or the like: rename it, or name it with "
+        "--image-column (a .csv or .tsv without a line of names: by its number)"
+    )
 
 
 def show_names(names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Records of a CSV file, going on behind broken ones."""
 
 import csv
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TextIO
@@ -8,6 +9,8 @@ from typing import TextIO
 from .lines import MAX_LINE, fault_of_line, read_line
 
 _MAX_FIELD = 1 << 24  # characters; a quote that is never closed swallows no more than this
+_FILE = re.compile(r"[^\n]{0,999}\.[A-Za-z][A-Za-z0-9]{1,4}|\S{0,999}/\S{1,999}")
+"""What names a file: an ending, or folders and no blanks."""
 
 
 class CsvRecords:
@@ -15,12 +18,15 @@ class CsvRecords:
 
     A broken record (text after a closing quote, a quote never closed) is given up at its first
     line, and reading starts again at its second: otherwise one stray quote would take every line
-    up to the next quote with it.
+    up to the next quote with it. So is one whose cell spans lines that look like rows of their own.
     """
+
+    num_cells: int | None = None
+    """Cells of a row, once they are known: a line inside a cell can be a row only if it has as many."""
 
     def __init__(self, file: TextIO, delimiter: str) -> None:
         csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))
-        self._file = file
+        self._file, self._delimiter = file, delimiter
         self._given_back: deque[str] = deque()
         self._lines: list[str] = []  # of the record at hand
         self._num_lines = 0  # handed out so far, without those given back
@@ -40,8 +46,28 @@ class CsvRecords:
             except csv.Error as error:
                 yield where, self._give_up(error)
                 continue
-            if any(cell.strip() for cell in record):
+            swallowed = self._find_swallowed(record)
+            if swallowed is not None:
+                last = self._num_lines
+                self._give_back()
+                yield (
+                    where,
+                    f"malformed CSV (a quote opens here and closes on line {last}, but line {swallowed} "
+                    "looks like a row of its own)",
+                )
+            elif any(cell.strip() for cell in record):
                 yield where, record
+
+    def _find_swallowed(self, record: list[str]) -> int | None:
+        """Return the number of the first line inside a record that names a file where the record does."""
+        if len(self._lines) < 2 or len(record) != self.num_cells:
+            return None
+        places = [i for i, cell in enumerate(record) if _FILE.fullmatch(cell.strip())]
+        for number, line in enumerate(self._lines[1:], self._num_lines - len(self._lines) + 2):
+            cells = _cells_of(line, self._delimiter)
+            if len(cells) == len(record) and any(_FILE.fullmatch(cells[i].strip()) for i in places):
+                return number
+        return None
 
     def _next_line(self) -> str:
         line = self._given_back.popleft() if self._given_back else read_line(self._file)
@@ -53,10 +79,14 @@ class CsvRecords:
             raise csv.Error(fault_of_line(line))
         return line
 
-    def _give_up(self, error: csv.Error) -> str:
+    def _give_back(self) -> None:
+        """Take back all lines of the record but the first, to be read again."""
         after_first = self._lines[1:]
         self._given_back.extendleft(reversed(after_first))
         self._num_lines -= len(after_first)
+
+    def _give_up(self, error: csv.Error) -> str:
+        self._give_back()
         message = str(error)
         if "unexpected end" in message or "field limit" in message:
             return "malformed CSV (a quote is opened and never closed)"
@@ -65,6 +95,14 @@ class CsvRecords:
                 'malformed CSV (text follows a closing quote; a quote inside a cell is written "")'
             )
         return f"malformed CSV ({message})"
+
+
+def _cells_of(line: str, delimiter: str) -> list[str]:
+    """Return the cells of one line by itself."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
+    except csv.Error:
+        return []
 
 
 class _CsvLines:

@@ -100,7 +100,7 @@ class FolderWalk:
                 yield Problem(place=printable(path), reason=reason)
                 continue
             yield from listing.problems
-            yield from listing.unused.values()
+            yield from sorted(listing.unused.values(), key=lambda each: each.reason)
             yield from self._enter(folder, listing, folder_id, pending)
 
     def notes(self, num_images: int, num_captioned: int) -> Iterator[Problem]:

@@ -70,13 +70,13 @@ class FolderTable:
     def _read(self, rows: dict[str, _Told]) -> None:
         place = printable(str(self._table))
         try:
-            names = column_names(self._table)
+            names = column_names(self._table, self._columns)
             files = _file_columns(names)
             if not files:
                 raise SourceError(f"{self._table} has no column file_name; it describes no image")
             free = tuple(name for name in names if name not in files)
             found = find_columns(free, self._columns)
-            for row in read_rows(self._table, [*files, *found.names()]):
+            for row in read_rows(self._table, self._columns, [*files, *found.names()]):
                 where = f"{place} {row.where}"
                 if isinstance(row, BadRow):
                     self._problems.append(Problem(place=where, reason=row.reason))

@@ -1,5 +1,6 @@
 """Lines of a text file of any size: none too long for the memory, none that stops the others."""
 
+import codecs
 import io
 from typing import TextIO, cast
 
@@ -12,23 +13,39 @@ MAX_LINE = 1 << 25
 """Characters; a longer line is a damaged file, and must not fill the memory."""
 
 
-def open_text(path: Location, *, newline: str | None) -> TextIO:
-    """A UTF-8 file, with or without BOM; bytes that are not UTF-8 come as surrogates.
+NOT_TEXT = "not UTF-8; save it as UTF-8, or name its encoding, such as --encoding latin-1"
+"""Why a line, or a whole table, is no use."""
+
+_LONE = "siglip2-cache.lone"
+codecs.register_error(_LONE, lambda error: ("\udcff", cast(UnicodeDecodeError, error).end))
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def open_text(path: Location, *, newline: str | None, encoding: str | None = None) -> TextIO:
+    """A text file; bytes that are no text come as surrogates.
 
     Args:
         path: the file.
         newline: as for open(): what ends a line.
+        encoding: of the file; None: UTF-8 with or without BOM, or UTF-16 with one.
 
     Raises:
-        SourceError: it cannot be opened.
+        SourceError: it cannot be opened, or is UTF-16 without a BOM and that was not said.
     """
     try:
         file = io.BufferedReader(cast(io.RawIOBase, open_path(str(path))))
-        return io.TextIOWrapper(
-            file, encoding="utf-8-sig", errors="surrogateescape", newline=newline
-        )
+        head = file.peek(2)[:2]
     except OSError as error:
         raise SourceError(f"{path} cannot be read ({error.strerror})") from error
+    if encoding is None and len(head) == 2 and 0 in head:
+        file.close()
+        order = "le" if head[1] == 0 else "be"
+        raise SourceError(
+            f"{path} is not UTF-8, it looks like UTF-16 without a mark; say --encoding utf-16-{order}"
+        )
+    encoding = encoding or ("utf-16" if head in _UTF16 else "utf-8-sig")
+    errors = "surrogateescape" if encoding == "utf-8-sig" else _LONE
+    return io.TextIOWrapper(file, encoding=encoding, errors=errors, newline=newline)
 
 
 def read_line(file: TextIO) -> str:
@@ -44,4 +61,4 @@ def fault_of_line(line: str) -> str | None:
     """Why a line is no use; None for a good one."""
     if len(line) >= MAX_LINE:
         return f"the line is longer than {MAX_LINE:,} characters"
-    return None if is_unicode(line) else "not UTF-8"
+    return None if is_unicode(line) else NOT_TEXT

@@ -23,7 +23,7 @@ from .downloads import (
     source_sha256,
 )
 from .fields import read_fields
-from .image_files import IMAGE_ENDINGS
+from .image_files import IMAGE_ENDINGS, is_system_folder
 from .packed import PackedColumns, holds_images, image_file, packed_columns
 from .parquet_footers import FOOTERS, NullCounts
 from .parquet_rows import null_rows, open_parquet, row_group_rows
@@ -293,7 +293,9 @@ def _all_names(folder: Location) -> Iterator[str]:
         if root != str(folder) and _is_cache([*folders, *names]):
             folders.clear()
             continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not (name.startswith(".") or is_system_folder(name))
+        )
         for name in sorted(names):
             if not name.startswith("."):
                 yield f"{root.rstrip('/')}/{name}"
@@ -314,7 +316,7 @@ def _first_names(folder: Location) -> Iterator[Location]:
             continue
         num_names += len(entries)
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or is_system_folder(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 pending.append(entry.path)

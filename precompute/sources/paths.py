@@ -35,6 +35,7 @@ SizeAndTime = tuple[int | None, int | None]
 is no file."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_MAX_PART = 255  # of a path, on every file system in use
 _FEW_FILES = 16  # of one folder: asked for one by one rather than listing what else lies there
 
 
@@ -56,6 +57,12 @@ def path_below(root: Location, written: str) -> str:
     else:
         relative = _relative(root, written) if os.path.isabs(written) else written
     parts = [part for part in relative.split("/") if part not in ("", ".")]
+    longest = max((len(os.fsencode(part)) for part in parts), default=0)
+    if isinstance(root, Path) and longest > _MAX_PART:
+        raise ValueError(
+            f"the image path has a part of {longest:,} bytes, and no file more than {_MAX_PART}: "
+            f"{written[:40]!r}..."
+        )
     if not parts or parts[-1] == "..":
         raise ValueError(f"the image path names no file: {written[:40]!r}")
     if isinstance(root, UPath) and ".." in parts:
@@ -263,7 +270,9 @@ def _of_object(path: str) -> SizeAndTime:
 
 def _relative_url(root: Location, url: str) -> str:
     if not isinstance(root, UPath):
-        raise ValueError(f"the image is a URL, expected a file: {url[:80]!r}")
+        raise ValueError(
+            f"the image is a URL, expected a file (img2dataset downloads such): {url[:80]!r}"
+        )
     protocol, _, rest = str(root).partition("://")
     bucket = f"{protocol}://{rest.partition('/')[0]}/"
     if not url.startswith(bucket):

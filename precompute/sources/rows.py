@@ -12,8 +12,9 @@ from typing import cast
 
 from ...errors import SourceError
 from ...store.locations import Location
-from .captions import describe, is_unicode
-from .csv_records import CsvRecords
+from .captions import describe
+from .columns import TableColumns
+from .csv_tables import csv_names, csv_rows
 from .lines import fault_of_line, open_text, read_line
 from .parquet_rows import parquet_names, parquet_rows
 
@@ -40,7 +41,7 @@ class BadRow:
     reason: str
 
 
-def column_names(table: Location) -> list[str]:
+def column_names(table: Location, wanted: TableColumns) -> list[str]:
     """Names of the columns; of a .jsonl, those of its first thousand rows together.
 
     Raises:
@@ -48,19 +49,21 @@ def column_names(table: Location) -> list[str]:
     """
     match table.suffix.lower():
         case ".jsonl":
-            return _jsonl_names(table)
+            return _jsonl_names(table, wanted)
         case ".parquet":
             return parquet_names(table)
         case _:
-            with open_text(table, newline="") as file:
-                return _header(table, CsvRecords(file, _delimiter(table)))
+            return csv_names(table, wanted)
 
 
-def read_rows(table: Location, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
+def read_rows(
+    table: Location, wanted: TableColumns, columns: Sequence[str] | None = None
+) -> Iterator[Row | BadRow]:
     """The rows in order.
 
     Args:
         table: file with one of TABLE_ENDINGS.
+        wanted: what the user said of it.
         columns: columns of a Parquet file to read; None reads all. Other kinds give all of them.
 
     Raises:
@@ -68,11 +71,11 @@ def read_rows(table: Location, columns: Sequence[str] | None = None) -> Iterator
     """
     match table.suffix.lower():
         case ".jsonl":
-            return _jsonl_rows(table)
+            return _jsonl_rows(table, wanted)
         case ".parquet":
             return _rows(parquet_rows(table, columns))
         case _:
-            return _csv_rows(table)
+            return _rows(csv_rows(table, wanted))
 
 
 def _rows(rows: Iterator[tuple[str, dict[str, object] | str]]) -> Iterator[Row | BadRow]:
@@ -104,8 +107,8 @@ def parse_json(
         raise ValueError("malformed JSON (a number is too long)") from None
 
 
-def _jsonl_rows(table: Location) -> Iterator[Row | BadRow]:
-    with open_text(table, newline="\n") as file:
+def _jsonl_rows(table: Location, wanted: TableColumns) -> Iterator[Row | BadRow]:
+    with open_text(table, newline="\n", encoding=wanted.encoding) as file:
         for number in itertools.count(1):
             line = read_line(file)
             if not line:
@@ -128,11 +131,11 @@ def _jsonl_row(where: str, line: str) -> Row | BadRow:
     return Row(where, cast(dict[str, object], value))
 
 
-def _jsonl_names(table: Location) -> list[str]:
+def _jsonl_names(table: Location, wanted: TableColumns) -> list[str]:
     names: dict[str, None] = {}
     first_bad: BadRow | None = None
     num_good = 0
-    for row in itertools.islice(_jsonl_rows(table), _HEAD_ROWS):
+    for row in itertools.islice(_jsonl_rows(table, wanted), _HEAD_ROWS):
         if isinstance(row, Row):
             names.update(dict.fromkeys(row.values))
             num_good += 1
@@ -146,40 +149,6 @@ def _jsonl_names(table: Location) -> list[str]:
             "expected UTF-8 text with one JSON object a line"
         )
     return list(names)
-
-
-def _delimiter(table: Location) -> str:
-    return "\t" if table.suffix.lower() == ".tsv" else ","
-
-
-def _header(table: Location, records: CsvRecords) -> list[str]:
-    """The column names, read from the first record."""
-    for where, record in records:
-        if isinstance(record, str):
-            raise SourceError(f"{table} {where} should name the columns: {record}")
-        if not all(is_unicode(cell) for cell in record):
-            raise SourceError(f"{table} {where} is not UTF-8; save the table as UTF-8")
-        return [cell.strip() for cell in record]
-    raise _empty(table)
-
-
-def _csv_rows(table: Location) -> Iterator[Row | BadRow]:
-    with open_text(table, newline="") as file:
-        records = CsvRecords(file, _delimiter(table))
-        header = _header(table, records)
-        for where, record in records:
-            if isinstance(record, str):
-                yield BadRow(where, record)
-            elif not all(is_unicode(cell) for cell in record):
-                yield BadRow(where, "not UTF-8")
-            elif len(record) != len(header):
-                yield BadRow(
-                    where,
-                    f"{len(record)} cells, but {len(header)} columns; "
-                    'a cell that holds a separator is written in quotes: "a, b"',
-                )
-            else:
-                yield Row(where, dict(zip(header, record, strict=True)))
 
 
 def _empty(table: Location) -> SourceError:

@@ -15,6 +15,7 @@ from .base import Piece, Problem, Sample
 from .captions import clean_text, is_missing
 from .columns import TableColumns, check_columns, find_columns
 from .fields import RowFields, read_fields
+from .image_values import named_file
 from .parquet_rows import refuse_packed_images
 from .paths import SizeAndTime, is_remote, path_below, size_and_time
 from .rows import BadRow, Row, column_names, read_rows
@@ -74,13 +75,13 @@ class TableSource:
         Raises:
             SourceError: the table is empty, cannot be read, or lacks a column that it needs.
         """
-        names = column_names(self.location)
+        names = column_names(self.location, self.columns)
         check_columns(names, self.columns, self.location)
         found = find_columns(tuple(names), self.columns)
         if found.image is not None and self.location.suffix.lower() == ".parquet":
             refuse_packed_images(self.location, found.image)
         num_rows = 0
-        entries = map(self._entry, read_rows(self.location, found.names()))
+        entries = map(self._entry, read_rows(self.location, self.columns, found.names()))
         for entry, (num_bytes, mtime_ns) in self._with_facts(entries):
             num_rows += 1
             if isinstance(entry, Problem):
@@ -119,7 +120,7 @@ class TableSource:
         return _Entry(place, path, fields)
 
     def _path(self, values: dict[str, object], column: str | None) -> str:
-        value = values[column] if column is not None else None
+        value = named_file(values[column] if column is not None else None)
         if is_missing(value):
             raise ValueError("no image is named")
         clean_text(value, "the image path")  # for its checks; a file name may end in a space

@@ -32,7 +32,7 @@ from .base import Problem, Sample
 from .caption_choice import CaptionChoice
 from .caption_files import MAX_TEXT_BYTES
 from .described import LABEL_ENDING, SECOND_IMAGE, describe_image
-from .image_files import IMAGE_ENDINGS
+from .image_files import IMAGE_ENDINGS, USUAL_ENDINGS
 from .paths import printable, size_and_time
 from .tally import Tally
 from .tar import TarFault, TarKind, TarMember, printable_name, walk_tar
@@ -40,8 +40,8 @@ from .unread_texts import HEAD_BYTES, UnreadTexts
 
 _IMAGES = tuple(ending[1:].encode() for ending in IMAGE_ENDINGS)
 
-_META = re.compile(rb"__[^/]*__(?:/|$)")
-"""Names that WebDataset keeps for facts about the archive."""
+_META = re.compile(rb"__[^/]*__(?:/|$)|(?:.*/)?(?:\._|__MACOSX/|@eaDir/)")
+"""Names that WebDataset keeps for facts about the archive; what macOS and NAS systems add to files."""
 
 _DOTTED_IMAGE = (
     "an image with a dot in its name before the ending, where WebDataset ends the key: not used; "
@@ -357,7 +357,7 @@ class _Archive:
     def _describe_lack(self) -> str:
         num_members = len(self._index) + self._index.num_others
         return (
-            f"no image among its {num_members:,} members; expected KEY{', KEY'.join(IMAGE_ENDINGS)}"
+            f"no image among its {num_members:,} members; expected KEY{', KEY'.join(USUAL_ENDINGS)}"
         )
 
     def _refuse_compressed(self) -> None:

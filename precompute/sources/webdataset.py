@@ -13,7 +13,7 @@ from .archives import is_compressed_tar, is_tar, refuse_compressed, unpacked_nam
 from .base import Piece, Problem, Sample
 from .caption_choice import CaptionChoice
 from .downloads import RecordedFolder, ShardRecords
-from .image_files import IMAGE_ENDINGS
+from .image_files import IMAGE_ENDINGS, is_system_folder
 from .img2dataset import holds_cache_or_nothing, unread_folders
 from .paths import is_folder, is_there, may_be_read, scan_folder, sizes_and_times
 from .patterns import root_of
@@ -100,7 +100,7 @@ def find_webdataset(
         with scan_folder(str(folder)) as entries:
             for entry in entries:
                 name = entry.name.lower()
-                if name.startswith("."):
+                if name.startswith(".") or is_system_folder(name):
                     continue
                 if name.endswith(IMAGE_ENDINGS):
                     return None

@@ -371,8 +371,8 @@ def test_the_measure_would_see_a_picture_that_is_not_turned_or_another_frame(
     [
         ("c/empty", "empty: 0 bytes"),
         ("c/page", "not an image: it is a web page"),
-        ("c/postscript", "not an image: it begins with 25 21 50 53 2d 41 64 6f"),
-        ("c/text", "not an image: it begins with 6e 6f 74 20 61 20 70 69"),
+        ("c/postscript", "PostScript: this format is not read; convert it to JPEG, PNG or WebP"),
+        ("c/text", 'not an image: it is text, "not a picture"'),
         ("c/dangling", "no such file"),
         ("c/itself", "cannot be read: Too many levels of symbolic links"),
         ("c/huge", "too large: 1,000,000,000,000 bytes, at most 2,147,483,648 are read"),
@@ -482,7 +482,7 @@ def test_what_is_no_text_is_a_problem_and_the_captions_beside_it_stay(built: Bui
         r"a caption is not valid Unicode text: '\udfff\ud800'",
     ]
     place = "table/table.jsonl line"
-    assert built.problems[f"{place} {line + 1}"] == "not UTF-8"
+    assert built.problems[f"{place} {line + 1}"].startswith("not UTF-8; ")
     assert built.problems[f"{place} {line + 3}"] == r"the key is not valid Unicode text: '\ud800'"
     assert built.problems[f"{place} {line + 4}"] == "the key is a list, expected text"
     assert built.problems[f"{place} {line + 5}"] == r"the image path holds a NUL byte: 'a\x00b.png'"
@@ -600,7 +600,7 @@ def test_a_key_given_twice_names_both_places(short_path: Path, refused: Callable
         ("t.jsonl", b"", "is empty; expected a row for each image"),
         ("t.csv", b"image,caption\n", "has no rows below its column names"),
         ("t.tsv", b"\n\n", "is empty; expected a row for each image"),
-        ("t.jsonl", b"\xff\xfe{\0", "holds no row that can be read (line 1: not UTF-8); expected"),
+        ("t.jsonl", b"\xff\xfe{\0", "holds no row that can be read (line 1: malformed JSON"),
         ("t.jsonl", b'{"x": 1}\n', "has no column of images, it has 'x'; expected one named image"),
         ("t.parquet", b"PAR1", "cannot be read as Parquet ("),
     ],

@@ -392,8 +392,8 @@ def test_a_build_of_which_every_image_is_rejected_fails_and_names_the_first(
     for path in corpus.glob("*.png"):
         path.write_bytes(b"nonsense")
     message = (
-        r"every image was rejected \(3 of 3\), the first: img000: not an image: it begins with "
-        r"6e 6f .*; mend them and run again with --retry-rejected, or say --corpus-root OLD=NEW"
+        r"every image was rejected \(3 of 3\), the first: img000: not an image: it is text, "
+        r'"nonsense"; mend them and run again with --retry-rejected, or say --corpus-root OLD=NEW'
     )
     for _ in range(2):  # the second has nothing to do, and the corpus is no better
         with pytest.raises(BuildError, match=message):

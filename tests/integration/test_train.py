@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from students import write_student
 from siglip2_cache.errors import SettingError, TrainError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.student.config_file import make_config
-from siglip2_cache.student.ranks import Ranks
+from siglip2_cache.student.launch import Launch
 from siglip2_cache.student.resolve import resolve
 from siglip2_cache.student.train import TrainSummary, train
 
@@ -266,7 +267,7 @@ def test_the_settings_of_a_run_take_another_teachers_scale_bias_and_weight(
     other = FakeTeacher(logit_scale=2.0, logit_bias=-3.0)
     build(settings, progress=SilentProgress(), make_teacher=lambda *_: other)
     flags = {"cache": tmp_path / "cache", "out": tmp_path / "run"}
-    found = resolve(make_config(finished.run / "config.yaml", flags), Ranks(), "cpu")
+    found = resolve(make_config(finished.run / "config.yaml", flags), Launch(), "cpu")
     assert found.teacher_scale == pytest.approx(math.exp(2.0))
     assert found.teacher_bias == -3.0
     assert found.weights["cosine"] == pytest.approx(math.exp(2.0) / 3)
@@ -684,6 +685,34 @@ def test_a_folder_in_which_another_process_trains_is_refused(
         eval_samples=0,
     )
     assert seen
+
+
+def test_of_two_processes_one_says_what_is_refused_and_both_end(
+    made: Made, tiny_student: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "siglip2_cache", "train", made.cache, "--device", "cpu"]
+    processes = [
+        subprocess.Popen(
+            [*command, "--student", tiny_student, "--out", made.cache],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **both, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    refusal = f"error: {made.cache} holds cache.json and no config.yaml, so it is no run; name a "
+    assert [process.returncode for process in processes] == [1, 1]
+    assert said[0].startswith(refusal)
+    assert (said[0].count("\n"), said[1]) == (1, "")
 
 
 def test_a_term_signal_saves_and_says_how_to_go_on(

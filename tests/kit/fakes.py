@@ -1,5 +1,6 @@
 """A teacher without a model, and corpora drawn on the spot. Imports no torch."""
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -58,8 +59,7 @@ class FakeTeacher:
         self.image_batches.append(len(pixels_BHWC))
         self._work()
         flat = pixels_BHWC.reshape(len(pixels_BHWC), -1).astype(np.float64) / 255 - 0.5
-        plane = np.random.default_rng(0).normal(size=(flat.shape[1], self.embed_dim))
-        rows = self._finish(flat @ plane + 0.01)
+        rows = self._finish(flat @ _drawn(flat.shape[1], self.embed_dim) + 0.01)
         return lambda: rows
 
     def embed_texts(self, texts: Sequence[str]) -> Callable[[], NDArray[np.float32]]:
@@ -171,15 +171,21 @@ class FakeNaflexTeacher(FakeTeacher):
         self.passes.append([(int(rows), int(columns)) for rows, columns in grids_B2])
         self.widths.append(patches_BNP.shape[1])
         self._work()
-        planes = np.random.default_rng(0).normal(size=(4, patches_BNP.shape[2], self.embed_dim))
+        planes_WPD = _drawn(4, patches_BNP.shape[2], self.embed_dim)
         found: list[NDArray[np.float64]] = []
         for patches_NP, (rows, columns) in zip(patches_BNP, self.passes[-1], strict=True):
             values = patches_NP[: rows * columns] / 255 - 0.5
             row, column = np.divmod(np.arange(rows * columns), columns)
             weights = np.stack([np.ones(len(row)), row / rows, column / columns, row * column])
-            found.append(np.einsum("wn,np,wpd->d", weights, values, planes) + 0.01)
+            found.append(np.tensordot(weights @ values, planes_WPD, 2) + 0.01)
         rows_BD = self._finish(np.stack(found))
         return lambda: rows_BD
+
+
+@functools.cache
+def _drawn(*shape: int) -> NDArray[np.float64]:
+    """Return the same normal numbers whenever a shape is asked for; drawing a large one takes long."""
+    return np.random.default_rng(0).normal(size=shape)
 
 
 class SilentProgress:

@@ -33,18 +33,29 @@ def types_in(hint: Any) -> set[Any]:
 
 
 def test_every_path_of_a_command_is_declared_as_one() -> None:
-    found = {
-        f"{command} {name}"
-        for command, name, kind, told in parameters()
-        if told.parser is not cli_options.path
-        and (
-            Path in types_in(kind) or (str in types_in(kind) and SAYS_PATH.search(told.help or ""))
-        )
-        and name not in NO_PATHS
-    }
+    parsers = {Path: cli_options.local_path, str: cli_options.path}
+    found: list[str] = []
+    num_paths = 0
+    for command, name, kind, told in parameters():
+        [taken] = parsers.keys() & types_in(kind) or {None}
+        says_path = SAYS_PATH.search(told.help or "") and name not in NO_PATHS
+        if taken is Path or (taken is str and says_path):
+            num_paths += 1
+            if told.parser is not parsers[taken]:
+                found.append(f"{command} {name}")
     assert not found
-    declared = [name for _, name, _, told in parameters() if told.parser is cli_options.path]
-    assert len(declared) > 25
+    assert num_paths > 25
+
+
+def test_a_path_that_a_command_takes_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given: list[Any] = []
+    monkeypatch.setattr("siglip2_cache.demo.tour.give_tour", lambda config, _: given.append(config))
+    app(["demo", "--out=~/tour"], standalone_mode=False)
+    app(["demo"], standalone_mode=False)
+    assert [config.out for config in given] == [tmp_path / "tour", Path("siglip2-cache-demo")]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from patience import PATIENCE_S, wait_until
 from PIL import Image
 
-from siglip2_cache.decoding.decode import Decoder
+from siglip2_cache.decoding.decode import Decoder, no_main_module
 from siglip2_cache.decoding.images import DecodedImage, ImageRef, PixelFormat
 from siglip2_cache.errors import BuildError
 from siglip2_cache.siglip import SquashRecipe
@@ -403,7 +403,7 @@ def is_alive(process: psutil.Process) -> bool:
 DECODE_FOR_EVER = """
 import sys, itertools
 from pathlib import Path
-from siglip2_cache.decoding.decode import Decoder
+from siglip2_cache.decoding.decode import Decoder, no_main_module
 from siglip2_cache.decoding.images import ImageRef, PixelFormat
 from siglip2_cache.siglip import SquashRecipe
 from siglip2_cache.store.places import ImagePlace
@@ -503,3 +503,37 @@ def test_workers_import_nothing_heavy(tmp_path: Path) -> None:
     modules = (tmp_path / "modules.txt").read_text().split("\n")
     assert "siglip2_cache.decoding.decode_process" in modules
     assert {"torch", "transformers", "polars", "pyarrow", "zarr"} & set(modules) == set()
+
+
+def test_workers_that_hang_as_they_start_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text("import time\ndef work(*_):\n    time.sleep(1e6)\n")
+    start = (
+        "from siglip2_cache.decoding import decode; import hanging; "
+        "decode.work = hanging.work; decode._START_TIMEOUT_S = 0.1"
+    )
+    with decoding(tmp_path, draw_images(tmp_path / "images", 1), start) as process:
+        assert process.wait(PATIENCE_S) == 1
+    last = (tmp_path / "errors.txt").read_text().splitlines()[-1]
+    assert last.endswith(
+        "decode workers do not start within 0.1 s; --decode-workers 0 decodes in the main process"
+    )
+
+
+def test_one_thread_at_a_time_hides_the_main_module() -> None:
+    main, order = sys.modules["__main__"], []
+    is_coming = threading.Event()
+
+    def other() -> None:
+        is_coming.set()
+        with no_main_module():
+            order.append("the other is in")
+
+    thread = threading.Thread(target=other)
+    with no_main_module():
+        thread.start()
+        is_coming.wait()
+        thread.join(0.05)  # without a lock it would be in, and give back a stand-in for the script
+        order.append("the first is out")
+    thread.join()
+    assert order == ["the first is out", "the other is in"]
+    assert sys.modules["__main__"] is main

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import threading
 import warnings
@@ -268,7 +267,7 @@ def test_a_file_of_the_user_is_turned_upright(
 def test_threads_leave_the_filters_of_warnings_as_they_were(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr("siglip2_cache.neighbors.thumbnails.num_cores", lambda: 8)
     corpus = write_folder_corpus(tmp_path / "corpus", 40)
     cache = build_cache(corpus, tmp_path / "cache", tiny_checkpoint)
     before = list(warnings.filters)

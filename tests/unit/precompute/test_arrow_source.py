@@ -155,7 +155,10 @@ def test_an_image_that_was_left_outside_is_a_plain_file(tmp_path: Path) -> None:
     assert [s.offset for s in samples][1:] == [None, None]
     assert problems_of(folder) == [
         ("data.arrow, index 3", "the image has no bytes and no path"),
-        ("data.arrow, index 4", "the image is a URL, expected a file: 'zip://a.jpg::b.zip'"),
+        (
+            "data.arrow, index 4",
+            "the image is a URL, expected a file (img2dataset downloads such): 'zip://a.jpg::b.zip'",
+        ),
     ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from siglip2_cache.errors import SettingError, SourceError
-from siglip2_cache.precompute.sources.base import Caption, Problem, Sample
+from siglip2_cache.precompute.sources.base import Caption, Problem, Sample, Unused
 from siglip2_cache.precompute.sources.columns import TableColumns
 from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.precompute.sources.open import open_source
@@ -406,3 +406,59 @@ def test_a_file_of_an_unknown_kind_says_what_could_be_read(tmp_path: Path) -> No
     accepted = r"a table \(\.jsonl, \.csv, \.tsv, \.parquet\)$"
     with pytest.raises(SourceError, match=rf"a\.xlsx is no corpus that can be read.*{accepted}"):
         open_source(tmp_path / "a.xlsx")
+
+
+# -- what is not used
+
+
+def unused_of(root: Path) -> list[tuple[str, int, str]]:
+    """What, how many, and the first of them below the root."""
+    entries = [entry for entry in FolderSource(root).scan() if isinstance(entry, Unused)]
+    return [(e.reason, e.count, os.path.relpath(e.place, root)) for e in entries]
+
+
+def test_images_with_rarer_endings_are_taken(tmp_path: Path) -> None:
+    endings = (".avif", ".jp2", ".jfif", ".JPE", ".apng", ".dib", ".ppm", ".jpg_large", ".mpo")
+    put(tmp_path, *(f"{i}{ending}" for i, ending in enumerate(endings)))
+    assert [sample.path for sample in samples_of(tmp_path)] == [
+        f"{i}{ending}" for i, ending in enumerate(endings)
+    ]
+    assert unused_of(tmp_path) == []
+
+
+def test_other_files_are_counted_by_ending_but_for_those_that_stand_beside_images(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path, "a.jpg", "b.heic", "B.HEIC", "c.svg", "noending", "sub/d.heic", "sub/e.mp4")
+    put(tmp_path, "README.md", "LICENSE", "data.csv", "Thumbs.db", ".DS_Store", "a.txt")
+    assert unused_of(tmp_path) == [
+        ("files ending in .heic, not read as images", 2, "B.HEIC"),
+        ("files ending in .svg, not read as images", 1, "c.svg"),
+        ("files without an ending, not read as images", 1, "noending"),
+        ("files ending in .heic, not read as images", 1, "sub/d.heic"),
+        ("files ending in .mp4, not read as images", 1, "sub/e.mp4"),
+    ]
+
+
+def test_folders_of_storage_systems_are_passed_by_and_counted(tmp_path: Path) -> None:
+    put(tmp_path, "a.jpg", "@eaDir/a.jpg/THUMB.jpg", "$RECYCLE.BIN/r.jpg", "x/b.jpg")
+    put(tmp_path, "x/#recycle/c.jpg", ".Trash-1000/files/d.jpg", "__MACOSX/e.jpg", ".git/f.jpg")
+    assert [sample.path for sample in samples_of(tmp_path)] == ["a.jpg", "x/b.jpg"]
+    what = "folders of storage systems (thumbnails, waste baskets), passed by"
+    assert unused_of(tmp_path) == [(what, 4, "$RECYCLE.BIN"), (what, 1, "x/#recycle")]
+
+
+def test_a_folder_of_other_files_alone_says_what_it_saw(tmp_path: Path) -> None:
+    put(tmp_path, "a.heic", "b.heic", "c.raw")
+    with pytest.raises(SourceError, match=r"seen: 2 files ending in .heic, not read as images, 1 "):
+        list(FolderSource(tmp_path).scan())
+
+
+def test_labels_are_the_classes_below_the_splits(tmp_path: Path) -> None:
+    put(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "annotations/x.json")
+    assert [sample.label for sample in samples_of(tmp_path)] == ["cat", "dog", "cat"]
+
+
+def test_a_class_called_train_beside_others_is_one(tmp_path: Path) -> None:
+    put(tmp_path, "bus/1.jpg", "train/2.jpg")
+    assert [sample.label for sample in samples_of(tmp_path)] == ["bus", "train"]

@@ -277,7 +277,7 @@ def test_a_row_without_bytes_is_the_file_that_it_names(
         ("data/a.parquet, index 3", "the image has no bytes and no path"),
         (
             "data/a.parquet, index 4",
-            "the image is a URL, expected a file: 'https://example.org/a.jpg'",
+            "the image is a URL, expected a file (img2dataset downloads such): 'https://example.org/a.jpg'",
         ),
     ]
 

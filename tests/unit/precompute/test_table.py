@@ -17,6 +17,7 @@ from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.precompute.sources import csv_records, lines
 from siglip2_cache.precompute.sources.base import Problem, Sample
 from siglip2_cache.precompute.sources.columns import TableColumns
+from siglip2_cache.precompute.sources.lines import NOT_TEXT
 from siglip2_cache.precompute.sources.open import open_source
 from siglip2_cache.precompute.sources.table import TableSource
 
@@ -201,8 +202,10 @@ def test_captions_named_as_one_text_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_table_without_images_is_refused(tmp_path: Path, kind: str) -> None:
-    path = write_table(tmp_path, kind, [{"url": "a.jpg", "caption": "x"}])
-    message = r"has no column of images, it has 'url', 'caption'; expected one named image, image_"
+    path = write_table(tmp_path, kind, [{"where": "a.jpg", "caption": "x"}])
+    message = (
+        r"has no column of images, it has 'where', 'caption'; expected one named image, image_"
+    )
     with pytest.raises(SourceError, match=message):
         samples_of(path)
 
@@ -302,7 +305,7 @@ def test_every_bad_line_of_a_jsonl_is_named_and_the_others_go_on(tmp_path: Path)
     path = tmp_path / "t.jsonl"
     bad = [
         (b'{"image": "x.jpg"', r"malformed JSON (expecting ',' delimiter at column 18)"),
-        (b'{"image": "caf\xe9.jpg"}', "not UTF-8"),
+        (b'{"image": "caf\xe9.jpg"}', NOT_TEXT),
         (b'["x.jpg", "a dog"]', "expected an object of named values, got a list"),
         (b'{"caption": "a dog"}', "no image is named"),
         (b'{"image": null}', "no image is named"),
@@ -311,8 +314,11 @@ def test_every_bad_line_of_a_jsonl_is_named_and_the_others_go_on(tmp_path: Path)
         (b'{"image": "/"}', "the image path names no file: '/'"),
         (rb'{"image": "\ud800.jpg"}', r"the image path is not valid Unicode text: '\ud800.jpg'"),
         (rb'{"image": "a\u0000.jpg"}', r"the image path holds a NUL byte: 'a\x00.jpg'"),
-        (b'{"image": "https://x/a.jpg"}', "the image is a URL, expected a file: 'https://x/a.jpg'"),
-        (b'{"image": "x.jpg", "key": 1.5}', "the key is a number, expected text"),
+        (
+            b'{"image": "https://x/a.jpg"}',
+            "the image is a URL, expected a file (img2dataset downloads such): 'https://x/a.jpg'",
+        ),
+        (b'{"image": "x.jpg", "key": true}', "the key is true or false, expected text"),
         (b'{"image": "x.jpg", "key": true}', "the key is true or false, expected text"),
         (b'{"image": "x.jpg", "n": ' + b"9" * 5000 + b"}", "malformed JSON (a number is too long)"),
         (b"[" * 100_000, "malformed JSON (nested too deeply)"),
@@ -345,7 +351,7 @@ def test_every_bad_line_of_a_csv_is_named_and_the_others_go_on(tmp_path: Path) -
     assert captions == {"1": [first], "10": ["[not a list"], "13": ["last"]}
     cells = 'but 2 columns; a cell that holds a separator is written in quotes: "a, b"'
     assert problems_of(path) == [
-        ("line 6", "not UTF-8"),
+        ("line 6", NOT_TEXT),
         ("line 7", f"3 cells, {cells}"),
         ("line 8", f"1 cells, {cells}"),
         (
@@ -449,7 +455,7 @@ def test_a_wrong_caption_or_label_is_a_problem_and_the_sample_stays(
         pytest.param("t.jsonl", b"\n \n", "is empty; expected a row for each image", id="jsonl"),
         pytest.param("t.csv", b"", "is empty; expected a row for each image", id="csv"),
         pytest.param("t.csv", b"image\n\n", "has no rows below its column names", id="header"),
-        pytest.param("t.csv", b"im\xe9ge\n", "line 1 is not UTF-8; save the table as", id="latin"),
+        pytest.param("t.csv", b"im\xe9ge\n", "line 1 is not UTF-8; save it as UTF-8, or name", id="latin"),
         pytest.param(
             "t.csv", b"\n\"image\n", r"line 2 should name the columns: malformed CSV", id="quote"
         ),
@@ -457,7 +463,7 @@ def test_a_wrong_caption_or_label_is_a_problem_and_the_sample_stays(
             "t.jsonl", b'[\n{"image": "a.jpg"', r"no row that can be read \(line 1: mal", id="json"
         ),
         pytest.param(
-            "t.jsonl", '{"image"'.encode("utf-16"), r"\(line 1: not UTF-8\); expected", id="utf-16"
+            "t.jsonl", '{"image"'.encode("utf-16-le"), r"looks like UTF-16 without a mark", id="utf-16"
         ),
         pytest.param("t.parquet", b"PAR1", r"cannot be read as Parquet \(", id="parquet"),
     ],

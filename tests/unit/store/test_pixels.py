@@ -149,7 +149,10 @@ def test_a_truncated_jpeg_or_png_is_called_damaged(format: str) -> None:
     [
         (b"<!DOCTYPE html><title>404</title>", "not an image: it is a web page"),
         (b"  \n<html>Not found</html>", "not an image: it is a web page"),
-        (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "not an image: it is a web page"),
+        (
+            b"<?xml version='1.0'?><Error>AccessDenied</Error>",
+            "not an image: it is XML, such as a store's error message",
+        ),
         (b"\x01\x02\xff plain", "not an image: it begins with 01 02 ff 20 70 6c 61 69"),
         (b"x", "not an image: it begins with 78"),
     ],

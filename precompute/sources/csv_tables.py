@@ -1,0 +1,112 @@
+"""Rows of a .csv or .tsv file: what separates its cells, and whether its first line names the columns."""
+
+import re
+from collections.abc import Iterator
+
+from ...errors import SourceError
+from ...store.locations import Location
+from .captions import is_unicode
+from .columns import TableColumns, find_columns
+from .csv_records import CsvRecords
+from .lines import NOT_TEXT, open_text
+
+_SEPARATORS = (",", "\t", ";", "|")
+_NUMBER = re.compile(r"[1-9][0-9]{0,3}")
+
+
+def csv_names(table: Location, wanted: TableColumns) -> list[str]:
+    """Return the names of the columns; ``1``, ``2``, ... where the first line is a row already.
+
+    Raises:
+        SourceError: the table is empty or cannot be read.
+    """
+    return _Head(table, wanted).names
+
+
+def csv_rows(
+    table: Location, wanted: TableColumns
+) -> Iterator[tuple[str, dict[str, object] | str]]:
+    """Yield where each row stands, and its cells by name, or the reason why it has none.
+
+    Raises:
+        SourceError: the table is empty or cannot be read.
+    """
+    head = _Head(table, wanted)
+    with open_text(table, newline="", encoding=wanted.encoding) as file:
+        records = CsvRecords(file, head.separator)
+        records.num_cells = len(head.names)
+        is_names = head.has_names
+        for where, record in records:
+            if is_names:
+                is_names = False
+            elif isinstance(record, str):
+                yield where, record
+            elif not all(is_unicode(cell) for cell in record):
+                yield where, NOT_TEXT
+            elif len(record) != len(head.names):
+                yield (
+                    where,
+                    f"{len(record)} cells, but {len(head.names)} columns; "
+                    'a cell that holds a separator is written in quotes: "a, b"',
+                )
+            else:
+                yield where, dict(zip(head.names, record, strict=True))
+
+
+class _Head:
+    """What the first line of a table says."""
+
+    def __init__(self, table: Location, wanted: TableColumns) -> None:
+        """Read it.
+
+        Cells are separated as the file's ending says, if they then name the columns that are needed; else
+        by the first separator with which they do.
+        """
+        usual = "\t" if table.suffix.lower() == ".tsv" else ","
+        self.separator, self.names = usual, _first_record(table, usual, wanted)
+        if not _fit(self.names, wanted):
+            others = {s: _try_record(table, s, wanted) for s in _SEPARATORS if s != usual}
+            found = [s for s, names in others.items() if _fit(names, wanted)]
+            if len(self.names) == 1:  # a message had better name the columns
+                found += [s for s, names in others.items() if len(names) > 1]
+            if found:
+                self.separator, self.names = found[0], others[found[0]]
+        self.has_names = not _are_numbered(self.names, wanted)
+        if not self.has_names:
+            self.names = [str(number) for number in range(1, len(self.names) + 1)]
+
+
+def _first_record(table: Location, separator: str, wanted: TableColumns) -> list[str]:
+    with open_text(table, newline="", encoding=wanted.encoding) as file:
+        for where, record in CsvRecords(file, separator):
+            if isinstance(record, str):
+                raise SourceError(f"{table} {where} should name the columns: {record}")
+            if not all(is_unicode(cell) for cell in record):
+                raise SourceError(f"{table} {where} is {NOT_TEXT}")
+            return [cell.strip() for cell in record]
+    raise SourceError(f"{table} is empty; expected a row for each image")
+
+
+def _try_record(table: Location, separator: str, wanted: TableColumns) -> list[str]:
+    try:
+        return _first_record(table, separator, wanted)
+    except SourceError:  # a quote in the middle of what this separator makes a cell
+        return []
+
+
+def _fit(names: list[str], wanted: TableColumns) -> bool:
+    """Say whether a first line names, or has, the columns that are needed."""
+    if _are_numbered(names, wanted):
+        return all(int(number) <= len(names) for number in wanted.named())
+    has_named = set(names) >= set(wanted.named())
+    return has_named and find_columns(tuple(names), wanted).image is not None
+
+
+def _are_numbered(names: list[str], wanted: TableColumns) -> bool:
+    """Say whether the user named columns by their numbers, and the first line names none so."""
+    named = wanted.named()
+    return (
+        wanted.image is not None
+        and all(map(_NUMBER.fullmatch, named))
+        and not set(named) & set(names)
+    )
