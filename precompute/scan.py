@@ -191,7 +191,10 @@ class Scanner:
         body = memoryview(data)[_SHA256_BYTES:]
         if hashlib.sha256(body).digest() != data[:_SHA256_BYTES]:
             return None
-        return pl.read_ipc(io.BytesIO(body[1:]))
+        with contextlib.suppress(pl.exceptions.PolarsError, OSError):
+            found = pl.read_ipc(io.BytesIO(body[1:]))
+            return found if found.schema == SCANNED else None
+        return None
 
     def _write(self, digest: str, number: int, frame: pl.DataFrame, mark: bytes) -> None:
         if not self._keeps:

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from ..errors import DamagedCacheError, SettingError, TrainError, first_line
 from ..store.files import LocalFiles, sync_file
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CONFIG, _METRICS, _CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
-_EVALUATION = "evaluation.json"
-_BEFORE_CONFIG = {"lock", "run.json", _EVALUATION}
+_EVALUATION, _FACTS = "evaluation.json", "run.json"
+_BEFORE_CONFIG = {"lock", _FACTS, _EVALUATION}
 """What a run killed as it began may have left."""
 
 
@@ -121,9 +121,27 @@ class RunFolder:
     def read_evaluation(self) -> dict[str, Any]:
         """Return what was evaluated so far, by column."""
         try:
-            return json.loads(self._files.read(_EVALUATION))
+            return _as_object(self._files.read(_EVALUATION))
         except (FileNotFoundError, ValueError):
             return {}
+
+    def read_facts(self) -> dict[str, Any]:
+        """Return what run.json says that the run was begun with.
+
+        Raises:
+            TrainError: there is none, or it is damaged.
+        """
+        try:
+            return _as_object(self._files.read(_FACTS))
+        except (FileNotFoundError, ValueError):
+            raise TrainError(
+                f"{self.root / _FACTS} is missing or damaged, which says what the run was begun with; "
+                "restore it, or begin another run with another --out"
+            ) from None
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Write run.json, whole and durable."""
+        self._write(_FACTS, json.dumps(facts, indent=1).encode())
 
     def write_evaluation(self, columns: Mapping[str, Any]) -> None:
         """Write evaluation.json, whole and durable."""
@@ -220,7 +238,7 @@ class RunFolder:
             return None
         folder = self._checkpoint(steps[-1])
         try:
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            state = _as_object((folder / "state.json").read_bytes())
             model, optimizer = (
                 load_file(folder / f"{name}.safetensors") for name in ("model", "optimizer")
             )
@@ -266,7 +284,24 @@ def _lines(path: Path) -> list[str]:
 
 
 def _step_of(line: str) -> float:
+    """Return the step of a line of metrics; infinity where it is none."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        step: object = _as_object(line)["step"]
+    except (ValueError, KeyError):
         return float("inf")
+    return step if isinstance(step, int) else float("inf")
+
+
+def _as_object(text: str | bytes) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        found: object = json.loads(text)
+    except RecursionError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return cast("dict[str, Any]", found)

@@ -423,16 +423,14 @@ def _take_up(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]) -> li
     Raises:
         SettingError: other settings, another cache or another student than at the start.
     """
-    import json
 
     new = as_plain(resolved.config)
     old = run.read_config()
-    path = run.root / "run.json"
     if (
         old is None or not run.has_checkpoint()
     ):  # until there is one, every setting may still change
         run.write_evaluation({})
-        run.write("run.json", json.dumps(facts, indent=1).encode())
+        run.write_facts(facts)
         run.write_config(to_yaml(resolved.given, resolved.config))
         if run.model.exists():
             return [
@@ -440,13 +438,7 @@ def _take_up(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]) -> li
                 "anew and replaces it at its end"
             ]
         return []
-    try:
-        known: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise TrainError(
-            f"{path} is missing or damaged, which says what the run was begun with; restore it, or begin "
-            "another run with another --out"
-        ) from None
+    known = run.read_facts()
     for name, value in facts.items():
         if known.get(name) != value:
             raise SettingError(

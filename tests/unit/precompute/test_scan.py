@@ -1,5 +1,7 @@
 """Scans that are kept: a killed plan goes on where it was, and no kept file is ever believed blindly."""
 
+import hashlib
+import io
 import os
 import shutil
 import subprocess
@@ -151,9 +153,27 @@ def flip(at: int) -> Callable[[Path], Any]:
     return damage
 
 
+def hold(body: bytes) -> Callable[[Path], Any]:
+    """Make a kept scan with a checksum that fits, as somebody else could."""
+
+    def damage(path: Path) -> None:
+        mark = path.read_bytes()[32:33]
+        path.write_bytes(hashlib.sha256(mark + body).digest() + mark + body)
+
+    return damage
+
+
+def arrow(frame: pl.DataFrame) -> bytes:
+    sink = io.BytesIO()
+    frame.write_ipc(sink)
+    return sink.getvalue()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        pytest.param(hold(b"no Arrow file"), id="no frame"),
+        pytest.param(hold(arrow(pl.DataFrame({"key": [1]}))), id="a frame of other columns"),
         pytest.param(flip(5), id="a bit of the hash"),
         pytest.param(flip(32), id="the mark of the last frame"),
         pytest.param(flip(60), id="a bit of the frame"),

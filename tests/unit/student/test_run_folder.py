@@ -203,3 +203,42 @@ def test_settings_that_cannot_be_read_are_named(run: RunFolder, text: str, said:
     with pytest.raises(TrainError) as refused:
         run.read_config()
     assert said in str(refused.value)
+
+
+ODD = [
+    b"",
+    b"\xff",
+    b"null",
+    b"[1]",
+    b"3",
+    b'"step"',
+    b"{",
+    b"[" * 100_000,
+    b'{"step": "1"}\n',
+    b"{}\n",
+]
+
+
+@pytest.mark.parametrize("data", ODD)
+def test_whatever_the_files_of_a_run_hold_the_error_is_ours(tmp_path: Path, data: bytes) -> None:
+    """A run of somebody else, or one that was damaged."""
+    run = RunFolder(tmp_path)
+    weights = {"w": torch.zeros(1)}
+    run.save(SavedState(3, {}, weights, weights), keep=1)
+    for name in (
+        "evaluation.json",
+        "run.json",
+        "metrics.jsonl",
+        "checkpoints/step-0000003/state.json",
+    ):
+        (tmp_path / name).write_bytes(data)
+    run.read_evaluation()
+    is_object = data.strip().endswith(b"}")
+    if not is_object:
+        with pytest.raises(TrainError, match=r"run\.json is missing or damaged"):
+            run.read_facts()
+        with pytest.raises(DamagedCacheError, match="step-0000003 is damaged"):
+            run.load()
+    run.start_metrics(3)
+    assert run.metrics() == []
+    run.close()
