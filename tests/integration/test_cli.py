@@ -90,8 +90,9 @@ def test_build_says_what_it_does_and_what_became_of_it(built: Built) -> None:
     assert lines[0] == f"planning {built.corpus}"
     assert lines[1] == f"loading teacher {built.checkpoint}"
     assert lines[2].startswith("images 12/12, units 3/3, ")
+    assert lines[2].endswith(" images/s, 1 rejected")
     assert lines[3].startswith("texts 18/18, units 4/4, ")
-    assert lines[3].endswith(" texts/s, 1 rejected")
+    assert lines[3].endswith(" texts/s, 0 rejected")
     out = built.stdout
     assert out.startswith("planned    12 images, 24 captions, 18 unique texts\n")
     assert "embedded   12 images, 18 texts in 7 units, " in out
