@@ -88,9 +88,9 @@ def resolve_checkpoint(
     folder, commit = find_folder(id_or_path, revision)
     towers = read_towers(folder, allow_image_tower=allow_image_tower)
     text, vision = towers.text, towers.vision
+    image = read_image_settings(folder, towers)
     if has_weights:
         refuse_other_names(folder)
-    image = read_image_settings(folder, towers)
     embed_dim, text_dim = vision["hidden_size"], text["projection_size"]
     if towers.has_text and embed_dim != text_dim:
         raise CheckpointError(
