@@ -75,7 +75,9 @@ class ModelCard:
             )
 
 
-def render_card(card: ModelCard, *, tokenizer_class: str | None, max_text_tokens: int) -> str:
+def render_card(
+    card: ModelCard, *, tokenizer_class: str | None, max_text_tokens: int, has_pipeline: bool
+) -> str:
     """Return README.md: front matter, usage that runs as it stands, training, results.
 
     Args:
@@ -83,11 +85,13 @@ def render_card(card: ModelCard, *, tokenizer_class: str | None, max_text_tokens
         tokenizer_class: the class of transformers that reads the folder's tokenizer; None where the
             folder holds an image tower alone.
         max_text_tokens: positions of the text tower.
+        has_pipeline: whether transformers' zero-shot pipeline is right for this very model.
     """
     if tokenizer_class is None:
         usage = _IMAGE_USAGE
     else:
-        usage = _USAGE.format(
+        template = _USAGE if has_pipeline else _USAGE_WITHOUT_PIPELINE
+        usage = template.format(
             L=max_text_tokens, cls=tokenizer_class, chosen=_chosen(tokenizer_class)
         )
     parts = [
@@ -102,7 +106,7 @@ def render_card(card: ModelCard, *, tokenizer_class: str | None, max_text_tokens
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-# Image processor and tokenizer by themselves: AutoProcessor of transformers 5.23 takes 256 patches of
+# Image processor and tokenizer by themselves: Siglip2Processor of transformers 5.23 takes 256 patches of
 # a NaFlex view whatever limit the files name.
 _USAGE = """\
 ## Usage
@@ -133,6 +137,17 @@ results = classify(image, candidate_labels=["a red cat", "two dogs"])
 The text tower reads its last position, so `padding="max_length", truncation=True` is part of what it
 computes: texts are always {L} tokens, without an attention mask. The tokenizer lowercases by itself.
 """
+
+_PIPELINE = """
+classify = pipeline("zero-shot-image-classification", model=folder{chosen})
+results = classify(image, candidate_labels=["a red cat", "two dogs"])
+"""
+_USAGE_WITHOUT_PIPELINE = (
+    _USAGE.replace(_PIPELINE, "").replace("{cls}, pipeline\n", "{cls}\n").rstrip()
+    + """
+The zero-shot pipeline of transformers pads texts otherwise: it is not right for this model.
+"""
+)
 
 _IMAGE_USAGE = """\
 ## Usage

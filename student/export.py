@@ -11,7 +11,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from .. import __version__
 from ..errors import CheckpointError
@@ -20,7 +20,7 @@ from ..siglip.config import ModelType, read_towers
 from ..siglip.files import weight_files
 from .card import ModelCard, render_card
 from .export_folder import MARK, written_whole
-from .export_tokenizer import tokenizer_class_to_name, write_tokenizer
+from .export_tokenizer import pipeline_is_right, tokenizer_class_to_name, write_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,9 +61,9 @@ def export_model(
     student: Any = model
     with written_whole(out) as folder:
         config = copy.deepcopy(student.config)
-        _write_text_part(folder, config, checkpoint, checkpoint.model_type)
+        _write_text_part(folder, config, checkpoint, _processor_class(checkpoint, checkpoint))
         _write_model(folder, type(model), config, student.state_dict())
-        _write_image_processor(folder, checkpoint)
+        _write_image_processor(folder, checkpoint, _processor_class(checkpoint, checkpoint))
         _write_extra(folder, extra)
         _write_card(folder, card, checkpoint, checkpoint.model_type)
 
@@ -118,11 +118,12 @@ def export_image_tower(
             _write_model(folder, type(vision_model), copy.deepcopy(tower.config), vision)
         else:
             model_class, config = _joined(tower.config, teacher_text)
-            _write_text_part(folder, config, teacher_text, checkpoint.model_type)
+            processor_class = _processor_class(checkpoint, teacher_text)
+            _write_text_part(folder, config, teacher_text, processor_class)
             tensors = vision | _mapped_text_tower(teacher_text, map_ED)
             tensors |= _constants(logit_scale, logit_bias)
             _write_model(folder, model_class, config, tensors)
-        _write_image_processor(folder, checkpoint)
+        _write_image_processor(folder, checkpoint, _processor_class(checkpoint, teacher_text))
         _write_extra(folder, extra)
         _write_card(folder, card, teacher_text, checkpoint.model_type)
 
@@ -174,11 +175,30 @@ def _constants(logit_scale: float, logit_bias: float) -> "_Tensors":
     }
 
 
+@overload
+def _processor_class(image: Checkpoint, text: Checkpoint) -> str: ...
+@overload
+def _processor_class(image: Checkpoint, text: Checkpoint | None) -> str | None: ...
+def _processor_class(image: Checkpoint, text: Checkpoint | None) -> str | None:
+    """Return the class that AutoProcessor is to take; None for an image tower alone, which needs none.
+
+    Siglip2Processor of transformers 5.23 asks for 256 patches of 16 pixels and 64 tokens, whatever the
+    files say; SiglipProcessor asks for nothing of its own.
+    """
+    if text is None:
+        return None
+    recipe = image.image
+    if not isinstance(recipe, NaflexRecipe):
+        return "SiglipProcessor"
+    asks_for = (recipe.max_num_patches, recipe.patch_size, text.max_text_tokens)
+    return "Siglip2Processor" if asks_for == (256, 16, 64) else "SiglipProcessor"
+
+
 def _write_text_part(
-    folder: Path, config: Any, checkpoint: Checkpoint, model_type: ModelType
+    folder: Path, config: Any, checkpoint: Checkpoint, processor_class: str
 ) -> None:
     """Write the tokenizer, and set its special ids in the config: SigLIP 2's are not the defaults."""
-    for name, value in write_tokenizer(checkpoint, folder, model_type=model_type).items():
+    for name, value in write_tokenizer(checkpoint, folder, processor_class=processor_class).items():
         setattr(config.text_config, name, value)
 
 
@@ -218,13 +238,14 @@ def _check_tensors(model_class: Any, config: Any, tensors: "_Tensors") -> None:
         )
 
 
-def _write_image_processor(folder: Path, checkpoint: Checkpoint) -> None:
+def _write_image_processor(
+    folder: Path, checkpoint: Checkpoint, processor_class: str | None
+) -> None:
     """Write preprocessor_config.json, which transformers 4 and 5 read; nothing is left to defaults."""
     recipe = checkpoint.image
     name = checkpoint.model_type.capitalize()
     settings: dict[str, Any] = {
         "image_processor_type": f"{name}ImageProcessor",
-        "processor_class": f"{name}Processor",
         # null rather than false: transformers takes it likewise, transformers.js drops alpha then.
         "do_convert_rgb": True if recipe.on_white else None,
         "do_resize": True,
@@ -239,6 +260,8 @@ def _write_image_processor(folder: Path, checkpoint: Checkpoint) -> None:
         settings |= {"patch_size": recipe.patch_size, "max_num_patches": recipe.max_num_patches}
     else:
         settings["size"] = {"height": recipe.size[0], "width": recipe.size[1]}
+    if processor_class is not None:
+        settings["processor_class"] = processor_class
     _write_json(folder / "preprocessor_config.json", settings)
 
 
@@ -250,9 +273,16 @@ def _write_card(
     folder: Path, card: ModelCard, text: Checkpoint | None, model_type: ModelType
 ) -> None:
     """Write README.md; ``text`` is the checkpoint of the text tower, where there is one."""
-    tokenizer_class = text and tokenizer_class_to_name(text, folder, model_type=model_type)
-    max_text_tokens = text.max_text_tokens if text else 0
-    rendered = render_card(card, tokenizer_class=tokenizer_class, max_text_tokens=max_text_tokens)
+    tokenizer_class, has_pipeline = None, False
+    if text is not None:
+        tokenizer_class = tokenizer_class_to_name(text, folder, model_type=model_type)
+        has_pipeline = pipeline_is_right(text, folder, tokenizer_class=tokenizer_class)
+    rendered = render_card(
+        card,
+        tokenizer_class=tokenizer_class,
+        max_text_tokens=text.max_text_tokens if text else 0,
+        has_pipeline=has_pipeline,
+    )
     (folder / "README.md").write_text(rendered, encoding="utf-8")
 
 

@@ -4,18 +4,23 @@ A student saved with its tokenizer files as they were shipped gives wrong scores
 GemmaTokenizer keeps capitals, and drops a normalizer that was written into tokenizer.json. So the
 recipe goes into tokenizer.json itself, and the class becomes the one that takes that file as it is.
 
-SigLIP 1's files are copied: SiglipTokenizer does all that its text tower was trained on.
+SigLIP 1's files are copied: SiglipTokenizer does all that its text tower was trained on, but for the
+attention mask, which it leaves out only where tokenizer_config.json says so.
 """
 
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from ..siglip import Checkpoint, TextTokenizer
 from ..siglip.config import ModelType
 from ..siglip.files import read_json
 from ..siglip.text import read_text_settings
+
+_CONFIG = "tokenizer_config.json"
+_INPUT_NAMES = ["input_ids"]  # no attention mask: the text tower reads the padding
 
 _SPECIAL_TOKENS = ("pad_token", "eos_token", "bos_token", "unk_token")
 _SIGLIP1_FILES = (
@@ -26,19 +31,21 @@ _SIGLIP1_FILES = (
     "added_tokens.json",
 )
 
+_PIPELINE_TOKENS = 64
+
 # Capitals (a final sigma and a dotted I among them), spaces, no word, more words than fit, none.
 _PROBES = ["A Red CAT", "ΟΔΥΣΣΕΥΣ İstanbul", "two  spaces\nand a line", "猫 😀", "Word " * 99, ""]
 
 
 def write_tokenizer(
-    checkpoint: Checkpoint, folder: Path, *, model_type: ModelType
+    checkpoint: Checkpoint, folder: Path, *, processor_class: str
 ) -> dict[str, int]:
     """Write the tokenizer files; return what they mean for text_config of config.json.
 
     Args:
         checkpoint: the one whose text tower is exported.
         folder: where they go; it exists.
-        model_type: of the model that is exported.
+        processor_class: which AutoProcessor is to take.
 
     Returns:
         ``pad_token_id``, ``eos_token_id`` and ``bos_token_id``, as far as the tokenizer has such
@@ -49,7 +56,7 @@ def write_tokenizer(
     """
     settings = read_text_settings(checkpoint.folder)
     if settings.is_siglip1:
-        _copy_files(checkpoint.folder, folder)
+        _copy_siglip1_files(checkpoint.folder, folder)
         return {}
     length = checkpoint.max_text_tokens
     tokenizer = read_json(checkpoint.folder / settings.file)
@@ -65,11 +72,11 @@ def write_tokenizer(
         },
     )
     _write_json(
-        folder / "tokenizer_config.json",
+        folder / _CONFIG,
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "processor_class": f"{model_type.capitalize()}Processor",
-            "model_input_names": ["input_ids"],  # no attention mask: the padding is read
+            "processor_class": processor_class,
+            "model_input_names": _INPUT_NAMES,
             "model_max_length": length,
             "padding_side": "right",
             "truncation_side": "right",
@@ -107,10 +114,47 @@ def tokenizer_class_to_name(
     return "AutoTokenizer" if is_right else "PreTrainedTokenizerFast"
 
 
-def _copy_files(source: Path, target: Path) -> None:
+def pipeline_is_right(checkpoint: Checkpoint, folder: Path, *, tokenizer_class: str) -> bool:
+    """Return whether transformers' zero-shot pipeline takes texts as the text tower was trained on them.
+
+    The pipeline's own code prepares a few texts, without the model. It pads to 64 tokens, whatever the
+    model reads.
+
+    Args:
+        checkpoint: the one whose text tower was exported.
+        folder: a whole export but for README.md.
+        tokenizer_class: from tokenizer_class_to_name.
+    """
+    import numpy as np
+    import torch
+    import transformers
+    from PIL import Image
+
+    if read_text_settings(checkpoint.folder).is_siglip1:  # not tried: it may need sentencepiece
+        return checkpoint.max_text_tokens == _PIPELINE_TOKENS
+    of_folder: Any = {"pretrained_model_name_or_path": folder, "local_files_only": True}
+    pipeline = SimpleNamespace(
+        model=SimpleNamespace(config=transformers.AutoConfig.from_pretrained(**of_folder)),
+        tokenizer=getattr(transformers, tokenizer_class).from_pretrained(**of_folder),
+        image_processor=transformers.AutoImageProcessor.from_pretrained(**of_folder),
+        dtype=torch.float32,
+    )
+    prepare: Any = transformers.ZeroShotImageClassificationPipeline.preprocess
+    picture = Image.new("RGB", (32, 32))
+    inputs = prepare(pipeline, picture, candidate_labels=_PROBES, hypothesis_template="{}")
+    [texts] = inputs["text_inputs"]
+    is_all = list(texts) == _INPUT_NAMES
+    return is_all and np.array_equal(texts["input_ids"], TextTokenizer(checkpoint)(_PROBES))
+
+
+def _copy_siglip1_files(source: Path, target: Path) -> None:
     for name in _SIGLIP1_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    settings = read_json(target / _CONFIG) if (target / _CONFIG).is_file() else {}
+    if settings.get("model_input_names") != _INPUT_NAMES:
+        defaults = {"tokenizer_class": "SiglipTokenizer"}
+        _write_json(target / _CONFIG, defaults | settings | {"model_input_names": _INPUT_NAMES})
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:

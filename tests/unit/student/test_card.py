@@ -26,7 +26,7 @@ CARD = ModelCard(
 
 
 def render(card: ModelCard = CARD, tokenizer_class: str | None = "AutoTokenizer") -> str:
-    return render_card(card, tokenizer_class=tokenizer_class, max_text_tokens=64)
+    return render_card(card, tokenizer_class=tokenizer_class, max_text_tokens=64, has_pipeline=True)
 
 
 def front_matter(text: str) -> dict[str, Any]:

@@ -360,6 +360,8 @@ def test_another_limit_of_patches_goes_with_the_student_and_the_usage_keeps_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from transformers import AutoProcessor
+
     limited, model = siglip.with_max_num_patches(start, 100), trained(start)
     export_model(model, limited, tmp_path / "out", card=CARD)
     assert siglip.resolve_checkpoint(str(tmp_path / "out")).image == limited.image
@@ -369,6 +371,31 @@ def test_another_limit_of_patches_goes_with_the_student_and_the_usage_keeps_it(
     assert (row - image_row(model, start, picture)[0]).abs().max() > 1e-3
     by_label = {each["label"]: each["score"] for each in found["results"]}
     assert by_label["a red cat"] == pytest.approx(found["scores"][0].item(), abs=1e-5)
+    inputs = AutoProcessor.from_pretrained(tmp_path / "out")(images=[picture], return_tensors="pt")
+    assert inputs["pixel_values"].shape[1] == 100
+
+
+def test_the_card_of_a_model_of_shorter_texts_leaves_the_pipeline_out(
+    picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from siglip2_cache import demo
+
+    start = siglip.resolve_checkpoint(str(Path(demo.__file__).parent / "checkpoints" / "student"))
+    assert start.max_text_tokens == 16
+    model: Any = siglip.load_model(start, device="cpu", compute_dtype="float32")
+    export_model(model, start, tmp_path / "out", card=CARD)
+    with pytest.raises(ValueError, match="Sequence length must be less than max_position"):
+        pipeline_scores(tmp_path / "out", picture)
+    found = run_usage(tmp_path / "out", picture, tmp_path, monkeypatch)
+    assert "results" not in found
+    texts = ["This is a photo of a red cat.", "This is a photo of two dogs."]
+    cosines = text_rows(model, start, texts) @ image_row(model, start, picture)[0]
+    expected = torch.sigmoid(model.logit_scale.exp() * cosines + model.logit_bias).tolist()
+    assert found["scores"].tolist() == pytest.approx(expected, abs=1e-5)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "The zero-shot pipeline of transformers pads texts otherwise: it is not right for" in card
+    )
 
 
 # What our own code makes of it
@@ -437,12 +464,17 @@ def siglip1(tiny_checkpoint: Path, tmp_path: Path) -> siglip.Checkpoint:
     return siglip.resolve_checkpoint(str(folder))
 
 
-def test_the_files_of_a_siglip_1_tokenizer_are_copied_as_they_are(
+def test_the_files_of_a_siglip_1_tokenizer_are_copied_and_mask_no_padding(
     siglip1: siglip.Checkpoint, tmp_path: Path
 ) -> None:
     export_model(trained(siglip1), siglip1, tmp_path / "out", card=CARD)
-    for name in ("tokenizer_config.json", "spiece.model"):
-        assert (tmp_path / "out" / name).read_bytes() == (siglip1.folder / name).read_bytes()
+    pieces = (tmp_path / "out" / "spiece.model", siglip1.folder / "spiece.model")
+    assert pieces[0].read_bytes() == pieces[1].read_bytes()
+    settings, were = (
+        json.loads((folder / "tokenizer_config.json").read_text())
+        for folder in (tmp_path / "out", siglip1.folder)
+    )
+    assert settings == were | {"model_input_names": ["input_ids"]}
     assert not (tmp_path / "out" / "tokenizer.json").exists()
     text = json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
     assert text["eos_token_id"] == 49407  # as the student had it
@@ -547,7 +579,7 @@ def test_without_texts_the_folder_is_an_image_tower(
     said: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
     student = trained(start)
     export_image_tower(
@@ -567,6 +599,10 @@ def test_without_texts_the_folder_is_an_image_tower(
     assert not any(info.values())
     assert said == []
     inputs = AutoImageProcessor.from_pretrained(tmp_path / "out")(picture, return_tensors="pt")
+    processor: Any = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert torch.equal(
+        processor(picture, return_tensors="pt")["pixel_values"], inputs["pixel_values"]
+    )
     with torch.no_grad():
         row = torch.nn.functional.normalize(model.eval()(**inputs).pooler_output, dim=-1)
     torch.testing.assert_close(row, image_row(student, start, picture), atol=1e-5, rtol=0)
