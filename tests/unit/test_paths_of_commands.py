@@ -12,7 +12,7 @@ from siglip2_cache import cli_options
 from siglip2_cache.cli import app
 
 SAYS_PATH = re.compile(r"\b(files?|folders?|paths?|URL|moved)\b", re.IGNORECASE)
-NO_PATHS = {"image_bytes", "image_column"}
+NO_PATHS = {"caption_ending", "image_bytes", "image_column"}
 """Texts whose help speaks of files, and which are none."""
 
 
