@@ -111,12 +111,17 @@ def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, run: Path)
         SettingError: naming the first setting, its old and its new value.
     """
     for name in sorted(new.keys() - _MAY_CHANGE):
-        if name not in old or old[name] != new[name]:
-            was = old.get(name, "not known")
-            raise SettingError(
-                f"{run} was begun with {name} {was!r}, now it is {new[name]!r}; go on with the old "
-                "value, or begin another run with another --out"
-            )
+        was, now = old.get(name, "not known"), new[name]
+        if was == now:
+            continue
+        if isinstance(was, Mapping) and isinstance(now, Mapping):  # weights: the first that differs
+            terms = cast("list[str]", [term for term in now if was.get(term) != now[term]])
+            if terms:
+                name, was, now = f"{name}.{terms[0]}", was.get(terms[0], "not known"), now[terms[0]]
+        raise SettingError(
+            f"{run} was begun with {name} {was!r}, now it is {now!r}; go on with the old value, or begin "
+            "another run with another --out"
+        )
 
 
 def _dump(values: Mapping[str, Any]) -> str:
