@@ -399,7 +399,7 @@ def test_a_folder_of_an_image_tower_alone_meets_the_teachers_texts(
     assert found["soft_loss_excess"] > 0
     # A teacher must have both towers.
     message = error_line(*command("build", corpus, tmp_path / "none", "--teacher", folder))
-    assert "has model_type 'siglip_vision_model'" in message
+    assert "is an image tower alone (model_type 'siglip_vision_model'" in message
 
 
 def test_images_whose_bytes_have_changed_have_no_embedding(
