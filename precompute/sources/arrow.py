@@ -28,6 +28,7 @@ from .fields import read_fields
 from .packed import PackedColumns, image_file, packed_columns
 from .parquet_rows import batch_rows
 from .paths import printable, scan_folder, size_and_time
+from .unread_columns import unread_columns
 
 _SPLITS = "dataset_dict.json"
 _STATE = "state.json"
@@ -122,6 +123,9 @@ class SavedDatasetSource:
             for batch in opened.batches():
                 yield from scan.batch(batch, first)
                 first += len(batch)
+            num_rows = first - split.first_row(number)
+            counts = dict.fromkeys(columns.unread, num_rows)
+            yield from unread_columns(counts, printable(str(path)), columns.fields)
 
 
 class _FileScan:

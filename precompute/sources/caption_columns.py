@@ -92,11 +92,9 @@ def is_fallback(name: str) -> bool:
     return _is_one_of(name, bases) or (parts is not None and _is_one_of(parts[0], bases))
 
 
-def unused_caption_columns(names: Sequence[str], used: Sequence[CaptionColumn]) -> tuple[str, ...]:
-    """Return the names of columns that would be captions, were there no better ones."""
-    taken = {column.name for column in used}
-    bases = [name for usual in FALLBACK_CAPTION_NAMES for name in usual]
-    return tuple(name for name in names if name not in taken and _is_one_of(name, bases))
+def is_fact(name: str) -> bool:
+    """Say whether a name says something other than a text on the image: a URL, a score, an identifier."""
+    return any(word.casefold() in _NO_CAPTION_BEHIND for word in _WORD.findall(name))
 
 
 def told_columns(names: Sequence[str]) -> tuple[CaptionColumn, ...]:

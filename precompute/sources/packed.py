@@ -5,6 +5,7 @@
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ from .columns import (
     show_names,
 )
 from .paths import path_below
+from .unread_columns import may_hold_captions
 
 _BYTES_NAMES = ("jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
 _IMG2DATASET = {"key", "status", "error_message"}
@@ -30,6 +32,7 @@ _IMG2DATASET = {"key", "status", "error_message"}
 # Compared by name: the view types are too new for the oldest pyarrow we allow.
 _BINARY = ("binary", "large_binary", "binary_view")
 _TEXT = ("string", "large_string", "string_view")
+_TEXTS = re.compile(r"(large_)?list(_view)?<\w+: (large_)?string(_view)?( not null)?>")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,9 @@ class PackedColumns:
 
     class_names: tuple[str, ...] = ()
     """Names of classes, where the metadata of datasets say so and labels are numbers."""
+
+    unread: tuple[str, ...] = ()
+    """Columns of texts that are not read and may be captions."""
 
     is_img2dataset: bool = False
     """The table says of each row whether it could be downloaded."""
@@ -85,7 +91,14 @@ def packed_columns(schema: Any, wanted: TableColumns, place: Location) -> Packed
         fields=fields,
         class_names=_class_names(features[fields.label]) if is_named and fields.label else (),
         is_img2dataset=set(schema.names) >= _IMG2DATASET,
+        unread=may_hold_captions(text_columns(schema), fields, wanted),
     )
+
+
+def text_columns(schema: Any) -> list[str]:
+    """Return the columns of texts, or of lists of texts."""
+    types = ((field.name, str(field.type)) for field in schema)
+    return [name for name, each in types if each in _TEXT or _TEXTS.fullmatch(each)]
 
 
 def _find_image(schema: Any, wanted: TableColumns) -> tuple[str, ...] | None:

@@ -37,6 +37,7 @@ from .paths import (
     walk_folder,
 )
 from .patterns import expand, is_pattern, root_of
+from .unread_columns import unread_columns
 
 _ENDING = ".parquet"
 _MAX_LOOKED_AT = 16  # footers read to tell what a folder holds
@@ -165,6 +166,10 @@ class _FileScan:
                 yield Problem(place=self._place, reason=reason)
             first += count
         yield from self._downloads.problems(self._place)
+        if not columns.is_img2dataset:
+            yield from unread_columns(
+                dict.fromkeys(columns.unread, first), self._place, columns.fields
+            )
 
     def _files_instead(self, group: int) -> Mapping[int, object]:
         """Return, by index, what stands as the path of rows without bytes; None where nothing does.

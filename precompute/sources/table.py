@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,11 @@ from .captions import clean_text, is_missing
 from .columns import TableColumns, check_columns, find_columns
 from .fields import RowFields, read_fields
 from .image_values import named_file
-from .parquet_rows import refuse_packed_images
-from .paths import SizeAndTime, is_remote, path_below, size_and_time
+from .packed import text_columns
+from .parquet_rows import open_parquet, refuse_packed_images
+from .paths import SizeAndTime, is_remote, path_below, printable, size_and_time
 from .rows import BadRow, Row, column_names, read_rows
+from .unread_columns import UnreadColumns, may_hold_captions, unread_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,9 @@ class TableSource:
         if found.image is not None and self.location.suffix.lower() == ".parquet":
             refuse_packed_images(self.location, found.image)
         num_rows = 0
-        entries = map(self._entry, read_rows(self.location, self.columns, found.names()))
+        unread = UnreadColumns(may_hold_captions(self._texts_among(names), found, self.columns))
+        rows = read_rows(self.location, self.columns, [*found.names(), *unread.names])
+        entries = (self._entry(row, unread) for row in rows)
         for entry, (num_bytes, mtime_ns) in self._with_facts(entries):
             num_rows += 1
             if isinstance(entry, Problem):
@@ -90,6 +94,14 @@ class TableSource:
                 yield from _sample(entry, num_bytes, mtime_ns)
         if not num_rows:
             raise SourceError(f"{self.location} has no rows below its column names")
+        yield from unread_columns(unread.counts, printable(str(self.location)), found)
+
+    def _texts_among(self, names: Sequence[str]) -> Sequence[str]:
+        """Return the columns that can hold text: of a Parquet file those whose type says so."""
+        if self.location.suffix.lower() != ".parquet":
+            return names
+        with open_parquet(self.location) as opened:
+            return text_columns(opened.schema_arrow)
 
     def _with_facts(
         self, entries: Iterator[_Entry | Problem]
@@ -106,11 +118,12 @@ class TableSource:
             return map_ahead(facts, entries)
         return ((entry, facts(entry)) for entry in entries)
 
-    def _entry(self, row: Row | BadRow) -> _Entry | Problem:
+    def _entry(self, row: Row | BadRow, unread: UnreadColumns) -> _Entry | Problem:
         place = f"{self.location} {row.where}"
         if isinstance(row, BadRow):
             return Problem(place=place, reason=row.reason)
         values = row.values
+        unread.add(values)
         found = find_columns(tuple(values), self.columns)
         try:
             path = self._path(values, found.image)

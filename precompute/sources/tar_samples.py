@@ -9,19 +9,11 @@ and a caption that is not there when it is planned could never be added. Where n
 missing it is used, for some writers never write one.
 """
 
-import hashlib
-import itertools
-import re
 import stat
-import unicodedata
-from array import array
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import BinaryIO, cast
 
-import numpy as np
 from upath import UPath
 
 from ...errors import SourceError
@@ -35,13 +27,11 @@ from .described import LABEL_ENDING, SECOND_IMAGE, describe_image
 from .image_files import IMAGE_ENDINGS, USUAL_ENDINGS
 from .paths import printable, size_and_time
 from .tally import Tally
-from .tar import TarFault, TarKind, TarMember, printable_name, walk_tar
+from .tar import TarFault, TarMember, printable_name, walk_tar
+from .tar_index import TarIndex, split_key
 from .unread_texts import HEAD_BYTES, UnreadTexts
 
 _IMAGES = tuple(ending[1:].encode() for ending in IMAGE_ENDINGS)
-
-_META = re.compile(rb"__[^/]*__(?:/|$)|(?:.*/)?(?:\._|__MACOSX/|@eaDir/)")
-"""Names that WebDataset keeps for facts about the archive; what macOS and NAS systems add to files."""
 
 _DOTTED_IMAGE = (
     "an image with a dot in its name before the ending, where WebDataset ends the key: not used; "
@@ -52,98 +42,6 @@ _SMALL_TEXT = 1 << 16
 _KEPT_BYTES = 1 << 26
 """Of the texts of an archive in an object store: they lie in the pieces that are read for its headers, so
 that they are taken as it is walked; what is too much is read afterwards, once more in order."""
-
-_DIGEST_BYTES = 16  # of a key: two keys of one archive never share it
-
-
-@dataclass(slots=True)
-class _Index:
-    """Members of an archive that matter to its samples, in order, without an object for each."""
-
-    names: bytearray = field(default_factory=bytearray)
-    """All names, one after the other."""
-
-    name_ends: "array[int]" = field(default_factory=lambda: array("q"))
-    offsets: "array[int]" = field(default_factory=lambda: array("q"))
-    sizes: "array[int]" = field(default_factory=lambda: array("q"))
-    roles: bytearray = field(default_factory=bytearray)
-    key_digests: bytearray = field(default_factory=bytearray)
-
-    has_variants: bool = False
-    """A key is written as macOS does, with accents of their own."""
-
-    num_others: int = 0
-    """Members that are passed by."""
-
-    passed: "Counter[TarKind]" = field(default_factory=Counter)
-    """Members that are named like ours and are no files."""
-
-    fault: str | None = None
-    """Why the archive ends otherwise than it should."""
-
-    last_key: bytes | None = None
-    """Key of the last member that has one, of whatever kind."""
-
-    is_cut: bool = False
-    """More members of the last key may be missing."""
-
-    def __len__(self) -> int:
-        return len(self.roles)
-
-    def name(self, i: int) -> bytes:
-        """Return the name of a member."""
-        start = self.name_ends[i - 1] if i else 0
-        return bytes(self.names[start : self.name_ends[i]])
-
-    def add(self, member: TarMember, key: bytes, role: int) -> None:
-        """Take in a member."""
-        self.names += member.name
-        self.name_ends.append(len(self.names))
-        self.offsets.append(member.offset)
-        self.sizes.append(member.size)
-        self.roles.append(role)
-        composed = compose(key)
-        self.has_variants = self.has_variants or composed != key
-        self.key_digests += hashlib.blake2b(composed, digest_size=_DIGEST_BYTES).digest()
-
-    def take_fault(self, fault: TarFault) -> None:
-        """Take in why the archive ends, and of which sample members may be missing for it."""
-        self.fault, self.is_cut = fault.reason, not fault.lacks_mark_only
-        cut = split_key(fault.cut_name) if fault.cut_name else None
-        self.last_key = cut[0] if cut else self.last_key
-
-    def groups(self) -> Iterator[list[int]]:
-        """Yield the members of each key, in order; the keys in the order of their first members."""
-        if not len(self):
-            return
-        halves = np.frombuffer(self.key_digests, "<u8").reshape(-1, 2)
-        by_key = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: in order within a key
-        is_first = np.ones(len(by_key), bool)
-        is_first[1:] = (halves[by_key[1:]] != halves[by_key[:-1]]).any(axis=1)
-        first = np.empty(len(by_key), np.int64)  # of each member, the first of its key
-        first[by_key] = by_key[is_first][np.cumsum(is_first) - 1]
-        order = np.argsort(first, kind="stable")
-        starts = np.flatnonzero(np.diff(first[order], prepend=-1))
-        for start, end in itertools.pairwise([*starts.tolist(), len(order)]):
-            yield order[start:end].tolist()
-
-
-def compose(name: bytes) -> bytes:
-    """Return a name with its accents on their letters (NFC): what looks alike is alike."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name.decode()).encode()
-
-
-def split_key(name: bytes) -> tuple[bytes, bytes] | None:
-    """Return key and ending (lower-case) of a member: split at the first dot behind the last slash.
-
-    None where it has no key: no dot, or nothing before it, or it is about the archive itself.
-    Source: webdataset 1.0, tariterators.py, base_plus_ext and tar_file_iterator.
-    """
-    folder, slash, base = name.rpartition(b"/")
-    stem, dot, ending = base.partition(b".")
-    if not stem or not dot or _META.match(name):
-        return None
-    return folder + slash + stem, ending.lower()
 
 
 def tar_samples(
@@ -202,7 +100,7 @@ class _Archive:
         self._place = printable(str(path))
         self._num_bytes, self._mtime_ns = size_and_time(str(path))
         self._tally = Tally(self._place)
-        self._index = _Index()
+        self._index = TarIndex()
         self._texts: dict[int, bytes] = {}  # by member; kept while they are at hand
         self._kept_bytes = _KEPT_BYTES if keeps_texts else 0  # that may be kept still
         self._left_out: str | None = None  # key of the last sample, where it may lack members
@@ -293,7 +191,7 @@ class _Archive:
         parts = split_key(name)
         assert parts is not None
         key = parts[0].decode()
-        if index.is_cut and parts[0] == index.last_key:
+        if index.is_cut and index.is_last_key(parts[0]):
             self._left_out = key  # with captions missing it would be frozen without them
             return
         if role >= len(_IMAGES):

@@ -3,12 +3,15 @@
 import json
 import unicodedata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 import pytest
 
+from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
+from siglip2_cache.precompute.parts import Findings
+from siglip2_cache.precompute.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.sources import (
     Problem,
     Sample,
@@ -19,6 +22,7 @@ from siglip2_cache.precompute.sources import (
 )
 from siglip2_cache.precompute.sources.caption_choice import parse_endings
 from siglip2_cache.precompute.sources.folder import FolderSource
+from siglip2_cache.store.files import LocalFiles
 
 
 def put(root: Path, *names: str) -> None:
@@ -251,3 +255,54 @@ def test_a_changed_table_or_caption_changes_the_fingerprint(tmp_path: Path) -> N
     (tmp_path / "captions/a.txt").write_text("a dog")
     seen.add(FolderSource(tmp_path).fingerprint())
     assert len(seen) == 4
+
+
+# --- as a plan keeps it
+
+
+def plan_of(cache: Path, *sources: Path, **settings: Any) -> Findings:
+    config = PlanConfig(sources=tuple(map(str, sources)), **settings)
+    return make_plan(config, LocalFiles(cache)).findings
+
+
+def test_endings_that_were_told_are_those_of_every_later_plan(tmp_path: Path) -> None:
+    corpus, cache = tmp_path / "corpus", tmp_path / "cache"
+    put(corpus, "a.jpg")
+    (corpus / "a.blip").write_text("a dog")
+    (corpus / "a.txt").write_text("no")
+    assert plan_of(cache, corpus, caption_endings=(".blip",)).num_captions == 1
+    put(corpus, "b.jpg")
+    (corpus / "b.blip").write_text("a cat")
+    found = plan_of(cache, corpus)
+    assert (found.num_samples, found.num_captions) == (1, 1)
+    opened = open_cache(cache)
+    assert opened.texts().collect()["text"].to_list() == ["a dog", "a cat"]
+    assert opened.manifest.latest.sources[0].settings == {"caption_endings": ["blip"]}
+
+
+def test_endings_of_a_resume_that_differ_are_compared(tmp_path: Path) -> None:
+    corpus, cache = tmp_path / "corpus", tmp_path / "cache"
+    put(corpus, "a.jpg")
+    (corpus / "a.blip").write_text("a dog")
+    (corpus / "a.txt").write_text("other")
+    plan_of(cache, corpus, caption_endings=("blip",))
+    with pytest.raises(SettingError, match="caption"):
+        plan_of(cache, corpus, caption_endings=("txt",))
+
+
+def test_endings_for_a_table_are_refused(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.jsonl", [{"image": "a.jpg", "caption": "x"}])
+    with pytest.raises(
+        SettingError, match=r"--caption-ending txt is for folders .*t.jsonl is neither"
+    ):
+        plan_of(tmp_path / "cache", tmp_path / "t.jsonl", caption_endings=("txt",))
+
+
+def test_a_corpus_without_captions_is_told_where_they_were_looked_for(tmp_path: Path) -> None:
+    put(tmp_path / "corpus", "a.jpg")
+    [note] = plan_of(tmp_path / "cache", tmp_path / "corpus").notes
+    assert note.line() == (
+        "images without a caption, which is all of them: 1; looked for .json, .txt, .caption, .cap, .text, "
+        ".caption.txt or .jpg.txt beside each or in a folder captions/; metadata.csv, .jsonl, .parquet; "
+        "--caption-ending takes other endings"
+    )

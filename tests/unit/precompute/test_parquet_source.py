@@ -186,7 +186,7 @@ def test_a_folder_of_images_with_a_parquet_of_other_things_stays_one(tmp_path: P
     write(tmp_path / "meta.parquet", [{"url": "x", "hash": "y"}])
     (tmp_path / "a.jpg").touch()
     assert open_source(tmp_path).kind == "folder"
-    with pytest.raises(SettingError, match="is a folder without any; leave them out"):
+    with pytest.raises(SettingError, match=r"is a folder without any; of its \.json"):
         open_source(tmp_path, columns=TableColumns(key="url"))
 
 

@@ -23,11 +23,12 @@ from privileges import open_folder, unprivileged
 from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.precompute.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.scan import Scanner
-from siglip2_cache.precompute.sources.base import Caption, Problem, Sample, scan
+from siglip2_cache.precompute.sources.base import Caption, Problem, Sample, Unused, scan
+from siglip2_cache.precompute.sources.caption_choice import parse_endings
 from siglip2_cache.precompute.sources.columns import TableColumns
 from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.precompute.sources.open import open_source
-from siglip2_cache.precompute.sources.tar_samples import split_key
+from siglip2_cache.precompute.sources.tar_index import split_key
 from siglip2_cache.precompute.sources.webdataset import WebDatasetSource
 from siglip2_cache.store.files import LocalFiles
 from siglip2_cache.store.places import ImagePlace, ReadError, read_image_bytes
@@ -266,6 +267,43 @@ def test_captions_come_from_json_else_txt_and_the_label_from_cls_else_json(
     sample = only_sample(tmp_path, {"a.jpg": b"j", **{f"a.{e}": d for e, d in members.items()}})
     assert texts(sample) == captions
     assert sample.label == label
+
+
+def scanned_by_endings(path: Path, *endings: str) -> list[list[str]]:
+    source = open_source(path, caption_endings=parse_endings(endings))
+    return [texts(each) for each in scan(source) if isinstance(each, Sample)]
+
+
+def test_members_whose_ending_is_told_are_captions_and_no_others(tmp_path: Path) -> None:
+    members = {"a.jpg": b"j", "a.txt": b"no", "a.blip": b"of blip", "a.syn.json": b'["one"]'}
+    path = put_tar(tmp_path / "a.tar", members)
+    assert scanned_by_endings(path, ".blip", "syn.json") == [["of blip", "one"]]
+    assert scanned_by_endings(path, "syn.json") == [["one"]]
+
+
+def test_members_of_text_that_nobody_reads_are_counted_by_ending(tmp_path: Path) -> None:
+    members: dict[str, bytes] = {}
+    for i in range(3):
+        members |= {f"{i}.jpg": b"j", f"{i}.blip": b"a dog runs", f"{i}.npy": b"\x93NUMPY\0"}
+    members["0.txt"] = b"one caption of three"
+    samples, [note] = entries_of(put_tar(tmp_path / "a.tar", members))
+    assert len(samples) == 3
+    assert isinstance(note, Unused)
+    assert (note.count, note.reason) == (3, "members ending in .blip that hold text, beside images")
+    assert note.remedy == "--caption-ending .blip takes them as captions"
+
+
+def test_accents_of_a_key_may_be_written_in_two_ways(tmp_path: Path) -> None:
+    composed, apart = "K\u00e4fer", "Ka\u0308fer"
+    sample = only_sample(tmp_path, {f"{composed}.jpg": b"j", f"{apart}.txt": b"a beetle"})
+    assert (sample.key, texts(sample)) == (composed, ["a beetle"])
+    members = {
+        f"{name}.{e}": f"{i}".encode()
+        for i, name in enumerate([composed, apart])
+        for e in ("jpg", "txt")
+    }
+    samples = samples_of(put_tar(tmp_path / "b.tar", members))
+    assert [(each.key, texts(each)) for each in samples] == [(composed, ["0"]), (apart, ["1"])]
 
 
 @pytest.mark.parametrize(
