@@ -228,8 +228,8 @@ def test_a_nul_in_a_txt_is_a_character_and_western_utf16_is_named_even_without_i
     tmp_path: Path,
 ) -> None:
     put(tmp_path, "a.jpg")
-    (tmp_path / "a.txt").write_bytes(b"a dog\0b")
-    assert captions_of(tmp_path) == [("a dog\0b", None)]
+    (tmp_path / "a.txt").write_bytes(b"a dog\0bc")
+    assert captions_of(tmp_path) == [("a dog\0bc", None)]
     (tmp_path / "a.txt").write_bytes("ein Hünd".encode("utf-16-le"))
     assert captions_of(tmp_path) == []
     (problem,) = problems_of(tmp_path)
