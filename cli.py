@@ -64,7 +64,7 @@ def build(
             "SOURCE",
             help="Folder of images; tars or Parquet files with images (a file, a folder, '*.tar', "
             "'{000..123}.tar'); folder of img2dataset or of datasets; or table that names images "
-            "(.jsonl, .csv, .tsv, .parquet). NAME=PATH puts NAME/ before its keys.",
+            "(.jsonl, .json, .csv, .tsv, .parquet). NAME=PATH puts NAME/ before its keys.",
         ),
     ],
     cache: Annotated[

@@ -157,7 +157,10 @@ def _image_advice(names: Sequence[str]) -> str:
         )
     url = next((name for name in names if squash(name).endswith(("url", "urls"))), None)
     if url is not None:
-        return f"{url[:40]!r} is of URLs: download them with img2dataset, and build from what it writes"
+        return (
+            f"if {url[:40]!r} holds URLs, download them with img2dataset and build from what it writes; if "
+            f"paths, say --image-column {url[:40]}"
+        )
     return (
         f"expected one named {', '.join(IMAGE_NAMES[:6])} or the like: rename it, or name it with "
         "--image-column (a .csv or .tsv without a line of names: by its number)"

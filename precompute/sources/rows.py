@@ -1,4 +1,4 @@
-"""Rows of a .jsonl, .csv, .tsv or .parquet file, streamed, each with the place it stands at.
+"""Rows of a .jsonl, .json, .csv, .tsv or .parquet file, streamed, each with the place it stands at.
 
 A row that cannot be read is a BadRow and the next one goes on; only a file that cannot be read at
 all is an error. Memory is bounded: one line (or a Parquet batch) at a time, whatever the file.
@@ -15,10 +15,11 @@ from ...store.locations import Location
 from .captions import describe
 from .columns import TableColumns
 from .csv_tables import csv_names, csv_rows
+from .json_records import json_rows
 from .lines import fault_of_line, open_text, read_line
 from .parquet_rows import parquet_names, parquet_rows
 
-TABLE_ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet")
+TABLE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 _HEAD_ROWS = 1000  # rows of a .jsonl looked at to learn its columns
 
@@ -48,8 +49,10 @@ def column_names(table: Location, wanted: TableColumns) -> list[str]:
         SourceError: the table is empty or cannot be read.
     """
     match table.suffix.lower():
-        case ".jsonl":
-            return _jsonl_names(table, wanted)
+        case ".jsonl" | ".ndjson":
+            return _names_of(table, _jsonl_rows(table, wanted))
+        case ".json":
+            return _names_of(table, _rows(json_rows(table, wanted)))
         case ".parquet":
             return parquet_names(table)
         case _:
@@ -70,8 +73,10 @@ def read_rows(
         SourceError: the table cannot be read.
     """
     match table.suffix.lower():
-        case ".jsonl":
+        case ".jsonl" | ".ndjson":
             return _jsonl_rows(table, wanted)
+        case ".json":
+            return _rows(json_rows(table, wanted))
         case ".parquet":
             return _rows(parquet_rows(table, columns))
         case _:
@@ -131,11 +136,11 @@ def _jsonl_row(where: str, line: str) -> Row | BadRow:
     return Row(where, cast(dict[str, object], value))
 
 
-def _jsonl_names(table: Location, wanted: TableColumns) -> list[str]:
+def _names_of(table: Location, rows: Iterator[Row | BadRow]) -> list[str]:
     names: dict[str, None] = {}
     first_bad: BadRow | None = None
     num_good = 0
-    for row in itertools.islice(_jsonl_rows(table, wanted), _HEAD_ROWS):
+    for row in itertools.islice(rows, _HEAD_ROWS):
         if isinstance(row, Row):
             names.update(dict.fromkeys(row.values))
             num_good += 1
@@ -146,7 +151,7 @@ def _jsonl_names(table: Location, wanted: TableColumns) -> list[str]:
             raise _empty(table)
         raise SourceError(
             f"{table} holds no row that can be read ({first_bad.where}: {first_bad.reason}); "
-            "expected UTF-8 text with one JSON object a line"
+            "expected UTF-8 text of JSON objects, one for each row"
         )
     return list(names)
 

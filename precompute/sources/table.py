@@ -1,4 +1,4 @@
-"""A table of images and captions: .jsonl, .csv, .tsv or .parquet, a row for each image."""
+"""A table of images and captions: .jsonl, .json, .csv, .tsv or .parquet, a row for each image or caption."""
 
 import errno
 import hashlib

@@ -84,7 +84,7 @@ def test_a_number_that_is_a_name_is_a_name(tmp_path: Path) -> None:
 
 def test_a_table_of_urls_is_sent_to_img2dataset(tmp_path: Path) -> None:
     table = write(tmp_path / "t.csv", "caption,url\na dog,https://x.org/a.jpg\n")
-    with pytest.raises(SourceError, match=r"'url' is of URLs: download them with img2dataset"):
+    with pytest.raises(SourceError, match=r"if 'url' holds URLs, download them with img2dataset"):
         read(table)
     table = write(tmp_path / "t.csv", "caption,image\na dog,https://x.org/a.jpg\n")
     assert "img2dataset downloads such" in read(table)[1]["line 2"]
