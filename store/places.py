@@ -96,6 +96,7 @@ def read_parquet_image(file: Any, place: ImagePlace) -> bytes:
 def leaf_batches(file: Any, member: str, row_group: int, *, batch_rows: int) -> Iterator[Any]:
     """Yield Arrow arrays, of at most batch_rows values, of one column of a row group.
 
+    Of a list with one item, that is the value; of any other it is null. Lists of numbers are values.
     Pages are read one after the other, so memory holds a page and a batch whatever the row group.
 
     Raises:
@@ -107,9 +108,25 @@ def leaf_batches(file: Any, member: str, row_group: int, *, batch_rows: int) -> 
         if batch.num_columns != 1:
             raise ReadError(f"the file changed since it was planned: it has no column {member!r}")
         column: Any = batch.column(0)
-        while column.type.num_fields:  # a struct, of which only the bytes were read
-            column = column.flatten()[0]
+        while (inside := _inside(column)) is not None:
+            column = inside
         yield column
+
+
+def _inside(column: Any) -> Any:
+    """Return what the structs, or the lists of one item, of a column hold; None: they are the values."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(column.type):  # of which only the bytes were read
+        return column.flatten()[0]
+    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if not is_list or pa.types.is_uint8(column.type.value_type):
+        return None
+    compute: Any = pc  # has no types
+    lengths = compute.list_value_length(column)
+    is_one = compute.fill_null(compute.equal(lengths, 1), False)
+    return column.values.take(compute.if_else(is_one, column.offsets[:-1], None))
 
 
 def column_chunk(file: Any, member: str, row_group: int) -> Any:
@@ -135,6 +152,9 @@ def bytes_of(value: Any) -> bytes:
     Raises:
         ReadError: it holds something else.
     """
+    values: Any = getattr(value, "values", None)  # of a list of numbers
+    if values is not None and str(values.type) == "uint8" and not values.null_count:
+        return values.to_numpy().tobytes()
     found: object = value.as_py()
     if found is not None and not isinstance(found, bytes):
         raise ReadError("the file changed since it was planned: its column holds no bytes")

@@ -6,7 +6,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -28,6 +28,11 @@ from .unread_columns import may_hold_captions
 
 _BYTES_NAMES = ("jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
 _IMG2DATASET = {"key", "status", "error_message"}
+
+_OTHER_BYTES = re.compile(
+    r"key|sha|md5|hash|embed|feature|vector|audio|video|mask|depth", re.IGNORECASE
+)
+_LeafOf = Callable[[Any], tuple[str, ...] | None]
 
 # Compared by name: the view types are too new for the oldest pyarrow we allow.
 _BINARY = ("binary", "large_binary", "binary_view")
@@ -65,19 +70,27 @@ class PackedColumns:
 
 def holds_images(schema: Any, wanted: TableColumns) -> bool:
     """Say whether a table with an Arrow schema holds images, rather than paths of some."""
-    if _find_image(schema, wanted) is not None:
+    if _find_image(schema, wanted, _leaf_of_parquet) is not None:
         return True
     top = wanted.image or first_column(schema.names, IMAGE_NAMES)
-    return top is None and any(_leaf(field.type) is not None for field in schema)
+    return top is None and any(_leaf_of_parquet(field.type) is not None for field in schema)
 
 
-def packed_columns(schema: Any, wanted: TableColumns, place: Location) -> PackedColumns:
+def packed_columns(
+    schema: Any, wanted: TableColumns, place: Location, *, is_parquet: bool = False
+) -> PackedColumns:
     """Return the columns of a table that holds images.
+
+    Args:
+        schema: of the file.
+        wanted: what the user named.
+        place: the file, for messages.
+        is_parquet: values are read one by one, so that other types than bytes may hold an image.
 
     Raises:
         SourceError: it has none that holds images, or lacks one that the user named.
     """
-    image = _find_image(schema, wanted)
+    image = _find_image(schema, wanted, _leaf_of_parquet if is_parquet else _leaf)
     if image is None:
         raise SourceError(_no_image(schema, wanted, place))
     wanted = replace(wanted, image=image[0])
@@ -101,20 +114,32 @@ def text_columns(schema: Any) -> list[str]:
     return [name for name, each in types if each in _TEXT or _TEXTS.fullmatch(each)]
 
 
-def _find_image(schema: Any, wanted: TableColumns) -> tuple[str, ...] | None:
+def _find_image(schema: Any, wanted: TableColumns, leaf_of: _LeafOf) -> tuple[str, ...] | None:
     if wanted.image is not None:
-        return _follow(schema, wanted.image)
+        return _follow(schema, wanted.image, leaf_of)
     named = set(wanted.named())
-    leaves = {f.name: leaf for f in schema if (leaf := _leaf(f.type)) is not None}
+    leaves = {f.name: leaf for f in schema if (leaf := leaf_of(f.type)) is not None}
     packed = [name for name in leaves if name not in named]
     features = _features(schema)
     images = [name for name in packed if _kind(features.get(name)) == "Image"]
     found = first_column(images, IMAGE_NAMES) or next(iter(images), None)
     found = found or first_column(packed, (*IMAGE_NAMES, *_BYTES_NAMES))
+    found = found or _only_bytes(schema, packed, wanted)
     return None if found is None else (found, *leaves[found])
 
 
-def _follow(schema: Any, told: str) -> tuple[str, ...] | None:
+def _only_bytes(schema: Any, packed: Sequence[str], wanted: TableColumns) -> str | None:
+    """Return the one column of bytes of a table without a column of paths, whatever its name; not one of
+    keys, hashes, sounds or vectors."""
+    found = find_columns(tuple(schema.names), wanted)
+    others = [name for name in packed if name not in {found.key, found.label, found.lang}]
+    free = [
+        n for n in others if _leaf(schema.field(n).type) is not None and not _OTHER_BYTES.search(n)
+    ]
+    return free[0] if found.image is None and len(free) == 1 else None
+
+
+def _follow(schema: Any, told: str, leaf_of: _LeafOf) -> tuple[str, ...] | None:
     """Return the way to the bytes of the column that the user named, with dots or without."""
     for way in _ways(told):
         found = schema.get_all_field_indices(way[0])
@@ -123,7 +148,7 @@ def _follow(schema: Any, told: str) -> tuple[str, ...] | None:
         at: Any = schema.field(found[0]).type
         for name in way[1:]:
             at = _field(at, name)
-        leaf = _leaf(at) if at is not None else None
+        leaf = leaf_of(at) if at is not None else None
         if leaf is not None:
             return (*way, *leaf)
     return None
@@ -144,6 +169,21 @@ def _leaf(found: Any) -> tuple[str, ...] | None:
     return ("bytes",) if inner is not None and str(inner) in _BINARY else None
 
 
+def _leaf_of_parquet(found: Any) -> tuple[str, ...] | None:
+    """As _leaf; also of bytes in a dictionary or of fixed size, of lists of bytes or structs (of which each
+    row should have one), and of lists of uint8. The way is that of the file's own schema."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(found):
+        return () if str(found.value_type) in _BINARY else None
+    if pa.types.is_fixed_size_binary(found):
+        return ()
+    if not (pa.types.is_list(found) or pa.types.is_large_list(found)):
+        return _leaf(found)
+    inner = () if pa.types.is_uint8(found.value_type) else _leaf(found.value_type)
+    return None if inner is None else ("list", found.value_field.name, *inner)
+
+
 def _field(found: Any, name: str) -> Any:
     """Return the type of a struct's field; None where it is no struct, or has not one such field."""
     import pyarrow as pa
@@ -159,7 +199,7 @@ def _path_beside(schema: Any, image: tuple[str, ...]) -> tuple[str, ...] | None:
         return None
     at: Any = schema.field(image[0]).type
     for name in image[1:-1]:
-        at = _field(at, name)
+        at = _field(at, name)  # None in a list
     text = _field(at, "path")
     return (*image[:-1], "path") if text is not None and str(text) in _TEXT else None
 

@@ -120,7 +120,7 @@ class ParquetSource:
             return
         try:
             opened = open_parquet(file)
-            columns = packed_columns(opened.schema_arrow, self.columns, file)
+            columns = packed_columns(opened.schema_arrow, self.columns, file, is_parquet=True)
         except SourceError as error:
             if is_only:
                 raise

@@ -20,7 +20,7 @@ from siglip2_cache.precompute.sources.base import Source
 from siglip2_cache.precompute.sources.parquet import ParquetSource
 from siglip2_cache.precompute.sources.parquet_footers import Footers
 from siglip2_cache.precompute.sources.table import TableSource
-from siglip2_cache.store.places import ImagePlace, read_image_bytes
+from siglip2_cache.store.places import ImagePlace, ReadError, read_image_bytes
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]], **settings: Any) -> Path:
@@ -84,6 +84,78 @@ def test_a_column_of_bytes_is_found_by_its_usual_names(
     ]  # fmt: skip
     assert [bytes_of(source, sample) for sample in samples] == [b"%d" % i for i in range(5)]
     assert [s.captions[0].text for s in samples] == [f"c{i}" for i in range(5)]
+
+
+PICTURES = [b"one", b"two", None, b"", b"five!"]
+STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pytest.param(pa.array(PICTURES, pa.binary()).dictionary_encode(), id="dictionary"),
+        pytest.param(
+            pa.array([None if p is None else list(p) for p in PICTURES], pa.list_(pa.uint8())),
+            id="numbers",
+        ),
+        pytest.param(
+            pa.array(
+                [[b"one"], [b"two"], None, [b""], [b"five!"]],
+                pa.list_(pa.field("item", pa.large_binary())),
+            ),
+            id="lists",
+        ),
+        pytest.param(
+            pa.array(
+                [[{"bytes": b"one"}], [{"bytes": b"two", "path": "x"}], [], [{"bytes": b""}]]
+                + [[{"bytes": b"five!"}]],
+                pa.large_list(STRUCT),
+            ),
+            id="lists of structs",
+        ),
+    ],
+)
+def test_bytes_of_any_shape_are_read_where_a_row_has_one_picture(
+    tmp_path: Path, column: pa.Array
+) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": column, "key": list("abcde")}), path, row_group_size=2)
+    source, found = open_source(path), {sample.key: sample for sample in samples_of(path)}
+    assert {k: bytes_of(source, found[k]) for k in "abe"} == {
+        "a": b"one",
+        "b": b"two",
+        "e": b"five!",
+    }
+    assert "a.parquet, index 2" in [place for place, _ in problems_of(path)]
+    if "d" in found:  # of numbers an empty list looks like null, where all others are
+        with pytest.raises(ReadError, match=r"^empty: 0 bytes$"):
+            bytes_of(source, found["d"])
+
+
+def test_bytes_of_one_size_are_pictures_where_the_column_is_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": pa.array([b"abc", b"def"], pa.binary(3))}), path)
+    assert [bytes_of(open_source(path), s) for s in samples_of(path)] == [b"abc", b"def"]
+
+
+def test_a_row_with_several_pictures_is_rejected_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [[b"1"], [b"2", b"3"], [b"4"]]}), path)
+    source, (first, second, third) = open_source(path), samples_of(path)
+    assert [bytes_of(source, s) for s in (first, third)] == [b"1", b"4"]
+    with pytest.raises(ReadError, match=r"^empty"):
+        bytes_of(source, second)
+
+
+def test_the_only_column_of_bytes_is_the_image_whatever_its_name(tmp_path: Path) -> None:
+    row = {"blob": b"one", "caption": "x", "sha256": b"12", "embedding": b"3"}
+    path = write(tmp_path / "a.parquet", [row])
+    assert [bytes_of(open_source(path), s) for s in samples_of(path)] == [b"one"]
+    write(path, [{**row, "other": b"two"}])
+    with pytest.raises(
+        SourceError, match=r"no column of images .*say which it is with --image-column"
+    ):
+        samples_of(path)
 
 
 @pytest.mark.parametrize("told", ["data.img", "data.img.bytes", "odd.name"])
