@@ -27,8 +27,7 @@ from .sources import Source, TableColumns, open_source
 from .sources.caption_choice import SETTING as ENDINGS
 from .sources.caption_choice import parse_endings
 from .sources.patterns import is_pattern, is_there
-from .sources.prefixed import SETTING as PREFIXED
-from .sources.prefixed import PrefixedSource
+from .sources.rekeyed import PLAIN, PREFIXED, RULES, RekeyedSource
 from .spool import Scratch
 
 _DEFAULT_UNIT_VIEWS = 16_384
@@ -335,7 +334,7 @@ def name_sources(config: PlanConfig, cache: Cache | None) -> list[tuple[str, Sou
         columns, endings = _choices(config, record)
         if columns is not None or endings is not None:
             source = open_source(source.location, columns=columns, caption_endings=endings)
-        source = _with_prefixes(source, config, record)
+        source = _rekeyed(source, config, record)
         name = record.name if record else asked
         if asked is not None and name != asked:
             raise SettingError(
@@ -359,19 +358,24 @@ def _real_path(where: str) -> str:
     return where if is_url(where) else os.path.realpath(where)
 
 
-def _with_prefixes(source: Source, config: PlanConfig, record: SourceRecord | None) -> Source:
-    """Return the source with prefixed keys where it was planned so, or is new and that was asked.
+def _rekeyed(source: Source, config: PlanConfig, record: SourceRecord | None) -> Source:
+    """Return the source with keys by the rules that it was planned with; a new one, with those that hold now.
 
     Raises:
-        SettingError: it was asked, and the source was planned without.
+        SettingError: prefixes were asked for, and the source was planned without.
     """
-    is_prefixed = config.prefix_keys if record is None else bool(record.settings.get(PREFIXED))
-    if config.prefix_keys and not is_prefixed:
+    if record is not None:
+        rules = {name for name in RULES if record.settings.get(name)}
+    else:
+        rules = {PLAIN} if source.kind == "webdataset" else set[str]()
+        rules |= {PREFIXED} if config.prefix_keys else set()
+    if config.prefix_keys and PREFIXED not in rules:
         raise SettingError(
             f"the keys of {source.location} were recorded without their files' names; leave out "
             "--prefix-keys, or build a new cache"
         )
-    return PrefixedSource(source) if is_prefixed else source
+    in_order = tuple(name for name in RULES if name in rules)
+    return RekeyedSource(source, in_order) if in_order else source
 
 
 def _choices(
@@ -379,7 +383,8 @@ def _choices(
 ) -> tuple[TableColumns | None, tuple[str, ...] | None]:
     """Return columns and endings of captions: what is asked, else what the source was planned with."""
     named: dict[str, Any] = dict(record.settings) if record else {}
-    named.pop(PREFIXED, None)
+    for rule in RULES:
+        named.pop(rule, None)
     recorded = named.pop(ENDINGS, None)
     asked = None if config.caption_endings is None else parse_endings(config.caption_endings)
     endings = asked or (None if recorded is None else tuple(recorded))

@@ -132,11 +132,11 @@ def _only_bytes(schema: Any, packed: Sequence[str], wanted: TableColumns) -> str
     """Return the one column of bytes of a table without a column of paths, whatever its name; not one of
     keys, hashes, sounds or vectors."""
     found = find_columns(tuple(schema.names), wanted)
-    others = [name for name in packed if name not in {found.key, found.label, found.lang}]
-    free = [
-        n for n in others if _leaf(schema.field(n).type) is not None and not _OTHER_BYTES.search(n)
-    ]
-    return free[0] if found.image is None and len(free) == 1 else None
+    others = set(packed) - {found.key, found.label, found.lang}
+    plain = [field.name for field in schema if _leaf(field.type) is not None]
+    free = [name for name in plain if name in others and not _OTHER_BYTES.search(name)]
+    is_only = found.image is None and len(free) == 1 == schema.names.count(free[0])
+    return free[0] if is_only else None
 
 
 def _follow(schema: Any, told: str, leaf_of: _LeafOf) -> tuple[str, ...] | None:

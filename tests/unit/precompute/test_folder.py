@@ -403,7 +403,7 @@ def test_a_place_with_nothing_there_says_what_could_be(tmp_path: Path) -> None:
 
 def test_a_file_of_an_unknown_kind_says_what_could_be_read(tmp_path: Path) -> None:
     put(tmp_path, "a.xlsx")
-    accepted = r"a table \(\.jsonl, \.csv, \.tsv, \.parquet\)$"
+    accepted = r"a table \(\.jsonl, .*, \.parquet\)$"
     with pytest.raises(SourceError, match=rf"a\.xlsx is no corpus that can be read.*{accepted}"):
         open_source(tmp_path / "a.xlsx")
 

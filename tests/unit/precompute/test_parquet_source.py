@@ -107,8 +107,7 @@ STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
         ),
         pytest.param(
             pa.array(
-                [[{"bytes": b"one"}], [{"bytes": b"two", "path": "x"}], [], [{"bytes": b""}]]
-                + [[{"bytes": b"five!"}]],
+                [[{"bytes": p}] if p is not None else [] for p in PICTURES],
                 pa.large_list(STRUCT),
             ),
             id="lists of structs",

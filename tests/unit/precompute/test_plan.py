@@ -1189,6 +1189,33 @@ def write_shards(folder: Path, *numbers: int) -> None:
                 tar.addfile(member, io.BytesIO(data))
 
 
+def pack_folder(path: Path, *numbers: int) -> Path:
+    """Write a tar as ``tar -C FOLDER .`` does: with ./ before each name."""
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            tar.addfile(tarfile.TarInfo(f"./x/k{number}.jpg"))
+    return path
+
+
+def test_names_that_tar_begins_with_a_dot_give_keys_without_it(tmp_path: Path) -> None:
+    plan(tmp_path / "cache", pack_folder(tmp_path / "a.tar", 0))
+    samples = frame(tmp_path / "cache", "samples")
+    assert samples.select("key", "member").rows() == [("x/k0", "./x/k0.jpg")]
+    plan(tmp_path / "cache", pack_folder(tmp_path / "a.tar", 0, 1))
+    assert list(keys(tmp_path / "cache").values()) == ["x/k0", "x/k1"]
+
+
+def test_a_source_planned_with_such_dots_in_its_keys_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = pack_folder(tmp_path / "a.tar", 0)
+    with monkeypatch.context() as before:
+        before.setattr("siglip2_cache.precompute.plan.RULES", {})
+        plan(tmp_path / "cache", source)
+    found = plan(tmp_path / "cache", pack_folder(source, 0, 1)).findings
+    assert (found.num_gone, list(keys(tmp_path / "cache").values())) == (0, ["./x/k0", "./x/k1"])
+
+
 def test_a_pattern_that_the_shell_expanded_takes_a_shard_more_under_its_own_name(
     tmp_path: Path,
 ) -> None:

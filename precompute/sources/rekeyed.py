@@ -1,4 +1,7 @@
-"""A corpus whose keys are unique only within a file: the file's name is put before each."""
+"""A corpus whose keys are changed by a rule: the file's name before each, no ``./`` at their beginning.
+
+The rules of a source are among its recorded settings, for later plans of it must give the same keys.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,15 +12,17 @@ from typing import Any
 from ...store.locations import Location
 from .base import Piece, Problem, Sample, Source
 
-SETTING = "prefix_keys"
-"""Name of this among a source's settings."""
+PLAIN = "plain_keys"
+PREFIXED = "prefix_keys"
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixedSource:
-    """Another source, with the keys that ``prefixed_key`` gives."""
+class RekeyedSource:
+    """Another source, with the keys that some rules give."""
 
     source: Source
+    rules: tuple[str, ...]
+    """Names of RULES, in the order in which they hold."""
 
     @property
     def kind(self) -> str:
@@ -33,8 +38,8 @@ class PrefixedSource:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of the source, and that its keys are prefixed."""
-        return {**self.source.settings, SETTING: True}
+        """Those of the source, and the rules."""
+        return {**self.source.settings, **dict.fromkeys(self.rules, True)}
 
     def fingerprint(self) -> str:
         """As the source's."""
@@ -43,7 +48,29 @@ class PrefixedSource:
     def pieces(self) -> Iterator[Piece]:
         """Yield the source's pieces, whose scans give other keys."""
         for piece in self.source.pieces():
-            yield replace(piece, scan=partial(_scan, piece))
+            yield replace(piece, scan=partial(self._scan, piece))
+
+    def _scan(self, piece: Piece) -> Iterator[Sample | Problem]:
+        last: tuple[str, str] | None = None
+        for item in piece.scan():
+            if isinstance(item, Sample):
+                last = item.key, self._key(item)
+                yield replace(item, key=last[1]) if last[0] != last[1] else item
+            elif last is not None and item.key == last[0]:
+                yield replace(item, key=last[1])
+            else:
+                yield item
+
+    def _key(self, sample: Sample) -> str:
+        for name in self.rules:
+            sample = replace(sample, key=RULES[name](sample))
+        return sample.key
+
+
+def plain_key(sample: Sample) -> str:
+    """Return the key without the ``./`` that ``tar`` writes before names when it packs a folder."""
+    is_there = sample.member is not None and sample.member.startswith("./")
+    return sample.key.removeprefix("./") if is_there else sample.key
 
 
 def prefixed_key(sample: Sample) -> str:
@@ -60,13 +87,4 @@ def prefixed_key(sample: Sample) -> str:
     return sample.key if is_there else f"{stem}/{sample.key}"
 
 
-def _scan(piece: Piece) -> Iterator[Sample | Problem]:
-    last: tuple[str, str] | None = None
-    for item in piece.scan():
-        if isinstance(item, Sample):
-            last = item.key, prefixed_key(item)
-            yield replace(item, key=last[1])
-        elif last is not None and item.key == last[0]:
-            yield replace(item, key=last[1])
-        else:
-            yield item
+RULES = {PLAIN: plain_key, PREFIXED: prefixed_key}
