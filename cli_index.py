@@ -39,6 +39,7 @@ def index(
 
     It is kept in the cache. Run it again to go on after a crash, or after the cache has changed.
     """
+    from .formatting import counted, format_seconds
     from .neighbors.find import modality_of
     from .neighbors.tasks import make_progress
     from .store.cache import open_cache
@@ -46,7 +47,6 @@ def index(
     from .store.index_record import index_words, summary
     from .store.index_search import index_place
     from .store.layout import other_modality
-    from .words import counted, format_seconds
 
     opened = open_cache(cache)
     place = index_place(opened, modality_of(among), teacher=teacher, view=view)

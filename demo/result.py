@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..words import counted
+from ..formatting import counted
 
 TEACHER, START, CONTRASTIVE, DISTILLED = "teacher", "start", "contrastive only", "distilled"
 """The columns, in order."""

@@ -19,9 +19,9 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import SettingError, first_line
+from ..formatting import format_bytes, format_seconds
 from ..store.files import LocalFiles
 from ..store.strays import is_stray
-from ..words import format_bytes, format_seconds
 from . import corpus
 from .picture import draw_picture
 from .result import (

@@ -12,11 +12,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..errors import SettingError
+from ..formatting import counted
 from ..store.cache import Cache
 from ..store.scan import Block, blocks
 from ..store.search import cosines, float32_margin
 from ..store.targets import Targets
-from ..words import counted
 from .find import LookConfig
 from .items import items_of
 from .report import Item, Report, Strip

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..errors import DiskFullError, SettingError
+from ..formatting import format_bytes
 from ..store.cache import Cache
 from ..store.files import LocalFiles
 from ..store.index_record import build_command
@@ -18,7 +19,6 @@ from ..store.index_search import index_place
 from ..store.layout import IndexPlace, Modality
 from ..store.locations import lies_in
 from ..store.scan import blocks
-from ..words import format_bytes
 from .export_atlas import Nearby, atlas_lines, atlas_schema, show_command, with_pictures
 from .export_files import NpyFile, ParquetFile, RowsFile
 from .export_rows import SCHEMAS, describe_rows

@@ -5,9 +5,9 @@ import time
 from typing import Any
 
 from ..errors import short_line
+from ..formatting import format_seconds
 from ..store.index import Progress
 from ..streams import say_on_stderr
-from ..words import format_seconds
 
 _PLAIN_INTERVAL_S = 10.0
 

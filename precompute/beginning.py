@@ -4,12 +4,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from ..errors import NotACacheError, SettingError
+from ..formatting import format_seconds
 from ..siglip import Checkpoint, resolve_compute_dtype, resolve_device
 from ..store import layout
 from ..store.cache import Cache
 from ..store.manifest import TeacherRecord
 from ..store.storage import Files
-from ..words import format_seconds
 from . import enroll
 from .build_config import BuildConfig
 from .disk import refuse_small_disk

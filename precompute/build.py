@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from ..errors import BuildError
+from ..formatting import counted
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.cache import Cache
 from ..store.commits import clear_garbage
@@ -15,7 +16,6 @@ from ..store.layout import MODALITIES, Modality
 from ..store.locations import parse_location
 from ..store.manifest import TeacherRecord
 from ..store.storage import open_files
-from ..words import counted
 from . import enroll
 from .beginning import Beginning
 from .build_config import BuildConfig, BuildSummary

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..words import counted, format_bytes, format_seconds
+from ..formatting import counted, format_bytes, format_seconds
 from .capacity import Capacity, Quantity
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")

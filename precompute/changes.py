@@ -5,7 +5,7 @@ import heapq
 import polars as pl
 
 from ..errors import SettingError
-from ..words import counted
+from ..formatting import counted
 from .known import FROZEN, Known
 from .spool import Buckets, Scratch
 

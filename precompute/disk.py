@@ -6,10 +6,10 @@ from collections import Counter
 from upath import UPath
 
 from ..errors import DiskFullError
+from ..formatting import format_bytes
 from ..store.arrays import ArrayLayout
 from ..store.cache import Cache
 from ..store.layout import MODALITIES, Modality
-from ..words import format_bytes
 from .costs import IMAGE_BYTES
 
 _IMAGES_ROW_BYTES = IMAGE_BYTES + 8

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..errors import BuildError
+from ..formatting import counted
 from ..store.layout import MODALITIES, Modality
-from ..words import counted
 from .ledger import Ledger, describe
 from .progress import Progress
 from .units import Job, StageTimes

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import short_line
+from ..formatting import format_seconds
 from ..store.layout import Modality
 from ..streams import say_on_stderr
-from ..words import format_seconds
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

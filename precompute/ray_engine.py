@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import SettingError, first_line
+from ..formatting import counted
 from ..siglip import Checkpoint, resolve_checkpoint
-from ..words import counted
 from .engine import Account, Died, Driver, Ended, Failed, Message
 from .ledger import Ledger
 from .teacher import Teacher, TeacherFactory

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ..errors import BuildError, SettingError
+from ..formatting import format_seconds
 from ..store import layout
 from ..store.storage import Files
-from ..words import format_seconds
 from .ledger import Place
 from .units import Job
 

@@ -3,8 +3,8 @@
 import shlex
 from collections.abc import Sequence
 
+from ..formatting import counted, format_seconds
 from ..store.notes import Note
-from ..words import counted, format_seconds
 from .build_config import BuildConfig, BuildSummary
 from .parts import Findings
 

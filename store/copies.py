@@ -22,7 +22,7 @@ from typing import Any
 from upath import UPath
 
 from ..errors import DamagedCacheError, DiskFullError, SettingError
-from ..words import format_bytes, parse_bytes
+from ..formatting import format_bytes, parse_bytes
 from .files import sync_file
 from .locations import read_bytes
 from .locks import lock_file

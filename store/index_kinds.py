@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SettingError
-from ..words import format_bytes
+from ..formatting import format_bytes
 from .index_record import Kind
 from .search import has_gpu
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast, get_args
 
 from ..errors import CacheError, DamagedCacheError
-from ..words import format_bytes
+from ..formatting import format_bytes
 from .cache import Cache
 from .fields import Fields, read_fields
 from .layout import INDEXES, IndexPlace, Modality, other_modality, parse_index_record

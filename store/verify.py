@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 
 from ..errors import CacheError
-from ..words import counted
+from ..formatting import counted
 from . import layout
 from .ahead import map_ahead
 from .arrays import parse_metadata

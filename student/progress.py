@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ..errors import short_line
+from ..formatting import format_seconds
 from ..streams import say_on_stderr
-from ..words import format_seconds
 
 _PLAIN_INTERVAL_S = 10.0
 

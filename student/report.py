@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..words import counted
+from ..formatting import counted
 from .gallery import Gallery
 from .split import SplitPolicy
 

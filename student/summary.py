@@ -2,7 +2,7 @@
 
 import json
 
-from ..words import format_seconds
+from ..formatting import format_seconds
 from .config import TrainConfig
 from .finish import evaluation_lines
 from .train import TrainSummary
