@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 
-from .cli_demo import demo
-from .cli_index import export, index
-from .cli_neighbors import neighbors
-from .cli_options import (
+from .commands.demo import demo
+from .commands.estimate import plan
+from .commands.index import export, index
+from .commands.neighbors import neighbors
+from .commands.options import (
     AsJson,
     CacheArgument,
     CorpusRoot,
@@ -25,8 +26,7 @@ from .cli_options import (
     print_found,
     say,
 )
-from .cli_plan import plan
-from .cli_train import train
+from .commands.train import train
 from .errors import CacheError, SettingError, first_line, short_line
 from .streams import open_missing_streams
 

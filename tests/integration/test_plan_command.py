@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable
 
 import pytest
-from commands import error_line
 
-from siglip2_cache.cli_plan import parse_count
+from commands import error_line
+from siglip2_cache.commands.estimate import parse_count
 from siglip2_cache.errors import SettingError
 
 Command = Callable[..., tuple[int, str, str]]

@@ -25,7 +25,7 @@ from crashes import Killer, spying
 from fakes import FakeFactory, SilentProgress, config_of
 from patience import PATIENCE_S
 
-from siglip2_cache.cli_options import given_location
+from siglip2_cache.commands.options import given_location
 from siglip2_cache.precompute import ray_engine
 from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.shares import find_share

@@ -19,7 +19,7 @@ import psutil
 from fakes import FakeFactory, SilentProgress, config_of
 from ray.cluster_utils import Cluster
 
-from siglip2_cache.cli_options import given_location
+from siglip2_cache.commands.options import given_location
 from siglip2_cache.precompute.build import build
 
 

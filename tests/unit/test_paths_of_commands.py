@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from siglip2_cache import cli_options
 from siglip2_cache.cli import app
+from siglip2_cache.commands import options as cli_options
 
 SAYS_PATH = re.compile(r"\b(files?|folders?|paths?|URL|moved)\b", re.IGNORECASE)
 NO_PATHS = {"caption_ending", "image_bytes", "image_column"}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_options import (
+from .options import (
     AsJson,
     CacheArgument,
     CorpusRoot,
@@ -39,14 +39,14 @@ def index(
 
     It is kept in the cache. Run it again to go on after a crash, or after the cache has changed.
     """
-    from .formatting import counted, format_seconds
-    from .neighbors.find import modality_of
-    from .neighbors.tasks import make_progress
-    from .store.cache import open_cache
-    from .store.index import build_index
-    from .store.index_record import index_words, summary
-    from .store.index_search import index_place
-    from .store.layout import other_modality
+    from ..formatting import counted, format_seconds
+    from ..neighbors.find import modality_of
+    from ..neighbors.tasks import make_progress
+    from ..store.cache import open_cache
+    from ..store.index import build_index
+    from ..store.index_record import index_words, summary
+    from ..store.index_search import index_place
+    from ..store.layout import other_modality
 
     opened = open_cache(cache)
     place = index_place(opened, modality_of(among), teacher=teacher, view=view)
@@ -113,9 +113,9 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write embeddings, keys and captions as files that other tools read."""
-    from .neighbors.export import ExportConfig, export_cache
-    from .neighbors.tasks import make_progress
-    from .store.cache import open_cache
+    from ..neighbors.export import ExportConfig, export_cache
+    from ..neighbors.tasks import make_progress
+    from ..store.cache import open_cache
 
     config = ExportConfig(
         out=out, format=format, among=among, teacher=teacher, view=view, thumbnails=thumbnails

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_options import CorpusRoot, local_path_option, parse_roots, path_argument, path_option, say
-from .errors import SettingError
+from ..errors import SettingError
+from .options import CorpusRoot, local_path_option, parse_roots, path_argument, path_option, say
 
 
 def train(
@@ -169,12 +169,12 @@ def train(
     It ends with RUN/model, a folder for plain transformers, and a table of what was gained. Run it again
     to go on after a crash. Several GPUs: torchrun --nproc-per-node N -m siglip2_cache train ...
     """
-    from .student.config_file import make_config
-    from .student.launch import find_launch, said_once
-    from .student.progress import make_progress
-    from .student.summary import summary_lines
-    from .student.train import TrainInterrupted
-    from .student.train import train as run_train
+    from ..student.config_file import make_config
+    from ..student.launch import find_launch, said_once
+    from ..student.progress import make_progress
+    from ..student.summary import summary_lines
+    from ..student.train import TrainInterrupted
+    from ..student.train import train as run_train
 
     given = dict(locals())
     flags: dict[str, Any] = {

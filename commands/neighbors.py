@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_options import (
+from ..errors import SettingError
+from .options import (
     CacheArgument,
     CorpusRoot,
     TeacherName,
@@ -18,11 +19,10 @@ from .cli_options import (
     print_json,
     say,
 )
-from .errors import SettingError
 
 if TYPE_CHECKING:
-    from .neighbors.queries import Ask
-    from .neighbors.report import Report
+    from ..neighbors.queries import Ask
+    from ..neighbors.report import Report
 
 _MODES = ("duplicates", "mismatched", "outliers", "against")
 _PAGE_STRIPS, _PAGE_ITEMS = 500, 100  # JSON may hold every member of every cluster
@@ -134,7 +134,7 @@ def neighbors(
     if mode == "duplicates" and as_json:  # for programs: all, unless they want fewer
         look = {"limit": None, "members": None, **look}
     if html is not None:
-        from .neighbors.page import refuse_unwritable
+        from ..neighbors.page import refuse_unwritable
 
         refuse_unwritable(html)  # before all is looked through, which may take long
     report = _look(mode, look)
@@ -148,7 +148,7 @@ def _asks(
     images: list[Path] | None,
     queries: Path | None,
 ) -> "tuple[Ask, ...]":
-    from .neighbors.queries import Ask, read_asks
+    from ..neighbors.queries import Ask, read_asks
 
     return (
         *(Ask("key", key) for key in keys or ()),
@@ -204,9 +204,9 @@ def _refuse_strangers(mode: str, given: dict[str, Any]) -> None:
 
 def _look(mode: str, settings: dict[str, Any]) -> "Report":
     """Run one question, with a progress line."""
-    from .neighbors import against, duplicates, find, mismatched, outliers
-    from .neighbors.tasks import make_progress
-    from .store.cache import open_cache
+    from ..neighbors import against, duplicates, find, mismatched, outliers
+    from ..neighbors.tasks import make_progress
+    from ..store.cache import open_cache
 
     run: dict[str, tuple[Callable[..., Any], Callable[..., Report]]] = {
         "neighbors": (find.FindConfig, find.find_neighbors),
@@ -238,17 +238,17 @@ def _show(
     as_json: bool,
 ) -> None:
     if as_json:
-        from .neighbors.as_json import report_values
+        from ..neighbors.as_json import report_values
 
         print_json(report_values(report))
     else:
-        from .neighbors.terminal import print_report
+        from ..neighbors.terminal import print_report
 
         print_report(report)
     if html is None:
         return
-    from .neighbors.page import write_page
-    from .store.cache import open_cache
+    from ..neighbors.page import write_page
+    from ..store.cache import open_cache
 
     report = report.cut(strips=_PAGE_STRIPS, items=_PAGE_ITEMS)
     cache = open_cache(settings["cache"], corpus_roots=settings["corpus_roots"])

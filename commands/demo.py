@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import local_path_option
+from .options import local_path_option
 
 
 def demo(
@@ -27,8 +27,8 @@ def demo(
     No network and no GPU are needed. Each command is printed as you would type it, then run; at the
     end stands what distilling was worth, in a table. Run it again to go on after it was stopped.
     """
-    from .demo.steps import TourConfig
-    from .demo.tour import give_tour
+    from ..demo.steps import TourConfig
+    from ..demo.tour import give_tour
 
     status = give_tour(TourConfig(out=out, seed=seed, is_quick=quick), _run)
     if status:
@@ -37,6 +37,6 @@ def demo(
 
 def _run(arguments: Sequence[str]) -> int:
     """Run the command line here, where torch is imported already; errors go on to main()."""
-    from .cli import app
+    from ..cli import app
 
     return app(list(arguments), standalone_mode=False) or 0

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import AsJson, path_option, print_found
-from .errors import SettingError
+from ..errors import SettingError
+from .options import AsJson, path_option, print_found
 
 _COUNT = re.compile(
     r"(?P<number>[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,2})?)(?P<factor>[kKMGBT]?)"
@@ -69,9 +69,9 @@ def plan(
     Nothing is read but, of a teacher that is not published, its settings. For a corpus that is at hand ask
     siglip2-cache build --dry-run.
     """
-    from .precompute.capacity import CapacityConfig
-    from .precompute.capacity_lines import capacity_json, capacity_lines
-    from .precompute.reckoning import reckon
+    from ..precompute.capacity import CapacityConfig
+    from ..precompute.capacity_lines import capacity_json, capacity_lines
+    from ..precompute.reckoning import reckon
 
     found = reckon(
         CapacityConfig(
