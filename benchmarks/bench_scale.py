@@ -45,7 +45,7 @@ from siglip2_cache.precompute.sources.base import Caption
 from siglip2_cache.precompute.spool import Scratch
 from siglip2_cache.store import layout
 from siglip2_cache.store.commits import Transaction
-from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.views import ViewPolicy
 
 KIT = Path(__file__).resolve().parents[1] / "tests" / "kit"

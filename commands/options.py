@@ -12,7 +12,7 @@ from ..errors import SettingError, plain_json, short_line
 from ..streams import say_on_stderr
 
 if TYPE_CHECKING:
-    from ..store.locations import Location
+    from ..store.io.location import Location
 
 
 def path(text: str) -> str:
@@ -90,7 +90,7 @@ def print_found(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
 
 def given_location(text: str) -> "Location":
     """Return a path as it was given, relative or not, or what a URL names."""
-    from ..store import locations
+    from ..store.io import location as locations
 
     return locations.given_location(text)
 
@@ -99,7 +99,7 @@ def parse_roots(arguments: list[str] | None) -> dict[str, str]:
     """Return the OLD=NEW arguments of --corpus-root."""
     if not arguments:
         return {}
-    from ..store.locations import parse_location
+    from ..store.io.location import parse_location
 
     roots: dict[str, str] = {}
     for argument in arguments:

@@ -14,7 +14,7 @@ from itertools import chain, islice
 from typing import Any
 
 from ..errors import first_line
-from ..store.locations import Location
+from ..store.io.location import Location
 from ..store.places import (
     ImagePlace,
     ReadError,

@@ -6,7 +6,7 @@ import polars as pl
 
 from ..store.cache import Cache
 from ..store.catalog import Table
-from ..store.locations import Location, join
+from ..store.io.location import Location, join
 from ..store.manifest import Span
 from ..store.places import ImagePlace
 from ..store.views import WHOLE_IMAGE, ViewBox

@@ -17,7 +17,7 @@ from typing import Any
 
 from upath import UPath
 
-from ..store.ahead import REQUESTS, Threads
+from ..store.io.parallel import REQUESTS, Threads
 from ..store.places import ImagePlace, ReadError, read_image_bytes
 from .images import ImageRef
 

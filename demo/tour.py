@@ -20,8 +20,8 @@ from rich.console import Console
 
 from ..errors import SettingError, first_line
 from ..formatting import format_bytes, format_seconds
-from ..store.files import LocalFiles
-from ..store.strays import is_stray
+from ..store.io.foreign_files import is_stray
+from ..store.io.local import LocalFiles
 from . import corpus
 from .picture import draw_picture
 from .result import (

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..store.locations import Location
+from ..store.io.location import Location
 
 
 @dataclass(frozen=True, slots=True)

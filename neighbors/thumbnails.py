@@ -20,8 +20,8 @@ from ..decoding.refs import image_refs
 from ..decoding.remote_images import with_remote_bytes
 from ..errors import SettingError
 from ..siglip import shows_on_white
-from ..store.ahead import REQUESTS, Threads
 from ..store.cache import Cache
+from ..store.io.parallel import REQUESTS, Threads
 from ..store.pixels import PixelError, cut_view, decode_for_views, sha256_of_pixels
 from ..store.places import ImagePlace, ReadError, read_image_bytes
 from ..store.views import WHOLE_IMAGE, ViewBox

@@ -8,8 +8,8 @@ from ..formatting import format_seconds
 from ..siglip import Checkpoint, resolve_compute_dtype, resolve_device
 from ..store import layout
 from ..store.cache import Cache
+from ..store.io.storage import Files
 from ..store.manifest import TeacherRecord
-from ..store.storage import Files
 from . import enroll
 from .build_config import BuildConfig
 from .disk import refuse_small_disk

@@ -12,10 +12,10 @@ from ..formatting import counted
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.cache import Cache
 from ..store.commits import clear_garbage
+from ..store.io.location import parse_location
+from ..store.io.storage import open_files
 from ..store.layout import MODALITIES, Modality
-from ..store.locations import parse_location
 from ..store.manifest import TeacherRecord
-from ..store.storage import open_files
 from . import enroll
 from .beginning import Beginning
 from .build_config import BuildConfig, BuildSummary

@@ -19,10 +19,10 @@ from ..store import layout
 from ..store.cache import Cache
 from ..store.commits import Transaction, roll_forward
 from ..store.fields import Fields
+from ..store.io.storage import Files
 from ..store.layout import MODALITIES, Modality
 from ..store.manifest import Manifest, TeacherRecord
 from ..store.pixels import DECODES, Decode
-from ..store.storage import Files
 from ..store.views import VIEW_CODE_VERSION
 from .teacher import Teacher
 

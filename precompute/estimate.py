@@ -9,10 +9,10 @@ from ..errors import BuildError
 from ..formatting import format_bytes, format_seconds
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.arrays import ArrayLayout
+from ..store.io.location import Location, join, parse_location
+from ..store.io.storage import open_files
 from ..store.layout import MODALITIES, Modality
-from ..store.locations import Location, join, parse_location
 from ..store.places import ImagePlace
-from ..store.storage import open_files
 from .build_config import BuildConfig
 from .disk import unit_bytes
 from .embed import Embedder, split_images

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from ..store import layout
 from ..store.cache import Cache
 from ..store.commits import roll_forward
+from ..store.io.storage import Files
 from ..store.layout import MODALITIES, Modality
 from ..store.manifest import UnitCommit
-from ..store.storage import Files
 from .units import Job
 
 Say = Callable[[str], None]

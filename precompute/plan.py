@@ -12,12 +12,12 @@ from ..errors import NotACacheError, SettingError, SourceError
 from ..store import layout
 from ..store.cache import Cache, relocate
 from ..store.commits import Transaction, roll_forward
-from ..store.locations import Location, is_url, kind_of, lies_in, parse_location
+from ..store.io.foreign_files import is_stray
+from ..store.io.location import Location, is_url, kind_of, lies_in, parse_location
+from ..store.io.storage import Files
 from ..store.manifest import SourceRecord
 from ..store.notes import Note
 from ..store.records import Record, sha256_hex
-from ..store.storage import Files
-from ..store.strays import is_stray
 from ..store.views import ViewPolicy
 from .freeze import Freezer
 from .parts import Findings, Sink

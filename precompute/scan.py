@@ -23,8 +23,8 @@ from upath import UPath
 
 from ..errors import DiskFullError
 from ..store import layout
-from ..store.ahead import map_ahead
-from ..store.storage import Files
+from ..store.io.parallel import map_ahead
+from ..store.io.storage import Files
 from .sources import Piece, Problem, Sample, Source, Unused
 
 SCAN_ROWS = 65_536

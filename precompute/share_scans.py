@@ -17,8 +17,8 @@ from upath import UPath
 from ..decoding.decode import no_main_module
 from ..decoding.decode_process import exit_with_parent
 from ..errors import CacheError
-from ..store.locations import Location
-from ..store.storage import Files, open_files
+from ..store.io.location import Location
+from ..store.io.storage import Files, open_files
 from .plan import PlanConfig, name_sources, open_if_planned
 from .scan import Scanner
 from .shares import Share

@@ -19,8 +19,8 @@ from ..errors import BuildError
 from ..siglip import Checkpoint
 from ..store import layout
 from ..store.cache import Cache
+from ..store.io.location import Location
 from ..store.layout import Modality
-from ..store.locations import Location
 from ..store.pixels import Decode
 from .embed import Embedder
 from .teacher import Teacher

@@ -14,8 +14,8 @@ from ..errors import DamagedCacheError
 from . import layout
 from .commits import read_intent
 from .fields import read_fields
+from .io.storage import Files
 from .layout import Modality
-from .storage import Files
 
 _LOOKS = 3
 """An intent that was listed may be finished, and another attempt begun, before it is read."""

@@ -13,10 +13,11 @@ from ..errors import DamagedCacheError, DiskFullError, NotACacheError, SettingEr
 from . import layout
 from .attempts import fetch_unit_file
 from .catalog import Part, Table, read_table, scan_table
-from .copies import LocalCopies
-from .files import LocalFiles
+from .io.download_cache import LocalCopies
+from .io.local import LocalFiles
+from .io.location import Location, is_url, join, parse_location, relative_to
+from .io.storage import open_files
 from .layout import MODALITIES, Modality
-from .locations import Location, is_url, join, parse_location, relative_to
 from .manifest import (
     Commits,
     Manifest,
@@ -27,7 +28,6 @@ from .manifest import (
     read_manifest,
     read_teachers,
 )
-from .storage import open_files
 from .targets import Targets
 from .views import ViewPolicy
 

@@ -27,9 +27,9 @@ from typing import Any
 
 from ..errors import DamagedCacheError
 from .fields import read_fields
+from .io.storage import Files
 from .layout import is_garbage_name, record_of_staged
 from .records import Record, encode_record, sha256_hex
-from .storage import Files
 
 _MEND_INTENT = "remove that .intent file and run the same build again"
 _TOKEN_PARTIAL = re.compile(r"\.[0-9a-f]{12}\.partial$")

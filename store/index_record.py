@@ -12,9 +12,9 @@ from ..errors import CacheError, DamagedCacheError
 from ..formatting import format_bytes
 from .cache import Cache
 from .fields import Fields, read_fields
+from .io.storage import Files
 from .layout import INDEXES, IndexPlace, Modality, other_modality, parse_index_record
 from .records import encode_record, sha256_hex
-from .storage import Files
 
 Kind = Literal["flat", "ivf", "ivfpq", "hnsw"]
 

@@ -19,9 +19,9 @@ from ..errors import DamagedCacheError, SettingError, first_line
 from .cache import Cache
 from .index_kinds import set_search, wider
 from .index_record import IndexRecord, build_command, fingerprint, read_index_record, why_stale
+from .io.storage import Files
 from .layout import IndexPlace, Modality
 from .search import Neighbors, cosines, unit_queries
-from .storage import Files
 from .targets import Targets
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have

@@ -15,9 +15,9 @@ import faiss
 from ..errors import CacheError, DamagedCacheError, DiskFullError, StorageError, first_line
 from .fields import Fields, read_fields
 from .index_record import IndexRecord, write_index_record
+from .io.storage import Files
 from .layout import IndexPlace
 from .records import encode_record
-from .storage import Files
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 

@@ -11,10 +11,10 @@ from . import layout
 from .arrays import ArrayLayout
 from .catalog import Part, Table
 from .fields import Fields, read_fields
+from .io.read_many import read_many
+from .io.storage import Files
 from .layout import MODALITIES, Modality
 from .notes import Note
-from .read_many import read_many
-from .storage import Files
 from .views import ViewPolicy
 
 _COUNTED: tuple[Table, ...] = ("files", "samples", "views", "texts")

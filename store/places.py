@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from upath import UPath
 
 from ..errors import first_line
-from .locations import Location, read_bytes, status_of
-from .read_ahead import RangeFile, open_ranges
+from .io.location import Location, read_bytes, status_of
+from .io.range_file import RangeFile, open_ranges
 from .tar import BLOCK, REGULAR_KINDS, parse_header
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DamagedCacheError
-from .ahead import map_ahead
 from .arrays import DTYPE
-from .locations import read_bytes
+from .io.location import read_bytes
+from .io.parallel import map_ahead
 from .shard_files import ShardFiles
 
 _GAP_ROWS = 8

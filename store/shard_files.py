@@ -9,10 +9,10 @@ from ..errors import DamagedCacheError
 from . import layout
 from .arrays import ArrayLayout, parse_metadata
 from .attempts import fetch_unit_file
-from .locations import Location
+from .io.location import Location
+from .io.remote import ObjectFiles
+from .io.storage import Files
 from .manifest import UnitCommit
-from .object_files import ObjectFiles
-from .storage import Files
 
 
 class ShardFiles:

@@ -8,12 +8,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import RowUnavailableError
 from .arrays import DTYPE, ArrayLayout
+from .io.storage import Files
 from .layout import Modality
 from .manifest import Commits, Manifest
 from .row_requests import make_requests
 from .shard_files import ShardFiles
 from .shards import Shards, as_items, make_span
-from .storage import Files
 
 
 class Targets:

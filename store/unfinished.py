@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import DamagedCacheError
 from .commits import intent_path, read_intent
-from .storage import Files
+from .io.storage import Files
 
 _INTENT = ".intent"
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import layout
 from .cache import Cache
 from .catalog import TABLES, Part, Table, scan_table
-from .files import LocalFiles
+from .io.local import LocalFiles
 from .manifest import Manifest, Span
 from .repeats import counting_repeats
 from .verify_files import Checked, FileChecker

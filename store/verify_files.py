@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import layout
-from .storage import Files
+from .io.storage import Files
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from ..siglip import (
     resolve_device,
 )
 from ..store.cache import Cache, open_cache
-from ..store.locations import Location
+from ..store.io.location import Location
 from ..store.manifest import TeacherRecord
 from .corpus import Corpus, read_corpus
 from .evaluate import (

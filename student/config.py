@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from ..errors import SettingError
 from ..siglip import Towers
-from ..store.locations import Location
+from ..store.io.location import Location
 
 Projection = Literal["auto", "learned", "pca", "none"]
 CheckPixels = Literal["always", "first-epoch", "never"]
@@ -37,7 +37,7 @@ class TrainConfig:
     """Name of the teacher in the cache; None where it has one."""
 
     cache_dir: Path | None = None
-    """Where copies of a remote cache's files lie; None: the default folder (store/copies.py)."""
+    """Where copies of a remote cache's files lie; None: the default folder (store/io/download_cache.py)."""
 
     cache_limit: str | None = None
     """Bytes of those copies at most, such as 500GB; None: four fifths of the disk."""

@@ -18,7 +18,7 @@ import yaml
 from upath import UPath
 
 from ..errors import SettingError, first_line
-from ..store.locations import Location, given_location
+from ..store.io.location import Location, given_location
 from .config import TrainConfig, nearest_name
 
 _RESOLVED = "resolved"

@@ -11,8 +11,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..errors import DiskFullError, SettingError
-from ..store.files import sync_file
-from ..store.strays import is_stray
+from ..store.io.foreign_files import is_stray
+from ..store.io.local import sync_file
 
 MARK = "siglip2_cache.json"
 """In every folder that was exported; a folder without it is somebody's own and not replaced."""

@@ -16,7 +16,7 @@ from ..siglip import (
     with_max_num_patches,
 )
 from ..store.cache import Cache, open_cache
-from ..store.copies import copies_of
+from ..store.io.download_cache import copies_of
 from ..store.manifest import TeacherRecord
 from .config import Term, TrainConfig
 from .corpus import Corpus, read_corpus

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from ..errors import DamagedCacheError, SettingError, TrainError, first_line
-from ..store.files import LocalFiles, sync_file
-from ..store.locks import try_lock
-from ..store.strays import is_stray
+from ..store.io.foreign_files import is_stray
+from ..store.io.local import LocalFiles, sync_file
+from ..store.io.locks import try_lock
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,7 @@ from typing import Any, TypeGuard, cast
 from upath import UPath
 
 from ...errors import SourceError
-from ...store.locations import Location
+from ...store.io.location import Location
 from .arrow_file import ArrowFile, follow
 from .base import Piece, Problem, Sample
 from .columns import TableColumns

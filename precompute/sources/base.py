@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ...store.locations import Location
+from ...store.io.location import Location
 
 
 @dataclass(frozen=True, slots=True)

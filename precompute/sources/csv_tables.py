@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from ...errors import SourceError
-from ...store.locations import Location
+from ...store.io.location import Location
 from .captions import is_unicode
 from .columns import TableColumns, find_columns
 from .csv_records import CsvRecords

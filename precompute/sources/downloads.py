@@ -21,8 +21,8 @@ from typing import cast
 
 from upath import UPath
 
-from ...store.locations import Location
-from ...store.read_ahead import RangeFile
+from ...store.io.location import Location
+from ...store.io.range_file import RangeFile
 from .base import Problem
 from .captions import is_unicode
 from .parquet_rows import open_parquet, row_group_rows

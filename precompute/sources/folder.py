@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from ...errors import SourceError
-from ...store.ahead import map_ahead
-from ...store.locations import Location
+from ...store.io.location import Location
+from ...store.io.parallel import map_ahead
 from .base import Piece, Problem, Sample, Unused
 from .caption_choice import CaptionChoice
 from .caption_files import read_bytes

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ...store.locations import NAMELESS
+from ...store.io.location import NAMELESS
 from .archives import is_tar
 from .base import Problem, Unused
 from .beside import TextsBeside

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ...errors import SourceError
-from ...store.locations import Location
+from ...store.io.location import Location
 from .base import Problem, Unused
 from .caption_choice import CaptionChoice
 from .folder_listing import Listing, list_folder, no_image

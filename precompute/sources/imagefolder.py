@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ...errors import SourceError
-from ...store.locations import Location
+from ...store.io.location import Location
 from .base import Caption, Problem
 from .caption_columns import squash
 from .captions import clean_text, is_missing

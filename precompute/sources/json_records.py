@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TextIO, cast
 
 from ...errors import SourceError
-from ...store.locations import Location
+from ...store.io.location import Location
 from .captions import describe, is_unicode
 from .columns import TableColumns
 from .lines import MAX_LINE, NOT_TEXT, open_text

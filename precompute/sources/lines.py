@@ -5,7 +5,7 @@ import io
 from typing import TextIO, cast
 
 from ...errors import SourceError
-from ...store.locations import Location
+from ...store.io.location import Location
 from .captions import is_unicode
 from .paths import open_path
 

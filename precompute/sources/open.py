@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ...errors import SettingError, SourceError
-from ...store.locations import Location, kind_of, parse_location
+from ...store.io.location import Location, kind_of, parse_location
 from .archives import is_tar
 from .arrow import find_saved_dataset
 from .base import Source

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from ...errors import SourceError
-from ...store.locations import Location
+from ...store.io.location import Location
 from .captions import clean_text, is_missing
 from .columns import (
     IMAGE_NAMES,

@@ -69,7 +69,7 @@ def _local_file(path: str) -> Generator[str]:
     if "://" not in path:
         yield path
         return
-    from ...store.read_ahead import open_ranges  # here: where this file is run it has no package
+    from ...store.io.range_file import open_ranges  # here: where this file is run it has no package
     from .paths import as_location
 
     with (

@@ -16,8 +16,7 @@ from typing import BinaryIO, cast
 
 from upath import UPath
 
-from ...store.ahead import map_ahead
-from ...store.locations import (
+from ...store.io.location import (
     Location,
     ObjectStatus,
     is_url,
@@ -28,7 +27,8 @@ from ...store.locations import (
     read_bytes,
     status_of,
 )
-from ...store.read_ahead import ReadAhead
+from ...store.io.parallel import map_ahead
+from ...store.io.range_file import ReadAhead
 
 SizeAndTime = tuple[int | None, int | None]
 """Bytes, and modification time in nanoseconds (whole seconds in an object store); None, None where there

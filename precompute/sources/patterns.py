@@ -10,7 +10,7 @@ from pathlib import Path
 from upath import UPath
 
 from ...errors import SourceError
-from ...store.locations import Location, is_folder, parse_location
+from ...store.io.location import Location, is_folder, parse_location
 from . import paths
 
 _BRACES = re.compile(r"\{([^{}]*)\}")

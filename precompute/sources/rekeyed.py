@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from ...store.locations import Location
+from ...store.io.location import Location
 from .base import Piece, Problem, Sample, Source
 
 PLAIN = "plain_keys"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from ...errors import SourceError
-from ...store.locations import Location
+from ...store.io.location import Location
 from .captions import describe
 from .columns import TableColumns
 from .csv_tables import csv_names, csv_rows

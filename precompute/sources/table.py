@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import SourceError
-from ...store.ahead import map_ahead
-from ...store.locations import Location, status_of
+from ...store.io.location import Location, status_of
+from ...store.io.parallel import map_ahead
 from .base import Piece, Problem, Sample
 from .captions import clean_text, is_missing
 from .columns import TableColumns, check_columns, find_columns

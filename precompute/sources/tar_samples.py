@@ -17,8 +17,8 @@ from typing import BinaryIO, cast
 from upath import UPath
 
 from ...errors import SourceError
-from ...store.locations import Location
-from ...store.read_ahead import ReadAhead
+from ...store.io.location import Location
+from ...store.io.range_file import ReadAhead
 from .archives import refuse_compressed
 from .base import Problem, Sample
 from .caption_choice import CaptionChoice

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ...errors import SourceError
-from ...store.locations import Location, relative_to
+from ...store.io.location import Location, relative_to
 from .archives import is_compressed_tar, is_tar, refuse_compressed, unpacked_name
 from .base import Piece, Problem, Sample
 from .caption_choice import CaptionChoice

@@ -27,10 +27,10 @@ from students import write_student
 
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.build import build
-from siglip2_cache.store import locations
-from siglip2_cache.store.copies import LocalCopies
-from siglip2_cache.store.locations import parse_location
-from siglip2_cache.store.object_files import ObjectFiles
+from siglip2_cache.store.io import location as locations
+from siglip2_cache.store.io.download_cache import LocalCopies
+from siglip2_cache.store.io.location import parse_location
+from siglip2_cache.store.io.remote import ObjectFiles
 from siglip2_cache.store.verify import verify_cache
 
 if TYPE_CHECKING:

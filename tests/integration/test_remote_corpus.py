@@ -17,8 +17,8 @@ from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.recheck import recheck
 from siglip2_cache.precompute.shares import find_share
 from siglip2_cache.precompute.sources import open_source, scan
-from siglip2_cache.store import locations
 from siglip2_cache.store.cache import Cache, open_cache
+from siglip2_cache.store.io import location as locations
 
 if TYPE_CHECKING:
     from s3 import S3

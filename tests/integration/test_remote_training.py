@@ -14,7 +14,7 @@ from fakes import FakeTeacher, SilentProgress, config_of, tree_of, write_folder_
 from patience import PATIENCE_S, wait_until
 
 from siglip2_cache.precompute.build import build
-from siglip2_cache.store.locations import Location, parse_location
+from siglip2_cache.store.io.location import Location, parse_location
 
 if TYPE_CHECKING:
     from s3 import S3

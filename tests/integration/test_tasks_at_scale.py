@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from scale_units import TASKS, make
 
-from siglip2_cache.store import read_many
+from siglip2_cache.store.io import read_many
 
 SIZES = (128, 256, 384)
 """Units. Parts of these catalogs hold the rows of 128."""

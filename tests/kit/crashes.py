@@ -1,6 +1,6 @@
 """Crashes on purpose: every file operation of the store counted, recorded, cut short or replayed.
 
-store/files.py is the one place that writes to a cache, through the module ``os``. A Spy takes that
+store/io/local.py is the one place that writes to a cache, through the module ``os``. A Spy takes that
 module's place there.
 """
 
@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from siglip2_cache.store import files as store_files
+from siglip2_cache.store.io import local as store_files
 
 _WRITING = os.O_WRONLY | os.O_RDWR
 
 
 class Spy:
-    """Stands for ``os`` in store/files.py and passes everything on."""
+    """Stands for ``os`` in store/io/local.py and passes everything on."""
 
     def __init__(self) -> None:
         self.num_ops = 0

@@ -21,7 +21,7 @@ from siglip2_cache.precompute.plan import PlanConfig
 from siglip2_cache.precompute.progress import Tally
 from siglip2_cache.precompute.teacher import OutOfMemory
 from siglip2_cache.siglip import NaflexRecipe, SquashRecipe
-from siglip2_cache.store.locations import Location
+from siglip2_cache.store.io.location import Location
 
 EMBED_DIM = 64
 SIZE = (8, 8)

@@ -14,7 +14,7 @@ from typing import Any
 from siglip2_cache.precompute import plan
 from siglip2_cache.precompute.plan import Plan, PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Caption, Piece, Problem, Sample
-from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.records import sha256_hex
 
 

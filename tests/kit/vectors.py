@@ -12,7 +12,7 @@ from siglip2_cache import open_cache
 from siglip2_cache.store import layout
 from siglip2_cache.store.arrays import encode_shard
 from siglip2_cache.store.commits import Transaction
-from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.layout import MODALITIES, Modality
 from siglip2_cache.store.views import ViewPolicy
 

@@ -22,7 +22,7 @@ from siglip2_cache.precompute.sources import (
 )
 from siglip2_cache.precompute.sources.caption_choice import parse_endings
 from siglip2_cache.precompute.sources.folder import FolderSource
-from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.io.local import LocalFiles
 
 
 def put(root: Path, *names: str) -> None:

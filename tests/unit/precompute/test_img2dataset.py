@@ -19,7 +19,7 @@ from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.precompute.sources.img2dataset import Img2datasetFiles
 from siglip2_cache.precompute.sources.open import open_source
 from siglip2_cache.precompute.sources.webdataset import WebDatasetSource
-from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.places import ImagePlace, read_image_bytes
 
 WRITTEN = Path(__file__).parents[2] / "data/img2dataset"

@@ -11,7 +11,7 @@ from siglip2_cache import open_cache
 from siglip2_cache.errors import SourceError
 from siglip2_cache.precompute.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Sample, TableColumns, json_records, open_source, scan
-from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.io.local import LocalFiles
 
 ROWS = [{"image": f"{i}.jpg", "caption": f"caption {i}", "more": [i, {"x": 1.5}]} for i in range(4)]
 

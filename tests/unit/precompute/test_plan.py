@@ -40,7 +40,7 @@ from siglip2_cache.store import commits, layout
 from siglip2_cache.store.cache import Cache, relocate
 from siglip2_cache.store.catalog import Part, Table
 from siglip2_cache.store.commits import roll_forward
-from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.verify import verify_cache
 from siglip2_cache.store.views import WHOLE_IMAGE, draw_view
 

@@ -23,10 +23,11 @@ from siglip2_cache.precompute.plan import PlanConfig, make_plan, name_sources
 from siglip2_cache.precompute.scan import Scanner
 from siglip2_cache.precompute.sources import Piece, Problem, Sample, open_source, scan
 from siglip2_cache.precompute.sources.paths import sizes_and_times
-from siglip2_cache.store import locations, read_ahead
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.store.files import LocalFiles
-from siglip2_cache.store.locations import join
+from siglip2_cache.store.io import location as locations
+from siglip2_cache.store.io import range_file as read_ahead
+from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.location import join
 from siglip2_cache.store.places import ImagePlace, read_image_bytes
 
 NOT_COMPARED = ["mtime_ns", "place"]

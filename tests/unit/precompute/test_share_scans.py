@@ -18,7 +18,7 @@ from siglip2_cache.precompute.share_scans import (
 )
 from siglip2_cache.precompute.shares import Share
 from siglip2_cache.precompute.sources import Piece
-from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.io.local import LocalFiles
 
 NUM_SHARDS = 6
 

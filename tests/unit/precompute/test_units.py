@@ -10,7 +10,7 @@ import pytest
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.jobs import find_jobs
 from siglip2_cache.precompute.units import open_rows
-from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.targets import Targets
 
 if TYPE_CHECKING:

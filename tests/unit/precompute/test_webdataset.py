@@ -30,7 +30,7 @@ from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.precompute.sources.open import open_source
 from siglip2_cache.precompute.sources.tar_index import split_key
 from siglip2_cache.precompute.sources.webdataset import WebDatasetSource
-from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.places import ImagePlace, ReadError, read_image_bytes
 
 Members = Sequence[tuple[str | bytes, bytes]]

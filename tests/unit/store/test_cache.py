@@ -29,7 +29,7 @@ from siglip2_cache.errors import (
 from siglip2_cache.store.arrays import ArrayLayout
 from siglip2_cache.store.catalog import Table
 from siglip2_cache.store.describe import describe, describe_lines
-from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.manifest import Span
 from siglip2_cache.store.records import decode_record, encode_record
 from siglip2_cache.store.views import draw_view

@@ -18,7 +18,7 @@ from crashes import Spy, spying
 from siglip2_cache.errors import DamagedCacheError
 from siglip2_cache.store import layout
 from siglip2_cache.store.commits import Transaction, clear_garbage, intent_path, roll_forward
-from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.records import decode_record, sha256_hex
 
 RECORD = layout.unit_record("t", "image", 0)

@@ -18,8 +18,8 @@ from siglip2_cache.store.cache import open_cache
 from siglip2_cache.store.commits import roll_forward
 from siglip2_cache.store.describe import describe, describe_lines
 from siglip2_cache.store.fields import Fields, is_inner_path
-from siglip2_cache.store.files import LocalFiles
 from siglip2_cache.store.index_state import IndexState
+from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.records import encode_record, sha256_hex
 from siglip2_cache.store.verify import verify_cache
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from siglip2_cache.store import files as store_files
-from siglip2_cache.store.files import LocalFiles, sync_file
+from siglip2_cache.store.io import local as store_files
+from siglip2_cache.store.io.local import LocalFiles, sync_file
 
 
 @pytest.fixture

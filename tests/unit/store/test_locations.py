@@ -12,9 +12,9 @@ from memory_bucket import MemoryBucket, memory_bucket
 from upath import UPath
 
 from siglip2_cache.errors import SettingError, StorageError
-from siglip2_cache.store import locations
 from siglip2_cache.store.cache import relocate
-from siglip2_cache.store.locations import (
+from siglip2_cache.store.io import location as locations
+from siglip2_cache.store.io.location import (
     ObjectStatus,
     is_folder,
     join,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from siglip2_cache.store.files import LocalFiles
-from siglip2_cache.store.locks import lock_file
+from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.locks import lock_file
 
 
 def test_one_is_alone_and_another_is_told_so(tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ from vectors import write_vectors
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, DiskFullError, SettingError, StorageError
-from siglip2_cache.store import locations
 from siglip2_cache.store.commits import Transaction, clear_garbage, roll_forward
-from siglip2_cache.store.copies import LocalCopies, copies_of
-from siglip2_cache.store.files import LocalFiles
-from siglip2_cache.store.locations import parse_location
-from siglip2_cache.store.object_files import ObjectFiles
+from siglip2_cache.store.io import location as locations
+from siglip2_cache.store.io.download_cache import LocalCopies, copies_of
+from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.location import parse_location
+from siglip2_cache.store.io.remote import ObjectFiles
+from siglip2_cache.store.io.storage import Files, open_files
 from siglip2_cache.store.records import sha256_hex
-from siglip2_cache.store.storage import Files, open_files
 
 if TYPE_CHECKING:
     from s3 import S3
@@ -255,7 +255,7 @@ def test_a_source_stays_until_a_store_that_copies_later_has_copied(
     memory: str, soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Azure: the copy is an object without bytes at first, and fails where its source goes away."""
-    from siglip2_cache.store import object_files
+    from siglip2_cache.store.io import remote as object_files
 
     store = fsspec.filesystem("memory")
     started: list[tuple[str, str]] = []
@@ -420,7 +420,8 @@ class TestCopies:
         self, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As on a network file system that has none: one copy begins while another is half done."""
-        from siglip2_cache.store import copies, locks
+        from siglip2_cache.store.io import download_cache as copies
+        from siglip2_cache.store.io import locks
 
         monkeypatch.setattr(locks, "try_lock", lambda descriptor: True)
         monkeypatch.setattr(copies, "_PIECE_BYTES", 4)

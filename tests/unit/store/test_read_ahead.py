@@ -11,10 +11,11 @@ from memory_bucket import MemoryBucket, memory_bucket
 from upath import UPath
 
 from siglip2_cache.errors import StorageError
-from siglip2_cache.store import locations, read_ahead
-from siglip2_cache.store.ahead import Threads, map_ahead
-from siglip2_cache.store.locations import parse_location
-from siglip2_cache.store.read_ahead import RangeFile, ReadAhead
+from siglip2_cache.store.io import location as locations
+from siglip2_cache.store.io import range_file as read_ahead
+from siglip2_cache.store.io.location import parse_location
+from siglip2_cache.store.io.parallel import Threads, map_ahead
+from siglip2_cache.store.io.range_file import RangeFile, ReadAhead
 
 DATA = random.Random(0).randbytes(1 << 20)
 PIECE = 1 << 16

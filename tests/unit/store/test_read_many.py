@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from patience import PATIENCE_S
 
-from siglip2_cache.store.read_many import read_many
+from siglip2_cache.store.io.read_many import read_many
 
 FIRST = 32
 """Files that are read one after the other before anything is known."""
@@ -45,7 +45,7 @@ def test_slow_files_are_on_their_way_several_at_a_time() -> None:
 
 def test_quick_files_start_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = SimpleNamespace(perf_counter=lambda: 0.0)  # a busy machine is slow for other reasons
-    monkeypatch.setattr("siglip2_cache.store.read_many.time", stopped)
+    monkeypatch.setattr("siglip2_cache.store.io.read_many.time", stopped)
     threads: set[int] = set()
 
     def read(path: str) -> bytes:

@@ -8,8 +8,8 @@ import pytest
 
 from siglip2_cache.precompute.enroll import finish_enrolments
 from siglip2_cache.store.cache import open_cache
-from siglip2_cache.store.files import LocalFiles
-from siglip2_cache.store.strays import is_stray
+from siglip2_cache.store.io.foreign_files import is_stray
+from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.verify import verify_cache
 from siglip2_cache.student.run_folder import RunFolder
 

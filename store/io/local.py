@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from ..errors import DamagedCacheError, DiskFullError
+from ...errors import DamagedCacheError, DiskFullError
 from .locks import lock_file
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # what Windows has not

@@ -16,18 +16,11 @@ from typing import Any, Literal
 
 from upath import UPath
 
-from ..errors import SettingError
-from .ahead import map_ahead
-from .copies import LocalCopies
-from .files import READ_BYTES
-from .locations import (
-    filesystem,
-    is_folder,
-    list_folder,
-    patiently,
-    read_bytes,
-    status_of,
-)
+from ...errors import SettingError
+from .download_cache import LocalCopies
+from .local import READ_BYTES
+from .location import filesystem, is_folder, list_folder, patiently, read_bytes, status_of
+from .parallel import map_ahead
 
 _FETCHED_AT_ONCE = 8
 

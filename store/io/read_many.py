@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from .ahead import REQUESTS, map_ahead
+from .parallel import REQUESTS, map_ahead
 
 _QUICK_S = 1e-4
 """Of a read in the mean: files of this machine in memory take a fifth of that, and threads would only get in

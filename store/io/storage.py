@@ -2,10 +2,10 @@
 
 from upath import UPath
 
-from .copies import LocalCopies
-from .files import LocalFiles
-from .locations import Location
-from .object_files import ObjectFiles
+from .download_cache import LocalCopies
+from .local import LocalFiles
+from .location import Location
+from .remote import ObjectFiles
 
 Files = LocalFiles | ObjectFiles
 

@@ -14,8 +14,8 @@ from concurrent.futures import Future
 
 from upath import UPath
 
-from .ahead import Threads
-from .locations import Location, read_bytes, status_of
+from .location import Location, read_bytes, status_of
+from .parallel import Threads
 
 PIECE_BYTES = 8 << 20
 _SMALL_BYTES = 64 << 10

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import fsspec
 from upath import UPath
 
-from ..errors import SettingError, StorageError, first_line, one_line
+from ...errors import SettingError, StorageError, first_line, one_line
 
 Location = Path | UPath
 """A path of this machine, absolute, or the URL of an object store."""

@@ -21,10 +21,10 @@ from typing import Any
 
 from upath import UPath
 
-from ..errors import DamagedCacheError, DiskFullError, SettingError
-from ..formatting import format_bytes, parse_bytes
-from .files import sync_file
-from .locations import read_bytes
+from ...errors import DamagedCacheError, DiskFullError, SettingError
+from ...formatting import format_bytes, parse_bytes
+from .local import sync_file
+from .location import read_bytes
 from .locks import lock_file
 
 FOLDER_VARIABLE = "SIGLIP2_CACHE_DIR"
