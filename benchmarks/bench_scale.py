@@ -43,10 +43,10 @@ from siglip2_cache.precompute.scan import Scanner
 from siglip2_cache.precompute.sources import Piece, Sample, open_source, scan
 from siglip2_cache.precompute.sources.base import Caption
 from siglip2_cache.precompute.spool import Scratch
-from siglip2_cache.store import layout
-from siglip2_cache.store.commits import Transaction
+from siglip2_cache.store.format import layout
+from siglip2_cache.store.format.transaction import Transaction
+from siglip2_cache.store.format.views import ViewPolicy
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.views import ViewPolicy
 
 KIT = Path(__file__).resolve().parents[1] / "tests" / "kit"
 sys.path.insert(0, str(KIT))

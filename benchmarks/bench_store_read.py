@@ -28,7 +28,7 @@ from hardware import machine
 from numpy.typing import NDArray
 from vector_cache import TEACHER, write_cache
 
-from siglip2_cache.store import layout
+from siglip2_cache.store.format import layout
 
 Reader = Callable[[NDArray[np.int64]], NDArray[np.float16]]
 SHARD_ROWS, QUICK_SHARD_ROWS = 16_384, 8192

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from siglip2_cache.precompute.costs import IMAGE_BYTES, PEAK_TFLOPS, Workload, array_bytes
 from siglip2_cache.precompute.plan import default_shard_rows
 from siglip2_cache.siglip import find_architecture
-from siglip2_cache.store.layout import MODALITIES
+from siglip2_cache.store.format.layout import MODALITIES
 
 NUM_IMAGES = 1_000_000
 """Each with one caption of its own: a million unique texts."""

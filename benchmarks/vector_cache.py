@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siglip2_cache import open_cache
-from siglip2_cache.store import layout
-from siglip2_cache.store.arrays import ArrayLayout, encode_shard
-from siglip2_cache.store.commits import Transaction
+from siglip2_cache.store.format import layout
+from siglip2_cache.store.format.layout import MODALITIES
+from siglip2_cache.store.format.shard import ArrayLayout, encode_shard
+from siglip2_cache.store.format.transaction import Transaction
+from siglip2_cache.store.format.views import ViewPolicy
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.layout import MODALITIES
-from siglip2_cache.store.views import ViewPolicy
 
 TEACHER = "bench"
 

@@ -43,10 +43,10 @@ def index(
     from ..neighbors.find import modality_of
     from ..neighbors.tasks import make_progress
     from ..store.cache import open_cache
+    from ..store.format.layout import other_modality
     from ..store.index import build_index
     from ..store.index_record import index_words, summary
     from ..store.index_search import index_place
-    from ..store.layout import other_modality
 
     opened = open_cache(cache)
     place = index_place(opened, modality_of(among), teacher=teacher, view=view)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..siglip import ImageRecipe, SquashRecipe
+from ..store.format.views import ViewBox
 from ..store.patches import Grid, patch_grid, render_patches
 from ..store.pixels import Decode, PixelError, decode_for_views, render_views, sha256_of_pixels
 from ..store.places import ImagePlace, ReadError, read_image_bytes
-from ..store.views import ViewBox
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from ..store.cache import Cache
-from ..store.catalog import Table
+from ..store.format.catalog import Table
+from ..store.format.manifest import Span
+from ..store.format.views import WHOLE_IMAGE, ViewBox
 from ..store.io.location import Location, join
-from ..store.manifest import Span
 from ..store.places import ImagePlace
-from ..store.views import WHOLE_IMAGE, ViewBox
 from .images import ImageRef
 
 PLACE_COLUMNS = ("file", "member", "offset", "length", "row_group", "index")

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import SettingError
 from ..store.cache import Cache
+from ..store.format.layout import IndexPlace
 from ..store.index_search import open_index
-from ..store.layout import IndexPlace
 from ..store.scan import blocks
 from ..store.search import Neighbors, exact_neighbors
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..store.cache import Cache
-from ..store.layout import Modality
+from ..store.format.layout import Modality
 
 IMAGES_SCHEMA = pa.schema(
     [

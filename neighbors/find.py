@@ -8,10 +8,10 @@ import numpy as np
 from ..errors import SettingError
 from ..formatting import counted
 from ..store.cache import Cache, open_cache
+from ..store.format.layout import Modality, other_modality
 from ..store.index_record import IndexRecord, recall_words, summary
 from ..store.index_search import open_index
 from ..store.io.location import Location
-from ..store.layout import Modality, other_modality
 from ..store.search import Neighbors, exact_neighbors
 from .items import items_of, own_text_rows
 from .queries import Ask, Query, Resolver

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import SettingError
 from ..store.cache import Cache
-from ..store.catalog import read_part
+from ..store.format.catalog import read_part
 from ..store.search import cosines, exact_neighbors
 from .find import LookConfig
 from .items import image_items, own_text_rows, text_items

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import DamagedCacheError, RowUnavailableError, SettingError
 from ..store.cache import Cache
-from ..store.layout import Modality
+from ..store.format.layout import Modality
 from ..store.pixels import sha256_of_pixels
 from ..store.places import ImagePlace, ReadError, read_image_bytes
 from ..store.search import has_direction

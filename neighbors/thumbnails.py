@@ -21,10 +21,10 @@ from ..decoding.remote_images import with_remote_bytes
 from ..errors import SettingError
 from ..siglip import shows_on_white
 from ..store.cache import Cache
+from ..store.format.views import WHOLE_IMAGE, ViewBox
 from ..store.io.parallel import REQUESTS, Threads
 from ..store.pixels import PixelError, cut_view, decode_for_views, sha256_of_pixels
 from ..store.places import ImagePlace, ReadError, read_image_bytes
-from ..store.views import WHOLE_IMAGE, ViewBox
 
 Picture = tuple[int, int] | Path
 """(row, view) of an image of a cache, or a file that the user brought."""

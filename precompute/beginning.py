@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from ..errors import NotACacheError, SettingError
 from ..formatting import format_seconds
 from ..siglip import Checkpoint, resolve_compute_dtype, resolve_device
-from ..store import layout
 from ..store.cache import Cache
+from ..store.format import layout
+from ..store.format.manifest import TeacherRecord
 from ..store.io.storage import Files
-from ..store.manifest import TeacherRecord
 from . import enroll
 from .build_config import BuildConfig
 from .disk import refuse_small_disk

@@ -11,11 +11,11 @@ from ..errors import BuildError
 from ..formatting import counted
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.cache import Cache
-from ..store.commits import clear_garbage
+from ..store.format.layout import MODALITIES, Modality
+from ..store.format.manifest import TeacherRecord
+from ..store.format.transaction import clear_garbage
 from ..store.io.location import parse_location
 from ..store.io.storage import open_files
-from ..store.layout import MODALITIES, Modality
-from ..store.manifest import TeacherRecord
 from . import enroll
 from .beginning import Beginning
 from .build_config import BuildConfig, BuildSummary

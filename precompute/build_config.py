@@ -5,8 +5,8 @@ from typing import Literal
 
 from ..errors import SettingError
 from ..siglip import COMPUTE_DTYPES, check_max_num_patches
+from ..store.format.layout import MODALITIES, Modality
 from ..store.io.location import Location
-from ..store.layout import MODALITIES, Modality
 from ..store.pixels import DECODES, Decode
 from . import enroll
 from .plan import Plan, PlanConfig

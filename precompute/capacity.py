@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..errors import SettingError
 from ..siglip import Architecture
-from ..store.views import ViewPolicy
+from ..store.format.views import ViewPolicy
 from . import costs
 from .costs import Workload
 from .plan import check_shard_rows

@@ -7,9 +7,9 @@ from upath import UPath
 
 from ..errors import DiskFullError
 from ..formatting import format_bytes
-from ..store.arrays import ArrayLayout
 from ..store.cache import Cache
-from ..store.layout import MODALITIES, Modality
+from ..store.format.layout import MODALITIES, Modality
+from ..store.format.shard import ArrayLayout
 from .costs import IMAGE_BYTES
 
 _IMAGES_ROW_BYTES = IMAGE_BYTES + 8

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..siglip import ImageRecipe, SquashRecipe
-from ..store.arrays import NORM_TOLERANCE
+from ..store.format.shard import NORM_TOLERANCE
 from .grouping import group_by_patches
 from .teacher import OutOfMemory, Teacher
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from ..errors import BuildError
 from ..formatting import counted
-from ..store.layout import MODALITIES, Modality
+from ..store.format.layout import MODALITIES, Modality
 from .ledger import Ledger, describe
 from .progress import Progress
 from .units import Job, StageTimes

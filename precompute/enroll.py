@@ -15,15 +15,15 @@ from ..siglip import (
     shows_on_white,
     with_max_num_patches,
 )
-from ..store import layout
 from ..store.cache import Cache
-from ..store.commits import Transaction, roll_forward
-from ..store.fields import Fields
+from ..store.format import layout
+from ..store.format.layout import MODALITIES, Modality
+from ..store.format.manifest import Manifest, TeacherRecord
+from ..store.format.record_fields import Fields
+from ..store.format.transaction import Transaction, roll_forward
+from ..store.format.views import VIEW_CODE_VERSION
 from ..store.io.storage import Files
-from ..store.layout import MODALITIES, Modality
-from ..store.manifest import Manifest, TeacherRecord
 from ..store.pixels import DECODES, Decode
-from ..store.views import VIEW_CODE_VERSION
 from .teacher import Teacher
 
 _DECODE = "image_decode"

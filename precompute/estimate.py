@@ -8,10 +8,10 @@ from ..decoding.images import ImageRef, PixelFormat
 from ..errors import BuildError
 from ..formatting import format_bytes, format_seconds
 from ..siglip import Checkpoint, resolve_checkpoint
-from ..store.arrays import ArrayLayout
+from ..store.format.layout import MODALITIES, Modality
+from ..store.format.shard import ArrayLayout
 from ..store.io.location import Location, join, parse_location
 from ..store.io.storage import open_files
-from ..store.layout import MODALITIES, Modality
 from ..store.places import ImagePlace
 from .build_config import BuildConfig
 from .disk import unit_bytes
@@ -204,7 +204,7 @@ def _place_of(sample: Sample, root: Location) -> ImagePlace:
 def _first_samples(
     config: BuildConfig, plan: Plan, num_images: int, num_texts: int
 ) -> tuple[list[ImageRef], list[str]]:
-    from ..store.views import draw_view
+    from ..store.format.views import draw_view
 
     cache = open_if_planned(open_files(parse_location(config.cache)), config.plan.corpus_roots)
     refs: list[ImageRef] = []

@@ -17,8 +17,8 @@ import polars as pl
 
 from ..errors import SourceError
 from ..store.cache import Cache
-from ..store.catalog import SCHEMAS, TABLES
-from ..store.views import ViewPolicy, draw_views
+from ..store.format.catalog import SCHEMAS, TABLES
+from ..store.format.views import ViewPolicy, draw_views
 from .changes import Changes
 from .folding import KINDS, fold_rows
 from .keys import RepeatedKeys, by_key, find_standing

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Generator
 
 from ..store.cache import Cache
-from ..store.layout import Modality
+from ..store.format.layout import Modality
 from .engine import Account, Ended, stopping_on_signals
 from .ledger import Ledger
 from .teacher import Teacher

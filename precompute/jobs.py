@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ..store import layout
 from ..store.cache import Cache
-from ..store.commits import roll_forward
+from ..store.format import layout
+from ..store.format.layout import MODALITIES, Modality
+from ..store.format.manifest import UnitCommit
+from ..store.format.transaction import roll_forward
 from ..store.io.storage import Files
-from ..store.layout import MODALITIES, Modality
-from ..store.manifest import UnitCommit
 from .units import Job
 
 Say = Callable[[str], None]

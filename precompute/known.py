@@ -6,8 +6,8 @@ import polars as pl
 
 from ..errors import DamagedCacheError
 from ..store.cache import Cache
-from ..store.catalog import Table, empty_table, read_part
-from ..store.manifest import Span
+from ..store.format.catalog import Table, empty_table, read_part
+from ..store.format.manifest import Span
 
 FROZEN = {
     "path": "image",

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 from ..errors import BuildError
-from ..store.layout import MODALITIES, Modality
+from ..store.format.layout import MODALITIES, Modality
 from .units import Job
 
 Place = tuple[Modality, int]

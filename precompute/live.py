@@ -10,9 +10,9 @@ from ..decoding.images import DecodedBatch, DecodedImage, ImageRef, PixelFormat,
 from ..errors import SettingError
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.cache import Cache
-from ..store.manifest import TeacherRecord
+from ..store.format.manifest import TeacherRecord
+from ..store.format.views import WHOLE_IMAGE
 from ..store.places import ImagePlace
-from ..store.views import WHOLE_IMAGE
 from .embed import Embedder, is_unit, split_images
 from .enroll import (
     TeacherChoices,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import polars as pl
 
-from ..store.notes import Note
+from ..store.format.corpus_notes import Note
 from .sources import Source
 from .sources.looked_for import captions_looked_for
 

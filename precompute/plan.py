@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import NotACacheError, SettingError, SourceError
-from ..store import layout
 from ..store.cache import Cache, relocate
-from ..store.commits import Transaction, roll_forward
+from ..store.format import layout
+from ..store.format.corpus_notes import Note
+from ..store.format.manifest import SourceRecord
+from ..store.format.records import Record, sha256_hex
+from ..store.format.transaction import Transaction, roll_forward
+from ..store.format.views import ViewPolicy
 from ..store.io.foreign_files import is_stray
 from ..store.io.location import Location, is_url, kind_of, lies_in, parse_location
 from ..store.io.storage import Files
-from ..store.manifest import SourceRecord
-from ..store.notes import Note
-from ..store.records import Record, sha256_hex
-from ..store.views import ViewPolicy
 from .freeze import Freezer
 from .parts import Findings, Sink
 from .prompts import Label, Prompt, by_position, make_prompts, read_labels, read_templates

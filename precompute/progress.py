@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..errors import short_line
 from ..formatting import format_seconds
-from ..store.layout import Modality
+from ..store.format.layout import Modality
 from ..streams import say_on_stderr
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from ..decoding.images import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
 from ..errors import SettingError
 from ..store.cache import Cache
-from ..store.layout import Modality
-from ..store.manifest import Span, TeacherRecord, Unit
+from ..store.format.layout import Modality
+from ..store.format.manifest import Span, TeacherRecord, Unit
 from .embed import Embedder, split_images
 from .enroll import dtype_of
 from .live import LiveTeacher

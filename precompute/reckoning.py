@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from ..formatting import format_bytes
 from ..siglip import TEXT_FORMULA, VIEW_FORMULA, Architecture, find_architecture
-from ..store.catalog import PART_ROWS
+from ..store.format.catalog import PART_ROWS
 from ..store.io.range_file import PIECE_BYTES
 from . import costs
 from .capacity import ASSUMED_IMAGE_BYTES, Capacity, CapacityConfig, Quantity, Unit

@@ -22,7 +22,7 @@ import polars as pl
 from upath import UPath
 
 from ..errors import DiskFullError
-from ..store import layout
+from ..store.format import layout
 from ..store.io.parallel import map_ahead
 from ..store.io.storage import Files
 from .sources import Piece, Problem, Sample, Source, Unused

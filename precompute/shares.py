@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from ..errors import BuildError, SettingError
 from ..formatting import format_seconds
-from ..store import layout
+from ..store.format import layout
 from ..store.io.storage import Files
 from .ledger import Place
 from .units import Job

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from ..formatting import counted, format_seconds
-from ..store.notes import Note
+from ..store.format.corpus_notes import Note
 from .build_config import BuildConfig, BuildSummary
 from .parts import Findings
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from ..errors import CacheError
 from ..store.cache import Cache
-from ..store.layout import Modality
+from ..store.format.layout import Modality
 from .engine import Advanced, Failed, Message, Ready, Wants
 from .here_engine import threads_of_torch, worker_end
 from .teacher import TeacherFactory

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from ..decoding.images import DecodedBatch, DecodedImage, ImageRef
 from ..decoding.refs import image_refs
 from ..errors import DamagedCacheError
-from ..store import layout
-from ..store.arrays import encode_shard
 from ..store.cache import Cache
-from ..store.catalog import IMAGES_SCHEMA, encode_table
-from ..store.commits import Transaction
-from ..store.manifest import Unit, UnitCommit
+from ..store.format import layout
+from ..store.format.catalog import IMAGES_SCHEMA, encode_table
+from ..store.format.manifest import Unit, UnitCommit
+from ..store.format.shard import encode_shard
+from ..store.format.transaction import Transaction
 from .embed import Embedder, is_unit
 
 _NOT_FINITE = "the teacher returned an embedding that is not finite"

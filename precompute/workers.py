@@ -17,10 +17,10 @@ from ..decoding.decode import Decoder
 from ..decoding.images import DecodedBatch, PixelFormat
 from ..errors import BuildError
 from ..siglip import Checkpoint
-from ..store import layout
 from ..store.cache import Cache
+from ..store.format import layout
+from ..store.format.layout import Modality
 from ..store.io.location import Location
-from ..store.layout import Modality
 from ..store.pixels import Decode
 from .embed import Embedder
 from .teacher import Teacher

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DamagedCacheError
-from . import layout
-from .commits import read_intent
-from .fields import read_fields
+from .format import layout
+from .format.layout import Modality
+from .format.record_fields import read_fields
+from .format.transaction import read_intent
 from .io.storage import Files
-from .layout import Modality
 
 _LOOKS = 3
 """An intent that was listed may be finished, and another attempt begun, before it is read."""

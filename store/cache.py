@@ -10,15 +10,11 @@ import polars as pl
 from upath import UPath
 
 from ..errors import DamagedCacheError, DiskFullError, NotACacheError, SettingError
-from . import layout
 from .attempts import fetch_unit_file
-from .catalog import Part, Table, read_table, scan_table
-from .io.download_cache import LocalCopies
-from .io.local import LocalFiles
-from .io.location import Location, is_url, join, parse_location, relative_to
-from .io.storage import open_files
-from .layout import MODALITIES, Modality
-from .manifest import (
+from .format import layout
+from .format.catalog import Part, Table, read_table, scan_table
+from .format.layout import MODALITIES, Modality
+from .format.manifest import (
     Commits,
     Manifest,
     SourceRecord,
@@ -28,8 +24,12 @@ from .manifest import (
     read_manifest,
     read_teachers,
 )
+from .format.views import ViewPolicy
+from .io.download_cache import LocalCopies
+from .io.local import LocalFiles
+from .io.location import Location, is_url, join, parse_location, relative_to
+from .io.storage import open_files
 from .targets import Targets
-from .views import ViewPolicy
 
 _REJECTED_ROW = {"row": pl.Int64, "reason": pl.String}
 _REJECTED = {"teacher": pl.String, "modality": pl.String, **_REJECTED_ROW}

@@ -7,9 +7,9 @@ from typing import Any
 import polars as pl
 
 from .cache import Cache
+from .format.corpus_notes import Note
+from .format.layout import MODALITIES
 from .index_record import describe_indexes, index_line
-from .layout import MODALITIES
-from .notes import Note
 
 
 def describe(cache: Cache) -> dict[str, Any]:

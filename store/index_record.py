@@ -11,10 +11,10 @@ from typing import Any, Literal, cast, get_args
 from ..errors import CacheError, DamagedCacheError
 from ..formatting import format_bytes
 from .cache import Cache
-from .fields import Fields, read_fields
+from .format.layout import INDEXES, IndexPlace, Modality, other_modality, parse_index_record
+from .format.record_fields import Fields, read_fields
+from .format.records import encode_record, sha256_hex
 from .io.storage import Files
-from .layout import INDEXES, IndexPlace, Modality, other_modality, parse_index_record
-from .records import encode_record, sha256_hex
 
 Kind = Literal["flat", "ivf", "ivfpq", "hnsw"]
 

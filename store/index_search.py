@@ -17,10 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DamagedCacheError, SettingError, first_line
 from .cache import Cache
+from .format.layout import IndexPlace, Modality
 from .index_kinds import set_search, wider
 from .index_record import IndexRecord, build_command, fingerprint, read_index_record, why_stale
 from .io.storage import Files
-from .layout import IndexPlace, Modality
 from .search import Neighbors, cosines, unit_queries
 from .targets import Targets
 

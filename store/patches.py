@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .format.views import ViewBox
 from .pixels import PixelError, cut_size, cut_view, resized
-from .views import ViewBox
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""

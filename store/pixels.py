@@ -31,8 +31,8 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from . import libtiff, png
+from .format.views import ViewBox, pixel_box
 from .not_pictures import why_no_picture
-from .views import ViewBox, pixel_box
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
 """Nothing else is tried: Pillow would run Ghostscript on a PostScript file named .jpg."""

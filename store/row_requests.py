@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DamagedCacheError
-from .arrays import DTYPE
+from .format.shard import DTYPE
 from .io.location import read_bytes
 from .io.parallel import map_ahead
 from .shard_files import ShardFiles

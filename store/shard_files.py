@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DamagedCacheError
-from . import layout
-from .arrays import ArrayLayout, parse_metadata
 from .attempts import fetch_unit_file
+from .format import layout
+from .format.manifest import UnitCommit
+from .format.shard import ArrayLayout, parse_metadata
 from .io.location import Location
 from .io.remote import ObjectFiles
 from .io.storage import Files
-from .manifest import UnitCommit
 
 
 class ShardFiles:

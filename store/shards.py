@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DamagedCacheError, first_line
-from .arrays import DTYPE, map_shard, open_shard
+from .format.shard import DTYPE, map_shard, open_shard
 from .shard_files import ShardFiles
 
 _MOST_OPEN_SHARDS = 512

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import RowUnavailableError
-from .arrays import DTYPE, ArrayLayout
+from .format.layout import Modality
+from .format.manifest import Commits, Manifest
+from .format.shard import DTYPE, ArrayLayout
 from .io.storage import Files
-from .layout import Modality
-from .manifest import Commits, Manifest
 from .row_requests import make_requests
 from .shard_files import ShardFiles
 from .shards import Shards, as_items, make_span

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DamagedCacheError
-from .commits import intent_path, read_intent
+from .format.transaction import intent_path, read_intent
 from .io.storage import Files
 
 _INTENT = ".intent"

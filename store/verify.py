@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 
 from ..errors import CacheError
 from ..formatting import counted
-from . import layout
-from .arrays import parse_metadata
 from .cache import Cache
-from .fields import read_fields
+from .format import layout
+from .format.layout import MODALITIES, Modality
+from .format.manifest import TeacherRecord, Unit, UnitCommit
+from .format.record_fields import read_fields
+from .format.shard import parse_metadata
 from .io.foreign_files import is_stray
 from .io.local import LocalFiles
 from .io.parallel import map_ahead
-from .layout import MODALITIES, Modality
-from .manifest import TeacherRecord, Unit, UnitCommit
 from .unfinished import read_unfinished
 from .verify_catalog import check_catalog
 from .verify_files import Checked, FileChecker

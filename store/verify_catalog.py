@@ -12,11 +12,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from . import layout
 from .cache import Cache
-from .catalog import TABLES, Part, Table, scan_table
+from .format import layout
+from .format.catalog import TABLES, Part, Table, scan_table
+from .format.manifest import Manifest, Span
 from .io.local import LocalFiles
-from .manifest import Manifest, Span
 from .repeats import counting_repeats
 from .verify_files import Checked, FileChecker
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from ..errors import CacheError
 from .cache import Cache
+from .format.layout import INDEXES, IndexPlace, is_garbage_name
 from .index_record import build_command, fingerprint, index_places, read_index_record, why_stale
-from .layout import INDEXES, IndexPlace, is_garbage_name
 
 
 @dataclass(slots=True)

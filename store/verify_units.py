@@ -9,11 +9,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..errors import CacheError
-from . import layout
-from .arrays import NORM_TOLERANCE, describe_other_shard
 from .cache import Cache
-from .layout import Modality
-from .manifest import TeacherRecord, Unit, UnitCommit
+from .format import layout
+from .format.layout import Modality
+from .format.manifest import TeacherRecord, Unit, UnitCommit
+from .format.shard import NORM_TOLERANCE, describe_other_shard
 from .shard_reader import ShardReader
 from .verify_files import Checked, FileChecker
 

@@ -18,8 +18,8 @@ from ..siglip import (
     resolve_device,
 )
 from ..store.cache import Cache, open_cache
+from ..store.format.manifest import TeacherRecord
 from ..store.io.location import Location
-from ..store.manifest import TeacherRecord
 from .corpus import Corpus, read_corpus
 from .evaluate import (
     Embeddings,

@@ -28,7 +28,7 @@ from ..siglip import (
     vision_tower,
 )
 from ..store.cache import Cache
-from ..store.views import WHOLE_IMAGE
+from ..store.format.views import WHOLE_IMAGE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ from ..decoding.images import ImageRef
 from ..decoding.refs import PLACE_COLUMNS, PlannedFiles
 from ..errors import DamagedCacheError
 from ..store.cache import Cache
-from ..store.views import WHOLE_IMAGE, ViewBox
+from ..store.format.views import WHOLE_IMAGE, ViewBox
 from .corpus import Corpus
 
 

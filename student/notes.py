@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, first_line
 from ..siglip import Checkpoint
-from ..store.manifest import TeacherRecord
+from ..store.format.manifest import TeacherRecord
 from .export_folder import MARK
 from .split import SplitPolicy
 

@@ -16,8 +16,8 @@ from ..siglip import (
     with_max_num_patches,
 )
 from ..store.cache import Cache, open_cache
+from ..store.format.manifest import TeacherRecord
 from ..store.io.download_cache import copies_of
-from ..store.manifest import TeacherRecord
 from .config import Term, TrainConfig
 from .corpus import Corpus, read_corpus
 from .launch import Launch

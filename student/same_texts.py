@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ..siglip import Checkpoint, cleaning_of, read_text_settings
 from ..store.cache import Cache
-from ..store.catalog import read_part
-from ..store.manifest import TeacherRecord
+from ..store.format.catalog import read_part
+from ..store.format.manifest import TeacherRecord
 from ..store.targets import Targets
 
 Cleaning = Callable[[str], str]

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 
 from ...errors import SourceError
+from ...store.format.layout import CACHE_RECORD, CATALOG
 from ...store.io.location import Location
-from ...store.layout import CACHE_RECORD, CATALOG
 from .base import Piece, Problem, Sample
 from .caption_choice import CaptionChoice
 from .caption_files import read_bytes

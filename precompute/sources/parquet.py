@@ -10,8 +10,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ...errors import SourceError
+from ...store.format.layout import CACHE_RECORD, CATALOG
 from ...store.io.location import Location, is_folder, relative_to
-from ...store.layout import CACHE_RECORD, CATALOG
 from .base import Piece, Problem, Sample
 from .columns import TableColumns
 from .downloads import (

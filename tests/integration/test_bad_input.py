@@ -21,7 +21,6 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from commands import error_line, run
 from fakes import (
     FakeTeacher,
     SilentProgress,
@@ -34,11 +33,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from reference import Reference, distance
 
+from commands import error_line, run
 from siglip2_cache import open_cache
 from siglip2_cache.errors import BuildError
 from siglip2_cache.precompute.build import build
-from siglip2_cache.store import records
 from siglip2_cache.store.cache import Cache
+from siglip2_cache.store.format import records
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -38,9 +38,9 @@ from siglip2_cache.precompute.recheck import recheck
 from siglip2_cache.precompute.summary import summary_lines
 from siglip2_cache.precompute.teacher import OutOfMemory
 from siglip2_cache.siglip import Checkpoint, resolve_checkpoint
-from siglip2_cache.store import layout
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.store.catalog import read_table
+from siglip2_cache.store.format import layout
+from siglip2_cache.store.format.catalog import read_table
 from siglip2_cache.store.verify import verify_cache
 
 KIT = Path(__file__).parents[1] / "kit"
@@ -817,7 +817,7 @@ def test_the_estimate_equals_the_bytes_then_written(
 
 def test_the_images_part_of_a_large_unit_takes_the_bytes_a_row_that_the_estimate_says() -> None:
     from siglip2_cache.precompute.disk import _IMAGES_ROW_BYTES
-    from siglip2_cache.store.catalog import IMAGES_SCHEMA, encode_table
+    from siglip2_cache.store.format.catalog import IMAGES_SCHEMA, encode_table
 
     num_rows = 16_384
     random = np.random.default_rng(0)

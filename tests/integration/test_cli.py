@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from commands import run
 from fakes import FakeTeacher, SilentProgress, config_of, draw_image, tree_of
 from PIL import Image, ImageOps
 from reference import Reference, distance
 
+from commands import run
 from siglip2_cache import __version__, open_cache
 from siglip2_cache.cli import main
 from siglip2_cache.precompute.build import build
-from siglip2_cache.store import layout
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.store.views import ViewBox, pixel_box
+from siglip2_cache.store.format import layout
+from siglip2_cache.store.format.views import ViewBox, pixel_box
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 CAPTIONS = {

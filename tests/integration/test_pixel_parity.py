@@ -17,9 +17,9 @@ from transformers.image_utils import load_image
 
 from siglip2_cache.decoding.images import ImageRef, PixelFormat, decode_image
 from siglip2_cache.siglip import SquashRecipe, resolve_checkpoint
+from siglip2_cache.store.format.views import WHOLE_IMAGE, ViewBox, pixel_box
 from siglip2_cache.store.pixels import render_views
 from siglip2_cache.store.places import ImagePlace
-from siglip2_cache.store.views import WHOLE_IMAGE, ViewBox, pixel_box
 
 
 @pytest.mark.parametrize(

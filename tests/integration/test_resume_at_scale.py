@@ -18,9 +18,9 @@ from patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.build import BuildConfig, build
+from siglip2_cache.store.format.manifest import read_commits
+from siglip2_cache.store.format.records import decode_record, encode_record
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.manifest import read_commits
-from siglip2_cache.store.records import decode_record, encode_record
 
 SHARD_ROWS = 16_384
 NUM_UNITS = 1_000

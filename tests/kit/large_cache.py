@@ -12,11 +12,11 @@ from typing import Any
 import polars as pl
 
 from siglip2_cache import open_cache
-from siglip2_cache.store import layout
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.store.catalog import PART_ROWS, Table, encode_part, read_part
-from siglip2_cache.store.layout import MODALITIES, Modality
-from siglip2_cache.store.records import decode_record, encode_record, sha256_hex
+from siglip2_cache.store.format import layout
+from siglip2_cache.store.format.catalog import PART_ROWS, Table, encode_part, read_part
+from siglip2_cache.store.format.layout import MODALITIES, Modality
+from siglip2_cache.store.format.records import decode_record, encode_record, sha256_hex
 
 PROVENANCE = {
     "teacher": "google/siglip2-so400m-patch14-384",

@@ -13,12 +13,18 @@ import polars as pl
 from large_cache import PROVENANCE
 
 from siglip2_cache import open_cache
-from siglip2_cache.store import layout
-from siglip2_cache.store.arrays import ArrayLayout, encode_shard
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.store.catalog import IMAGES_SCHEMA, SCHEMAS, Table, encode_part, encode_table
-from siglip2_cache.store.layout import MODALITIES
-from siglip2_cache.store.records import decode_record, encode_record, sha256_hex
+from siglip2_cache.store.format import layout
+from siglip2_cache.store.format.catalog import (
+    IMAGES_SCHEMA,
+    SCHEMAS,
+    Table,
+    encode_part,
+    encode_table,
+)
+from siglip2_cache.store.format.layout import MODALITIES
+from siglip2_cache.store.format.records import decode_record, encode_record, sha256_hex
+from siglip2_cache.store.format.shard import ArrayLayout, encode_shard
 
 PART_LINES = 1024
 """Lines of a part of the catalog: as many parts as a thousand times the rows would have."""

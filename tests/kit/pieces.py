@@ -14,8 +14,8 @@ from typing import Any
 from siglip2_cache.precompute import plan
 from siglip2_cache.precompute.plan import Plan, PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Caption, Piece, Problem, Sample
+from siglip2_cache.store.format.records import sha256_hex
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.records import sha256_hex
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from siglip2_cache.decoding.decode import Decoder, no_main_module
 from siglip2_cache.decoding.images import DecodedImage, ImageRef, PixelFormat
 from siglip2_cache.errors import BuildError
 from siglip2_cache.siglip import SquashRecipe
+from siglip2_cache.store.format.views import ViewPolicy, draw_view
 from siglip2_cache.store.places import ImagePlace
-from siglip2_cache.store.views import ViewPolicy, draw_view
 
 SIZE = (8, 8)
 BILINEAR = 2

@@ -14,8 +14,8 @@ import pytest
 from siglip2_cache.decoding import parquet_images
 from siglip2_cache.decoding.images import ImageRef
 from siglip2_cache.decoding.parquet_images import RowReader, with_parquet_bytes
+from siglip2_cache.store.format.views import WHOLE_IMAGE
 from siglip2_cache.store.places import ImagePlace
-from siglip2_cache.store.views import WHOLE_IMAGE
 
 
 def write(path: Path, images: Sequence[bytes | None], row_group_size: int, **more: Any) -> Path:

@@ -20,10 +20,10 @@ from siglip2_cache.decoding.images import ImageRef, PixelFormat
 from siglip2_cache.decoding.remote_images import with_remote_bytes, without_place
 from siglip2_cache.errors import StorageError
 from siglip2_cache.siglip import SquashRecipe
+from siglip2_cache.store.format.views import WHOLE_IMAGE
 from siglip2_cache.store.io import location as locations
 from siglip2_cache.store.io.location import parse_location
 from siglip2_cache.store.places import ImagePlace, ReadError, read_image_bytes
-from siglip2_cache.store.views import WHOLE_IMAGE
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from siglip2_cache.neighbors.as_json import report_values
 from siglip2_cache.neighbors.find import FindConfig, find_neighbors
 from siglip2_cache.neighbors.queries import Ask, read_asks
 from siglip2_cache.neighbors.report import Caption, Report
-from siglip2_cache.store import layout
+from siglip2_cache.store.format import layout
 from siglip2_cache.store.index import build_index
 from siglip2_cache.store.index_search import IndexedTargets, index_place
 from siglip2_cache.store.search import Neighbors, exact_neighbors

@@ -24,10 +24,10 @@ from siglip2_cache.decoding import parquet_images
 from siglip2_cache.errors import DamagedCacheError, SettingError
 from siglip2_cache.neighbors import thumbnails
 from siglip2_cache.neighbors.thumbnails import Thumbnail, make_thumbnails
-from siglip2_cache.store import layout
 from siglip2_cache.store.cache import Cache
+from siglip2_cache.store.format import layout
+from siglip2_cache.store.format.views import ViewBox
 from siglip2_cache.store.pixels import cut_view, decode_rgb
-from siglip2_cache.store.views import ViewBox
 
 
 def make(cache: Cache, *pictures: Any, side: int = 64) -> dict[Any, Thumbnail]:

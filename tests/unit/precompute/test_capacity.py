@@ -17,8 +17,8 @@ from siglip2_cache.precompute.estimate import estimate
 from siglip2_cache.precompute.plan import default_shard_rows
 from siglip2_cache.precompute.reckoning import reckon
 from siglip2_cache.siglip import find_architecture
-from siglip2_cache.store.catalog import IMAGES_SCHEMA, encode_part, encode_table
-from siglip2_cache.store.views import ViewPolicy, draw_views
+from siglip2_cache.store.format.catalog import IMAGES_SCHEMA, encode_part, encode_table
+from siglip2_cache.store.format.views import ViewPolicy, draw_views
 
 BASE = find_architecture("base-patch16-224")
 

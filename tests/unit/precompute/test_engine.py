@@ -21,7 +21,7 @@ from siglip2_cache.precompute.engine import (
 from siglip2_cache.precompute.ledger import Ledger
 from siglip2_cache.precompute.units import Job, StageTimes
 from siglip2_cache.precompute.workers import FinishedUnit
-from siglip2_cache.store.manifest import Span, Unit
+from siglip2_cache.store.format.manifest import Span, Unit
 
 READY = Ready({"device": "cpu"})
 ENDED = Ended(StageTimes(forward_s=1.0), 2, 4, 4)

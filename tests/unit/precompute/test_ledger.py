@@ -5,8 +5,8 @@ import pytest
 from siglip2_cache.errors import BuildError
 from siglip2_cache.precompute.ledger import Ledger
 from siglip2_cache.precompute.units import Job
-from siglip2_cache.store.layout import Modality
-from siglip2_cache.store.manifest import Span, Unit
+from siglip2_cache.store.format.layout import Modality
+from siglip2_cache.store.format.manifest import Span, Unit
 
 
 def job(number: int, modality: Modality = "image") -> Job:

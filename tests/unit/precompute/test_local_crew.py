@@ -14,7 +14,7 @@ from siglip2_cache.precompute.engine import Account, Died, Driver, Failed, Messa
 from siglip2_cache.precompute.ledger import Ledger
 from siglip2_cache.precompute.local_engine import _Process, _Processes
 from siglip2_cache.precompute.units import Job
-from siglip2_cache.store.manifest import Span, Unit
+from siglip2_cache.store.format.manifest import Span, Unit
 
 
 @dataclass

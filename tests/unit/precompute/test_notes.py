@@ -14,8 +14,8 @@ from siglip2_cache.precompute.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Caption, Piece, Problem, Sample, Unused
 from siglip2_cache.precompute.summary import finding_lines
 from siglip2_cache.store.describe import describe, describe_lines
+from siglip2_cache.store.format.corpus_notes import Note
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.notes import Note
 
 HEIC = "files ending in .heic, not read as images"
 

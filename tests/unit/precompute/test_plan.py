@@ -36,13 +36,14 @@ from siglip2_cache.precompute.plan import Plan, PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Sample, TableColumns
 from siglip2_cache.precompute.spool import Scratch
 from siglip2_cache.precompute.summary import finding_lines
-from siglip2_cache.store import commits, layout
 from siglip2_cache.store.cache import Cache, relocate
-from siglip2_cache.store.catalog import Part, Table
-from siglip2_cache.store.commits import roll_forward
+from siglip2_cache.store.format import layout
+from siglip2_cache.store.format import transaction as commits
+from siglip2_cache.store.format.catalog import Part, Table
+from siglip2_cache.store.format.transaction import roll_forward
+from siglip2_cache.store.format.views import WHOLE_IMAGE, draw_view
 from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.verify import verify_cache
-from siglip2_cache.store.views import WHOLE_IMAGE, draw_view
 
 RUN_BUILD = Path(__file__).parents[2] / "kit" / "run_build.py"
 

@@ -8,10 +8,10 @@ from siglip2_cache.errors import BuildError, SettingError
 from siglip2_cache.precompute import shares
 from siglip2_cache.precompute.shares import Helper, Share, find_share, wait_for
 from siglip2_cache.precompute.units import Job
-from siglip2_cache.store import layout
+from siglip2_cache.store.format import layout
+from siglip2_cache.store.format.layout import Modality
+from siglip2_cache.store.format.manifest import Span, Unit, UnitCommit
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.layout import Modality
-from siglip2_cache.store.manifest import Span, Unit, UnitCommit
 
 SRUN = {"SLURM_STEP_ID": "0"}
 SLURM_ARRAY = {

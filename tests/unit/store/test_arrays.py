@@ -11,8 +11,8 @@ import zarr
 from numpy.typing import NDArray
 
 from siglip2_cache.errors import DamagedCacheError
-from siglip2_cache.store.arrays import ArrayLayout, encode_shard, map_shard
-from siglip2_cache.store.layout import Modality
+from siglip2_cache.store.format.layout import Modality
+from siglip2_cache.store.format.shard import ArrayLayout, encode_shard, map_shard
 
 D = 8
 

@@ -11,14 +11,14 @@ import pytest
 from memory_bucket import memory_bucket
 
 from siglip2_cache.errors import DamagedCacheError, RowUnavailableError
-from siglip2_cache.store import layout
 from siglip2_cache.store.cache import Cache, open_cache
-from siglip2_cache.store.commits import Transaction, intent_path
+from siglip2_cache.store.format import layout
+from siglip2_cache.store.format.records import decode_record, encode_record
+from siglip2_cache.store.format.transaction import Transaction, intent_path
 from siglip2_cache.store.io.download_cache import LocalCopies
 from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.io.location import parse_location
 from siglip2_cache.store.io.storage import Files, open_files
-from siglip2_cache.store.records import decode_record, encode_record
 
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache

@@ -26,13 +26,13 @@ from siglip2_cache.errors import (
     RowUnavailableError,
     SettingError,
 )
-from siglip2_cache.store.arrays import ArrayLayout
-from siglip2_cache.store.catalog import Table
 from siglip2_cache.store.describe import describe, describe_lines
+from siglip2_cache.store.format.catalog import Table
+from siglip2_cache.store.format.manifest import Span
+from siglip2_cache.store.format.records import decode_record, encode_record
+from siglip2_cache.store.format.shard import ArrayLayout
+from siglip2_cache.store.format.views import draw_view
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.manifest import Span
-from siglip2_cache.store.records import decode_record, encode_record
-from siglip2_cache.store.views import draw_view
 
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from siglip2_cache.store.catalog import (
+from siglip2_cache.store.format.catalog import (
     IMAGES_SCHEMA,
     SCHEMAS,
     Table,
@@ -19,7 +19,7 @@ from siglip2_cache.store.catalog import (
     encode_table,
     scan_table,
 )
-from siglip2_cache.store.views import ViewPolicy, draw_view
+from siglip2_cache.store.format.views import ViewPolicy, draw_view
 
 NUM_ROWS = 70_000  # more than a row group
 

@@ -16,10 +16,15 @@ import pytest
 from crashes import Spy, spying
 
 from siglip2_cache.errors import DamagedCacheError
-from siglip2_cache.store import layout
-from siglip2_cache.store.commits import Transaction, clear_garbage, intent_path, roll_forward
+from siglip2_cache.store.format import layout
+from siglip2_cache.store.format.records import decode_record, sha256_hex
+from siglip2_cache.store.format.transaction import (
+    Transaction,
+    clear_garbage,
+    intent_path,
+    roll_forward,
+)
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.records import decode_record, sha256_hex
 
 RECORD = layout.unit_record("t", "image", 0)
 AGAIN = layout.unit_record("t", "image", 0, 1)
@@ -330,7 +335,7 @@ def leave_an_intent(files: LocalFiles, who: str = "a") -> None:
     """Commit, up to the instant after the intent was created."""
     transaction = stage(files, who)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("siglip2_cache.store.commits.roll_forward", die)
+        patch.setattr("siglip2_cache.store.format.transaction.roll_forward", die)
         with pytest.raises(Died):
             transaction.commit({"who": who})
     assert files.exists(intent_path(RECORD))

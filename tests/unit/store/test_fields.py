@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from siglip2_cache.errors import CacheError, DamagedCacheError
-from siglip2_cache.store import layout
 from siglip2_cache.store.cache import open_cache
-from siglip2_cache.store.commits import roll_forward
 from siglip2_cache.store.describe import describe, describe_lines
-from siglip2_cache.store.fields import Fields, is_inner_path
+from siglip2_cache.store.format import layout
+from siglip2_cache.store.format.record_fields import Fields, is_inner_path
+from siglip2_cache.store.format.records import encode_record, sha256_hex
+from siglip2_cache.store.format.transaction import roll_forward
 from siglip2_cache.store.index_state import IndexState
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.records import encode_record, sha256_hex
 from siglip2_cache.store.verify import verify_cache
 
 if TYPE_CHECKING:

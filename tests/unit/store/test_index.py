@@ -17,8 +17,10 @@ from vectors import TEACHER, commit_unit, draw_vectors, write_vectors
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, DiskFullError, SettingError, StorageError
 from siglip2_cache.store import index as making
-from siglip2_cache.store import index_kinds, layout
+from siglip2_cache.store import index_kinds
 from siglip2_cache.store.describe import describe, describe_lines
+from siglip2_cache.store.format import layout
+from siglip2_cache.store.format.records import encode_record
 from siglip2_cache.store.index import BuiltIndex, build_index
 from siglip2_cache.store.index_kinds import KINDS, ladder, plan_index
 from siglip2_cache.store.index_recall import recall_of
@@ -27,7 +29,6 @@ from siglip2_cache.store.index_search import IndexedTargets, index_place, open_i
 from siglip2_cache.store.index_state import IndexState
 from siglip2_cache.store.io import local as store_files
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.records import encode_record
 from siglip2_cache.store.search import exact_neighbors
 from siglip2_cache.store.verify import verify_cache
 
@@ -636,7 +637,7 @@ class FullAt(Spy):
 
 
 def change_record(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    from siglip2_cache.store.records import decode_record, encode_record
+    from siglip2_cache.store.format.records import decode_record, encode_record
 
     fields = decode_record(path.read_bytes(), where=str(path))
     change(fields)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from siglip2_cache.store import layout
+from siglip2_cache.store.format import layout
 
 
 def test_every_path_is_where_the_format_says() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from siglip2_cache import open_cache
-from siglip2_cache.store.catalog import Part, Table
-from siglip2_cache.store.manifest import Generation, Manifest, Span
-from siglip2_cache.store.views import ViewPolicy
+from siglip2_cache.store.format.catalog import Part, Table
+from siglip2_cache.store.format.manifest import Generation, Manifest, Span
+from siglip2_cache.store.format.views import ViewPolicy
 
 
 def make_manifest(shard_rows: int, *rows: tuple[int, int]) -> Manifest:

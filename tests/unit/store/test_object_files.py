@@ -16,14 +16,14 @@ from vectors import write_vectors
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, DiskFullError, SettingError, StorageError
-from siglip2_cache.store.commits import Transaction, clear_garbage, roll_forward
+from siglip2_cache.store.format.records import sha256_hex
+from siglip2_cache.store.format.transaction import Transaction, clear_garbage, roll_forward
 from siglip2_cache.store.io import location as locations
 from siglip2_cache.store.io.download_cache import LocalCopies, copies_of
 from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.io.location import parse_location
 from siglip2_cache.store.io.remote import ObjectFiles
 from siglip2_cache.store.io.storage import Files, open_files
-from siglip2_cache.store.records import sha256_hex
 
 if TYPE_CHECKING:
     from s3 import S3
@@ -592,7 +592,7 @@ def test_a_copy_without_room_is_no_damage(
 ) -> None:
     from types import SimpleNamespace
 
-    from siglip2_cache.store import layout
+    from siglip2_cache.store.format import layout
 
     local = LocalFiles(
         write_vectors(tmp_path / "local", {"image": np.ones((4, 1, 8), np.float16)}, shard_rows=4)

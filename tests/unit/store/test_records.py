@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siglip2_cache.errors import DamagedCacheError, FormatVersionError
-from siglip2_cache.store.records import decode_record, encode_record, sha256_hex
+from siglip2_cache.store.format.records import decode_record, encode_record, sha256_hex
 
 FIELDS = {
     "unit": 3,

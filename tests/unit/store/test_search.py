@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, RowUnavailableError
-from siglip2_cache.store import layout, scan, search
+from siglip2_cache.store import scan, search
+from siglip2_cache.store.format import layout
 from siglip2_cache.store.scan import Block, blocks, to_float32
 from siglip2_cache.store.search import Neighbors, Search, cosines, exact_neighbors
 

@@ -15,7 +15,8 @@ from fakes import EMBED_DIM, FakeTeacher, SilentProgress, config_of, write_folde
 from siglip2_cache import Cache, open_cache
 from siglip2_cache.errors import DamagedCacheError, RowUnavailableError
 from siglip2_cache.precompute.build import build
-from siglip2_cache.store import layout, shards
+from siglip2_cache.store import shards
+from siglip2_cache.store.format import layout
 from siglip2_cache.store.targets import Targets
 
 pytestmark = pytest.mark.skipif(

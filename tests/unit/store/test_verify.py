@@ -15,11 +15,11 @@ from memory_bucket import MemoryBucket, memory_bucket
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import CacheError, DamagedCacheError
-from siglip2_cache.store.arrays import DTYPE
-from siglip2_cache.store.commits import Transaction, roll_forward
+from siglip2_cache.store.format.records import decode_record, encode_record, sha256_hex
+from siglip2_cache.store.format.shard import DTYPE
+from siglip2_cache.store.format.transaction import Transaction, roll_forward
 from siglip2_cache.store.io import local as files
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.records import decode_record, encode_record, sha256_hex
 from siglip2_cache.store.shard_reader import ShardReader
 from siglip2_cache.store.targets import Targets
 from siglip2_cache.store.verify import Report, verify_cache

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siglip2_cache.errors import SettingError
-from siglip2_cache.store.views import (
+from siglip2_cache.store.format.views import (
     WHOLE_IMAGE,
     ViewBox,
     ViewPolicy,

@@ -36,7 +36,7 @@ from siglip2_cache.siglip import (
     with_max_num_patches,
 )
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.store.views import ViewBox, pixel_box
+from siglip2_cache.store.format.views import ViewBox, pixel_box
 from siglip2_cache.student import lookup
 from siglip2_cache.student.corpus import Corpus, SplitPolicy, read_corpus
 from siglip2_cache.student.data import Batch, Loader, LoaderConfig

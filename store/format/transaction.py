@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..errors import DamagedCacheError
-from .fields import read_fields
-from .io.storage import Files
+from ...errors import DamagedCacheError
+from ..io.storage import Files
 from .layout import is_garbage_name, record_of_staged
+from .record_fields import read_fields
 from .records import Record, encode_record, sha256_hex
 
 _MEND_INTENT = "remove that .intent file and run the same build again"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SettingError
+from ...errors import SettingError
 
 VIEW_CODE_VERSION = 1
 """Raised when the same fractions would give other pixels; part of every teacher's identity."""

@@ -17,7 +17,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DamagedCacheError
+from ...errors import DamagedCacheError
 from .layout import Modality
 
 DTYPE = np.dtype("<f2")

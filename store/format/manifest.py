@@ -6,15 +6,15 @@ from dataclasses import dataclass, field, replace
 from sys import intern
 from typing import Any, cast
 
-from ..errors import DamagedCacheError, NotACacheError, SettingError
+from ...errors import DamagedCacheError, NotACacheError, SettingError
+from ..io.read_many import read_many
+from ..io.storage import Files
 from . import layout
-from .arrays import ArrayLayout
 from .catalog import Part, Table
-from .fields import Fields, read_fields
-from .io.read_many import read_many
-from .io.storage import Files
+from .corpus_notes import Note
 from .layout import MODALITIES, Modality
-from .notes import Note
+from .record_fields import Fields, read_fields
+from .shard import ArrayLayout
 from .views import ViewPolicy
 
 _COUNTED: tuple[Table, ...] = ("files", "samples", "views", "texts")

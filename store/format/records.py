@@ -8,7 +8,7 @@ import hashlib
 import json
 from typing import Any
 
-from ..errors import DamagedCacheError, FormatVersionError
+from ...errors import DamagedCacheError, FormatVersionError
 
 FORMAT_VERSION = 2
 """What this program writes."""

@@ -1,0 +1,1 @@
+"""The format on disk: paths, records, manifest, catalog, views, shards, the commit of files."""
