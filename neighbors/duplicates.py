@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ..errors import SettingError
 from ..formatting import counted
 from ..store.cache import Cache
-from ..store.scan import Block, blocks
 from ..store.search import cosines, float32_margin
-from ..store.targets import Targets
+from ..store.targets.blocks import Block, blocks
+from ..store.targets.targets import Targets
 from .find import LookConfig
 from .items import items_of
 from .report import Item, Report, Strip

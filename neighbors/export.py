@@ -18,7 +18,7 @@ from ..store.index_record import build_command
 from ..store.index_search import index_place
 from ..store.io.local import LocalFiles
 from ..store.io.location import lies_in
-from ..store.scan import blocks
+from ..store.targets.blocks import blocks
 from .export_atlas import Nearby, atlas_lines, atlas_schema, show_command, with_pictures
 from .export_files import NpyFile, ParquetFile, RowsFile
 from .export_rows import SCHEMAS, describe_rows

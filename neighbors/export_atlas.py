@@ -18,8 +18,8 @@ from ..errors import SettingError
 from ..store.cache import Cache
 from ..store.format.layout import IndexPlace
 from ..store.index_search import open_index
-from ..store.scan import blocks
 from ..store.search import Neighbors, exact_neighbors
+from ..store.targets.blocks import blocks
 
 NUM_NEIGHBORS = 15
 """As many as Embedding Atlas finds by itself."""

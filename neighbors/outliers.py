@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ..errors import SettingError
 from ..store.cache import Cache
-from ..store.scan import Block, blocks
 from ..store.search import exact_neighbors
-from ..store.targets import Targets
+from ..store.targets.blocks import Block, blocks
+from ..store.targets.targets import Targets
 from .find import LookConfig
 from .items import items_of
 from .report import Report, Strip

@@ -10,7 +10,6 @@ import polars as pl
 from upath import UPath
 
 from ..errors import DamagedCacheError, DiskFullError, NotACacheError, SettingError
-from .attempts import fetch_unit_file
 from .format import layout
 from .format.catalog import Part, Table, read_table, scan_table
 from .format.layout import MODALITIES, Modality
@@ -29,7 +28,8 @@ from .io.download_cache import LocalCopies
 from .io.local import LocalFiles
 from .io.location import Location, is_url, join, parse_location, relative_to
 from .io.storage import open_files
-from .targets import Targets
+from .targets.attempts import fetch_unit_file
+from .targets.targets import Targets
 
 _REJECTED_ROW = {"row": pl.Int64, "reason": pl.String}
 _REJECTED = {"teacher": pl.String, "modality": pl.String, **_REJECTED_ROW}

@@ -22,7 +22,7 @@ from .index_kinds import Adder, IndexPlan, make_index, plan_index, train
 from .index_recall import Measured, choose_rows, measure
 from .index_record import IndexRecord, fingerprint, read_index_record, write_index_record
 from .index_state import IndexState
-from .scan import Block, blocks
+from .targets.blocks import Block, blocks
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 

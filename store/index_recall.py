@@ -18,7 +18,7 @@ from .index_kinds import SEED, IndexPlan, ladder
 from .index_record import CrossSearch, Recall
 from .index_search import approximate_neighbors
 from .search import exact_neighbors, has_direction
-from .targets import Targets
+from .targets.targets import Targets
 
 RECALL_AT = 10
 WANTED_RECALL = 0.95

@@ -22,7 +22,7 @@ from .index_kinds import set_search, wider
 from .index_record import IndexRecord, build_command, fingerprint, read_index_record, why_stale
 from .io.storage import Files
 from .search import Neighbors, cosines, unit_queries
-from .targets import Targets
+from .targets.targets import Targets
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 

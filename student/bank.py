@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..store.targets import Targets
+from ..store.targets.targets import Targets
 from .corpus import Corpus
 
 

@@ -19,7 +19,7 @@ from ..store.cache import Cache
 from ..store.format import layout
 from ..store.format.layout import MODALITIES
 from ..store.format.manifest import TeacherRecord
-from ..store.targets import Targets
+from ..store.targets.targets import Targets
 from .same_texts import cleaning_for, one_text_of
 from .split import SplitPolicy, held_out, number_pictures, repeats
 

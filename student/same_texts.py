@@ -16,7 +16,7 @@ from ..siglip import Checkpoint, cleaning_of, read_text_settings
 from ..store.cache import Cache
 from ..store.format.catalog import read_part
 from ..store.format.manifest import TeacherRecord
-from ..store.targets import Targets
+from ..store.targets.targets import Targets
 
 Cleaning = Callable[[str], str]
 

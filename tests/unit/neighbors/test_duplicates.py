@@ -16,8 +16,8 @@ from siglip2_cache.neighbors.duplicates import (
     find_duplicates,
     near_pairs,
 )
-from siglip2_cache.store import scan
 from siglip2_cache.store.search import cosines
+from siglip2_cache.store.targets import blocks as scan
 
 
 def test_a_copy_is_found_by_its_bytes_a_jpeg_and_a_mirrored_one_by_embedding(planted: Path) -> None:

@@ -11,7 +11,7 @@ from siglip2_cache import open_cache
 from siglip2_cache.precompute.jobs import find_jobs
 from siglip2_cache.precompute.units import open_rows
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.targets import Targets
+from siglip2_cache.store.targets.targets import Targets
 
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache

@@ -15,9 +15,9 @@ from fakes import EMBED_DIM, FakeTeacher, SilentProgress, config_of, write_folde
 from siglip2_cache import Cache, open_cache
 from siglip2_cache.errors import DamagedCacheError, RowUnavailableError
 from siglip2_cache.precompute.build import build
-from siglip2_cache.store import shards
 from siglip2_cache.store.format import layout
-from siglip2_cache.store.targets import Targets
+from siglip2_cache.store.targets import shard_maps as shards
+from siglip2_cache.store.targets.targets import Targets
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="elsewhere shards are mapped singly"

@@ -5,14 +5,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import DamagedCacheError
+from ...errors import DamagedCacheError
+from ..format import layout
+from ..format.manifest import UnitCommit
+from ..format.shard import ArrayLayout, parse_metadata
+from ..io.location import Location
+from ..io.remote import ObjectFiles
+from ..io.storage import Files
 from .attempts import fetch_unit_file
-from .format import layout
-from .format.manifest import UnitCommit
-from .format.shard import ArrayLayout, parse_metadata
-from .io.location import Location
-from .io.remote import ObjectFiles
-from .io.storage import Files
 
 
 class ShardFiles:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DamagedCacheError, first_line
-from .format.shard import DTYPE, map_shard, open_shard
+from ...errors import DamagedCacheError, first_line
+from ..format.shard import DTYPE, map_shard, open_shard
 from .shard_files import ShardFiles
 
 _MOST_OPEN_SHARDS = 512

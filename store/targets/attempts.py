@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import DamagedCacheError
-from .format import layout
-from .format.layout import Modality
-from .format.record_fields import read_fields
-from .format.transaction import read_intent
-from .io.storage import Files
+from ...errors import DamagedCacheError
+from ..format import layout
+from ..format.layout import Modality
+from ..format.record_fields import read_fields
+from ..format.transaction import read_intent
+from ..io.storage import Files
 
 _LOOKS = 3
 """An intent that was listed may be finished, and another attempt begun, before it is read."""

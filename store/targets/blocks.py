@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RowUnavailableError
+from ...errors import RowUnavailableError
 from .targets import Targets
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import RowUnavailableError
-from .format.layout import Modality
-from .format.manifest import Commits, Manifest
-from .format.shard import DTYPE, ArrayLayout
-from .io.storage import Files
-from .row_requests import make_requests
+from ...errors import RowUnavailableError
+from ..format.layout import Modality
+from ..format.manifest import Commits, Manifest
+from ..format.shard import DTYPE, ArrayLayout
+from ..io.storage import Files
+from .ranged_rows import make_requests
 from .shard_files import ShardFiles
-from .shards import Shards, as_items, make_span
+from .shard_maps import Shards, as_items, make_span
 
 
 class Targets:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DamagedCacheError
-from .format.shard import DTYPE
-from .io.location import read_bytes
-from .io.parallel import map_ahead
+from ...errors import DamagedCacheError
+from ..format.shard import DTYPE
+from ..io.location import read_bytes
+from ..io.parallel import map_ahead
 from .shard_files import ShardFiles
 
 _GAP_ROWS = 8

@@ -1,0 +1,1 @@
+"""Reading cached targets: memory maps, ranged reads, blocks of rows."""
