@@ -99,7 +99,7 @@ def search_ours(
     args: argparse.Namespace, queries_QD: NDArray[np.float16]
 ) -> tuple[float, NDArray[np.int64]]:
     from siglip2_cache import open_cache
-    from siglip2_cache.store.search import exact_neighbors
+    from siglip2_cache.store.search.exact import exact_neighbors
 
     targets = open_cache(args.work / "cache").image_targets()
     started = time.perf_counter()

@@ -44,9 +44,9 @@ def index(
     from ..neighbors.tasks import make_progress
     from ..store.cache import open_cache
     from ..store.format.layout import other_modality
-    from ..store.index import build_index
-    from ..store.index_record import index_words, summary
-    from ..store.index_search import index_place
+    from ..store.search.index_build import build_index
+    from ..store.search.index_query import index_place
+    from ..store.search.index_record import index_words, summary
 
     opened = open_cache(cache)
     place = index_place(opened, modality_of(among), teacher=teacher, view=view)

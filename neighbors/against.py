@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import SettingError
 from ..store.cache import Cache
 from ..store.format.layout import Modality
-from ..store.search import Neighbors, exact_neighbors, has_direction
+from ..store.search.exact import Neighbors, exact_neighbors, has_direction
 from .find import LookConfig
 from .items import image_items, items_of
 from .report import Item, Report, Strip

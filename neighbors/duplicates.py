@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import SettingError
 from ..formatting import counted
 from ..store.cache import Cache
-from ..store.search import cosines, float32_margin
+from ..store.search.exact import cosines, float32_margin
 from ..store.targets.blocks import Block, blocks
 from ..store.targets.targets import Targets
 from .find import LookConfig

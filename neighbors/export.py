@@ -14,10 +14,10 @@ from ..errors import DiskFullError, SettingError
 from ..formatting import format_bytes
 from ..store.cache import Cache
 from ..store.format.layout import IndexPlace, Modality
-from ..store.index_record import build_command
-from ..store.index_search import index_place
 from ..store.io.local import LocalFiles
 from ..store.io.location import lies_in
+from ..store.search.index_query import index_place
+from ..store.search.index_record import build_command
 from ..store.targets.blocks import blocks
 from .export_atlas import Nearby, atlas_lines, atlas_schema, show_command, with_pictures
 from .export_files import NpyFile, ParquetFile, RowsFile

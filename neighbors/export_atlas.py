@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ..errors import SettingError
 from ..store.cache import Cache
 from ..store.format.layout import IndexPlace
-from ..store.index_search import open_index
-from ..store.search import Neighbors, exact_neighbors
+from ..store.search.exact import Neighbors, exact_neighbors
+from ..store.search.index_query import open_index
 from ..store.targets.blocks import blocks
 
 NUM_NEIGHBORS = 15

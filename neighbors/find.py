@@ -9,10 +9,10 @@ from ..errors import SettingError
 from ..formatting import counted
 from ..store.cache import Cache, open_cache
 from ..store.format.layout import Modality, other_modality
-from ..store.index_record import IndexRecord, recall_words, summary
-from ..store.index_search import open_index
 from ..store.io.location import Location
-from ..store.search import Neighbors, exact_neighbors
+from ..store.search.exact import Neighbors, exact_neighbors
+from ..store.search.index_query import open_index
+from ..store.search.index_record import IndexRecord, recall_words, summary
 from .items import items_of, own_text_rows
 from .queries import Ask, Query, Resolver
 from .report import Item, Report, Strip

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import SettingError
 from ..store.cache import Cache
 from ..store.format.catalog import read_part
-from ..store.search import cosines, exact_neighbors
+from ..store.search.exact import cosines, exact_neighbors
 from .find import LookConfig
 from .items import image_items, own_text_rows, text_items
 from .report import Item, Report, Strip

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import SettingError
 from ..store.cache import Cache
-from ..store.search import exact_neighbors
+from ..store.search.exact import exact_neighbors
 from ..store.targets.blocks import Block, blocks
 from ..store.targets.targets import Targets
 from .find import LookConfig

@@ -19,7 +19,7 @@ from ..store.cache import Cache
 from ..store.format.layout import Modality
 from ..store.pixels import sha256_of_pixels
 from ..store.places import ImagePlace, ReadError, read_image_bytes
-from ..store.search import has_direction
+from ..store.search.exact import has_direction
 from .items import items_of
 from .report import Caption, Item
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import short_line
 from ..formatting import format_seconds
-from ..store.index import Progress
+from ..store.search.index_build import Progress
 from ..streams import say_on_stderr
 
 _PLAIN_INTERVAL_S = 10.0

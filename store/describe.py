@@ -9,7 +9,7 @@ import polars as pl
 from .cache import Cache
 from .format.corpus_notes import Note
 from .format.layout import MODALITIES
-from .index_record import describe_indexes, index_line
+from .search.index_record import describe_indexes, index_line
 
 
 def describe(cache: Cache) -> dict[str, Any]:

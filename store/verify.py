@@ -17,10 +17,10 @@ from .format.shard import parse_metadata
 from .io.foreign_files import is_stray
 from .io.local import LocalFiles
 from .io.parallel import map_ahead
+from .search.index_verify import check_indexes
 from .unfinished import read_unfinished
 from .verify_catalog import check_catalog
 from .verify_files import Checked, FileChecker
-from .verify_indexes import check_indexes
 from .verify_units import UnitChecker, UnitFound
 
 _UNITS_AT_ONCE = 8

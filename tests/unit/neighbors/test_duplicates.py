@@ -16,7 +16,7 @@ from siglip2_cache.neighbors.duplicates import (
     find_duplicates,
     near_pairs,
 )
-from siglip2_cache.store.search import cosines
+from siglip2_cache.store.search.exact import cosines
 from siglip2_cache.store.targets import blocks as scan
 
 

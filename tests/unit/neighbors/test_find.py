@@ -16,9 +16,9 @@ from siglip2_cache.neighbors.find import FindConfig, find_neighbors
 from siglip2_cache.neighbors.queries import Ask, read_asks
 from siglip2_cache.neighbors.report import Caption, Report
 from siglip2_cache.store.format import layout
-from siglip2_cache.store.index import build_index
-from siglip2_cache.store.index_search import IndexedTargets, index_place
-from siglip2_cache.store.search import Neighbors, exact_neighbors
+from siglip2_cache.store.search.exact import Neighbors, exact_neighbors
+from siglip2_cache.store.search.index_build import build_index
+from siglip2_cache.store.search.index_query import IndexedTargets, index_place
 
 
 def look(cache: Path, *asks: Ask, **settings: Any) -> Report:

@@ -15,7 +15,7 @@ from siglip2_cache.neighbors.against import AgainstConfig, compare_teachers
 from siglip2_cache.neighbors.as_json import report_values
 from siglip2_cache.neighbors.mismatched import MismatchedConfig, find_mismatched
 from siglip2_cache.neighbors.outliers import OutliersConfig, find_outliers
-from siglip2_cache.store.search import cosines, exact_neighbors
+from siglip2_cache.store.search.exact import cosines, exact_neighbors
 
 
 def matrix(cache: Path, teacher: str, view: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:

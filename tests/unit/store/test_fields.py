@@ -19,8 +19,8 @@ from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.record_fields import Fields, is_inner_path
 from siglip2_cache.store.format.records import encode_record, sha256_hex
 from siglip2_cache.store.format.transaction import roll_forward
-from siglip2_cache.store.index_state import IndexState
 from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.search.index_checkpoint import IndexState
 from siglip2_cache.store.verify import verify_cache
 
 if TYPE_CHECKING:

@@ -16,20 +16,20 @@ from vectors import TEACHER, commit_unit, draw_vectors, write_vectors
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, DiskFullError, SettingError, StorageError
-from siglip2_cache.store import index as making
-from siglip2_cache.store import index_kinds
 from siglip2_cache.store.describe import describe, describe_lines
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.records import encode_record
-from siglip2_cache.store.index import BuiltIndex, build_index
-from siglip2_cache.store.index_kinds import KINDS, ladder, plan_index
-from siglip2_cache.store.index_recall import recall_of
-from siglip2_cache.store.index_record import read_index_record
-from siglip2_cache.store.index_search import IndexedTargets, index_place, open_index
-from siglip2_cache.store.index_state import IndexState
 from siglip2_cache.store.io import local as store_files
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.search import exact_neighbors
+from siglip2_cache.store.search import index_build as making
+from siglip2_cache.store.search import index_kinds
+from siglip2_cache.store.search.exact import exact_neighbors
+from siglip2_cache.store.search.index_build import BuiltIndex, build_index
+from siglip2_cache.store.search.index_checkpoint import IndexState
+from siglip2_cache.store.search.index_kinds import KINDS, ladder, plan_index
+from siglip2_cache.store.search.index_query import IndexedTargets, index_place, open_index
+from siglip2_cache.store.search.index_recall import recall_of
+from siglip2_cache.store.search.index_record import read_index_record
 from siglip2_cache.store.verify import verify_cache
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, RowUnavailableError
-from siglip2_cache.store import search
 from siglip2_cache.store.format import layout
-from siglip2_cache.store.search import Neighbors, Search, cosines, exact_neighbors
+from siglip2_cache.store.search import exact as search
+from siglip2_cache.store.search.exact import Neighbors, Search, cosines, exact_neighbors
 from siglip2_cache.store.targets import blocks as scan
 from siglip2_cache.store.targets.blocks import Block, blocks, to_float32
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast, get_args
 
-from ..errors import CacheError, DamagedCacheError
-from ..formatting import format_bytes
-from .cache import Cache
-from .format.layout import INDEXES, IndexPlace, Modality, other_modality, parse_index_record
-from .format.record_fields import Fields, read_fields
-from .format.records import encode_record, sha256_hex
-from .io.storage import Files
+from ...errors import CacheError, DamagedCacheError
+from ...formatting import format_bytes
+from ..cache import Cache
+from ..format.layout import INDEXES, IndexPlace, Modality, other_modality, parse_index_record
+from ..format.record_fields import Fields, read_fields
+from ..format.records import encode_record, sha256_hex
+from ..io.storage import Files
 
 Kind = Literal["flat", "ivf", "ivfpq", "hnsw"]
 

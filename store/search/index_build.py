@@ -15,14 +15,14 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CacheError, SettingError
-from .cache import Cache
-from .format.layout import IndexPlace, other_modality
+from ...errors import CacheError, SettingError
+from ..cache import Cache
+from ..format.layout import IndexPlace, other_modality
+from ..targets.blocks import Block, blocks
+from .index_checkpoint import IndexState
 from .index_kinds import Adder, IndexPlan, make_index, plan_index, train
 from .index_recall import Measured, choose_rows, measure
 from .index_record import IndexRecord, fingerprint, read_index_record, write_index_record
-from .index_state import IndexState
-from .targets.blocks import Block, blocks
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..targets.targets import Targets
+from .exact import exact_neighbors, has_direction
 from .index_kinds import SEED, IndexPlan, ladder
+from .index_query import approximate_neighbors
 from .index_record import CrossSearch, Recall
-from .index_search import approximate_neighbors
-from .search import exact_neighbors, has_direction
-from .targets.targets import Targets
 
 RECALL_AT = 10
 WANTED_RECALL = 0.95

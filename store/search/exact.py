@@ -21,8 +21,8 @@ import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .targets.blocks import Block, blocks, to_float32
-from .targets.targets import Targets
+from ..targets.blocks import Block, blocks, to_float32
+from ..targets.targets import Targets
 
 _SCORES_AT_ONCE = 1 << 22  # of a block with some of the queries, in float32: 16 MB
 _SCORED_ROWS = 4096  # that are turned into float64 at a time: 38 MB of 1152

@@ -1,6 +1,6 @@
 """Approximate neighbours: an index proposes rows, the stored targets decide.
 
-What comes out has the form and the exact cosines of store/search.py; only a neighbour that the index did
+What comes out has the form and the exact cosines of store/search/exact.py; only a neighbour that the index did
 not propose can be missing.
 
 Shape letters in this file:
@@ -15,14 +15,14 @@ import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import DamagedCacheError, SettingError, first_line
-from .cache import Cache
-from .format.layout import IndexPlace, Modality
+from ...errors import DamagedCacheError, SettingError, first_line
+from ..cache import Cache
+from ..format.layout import IndexPlace, Modality
+from ..io.storage import Files
+from ..targets.targets import Targets
+from .exact import Neighbors, cosines, unit_queries
 from .index_kinds import set_search, wider
 from .index_record import IndexRecord, build_command, fingerprint, read_index_record, why_stale
-from .io.storage import Files
-from .search import Neighbors, cosines, unit_queries
-from .targets.targets import Targets
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 

@@ -6,9 +6,9 @@ An index that no longer fits is worth a note, no fault: nothing reads it, and it
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..errors import CacheError
-from .cache import Cache
-from .format.layout import INDEXES, IndexPlace, is_garbage_name
+from ...errors import CacheError
+from ..cache import Cache
+from ..format.layout import INDEXES, IndexPlace, is_garbage_name
 from .index_record import build_command, fingerprint, index_places, read_index_record, why_stale
 
 

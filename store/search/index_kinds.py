@@ -13,10 +13,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SettingError
-from ..formatting import format_bytes
+from ...errors import SettingError
+from ...formatting import format_bytes
+from .exact import has_gpu
 from .index_record import Kind
-from .search import has_gpu
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import faiss
 
-from ..errors import CacheError, DamagedCacheError, DiskFullError, StorageError, first_line
-from .format.layout import IndexPlace
-from .format.record_fields import Fields, read_fields
-from .format.records import encode_record
+from ...errors import CacheError, DamagedCacheError, DiskFullError, StorageError, first_line
+from ..format.layout import IndexPlace
+from ..format.record_fields import Fields, read_fields
+from ..format.records import encode_record
+from ..io.storage import Files
 from .index_record import IndexRecord, write_index_record
-from .io.storage import Files
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 

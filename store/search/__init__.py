@@ -1,0 +1,1 @@
+"""Nearest neighbours of targets: exact search, and faiss indexes."""
