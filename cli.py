@@ -343,7 +343,7 @@ def verify(
 ) -> None:
     """Prove a cache: checksums of every file, values, catalog against arrays; exit 1 on any fault."""
     from .store.cache import open_cache
-    from .store.verify import verify_cache
+    from .store.verify.verify import verify_cache
 
     opened = open_cache(cache, corpus_roots=parse_roots(corpus_root))
     if sample is None and (teacher or checkpoint):

@@ -31,7 +31,7 @@ from hardware import machine
 from make_checkpoint import make_checkpoint
 
 from siglip2_cache import open_cache
-from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.verify.verify import verify_cache
 
 KIT = Path(__file__).resolve().parents[1] / "tests" / "kit"
 sys.path.insert(0, str(KIT))

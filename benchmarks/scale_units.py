@@ -29,7 +29,7 @@ from siglip2_cache.store.describe import describe  # noqa: E402
 from siglip2_cache.store.format.layout import IndexPlace  # noqa: E402
 from siglip2_cache.store.io.local import LocalFiles  # noqa: E402
 from siglip2_cache.store.search.index_build import build_index  # noqa: E402
-from siglip2_cache.store.verify import verify_cache  # noqa: E402
+from siglip2_cache.store.verify.verify import verify_cache  # noqa: E402
 
 SIZES = (15_000, 61_000)
 QUICK_SIZES = (100, 400)

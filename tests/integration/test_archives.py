@@ -23,7 +23,7 @@ from siglip2_cache.precompute.estimate import estimate
 from siglip2_cache.precompute.sources import tar_samples, webdataset
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.describe import describe, describe_lines
-from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.verify.verify import verify_cache
 
 RUN_BUILD = Path(__file__).parents[1] / "kit" / "run_build.py"
 WRITTEN = Path(__file__).parents[1] / "data" / "img2dataset"

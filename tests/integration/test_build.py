@@ -41,7 +41,7 @@ from siglip2_cache.siglip import Checkpoint, resolve_checkpoint
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.catalog import read_table
-from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.verify.verify import verify_cache
 
 KIT = Path(__file__).parents[1] / "kit"
 

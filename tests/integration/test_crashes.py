@@ -18,7 +18,7 @@ from siglip2_cache import open_cache
 from siglip2_cache.errors import NotACacheError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.store.format import layout
-from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.verify.verify import verify_cache
 
 RUN_BUILD = Path(__file__).parents[1] / "kit" / "run_build.py"
 

@@ -24,7 +24,7 @@ from siglip2_cache.precompute.local_engine import own_gpu, spread_over_gpus
 from siglip2_cache.precompute.shares import Share
 from siglip2_cache.precompute.teacher import load_teacher
 from siglip2_cache.store.format import layout
-from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.verify.verify import verify_cache
 
 RUN_BUILD = Path(__file__).parents[1] / "kit" / "run_build.py"
 

@@ -32,7 +32,7 @@ from siglip2_cache.siglip import NaflexRecipe, SquashRecipe, resolve_checkpoint
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.describe import describe, describe_lines
 from siglip2_cache.store.format.views import ViewBox, pixel_box
-from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.verify.verify import verify_cache
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 

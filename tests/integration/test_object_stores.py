@@ -31,7 +31,7 @@ from siglip2_cache.store.io import location as locations
 from siglip2_cache.store.io.download_cache import LocalCopies
 from siglip2_cache.store.io.location import parse_location
 from siglip2_cache.store.io.remote import ObjectFiles
-from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.verify.verify import verify_cache
 
 if TYPE_CHECKING:
     from s3 import S3

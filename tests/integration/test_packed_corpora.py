@@ -24,7 +24,7 @@ from siglip2_cache.precompute.build import BuildSummary, build
 from siglip2_cache.precompute.estimate import estimate, estimate_lines
 from siglip2_cache.precompute.recheck import recheck
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.verify.verify import verify_cache
 
 datasets.disable_progress_bars()
 

@@ -16,7 +16,7 @@ from siglip2_cache.precompute.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.spool import Scratch
 from siglip2_cache.precompute.summary import finding_lines
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.verify.verify import verify_cache
 
 SCRATCHES: dict[str, Callable[[], Scratch]] = {
     "one bucket": Scratch,

@@ -43,7 +43,7 @@ from siglip2_cache.store.format.catalog import Part, Table
 from siglip2_cache.store.format.transaction import roll_forward
 from siglip2_cache.store.format.views import WHOLE_IMAGE, draw_view
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.verify.verify import verify_cache
 
 RUN_BUILD = Path(__file__).parents[2] / "kit" / "run_build.py"
 

@@ -21,7 +21,7 @@ from siglip2_cache.store.format.records import encode_record, sha256_hex
 from siglip2_cache.store.format.transaction import roll_forward
 from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.search.index_checkpoint import IndexState
-from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.verify.verify import verify_cache
 
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache

@@ -32,7 +32,7 @@ from siglip2_cache.store.format.records import decode_record, encode_record
 from siglip2_cache.store.format.shard import ArrayLayout, encode_shard
 from siglip2_cache.store.format.views import ViewPolicy, draw_view, pixel_box
 from siglip2_cache.store.patches import patch_grid
-from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.verify.verify import verify_cache
 
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache

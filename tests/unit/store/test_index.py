@@ -30,7 +30,7 @@ from siglip2_cache.store.search.index_kinds import KINDS, ladder, plan_index
 from siglip2_cache.store.search.index_query import IndexedTargets, index_place, open_index
 from siglip2_cache.store.search.index_recall import recall_of
 from siglip2_cache.store.search.index_record import read_index_record
-from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.verify.verify import verify_cache
 
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache

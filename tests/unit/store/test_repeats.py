@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from siglip2_cache.store import repeats
-from siglip2_cache.store.repeats import Repeats, counting_repeats
+from siglip2_cache.store.verify import repeated_texts as repeats
+from siglip2_cache.store.verify.repeated_texts import Repeats, counting_repeats
 
 
 def parts(texts: list[str], size: int) -> list[pl.Series]:

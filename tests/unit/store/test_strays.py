@@ -10,7 +10,7 @@ from siglip2_cache.precompute.enroll import finish_enrolments
 from siglip2_cache.store.cache import open_cache
 from siglip2_cache.store.io.foreign_files import is_stray
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.verify import verify_cache
+from siglip2_cache.store.verify.verify import verify_cache
 from siglip2_cache.student.run_folder import RunFolder
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from siglip2_cache.store.format.shard import DTYPE
 from siglip2_cache.store.format.transaction import Transaction, roll_forward
 from siglip2_cache.store.io import local as files
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.shard_reader import ShardReader
 from siglip2_cache.store.targets.targets import Targets
-from siglip2_cache.store.verify import Report, verify_cache
+from siglip2_cache.store.verify.shard_reader import ShardReader
+from siglip2_cache.store.verify.verify import Report, verify_cache
 
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .format import layout
-from .io.storage import Files
+from ..format import layout
+from ..io.storage import Files
 
 
 @dataclass(slots=True)

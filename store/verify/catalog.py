@@ -12,13 +12,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from .cache import Cache
-from .format import layout
-from .format.catalog import TABLES, Part, Table, scan_table
-from .format.manifest import Manifest, Span
-from .io.local import LocalFiles
-from .repeats import counting_repeats
-from .verify_files import Checked, FileChecker
+from ..cache import Cache
+from ..format import layout
+from ..format.catalog import TABLES, Part, Table, scan_table
+from ..format.manifest import Manifest, Span
+from ..io.local import LocalFiles
+from .files import Checked, FileChecker
+from .repeated_texts import counting_repeats
 
 _NAMES: dict[Table, tuple[str, str]] = {"samples": ("row", "key"), "texts": ("text_row", "text")}
 """What numbers the lines of a table, and what may not stand twice in it."""

@@ -6,7 +6,7 @@ Shape letters in this file: N = rows, V = vectors of a row (views of an image; 1
 import numpy as np
 from numpy.typing import NDArray
 
-from .format.shard import DTYPE, ArrayLayout, shard_index
+from ..format.shard import DTYPE, ArrayLayout, shard_index
 
 
 class ShardReader:

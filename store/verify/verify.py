@@ -6,22 +6,22 @@ A flipped bit in a shard is silent to Zarr and to the memory map alike; only thi
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 
-from ..errors import CacheError
-from ..formatting import counted
-from .cache import Cache
-from .format import layout
-from .format.layout import MODALITIES, Modality
-from .format.manifest import TeacherRecord, Unit, UnitCommit
-from .format.record_fields import read_fields
-from .format.shard import parse_metadata
-from .io.foreign_files import is_stray
-from .io.local import LocalFiles
-from .io.parallel import map_ahead
-from .search.index_verify import check_indexes
+from ...errors import CacheError
+from ...formatting import counted
+from ..cache import Cache
+from ..format import layout
+from ..format.layout import MODALITIES, Modality
+from ..format.manifest import TeacherRecord, Unit, UnitCommit
+from ..format.record_fields import read_fields
+from ..format.shard import parse_metadata
+from ..io.foreign_files import is_stray
+from ..io.local import LocalFiles
+from ..io.parallel import map_ahead
+from ..search.index_verify import check_indexes
+from .catalog import check_catalog
+from .files import Checked, FileChecker
 from .unfinished import read_unfinished
-from .verify_catalog import check_catalog
-from .verify_files import Checked, FileChecker
-from .verify_units import UnitChecker, UnitFound
+from .units import UnitChecker, UnitFound
 
 _UNITS_AT_ONCE = 8
 """Of a cache in an object store, which one request does not keep busy. A piece of each is in memory."""

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import DamagedCacheError
-from .format.transaction import intent_path, read_intent
-from .io.storage import Files
+from ...errors import DamagedCacheError
+from ..format.transaction import intent_path, read_intent
+from ..io.storage import Files
 
 _INTENT = ".intent"
 

@@ -8,14 +8,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ..errors import CacheError
-from .cache import Cache
-from .format import layout
-from .format.layout import Modality
-from .format.manifest import TeacherRecord, Unit, UnitCommit
-from .format.shard import NORM_TOLERANCE, describe_other_shard
+from ...errors import CacheError
+from ..cache import Cache
+from ..format import layout
+from ..format.layout import Modality
+from ..format.manifest import TeacherRecord, Unit, UnitCommit
+from ..format.shard import NORM_TOLERANCE, describe_other_shard
+from .files import Checked, FileChecker
 from .shard_reader import ShardReader
-from .verify_files import Checked, FileChecker
 
 
 @dataclass(slots=True)
