@@ -31,9 +31,9 @@ from .errors import CacheError, SettingError, first_line, short_line
 from .streams import open_missing_streams
 
 if TYPE_CHECKING:
+    from .images.pixels import Decode
     from .precompute.build import BuildConfig, BuildSummary
     from .store.cache import Cache
-    from .store.pixels import Decode
     from .student.gallery import Split
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)

@@ -39,12 +39,12 @@ from photographs import photographs
 from PIL import Image
 from teacher_peak import matmul_flops_per_s, squash
 
+from siglip2_cache.images.pixels import decode_rgb, render_views
 from siglip2_cache.precompute.build import BuildConfig, BuildSummary, build
 from siglip2_cache.precompute.plan import PlanConfig
 from siglip2_cache.precompute.teacher import SiglipTeacher
 from siglip2_cache.siglip import find_architecture, resolve_checkpoint
 from siglip2_cache.store.format.views import WHOLE_IMAGE
-from siglip2_cache.store.pixels import decode_rgb, render_views
 
 TINY_BATCH = 128
 """Images a batch of the tiny teacher: so many that its forward costs next to nothing an image."""

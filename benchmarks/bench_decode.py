@@ -27,10 +27,10 @@ from photographs import photographs, tile
 from PIL import Image
 from teacher_peak import squash
 
+from siglip2_cache.images.pixels import Decode, decode_for_views, render_views
 from siglip2_cache.precompute.teacher import SiglipTeacher
 from siglip2_cache.siglip import resolve_checkpoint
 from siglip2_cache.store.format.views import WHOLE_IMAGE
-from siglip2_cache.store.pixels import Decode, decode_for_views, render_views
 
 Pixels = NDArray[np.uint8]
 DecodeFile = Callable[[bytes], Pixels]

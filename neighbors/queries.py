@@ -15,10 +15,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..errors import DamagedCacheError, RowUnavailableError, SettingError
+from ..images.image_bytes import ImagePlace, ReadError, read_image_bytes
+from ..images.pixels import sha256_of_pixels
 from ..store.cache import Cache
 from ..store.format.layout import Modality
-from ..store.pixels import sha256_of_pixels
-from ..store.places import ImagePlace, ReadError, read_image_bytes
 from ..store.search.exact import has_direction
 from .items import items_of
 from .report import Caption, Item

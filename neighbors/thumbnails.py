@@ -14,17 +14,17 @@ import polars as pl
 from PIL import Image
 
 from ..cores import num_cores
-from ..decoding.images import ImageRef
-from ..decoding.parquet_images import with_parquet_bytes
-from ..decoding.refs import image_refs
-from ..decoding.remote_images import with_remote_bytes
 from ..errors import SettingError
+from ..images.catalog_refs import image_refs
+from ..images.image import ImageRef
+from ..images.image_bytes import ImagePlace, ReadError, read_image_bytes
+from ..images.pixels import PixelError, cut_view, decode_for_views, sha256_of_pixels
+from ..images.prefetch_parquet import with_parquet_bytes
+from ..images.prefetch_remote import with_remote_bytes
 from ..siglip import shows_on_white
 from ..store.cache import Cache
 from ..store.format.views import WHOLE_IMAGE, ViewBox
 from ..store.io.parallel import REQUESTS, Threads
-from ..store.pixels import PixelError, cut_view, decode_for_views, sha256_of_pixels
-from ..store.places import ImagePlace, ReadError, read_image_bytes
 
 Picture = tuple[int, int] | Path
 """(row, view) of an image of a cache, or a file that the user brought."""

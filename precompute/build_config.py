@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import SettingError
+from ..images.pixels import DECODES, Decode
 from ..siglip import COMPUTE_DTYPES, check_max_num_patches
 from ..store.format.layout import MODALITIES, Modality
 from ..store.io.location import Location
-from ..store.pixels import DECODES, Decode
 from . import enroll
 from .plan import Plan, PlanConfig
 from .shares import Share

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
+from ..images.pixels import DECODES, Decode
 from ..siglip import (
     TRANSPARENCY,
     Checkpoint,
@@ -23,7 +24,6 @@ from ..store.format.record_fields import Fields
 from ..store.format.transaction import Transaction, roll_forward
 from ..store.format.views import VIEW_CODE_VERSION
 from ..store.io.storage import Files
-from ..store.pixels import DECODES, Decode
 from .teacher import Teacher
 
 _DECODE = "image_decode"

@@ -3,16 +3,16 @@
 import time
 from dataclasses import dataclass
 
-from ..decoding.decode import Decoder
-from ..decoding.images import ImageRef, PixelFormat
 from ..errors import BuildError
 from ..formatting import format_bytes, format_seconds
+from ..images.decoder import Decoder
+from ..images.image import ImageRef, PixelFormat
+from ..images.image_bytes import ImagePlace
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.format.layout import MODALITIES, Modality
 from ..store.format.shard import ArrayLayout
 from ..store.io.location import Location, join, parse_location
 from ..store.io.storage import open_files
-from ..store.places import ImagePlace
 from .build_config import BuildConfig
 from .disk import unit_bytes
 from .embed import Embedder, split_images

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ..decoding.decode import no_main_module
+from ..images.decoder import no_main_module
 from ..siglip import resolve_device
 from .engine import Account, Died, Driver, Message
 from .ledger import Ledger

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ..decoding.images import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
 from ..errors import SettingError
+from ..images.image import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
 from ..store.cache import Cache
 from ..store.format.layout import Modality
 from ..store.format.manifest import Span, TeacherRecord, Unit

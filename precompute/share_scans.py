@@ -14,9 +14,9 @@ from multiprocessing.process import BaseProcess
 
 from upath import UPath
 
-from ..decoding.decode import no_main_module
-from ..decoding.decode_process import exit_with_parent
 from ..errors import CacheError
+from ..images.decode_worker import exit_with_parent
+from ..images.decoder import no_main_module
 from ..store.io.location import Location
 from ..store.io.storage import Files, open_files
 from .plan import PlanConfig, name_sources, open_if_planned

@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ..decoding.images import DecodedBatch, DecodedImage, ImageRef
-from ..decoding.refs import image_refs
 from ..errors import DamagedCacheError
+from ..images.catalog_refs import image_refs
+from ..images.image import DecodedBatch, DecodedImage, ImageRef
 from ..store.cache import Cache
 from ..store.format import layout
 from ..store.format.catalog import IMAGES_SCHEMA, encode_table

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..cores import num_cores
-from ..decoding.decode import Decoder
-from ..decoding.images import DecodedBatch, PixelFormat
 from ..errors import BuildError
+from ..images.decoder import Decoder
+from ..images.image import DecodedBatch, PixelFormat
+from ..images.pixels import Decode
 from ..siglip import Checkpoint
 from ..store.cache import Cache
 from ..store.format import layout
 from ..store.format.layout import Modality
 from ..store.io.location import Location
-from ..store.pixels import Decode
 from .embed import Embedder
 from .teacher import Teacher
 from .units import (

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..decoding.images import DecodedBatch
+from ..images.image import DecodedBatch
 from ..siglip import Checkpoint, NaflexRecipe
 from .sampler import Sampler, StepPlan
 

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..decoding.decode import Decoder
-from ..decoding.images import DecodedBatch, DecodedImage, ImageRef, PixelFormat
 from ..errors import BuildError, SettingError, TrainError
+from ..images.decoder import Decoder
+from ..images.image import DecodedBatch, DecodedImage, ImageRef, PixelFormat
 from ..siglip import Checkpoint, TextTokenizer
 from ..store.cache import Cache
 from .batch import Batch, FillingBatch

@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ..decoding.decode import Decoder
-from ..decoding.images import DecodedBatch, ImageRef, PixelFormat
-from ..decoding.refs import PLACE_COLUMNS, PlannedFiles
 from ..errors import TrainError
+from ..images.catalog_refs import PLACE_COLUMNS, PlannedFiles
+from ..images.decoder import Decoder
+from ..images.image import DecodedBatch, ImageRef, PixelFormat
 from ..siglip import (
     Checkpoint,
     SquashRecipe,

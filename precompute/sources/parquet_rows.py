@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...errors import CacheError, SourceError, first_line
+from ...images.image_bytes import ReadError, leaf_batches, open_streamed
 from ...store.io.location import Location
-from ...store.places import ReadError, leaf_batches, open_streamed
 
 _BATCH_ROWS = 1024
 

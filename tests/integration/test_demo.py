@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commands import error_line, run
 from patience import PATIENCE_S
 from PIL import Image
 from tours import typed_commands, words_of
+
+from commands import error_line, run
 
 OUT = "my demo"
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from commands import error_line, run
 from vectors import draw_vectors, write_vectors
+
+from commands import error_line, run
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -15,11 +15,11 @@ from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
 from transformers.image_utils import load_image
 
-from siglip2_cache.decoding.images import ImageRef, PixelFormat, decode_image
+from siglip2_cache.images.image import ImageRef, PixelFormat, decode_image
+from siglip2_cache.images.image_bytes import ImagePlace
+from siglip2_cache.images.pixels import render_views
 from siglip2_cache.siglip import SquashRecipe, resolve_checkpoint
 from siglip2_cache.store.format.views import WHOLE_IMAGE, ViewBox, pixel_box
-from siglip2_cache.store.pixels import render_views
-from siglip2_cache.store.places import ImagePlace
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from typing import Any
 import clusters
 import pytest
 from cluster_kills import Toll, build_command, build_despite_kills, shuffled
-from commands import run
 from fakes import FakeFactory, SilentProgress, config_of, tree_of, write_folder_corpus
 from patience import PATIENCE_S
 
+from commands import run
 from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute import ray_engine
 from siglip2_cache.precompute.build import build

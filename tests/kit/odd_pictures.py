@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from siglip2_cache.store import libtiff
+from siglip2_cache.images import libtiff
 
 READ = {
     "JPEG": "jpg",

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from patience import PATIENCE_S, wait_until
 from PIL import Image
 
-from siglip2_cache.decoding.decode import Decoder, no_main_module
-from siglip2_cache.decoding.images import DecodedImage, ImageRef, PixelFormat
 from siglip2_cache.errors import BuildError
+from siglip2_cache.images.decoder import Decoder, no_main_module
+from siglip2_cache.images.image import DecodedImage, ImageRef, PixelFormat
+from siglip2_cache.images.image_bytes import ImagePlace
 from siglip2_cache.siglip import SquashRecipe
 from siglip2_cache.store.format.views import ViewPolicy, draw_view
-from siglip2_cache.store.places import ImagePlace
 
 SIZE = (8, 8)
 BILINEAR = 2
@@ -469,7 +469,7 @@ def test_a_build_that_is_killed_takes_a_worker_along_that_hangs_on_a_file(
 
 def test_workers_that_cannot_start_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "dying.py").write_text("import os\ndef work(*_):\n    os._exit(3)\n")
-    start = "from siglip2_cache.decoding import decode; import dying; decode.work = dying.work"
+    start = "from siglip2_cache.images import decode; import dying; decode.work = dying.work"
     with decoding(tmp_path, draw_images(tmp_path / "images", 1), start) as process:
         assert process.wait(PATIENCE_S) == 1
     last = (tmp_path / "errors.txt").read_text().splitlines()[-1]
@@ -501,14 +501,14 @@ def test_workers_import_nothing_heavy(tmp_path: Path) -> None:
     [batch] = decode_all(decoder(1), [(None, [replace(ref, place=ImagePlace(path=probe))])])
     assert batch[2][0].reason is None
     modules = (tmp_path / "modules.txt").read_text().split("\n")
-    assert "siglip2_cache.decoding.decode_process" in modules
+    assert "siglip2_cache.images.decode_worker" in modules
     assert {"torch", "transformers", "polars", "pyarrow", "zarr"} & set(modules) == set()
 
 
 def test_workers_that_hang_as_they_start_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "hanging.py").write_text("import time\ndef work(*_):\n    time.sleep(1e6)\n")
     start = (
-        "from siglip2_cache.decoding import decode; import hanging; "
+        "from siglip2_cache.images import decode; import hanging; "
         "decode.work = hanging.work; decode._START_TIMEOUT_S = 0.1"
     )
     with decoding(tmp_path, draw_images(tmp_path / "images", 1), start) as process:

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from siglip2_cache.decoding import parquet_images
-from siglip2_cache.decoding.images import ImageRef
-from siglip2_cache.decoding.parquet_images import RowReader, with_parquet_bytes
+from siglip2_cache.images import prefetch_parquet as parquet_images
+from siglip2_cache.images.image import ImageRef
+from siglip2_cache.images.image_bytes import ImagePlace
+from siglip2_cache.images.prefetch_parquet import RowReader, with_parquet_bytes
 from siglip2_cache.store.format.views import WHOLE_IMAGE
-from siglip2_cache.store.places import ImagePlace
 
 
 def write(path: Path, images: Sequence[bytes | None], row_group_size: int, **more: Any) -> Path:

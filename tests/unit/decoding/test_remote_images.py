@@ -15,15 +15,15 @@ from memory_bucket import MemoryBucket, memory_bucket
 from patience import PATIENCE_S
 from upath import UPath
 
-from siglip2_cache.decoding.decode import Decoder
-from siglip2_cache.decoding.images import ImageRef, PixelFormat
-from siglip2_cache.decoding.remote_images import with_remote_bytes, without_place
 from siglip2_cache.errors import StorageError
+from siglip2_cache.images.decoder import Decoder
+from siglip2_cache.images.image import ImageRef, PixelFormat
+from siglip2_cache.images.image_bytes import ImagePlace, ReadError, read_image_bytes
+from siglip2_cache.images.prefetch_remote import with_remote_bytes, without_place
 from siglip2_cache.siglip import SquashRecipe
 from siglip2_cache.store.format.views import WHOLE_IMAGE
 from siglip2_cache.store.io import location as locations
 from siglip2_cache.store.io.location import parse_location
-from siglip2_cache.store.places import ImagePlace, ReadError, read_image_bytes
 
 
 @pytest.fixture

@@ -20,14 +20,14 @@ from memory_bucket import memory_bucket
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from siglip2_cache.decoding import parquet_images
 from siglip2_cache.errors import DamagedCacheError, SettingError
+from siglip2_cache.images import prefetch_parquet as parquet_images
+from siglip2_cache.images.pixels import cut_view, decode_rgb
 from siglip2_cache.neighbors import thumbnails
 from siglip2_cache.neighbors.thumbnails import Thumbnail, make_thumbnails
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.views import ViewBox
-from siglip2_cache.store.pixels import cut_view, decode_rgb
 
 
 def make(cache: Cache, *pictures: Any, side: int = 64) -> dict[Any, Thumbnail]:

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from siglip2_cache.errors import SourceError
+from siglip2_cache.images.image_bytes import ImagePlace, read_image_bytes
 from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, arrow, open_source, scan
 from siglip2_cache.precompute.sources.arrow_file import ArrowFile
 from siglip2_cache.precompute.sources.base import Source
-from siglip2_cache.store.places import ImagePlace, read_image_bytes
 
 datasets.disable_progress_bars()
 

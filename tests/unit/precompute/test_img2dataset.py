@@ -12,6 +12,7 @@ from privileges import open_folder, unprivileged
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
+from siglip2_cache.images.image_bytes import ImagePlace, read_image_bytes
 from siglip2_cache.precompute.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.sources.base import Problem, Sample, scan
 from siglip2_cache.precompute.sources.columns import TableColumns
@@ -20,7 +21,6 @@ from siglip2_cache.precompute.sources.img2dataset import Img2datasetFiles
 from siglip2_cache.precompute.sources.open import open_source
 from siglip2_cache.precompute.sources.webdataset import WebDatasetSource
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.places import ImagePlace, read_image_bytes
 
 WRITTEN = Path(__file__).parents[2] / "data/img2dataset"
 FORMATS = ["webdataset", "files"]

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from privileges import open_folder, unprivileged
 
 from siglip2_cache.errors import SettingError, SourceError
+from siglip2_cache.images.image_bytes import ImagePlace, ReadError, read_image_bytes
 from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, scan
 from siglip2_cache.precompute.sources.base import Source
 from siglip2_cache.precompute.sources.parquet import ParquetSource
 from siglip2_cache.precompute.sources.parquet_footers import Footers
 from siglip2_cache.precompute.sources.table import TableSource
-from siglip2_cache.store.places import ImagePlace, ReadError, read_image_bytes
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]], **settings: Any) -> Path:

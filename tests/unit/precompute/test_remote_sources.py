@@ -18,6 +18,7 @@ from memory_bucket import MemoryBucket, memory_bucket
 from s3 import S3
 
 from siglip2_cache.errors import SettingError, SourceError, StorageError
+from siglip2_cache.images.image_bytes import ImagePlace, read_image_bytes
 from siglip2_cache.precompute import scan as scan_of
 from siglip2_cache.precompute.plan import PlanConfig, make_plan, name_sources
 from siglip2_cache.precompute.scan import Scanner
@@ -28,7 +29,6 @@ from siglip2_cache.store.io import location as locations
 from siglip2_cache.store.io import range_file as read_ahead
 from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.io.location import join
-from siglip2_cache.store.places import ImagePlace, read_image_bytes
 
 NOT_COMPARED = ["mtime_ns", "place"]
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from privileges import open_folder, unprivileged
 
 from siglip2_cache.errors import SettingError, SourceError
+from siglip2_cache.images.image_bytes import ImagePlace, ReadError, read_image_bytes
 from siglip2_cache.precompute.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.scan import Scanner
 from siglip2_cache.precompute.sources.base import Caption, Problem, Sample, Unused, scan
@@ -31,7 +32,6 @@ from siglip2_cache.precompute.sources.open import open_source
 from siglip2_cache.precompute.sources.tar_index import split_key
 from siglip2_cache.precompute.sources.webdataset import WebDatasetSource
 from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.places import ImagePlace, ReadError, read_image_bytes
 
 Members = Sequence[tuple[str | bytes, bytes]]
 SHA256 = "ab" * 32

@@ -27,11 +27,11 @@ import polars as pl
 import pytest
 
 from siglip2_cache import open_cache
+from siglip2_cache.images.naflex import patch_grid
 from siglip2_cache.store.format.catalog import IMAGES_SCHEMA, SCHEMAS
 from siglip2_cache.store.format.records import decode_record, encode_record
 from siglip2_cache.store.format.shard import ArrayLayout, encode_shard
 from siglip2_cache.store.format.views import ViewPolicy, draw_view, pixel_box
-from siglip2_cache.store.patches import patch_grid
 from siglip2_cache.store.verify.verify import verify_cache
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from siglip2_cache.store import libtiff
-from siglip2_cache.store.pixels import PixelError, decode_rgb
+from siglip2_cache.images import libtiff
+from siglip2_cache.images.pixels import PixelError, decode_rgb
 
 
 def tiff(compression: str) -> bytes:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from siglip2_cache.store.pixels import PixelError, decode_rgb
+from siglip2_cache.images.pixels import PixelError, decode_rgb
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 UNREAD = "this format is not read; convert it to JPEG, PNG or WebP"

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from siglip2_cache.images.naflex import patch_grid, patchify, render_patches
+from siglip2_cache.images.pixels import PixelError
 from siglip2_cache.store.format.views import WHOLE_IMAGE, ViewBox, pixel_box
-from siglip2_cache.store.patches import patch_grid, patchify, render_patches
-from siglip2_cache.store.pixels import PixelError
 
 BILINEAR = 2
 SIZES = st.one_of(st.integers(1, 70), st.integers(1, 5000), st.integers(1, 200_000))

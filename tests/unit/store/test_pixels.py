@@ -9,13 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from siglip2_cache.images.pixels import PixelError, decode_rgb, render_views, sha256_of_pixels
 from siglip2_cache.store.format.views import WHOLE_IMAGE, ViewBox
-from siglip2_cache.store.pixels import (
-    PixelError,
-    decode_rgb,
-    render_views,
-    sha256_of_pixels,
-)
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 NEAREST, BILINEAR = int(Image.Resampling.NEAREST), int(Image.Resampling.BILINEAR)

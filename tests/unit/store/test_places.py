@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from siglip2_cache.store.places import ImagePlace, ReadError, read_image_bytes
-from siglip2_cache.store.tar import BLOCK, parse_header
+from siglip2_cache.images.image_bytes import ImagePlace, ReadError, read_image_bytes
+from siglip2_cache.images.tar_header import BLOCK, parse_header
 
 
 def write_tar(path: Path, members: dict[str, bytes], format_: int = tarfile.PAX_FORMAT) -> None:

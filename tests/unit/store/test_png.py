@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from siglip2_cache.store.pixels import PixelError, decode_rgb
-from siglip2_cache.store.png import without_large_texts
+from siglip2_cache.images.pixels import PixelError, decode_rgb
+from siglip2_cache.images.png import without_large_texts
 
 HEADER = 33  # bytes: the signature and IHDR
 XMP = b'<x tiff:Orientation="6"/>'

@@ -8,9 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from siglip2_cache.store.format.views import WHOLE_IMAGE, ViewBox
-from siglip2_cache.store.patches import patch_grid, render_patches
-from siglip2_cache.store.pixels import (
+from siglip2_cache.images.naflex import patch_grid, render_patches
+from siglip2_cache.images.pixels import (
     DECODES,
     Decode,
     PixelError,
@@ -19,6 +18,7 @@ from siglip2_cache.store.pixels import (
     decode_rgb,
     render_views,
 )
+from siglip2_cache.store.format.views import WHOLE_IMAGE, ViewBox
 
 BILINEAR = int(Image.Resampling.BILINEAR)
 SIZE = (32, 32)

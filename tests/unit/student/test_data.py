@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from siglip2_cache import open_cache
-from siglip2_cache.decoding import parquet_images
 from siglip2_cache.errors import DamagedCacheError, SettingError, TrainError
+from siglip2_cache.images import prefetch_parquet as parquet_images
 from siglip2_cache.precompute.build import build
 from siglip2_cache.siglip import (
     Checkpoint,

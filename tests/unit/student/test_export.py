@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 
 from siglip2_cache import siglip
 from siglip2_cache.errors import CheckpointError, DiskFullError, SettingError
+from siglip2_cache.images.naflex import render_patches
+from siglip2_cache.images.pixels import resized
 from siglip2_cache.store.format.views import WHOLE_IMAGE
-from siglip2_cache.store.patches import render_patches
-from siglip2_cache.store.pixels import resized
 from siglip2_cache.student import export, export_tokenizer
 from siglip2_cache.student.card import CacheSummary, ModelCard
 from siglip2_cache.student.export import export_image_tower, export_model

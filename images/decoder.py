@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import BuildError
-from . import decode_process
-from .decode_process import Descriptor, SharedPixels, work
-from .images import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
-from .parquet_images import with_parquet_bytes
-from .remote_images import with_remote_bytes, without_place
+from . import decode_worker as decode_process
+from .decode_worker import Descriptor, SharedPixels, work
+from .image import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
+from .prefetch_parquet import with_parquet_bytes
+from .prefetch_remote import with_remote_bytes, without_place
 
 _TASK_IMAGES = 8
 """Images handed to a worker at a time at most: several, to save messages; fewer where workers would

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .format.views import ViewBox
+from ..store.format.views import ViewBox
 from .pixels import PixelError, cut_size, cut_view, resized
 
 Grid = tuple[int, int]

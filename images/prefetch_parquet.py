@@ -15,7 +15,8 @@ from typing import Any
 
 from ..errors import first_line
 from ..store.io.location import Location
-from ..store.places import (
+from .image import ImageRef
+from .image_bytes import (
     ImagePlace,
     ReadError,
     bytes_of,
@@ -24,7 +25,6 @@ from ..store.places import (
     leaf_batches,
     open_rows,
 )
-from .images import ImageRef
 
 READ_AHEAD_BYTES = 1 << 28
 """Bytes of images that may wait for the decoders, beside the one batch that always may."""

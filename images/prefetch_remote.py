@@ -18,8 +18,8 @@ from typing import Any
 from upath import UPath
 
 from ..store.io.parallel import REQUESTS, Threads
-from ..store.places import ImagePlace, ReadError, read_image_bytes
-from .images import ImageRef
+from .image import ImageRef
+from .image_bytes import ImagePlace, ReadError, read_image_bytes
 
 READ_AHEAD_BYTES = 1 << 28
 """Bytes of images, as planned, that may be under way or wait, beside the one batch that always may."""

@@ -30,9 +30,9 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
+from ..store.format.views import ViewBox, pixel_box
 from . import libtiff, png
-from .format.views import ViewBox, pixel_box
-from .not_pictures import why_no_picture
+from .unsupported import why_no_picture
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
 """Nothing else is tried: Pillow would run Ghostscript on a PostScript file named .jpg."""

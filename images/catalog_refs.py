@@ -9,8 +9,8 @@ from ..store.format.catalog import Table
 from ..store.format.manifest import Span
 from ..store.format.views import WHOLE_IMAGE, ViewBox
 from ..store.io.location import Location, join
-from ..store.places import ImagePlace
-from .images import ImageRef
+from .image import ImageRef
+from .image_bytes import ImagePlace
 
 PLACE_COLUMNS = ("file", "member", "offset", "length", "row_group", "index")
 """Columns of the table ``samples`` that say where an image lies."""

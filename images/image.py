@@ -11,9 +11,9 @@ from PIL import Image
 
 from ..siglip import ImageRecipe, SquashRecipe
 from ..store.format.views import ViewBox
-from ..store.patches import Grid, patch_grid, render_patches
-from ..store.pixels import Decode, PixelError, decode_for_views, render_views, sha256_of_pixels
-from ..store.places import ImagePlace, ReadError, read_image_bytes
+from .image_bytes import ImagePlace, ReadError, read_image_bytes
+from .naflex import Grid, patch_grid, render_patches
+from .pixels import Decode, PixelError, decode_for_views, render_views, sha256_of_pixels
 
 
 @dataclass(frozen=True, slots=True)

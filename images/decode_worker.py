@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .images import DecodedImage, PixelFormat, decode_image
+from .image import DecodedImage, PixelFormat, decode_image
 
 _AT = np.dtype(np.int64)
 _HELD_S = 0.05
