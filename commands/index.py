@@ -40,8 +40,8 @@ def index(
     It is kept in the cache. Run it again to go on after a crash, or after the cache has changed.
     """
     from ..formatting import counted, format_seconds
-    from ..neighbors.find import modality_of
-    from ..neighbors.tasks import make_progress
+    from ..neighbors.nearest import modality_of
+    from ..neighbors.progress import make_progress
     from ..store.cache import open_cache
     from ..store.format.layout import other_modality
     from ..store.search.index_build import build_index
@@ -114,7 +114,7 @@ def export(
 ) -> None:
     """Write embeddings, keys and captions as files that other tools read."""
     from ..neighbors.export import ExportConfig, export_cache
-    from ..neighbors.tasks import make_progress
+    from ..neighbors.progress import make_progress
     from ..store.cache import open_cache
 
     config = ExportConfig(

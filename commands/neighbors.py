@@ -204,8 +204,10 @@ def _refuse_strangers(mode: str, given: dict[str, Any]) -> None:
 
 def _look(mode: str, settings: dict[str, Any]) -> "Report":
     """Run one question, with a progress line."""
-    from ..neighbors import against, duplicates, find, mismatched, outliers
-    from ..neighbors.tasks import make_progress
+    from ..neighbors import duplicates, mismatched, outliers
+    from ..neighbors import nearest as find
+    from ..neighbors import teacher_disagreement as against
+    from ..neighbors.progress import make_progress
     from ..store.cache import open_cache
 
     run: dict[str, tuple[Callable[..., Any], Callable[..., Report]]] = {
@@ -238,11 +240,11 @@ def _show(
     as_json: bool,
 ) -> None:
     if as_json:
-        from ..neighbors.as_json import report_values
+        from ..neighbors.report_json import report_values
 
         print_json(report_values(report))
     else:
-        from ..neighbors.terminal import print_report
+        from ..neighbors.report_terminal import print_report
 
         print_report(report)
     if html is None:

@@ -17,8 +17,8 @@ from ..store.cache import Cache
 from ..store.search.exact import cosines, float32_margin
 from ..store.targets.blocks import Block, blocks
 from ..store.targets.targets import Targets
-from .find import LookConfig
 from .items import items_of
+from .nearest import LookConfig
 from .report import Item, Report, Strip
 
 _SCORED_AT_ONCE = 1 << 22

@@ -22,7 +22,7 @@ from ..store.targets.blocks import blocks
 from .export_atlas import Nearby, atlas_lines, atlas_schema, show_command, with_pictures
 from .export_files import NpyFile, ParquetFile, RowsFile
 from .export_rows import SCHEMAS, describe_rows
-from .tasks import Progress
+from .progress import Progress
 
 Format = Literal["parquet", "npy", "atlas"]
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -16,8 +16,8 @@ from ..errors import SettingError
 from ..store.cache import Cache
 from ..store.format.catalog import read_part
 from ..store.search.exact import cosines, exact_neighbors
-from .find import LookConfig
 from .items import image_items, own_text_rows, text_items
+from .nearest import LookConfig
 from .report import Item, Report, Strip
 
 _PAIRS_AT_ONCE = 32_768

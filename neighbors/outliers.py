@@ -15,8 +15,8 @@ from ..store.cache import Cache
 from ..store.search.exact import exact_neighbors
 from ..store.targets.blocks import Block, blocks
 from ..store.targets.targets import Targets
-from .find import LookConfig
 from .items import items_of
+from .nearest import LookConfig
 from .report import Report, Strip
 
 REFERENCE_ROWS = 16_384

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ..errors import DiskFullError, SettingError, one_line
 from ..store.cache import Cache
-from .cards import Deck, pictures_of
+from .page_cards import Deck, pictures_of
 from .report import Report
 from .thumbnails import Picture, Thumbnail, make_thumbnails
 

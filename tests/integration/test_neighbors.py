@@ -127,7 +127,7 @@ def test_every_look_is_json_with_its_counts(command: Command, cache: Path) -> No
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     command: Command, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "siglip2_cache.neighbors.find", None)
+    monkeypatch.setitem(sys.modules, "siglip2_cache.neighbors.nearest", None)
     said = command("neighbors", cache, "--html", cache / "none" / "page.html")
     assert "there is no folder" in error_line(*said)
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
-from siglip2_cache.neighbors.as_json import report_values
 from siglip2_cache.neighbors.duplicates import (
     Clusters,
     DuplicatesConfig,
     find_duplicates,
     near_pairs,
 )
+from siglip2_cache.neighbors.report_json import report_values
 from siglip2_cache.store.search.exact import cosines
 from siglip2_cache.store.targets import blocks as scan
 

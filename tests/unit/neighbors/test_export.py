@@ -22,7 +22,7 @@ from siglip2_cache.errors import DiskFullError, SettingError
 from siglip2_cache.neighbors import export, export_atlas
 from siglip2_cache.neighbors.export import ExportConfig, Exported, export_cache
 from siglip2_cache.neighbors.export_files import NpyFile
-from siglip2_cache.neighbors.tasks import PlainProgress
+from siglip2_cache.neighbors.progress import PlainProgress
 from siglip2_cache.store.search.index_build import build_index
 from siglip2_cache.store.search.index_query import index_place
 from siglip2_cache.store.targets import blocks as scan

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, RowUnavailableError, SettingError
-from siglip2_cache.neighbors.as_json import report_values
-from siglip2_cache.neighbors.find import FindConfig, find_neighbors
+from siglip2_cache.neighbors.nearest import FindConfig, find_neighbors
 from siglip2_cache.neighbors.queries import Ask, read_asks
 from siglip2_cache.neighbors.report import Caption, Report
+from siglip2_cache.neighbors.report_json import report_values
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.search.exact import Neighbors, exact_neighbors
 from siglip2_cache.store.search.index_build import build_index

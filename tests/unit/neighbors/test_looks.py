@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
 from siglip2_cache.neighbors import mismatched, outliers
-from siglip2_cache.neighbors.against import AgainstConfig, compare_teachers
-from siglip2_cache.neighbors.as_json import report_values
 from siglip2_cache.neighbors.mismatched import MismatchedConfig, find_mismatched
 from siglip2_cache.neighbors.outliers import OutliersConfig, find_outliers
+from siglip2_cache.neighbors.report_json import report_values
+from siglip2_cache.neighbors.teacher_disagreement import AgainstConfig, compare_teachers
 from siglip2_cache.store.search.exact import cosines, exact_neighbors
 
 

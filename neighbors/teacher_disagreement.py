@@ -14,8 +14,8 @@ from ..errors import SettingError
 from ..store.cache import Cache
 from ..store.format.layout import Modality
 from ..store.search.exact import Neighbors, exact_neighbors, has_direction
-from .find import LookConfig
 from .items import image_items, items_of
+from .nearest import LookConfig
 from .report import Item, Report, Strip
 
 
