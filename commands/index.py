@@ -113,7 +113,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write embeddings, keys and captions as files that other tools read."""
-    from ..neighbors.export import ExportConfig, export_cache
+    from ..neighbors.export.export import ExportConfig, export_cache
     from ..neighbors.progress import make_progress
     from ..store.cache import open_cache
 

@@ -19,9 +19,10 @@ from PIL import Image
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DiskFullError, SettingError
-from siglip2_cache.neighbors import export, export_atlas
-from siglip2_cache.neighbors.export import ExportConfig, Exported, export_cache
-from siglip2_cache.neighbors.export_files import NpyFile
+from siglip2_cache.neighbors.export import atlas as export_atlas
+from siglip2_cache.neighbors.export import export
+from siglip2_cache.neighbors.export.export import ExportConfig, Exported, export_cache
+from siglip2_cache.neighbors.export.files import NpyFile
 from siglip2_cache.neighbors.progress import PlainProgress
 from siglip2_cache.store.search.index_build import build_index
 from siglip2_cache.store.search.index_query import index_place
@@ -123,7 +124,7 @@ def test_a_table_says_what_it_is_of(foreign: "ForeignCache", tmp_path: Path) -> 
 def test_float16_values_take_no_more_room_than_float16(tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from siglip2_cache.neighbors.export_files import ParquetFile
+    from siglip2_cache.neighbors.export.files import ParquetFile
 
     values = np.random.default_rng(0).normal(0, 0.03, (2000, 64)).astype(np.float16)
     schema = pa.schema([pa.field("row", pa.int64(), nullable=False)])

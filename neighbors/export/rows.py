@@ -9,8 +9,8 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..store.cache import Cache
-from ..store.format.layout import Modality
+from ...store.cache import Cache
+from ...store.format.layout import Modality
 
 IMAGES_SCHEMA = pa.schema(
     [

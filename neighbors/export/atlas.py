@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import SettingError
-from ..store.cache import Cache
-from ..store.format.layout import IndexPlace
-from ..store.search.exact import Neighbors, exact_neighbors
-from ..store.search.index_query import open_index
-from ..store.targets.blocks import blocks
+from ...errors import SettingError
+from ...store.cache import Cache
+from ...store.format.layout import IndexPlace
+from ...store.search.exact import Neighbors, exact_neighbors
+from ...store.search.index_query import open_index
+from ...store.targets.blocks import blocks
 
 NUM_NEIGHBORS = 15
 """As many as Embedding Atlas finds by itself."""
@@ -111,7 +111,7 @@ def atlas_lines(lines: pa.Table, neighbors: pa.Array) -> pa.Table:
 
 def with_pictures(lines: pa.Table, cache: Cache, place: IndexPlace) -> tuple[pa.Table, int]:
     """Return lines of images with small pictures of them, null where there is none; how many nulls."""
-    from .thumbnails import make_thumbnails  # only here are pixels read
+    from ..thumbnails import make_thumbnails  # only here are pixels read
 
     pictures = [(row, place.view) for row in lines["row"].to_pylist()]
     made = make_thumbnails(cache, pictures, teachers=[place.teacher], side=_PICTURE_SIDE)

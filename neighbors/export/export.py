@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..errors import DiskFullError, SettingError
-from ..formatting import format_bytes
-from ..store.cache import Cache
-from ..store.format.layout import IndexPlace, Modality
-from ..store.io.local import LocalFiles
-from ..store.io.location import lies_in
-from ..store.search.index_query import index_place
-from ..store.search.index_record import build_command
-from ..store.targets.blocks import blocks
-from .export_atlas import Nearby, atlas_lines, atlas_schema, show_command, with_pictures
-from .export_files import NpyFile, ParquetFile, RowsFile
-from .export_rows import SCHEMAS, describe_rows
-from .progress import Progress
+from ...errors import DiskFullError, SettingError
+from ...formatting import format_bytes
+from ...store.cache import Cache
+from ...store.format.layout import IndexPlace, Modality
+from ...store.io.local import LocalFiles
+from ...store.io.location import lies_in
+from ...store.search.index_query import index_place
+from ...store.search.index_record import build_command
+from ...store.targets.blocks import blocks
+from ..progress import Progress
+from .atlas import Nearby, atlas_lines, atlas_schema, show_command, with_pictures
+from .files import NpyFile, ParquetFile, RowsFile
+from .rows import SCHEMAS, describe_rows
 
 Format = Literal["parquet", "npy", "atlas"]
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

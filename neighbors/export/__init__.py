@@ -1,0 +1,1 @@
+"""Embeddings of a cache as files for other tools."""
