@@ -468,7 +468,7 @@ def _recheck(
     seed: int,
     found: dict[str, Any],
 ) -> list[str]:
-    from .precompute.recheck import recheck
+    from .precompute.verify_live import recheck
 
     live = recheck(cache, sample, teacher=teacher, checkpoint=checkpoint, device=device, seed=seed)
     found["faults"] = [*found["faults"], *live.faults]
@@ -485,7 +485,7 @@ def _recheck(
 
 
 def _dry_run(config: "BuildConfig", *, is_timed: bool) -> None:
-    from .precompute.estimate import estimate, estimate_lines
+    from .precompute.dry_run import estimate, estimate_lines
 
     for line in estimate_lines(estimate(config, is_timed=is_timed)):
         say(line)

@@ -17,8 +17,7 @@ from ..store.format.transaction import clear_garbage
 from ..store.io.location import parse_location
 from ..store.io.storage import open_files
 from . import enroll
-from .beginning import Beginning
-from .build_config import BuildConfig, BuildSummary
+from .config import BuildConfig, BuildSummary
 from .disk import refuse_small_disk
 from .embed import split_images
 from .engine import Account, Engine, compare_provenance
@@ -26,6 +25,7 @@ from .here_engine import HereEngine
 from .jobs import describe_missing, find_jobs, roll_forward_units
 from .ledger import Ledger, describe
 from .local_engine import LocalEngine, own_gpu
+from .prepare import Beginning
 from .progress import PlainProgress, Progress
 from .shares import Helper
 from .teacher import Teacher, TeacherFactory, load_teacher

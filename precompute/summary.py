@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ..formatting import counted, format_seconds
 from ..store.format.corpus_notes import Note
-from .build_config import BuildConfig, BuildSummary
+from .config import BuildConfig, BuildSummary
 from .parts import Findings
 
 _NOTES_SHOWN = 6

@@ -19,7 +19,7 @@ from patience import PATIENCE_S
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.precompute.build import BuildSummary, build
-from siglip2_cache.precompute.estimate import estimate
+from siglip2_cache.precompute.dry_run import estimate
 from siglip2_cache.precompute.sources import tar_samples, webdataset
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.describe import describe, describe_lines

@@ -396,7 +396,7 @@ def test_ctrl_c_before_the_first_batch_also_says_how_to_go_on(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("siglip2_cache.precompute.beginning.make_plan", interrupt)
+    monkeypatch.setattr("siglip2_cache.precompute.prepare.make_plan", interrupt)
     arguments = ("build", built.corpus, tmp_path / "new", "--teacher", built.checkpoint)
     status, _, err = command(*arguments)
     assert status == 130

@@ -96,7 +96,7 @@ def test_the_last_unit_of_a_resumed_build_is_computed_in_as_many_threads_as_the_
 ) -> None:
     import torch
 
-    monkeypatch.setattr("siglip2_cache.precompute.build_config.cores_each", lambda _: 1)
+    monkeypatch.setattr("siglip2_cache.precompute.config.cores_each", lambda _: 1)
     corpus = write_folder_corpus(tmp_path / "corpus", 2)
     settings: dict[str, Any] = {"make_teacher": load_teacher, "shard_rows": 1, "workers": 2}
     make(corpus, tmp_path / "cache", tiny_checkpoint, **settings)
@@ -115,7 +115,7 @@ def test_the_last_unit_of_a_resumed_build_is_computed_in_as_many_threads_as_the_
 def test_each_worker_computes_in_its_share_of_the_cores_and_says_so(
     corpus: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("siglip2_cache.precompute.build_config.cores_each", lambda _: 3)
+    monkeypatch.setattr("siglip2_cache.precompute.config.cores_each", lambda _: 3)
     telling, before = FakeFactory(tells_threads=True), os.environ.get("OMP_NUM_THREADS")
     make(corpus, tmp_path / "cache", tiny_checkpoint, make_teacher=telling, workers=2)
     commits = open_cache(tmp_path / "cache").commits()

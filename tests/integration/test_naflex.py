@@ -24,10 +24,10 @@ from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute import embed as embed_module
 from siglip2_cache.precompute import teacher as teacher_module
 from siglip2_cache.precompute.build import build
+from siglip2_cache.precompute.dry_run import estimate
 from siglip2_cache.precompute.embed import split_images
-from siglip2_cache.precompute.estimate import estimate
-from siglip2_cache.precompute.recheck import recheck
 from siglip2_cache.precompute.teacher import SiglipTeacher
+from siglip2_cache.precompute.verify_live import recheck
 from siglip2_cache.siglip import NaflexRecipe, SquashRecipe, resolve_checkpoint
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.describe import describe, describe_lines

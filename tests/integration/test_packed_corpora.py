@@ -21,8 +21,8 @@ from patience import PATIENCE_S
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute.build import BuildSummary, build
-from siglip2_cache.precompute.estimate import estimate, estimate_lines
-from siglip2_cache.precompute.recheck import recheck
+from siglip2_cache.precompute.dry_run import estimate, estimate_lines
+from siglip2_cache.precompute.verify_live import recheck
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.verify.verify import verify_cache
 

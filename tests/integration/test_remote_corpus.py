@@ -14,9 +14,9 @@ from patience import PATIENCE_S, wait_until
 
 from siglip2_cache.errors import StorageError
 from siglip2_cache.precompute.build import build
-from siglip2_cache.precompute.recheck import recheck
 from siglip2_cache.precompute.shares import find_share
 from siglip2_cache.precompute.sources import open_source, scan
+from siglip2_cache.precompute.verify_live import recheck
 from siglip2_cache.store.cache import Cache, open_cache
 from siglip2_cache.store.io import location as locations
 

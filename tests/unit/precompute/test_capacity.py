@@ -13,7 +13,7 @@ from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute import costs
 from siglip2_cache.precompute.capacity import Capacity, CapacityConfig
 from siglip2_cache.precompute.capacity_lines import capacity_json, capacity_lines
-from siglip2_cache.precompute.estimate import estimate
+from siglip2_cache.precompute.dry_run import estimate
 from siglip2_cache.precompute.plan import default_shard_rows
 from siglip2_cache.precompute.reckoning import reckon
 from siglip2_cache.siglip import find_architecture

@@ -31,7 +31,7 @@ from siglip2_cache import open_cache
 from siglip2_cache.errors import DuplicateKeyError, SettingError, SourceError
 from siglip2_cache.precompute import freeze, parts
 from siglip2_cache.precompute.build import build
-from siglip2_cache.precompute.estimate import estimate
+from siglip2_cache.precompute.dry_run import estimate
 from siglip2_cache.precompute.plan import Plan, PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Sample, TableColumns
 from siglip2_cache.precompute.spool import Scratch

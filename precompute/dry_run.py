@@ -13,7 +13,7 @@ from ..store.format.layout import MODALITIES, Modality
 from ..store.format.shard import ArrayLayout
 from ..store.io.location import Location, join, parse_location
 from ..store.io.storage import open_files
-from .build_config import BuildConfig
+from .config import BuildConfig
 from .disk import unit_bytes
 from .embed import Embedder, split_images
 from .enroll import TeacherChoices, as_recorded, find_teacher
