@@ -69,9 +69,9 @@ def plan(
     Nothing is read but, of a teacher that is not published, its settings. For a corpus that is at hand ask
     siglip2-cache build --dry-run.
     """
-    from ..precompute.capacity import CapacityConfig
-    from ..precompute.capacity_lines import capacity_json, capacity_lines
-    from ..precompute.reckoning import reckon
+    from ..precompute.estimate.estimate import CapacityConfig
+    from ..precompute.estimate.formulas import reckon
+    from ..precompute.estimate.report import capacity_json, capacity_lines
 
     found = reckon(
         CapacityConfig(

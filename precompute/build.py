@@ -18,9 +18,9 @@ from ..store.io.location import parse_location
 from ..store.io.storage import open_files
 from . import enroll
 from .config import BuildConfig, BuildSummary
-from .disk import refuse_small_disk
 from .embed import split_images
 from .engine import Account, Engine, compare_provenance
+from .estimate.disk import refuse_small_disk
 from .here_engine import HereEngine
 from .jobs import describe_missing, find_jobs, roll_forward_units
 from .ledger import Ledger, describe

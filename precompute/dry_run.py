@@ -14,9 +14,9 @@ from ..store.format.shard import ArrayLayout
 from ..store.io.location import Location, join, parse_location
 from ..store.io.storage import open_files
 from .config import BuildConfig
-from .disk import unit_bytes
 from .embed import Embedder, split_images
 from .enroll import TeacherChoices, as_recorded, find_teacher
+from .estimate.disk import unit_bytes
 from .parts import Findings
 from .plan import Plan, make_plan, name_sources, open_if_planned
 from .sources import Sample, scan

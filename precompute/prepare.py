@@ -12,7 +12,7 @@ from ..store.format.manifest import TeacherRecord
 from ..store.io.storage import Files
 from . import enroll
 from .config import BuildConfig
-from .disk import refuse_small_disk
+from .estimate.disk import refuse_small_disk
 from .plan import Plan, find_plan, make_plan, standing_plan
 from .share_scans import helping_to_plan, scanning_in_processes
 from .shares import Share, wait_for

@@ -816,7 +816,7 @@ def test_the_estimate_equals_the_bytes_then_written(
 
 
 def test_the_images_part_of_a_large_unit_takes_the_bytes_a_row_that_the_estimate_says() -> None:
-    from siglip2_cache.precompute.disk import _IMAGES_ROW_BYTES
+    from siglip2_cache.precompute.estimate.disk import _IMAGES_ROW_BYTES
     from siglip2_cache.store.format.catalog import IMAGES_SCHEMA, encode_table
 
     num_rows = 16_384

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping
 
-from ..formatting import format_bytes
-from ..siglip import TEXT_FORMULA, VIEW_FORMULA, Architecture, find_architecture
-from ..store.format.catalog import PART_ROWS
-from ..store.io.range_file import PIECE_BYTES
+from ...formatting import format_bytes
+from ...siglip import TEXT_FORMULA, VIEW_FORMULA, Architecture, find_architecture
+from ...store.format.catalog import PART_ROWS
+from ...store.io.range_file import PIECE_BYTES
+from ..plan import default_shard_rows
 from . import costs
-from .capacity import ASSUMED_IMAGE_BYTES, Capacity, CapacityConfig, Quantity, Unit
 from .costs import array_bytes
-from .plan import default_shard_rows
+from .estimate import ASSUMED_IMAGE_BYTES, Capacity, CapacityConfig, Quantity, Unit
 
 _LONE_READ_BYTES = 64 << 10
 """Of a request for a header, where the image before it is too large to be read over."""

@@ -8,12 +8,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import SettingError
-from ..siglip import Architecture
-from ..store.format.views import ViewPolicy
+from ...errors import SettingError
+from ...siglip import Architecture
+from ...store.format.views import ViewPolicy
+from ..plan import check_shard_rows
 from . import costs
 from .costs import Workload
-from .plan import check_shard_rows
 
 MOST_IMAGES = 10**15
 """A typo's limit."""

@@ -5,11 +5,11 @@ from collections import Counter
 
 from upath import UPath
 
-from ..errors import DiskFullError
-from ..formatting import format_bytes
-from ..store.cache import Cache
-from ..store.format.layout import MODALITIES, Modality
-from ..store.format.shard import ArrayLayout
+from ...errors import DiskFullError
+from ...formatting import format_bytes
+from ...store.cache import Cache
+from ...store.format.layout import MODALITIES, Modality
+from ...store.format.shard import ArrayLayout
 from .costs import IMAGE_BYTES
 
 _IMAGES_ROW_BYTES = IMAGE_BYTES + 8

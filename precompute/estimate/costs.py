@@ -5,10 +5,10 @@ Nothing here is measured but where it says so; ``siglip2-cache plan`` (capacity.
 
 from dataclasses import dataclass
 
-from ..siglip import Architecture
-from ..store.format.catalog import PART_ROWS, Table
-from ..store.format.layout import Modality
-from ..store.format.shard import ArrayLayout
+from ...siglip import Architecture
+from ...store.format.catalog import PART_ROWS, Table
+from ...store.format.layout import Modality
+from ...store.format.shard import ArrayLayout
 
 SAMPLE_BYTES, VIEW_BYTES, TEXT_BYTES = 7, 16, 34
 """Of the catalog's Parquet, compressed: a line of samples in an archive, a stored view, a text with its

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..formatting import counted, format_bytes, format_seconds
-from .capacity import Capacity, Quantity
+from ...formatting import counted, format_bytes, format_seconds
+from .estimate import Capacity, Quantity
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
