@@ -224,11 +224,11 @@ def build(
     """
     from .precompute.build import BuildConfig
     from .precompute.build import build as run_build
+    from .precompute.executor.progress import make_progress
+    from .precompute.executor.worker import BuildInterrupted
     from .precompute.plan import PlanConfig
-    from .precompute.progress import make_progress
     from .precompute.shares import find_share
     from .precompute.sources import TableColumns
-    from .precompute.workers import BuildInterrupted
 
     named = (image_column, caption_column, key_column, lang_column, label_column, encoding)
     columns = TableColumns(

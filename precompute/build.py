@@ -19,18 +19,18 @@ from ..store.io.storage import open_files
 from . import enroll
 from .config import BuildConfig, BuildSummary
 from .embed import split_images
-from .engine import Account, Engine, compare_provenance
 from .estimate.disk import refuse_small_disk
-from .here_engine import HereEngine
-from .jobs import describe_missing, find_jobs, roll_forward_units
-from .ledger import Ledger, describe
-from .local_engine import LocalEngine, own_gpu
+from .executor.driver import Account, Engine, compare_provenance
+from .executor.in_process import HereEngine
+from .executor.local import LocalEngine, own_gpu
+from .executor.pending import describe_missing, find_jobs, roll_forward_units
+from .executor.progress import PlainProgress, Progress
+from .executor.unit import Job
+from .executor.work_queue import Ledger, describe
+from .executor.worker import WorkOrder
 from .prepare import Beginning
-from .progress import PlainProgress, Progress
 from .shares import Helper
 from .teacher import Teacher, TeacherFactory, load_teacher
-from .units import Job
-from .workers import WorkOrder
 
 _MEND: dict[Modality, str] = {
     "image": "mend them and run again with --retry-rejected, or say --corpus-root OLD=NEW if the corpus "
@@ -186,7 +186,7 @@ class _Build:
         self._release_teacher()
         if config.engine == "local":
             return LocalEngine(self._make_teacher, num_workers=num_workers)
-        from .ray_engine import RayEngine
+        from .executor.ray_cluster import RayEngine
 
         return RayEngine(
             self._make_teacher,

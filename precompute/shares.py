@@ -15,8 +15,8 @@ from ..errors import BuildError, SettingError
 from ..formatting import format_seconds
 from ..store.format import layout
 from ..store.io.storage import Files
-from .ledger import Place
-from .units import Job
+from .executor.unit import Job
+from .executor.work_queue import Place
 
 _T = TypeVar("_T")
 

@@ -13,9 +13,9 @@ from ..store.format.layout import Modality
 from ..store.format.manifest import Span, TeacherRecord, Unit
 from .embed import Embedder, split_images
 from .enroll import dtype_of
+from .executor.unit import unit_images
 from .live import LiveTeacher
 from .teacher import TeacherFactory, load_teacher
-from .units import unit_images
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}
 """Largest 1 - cosine that another machine or batch size explains, by compute dtype. Measured on one

@@ -20,7 +20,7 @@ from patience import PATIENCE_S
 from siglip2_cache import open_cache
 from siglip2_cache.errors import BuildError, CheckpointError, NotACacheError, SettingError
 from siglip2_cache.precompute.build import BuildSummary, build
-from siglip2_cache.precompute.local_engine import own_gpu, spread_over_gpus
+from siglip2_cache.precompute.executor.local import own_gpu, spread_over_gpus
 from siglip2_cache.precompute.shares import Share
 from siglip2_cache.precompute.teacher import load_teacher
 from siglip2_cache.store.format import layout

@@ -18,10 +18,10 @@ from patience import PATIENCE_S
 
 from commands import run
 from siglip2_cache.errors import SettingError
-from siglip2_cache.precompute import ray_engine
 from siglip2_cache.precompute.build import build
-from siglip2_cache.precompute.ray_engine import describe_room
-from siglip2_cache.precompute.workers import WorkOrder
+from siglip2_cache.precompute.executor import ray_cluster as ray_engine
+from siglip2_cache.precompute.executor.ray_cluster import describe_room
+from siglip2_cache.precompute.executor.worker import WorkOrder
 from siglip2_cache.siglip import resolve_checkpoint
 
 RUN_RAY = Path(__file__).parents[1] / "kit" / "run_ray.py"

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from siglip2_cache.precompute.build import BuildConfig
+from siglip2_cache.precompute.executor.progress import Tally
 from siglip2_cache.precompute.plan import PlanConfig
-from siglip2_cache.precompute.progress import Tally
 from siglip2_cache.precompute.teacher import OutOfMemory
 from siglip2_cache.siglip import NaflexRecipe, SquashRecipe
 from siglip2_cache.store.io.location import Location

@@ -26,8 +26,8 @@ from fakes import FakeFactory, SilentProgress, config_of
 from patience import PATIENCE_S
 
 from siglip2_cache.commands.options import given_location
-from siglip2_cache.precompute import ray_engine
 from siglip2_cache.precompute.build import build
+from siglip2_cache.precompute.executor import ray_cluster as ray_engine
 from siglip2_cache.precompute.shares import find_share
 
 _LONG_WAIT_S = 0.5

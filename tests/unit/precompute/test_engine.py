@@ -7,7 +7,7 @@ import pytest
 from fakes import SilentProgress
 
 from siglip2_cache.errors import BuildError, DiskFullError
-from siglip2_cache.precompute.engine import (
+from siglip2_cache.precompute.executor.driver import (
     Account,
     Advanced,
     Died,
@@ -18,9 +18,9 @@ from siglip2_cache.precompute.engine import (
     Ready,
     Wants,
 )
-from siglip2_cache.precompute.ledger import Ledger
-from siglip2_cache.precompute.units import Job, StageTimes
-from siglip2_cache.precompute.workers import FinishedUnit
+from siglip2_cache.precompute.executor.unit import Job, StageTimes
+from siglip2_cache.precompute.executor.work_queue import Ledger
+from siglip2_cache.precompute.executor.worker import FinishedUnit
 from siglip2_cache.store.format.manifest import Span, Unit
 
 READY = Ready({"device": "cpu"})

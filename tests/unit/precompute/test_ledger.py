@@ -3,8 +3,8 @@
 import pytest
 
 from siglip2_cache.errors import BuildError
-from siglip2_cache.precompute.ledger import Ledger
-from siglip2_cache.precompute.units import Job
+from siglip2_cache.precompute.executor.unit import Job
+from siglip2_cache.precompute.executor.work_queue import Ledger
 from siglip2_cache.store.format.layout import Modality
 from siglip2_cache.store.format.manifest import Span, Unit
 

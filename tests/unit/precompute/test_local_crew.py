@@ -10,10 +10,10 @@ import pytest
 from fakes import SilentProgress
 
 from siglip2_cache.errors import DiskFullError
-from siglip2_cache.precompute.engine import Account, Died, Driver, Failed, Message, Ready
-from siglip2_cache.precompute.ledger import Ledger
-from siglip2_cache.precompute.local_engine import _Process, _Processes
-from siglip2_cache.precompute.units import Job
+from siglip2_cache.precompute.executor.driver import Account, Died, Driver, Failed, Message, Ready
+from siglip2_cache.precompute.executor.local import _Process, _Processes
+from siglip2_cache.precompute.executor.unit import Job
+from siglip2_cache.precompute.executor.work_queue import Ledger
 from siglip2_cache.store.format.manifest import Span, Unit
 
 

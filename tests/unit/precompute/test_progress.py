@@ -5,12 +5,8 @@ import io
 import pytest
 
 from siglip2_cache.formatting import format_bytes, format_seconds
-from siglip2_cache.precompute import progress
-from siglip2_cache.precompute.progress import (
-    PlainProgress,
-    RichProgress,
-    make_progress,
-)
+from siglip2_cache.precompute.executor import progress
+from siglip2_cache.precompute.executor.progress import PlainProgress, RichProgress, make_progress
 
 
 @pytest.mark.parametrize(

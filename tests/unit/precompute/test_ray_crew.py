@@ -8,11 +8,19 @@ import pytest
 from fakes import SilentProgress
 
 from siglip2_cache.errors import DiskFullError, SettingError
-from siglip2_cache.precompute import ray_engine
-from siglip2_cache.precompute.engine import Account, Died, Driver, Failed, Message, Ready, Wants
-from siglip2_cache.precompute.ledger import Ledger
-from siglip2_cache.precompute.ray_engine import Room, _Actors, describe_room
-from siglip2_cache.precompute.units import Job
+from siglip2_cache.precompute.executor import ray_cluster as ray_engine
+from siglip2_cache.precompute.executor.driver import (
+    Account,
+    Died,
+    Driver,
+    Failed,
+    Message,
+    Ready,
+    Wants,
+)
+from siglip2_cache.precompute.executor.ray_cluster import Room, _Actors, describe_room
+from siglip2_cache.precompute.executor.unit import Job
+from siglip2_cache.precompute.executor.work_queue import Ledger
 from siglip2_cache.store.format.manifest import Span, Unit
 
 

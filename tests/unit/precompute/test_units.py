@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from siglip2_cache import open_cache
-from siglip2_cache.precompute.jobs import find_jobs
-from siglip2_cache.precompute.units import open_rows
+from siglip2_cache.precompute.executor.pending import find_jobs
+from siglip2_cache.precompute.executor.unit import open_rows
 from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.targets.targets import Targets
 

@@ -12,19 +12,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..cores import num_cores
-from ..errors import BuildError
-from ..images.decoder import Decoder
-from ..images.image import DecodedBatch, PixelFormat
-from ..images.pixels import Decode
-from ..siglip import Checkpoint
-from ..store.cache import Cache
-from ..store.format import layout
-from ..store.format.layout import Modality
-from ..store.io.location import Location
-from .embed import Embedder
-from .teacher import Teacher
-from .units import (
+from ...cores import num_cores
+from ...errors import BuildError
+from ...images.decoder import Decoder
+from ...images.image import DecodedBatch, PixelFormat
+from ...images.pixels import Decode
+from ...siglip import Checkpoint
+from ...store.cache import Cache
+from ...store.format import layout
+from ...store.format.layout import Modality
+from ...store.io.location import Location
+from ..embed import Embedder
+from ..teacher import Teacher
+from .unit import (
     Job,
     StageTimes,
     UnitRows,

@@ -8,9 +8,9 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
-from ..errors import BuildError
-from ..store.format.layout import MODALITIES, Modality
-from .units import Job
+from ...errors import BuildError
+from ...store.format.layout import MODALITIES, Modality
+from .unit import Job
 
 Place = tuple[Modality, int]
 """Modality and number of a unit."""

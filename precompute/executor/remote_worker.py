@@ -10,14 +10,14 @@ import threading
 import traceback
 from collections.abc import Callable
 
-from ..errors import CacheError
-from ..store.cache import Cache
-from ..store.format.layout import Modality
-from .engine import Advanced, Failed, Message, Ready, Wants
-from .here_engine import threads_of_torch, worker_end
-from .teacher import TeacherFactory
-from .units import Job
-from .workers import BuildInterrupted, FinishedUnit, UnitWorker, WorkOrder
+from ...errors import CacheError
+from ...store.cache import Cache
+from ...store.format.layout import Modality
+from ..teacher import TeacherFactory
+from .driver import Advanced, Failed, Message, Ready, Wants
+from .in_process import threads_of_torch, worker_end
+from .unit import Job
+from .worker import BuildInterrupted, FinishedUnit, UnitWorker, WorkOrder
 
 Send = Callable[[Message], None]
 """Takes a message to the driver; called from several threads."""

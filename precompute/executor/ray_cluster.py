@@ -17,15 +17,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import SettingError, first_line
-from ..formatting import counted
-from ..siglip import Checkpoint, resolve_checkpoint
-from .engine import Account, Died, Driver, Ended, Failed, Message
-from .ledger import Ledger
-from .teacher import Teacher, TeacherFactory
-from .unit_process import Inbox, serve
-from .units import Job
-from .workers import WorkOrder
+from ...errors import SettingError, first_line
+from ...formatting import counted
+from ...siglip import Checkpoint, resolve_checkpoint
+from ..teacher import Teacher, TeacherFactory
+from .driver import Account, Died, Driver, Ended, Failed, Message
+from .remote_worker import Inbox, serve
+from .unit import Job
+from .work_queue import Ledger
+from .worker import WorkOrder
 
 _TALK_S = 1.0
 """An actor that has nothing to say answers after this: a sign of life, and the next question."""

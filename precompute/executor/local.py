@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ..images.decoder import no_main_module
-from ..siglip import resolve_device
-from .engine import Account, Died, Driver, Message
-from .ledger import Ledger
-from .teacher import TeacherFactory
-from .unit_process import Inbox, serve
-from .units import Job
-from .workers import WorkOrder
+from ...images.decoder import no_main_module
+from ...siglip import resolve_device
+from ..teacher import TeacherFactory
+from .driver import Account, Died, Driver, Message
+from .remote_worker import Inbox, serve
+from .unit import Job
+from .work_queue import Ledger
+from .worker import WorkOrder
 
 _STOP = "stop"
 _KILL_PATIENCE_S = 10.0

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ..store.cache import Cache
-from ..store.format import layout
-from ..store.format.layout import MODALITIES, Modality
-from ..store.format.manifest import UnitCommit
-from ..store.format.transaction import roll_forward
-from ..store.io.storage import Files
-from .units import Job
+from ...store.cache import Cache
+from ...store.format import layout
+from ...store.format.layout import MODALITIES, Modality
+from ...store.format.manifest import UnitCommit
+from ...store.format.transaction import roll_forward
+from ...store.io.storage import Files
+from .unit import Job
 
 Say = Callable[[str], None]
 

@@ -14,13 +14,13 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import BuildError
-from ..formatting import counted
-from ..store.format.layout import MODALITIES, Modality
-from .ledger import Ledger, describe
+from ...errors import BuildError
+from ...formatting import counted
+from ...store.format.layout import MODALITIES, Modality
 from .progress import Progress
-from .units import Job, StageTimes
-from .workers import BuildInterrupted, FinishedUnit, WorkOrder
+from .unit import Job, StageTimes
+from .work_queue import Ledger, describe
+from .worker import BuildInterrupted, FinishedUnit, WorkOrder
 
 _TICK_S = 0.2
 """How long a driver may take to notice Ctrl-C."""

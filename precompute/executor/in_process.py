@@ -4,12 +4,12 @@ import contextlib
 import threading
 from collections.abc import Callable, Generator
 
-from ..store.cache import Cache
-from ..store.format.layout import Modality
-from .engine import Account, Ended, stopping_on_signals
-from .ledger import Ledger
-from .teacher import Teacher
-from .workers import FinishedUnit, UnitWorker, WorkOrder
+from ...store.cache import Cache
+from ...store.format.layout import Modality
+from ..teacher import Teacher
+from .driver import Account, Ended, stopping_on_signals
+from .work_queue import Ledger
+from .worker import FinishedUnit, UnitWorker, WorkOrder
 
 _ONLY = 0
 

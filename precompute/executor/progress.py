@@ -5,10 +5,10 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import short_line
-from ..formatting import format_seconds
-from ..store.format.layout import Modality
-from ..streams import say_on_stderr
+from ...errors import short_line
+from ...formatting import format_seconds
+from ...store.format.layout import Modality
+from ...streams import say_on_stderr
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
