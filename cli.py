@@ -226,7 +226,7 @@ def build(
     from .precompute.build import build as run_build
     from .precompute.executor.progress import make_progress
     from .precompute.executor.worker import BuildInterrupted
-    from .precompute.plan import PlanConfig
+    from .precompute.planning.plan import PlanConfig
     from .precompute.shares import find_share
     from .precompute.sources import TableColumns
 

@@ -38,11 +38,11 @@ from make_checkpoint import make_checkpoint
 from scale_units import QUICK_SIZES, SIZES, units
 
 from siglip2_cache.precompute.build import build
-from siglip2_cache.precompute.freeze import Freezer
-from siglip2_cache.precompute.scan import Scanner
+from siglip2_cache.precompute.planning.freeze import Freezer
+from siglip2_cache.precompute.planning.scan import Scanner
+from siglip2_cache.precompute.planning.spill import Scratch
 from siglip2_cache.precompute.sources import Piece, Sample, open_source, scan
 from siglip2_cache.precompute.sources.base import Caption
-from siglip2_cache.precompute.spool import Scratch
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.transaction import Transaction
 from siglip2_cache.store.format.views import ViewPolicy

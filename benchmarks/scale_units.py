@@ -24,7 +24,7 @@ from run_resume import peak_bytes  # noqa: E402
 from siglip2_cache import open_cache  # noqa: E402
 from siglip2_cache.precompute.build import build  # noqa: E402
 from siglip2_cache.precompute.config import BuildConfig  # noqa: E402
-from siglip2_cache.precompute.plan import make_plan  # noqa: E402
+from siglip2_cache.precompute.planning.plan import make_plan  # noqa: E402
 from siglip2_cache.store.describe import describe  # noqa: E402
 from siglip2_cache.store.format.layout import IndexPlace  # noqa: E402
 from siglip2_cache.store.io.local import LocalFiles  # noqa: E402

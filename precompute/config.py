@@ -11,7 +11,7 @@ from ..store.io.location import Location
 from . import enroll
 from .executor.unit import StageTimes
 from .executor.worker import cores_each
-from .plan import Plan, PlanConfig
+from .planning.plan import Plan, PlanConfig
 from .shares import Share
 
 _LARGEST_BATCH = 65_536

@@ -17,8 +17,8 @@ from .config import BuildConfig
 from .embed import Embedder, split_images
 from .enroll import TeacherChoices, as_recorded, find_teacher
 from .estimate.disk import unit_bytes
-from .parts import Findings
-from .plan import Plan, make_plan, name_sources, open_if_planned
+from .planning.part_writer import Findings
+from .planning.plan import Plan, make_plan, name_sources, open_if_planned
 from .sources import Sample, scan
 from .summary import finding_lines
 from .teacher import TeacherFactory, load_teacher

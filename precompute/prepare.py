@@ -13,8 +13,8 @@ from ..store.io.storage import Files
 from . import enroll
 from .config import BuildConfig
 from .estimate.disk import refuse_small_disk
-from .plan import Plan, find_plan, make_plan, standing_plan
-from .share_scans import helping_to_plan, scanning_in_processes
+from .planning.plan import Plan, find_plan, make_plan, standing_plan
+from .planning.shared_scan import helping_to_plan, scanning_in_processes
 from .shares import Share, wait_for
 from .teacher import Teacher
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ..formatting import counted, format_seconds
 from ..store.format.corpus_notes import Note
 from .config import BuildConfig, BuildSummary
-from .parts import Findings
+from .planning.part_writer import Findings
 
 _NOTES_SHOWN = 6
 

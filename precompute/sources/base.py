@@ -77,7 +77,7 @@ class Problem:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unused(Problem):
     """Things of one kind that a piece holds and that were not used, though they may be images, captions
-    or labels. Those of all pieces with equal reason and remedy are added up (precompute/notes.py).
+    or labels. Those of all pieces with equal reason and remedy are added up (precompute/planning/unused.py).
 
     ``place`` is where the first of them is, ``reason`` what they are: a lower-case plural without
     numbers, such as ``files ending in .heic, not read as images``.

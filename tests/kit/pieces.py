@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from siglip2_cache.precompute import plan
-from siglip2_cache.precompute.plan import Plan, PlanConfig, make_plan
+from siglip2_cache.precompute.planning import plan
+from siglip2_cache.precompute.planning.plan import Plan, PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Caption, Piece, Problem, Sample
 from siglip2_cache.store.format.records import sha256_hex
 from siglip2_cache.store.io.local import LocalFiles

@@ -10,8 +10,8 @@ import pytest
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
-from siglip2_cache.precompute.parts import Findings
-from siglip2_cache.precompute.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.planning.part_writer import Findings
+from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.sources import (
     Problem,
     Sample,

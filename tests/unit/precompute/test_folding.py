@@ -11,9 +11,9 @@ import pytest
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DuplicateKeyError, SettingError
-from siglip2_cache.precompute.parts import Findings
-from siglip2_cache.precompute.plan import PlanConfig, make_plan
-from siglip2_cache.precompute.spool import Scratch
+from siglip2_cache.precompute.planning.part_writer import Findings
+from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.planning.spill import Scratch
 from siglip2_cache.precompute.summary import finding_lines
 from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.verify.verify import verify_cache
@@ -108,7 +108,7 @@ def test_rows_that_an_older_cache_has_as_samples_stay_samples(
 ) -> None:
     old = [row("a.jpg", "one", id=1), row("a.jpg", "two", id=2)]
     with monkeypatch.context() as before:
-        before.setattr("siglip2_cache.precompute.freeze.KINDS", set[str]())
+        before.setattr("siglip2_cache.precompute.planning.freeze.KINDS", set[str]())
         plan(tmp_path, write(tmp_path, *old))
     assert samples(tmp_path) == {"1": ["one"], "2": ["two"]}
     found = plan(tmp_path, write(tmp_path, *old, row("b.jpg", "three", id=3)), scratch=scratch)

@@ -9,7 +9,7 @@ import pytest
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SourceError
-from siglip2_cache.precompute.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Sample, TableColumns, json_records, open_source, scan
 from siglip2_cache.store.io.local import LocalFiles
 

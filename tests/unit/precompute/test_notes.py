@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from siglip2_cache import open_cache
-from siglip2_cache.precompute import notes, plan
-from siglip2_cache.precompute.parts import Findings
-from siglip2_cache.precompute.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.planning import plan
+from siglip2_cache.precompute.planning import unused as notes
+from siglip2_cache.precompute.planning.part_writer import Findings
+from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Caption, Piece, Problem, Sample, Unused
 from siglip2_cache.precompute.summary import finding_lines
 from siglip2_cache.store.describe import describe, describe_lines

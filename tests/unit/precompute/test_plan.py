@@ -29,12 +29,13 @@ from patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DuplicateKeyError, SettingError, SourceError
-from siglip2_cache.precompute import freeze, parts
 from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.dry_run import estimate
-from siglip2_cache.precompute.plan import Plan, PlanConfig, make_plan
+from siglip2_cache.precompute.planning import freeze
+from siglip2_cache.precompute.planning import part_writer as parts
+from siglip2_cache.precompute.planning.plan import Plan, PlanConfig, make_plan
+from siglip2_cache.precompute.planning.spill import Scratch
 from siglip2_cache.precompute.sources import Sample, TableColumns
-from siglip2_cache.precompute.spool import Scratch
 from siglip2_cache.precompute.summary import finding_lines
 from siglip2_cache.store.cache import Cache, relocate
 from siglip2_cache.store.format import layout
@@ -1211,7 +1212,7 @@ def test_a_source_planned_with_such_dots_in_its_keys_keeps_them(
 ) -> None:
     source = pack_folder(tmp_path / "a.tar", 0)
     with monkeypatch.context() as before:
-        before.setattr("siglip2_cache.precompute.plan.RULES", {})
+        before.setattr("siglip2_cache.precompute.planning.plan.RULES", {})
         plan(tmp_path / "cache", source)
     found = plan(tmp_path / "cache", pack_folder(source, 0, 1)).findings
     assert (found.num_gone, list(keys(tmp_path / "cache").values())) == (0, ["./x/k0", "./x/k1"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from siglip2_cache.errors import SourceError
-from siglip2_cache.precompute.prompts import (
+from siglip2_cache.precompute.planning.prompts import (
     Label,
     Prompt,
     Template,

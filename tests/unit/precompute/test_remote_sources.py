@@ -19,9 +19,9 @@ from s3 import S3
 
 from siglip2_cache.errors import SettingError, SourceError, StorageError
 from siglip2_cache.images.image_bytes import ImagePlace, read_image_bytes
-from siglip2_cache.precompute import scan as scan_of
-from siglip2_cache.precompute.plan import PlanConfig, make_plan, name_sources
-from siglip2_cache.precompute.scan import Scanner
+from siglip2_cache.precompute.planning import scan as scan_of
+from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan, name_sources
+from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.sources import Piece, Problem, Sample, open_source, scan
 from siglip2_cache.precompute.sources.paths import sizes_and_times
 from siglip2_cache.store.cache import Cache

@@ -17,8 +17,8 @@ from patience import PATIENCE_S
 from pieces import PieceSource, plan_pieces
 
 from siglip2_cache import open_cache
-from siglip2_cache.precompute import scan
-from siglip2_cache.precompute.scan import Scanner
+from siglip2_cache.precompute.planning import scan
+from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.sources import Problem
 from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.verify.verify import verify_cache

@@ -8,10 +8,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from siglip2_cache.precompute import share_scans
-from siglip2_cache.precompute.plan import PlanConfig, make_plan, name_sources
-from siglip2_cache.precompute.scan import Scanner
-from siglip2_cache.precompute.share_scans import (
+from siglip2_cache.precompute.planning import shared_scan as share_scans
+from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan, name_sources
+from siglip2_cache.precompute.planning.scan import Scanner
+from siglip2_cache.precompute.planning.shared_scan import (
     helping_to_plan,
     keep_scans,
     scanning_in_processes,

@@ -22,8 +22,8 @@ from privileges import open_folder, unprivileged
 
 from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.images.image_bytes import ImagePlace, ReadError, read_image_bytes
-from siglip2_cache.precompute.plan import PlanConfig, make_plan
-from siglip2_cache.precompute.scan import Scanner
+from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.sources.base import Caption, Problem, Sample, Unused, scan
 from siglip2_cache.precompute.sources.caption_choice import parse_endings
 from siglip2_cache.precompute.sources.columns import TableColumns

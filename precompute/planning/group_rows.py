@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import polars as pl
 
-from .spool import Buckets, Scratch, Spool
+from .spill import Buckets, Scratch, Spool
 
 KINDS = {"table", "parquet", "datasets"}
 """Kinds of source whose rows name pictures. In all others a picture is met once."""

@@ -21,11 +21,11 @@ from typing import Any
 import polars as pl
 from upath import UPath
 
-from ..errors import DiskFullError
-from ..store.format import layout
-from ..store.io.parallel import map_ahead
-from ..store.io.storage import Files
-from .sources import Piece, Problem, Sample, Source, Unused
+from ...errors import DiskFullError
+from ...store.format import layout
+from ...store.io.parallel import map_ahead
+from ...store.io.storage import Files
+from ..sources import Piece, Problem, Sample, Source, Unused
 
 SCAN_ROWS = 65_536
 """Samples and problems in one frame."""

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import polars as pl
 
-from ..store.format.corpus_notes import Note
-from .sources import Source
-from .sources.looked_for import captions_looked_for
+from ...store.format.corpus_notes import Note
+from ..sources import Source
+from ..sources.looked_for import captions_looked_for
 
 _MAX_KINDS = 200
 """Of the notes of one source that are kept; the others, which are rarer or came later, are passed over."""

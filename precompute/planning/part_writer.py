@@ -5,9 +5,9 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from ..store.format import layout
-from ..store.format.catalog import PART_ROWS, Table, encode_part
-from ..store.format.corpus_notes import Note
+from ...store.format import layout
+from ...store.format.catalog import PART_ROWS, Table, encode_part
+from ...store.format.corpus_notes import Note
 
 
 class Sink(Protocol):

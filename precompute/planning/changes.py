@@ -4,10 +4,10 @@ import heapq
 
 import polars as pl
 
-from ..errors import SettingError
-from ..formatting import counted
-from .known import FROZEN, Known
-from .spool import Buckets, Scratch
+from ...errors import SettingError
+from ...formatting import counted
+from .existing import FROZEN, Known
+from .spill import Buckets, Scratch
 
 _SHOWN = 3
 _MOST_CHARACTERS = 24

@@ -8,27 +8,27 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import NotACacheError, SettingError, SourceError
-from ..store.cache import Cache, relocate
-from ..store.format import layout
-from ..store.format.corpus_notes import Note
-from ..store.format.manifest import SourceRecord
-from ..store.format.records import Record, sha256_hex
-from ..store.format.transaction import Transaction, roll_forward
-from ..store.format.views import ViewPolicy
-from ..store.io.foreign_files import is_stray
-from ..store.io.location import Location, is_url, kind_of, lies_in, parse_location
-from ..store.io.storage import Files
+from ...errors import NotACacheError, SettingError, SourceError
+from ...store.cache import Cache, relocate
+from ...store.format import layout
+from ...store.format.corpus_notes import Note
+from ...store.format.manifest import SourceRecord
+from ...store.format.records import Record, sha256_hex
+from ...store.format.transaction import Transaction, roll_forward
+from ...store.format.views import ViewPolicy
+from ...store.io.foreign_files import is_stray
+from ...store.io.location import Location, is_url, kind_of, lies_in, parse_location
+from ...store.io.storage import Files
+from ..sources import Source, TableColumns, open_source
+from ..sources.caption_choice import SETTING as ENDINGS
+from ..sources.caption_choice import parse_endings
+from ..sources.patterns import is_pattern, is_there
+from ..sources.rekeyed import PLAIN, PREFIXED, RULES, RekeyedSource
 from .freeze import Freezer
-from .parts import Findings, Sink
+from .part_writer import Findings, Sink
 from .prompts import Label, Prompt, by_position, make_prompts, read_labels, read_templates
 from .scan import Scanner
-from .sources import Source, TableColumns, open_source
-from .sources.caption_choice import SETTING as ENDINGS
-from .sources.caption_choice import parse_endings
-from .sources.patterns import is_pattern, is_there
-from .sources.rekeyed import PLAIN, PREFIXED, RULES, RekeyedSource
-from .spool import Scratch
+from .spill import Scratch
 
 _DEFAULT_UNIT_VIEWS = 16_384
 MOST_SHARD_ROWS = 2**24

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from ..errors import DuplicateKeyError
-from .known import KNOWN_SAMPLE, Known
-from .spool import Buckets, Scratch
+from ...errors import DuplicateKeyError
+from .existing import KNOWN_SAMPLE, Known
+from .spill import Buckets, Scratch
 
 _Twice = tuple[int, str, str, str]  # seq of the second, key, both places
 

@@ -15,20 +15,20 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
-from ..errors import SourceError
-from ..store.cache import Cache
-from ..store.format.catalog import SCHEMAS, TABLES
-from ..store.format.views import ViewPolicy, draw_views
+from ...errors import SourceError
+from ...store.cache import Cache
+from ...store.format.catalog import SCHEMAS, TABLES
+from ...store.format.views import ViewPolicy, draw_views
+from ..sources import Source
 from .changes import Changes
-from .folding import KINDS, fold_rows
+from .existing import Known
+from .group_rows import KINDS, fold_rows
 from .keys import RepeatedKeys, by_key, find_standing
-from .known import Known
-from .notes import NoteBook
-from .parts import Findings, PartWriter, Sink
+from .part_writer import Findings, PartWriter, Sink
 from .prompts import Prompt
 from .scan import SCAN_ROWS, SCANNED, Scanner
-from .sources import Source
-from .spool import Buckets, Scratch, Spool
+from .spill import Buckets, Scratch, Spool
+from .unused import NoteBook
 
 _NOT_OF_A_SAMPLE = {"texts", "langs", "reason", "count", "remedy"}
 _SAMPLE = {

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from ..errors import DamagedCacheError
-from ..store.cache import Cache
-from ..store.format.catalog import Table, empty_table, read_part
-from ..store.format.manifest import Span
+from ...errors import DamagedCacheError
+from ...store.cache import Cache
+from ...store.format.catalog import Table, empty_table, read_part
+from ...store.format.manifest import Span
 
 FROZEN = {
     "path": "image",

@@ -1,0 +1,1 @@
+"""From the samples of sources to a frozen catalog."""
