@@ -356,7 +356,7 @@ def verify(
             raise SettingError(
                 f"--sample must be at least 1 and --seed at least 0, got {sample} and {seed}"
             )
-        from .precompute.live import find_checkpoint
+        from .precompute.teacher.reload import find_checkpoint
 
         find_checkpoint(opened, teacher=teacher, checkpoint=checkpoint)  # before all is read
     report = verify_cache(opened)

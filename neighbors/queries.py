@@ -211,7 +211,7 @@ class Resolver:
         }
 
     def _embed(self, asks: Sequence[Ask]) -> list[Query]:
-        from ..precompute.live import LiveTeacher  # what is in the cache needs no torch
+        from ..precompute.teacher.reload import LiveTeacher  # what is in the cache needs no torch
 
         live = LiveTeacher(
             self.cache, teacher=self.teacher, checkpoint=self.checkpoint, device=self.device

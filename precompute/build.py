@@ -16,9 +16,7 @@ from ..store.format.manifest import TeacherRecord
 from ..store.format.transaction import clear_garbage
 from ..store.io.location import parse_location
 from ..store.io.storage import open_files
-from . import enroll
 from .config import BuildConfig, BuildSummary
-from .embed import split_images
 from .estimate.disk import refuse_small_disk
 from .executor.driver import Account, Engine, compare_provenance
 from .executor.in_process import HereEngine
@@ -30,7 +28,9 @@ from .executor.work_queue import Ledger, describe
 from .executor.worker import WorkOrder
 from .prepare import Beginning
 from .shares import Helper
-from .teacher import Teacher, TeacherFactory, load_teacher
+from .teacher import identity as enroll
+from .teacher.embedder import split_images
+from .teacher.teacher import Teacher, TeacherFactory, load_teacher
 
 _MEND: dict[Modality, str] = {
     "image": "mend them and run again with --retry-rejected, or say --corpus-root OLD=NEW if the corpus "

@@ -8,11 +8,11 @@ from ..images.pixels import DECODES, Decode
 from ..siglip import COMPUTE_DTYPES, check_max_num_patches
 from ..store.format.layout import MODALITIES, Modality
 from ..store.io.location import Location
-from . import enroll
 from .executor.unit import StageTimes
 from .executor.worker import cores_each
 from .planning.plan import Plan, PlanConfig
 from .shares import Share
+from .teacher import identity as enroll
 
 _LARGEST_BATCH = 65_536
 """A typo's limit: four batches of pixels are in memory at a time, of a small NaFlex batch sixteen."""

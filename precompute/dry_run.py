@@ -14,14 +14,14 @@ from ..store.format.shard import ArrayLayout
 from ..store.io.location import Location, join, parse_location
 from ..store.io.storage import open_files
 from .config import BuildConfig
-from .embed import Embedder, split_images
-from .enroll import TeacherChoices, as_recorded, find_teacher
 from .estimate.disk import unit_bytes
 from .planning.part_writer import Findings
 from .planning.plan import Plan, make_plan, name_sources, open_if_planned
 from .sources import Sample, scan
 from .summary import finding_lines
-from .teacher import TeacherFactory, load_teacher
+from .teacher.embedder import Embedder, split_images
+from .teacher.identity import TeacherChoices, as_recorded, find_teacher
+from .teacher.teacher import TeacherFactory, load_teacher
 
 _TIMED_BATCHES = 3
 

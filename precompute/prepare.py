@@ -10,13 +10,13 @@ from ..store.cache import Cache
 from ..store.format import layout
 from ..store.format.manifest import TeacherRecord
 from ..store.io.storage import Files
-from . import enroll
 from .config import BuildConfig
 from .estimate.disk import refuse_small_disk
 from .planning.plan import Plan, find_plan, make_plan, standing_plan
 from .planning.shared_scan import helping_to_plan, scanning_in_processes
 from .shares import Share, wait_for
-from .teacher import Teacher
+from .teacher import identity as enroll
+from .teacher.teacher import Teacher
 
 
 class Beginning:

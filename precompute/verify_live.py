@@ -11,11 +11,11 @@ from ..images.image import DecodedBatch, DecodedImage, ImageRef, PixelFormat, de
 from ..store.cache import Cache
 from ..store.format.layout import Modality
 from ..store.format.manifest import Span, TeacherRecord, Unit
-from .embed import Embedder, split_images
-from .enroll import dtype_of
 from .executor.unit import unit_images
-from .live import LiveTeacher
-from .teacher import TeacherFactory, load_teacher
+from .teacher.embedder import Embedder, split_images
+from .teacher.identity import dtype_of
+from .teacher.reload import LiveTeacher
+from .teacher.teacher import TeacherFactory, load_teacher
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}
 """Largest 1 - cosine that another machine or batch size explains, by compute dtype. Measured on one

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 
 from ...store.cache import Cache
 from ...store.format.layout import Modality
-from ..teacher import Teacher
+from ..teacher.teacher import Teacher
 from .driver import Account, Ended, stopping_on_signals
 from .work_queue import Ledger
 from .worker import FinishedUnit, UnitWorker, WorkOrder

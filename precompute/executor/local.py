@@ -16,7 +16,7 @@ from typing import Any
 
 from ...images.decoder import no_main_module
 from ...siglip import resolve_device
-from ..teacher import TeacherFactory
+from ..teacher.teacher import TeacherFactory
 from .driver import Account, Died, Driver, Message
 from .remote_worker import Inbox, serve
 from .unit import Job

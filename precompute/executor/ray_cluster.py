@@ -20,7 +20,7 @@ from typing import Any
 from ...errors import SettingError, first_line
 from ...formatting import counted
 from ...siglip import Checkpoint, resolve_checkpoint
-from ..teacher import Teacher, TeacherFactory
+from ..teacher.teacher import Teacher, TeacherFactory
 from .driver import Account, Died, Driver, Ended, Failed, Message
 from .remote_worker import Inbox, serve
 from .unit import Job

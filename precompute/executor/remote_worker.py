@@ -13,7 +13,7 @@ from collections.abc import Callable
 from ...errors import CacheError
 from ...store.cache import Cache
 from ...store.format.layout import Modality
-from ..teacher import TeacherFactory
+from ..teacher.teacher import TeacherFactory
 from .driver import Advanced, Failed, Message, Ready, Wants
 from .in_process import threads_of_torch, worker_end
 from .unit import Job

@@ -21,7 +21,7 @@ from ...store.format.catalog import IMAGES_SCHEMA, encode_table
 from ...store.format.manifest import Unit, UnitCommit
 from ...store.format.shard import encode_shard
 from ...store.format.transaction import Transaction
-from ..embed import Embedder, is_unit
+from ..teacher.embedder import Embedder, is_unit
 
 _NOT_FINITE = "the teacher returned an embedding that is not finite"
 _IMAGES = {"row": pl.Int64, "width": pl.Int32, "height": pl.Int32, "sha256": pl.Binary}

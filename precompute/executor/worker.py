@@ -22,8 +22,8 @@ from ...store.cache import Cache
 from ...store.format import layout
 from ...store.format.layout import Modality
 from ...store.io.location import Location
-from ..embed import Embedder
-from ..teacher import Teacher
+from ..teacher.embedder import Embedder
+from ..teacher.teacher import Teacher
 from .unit import (
     Job,
     StageTimes,

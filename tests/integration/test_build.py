@@ -33,9 +33,9 @@ from siglip2_cache import open_cache
 from siglip2_cache.errors import BuildError, SettingError
 from siglip2_cache.precompute.build import BuildSummary, build
 from siglip2_cache.precompute.dry_run import estimate
-from siglip2_cache.precompute.enroll import TeacherChoices, identity_differences
 from siglip2_cache.precompute.summary import summary_lines
-from siglip2_cache.precompute.teacher import OutOfMemory
+from siglip2_cache.precompute.teacher.identity import TeacherChoices, identity_differences
+from siglip2_cache.precompute.teacher.teacher import OutOfMemory
 from siglip2_cache.precompute.verify_live import recheck
 from siglip2_cache.siglip import Checkpoint, resolve_checkpoint
 from siglip2_cache.store.cache import Cache

@@ -21,12 +21,12 @@ from tokenizers import normalizers
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
-from siglip2_cache.precompute import embed as embed_module
-from siglip2_cache.precompute import teacher as teacher_module
 from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.dry_run import estimate
-from siglip2_cache.precompute.embed import split_images
-from siglip2_cache.precompute.teacher import SiglipTeacher
+from siglip2_cache.precompute.teacher import embedder as embed_module
+from siglip2_cache.precompute.teacher import teacher as teacher_module
+from siglip2_cache.precompute.teacher.embedder import split_images
+from siglip2_cache.precompute.teacher.teacher import SiglipTeacher
 from siglip2_cache.precompute.verify_live import recheck
 from siglip2_cache.siglip import NaflexRecipe, SquashRecipe, resolve_checkpoint
 from siglip2_cache.store.cache import Cache

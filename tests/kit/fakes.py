@@ -19,7 +19,7 @@ from PIL import Image
 from siglip2_cache.precompute.build import BuildConfig
 from siglip2_cache.precompute.executor.progress import Tally
 from siglip2_cache.precompute.planning.plan import PlanConfig
-from siglip2_cache.precompute.teacher import OutOfMemory
+from siglip2_cache.precompute.teacher.teacher import OutOfMemory
 from siglip2_cache.siglip import NaflexRecipe, SquashRecipe
 from siglip2_cache.store.io.location import Location
 

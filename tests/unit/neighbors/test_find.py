@@ -85,7 +85,7 @@ def test_a_view_is_searched_with_that_view(planted: Path) -> None:
 def test_a_caption_of_the_cache_is_found_without_a_model_and_its_images_are_marked(
     planted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "siglip2_cache.precompute.live", None)
+    monkeypatch.setitem(__import__("sys").modules, "siglip2_cache.precompute.teacher.reload", None)
     [strip] = look(planted, Ask("text", " Picture 5 "), k=50).strips
     assert strip.query is not None
     assert strip.query.captions == (Caption("Picture 5", "en"),)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from siglip2_cache.errors import SettingError
-from siglip2_cache.precompute.enroll import TeacherChoices, find_teacher
+from siglip2_cache.precompute.teacher.identity import TeacherChoices, find_teacher
 from siglip2_cache.siglip import resolve_checkpoint
 from siglip2_cache.store.cache import open_cache
 

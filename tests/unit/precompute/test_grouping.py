@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siglip2_cache.precompute.grouping import group_by_patches
+from siglip2_cache.precompute.teacher.patch_batches import group_by_patches
 
 
 def test_full_passes_of_one_count_come_first_and_the_rest_is_put_together_by_nearness() -> None:

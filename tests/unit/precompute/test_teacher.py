@@ -13,8 +13,8 @@ from PIL import Image
 from tokenizers import normalizers
 
 from siglip2_cache.errors import CacheError, SettingError
-from siglip2_cache.precompute import teacher as teacher_module
-from siglip2_cache.precompute.teacher import (
+from siglip2_cache.precompute.teacher import teacher as teacher_module
+from siglip2_cache.precompute.teacher.teacher import (
     OutOfMemory,
     SiglipTeacher,
     Teacher,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from siglip2_cache.precompute.enroll import finish_enrolments
+from siglip2_cache.precompute.teacher.identity import finish_enrolments
 from siglip2_cache.store.cache import open_cache
 from siglip2_cache.store.io.foreign_files import is_stray
 from siglip2_cache.store.io.local import LocalFiles

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..siglip import ImageRecipe, SquashRecipe
-from ..store.format.shard import NORM_TOLERANCE
-from .grouping import group_by_patches
+from ...siglip import ImageRecipe, SquashRecipe
+from ...store.format.shard import NORM_TOLERANCE
+from .patch_batches import group_by_patches
 from .teacher import OutOfMemory, Teacher
 
 _WINDOW_PASSES = 4

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingError
-from ..images.pixels import DECODES, Decode
-from ..siglip import (
+from ...errors import SettingError
+from ...images.pixels import DECODES, Decode
+from ...siglip import (
     TRANSPARENCY,
     Checkpoint,
     NaflexRecipe,
@@ -16,14 +16,14 @@ from ..siglip import (
     shows_on_white,
     with_max_num_patches,
 )
-from ..store.cache import Cache
-from ..store.format import layout
-from ..store.format.layout import MODALITIES, Modality
-from ..store.format.manifest import Manifest, TeacherRecord
-from ..store.format.record_fields import Fields
-from ..store.format.transaction import Transaction, roll_forward
-from ..store.format.views import VIEW_CODE_VERSION
-from ..store.io.storage import Files
+from ...store.cache import Cache
+from ...store.format import layout
+from ...store.format.layout import MODALITIES, Modality
+from ...store.format.manifest import Manifest, TeacherRecord
+from ...store.format.record_fields import Fields
+from ...store.format.transaction import Transaction, roll_forward
+from ...store.format.views import VIEW_CODE_VERSION
+from ...store.io.storage import Files
 from .teacher import Teacher
 
 _DECODE = "image_decode"

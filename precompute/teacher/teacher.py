@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ..errors import BuildError
-from ..siglip import (
+from ...errors import BuildError
+from ...siglip import (
     Checkpoint,
     ImageRecipe,
     NaflexRecipe,

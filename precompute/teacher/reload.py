@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SettingError
-from ..images.image import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
-from ..images.image_bytes import ImagePlace
-from ..siglip import Checkpoint, resolve_checkpoint
-from ..store.cache import Cache
-from ..store.format.manifest import TeacherRecord
-from ..store.format.views import WHOLE_IMAGE
-from .embed import Embedder, is_unit, split_images
-from .enroll import (
+from ...errors import SettingError
+from ...images.image import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
+from ...images.image_bytes import ImagePlace
+from ...siglip import Checkpoint, resolve_checkpoint
+from ...store.cache import Cache
+from ...store.format.manifest import TeacherRecord
+from ...store.format.views import WHOLE_IMAGE
+from .embedder import Embedder, is_unit, split_images
+from .identity import (
     TeacherChoices,
     as_recorded,
     decode_of,

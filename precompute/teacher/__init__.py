@@ -1,0 +1,1 @@
+"""The teacher: its identity, loading it, embedding batches."""
