@@ -22,7 +22,7 @@ from ...store.io.storage import Files
 from ..sources import Source, TableColumns, open_source
 from ..sources.caption_choice import SETTING as ENDINGS
 from ..sources.caption_choice import parse_endings
-from ..sources.patterns import is_pattern, is_there
+from ..sources.globs import is_pattern, is_there
 from ..sources.rekeyed import PLAIN, PREFIXED, RULES, RekeyedSource
 from .freeze import Freezer
 from .part_writer import Findings, Sink

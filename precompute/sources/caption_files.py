@@ -9,7 +9,7 @@ from .base import Caption
 from .caption_columns import CAPTION_NAMES, is_fallback
 from .captions import caption_fields, clean_captions, clean_name, is_unicode
 from .columns import TableColumns, find_columns, show_names
-from .paths import read_path
+from .listing import read_path
 from .rows import parse_json
 
 MAX_TEXT_BYTES = 1 << 24

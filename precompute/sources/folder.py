@@ -18,7 +18,7 @@ from .described import Description, describe_image
 from .folder_listing import UNREAD_TAR
 from .folder_walk import FolderWalk, WalkedImage, WalkedTable
 from .image_files import USUAL_ENDINGS
-from .paths import SizeAndTime, is_remote, printable, size_and_time
+from .listing import SizeAndTime, is_remote, printable, size_and_time
 
 _MAX_SEEN = 3  # kinds of files that a folder without images names
 

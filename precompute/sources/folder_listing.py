@@ -12,7 +12,7 @@ from .beside import TextsBeside
 from .caption_choice import CaptionChoice
 from .image_files import IMAGE_ENDINGS, is_system_folder
 from .imagefolder import TABLE_NAMES
-from .paths import FolderEntry, ObjectEntry, SizeAndTime, facts_of, printable, scan_folder
+from .listing import FolderEntry, ObjectEntry, SizeAndTime, facts_of, printable, scan_folder
 from .rows import TABLE_ENDINGS
 
 UNREAD_TAR = "an archive in a folder of images is not read; name it as a source of its own"

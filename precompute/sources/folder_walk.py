@@ -11,7 +11,7 @@ from .caption_choice import CaptionChoice
 from .folder_listing import Listing, list_folder, no_image
 from .image_files import class_of
 from .imagefolder import FolderTable
-from .paths import SizeAndTime, is_remote, printable, read_path
+from .listing import SizeAndTime, is_remote, printable, read_path
 from .text_folders import TextFolder, TextFolders
 from .unread_texts import HEAD_BYTES, UnreadTexts
 

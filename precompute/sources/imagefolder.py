@@ -15,7 +15,7 @@ from .caption_columns import squash
 from .captions import clean_text, is_missing
 from .columns import IMAGE_NAMES, FoundColumns, TableColumns, find_columns, first_column
 from .fields import read_fields
-from .paths import printable
+from .listing import printable
 from .rows import BadRow, column_names, read_rows
 
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.tsv")

@@ -19,9 +19,9 @@ from .caption_choice import CaptionChoice
 from .caption_files import read_bytes
 from .captions import is_unicode
 from .described import LABEL_ENDING, SECOND_IMAGE, describe_image
-from .downloads import RecordedFolder, ShardRecords
 from .image_files import IMAGE_ENDINGS
-from .paths import (
+from .img2dataset_records import RecordedFolder, ShardRecords
+from .listing import (
     SizeAndTime,
     facts_of,
     is_folder,
@@ -31,7 +31,7 @@ from .paths import (
     scan_folder,
     size_and_time,
 )
-from .tally import Tally
+from .problem_tally import Tally
 
 _TEXTS = ("json", "txt", LABEL_ENDING)
 """What img2dataset writes beside an image, and what others add."""

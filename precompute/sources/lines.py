@@ -7,7 +7,7 @@ from typing import TextIO, cast
 from ...errors import SourceError
 from ...store.io.location import Location
 from .captions import is_unicode
-from .paths import open_path
+from .listing import open_path
 
 MAX_LINE = 1 << 25
 """Characters; a longer line is a damaged file, and must not fill the memory."""

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from ...errors import SettingError, SourceError
 from ...store.io.location import Location, kind_of, parse_location
 from .archives import is_tar
-from .arrow import find_saved_dataset
 from .base import Source
 from .caption_choice import CaptionChoice
 from .columns import TableColumns
 from .folder import FolderSource
+from .globs import expand, is_pattern
 from .img2dataset import find_img2dataset_files
 from .parquet import find_parquet, find_parquet_files
-from .patterns import expand, is_pattern
 from .rows import TABLE_ENDINGS
+from .saved_dataset import find_saved_dataset
 from .table import TableSource
 from .webdataset import find_webdataset, make_webdataset
 

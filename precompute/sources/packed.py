@@ -23,7 +23,7 @@ from .columns import (
     first_column,
     show_names,
 )
-from .paths import path_below
+from .listing import path_below
 from .unread_columns import may_hold_captions
 
 _BYTES_NAMES = ("jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")

@@ -14,7 +14,10 @@ from ...store.format.layout import CACHE_RECORD, CATALOG
 from ...store.io.location import Location, is_folder, relative_to
 from .base import Piece, Problem, Sample
 from .columns import TableColumns
-from .downloads import (
+from .fields import read_fields
+from .globs import expand, is_pattern, root_of
+from .image_files import IMAGE_ENDINGS, is_system_folder
+from .img2dataset_records import (
     HASH_COLUMN,
     STATUS_COLUMNS,
     Downloads,
@@ -22,12 +25,7 @@ from .downloads import (
     ShardRecords,
     source_sha256,
 )
-from .fields import read_fields
-from .image_files import IMAGE_ENDINGS, is_system_folder
-from .packed import PackedColumns, holds_images, image_file, packed_columns
-from .parquet_footers import FOOTERS, NullCounts
-from .parquet_rows import null_rows, open_parquet, row_group_rows
-from .paths import (
+from .listing import (
     as_location,
     may_be_read,
     printable,
@@ -36,7 +34,9 @@ from .paths import (
     sizes_and_times,
     walk_folder,
 )
-from .patterns import expand, is_pattern, root_of
+from .packed import PackedColumns, holds_images, image_file, packed_columns
+from .parquet_footers import FOOTERS, NullCounts
+from .parquet_rows import null_rows, open_parquet, row_group_rows
 from .unread_columns import unread_columns
 
 _ENDING = ".parquet"

@@ -70,7 +70,7 @@ def _local_file(path: str) -> Generator[str]:
         yield path
         return
     from ...store.io.range_file import open_ranges  # here: where this file is run it has no package
-    from .paths import as_location
+    from .listing import as_location
 
     with (
         tempfile.NamedTemporaryFile(suffix=".parquet") as file,

@@ -16,9 +16,9 @@ from .captions import clean_text, is_missing
 from .columns import TableColumns, check_columns, find_columns
 from .fields import RowFields, read_fields
 from .image_values import named_file
+from .listing import SizeAndTime, is_remote, path_below, printable, size_and_time
 from .packed import text_columns
 from .parquet_rows import open_parquet, refuse_packed_images
-from .paths import SizeAndTime, is_remote, path_below, printable, size_and_time
 from .rows import BadRow, Row, column_names, read_rows
 from .unread_columns import UnreadColumns, may_hold_captions, unread_columns
 

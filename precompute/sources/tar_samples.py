@@ -25,8 +25,8 @@ from .caption_choice import CaptionChoice
 from .caption_files import MAX_TEXT_BYTES
 from .described import LABEL_ENDING, SECOND_IMAGE, describe_image
 from .image_files import IMAGE_ENDINGS, USUAL_ENDINGS
-from .paths import printable, size_and_time
-from .tally import Tally
+from .listing import printable, size_and_time
+from .problem_tally import Tally
 from .tar import TarFault, TarMember, printable_name, walk_tar
 from .tar_index import TarIndex, split_key
 from .unread_texts import HEAD_BYTES, UnreadTexts

@@ -8,7 +8,7 @@ from .base import Unused
 from .beside import IMAGE_FOLDERS, TEXT_FOLDERS, TextsBeside
 from .caption_choice import CaptionChoice
 from .image_files import IMAGE_ENDINGS
-from .paths import printable, scan_folder
+from .listing import printable, scan_folder
 
 _MAX_LISTED = 8
 """Folders of captions of which the names are kept."""

@@ -12,11 +12,11 @@ from ...store.io.location import Location, relative_to
 from .archives import is_compressed_tar, is_tar, refuse_compressed, unpacked_name
 from .base import Piece, Problem, Sample
 from .caption_choice import CaptionChoice
-from .downloads import RecordedFolder, ShardRecords
+from .globs import root_of
 from .image_files import IMAGE_ENDINGS, is_system_folder
 from .img2dataset import holds_cache_or_nothing, unread_folders
-from .paths import is_folder, is_there, may_be_read, scan_folder, sizes_and_times
-from .patterns import root_of
+from .img2dataset_records import RecordedFolder, ShardRecords
+from .listing import is_folder, is_there, may_be_read, scan_folder, sizes_and_times
 from .tar_samples import tar_samples
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from siglip2_cache.errors import SourceError
-from siglip2_cache.precompute.sources.patterns import expand, is_pattern, is_there, pattern_root
+from siglip2_cache.precompute.sources.globs import expand, is_pattern, is_there, pattern_root
 
 
 @pytest.fixture

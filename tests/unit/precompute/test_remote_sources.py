@@ -23,7 +23,7 @@ from siglip2_cache.precompute.planning import scan as scan_of
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan, name_sources
 from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.sources import Piece, Problem, Sample, open_source, scan
-from siglip2_cache.precompute.sources.paths import sizes_and_times
+from siglip2_cache.precompute.sources.listing import sizes_and_times
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.io import location as locations
 from siglip2_cache.store.io import range_file as read_ahead

@@ -25,9 +25,9 @@ from .arrow_file import ArrowFile, follow
 from .base import Piece, Problem, Sample
 from .columns import TableColumns
 from .fields import read_fields
+from .listing import printable, scan_folder, size_and_time
 from .packed import PackedColumns, image_file, packed_columns
 from .parquet_rows import batch_rows
-from .paths import printable, scan_folder, size_and_time
 from .unread_columns import unread_columns
 
 _SPLITS = "dataset_dict.json"

@@ -11,7 +11,7 @@ from upath import UPath
 
 from ...errors import SourceError
 from ...store.io.location import Location, is_folder, parse_location
-from . import paths
+from . import listing as paths
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
