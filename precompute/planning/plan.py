@@ -20,8 +20,8 @@ from ...store.io.foreign_files import is_stray
 from ...store.io.location import Location, is_url, kind_of, lies_in, parse_location
 from ...store.io.storage import Files
 from ..sources import Source, TableColumns, open_source
-from ..sources.caption_choice import SETTING as ENDINGS
-from ..sources.caption_choice import parse_endings
+from ..sources.fields.caption_endings import SETTING as ENDINGS
+from ..sources.fields.caption_endings import parse_endings
 from ..sources.globs import is_pattern, is_there
 from ..sources.rekeyed import PLAIN, PREFIXED, RULES, RekeyedSource
 from .freeze import Freezer

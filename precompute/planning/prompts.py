@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import cast
 
 from ...errors import SourceError
-from ..sources.captions import clean_name, clean_text, describe, is_unicode
-from ..sources.columns import LABEL_NAMES, LANG_NAMES, TableColumns, first_column, show_names
+from ..sources.fields.captions import clean_name, clean_text, describe, is_unicode
+from ..sources.fields.columns import LABEL_NAMES, LANG_NAMES, TableColumns, first_column, show_names
 from ..sources.rows import BadRow, column_names, parse_json, read_rows
 
 _ACCEPTED = ".txt, .json, .csv, .tsv or .jsonl"

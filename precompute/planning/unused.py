@@ -7,7 +7,7 @@ import polars as pl
 
 from ...store.format.corpus_notes import Note
 from ..sources import Source
-from ..sources.looked_for import captions_looked_for
+from ..sources.fields.caption_search import captions_looked_for
 
 _MAX_KINDS = 200
 """Of the notes of one source that are kept; the others, which are rarer or came later, are passed over."""

@@ -5,7 +5,7 @@ function of what lies on disk: two scans of one corpus give equal samples in equ
 """
 
 from .base import Caption, Piece, Problem, Sample, Source, Unused, scan
-from .columns import TableColumns
+from .fields.columns import TableColumns
 from .open import open_source
 
 __all__ = [

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from ...errors import SourceError
 from ...store.io.location import Location
-from .captions import is_unicode
-from .columns import TableColumns, find_columns
 from .csv_records import CsvRecords
+from .fields.captions import is_unicode
+from .fields.columns import TableColumns, find_columns
 from .lines import NOT_TEXT, open_text
 
 _SEPARATORS = (",", "\t", ";", "|")

@@ -11,10 +11,10 @@ from ...errors import SourceError
 from ...store.io.location import Location
 from ...store.io.parallel import map_ahead
 from .base import Piece, Problem, Sample, Unused
-from .caption_choice import CaptionChoice
-from .caption_files import read_bytes
-from .captions import is_unicode
-from .described import Description, describe_image
+from .fields.caption_endings import CaptionChoice
+from .fields.caption_files import read_bytes
+from .fields.captions import is_unicode
+from .fields.sidecars import Description, describe_image
 from .folder_listing import UNREAD_TAR
 from .folder_walk import FolderWalk, WalkedImage, WalkedTable
 from .image_files import USUAL_ENDINGS

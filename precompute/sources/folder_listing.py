@@ -8,8 +8,8 @@ from typing import Literal
 from ...store.io.location import NAMELESS
 from .archives import is_tar
 from .base import Problem, Unused
-from .beside import TextsBeside
-from .caption_choice import CaptionChoice
+from .fields.caption_endings import CaptionChoice
+from .fields.texts_beside import TextsBeside
 from .image_files import IMAGE_ENDINGS, is_system_folder
 from .imagefolder import TABLE_NAMES
 from .listing import FolderEntry, ObjectEntry, SizeAndTime, facts_of, printable, scan_folder

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from ...errors import SourceError
 from ...store.io.location import Location
 from .base import Problem, Unused
-from .caption_choice import CaptionChoice
+from .fields.caption_endings import CaptionChoice
+from .fields.caption_folders import TextFolder, TextFolders
+from .fields.unused_texts import HEAD_BYTES, UnreadTexts
 from .folder_listing import Listing, list_folder, no_image
 from .image_files import class_of
 from .imagefolder import FolderTable
 from .listing import SizeAndTime, is_remote, printable, read_path
-from .text_folders import TextFolder, TextFolders
-from .unread_texts import HEAD_BYTES, UnreadTexts
 
 _FolderId = tuple[int, int]  # device, inode
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from ...errors import SourceError
 from ...store.io.location import Location
 from .base import Caption, Problem
-from .caption_columns import squash
-from .captions import clean_text, is_missing
-from .columns import IMAGE_NAMES, FoundColumns, TableColumns, find_columns, first_column
-from .fields import read_fields
+from .fields.caption_columns import squash
+from .fields.captions import clean_text, is_missing
+from .fields.columns import IMAGE_NAMES, FoundColumns, TableColumns, find_columns, first_column
+from .fields.row_fields import read_fields
 from .listing import printable
 from .rows import BadRow, column_names, read_rows
 

@@ -15,10 +15,10 @@ from ...errors import SourceError
 from ...store.format.layout import CACHE_RECORD, CATALOG
 from ...store.io.location import Location
 from .base import Piece, Problem, Sample
-from .caption_choice import CaptionChoice
-from .caption_files import read_bytes
-from .captions import is_unicode
-from .described import LABEL_ENDING, SECOND_IMAGE, describe_image
+from .fields.caption_endings import CaptionChoice
+from .fields.caption_files import read_bytes
+from .fields.captions import is_unicode
+from .fields.sidecars import LABEL_ENDING, SECOND_IMAGE, describe_image
 from .image_files import IMAGE_ENDINGS
 from .img2dataset_records import RecordedFolder, ShardRecords
 from .listing import (

@@ -24,7 +24,7 @@ from upath import UPath
 from ...store.io.location import Location
 from ...store.io.range_file import RangeFile
 from .base import Problem
-from .captions import is_unicode
+from .fields.captions import is_unicode
 from .listing import as_location, is_remote, list_names, printable, size_and_time
 from .parquet_rows import open_parquet, row_group_rows
 

@@ -6,7 +6,7 @@ from typing import TextIO, cast
 
 from ...errors import SourceError
 from ...store.io.location import Location
-from .captions import is_unicode
+from .fields.captions import is_unicode
 from .listing import open_path
 
 MAX_LINE = 1 << 25

@@ -6,8 +6,8 @@ from ...errors import SettingError, SourceError
 from ...store.io.location import Location, kind_of, parse_location
 from .archives import is_tar
 from .base import Source
-from .caption_choice import CaptionChoice
-from .columns import TableColumns
+from .fields.caption_endings import CaptionChoice
+from .fields.columns import TableColumns
 from .folder import FolderSource
 from .globs import expand, is_pattern
 from .img2dataset import find_img2dataset_files

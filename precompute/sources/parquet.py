@@ -13,8 +13,10 @@ from ...errors import SourceError
 from ...store.format.layout import CACHE_RECORD, CATALOG
 from ...store.io.location import Location, is_folder, relative_to
 from .base import Piece, Problem, Sample
-from .columns import TableColumns
-from .fields import read_fields
+from .fields.columns import TableColumns
+from .fields.image_column import PackedColumns, holds_images, image_file, packed_columns
+from .fields.row_fields import read_fields
+from .fields.unread_columns import unread_columns
 from .globs import expand, is_pattern, root_of
 from .image_files import IMAGE_ENDINGS, is_system_folder
 from .img2dataset_records import (
@@ -34,10 +36,8 @@ from .listing import (
     sizes_and_times,
     walk_folder,
 )
-from .packed import PackedColumns, holds_images, image_file, packed_columns
 from .parquet_footers import FOOTERS, NullCounts
 from .parquet_rows import null_rows, open_parquet, row_group_rows
-from .unread_columns import unread_columns
 
 _ENDING = ".parquet"
 _MAX_LOOKED_AT = 16  # footers read to tell what a folder holds

@@ -12,9 +12,9 @@ from typing import cast
 
 from ...errors import SourceError
 from ...store.io.location import Location
-from .captions import describe
-from .columns import TableColumns
 from .csv_tables import csv_names, csv_rows
+from .fields.captions import describe
+from .fields.columns import TableColumns
 from .json_records import json_rows
 from .lines import fault_of_line, open_text, read_line
 from .parquet_rows import parquet_names, parquet_rows

@@ -12,15 +12,15 @@ from ...errors import SourceError
 from ...store.io.location import Location, status_of
 from ...store.io.parallel import map_ahead
 from .base import Piece, Problem, Sample
-from .captions import clean_text, is_missing
-from .columns import TableColumns, check_columns, find_columns
-from .fields import RowFields, read_fields
-from .image_values import named_file
+from .fields.captions import clean_text, is_missing
+from .fields.columns import TableColumns, check_columns, find_columns
+from .fields.image_column import text_columns
+from .fields.image_values import named_file
+from .fields.row_fields import RowFields, read_fields
+from .fields.unread_columns import UnreadColumns, may_hold_captions, unread_columns
 from .listing import SizeAndTime, is_remote, path_below, printable, size_and_time
-from .packed import text_columns
 from .parquet_rows import open_parquet, refuse_packed_images
 from .rows import BadRow, Row, column_names, read_rows
-from .unread_columns import UnreadColumns, may_hold_captions, unread_columns
 
 
 @dataclass(frozen=True, slots=True)

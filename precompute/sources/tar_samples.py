@@ -21,15 +21,15 @@ from ...store.io.location import Location
 from ...store.io.range_file import ReadAhead
 from .archives import refuse_compressed
 from .base import Problem, Sample
-from .caption_choice import CaptionChoice
-from .caption_files import MAX_TEXT_BYTES
-from .described import LABEL_ENDING, SECOND_IMAGE, describe_image
+from .fields.caption_endings import CaptionChoice
+from .fields.caption_files import MAX_TEXT_BYTES
+from .fields.sidecars import LABEL_ENDING, SECOND_IMAGE, describe_image
+from .fields.unused_texts import HEAD_BYTES, UnreadTexts
 from .image_files import IMAGE_ENDINGS, USUAL_ENDINGS
 from .listing import printable, size_and_time
 from .problem_tally import Tally
 from .tar import TarFault, TarMember, printable_name, walk_tar
 from .tar_index import TarIndex, split_key
-from .unread_texts import HEAD_BYTES, UnreadTexts
 
 _IMAGES = tuple(ending[1:].encode() for ending in IMAGE_ENDINGS)
 

@@ -11,7 +11,7 @@ from ...errors import SourceError
 from ...store.io.location import Location, relative_to
 from .archives import is_compressed_tar, is_tar, refuse_compressed, unpacked_name
 from .base import Piece, Problem, Sample
-from .caption_choice import CaptionChoice
+from .fields.caption_endings import CaptionChoice
 from .globs import root_of
 from .image_files import IMAGE_ENDINGS, is_system_folder
 from .img2dataset import holds_cache_or_nothing, unread_folders

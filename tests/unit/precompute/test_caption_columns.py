@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from siglip2_cache.precompute.sources.captions import clean_captions, has_words
-from siglip2_cache.precompute.sources.columns import TableColumns, find_columns
-from siglip2_cache.precompute.sources.fields import read_fields
-from siglip2_cache.precompute.sources.written_lists import read_written
+from siglip2_cache.precompute.sources.fields.caption_lists import read_written
+from siglip2_cache.precompute.sources.fields.captions import clean_captions, has_words
+from siglip2_cache.precompute.sources.fields.columns import TableColumns, find_columns
+from siglip2_cache.precompute.sources.fields.row_fields import read_fields
 
 
 def captions_of(row: dict[str, object], columns: TableColumns | None = None) -> list[str]:

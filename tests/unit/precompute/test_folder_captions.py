@@ -20,7 +20,7 @@ from siglip2_cache.precompute.sources import (
     open_source,
     scan,
 )
-from siglip2_cache.precompute.sources.caption_choice import parse_endings
+from siglip2_cache.precompute.sources.fields.caption_endings import parse_endings
 from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.store.io.local import LocalFiles
 

@@ -15,7 +15,7 @@ from siglip2_cache.errors import SettingError
 from siglip2_cache.images.image_bytes import ImagePlace, read_image_bytes
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.sources.base import Problem, Sample, scan
-from siglip2_cache.precompute.sources.columns import TableColumns
+from siglip2_cache.precompute.sources.fields.columns import TableColumns
 from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.precompute.sources.img2dataset import Img2datasetFiles
 from siglip2_cache.precompute.sources.open import open_source

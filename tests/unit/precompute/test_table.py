@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.precompute.sources import csv_records, lines
 from siglip2_cache.precompute.sources.base import Problem, Sample
-from siglip2_cache.precompute.sources.columns import TableColumns
+from siglip2_cache.precompute.sources.fields.columns import TableColumns
 from siglip2_cache.precompute.sources.lines import NOT_TEXT
 from siglip2_cache.precompute.sources.open import open_source
 from siglip2_cache.precompute.sources.table import TableSource

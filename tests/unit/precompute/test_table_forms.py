@@ -15,7 +15,7 @@ from PIL import Image
 
 from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, scan
-from siglip2_cache.precompute.sources.captions import clean_name
+from siglip2_cache.precompute.sources.fields.captions import clean_name
 
 
 def read(

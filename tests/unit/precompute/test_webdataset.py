@@ -25,8 +25,8 @@ from siglip2_cache.images.image_bytes import ImagePlace, ReadError, read_image_b
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.sources.base import Caption, Problem, Sample, Unused, scan
-from siglip2_cache.precompute.sources.caption_choice import parse_endings
-from siglip2_cache.precompute.sources.columns import TableColumns
+from siglip2_cache.precompute.sources.fields.caption_endings import parse_endings
+from siglip2_cache.precompute.sources.fields.columns import TableColumns
 from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.precompute.sources.open import open_source
 from siglip2_cache.precompute.sources.tar_index import split_key

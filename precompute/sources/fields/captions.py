@@ -16,10 +16,10 @@ from math import isfinite
 from typing import cast
 from uuid import UUID
 
-from .base import Caption
+from ..base import Caption
 from .caption_columns import CaptionColumn
+from .caption_lists import read_written
 from .languages import IDENTIFIER_LIKE, is_language_tag
-from .written_lists import read_written
 
 _TEXT_NAMES = ("text", "caption", "raw")  # raw: the Karpathy COCO and Flickr30k files
 _LANGUAGE_NAMES = ("lang", "language")

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from .base import Caption
+from ..base import Caption
+from ..listing import read_path
+from ..rows import parse_json
 from .caption_columns import CAPTION_NAMES, is_fallback
 from .captions import caption_fields, clean_captions, clean_name, is_unicode
 from .columns import TableColumns, find_columns, show_names
-from .listing import read_path
-from .rows import parse_json
 
 MAX_TEXT_BYTES = 1 << 24
 """Of a caption file, which is read whole."""

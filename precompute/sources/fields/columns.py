@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-from ...errors import SettingError, SourceError
-from ...store.io.location import Location
+from ....errors import SettingError, SourceError
+from ....store.io.location import Location
 from .caption_columns import CaptionColumn, caption_columns, squash, told_columns
 
 # Names are compared without case, spaces, hyphens and underscores: "File Name" is filename.

@@ -4,11 +4,11 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from .base import Unused
-from .beside import IMAGE_FOLDERS, TEXT_FOLDERS, TextsBeside
-from .caption_choice import CaptionChoice
-from .image_files import IMAGE_ENDINGS
-from .listing import printable, scan_folder
+from ..base import Unused
+from ..image_files import IMAGE_ENDINGS
+from ..listing import printable, scan_folder
+from .caption_endings import CaptionChoice
+from .texts_beside import IMAGE_FOLDERS, TEXT_FOLDERS, TextsBeside
 
 _MAX_LISTED = 8
 """Folders of captions of which the names are kept."""

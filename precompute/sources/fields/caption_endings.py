@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import SettingError
+from ....errors import SettingError
+from ..image_files import IMAGE_ENDINGS
 from .columns import TableColumns
-from .image_files import IMAGE_ENDINGS
 
 SETTING = "caption_endings"
 """Name of the chosen endings among a source's settings."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from ...errors import SourceError
-from ...store.io.location import Location
+from ....errors import SourceError
+from ....store.io.location import Location
+from ..listing import path_below
 from .captions import clean_text, is_missing
 from .columns import (
     IMAGE_NAMES,
@@ -23,7 +24,6 @@ from .columns import (
     first_column,
     show_names,
 )
-from .listing import path_below
 from .unread_columns import may_hold_captions
 
 _BYTES_NAMES = ("jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .base import Caption
+from ..base import Caption
+from .caption_lists import read_written
 from .captions import caption_fields, clean_captions, clean_name
 from .columns import FoundColumns
-from .written_lists import read_written
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from .base import Caption
-from .caption_choice import CaptionChoice
+from ..base import Caption
+from .caption_endings import CaptionChoice
 from .caption_files import CaptionJson, caption_lines, decode_text, parse_caption_json
 from .captions import clean_captions, clean_name, is_unicode
 

@@ -4,7 +4,7 @@ import os
 import unicodedata
 from collections.abc import Iterator
 
-from .caption_choice import CaptionChoice
+from .caption_endings import CaptionChoice
 
 TEXT_FOLDERS = frozenset(
     ("captions", "caption", "texts", "text", "txt", "txts", "prompts", "sentences", "descriptions")

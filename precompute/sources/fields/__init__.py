@@ -1,0 +1,1 @@
+"""Which columns, members and files of a corpus are keys, captions, labels and images."""
