@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ...store.io.location import NAMELESS
-from .archives import is_tar
 from .base import Problem, Unused
 from .fields.caption_endings import CaptionChoice
 from .fields.texts_beside import TextsBeside
 from .image_files import IMAGE_ENDINGS, is_system_folder
 from .imagefolder import TABLE_NAMES
 from .listing import FolderEntry, ObjectEntry, SizeAndTime, facts_of, printable, scan_folder
-from .rows import TABLE_ENDINGS
+from .readers.table_rows import TABLE_ENDINGS
+from .readers.tar_names import is_tar
 
 UNREAD_TAR = "an archive in a folder of images is not read; name it as a source of its own"
 

@@ -16,7 +16,7 @@ from .fields.captions import clean_text, is_missing
 from .fields.columns import IMAGE_NAMES, FoundColumns, TableColumns, find_columns, first_column
 from .fields.row_fields import read_fields
 from .listing import printable
-from .rows import BadRow, column_names, read_rows
+from .readers.table_rows import BadRow, column_names, read_rows
 
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.tsv")
 """Names of such a table; of several in a folder the first is read."""

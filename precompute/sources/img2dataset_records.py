@@ -26,7 +26,7 @@ from ...store.io.range_file import RangeFile
 from .base import Problem
 from .fields.captions import is_unicode
 from .listing import as_location, is_remote, list_names, printable, size_and_time
-from .parquet_rows import open_parquet, row_group_rows
+from .readers.parquet_rows import open_parquet, row_group_rows
 
 STATUS_COLUMNS = ("status", "error_message")
 HASH_COLUMN = "sha256"

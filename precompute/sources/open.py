@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from ...errors import SettingError, SourceError
 from ...store.io.location import Location, kind_of, parse_location
-from .archives import is_tar
 from .base import Source
 from .fields.caption_endings import CaptionChoice
 from .fields.columns import TableColumns
@@ -12,7 +11,8 @@ from .folder import FolderSource
 from .globs import expand, is_pattern
 from .img2dataset import find_img2dataset_files
 from .parquet import find_parquet, find_parquet_files
-from .rows import TABLE_ENDINGS
+from .readers.table_rows import TABLE_ENDINGS
+from .readers.tar_names import is_tar
 from .saved_dataset import find_saved_dataset
 from .table import TableSource
 from .webdataset import find_webdataset, make_webdataset

@@ -36,8 +36,8 @@ from .listing import (
     sizes_and_times,
     walk_folder,
 )
-from .parquet_footers import FOOTERS, NullCounts
-from .parquet_rows import null_rows, open_parquet, row_group_rows
+from .readers.parquet_footers import FOOTERS, NullCounts
+from .readers.parquet_rows import null_rows, open_parquet, row_group_rows
 
 _ENDING = ".parquet"
 _MAX_LOOKED_AT = 16  # footers read to tell what a folder holds

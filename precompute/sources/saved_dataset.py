@@ -21,14 +21,14 @@ from upath import UPath
 
 from ...errors import SourceError
 from ...store.io.location import Location
-from .arrow_file import ArrowFile, follow
 from .base import Piece, Problem, Sample
 from .fields.columns import TableColumns
 from .fields.image_column import PackedColumns, image_file, packed_columns
 from .fields.row_fields import read_fields
 from .fields.unread_columns import unread_columns
 from .listing import printable, scan_folder, size_and_time
-from .parquet_rows import batch_rows
+from .readers.arrow_file import ArrowFile, follow
+from .readers.parquet_rows import batch_rows
 
 _SPLITS = "dataset_dict.json"
 _STATE = "state.json"

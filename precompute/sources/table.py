@@ -19,8 +19,8 @@ from .fields.image_values import named_file
 from .fields.row_fields import RowFields, read_fields
 from .fields.unread_columns import UnreadColumns, may_hold_captions, unread_columns
 from .listing import SizeAndTime, is_remote, path_below, printable, size_and_time
-from .parquet_rows import open_parquet, refuse_packed_images
-from .rows import BadRow, Row, column_names, read_rows
+from .readers.parquet_rows import open_parquet, refuse_packed_images
+from .readers.table_rows import BadRow, Row, column_names, read_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from upath import UPath
 from ...errors import SourceError
 from ...store.io.location import Location
 from ...store.io.range_file import ReadAhead
-from .archives import refuse_compressed
 from .base import Problem, Sample
 from .fields.caption_endings import CaptionChoice
 from .fields.caption_files import MAX_TEXT_BYTES
@@ -28,8 +27,9 @@ from .fields.unused_texts import HEAD_BYTES, UnreadTexts
 from .image_files import IMAGE_ENDINGS, USUAL_ENDINGS
 from .listing import printable, size_and_time
 from .problem_tally import Tally
-from .tar import TarFault, TarMember, printable_name, walk_tar
-from .tar_index import TarIndex, split_key
+from .readers.tar import TarFault, TarMember, printable_name, walk_tar
+from .readers.tar_index import TarIndex, split_key
+from .readers.tar_names import refuse_compressed
 
 _IMAGES = tuple(ending[1:].encode() for ending in IMAGE_ENDINGS)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from ...errors import SourceError
 from ...store.io.location import Location, relative_to
-from .archives import is_compressed_tar, is_tar, refuse_compressed, unpacked_name
 from .base import Piece, Problem, Sample
 from .fields.caption_endings import CaptionChoice
 from .globs import root_of
@@ -17,6 +16,7 @@ from .image_files import IMAGE_ENDINGS, is_system_folder
 from .img2dataset import holds_cache_or_nothing, unread_folders
 from .img2dataset_records import RecordedFolder, ShardRecords
 from .listing import is_folder, is_there, may_be_read, scan_folder, sizes_and_times
+from .readers.tar_names import is_compressed_tar, is_tar, refuse_compressed, unpacked_name
 from .tar_samples import tar_samples
 
 

@@ -7,7 +7,7 @@ from typing import cast
 
 from ..base import Caption
 from ..listing import read_path
-from ..rows import parse_json
+from ..readers.table_rows import parse_json
 from .caption_columns import CAPTION_NAMES, is_fallback
 from .captions import caption_fields, clean_captions, clean_name, is_unicode
 from .columns import TableColumns, find_columns, show_names

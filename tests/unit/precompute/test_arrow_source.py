@@ -17,8 +17,8 @@ from siglip2_cache.errors import SourceError
 from siglip2_cache.images.image_bytes import ImagePlace, read_image_bytes
 from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, scan
 from siglip2_cache.precompute.sources import saved_dataset as arrow
-from siglip2_cache.precompute.sources.arrow_file import ArrowFile
 from siglip2_cache.precompute.sources.base import Source
+from siglip2_cache.precompute.sources.readers.arrow_file import ArrowFile
 
 datasets.disable_progress_bars()
 

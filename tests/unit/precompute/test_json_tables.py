@@ -10,7 +10,8 @@ import pytest
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SourceError
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
-from siglip2_cache.precompute.sources import Sample, TableColumns, json_records, open_source, scan
+from siglip2_cache.precompute.sources import Sample, TableColumns, open_source, scan
+from siglip2_cache.precompute.sources.readers import json_records
 from siglip2_cache.store.io.local import LocalFiles
 
 ROWS = [{"image": f"{i}.jpg", "caption": f"caption {i}", "more": [i, {"x": 1.5}]} for i in range(4)]

@@ -19,7 +19,7 @@ from siglip2_cache.images.image_bytes import ImagePlace, ReadError, read_image_b
 from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, scan
 from siglip2_cache.precompute.sources.base import Source
 from siglip2_cache.precompute.sources.parquet import ParquetSource
-from siglip2_cache.precompute.sources.parquet_footers import Footers
+from siglip2_cache.precompute.sources.readers.parquet_footers import Footers
 from siglip2_cache.precompute.sources.table import TableSource
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from siglip2_cache.precompute.sources.tar import TarFault, TarMember, walk_tar
+from siglip2_cache.precompute.sources.readers.tar import TarFault, TarMember, walk_tar
 
 FORMATS = {
     "ustar": tarfile.USTAR_FORMAT,

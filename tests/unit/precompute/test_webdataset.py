@@ -29,7 +29,7 @@ from siglip2_cache.precompute.sources.fields.caption_endings import parse_ending
 from siglip2_cache.precompute.sources.fields.columns import TableColumns
 from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.precompute.sources.open import open_source
-from siglip2_cache.precompute.sources.tar_index import split_key
+from siglip2_cache.precompute.sources.readers.tar_index import split_key
 from siglip2_cache.precompute.sources.webdataset import WebDatasetSource
 from siglip2_cache.store.io.local import LocalFiles
 

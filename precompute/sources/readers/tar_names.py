@@ -4,8 +4,8 @@ import shlex
 
 from upath import UPath
 
-from ...errors import SourceError
-from ...store.io.location import Location
+from ....errors import SourceError
+from ....store.io.location import Location
 
 _COMPRESSED = (  # endings, how such a file begins, the command that unpacks it
     ((".tar.gz", ".tgz", ".taz"), b"\x1f\x8b", "gunzip -k {}"),

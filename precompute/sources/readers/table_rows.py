@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from ...errors import SourceError
-from ...store.io.location import Location
-from .csv_tables import csv_names, csv_rows
-from .fields.captions import describe
-from .fields.columns import TableColumns
+from ....errors import SourceError
+from ....store.io.location import Location
+from ..fields.captions import describe
+from ..fields.columns import TableColumns
+from .csv_dialect import csv_names, csv_rows
 from .json_records import json_rows
 from .lines import fault_of_line, open_text, read_line
 from .parquet_rows import parquet_names, parquet_rows

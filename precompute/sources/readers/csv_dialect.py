@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator
 
-from ...errors import SourceError
-from ...store.io.location import Location
+from ....errors import SourceError
+from ....store.io.location import Location
+from ..fields.captions import is_unicode
+from ..fields.columns import TableColumns, find_columns
 from .csv_records import CsvRecords
-from .fields.captions import is_unicode
-from .fields.columns import TableColumns, find_columns
 from .lines import NOT_TEXT, open_text
 
 _SEPARATORS = (",", "\t", ";", "|")

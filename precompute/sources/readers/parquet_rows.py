@@ -7,9 +7,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ...errors import CacheError, SourceError, first_line
-from ...images.image_bytes import ReadError, leaf_batches, open_streamed
-from ...store.io.location import Location
+from ....errors import CacheError, SourceError, first_line
+from ....images.image_bytes import ReadError, leaf_batches, open_streamed
+from ....store.io.location import Location
 
 _BATCH_ROWS = 1024
 

@@ -8,10 +8,10 @@ import json
 from collections.abc import Iterator
 from typing import TextIO, cast
 
-from ...errors import SourceError
-from ...store.io.location import Location
-from .fields.captions import describe, is_unicode
-from .fields.columns import TableColumns
+from ....errors import SourceError
+from ....store.io.location import Location
+from ..fields.captions import describe, is_unicode
+from ..fields.columns import TableColumns
 from .lines import MAX_LINE, NOT_TEXT, open_text
 
 _CHUNK = 1 << 16

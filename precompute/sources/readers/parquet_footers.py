@@ -69,8 +69,10 @@ def _local_file(path: str) -> Generator[str]:
     if "://" not in path:
         yield path
         return
-    from ...store.io.range_file import open_ranges  # here: where this file is run it has no package
-    from .listing import as_location
+    from ....store.io.range_file import (
+        open_ranges,  # here: where this file is run it has no package
+    )
+    from ..listing import as_location
 
     with (
         tempfile.NamedTemporaryFile(suffix=".parquet") as file,

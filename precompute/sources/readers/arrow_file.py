@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import SourceError, first_line
+from ....errors import SourceError, first_line
 from .parquet_rows import check_names
 
 _FILE_MAGIC = b"ARROW1"

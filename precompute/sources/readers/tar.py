@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal
 
-from ...images.tar_header import BLOCK, REGULAR_KINDS, TarHeader, parse_header
+from ....images.tar_header import BLOCK, REGULAR_KINDS, TarHeader, parse_header
 
 _MAX_NAME_BYTES = 1 << 16
 """Of a long name: sixteen times what a path may have on Linux."""

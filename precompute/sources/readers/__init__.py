@@ -1,0 +1,1 @@
+"""Readers of file formats: tar, Parquet, Arrow, CSV, lines."""
