@@ -23,8 +23,8 @@ from ..siglip import (
     unit_rows,
     vision_tower,
 )
+from .distributed import Ranks
 from .projection import LearnedMap
-from .ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from .batch import Batch
 from .config import Term
+from .distributed import Ranks
 from .model import Distiller, Embedded, Gradient, Piece
 from .objective import Columns, Counts, Objective, Rows
-from .ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ import transformers.models.siglip2.modeling_siglip2  # noqa: F401 - before the p
 from steps import Case, gradients_of, part_of
 from torch.distributed import TCPStore
 
-from siglip2_cache.student.ranks import Ranks, join_ranks, leave_ranks
+from siglip2_cache.student.distributed import Ranks, join_ranks, leave_ranks
 from siglip2_cache.student.schedule import Optimizer, Schedule
 from siglip2_cache.student.step import Gradients
 

@@ -24,9 +24,9 @@ from siglip2_cache.siglip import (
     resolve_checkpoint,
 )
 from siglip2_cache.student.batch import Batch
+from siglip2_cache.student.distributed import Ranks
 from siglip2_cache.student.model import Distiller, Piece
 from siglip2_cache.student.objective import Columns, Objective
-from siglip2_cache.student.ranks import Ranks
 from siglip2_cache.student.step import Gradients, Knowledge, StepLoss
 
 WEIGHTS = {"soft": 1.0, "cosine": 0.7, "contrastive": 0.3, "bank": 0.5}

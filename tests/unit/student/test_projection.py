@@ -2,8 +2,8 @@
 
 import torch
 
+from siglip2_cache.student.distributed import Ranks
 from siglip2_cache.student.projection import LearnedMap
-from siglip2_cache.student.ranks import Ranks
 
 
 def unit_rows(count: int, width: int, seed: int) -> torch.Tensor:
