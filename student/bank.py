@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..store.targets.targets import Targets
-from .corpus import Corpus
+from .data.corpus import Corpus
 
 
 @dataclass(frozen=True, slots=True)

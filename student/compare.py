@@ -20,7 +20,8 @@ from ..siglip import (
 from ..store.cache import Cache, open_cache
 from ..store.format.manifest import TeacherRecord
 from ..store.io.location import Location
-from .corpus import Corpus, read_corpus
+from .data.corpus import Corpus, read_corpus
+from .data.split import SplitPolicy, held_out, split_policy
 from .evaluate import (
     Embeddings,
     Gallery,
@@ -35,7 +36,6 @@ from .evaluate import (
 )
 from .gallery import SPLITS, Split
 from .notes import Notes, read_notes, read_projection
-from .split import SplitPolicy, held_out, split_policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..siglip import resolve_checkpoint
 from .card import CacheSummary, ModelCard
 from .config import TrainConfig
+from .data.split import split_policy
 from .evaluate import (
     choose_gallery,
     evaluate,
@@ -33,7 +34,6 @@ from .progress import Progress
 from .report import result_rows
 from .resolve import Resolved
 from .run_folder import RunFolder
-from .split import split_policy
 
 _EVAL_BATCH = 64
 

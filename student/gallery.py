@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import SettingError
 from ..store.cache import Cache
-from .corpus import Corpus
+from .data.corpus import Corpus
 
 Split = Literal["val", "train", "all"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -19,10 +19,10 @@ from ..store.cache import Cache, open_cache
 from ..store.format.manifest import TeacherRecord
 from ..store.io.download_cache import copies_of
 from .config import Term, TrainConfig
-from .corpus import Corpus, read_corpus
+from .data.corpus import Corpus, read_corpus
+from .data.split import SplitPolicy, split_policy
 from .launch import Launch
 from .notes import identity_sha256
-from .split import SplitPolicy, split_policy
 
 _MOST_WORKERS = 16
 

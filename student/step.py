@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batch import Batch
 from .config import Term
+from .data.batch import Batch
 from .distributed import Ranks
 from .model import Distiller, Embedded, Gradient, Piece
 from .objective import Columns, Counts, Objective, Rows

@@ -20,20 +20,20 @@ from ..siglip import (
     vision_tower,
 )
 from .bank import Bank
-from .batch import Batch
 from .config import TrainConfig
 from .config_file import as_plain, refuse_changes, to_yaml
-from .data import Loader, LoaderConfig
+from .data.batch import Batch
+from .data.catalog_index import ImageLookup
+from .data.loader import Loader, LoaderConfig
+from .data.sampler import Sampler
 from .distributed import Ranks, join_ranks, leave_ranks, lost_peers_said
 from .launch import find_launch, said_once
-from .lookup import ImageLookup
 from .model import Distiller
 from .objective import Columns, Objective
 from .pca import PcaMap, fit_pca_map
 from .progress import PlainProgress, Progress, SilentProgress
 from .resolve import Resolved, device_of, resolve
 from .run_folder import RunFolder, SavedState
-from .sampler import Sampler
 from .schedule import Optimizer, Schedule, make_schedule
 from .step import Gradients, Knowledge, StepLoss
 

@@ -23,7 +23,7 @@ from siglip2_cache.siglip import (
     load_trainable,
     resolve_checkpoint,
 )
-from siglip2_cache.student.batch import Batch
+from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.distributed import Ranks
 from siglip2_cache.student.model import Distiller, Piece
 from siglip2_cache.student.objective import Columns, Objective

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from siglip2_cache.student.bank import Bank, BankDraw
-from siglip2_cache.student.corpus import Corpus, starts_of
+from siglip2_cache.student.data.corpus import Corpus, starts_of
 
 
 class Texts:

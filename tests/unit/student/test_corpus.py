@@ -15,8 +15,8 @@ from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, SettingError, TrainError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.student.corpus import Corpus, SplitPolicy, read_corpus
-from siglip2_cache.student.split import number_pictures
+from siglip2_cache.student.data.corpus import Corpus, SplitPolicy, read_corpus
+from siglip2_cache.student.data.split import number_pictures
 
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache

@@ -37,11 +37,11 @@ from siglip2_cache.siglip import (
 )
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.format.views import ViewBox, pixel_box
-from siglip2_cache.student import lookup
-from siglip2_cache.student.corpus import Corpus, SplitPolicy, read_corpus
-from siglip2_cache.student.data import Batch, Loader, LoaderConfig
-from siglip2_cache.student.lookup import ImageLookup
-from siglip2_cache.student.sampler import Sampler
+from siglip2_cache.student.data import catalog_index as lookup
+from siglip2_cache.student.data.catalog_index import ImageLookup
+from siglip2_cache.student.data.corpus import Corpus, SplitPolicy, read_corpus
+from siglip2_cache.student.data.loader import Batch, Loader, LoaderConfig
+from siglip2_cache.student.data.sampler import Sampler
 
 NUM_VIEWS = 4
 NUM_LEFT_OUT = 4
@@ -296,7 +296,7 @@ def test_a_batch_of_many_pieces_is_put_together_in_order(
     small: Made, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = batches_of(small, tiny_checkpoint, 0, 2, views_per_step=2, world_size=2)
-    monkeypatch.setattr("siglip2_cache.student.data._PIECE_VIEWS", 4)
+    monkeypatch.setattr("siglip2_cache.student.data.loader._PIECE_VIEWS", 4)
     found = batches_of(small, tiny_checkpoint, 0, 2, views_per_step=2, world_size=2)
     for a, b in zip(found, expected, strict=True):
         assert_same(a, b)

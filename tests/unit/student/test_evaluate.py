@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.student.corpus import Corpus, read_corpus
+from siglip2_cache.student.data.corpus import Corpus, read_corpus
+from siglip2_cache.student.data.split import SplitPolicy
 from siglip2_cache.student.evaluate import (
     Embeddings,
     Gallery,
@@ -23,7 +24,6 @@ from siglip2_cache.student.evaluate import (
     table_lines,
     teacher_embeddings,
 )
-from siglip2_cache.student.split import SplitPolicy
 
 NAN = np.nan
 SPLIT = SplitPolicy(val_share=0.5)

@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from siglip2_cache.errors import SettingError
-from siglip2_cache.student.corpus import Corpus, starts_of
-from siglip2_cache.student.draws import draw_captions, draw_views, draw_words
-from siglip2_cache.student.sampler import OPEN_ROW_GROUPS, Sampler, StepPlan, epoch_order
+from siglip2_cache.student.data.corpus import Corpus, starts_of
+from siglip2_cache.student.data.draws import draw_captions, draw_views, draw_words
+from siglip2_cache.student.data.sampler import OPEN_ROW_GROUPS, Sampler, StepPlan, epoch_order
 
 
 def corpus_of(counts: list[int], *, num_texts: int = 40, seed: int = 0) -> Corpus:

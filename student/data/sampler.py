@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SettingError
+from ...errors import SettingError
 from .corpus import Corpus
 from .draws import LARGEST_SEED, draw_captions, draw_views, epoch_generator
 

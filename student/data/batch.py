@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..images.image import DecodedBatch
-from ..siglip import Checkpoint, NaflexRecipe
+from ...images.image import DecodedBatch
+from ...siglip import Checkpoint, NaflexRecipe
 from .sampler import Sampler, StepPlan
 
 

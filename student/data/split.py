@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SettingError
-from ..store.cache import Cache
+from ...errors import SettingError
+from ...store.cache import Cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

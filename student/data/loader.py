@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import BuildError, SettingError, TrainError
-from ..images.decoder import Decoder
-from ..images.image import DecodedBatch, DecodedImage, ImageRef, PixelFormat
-from ..siglip import Checkpoint, TextTokenizer
-from ..store.cache import Cache
+from ...errors import BuildError, SettingError, TrainError
+from ...images.decoder import Decoder
+from ...images.image import DecodedBatch, DecodedImage, ImageRef, PixelFormat
+from ...siglip import Checkpoint, TextTokenizer
+from ...store.cache import Cache
 from .batch import Batch, FillingBatch
-from .lookup import ImageLookup, TextLookup
+from .catalog_index import ImageLookup, TextLookup
 from .prefetch import Prefetcher
 from .sampler import OPEN_ROW_GROUPS, Sampler, StepPlan
 

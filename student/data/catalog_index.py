@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ..errors import DamagedCacheError
-from ..images.catalog_refs import PLACE_COLUMNS, PlannedFiles
-from ..images.image import ImageRef
-from ..store.cache import Cache
-from ..store.format.views import WHOLE_IMAGE, ViewBox
+from ...errors import DamagedCacheError
+from ...images.catalog_refs import PLACE_COLUMNS, PlannedFiles
+from ...images.image import ImageRef
+from ...store.cache import Cache
+from ...store.format.views import WHOLE_IMAGE, ViewBox
 from .corpus import Corpus
 
 

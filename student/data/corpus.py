@@ -13,13 +13,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ..errors import DamagedCacheError, TrainError
-from ..siglip import Checkpoint
-from ..store.cache import Cache
-from ..store.format import layout
-from ..store.format.layout import MODALITIES
-from ..store.format.manifest import TeacherRecord
-from ..store.targets.targets import Targets
+from ...errors import DamagedCacheError, TrainError
+from ...siglip import Checkpoint
+from ...store.cache import Cache
+from ...store.format import layout
+from ...store.format.layout import MODALITIES
+from ...store.format.manifest import TeacherRecord
+from ...store.targets.targets import Targets
 from .same_texts import cleaning_for, one_text_of
 from .split import SplitPolicy, held_out, number_pictures, repeats
 

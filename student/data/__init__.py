@@ -1,0 +1,1 @@
+"""Batches for training: split, sampling, draws of views and captions, prefetching."""
