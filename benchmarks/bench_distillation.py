@@ -285,8 +285,8 @@ def distiller_of_two_maps() -> Any:
     """Return a Distiller in which images and texts have a map of their own."""
     from torch import Tensor
 
+    from siglip2_cache.student.losses.learned_map import LearnedMap
     from siglip2_cache.student.model import Distiller
-    from siglip2_cache.student.projection import LearnedMap
 
     class TwoMaps(Distiller):
         def __init__(self, *given: Any, **settings: Any) -> None:

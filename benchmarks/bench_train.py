@@ -236,7 +236,7 @@ def measure_loss(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from siglip2_cache.siglip import resolve_device
-    from siglip2_cache.student.losses import soft_sigmoid_distillation_loss
+    from siglip2_cache.student.losses.functional import soft_sigmoid_distillation_loss
 
     N, D, E = args.pairs, 768, 1152
     device = resolve_device(args.device)

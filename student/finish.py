@@ -26,9 +26,9 @@ from .evaluate import (
 )
 from .export import export_image_tower, export_model
 from .export_folder import MARK
+from .losses.pca_map import PcaMap, cosine_error
 from .model import Distiller
 from .notes import PROJECTION
-from .pca import PcaMap, cosine_error
 from .plot import loss_plot
 from .progress import Progress
 from .report import result_rows

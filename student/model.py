@@ -24,7 +24,7 @@ from ..siglip import (
     vision_tower,
 )
 from .distributed import Ranks
-from .projection import LearnedMap
+from .losses.learned_map import LearnedMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

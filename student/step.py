@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from .config import Term
 from .data.batch import Batch
 from .distributed import Ranks
+from .losses.objective import Columns, Counts, Objective, Rows
 from .model import Distiller, Embedded, Gradient, Piece
-from .objective import Columns, Counts, Objective, Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,6 @@ from ..siglip import (
     logit_scale_and_bias,
     vision_tower,
 )
-from .bank import Bank
 from .config import TrainConfig
 from .config_file import as_plain, refuse_changes, to_yaml
 from .data.batch import Batch
@@ -28,9 +27,10 @@ from .data.loader import Loader, LoaderConfig
 from .data.sampler import Sampler
 from .distributed import Ranks, join_ranks, leave_ranks, lost_peers_said
 from .launch import find_launch, said_once
+from .losses.objective import Columns, Objective
+from .losses.pca_map import PcaMap, fit_pca_map
+from .losses.text_bank import Bank
 from .model import Distiller
-from .objective import Columns, Objective
-from .pca import PcaMap, fit_pca_map
 from .progress import PlainProgress, Progress, SilentProgress
 from .resolve import Resolved, device_of, resolve
 from .run_folder import RunFolder, SavedState

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from siglip2_cache.student.bank import Bank, BankDraw
 from siglip2_cache.student.data.corpus import Corpus, starts_of
+from siglip2_cache.student.losses.text_bank import Bank, BankDraw
 
 
 class Texts:

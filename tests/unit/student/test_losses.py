@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SiglipConfig, SiglipModel
 
-from siglip2_cache.student.labels import MarkedPairs, SoftLabels
-from siglip2_cache.student.losses import (
+from siglip2_cache.student.losses.functional import (
     cosine_distillation_loss,
     cosine_distillation_sum,
     hard_labels,
@@ -24,7 +23,8 @@ from siglip2_cache.student.losses import (
     soft_target_entropy,
     teacher_text_bank_loss,
 )
-from siglip2_cache.student.pairwise import CHUNK_NUM_BYTES, chunk_rows, pairwise_sum
+from siglip2_cache.student.losses.pair_labels import MarkedPairs, SoftLabels
+from siglip2_cache.student.losses.pairwise_bce import CHUNK_NUM_BYTES, chunk_rows, pairwise_sum
 
 F64 = torch.float64
 IMAGES = torch.tensor([[1, 2, 3], [-1, 0, 2], [2, -2, 1], [0, 1, -3]], dtype=F64)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from siglip2_cache.student.config import BankLabels, Term
-from siglip2_cache.student.objective import Columns, Counts, Objective, Rows
+from siglip2_cache.student.losses.objective import Columns, Counts, Objective, Rows
 
 N, M, K, D, E = 4, 3, 5, 6, 4
 SCALE, BIAS, BANK_SCALE, BANK_BIAS = 3.0, -1.0, 2.0, -0.5

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from siglip2_cache.errors import SettingError
-from siglip2_cache.student.pca import PcaMap, cosine_error, fit_pca_map
+from siglip2_cache.student.losses.pca_map import PcaMap, cosine_error, fit_pca_map
 
 
 def unit(rows_BE: np.ndarray) -> np.ndarray:

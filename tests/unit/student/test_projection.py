@@ -3,7 +3,7 @@
 import torch
 
 from siglip2_cache.student.distributed import Ranks
-from siglip2_cache.student.projection import LearnedMap
+from siglip2_cache.student.losses.learned_map import LearnedMap
 
 
 def unit_rows(count: int, width: int, seed: int) -> torch.Tensor:

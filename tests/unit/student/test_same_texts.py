@@ -14,11 +14,11 @@ from siglip2_cache import open_cache
 from siglip2_cache.precompute.build import build
 from siglip2_cache.siglip import TextTokenizer, cleaning_of, resolve_checkpoint
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.student.bank import Bank
 from siglip2_cache.student.data.corpus import read_corpus
 from siglip2_cache.student.data.same_texts import cleaning_for, one_text_of
 from siglip2_cache.student.data.split import SplitPolicy
 from siglip2_cache.student.gallery import choose_gallery
+from siglip2_cache.student.losses.text_bank import Bank
 
 LOWERCASE = "tokenizers.normalizers.Lowercase"
 CAPTIONS = [["A dog", "a dog"], ["a DOG"], ["a cat"], ["A dog."], ["a Cat"]]

@@ -11,14 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .pairwise import (
-    ChunkSums,
-    as_scalar,
-    check_pair,
-    compute_dtype,
-    softplus,
-    unit_rows,
-)
+from .pairwise_bce import ChunkSums, as_scalar, check_pair, compute_dtype, softplus, unit_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .labels import AlikeTexts, HardLabels, MarkedPairs, SoftLabels
-from .pairwise import check_pair, compute_dtype, pairwise_sum, unit_rows
+from .pair_labels import AlikeTexts, HardLabels, MarkedPairs, SoftLabels
+from .pairwise_bce import check_pair, compute_dtype, pairwise_sum, unit_rows
 
 __all__ = [
     "cosine_distillation_loss",

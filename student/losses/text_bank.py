@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..store.targets.targets import Targets
-from .data.corpus import Corpus
+from ...store.targets.targets import Targets
+from ..data.corpus import Corpus
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SettingError
+from ...errors import SettingError
 
 _F = TypeVar("_F", np.float32, np.float64)
 

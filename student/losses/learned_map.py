@@ -6,7 +6,7 @@ Shape letters in this file: B = rows, D = the student's width, E = the teacher's
 import torch
 from torch import Tensor, nn
 
-from .distributed import Ranks
+from ..distributed import Ranks
 
 _RIDGE = 1e-3
 """Pulls towards the map of the start, times the mean of the diagonal: directions in which no row has

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .config import BankLabels, Term
-from .labels import AlikeTexts, HardLabels, MarkedPairs, SoftLabels
-from .losses import cosine_distillation_sum
-from .pairwise import pairwise_sum
+from ..config import BankLabels, Term
+from .functional import cosine_distillation_sum
+from .pair_labels import AlikeTexts, HardLabels, MarkedPairs, SoftLabels
+from .pairwise_bce import pairwise_sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

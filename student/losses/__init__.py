@@ -1,0 +1,1 @@
+"""Losses between a student and cached targets, and what they need."""
