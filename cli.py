@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .images.pixels import Decode
     from .precompute.build import BuildConfig, BuildSummary
     from .store.cache import Cache
-    from .student.gallery import Split
+    from .student.evaluation.eval_set import Split
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -437,7 +437,7 @@ def eval_(
     as_json: AsJson = False,
 ) -> None:
     """Compare a model with the teacher of a cache: retrieval, zero-shot, nearness, calibration."""
-    from .student.compare import EvalConfig, compare
+    from .student.evaluation.compare import EvalConfig, compare
 
     config = EvalConfig(
         model=model,

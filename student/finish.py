@@ -14,7 +14,7 @@ from ..siglip import resolve_checkpoint
 from .card import CacheSummary, ModelCard
 from .config import TrainConfig
 from .data.split import split_policy
-from .evaluate import (
+from .evaluation.evaluate import (
     choose_gallery,
     evaluate,
     gallery_numbers,
@@ -24,6 +24,7 @@ from .evaluate import (
     teacher_embeddings,
     zero_shot_lines,
 )
+from .evaluation.report import result_rows
 from .export import export_image_tower, export_model
 from .export_folder import MARK
 from .losses.pca_map import PcaMap, cosine_error
@@ -31,7 +32,6 @@ from .model import Distiller
 from .notes import PROJECTION
 from .plot import loss_plot
 from .progress import Progress
-from .report import result_rows
 from .resolve import Resolved
 from .run_folder import RunFolder
 

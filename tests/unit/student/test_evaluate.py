@@ -13,7 +13,7 @@ from siglip2_cache.errors import SettingError
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.student.data.corpus import Corpus, read_corpus
 from siglip2_cache.student.data.split import SplitPolicy
-from siglip2_cache.student.evaluate import (
+from siglip2_cache.student.evaluation.evaluate import (
     Embeddings,
     Gallery,
     choose_gallery,
@@ -188,7 +188,9 @@ def test_the_soft_loss_of_many_pairs_is_that_of_a_seeded_choice_of_images(
 ) -> None:
     teacher = embeddings(unit_rows(0, (4, 6)), unit_rows(1, (7, 6)))
     student = embeddings(unit_rows(2, (4, 6)), unit_rows(3, (7, 6)))
-    monkeypatch.setattr("siglip2_cache.student.evaluate._SOFT_PAIRS", 8)  # 2 images by 4 captions
+    monkeypatch.setattr(
+        "siglip2_cache.student.evaluation.evaluate._SOFT_PAIRS", 8
+    )  # 2 images by 4 captions
     found = {
         evaluate(student, teacher, gallery(), seed=seed)["soft_loss_excess"] for seed in range(20)
     }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from siglip2_cache.student.metrics import (
+from siglip2_cache.student.evaluation.metrics import (
     calibration_error,
     image_agreement,
     mean_cosine,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from siglip2_cache.student import metrics
-from siglip2_cache.student.retrieval import (
+from siglip2_cache.student.evaluation import metrics
+from siglip2_cache.student.evaluation.retrieval import (
     NEVER,
     class_embeddings,
     dots,

@@ -17,7 +17,7 @@ from siglip2_cache.store.cache import Cache
 from siglip2_cache.student.data.corpus import read_corpus
 from siglip2_cache.student.data.same_texts import cleaning_for, one_text_of
 from siglip2_cache.student.data.split import SplitPolicy
-from siglip2_cache.student.gallery import choose_gallery
+from siglip2_cache.student.evaluation.eval_set import choose_gallery
 from siglip2_cache.student.losses.text_bank import Bank
 
 LOWERCASE = "tokenizers.normalizers.Lowercase"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .embeddings import Embeddings, of_unit_length, student_embeddings, teacher_embeddings
-from .gallery import SPLITS, Gallery, choose_gallery
+from .eval_set import SPLITS, Gallery, choose_gallery
 from .metrics import (
     calibration_error,
     image_agreement,

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ..errors import SettingError
-from ..store.cache import Cache
-from .data.corpus import Corpus
+from ...errors import SettingError
+from ...store.cache import Cache
+from ..data.corpus import Corpus
 
 Split = Literal["val", "train", "all"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -12,11 +12,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ..errors import TrainError
-from ..images.catalog_refs import PLACE_COLUMNS, PlannedFiles
-from ..images.decoder import Decoder
-from ..images.image import DecodedBatch, ImageRef, PixelFormat
-from ..siglip import (
+from ...errors import TrainError
+from ...images.catalog_refs import PLACE_COLUMNS, PlannedFiles
+from ...images.decoder import Decoder
+from ...images.image import DecodedBatch, ImageRef, PixelFormat
+from ...siglip import (
     Checkpoint,
     SquashRecipe,
     TextTokenizer,
@@ -27,8 +27,8 @@ from ..siglip import (
     unit_rows,
     vision_tower,
 )
-from ..store.cache import Cache
-from ..store.format.views import WHOLE_IMAGE
+from ...store.cache import Cache
+from ...store.format.views import WHOLE_IMAGE
 
 if TYPE_CHECKING:
     from torch import Tensor

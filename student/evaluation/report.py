@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..formatting import counted
-from .data.split import SplitPolicy
-from .gallery import Gallery
+from ...formatting import counted
+from ..data.split import SplitPolicy
+from .eval_set import Gallery
 
 _NA = "n/a"
 _WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}

@@ -8,20 +8,22 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ..cores import num_cores
-from ..errors import SettingError
-from ..siglip import (
+from ...cores import num_cores
+from ...errors import SettingError
+from ...siglip import (
     Checkpoint,
     load_model,
     resolve_checkpoint,
     resolve_compute_dtype,
     resolve_device,
 )
-from ..store.cache import Cache, open_cache
-from ..store.format.manifest import TeacherRecord
-from ..store.io.location import Location
-from .data.corpus import Corpus, read_corpus
-from .data.split import SplitPolicy, held_out, split_policy
+from ...store.cache import Cache, open_cache
+from ...store.format.manifest import TeacherRecord
+from ...store.io.location import Location
+from ..data.corpus import Corpus, read_corpus
+from ..data.split import SplitPolicy, held_out, split_policy
+from ..notes import Notes, read_notes, read_projection
+from .eval_set import SPLITS, Split
 from .evaluate import (
     Embeddings,
     Gallery,
@@ -34,8 +36,6 @@ from .evaluate import (
     table_lines,
     teacher_embeddings,
 )
-from .gallery import SPLITS, Split
-from .notes import Notes, read_notes, read_projection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

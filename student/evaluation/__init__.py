@@ -1,0 +1,1 @@
+"""Evaluation of a student against a cache."""
