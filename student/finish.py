@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..siglip import resolve_checkpoint
-from .card import CacheSummary, ModelCard
 from .config import TrainConfig
 from .data.split import split_policy
 from .evaluation.evaluate import (
@@ -25,11 +24,12 @@ from .evaluation.evaluate import (
     zero_shot_lines,
 )
 from .evaluation.report import result_rows
-from .export import export_image_tower, export_model
-from .export_folder import MARK
+from .export.atomic_folder import MARK
+from .export.export import export_image_tower, export_model
+from .export.metadata import PROJECTION
+from .export.model_card import CacheSummary, ModelCard
 from .losses.pca_map import PcaMap, cosine_error
 from .model import Distiller
-from .notes import PROJECTION
 from .plot import loss_plot
 from .progress import Progress
 from .resolve import Resolved

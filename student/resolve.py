@@ -21,8 +21,8 @@ from ..store.io.download_cache import copies_of
 from .config import Term, TrainConfig
 from .data.corpus import Corpus, read_corpus
 from .data.split import SplitPolicy, split_policy
+from .export.metadata import identity_sha256
 from .launch import Launch
-from .notes import identity_sha256
 
 _MOST_WORKERS = 16
 

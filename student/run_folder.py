@@ -212,7 +212,7 @@ class RunFolder:
         """
         from safetensors.torch import save_file
 
-        from .export_folder import written_whole
+        from .export.atomic_folder import written_whole
 
         if self._metrics is not None:  # a checkpoint never knows more steps than the metrics
             self._metrics.flush()

@@ -22,7 +22,7 @@ from ...store.format.manifest import TeacherRecord
 from ...store.io.location import Location
 from ..data.corpus import Corpus, read_corpus
 from ..data.split import SplitPolicy, held_out, split_policy
-from ..notes import Notes, read_notes, read_projection
+from ..export.metadata import Notes, read_notes, read_projection
 from .eval_set import SPLITS, Split
 from .evaluate import (
     Embeddings,

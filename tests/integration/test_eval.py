@@ -17,7 +17,7 @@ from siglip2_cache.errors import TrainError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.siglip import load_model, load_trainable, resolve_checkpoint
 from siglip2_cache.student.evaluation.evaluate import student_embeddings, teacher_embeddings
-from siglip2_cache.student.notes import identity_sha256
+from siglip2_cache.student.export.metadata import identity_sha256
 
 Command = Callable[..., tuple[int, str, str]]
 COLOURS = ("red", "green", "blue")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from siglip2_cache.errors import SettingError
-from siglip2_cache.student.card import CacheSummary, ModelCard, render_card
+from siglip2_cache.student.export.model_card import CacheSummary, ModelCard, render_card
 
 CARD = ModelCard(
     name="small student",

@@ -22,9 +22,10 @@ from siglip2_cache.errors import CheckpointError, DiskFullError, SettingError
 from siglip2_cache.images.naflex import render_patches
 from siglip2_cache.images.pixels import resized
 from siglip2_cache.store.format.views import WHOLE_IMAGE
-from siglip2_cache.student import export, export_tokenizer
-from siglip2_cache.student.card import CacheSummary, ModelCard
-from siglip2_cache.student.export import export_image_tower, export_model
+from siglip2_cache.student.export import export
+from siglip2_cache.student.export import tokenizer as export_tokenizer
+from siglip2_cache.student.export.export import export_image_tower, export_model
+from siglip2_cache.student.export.model_card import CacheSummary, ModelCard
 
 REAL_PROCESSOR = Path(__file__).resolve().parents[4] / "shared" / "data" / "siglip2_base_processor"
 needs_real_processor = pytest.mark.skipif(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from siglip2_cache.errors import SettingError
-from siglip2_cache.student.export_folder import MARK, written_whole
+from siglip2_cache.student.export.atomic_folder import MARK, written_whole
 
 
 def write(out: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from siglip2_cache.errors import CheckpointError
 from siglip2_cache.student.data.split import SplitPolicy
-from siglip2_cache.student.notes import Notes, read_notes, read_projection
+from siglip2_cache.student.export.metadata import Notes, read_notes, read_projection
 
 MAP = np.arange(12, dtype=np.float32).reshape(4, 3)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from siglip2_cache.errors import DamagedCacheError, SettingError, TrainError
-from siglip2_cache.student import export_folder
+from siglip2_cache.student.export import atomic_folder as export_folder
 from siglip2_cache.student.run_folder import RunFolder, SavedState
 
 

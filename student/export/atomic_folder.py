@@ -10,9 +10,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..errors import DiskFullError, SettingError
-from ..store.io.foreign_files import is_stray
-from ..store.io.local import sync_file
+from ...errors import DiskFullError, SettingError
+from ...store.io.foreign_files import is_stray
+from ...store.io.local import sync_file
 
 MARK = "siglip2_cache.json"
 """In every folder that was exported; a folder without it is somebody's own and not replaced."""

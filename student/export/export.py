@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from .. import __version__
-from ..errors import CheckpointError
-from ..siglip import Checkpoint, NaflexRecipe
-from ..siglip.config import ModelType, read_towers
-from ..siglip.files import weight_files
-from .card import ModelCard, render_card
-from .export_folder import MARK, written_whole
-from .export_tokenizer import pipeline_is_right, tokenizer_class_to_name, write_tokenizer
+from ... import __version__
+from ...errors import CheckpointError
+from ...siglip import Checkpoint, NaflexRecipe
+from ...siglip.config import ModelType, read_towers
+from ...siglip.files import weight_files
+from .atomic_folder import MARK, written_whole
+from .model_card import ModelCard, render_card
+from .tokenizer import pipeline_is_right, tokenizer_class_to_name, write_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError, first_line
-from ..siglip import Checkpoint
-from ..store.format.manifest import TeacherRecord
-from .data.split import SplitPolicy
-from .export_folder import MARK
+from ...errors import CheckpointError, first_line
+from ...siglip import Checkpoint
+from ...store.format.manifest import TeacherRecord
+from ..data.split import SplitPolicy
+from .atomic_folder import MARK
 
 PROJECTION = "projection.safetensors"
 """In the folder of the run, beside that of the model: one tensor, map_ED, and ``x_ND @ map_ED.T`` is in
