@@ -203,8 +203,8 @@ def run_job(job: Job) -> dict[str, float]:
 
     torch.set_num_threads(1)
     from siglip2_cache.student.config import TrainConfig
-    from siglip2_cache.student.progress import SilentProgress
-    from siglip2_cache.student.train import train
+    from siglip2_cache.student.training.progress import SilentProgress
+    from siglip2_cache.student.training.trainer import train
 
     config = TrainConfig(
         cache=job.cache,
@@ -259,7 +259,7 @@ def kind_of(job: Job) -> Any:
     way = job.way
     if not (way.is_separate or way.is_online):
         return None
-    from siglip2_cache.student.train import Training, make_distiller
+    from siglip2_cache.student.training.trainer import Training, make_distiller
 
     if way.is_separate:
 
@@ -286,7 +286,7 @@ def distiller_of_two_maps() -> Any:
     from torch import Tensor
 
     from siglip2_cache.student.losses.learned_map import LearnedMap
-    from siglip2_cache.student.model import Distiller
+    from siglip2_cache.student.training.distiller import Distiller
 
     class TwoMaps(Distiller):
         def __init__(self, *given: Any, **settings: Any) -> None:

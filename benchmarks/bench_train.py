@@ -111,8 +111,8 @@ def in_process(args: argparse.Namespace, work: Path, mode: str) -> dict[str, Any
 
 def measure_step(args: argparse.Namespace) -> dict[str, Any]:
     from siglip2_cache.student.config import TrainConfig
-    from siglip2_cache.student.progress import SilentProgress
-    from siglip2_cache.student.train import train
+    from siglip2_cache.student.training.progress import SilentProgress
+    from siglip2_cache.student.training.trainer import train
 
     times: list[dict[str, float]] = []
     config = TrainConfig(
@@ -159,7 +159,7 @@ def kind_of(args: argparse.Namespace, times: list[dict[str, float]]) -> Any:
     """Return a Training whose steps are timed, from batch to batch, in one of the modes."""
     import torch
 
-    from siglip2_cache.student.train import Training
+    from siglip2_cache.student.training.trainer import Training
 
     class Timed(Training):
         def batches(self, loader: Any, done: int) -> Iterator[Any]:

@@ -171,10 +171,10 @@ def train(
     """
     from ..student.config_file import make_config
     from ..student.launch import find_launch, said_once
-    from ..student.progress import make_progress
-    from ..student.summary import summary_lines
-    from ..student.train import TrainInterrupted
-    from ..student.train import train as run_train
+    from ..student.training.progress import make_progress
+    from ..student.training.summary import summary_lines
+    from ..student.training.trainer import TrainInterrupted
+    from ..student.training.trainer import train as run_train
 
     given = dict(locals())
     flags: dict[str, Any] = {

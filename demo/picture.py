@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..student.plot import smoothed
+from ..student.training.plot import smoothed
 from .result import CONTRASTIVE, DISTILLED, START, TEACHER, Result, mean_recall
 
 _COLOURS = {TEACHER: "#7a7a7a", START: "#c9c9c9", CONTRASTIVE: "#c4622d", DISTILLED: "#1f5a91"}

@@ -17,7 +17,7 @@ from ..errors import CacheError
 from ..precompute.build import BuildConfig, build
 from ..precompute.planning.plan import PlanConfig
 from ..student.config import TrainConfig
-from ..student.train import train
+from ..student.training.trainer import train
 from .architecture import CHECKPOINTS, Size, write_architecture
 from .corpus import CorpusConfig, write_corpus
 

@@ -197,7 +197,7 @@ def test_a_student_learns_from_a_store_what_it_learns_from_a_disk(
     memory: str, tiny_checkpoint: Path, tmp_path: Path, one_thread: None
 ) -> None:
     from siglip2_cache.student.config_file import make_config
-    from siglip2_cache.student.train import train
+    from siglip2_cache.student.training.trainer import train
 
     corpus = write_folder_corpus(tmp_path / "corpus", 24, captions=1)
     caches = (tmp_path / "cache", parse_location(f"{memory}/cache"))

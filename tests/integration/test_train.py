@@ -28,8 +28,8 @@ from siglip2_cache.errors import SettingError, TrainError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.student.config_file import make_config
 from siglip2_cache.student.launch import Launch
-from siglip2_cache.student.resolve import resolve
-from siglip2_cache.student.train import TrainSummary, train
+from siglip2_cache.student.training.resolve import resolve
+from siglip2_cache.student.training.trainer import TrainSummary, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

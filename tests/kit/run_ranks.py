@@ -20,8 +20,8 @@ from steps import Case, gradients_of, part_of
 from torch.distributed import TCPStore
 
 from siglip2_cache.student.distributed import Ranks, join_ranks, leave_ranks
-from siglip2_cache.student.schedule import Optimizer, Schedule
-from siglip2_cache.student.step import Gradients
+from siglip2_cache.student.training.schedule import Optimizer, Schedule
+from siglip2_cache.student.training.step import Gradients
 
 NUM_STEPS = 20
 

@@ -22,8 +22,8 @@ import torch
 import transformers.models.siglip.modeling_siglip  # noqa: F401
 
 from siglip2_cache.student.config_file import make_config
-from siglip2_cache.student.progress import SilentProgress
-from siglip2_cache.student.train import TrainInterrupted, train
+from siglip2_cache.student.training.progress import SilentProgress
+from siglip2_cache.student.training.trainer import TrainInterrupted, train
 
 _MOST_PROCESSES = 20
 

@@ -26,8 +26,8 @@ from siglip2_cache.siglip import (
 from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.distributed import Ranks
 from siglip2_cache.student.losses.objective import Columns, Objective
-from siglip2_cache.student.model import Distiller, Piece
-from siglip2_cache.student.step import Gradients, Knowledge, StepLoss
+from siglip2_cache.student.training.distiller import Distiller, Piece
+from siglip2_cache.student.training.step import Gradients, Knowledge, StepLoss
 
 WEIGHTS = {"soft": 1.0, "cosine": 0.7, "contrastive": 0.3, "bank": 0.5}
 TEACHER_SCALE, TEACHER_BIAS, ALIKE = 12.0, -4.0, 0.3

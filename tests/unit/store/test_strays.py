@@ -11,7 +11,7 @@ from siglip2_cache.store.cache import open_cache
 from siglip2_cache.store.io.foreign_files import is_stray
 from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.verify.verify import verify_cache
-from siglip2_cache.student.run_folder import RunFolder
+from siglip2_cache.student.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache

@@ -8,7 +8,7 @@ import torch
 from siglip2_cache.errors import SettingError
 from siglip2_cache.student.config import TrainConfig
 from siglip2_cache.student.launch import Launch, SaidElsewhere, find_launch, said_once
-from siglip2_cache.student.resolve import device_of
+from siglip2_cache.student.training.resolve import device_of
 
 MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 

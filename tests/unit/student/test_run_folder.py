@@ -10,7 +10,7 @@ import torch
 
 from siglip2_cache.errors import DamagedCacheError, SettingError, TrainError
 from siglip2_cache.student.export import atomic_folder as export_folder
-from siglip2_cache.student.run_folder import RunFolder, SavedState
+from siglip2_cache.student.training.run_folder import RunFolder, SavedState
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 
 from siglip2_cache.errors import SettingError
 from siglip2_cache.siglip import load_trainable, resolve_checkpoint
-from siglip2_cache.student.model import Distiller
-from siglip2_cache.student.schedule import Optimizer, Schedule, make_schedule
+from siglip2_cache.student.training.distiller import Distiller
+from siglip2_cache.student.training.schedule import Optimizer, Schedule, make_schedule
 
 # -- the schedule
 

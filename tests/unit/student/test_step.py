@@ -18,7 +18,7 @@ from steps import (
 from students import write_student
 
 from siglip2_cache.student.data.batch import Batch
-from siglip2_cache.student.step import split_batch
+from siglip2_cache.student.training.step import split_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..siglip import (
+from ...siglip import (
     Checkpoint,
     NaflexRecipe,
     Towers,
@@ -23,8 +23,8 @@ from ..siglip import (
     unit_rows,
     vision_tower,
 )
-from .distributed import Ranks
-from .losses.learned_map import LearnedMap
+from ..distributed import Ranks
+from ..losses.learned_map import LearnedMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

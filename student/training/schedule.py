@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..errors import SettingError
-from .model import Distiller
+from ...errors import SettingError
+from .distiller import Distiller
 
 BETAS = (0.9, 0.95)
 """Of AdamW. Source: SigLIP, arXiv:2303.15343, table 7 and section 4 (0.95 instead of 0.999 is what

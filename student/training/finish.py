@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..siglip import resolve_checkpoint
-from .config import TrainConfig
-from .data.split import split_policy
-from .evaluation.evaluate import (
+from ...siglip import resolve_checkpoint
+from ..config import TrainConfig
+from ..data.split import split_policy
+from ..evaluation.evaluate import (
     choose_gallery,
     evaluate,
     gallery_numbers,
@@ -23,13 +23,13 @@ from .evaluation.evaluate import (
     teacher_embeddings,
     zero_shot_lines,
 )
-from .evaluation.report import result_rows
-from .export.atomic_folder import MARK
-from .export.export import export_image_tower, export_model
-from .export.metadata import PROJECTION
-from .export.model_card import CacheSummary, ModelCard
-from .losses.pca_map import PcaMap, cosine_error
-from .model import Distiller
+from ..evaluation.report import result_rows
+from ..export.atomic_folder import MARK
+from ..export.export import export_image_tower, export_model
+from ..export.metadata import PROJECTION
+from ..export.model_card import CacheSummary, ModelCard
+from ..losses.pca_map import PcaMap, cosine_error
+from .distiller import Distiller
 from .plot import loss_plot
 from .progress import Progress
 from .resolve import Resolved
@@ -239,7 +239,7 @@ def _card(resolved: Resolved, run: RunFolder) -> ModelCard:
     import torch
     import transformers
 
-    from .. import __version__
+    from ... import __version__
 
     config, cache = resolved.config, resolved.cache
     return ModelCard(

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from ..cores import num_cores
-from ..errors import SettingError
-from ..siglip import (
+from ...cores import num_cores
+from ...errors import SettingError
+from ...siglip import (
     Checkpoint,
     checkpoint_identity,
     file_sha256,
@@ -15,14 +15,14 @@ from ..siglip import (
     resolve_device,
     with_max_num_patches,
 )
-from ..store.cache import Cache, open_cache
-from ..store.format.manifest import TeacherRecord
-from ..store.io.download_cache import copies_of
-from .config import Term, TrainConfig
-from .data.corpus import Corpus, read_corpus
-from .data.split import SplitPolicy, split_policy
-from .export.metadata import identity_sha256
-from .launch import Launch
+from ...store.cache import Cache, open_cache
+from ...store.format.manifest import TeacherRecord
+from ...store.io.download_cache import copies_of
+from ..config import Term, TrainConfig
+from ..data.corpus import Corpus, read_corpus
+from ..data.split import SplitPolicy, split_policy
+from ..export.metadata import identity_sha256
+from ..launch import Launch
 
 _MOST_WORKERS = 16
 

@@ -2,10 +2,10 @@
 
 import json
 
-from ..formatting import format_seconds
-from .config import TrainConfig
+from ...formatting import format_seconds
+from ..config import TrainConfig
 from .finish import evaluation_lines
-from .train import TrainSummary
+from .trainer import TrainSummary
 
 
 def summary_lines(config: TrainConfig, summary: TrainSummary) -> list[str]:

@@ -12,25 +12,20 @@ import numpy as np
 import polars as pl
 import torch
 
-from ..errors import SettingError, TrainError, first_line
-from ..siglip import (
-    checkpoint_activations,
-    load_trainable,
-    logit_scale_and_bias,
-    vision_tower,
-)
-from .config import TrainConfig
-from .config_file import as_plain, refuse_changes, to_yaml
-from .data.batch import Batch
-from .data.catalog_index import ImageLookup
-from .data.loader import Loader, LoaderConfig
-from .data.sampler import Sampler
-from .distributed import Ranks, join_ranks, leave_ranks, lost_peers_said
-from .launch import find_launch, said_once
-from .losses.objective import Columns, Objective
-from .losses.pca_map import PcaMap, fit_pca_map
-from .losses.text_bank import Bank
-from .model import Distiller
+from ...errors import SettingError, TrainError, first_line
+from ...siglip import checkpoint_activations, load_trainable, logit_scale_and_bias, vision_tower
+from ..config import TrainConfig
+from ..config_file import as_plain, refuse_changes, to_yaml
+from ..data.batch import Batch
+from ..data.catalog_index import ImageLookup
+from ..data.loader import Loader, LoaderConfig
+from ..data.sampler import Sampler
+from ..distributed import Ranks, join_ranks, leave_ranks, lost_peers_said
+from ..launch import find_launch, said_once
+from ..losses.objective import Columns, Objective
+from ..losses.pca_map import PcaMap, fit_pca_map
+from ..losses.text_bank import Bank
+from .distiller import Distiller
 from .progress import PlainProgress, Progress, SilentProgress
 from .resolve import Resolved, device_of, resolve
 from .run_folder import RunFolder, SavedState

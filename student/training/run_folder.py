@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from ..errors import DamagedCacheError, SettingError, TrainError, first_line
-from ..store.io.foreign_files import is_stray
-from ..store.io.local import LocalFiles, sync_file
-from ..store.io.locks import try_lock
+from ...errors import DamagedCacheError, SettingError, TrainError, first_line
+from ...store.io.foreign_files import is_stray
+from ...store.io.local import LocalFiles, sync_file
+from ...store.io.locks import try_lock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +101,7 @@ class RunFolder:
         """
         import yaml
 
-        from .config_file import read_resolved
+        from ..config_file import read_resolved
 
         path = self.root / _CONFIG
         if not path.exists():
@@ -212,7 +212,7 @@ class RunFolder:
         """
         from safetensors.torch import save_file
 
-        from .export.atomic_folder import written_whole
+        from ..export.atomic_folder import written_whole
 
         if self._metrics is not None:  # a checkpoint never knows more steps than the metrics
             self._metrics.flush()

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .config import Term
-from .data.batch import Batch
-from .distributed import Ranks
-from .losses.objective import Columns, Counts, Objective, Rows
-from .model import Distiller, Embedded, Gradient, Piece
+from ..config import Term
+from ..data.batch import Batch
+from ..distributed import Ranks
+from ..losses.objective import Columns, Counts, Objective, Rows
+from .distiller import Distiller, Embedded, Gradient, Piece
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import TERMS
+from ..config import TERMS
 
 _SMOOTHED = 100
 """Points of the smoothed line at least; noise is drawn behind it."""

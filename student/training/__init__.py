@@ -1,0 +1,1 @@
+"""The training loop: steps, schedule, checkpoints, the end of a run."""
