@@ -1,7 +1,7 @@
 """Approximate neighbours: an index proposes rows, the stored targets decide.
 
-What comes out has the form and the exact cosines of store/search/exact.py; only a neighbour that the index did
-not propose can be missing.
+What comes out has the form and the exact cosines of store/search/exact.py; only a neighbour that the index
+did not propose can be missing.
 
 Shape letters in this file:
     Q = queries, K = neighbours wanted, C = candidates, D = embed_dim.

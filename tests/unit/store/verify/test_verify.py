@@ -27,7 +27,7 @@ from siglip2_cache.store.verify.verify import Report, verify_cache
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache
 
-GOLDEN = Path(__file__).parents[2] / "data" / "cache-v1"
+GOLDEN = Path(__file__).parents[3] / "data" / "cache-v1"
 COMMITS = "teachers/tiny/commits"
 
 

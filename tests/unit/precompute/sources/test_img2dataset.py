@@ -22,7 +22,7 @@ from siglip2_cache.precompute.sources.open import open_source
 from siglip2_cache.precompute.sources.webdataset import WebDatasetSource
 from siglip2_cache.store.io.local import LocalFiles
 
-WRITTEN = Path(__file__).parents[2] / "data/img2dataset"
+WRITTEN = Path(__file__).parents[3] / "data/img2dataset"
 FORMATS = ["webdataset", "files"]
 KEYS = ["000000", "000001", "000010", "000011", "000012"]  # 000002 could not be downloaded
 FAILED = "1 of 3 rows were not downloaded: HTTP Error 404: File not found"

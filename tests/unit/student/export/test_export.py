@@ -27,7 +27,7 @@ from siglip2_cache.student.export import tokenizer as export_tokenizer
 from siglip2_cache.student.export.export import export_image_tower, export_model
 from siglip2_cache.student.export.model_card import CacheSummary, ModelCard
 
-REAL_PROCESSOR = Path(__file__).resolve().parents[4] / "shared" / "data" / "siglip2_base_processor"
+REAL_PROCESSOR = Path(__file__).resolve().parents[5] / "shared" / "data" / "siglip2_base_processor"
 needs_real_processor = pytest.mark.skipif(
     not REAL_PROCESSOR.is_dir(), reason=f"the published tokenizer is not in {REAL_PROCESSOR}"
 )

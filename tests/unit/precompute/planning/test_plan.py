@@ -46,7 +46,7 @@ from siglip2_cache.store.format.views import WHOLE_IMAGE, draw_view
 from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.verify.verify import verify_cache
 
-RUN_BUILD = Path(__file__).parents[2] / "kit" / "run_build.py"
+RUN_BUILD = Path(__file__).parents[3] / "kit" / "run_build.py"
 
 Line = dict[str, Any]
 

@@ -23,7 +23,7 @@ from siglip2_cache.precompute.sources import Problem
 from siglip2_cache.store.io.local import LocalFiles
 from siglip2_cache.store.verify.verify import verify_cache
 
-PIECES = Path(__file__).parents[2] / "kit" / "pieces.py"
+PIECES = Path(__file__).parents[3] / "kit" / "pieces.py"
 NAMES = ["0.list", "1.list", "2.list", "3.list"]
 SAMPLES = 10
 

@@ -25,7 +25,7 @@ from siglip2_cache.siglip import (
 )
 from siglip2_cache.siglip.positions import KeptPositions
 
-REAL_PROCESSOR = Path(__file__).resolve().parents[3] / "shared" / "data" / "siglip2_base_processor"
+REAL_PROCESSOR = Path(__file__).resolve().parents[4] / "shared" / "data" / "siglip2_base_processor"
 GRIDS = [(16, 16), (14, 18), (18, 14), (1, 256), (7, 7), (1, 1), (16, 16), (40, 6), (3, 2)]
 
 

@@ -45,7 +45,7 @@ TEXTS = [
     "猫 😀",
     "word " * 200,
 ]
-REAL_PROCESSOR = Path(__file__).resolve().parents[3] / "shared" / "data" / "siglip2_base_processor"
+REAL_PROCESSOR = Path(__file__).resolve().parents[4] / "shared" / "data" / "siglip2_base_processor"
 needs_real_processor = pytest.mark.skipif(
     not REAL_PROCESSOR.is_dir(), reason=f"the published tokenizer is not in {REAL_PROCESSOR}"
 )

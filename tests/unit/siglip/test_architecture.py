@@ -16,7 +16,7 @@ from siglip2_cache.errors import CheckpointError, SettingError
 from siglip2_cache.siglip import PUBLISHED, find_architecture
 from siglip2_cache.siglip.published import published_towers
 
-CHECKPOINTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "checkpoints.json"
+CHECKPOINTS = Path(__file__).resolve().parents[4] / "shared" / "data" / "checkpoints.json"
 
 
 @pytest.fixture(scope="module")

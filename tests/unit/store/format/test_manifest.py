@@ -124,7 +124,7 @@ def test_what_parts_hold_is_reckoned_once_however_many_units_ask(
         return real(self, table)
 
     monkeypatch.setattr(Manifest, "_spans", spans)
-    manifest = open_cache(Path(__file__).parents[2] / "data" / "cache-v1").manifest
+    manifest = open_cache(Path(__file__).parents[3] / "data" / "cache-v1").manifest
     for _ in range(50):
         for unit in manifest.units("image"):
             assert manifest.parts("samples", unit.rows)

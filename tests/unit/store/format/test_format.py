@@ -37,7 +37,7 @@ from siglip2_cache.store.verify.verify import verify_cache
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 GOLDEN = ROOT / "tests" / "data" / "cache-v1"
 GOLDEN_2 = ROOT / "tests" / "data" / "cache-v2"
 PAGE = (ROOT / "docs" / "format.md").read_text()
