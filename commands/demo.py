@@ -10,6 +10,7 @@ from .options import local_path_option
 
 
 def demo(
+    context: typer.Context,
     out: Annotated[
         Path,
         local_path_option(metavar="DIR", help="Folder for all of it, new or of a demo before."),
@@ -30,13 +31,12 @@ def demo(
     from ..demo.steps import TourConfig
     from ..demo.tour import give_tour
 
-    status = give_tour(TourConfig(out=out, seed=seed, is_quick=quick), _run)
+    app = context.find_root().command
+
+    def run(arguments: Sequence[str]) -> int:
+        """Run a command here, where torch is imported already; errors go on to main()."""
+        return app.main(list(arguments), standalone_mode=False) or 0
+
+    status = give_tour(TourConfig(out=out, seed=seed, is_quick=quick), run)
     if status:
         raise typer.Exit(status)
-
-
-def _run(arguments: Sequence[str]) -> int:
-    """Run the command line here, where torch is imported already; errors go on to main()."""
-    from ..cli import app
-
-    return app(list(arguments), standalone_mode=False) or 0

@@ -19,6 +19,7 @@ from ..store.io.storage import open_files
 from .config import BuildConfig, BuildSummary
 from .estimate.disk import refuse_small_disk
 from .executor.driver import Account, Engine, compare_provenance
+from .executor.helper import Helper
 from .executor.in_process import HereEngine
 from .executor.local import LocalEngine, own_gpu
 from .executor.pending import describe_missing, find_jobs, roll_forward_units
@@ -27,7 +28,6 @@ from .executor.unit import Job
 from .executor.work_queue import Ledger, describe
 from .executor.worker import WorkOrder
 from .prepare import Beginning
-from .shares import Helper
 from .teacher import identity as enroll
 from .teacher.embedder import split_images
 from .teacher.teacher import Teacher, TeacherFactory, load_teacher

@@ -46,7 +46,8 @@ from .model import (
     vision_tower,
 )
 from .published import PUBLISHED
-from .text import TextTokenizer, cleaning_of, read_text_settings
+from .text import TextTokenizer
+from .text_settings import cleaning_of, read_text_settings
 
 __all__ = [
     "COMPUTE_DTYPES",

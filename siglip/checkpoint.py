@@ -18,7 +18,7 @@ from .files import (
     weight_files,
 )
 from .image import ImageRecipe, NaflexRecipe, check_max_num_patches, read_image_settings
-from .text import read_text_settings
+from .text_settings import read_text_settings
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 _HUB_FILES = ["*.json", "*.safetensors", "spiece.model", "tokenizer.model"]

@@ -4,28 +4,20 @@ Shape letters in this file: B = texts, L = tokens, 64.
 """
 
 import importlib.util
-import re
-import string
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, first_line
-from .files import read_json
+from .checkpoint import Checkpoint
+from .text_settings import canonical, read_text_settings
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .checkpoint import Checkpoint
-
 
 _Encode = Callable[[list[str]], list[list[int]]]
-
-_LOWERCASE = "tokenizers.normalizers.Lowercase"
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class TextTokenizer:
@@ -36,7 +28,7 @@ class TextTokenizer:
     tokenizers library, as in transformers' Siglip2Tokenizer; str.lower() differs on a final sigma.
     """
 
-    def __init__(self, checkpoint: "Checkpoint") -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         """Load the tokenizer.
 
         Raises:
@@ -56,7 +48,7 @@ class TextTokenizer:
         import numpy as np
 
         if self._settings.is_siglip1:
-            texts = [_canonical(text, lower=self._settings.lower) for text in texts]
+            texts = [canonical(text, lower=self._settings.lower) for text in texts]
         return np.array(self._encode(texts), np.int64).reshape(len(texts), self._length)
 
     def _from_tokenizer_json(self, path: Path, vocab_size: int) -> _Encode:
@@ -111,66 +103,3 @@ class TextTokenizer:
             return tokenizer(texts, padding_side="right", **settings)["input_ids"] if texts else []
 
         return encode
-
-
-@dataclass(frozen=True, slots=True)
-class TextSettings:
-    file: str  # tokenizer.json where there is one
-    is_siglip1: bool
-    lower: bool
-    pad_token: str
-
-    @property
-    def cleaning(self) -> str:
-        """Text cleaning before the tokenizer's own, as recorded in the identity."""
-        return _canonical_name(lower=self.lower) if self.is_siglip1 else _LOWERCASE
-
-
-def cleaning_of(name: object) -> Callable[[str], str] | None:
-    """Return the text cleaning of that name, as an identity records it; None: no such cleaning.
-
-    Texts that it makes equal are one text to the model.
-    """
-    if name == _LOWERCASE:
-        from tokenizers import normalizers
-
-        lowercase = normalizers.Lowercase().normalize_str
-        return lambda text: text.lower() if text.isascii() else lowercase(text)
-    for lower in (True, False):
-        if name == _canonical_name(lower=lower):
-            return partial(_canonical, lower=lower)
-    return None
-
-
-def read_text_settings(folder: Path) -> TextSettings:
-    files = [name for name in ("tokenizer.json", "spiece.model") if (folder / name).is_file()]
-    config = read_json(folder / "tokenizer_config.json")
-    is_siglip1 = str(config.get("tokenizer_class")).startswith("SiglipTokenizer")
-    if not files or (files[0] == "spiece.model" and not is_siglip1):
-        raise CheckpointError(
-            f"{folder} has no tokenizer.json; copy the tokenizer files of the checkpoint"
-        )
-    pad_token: Any = config.get("pad_token")
-    if pad_token is None and (folder / "special_tokens_map.json").is_file():
-        pad_token = read_json(folder / "special_tokens_map.json").get("pad_token")
-    if pad_token is None and is_siglip1:
-        pad_token = "</s>"  # the default of SiglipTokenizer
-    if isinstance(pad_token, dict):
-        pad_token = cast("dict[str, Any]", pad_token).get("content")
-    if not isinstance(pad_token, str):
-        raise CheckpointError(
-            f"{folder / 'tokenizer_config.json'} names no pad_token, and padding is part of "
-            'what the text tower computes; SigLIP 2 has "<pad>"'
-        )
-    return TextSettings(files[0], is_siglip1, bool(config.get("do_lower_case", True)), pad_token)
-
-
-def _canonical_name(*, lower: bool) -> str:
-    return f"{'str.lower, ' if lower else ''}punctuation removed, whitespace collapsed"
-
-
-def _canonical(text: str, *, lower: bool) -> str:
-    """SigLIP 1's text cleaning. Source: SiglipTokenizer.canonicalize_text of transformers 5.23."""
-    text = text.lower() if lower else text
-    text = text.translate(_PUNCTUATION)
-    return re.sub(r"\s+", " ", text).strip()

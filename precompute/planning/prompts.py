@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import cast
 
 from ...errors import SourceError
-from ..sources.fields.captions import clean_name, clean_text, describe, is_unicode
+from ..sources.fields.captions import clean_name, clean_text
 from ..sources.fields.columns import LABEL_NAMES, LANG_NAMES, TableColumns, first_column, show_names
-from ..sources.readers.table_rows import BadRow, column_names, parse_json, read_rows
+from ..sources.readers.table_rows import BadRow, column_names, read_rows
+from ..sources.text import describe, is_unicode, parse_json
 
 _ACCEPTED = ".txt, .json, .csv, .tsv or .jsonl"
 _NAME_COLUMNS = ("name", "names")

@@ -14,12 +14,12 @@ from multiprocessing.process import BaseProcess
 
 from upath import UPath
 
+from ...cores import num_cores
 from ...errors import CacheError
 from ...images.decode_worker import exit_with_parent
 from ...images.decoder import no_main_module
 from ...store.io.location import Location
 from ...store.io.storage import Files, open_files
-from ..executor.worker import num_cores
 from ..shares import Share
 from .plan import PlanConfig, name_sources, open_if_planned
 from .scan import Scanner

@@ -13,12 +13,12 @@ from ...store.io.parallel import map_ahead
 from .base import Piece, Problem, Sample, Unused
 from .fields.caption_endings import CaptionChoice
 from .fields.caption_files import read_bytes
-from .fields.captions import is_unicode
 from .fields.sidecars import Description, describe_image
 from .folder_listing import UNREAD_TAR
 from .folder_walk import FolderWalk, WalkedImage, WalkedTable
 from .image_files import USUAL_ENDINGS
 from .listing import SizeAndTime, is_remote, printable, size_and_time
+from .text import is_unicode
 
 _MAX_SEEN = 3  # kinds of files that a folder without images names
 

@@ -17,7 +17,6 @@ from ...store.io.location import Location
 from .base import Piece, Problem, Sample
 from .fields.caption_endings import CaptionChoice
 from .fields.caption_files import read_bytes
-from .fields.captions import is_unicode
 from .fields.sidecars import LABEL_ENDING, SECOND_IMAGE, describe_image
 from .image_files import IMAGE_ENDINGS
 from .img2dataset_records import RecordedFolder, ShardRecords
@@ -32,6 +31,7 @@ from .listing import (
     size_and_time,
 )
 from .problem_tally import Tally
+from .text import is_unicode
 
 _TEXTS = ("json", "txt", LABEL_ENDING)
 """What img2dataset writes beside an image, and what others add."""

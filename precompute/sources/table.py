@@ -12,7 +12,7 @@ from ...errors import SourceError
 from ...store.io.location import Location, status_of
 from ...store.io.parallel import map_ahead
 from .base import Piece, Problem, Sample
-from .fields.captions import clean_text, is_missing
+from .fields.captions import clean_text
 from .fields.columns import TableColumns, check_columns, find_columns
 from .fields.image_column import text_columns
 from .fields.image_values import named_file
@@ -21,6 +21,7 @@ from .fields.unread_columns import UnreadColumns, may_hold_captions, unread_colu
 from .listing import SizeAndTime, is_remote, path_below, printable, size_and_time
 from .readers.parquet_rows import open_parquet, refuse_packed_images
 from .readers.table_rows import BadRow, Row, column_names, read_rows
+from .text import is_missing
 
 
 @dataclass(frozen=True, slots=True)

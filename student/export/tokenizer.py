@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ...siglip import Checkpoint, TextTokenizer
 from ...siglip.config import ModelType
 from ...siglip.files import read_json
-from ...siglip.text import read_text_settings
+from ...siglip.text_settings import read_text_settings
 
 _CONFIG = "tokenizer_config.json"
 _INPUT_NAMES = ["input_ids"]  # no attention mask: the text tower reads the padding

@@ -7,9 +7,9 @@ from typing import cast
 
 from ..base import Caption
 from ..listing import read_path
-from ..readers.table_rows import parse_json
+from ..text import is_unicode, parse_json
 from .caption_columns import CAPTION_NAMES, is_fallback
-from .captions import caption_fields, clean_captions, clean_name, is_unicode
+from .captions import caption_fields, clean_captions, clean_name
 from .columns import TableColumns, find_columns, show_names
 
 MAX_TEXT_BYTES = 1 << 24

@@ -17,6 +17,7 @@ from typing import cast
 from uuid import UUID
 
 from ..base import Caption
+from ..text import describe, is_missing, is_unicode
 from .caption_columns import CaptionColumn
 from .caption_lists import read_written
 from .languages import IDENTIFIER_LIKE, is_language_tag
@@ -115,41 +116,6 @@ def clean_text(value: object, what: str) -> str:
         shown = repr(text if len(text) <= 40 else text[:40] + "...")
         raise ValueError(f"{what} is not valid Unicode text: {shown}")
     return text
-
-
-def is_unicode(text: str) -> bool:
-    """False for a text with surrogates: escaped ones in JSON, or undecodable bytes."""
-    if text.isascii():
-        return True
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def is_missing(value: object) -> bool:
-    """True for null and for NaN, which pandas writes in its place."""
-    return value is None or (isinstance(value, float) and value != value)
-
-
-def describe(value: object) -> str:
-    """What kind of value it is, in words, for a message."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "text"
-        case list():
-            return "a list"
-        case dict():
-            return "an object"
-        case _:
-            return f"a {type(value).__name__}"
 
 
 def caption_fields(

@@ -14,7 +14,8 @@ from typing import Any, cast
 from ....errors import SourceError
 from ....store.io.location import Location
 from ..listing import path_below
-from .captions import clean_text, is_missing
+from ..text import is_missing
+from .captions import clean_text
 from .columns import (
     IMAGE_NAMES,
     FoundColumns,

@@ -3,7 +3,7 @@
 import re
 from typing import cast
 
-from .captions import is_missing
+from ..text import is_missing
 
 _PATH_NAMES = ("path", "file_name", "filename", "file")
 _BYTES_NAME = "bytes"

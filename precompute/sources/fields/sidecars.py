@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..base import Caption
+from ..text import is_unicode
 from .caption_endings import CaptionChoice
 from .caption_files import CaptionJson, caption_lines, decode_text, parse_caption_json
-from .captions import clean_captions, clean_name, is_unicode
+from .captions import clean_captions, clean_name
 
 LABEL_ENDING = "cls"
 """Ending of what holds the class of an image."""

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from ....errors import SourceError
 from ....store.io.location import Location
-from ..fields.captions import is_unicode
 from ..fields.columns import TableColumns, find_columns
+from ..text import is_unicode
 from .csv_records import CsvRecords
 from .lines import NOT_TEXT, open_text
 

@@ -10,8 +10,8 @@ from typing import TextIO, cast
 
 from ....errors import SourceError
 from ....store.io.location import Location
-from ..fields.captions import describe, is_unicode
 from ..fields.columns import TableColumns
+from ..text import describe, is_unicode
 from .lines import MAX_LINE, NOT_TEXT, open_text
 
 _CHUNK = 1 << 16

@@ -6,8 +6,8 @@ from typing import TextIO, cast
 
 from ....errors import SourceError
 from ....store.io.location import Location
-from ..fields.captions import is_unicode
 from ..listing import open_path
+from ..text import is_unicode
 
 MAX_LINE = 1 << 25
 """Characters; a longer line is a damaged file, and must not fill the memory."""

@@ -5,15 +5,14 @@ all is an error. Memory is bounded: one line (or a Parquet batch) at a time, wha
 """
 
 import itertools
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from ....errors import SourceError
 from ....store.io.location import Location
-from ..fields.captions import describe
 from ..fields.columns import TableColumns
+from ..text import describe, parse_json
 from .csv_dialect import csv_names, csv_rows
 from .json_records import json_rows
 from .lines import fault_of_line, open_text, read_line
@@ -86,30 +85,6 @@ def read_rows(
 def _rows(rows: Iterator[tuple[str, dict[str, object] | str]]) -> Iterator[Row | BadRow]:
     for where, values in rows:
         yield BadRow(where, values) if isinstance(values, str) else Row(where, values)
-
-
-def parse_json(
-    text: str, on_object: Callable[[list[tuple[str, object]]], object] | None = None
-) -> object:
-    """The value of a JSON text.
-
-    Args:
-        text: one JSON value.
-        on_object: makes a value of the pairs of each object; None makes a dict.
-
-    Raises:
-        ValueError: the message is a reason.
-    """
-    try:
-        return cast(object, json.loads(text, object_pairs_hook=on_object))
-    except RecursionError:
-        raise ValueError("malformed JSON (nested too deeply)") from None
-    except json.JSONDecodeError as error:
-        message = error.msg[:1].lower() + error.msg[1:]
-        at = f"line {error.lineno} " if "\n" in text else ""
-        raise ValueError(f"malformed JSON ({message} at {at}column {error.colno})") from None
-    except ValueError:  # a number of more digits than Python converts
-        raise ValueError("malformed JSON (a number is too long)") from None
 
 
 def _jsonl_rows(table: Location, wanted: TableColumns) -> Iterator[Row | BadRow]:

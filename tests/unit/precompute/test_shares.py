@@ -6,8 +6,9 @@ import pytest
 
 from siglip2_cache.errors import BuildError, SettingError
 from siglip2_cache.precompute import shares
+from siglip2_cache.precompute.executor.helper import Helper
 from siglip2_cache.precompute.executor.unit import Job
-from siglip2_cache.precompute.shares import Helper, Share, find_share, wait_for
+from siglip2_cache.precompute.shares import Share, find_share, wait_for
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.layout import Modality
 from siglip2_cache.store.format.manifest import Span, Unit, UnitCommit
