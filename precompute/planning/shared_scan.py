@@ -103,6 +103,8 @@ def scanning_in_processes(config: PlanConfig, files: Files) -> Generator[list[Ba
 
 
 def _num_processes(config: PlanConfig, files: Files) -> int:
+    if all("://" in str(source) for source in config.sources):
+        return 0  # pieces in a store are scanned by threads, and listing them again costs requests
     most = min(num_cores() - 1, _MOST_PROCESSES)
     sources = name_sources(config, open_if_planned(files, config.corpus_roots)) if most else []
     pieces = (

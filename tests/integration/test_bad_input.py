@@ -397,7 +397,7 @@ def test_a_decompression_bomb_is_rejected_before_it_fills_the_memory(built: Buil
     assert reason.startswith("too large: Image size (225000000 pixels) exceeds limit of ")
     program = """
 import resource, sys
-from siglip2_cache.store.pixels import PixelError, decode_rgb
+from siglip2_cache.images.pixels import PixelError, decode_rgb
 whole, bomb = (open(path, "rb").read() for path in sys.argv[1:])
 decode_rgb(whole)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

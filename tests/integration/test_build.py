@@ -757,7 +757,7 @@ import os, sys
 sys.path.insert(0, {str(KIT)!r})
 from fakes import FakeTeacher
 from siglip2_cache.cli import main
-from siglip2_cache.precompute import teacher
+from siglip2_cache.precompute.teacher import teacher
 
 def before_batch():
     print("batch", flush=True)

@@ -162,7 +162,7 @@ def _image_advice(names: Sequence[str]) -> str:
             f"paths, say --image-column {url[:40]}"
         )
     return (
-        f"expected one named {', '.join(IMAGE_NAMES[:6])} or the like: rename it, or name it with "
+        f"expected one named {', '.join(IMAGE_NAMES[:3])} or the like: rename it, or name it with "
         "--image-column (a .csv or .tsv without a line of names: by its number)"
     )
 

@@ -403,11 +403,11 @@ def is_alive(process: psutil.Process) -> bool:
 DECODE_FOR_EVER = """
 import sys, itertools
 from pathlib import Path
-from siglip2_cache.decoding.decode import Decoder, no_main_module
-from siglip2_cache.decoding.images import ImageRef, PixelFormat
+from siglip2_cache.images.decoder import Decoder, no_main_module
+from siglip2_cache.images.image import ImageRef, PixelFormat
 from siglip2_cache.siglip import SquashRecipe
-from siglip2_cache.store.places import ImagePlace
-from siglip2_cache.store.views import WHOLE_IMAGE
+from siglip2_cache.images.image_bytes import ImagePlace
+from siglip2_cache.store.format.views import WHOLE_IMAGE
 
 def main():
     refs = [ImageRef(i, ImagePlace(path=Path(p)), (WHOLE_IMAGE,)) for i, p in enumerate(sys.argv[1:])]
@@ -469,7 +469,7 @@ def test_a_build_that_is_killed_takes_a_worker_along_that_hangs_on_a_file(
 
 def test_workers_that_cannot_start_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "dying.py").write_text("import os\ndef work(*_):\n    os._exit(3)\n")
-    start = "from siglip2_cache.images import decode; import dying; decode.work = dying.work"
+    start = "from siglip2_cache.images import decoder; import dying; decoder.work = dying.work"
     with decoding(tmp_path, draw_images(tmp_path / "images", 1), start) as process:
         assert process.wait(PATIENCE_S) == 1
     last = (tmp_path / "errors.txt").read_text().splitlines()[-1]
@@ -508,8 +508,8 @@ def test_workers_import_nothing_heavy(tmp_path: Path) -> None:
 def test_workers_that_hang_as_they_start_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "hanging.py").write_text("import time\ndef work(*_):\n    time.sleep(1e6)\n")
     start = (
-        "from siglip2_cache.images import decode; import hanging; "
-        "decode.work = hanging.work; decode._START_TIMEOUT_S = 0.1"
+        "from siglip2_cache.images import decoder; import hanging; "
+        "decoder.work = hanging.work; decoder._START_TIMEOUT_S = 0.1"
     )
     with decoding(tmp_path, draw_images(tmp_path / "images", 1), start) as process:
         assert process.wait(PATIENCE_S) == 1

@@ -141,7 +141,7 @@ def test_a_row_out_of_range_is_named(planted: Path, row: int) -> None:
 
 
 def test_a_rejected_image_cannot_be_asked_for_and_says_why(planted: Path) -> None:
-    with pytest.raises(RowUnavailableError, match=r"was rejected by first: not an image"):
+    with pytest.raises(RowUnavailableError, match=r"was rejected by first: damaged image"):
         look(planted, Ask("key", "damaged"))
 
 

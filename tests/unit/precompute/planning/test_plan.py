@@ -178,8 +178,8 @@ def test_what_is_reported_does_not_depend_on_the_buckets_either(tmp_path: Path) 
 PLAN_IN_A_PROCESS = """
 import sys
 from pathlib import Path
-from siglip2_cache.precompute.plan import PlanConfig, make_plan
-from siglip2_cache.store.files import LocalFiles
+from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
+from siglip2_cache.store.io.local import LocalFiles
 cache, *sources = sys.argv[1:]
 make_plan(PlanConfig(sources=tuple(sources), num_views=2), LocalFiles(Path(cache)))
 """
@@ -203,10 +203,10 @@ def test_the_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
 PEAK_OF_A_PLAN = """
 import resource, sys
 from pathlib import Path
-from siglip2_cache.precompute import freeze, parts, scan
+from siglip2_cache.precompute.planning import freeze, part_writer, scan
 from siglip2_cache.precompute.sources import Caption, Piece, Sample
-from siglip2_cache.precompute.spool import Scratch
-from siglip2_cache.store.views import ViewPolicy
+from siglip2_cache.precompute.planning.spill import Scratch
+from siglip2_cache.store.format.views import ViewPolicy
 
 class Corpus:
     kind = "table"
@@ -226,7 +226,7 @@ class Nowhere:
     num_bytes = 0
     def add(self, path, data, **described): self.num_bytes += len(data)
 
-scan.SCAN_ROWS = freeze.SCAN_ROWS = parts.PART_ROWS = 5_000
+scan.SCAN_ROWS = freeze.SCAN_ROWS = part_writer.PART_ROWS = 5_000
 sink = Nowhere()
 with Scratch(bucket_rows=10_000, memory_limit_bytes=2**21, folder=Path(sys.argv[2])) as space:
     freezer = freeze.Freezer(cache=None, views=ViewPolicy(), sink=sink, scratch=space)
