@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from siglip2_cache.cli import app
 from siglip2_cache.commands import options as cli_options
@@ -22,7 +23,7 @@ def parameters() -> Iterator[tuple[str, str, Any, Any]]:
         assert command.callback is not None
         hints = typing.get_type_hints(command.callback, include_extras=True)
         for name, hint in hints.items():
-            if name != "return":
+            if name != "return" and hint is not typer.Context:
                 kind, told = typing.get_args(hint)
                 yield command.name or command.callback.__name__, name, kind, told
 
