@@ -291,6 +291,12 @@ def can_give_up_privileges(closed: Path) -> bool:
     return b"PermissionError" in done.stderr
 
 
+@pytest.fixture
+def tmp_path(short_path: Path) -> Path:
+    """Of a short name, for messages are cut."""
+    return short_path
+
+
 @pytest.fixture(scope="module")
 def built(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Everything above in one folder and one table, built once by the command line."""
@@ -578,8 +584,7 @@ def refused(tiny_checkpoint: Path, command: Command, fake_teacher: None) -> Call
     return call
 
 
-def test_a_key_given_twice_names_both_places(short_path: Path, refused: Callable[..., str]) -> None:
-    tmp_path = short_path
+def test_a_key_given_twice_names_both_places(tmp_path: Path, refused: Callable[..., str]) -> None:
     lines: list[dict[str, Any]] = [{"image": f"{i}.png", "key": "same"} for i in range(2)]
     one = write_table_corpus(tmp_path / "one", lines)
     assert refused(one, tmp_path / "cache").startswith(
@@ -630,9 +635,8 @@ def test_a_table_that_is_a_folder_an_empty_folder_and_another_schema_are_one_lin
 
 
 def test_a_source_in_the_cache_or_given_twice_through_a_link_is_one_line(
-    short_path: Path, refused: Callable[..., str], command: Command, tiny_checkpoint: Path
+    tmp_path: Path, refused: Callable[..., str], command: Command, tiny_checkpoint: Path
 ) -> None:
-    tmp_path = short_path
     corpus, cache = write_folder_corpus(tmp_path / "corpus", 2), tmp_path / "cache"
     assert command("build", corpus, cache, *teacher_of(tiny_checkpoint))[0] == 0
     inside = write_folder_corpus(cache / "inside", 1)

@@ -50,6 +50,12 @@ class Built:
         return open_cache(self.root)
 
 
+@pytest.fixture
+def tmp_path(short_path: Path) -> Path:
+    """Of a short name, for messages are cut."""
+    return short_path
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """11 pictures of many kinds with captions in six languages, and one that cannot be read."""
