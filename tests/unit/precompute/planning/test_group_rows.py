@@ -49,6 +49,7 @@ def samples(tmp_path: Path) -> dict[str, list[str]]:
     texts = dict(cache.texts().collect().iter_rows())
     found: dict[str, list[str]] = {}
     captions = cache.captions().collect()
+    assert captions["row"].is_sorted()
     for at, key in cache.samples().select("row", "key").collect().iter_rows():
         found[key] = [texts[t] for t in captions.filter(pl.col("row") == at)["text_row"]]
     return found
