@@ -28,17 +28,17 @@ from make_checkpoint import make_checkpoint
 from siglip2_cache.precompute.build import build
 
 KIT = Path(__file__).resolve().parents[1] / "tests" / "kit"
-sys.path.insert(0, str(KIT))
+sys.path.insert(0, str(KIT.parent))
 
-import clusters  # noqa: E402 - the tests' kit, which is no package
-from cluster_kills import (  # noqa: E402
+from kit import clusters  # noqa: E402
+from kit.cluster_kills import (  # noqa: E402
     Kill,
     Toll,
     build_command,
     build_despite_kills,
     shuffled,
 )
-from fakes import (  # noqa: E402
+from kit.fakes import (  # noqa: E402
     FakeFactory,
     SilentProgress,
     config_of,

@@ -34,9 +34,9 @@ from siglip2_cache import open_cache
 from siglip2_cache.store.verify.verify import verify_cache
 
 KIT = Path(__file__).resolve().parents[1] / "tests" / "kit"
-sys.path.insert(0, str(KIT))
+sys.path.insert(0, str(KIT.parent))
 
-from fakes import tree_of, write_folder_corpus  # noqa: E402 - the tests' kit, which is no package
+from kit.fakes import tree_of, write_folder_corpus  # noqa: E402
 
 NUM_IMAGES, NUM_APPENDED = 24, 10
 PATIENCE_S = 300.0

@@ -49,11 +49,11 @@ from siglip2_cache.store.format.views import ViewPolicy
 from siglip2_cache.store.io.local import LocalFiles
 
 KIT = Path(__file__).resolve().parents[1] / "tests" / "kit"
-sys.path.insert(0, str(KIT))
+sys.path.insert(0, str(KIT.parent))
 
-from fakes import FakeFactory, SilentProgress, config_of, write_folder_corpus  # noqa: E402
-from large_cache import add_shards, enlarge  # noqa: E402
-from run_resume import peak_bytes  # noqa: E402
+from kit.fakes import FakeFactory, SilentProgress, config_of, write_folder_corpus  # noqa: E402
+from kit.large_cache import add_shards, enlarge  # noqa: E402
+from kit.run_resume import peak_bytes  # noqa: E402
 
 SHARD_ROWS, TAR_SAMPLES = 16_384, 10_000
 BILLION = 10**9

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 KIT = Path(__file__).resolve().parents[1] / "tests" / "kit"
-sys.path.insert(0, str(KIT))
+sys.path.insert(0, str(KIT.parent))
 
-from fakes import FakeFactory, SilentProgress, config_of, write_folder_corpus  # noqa: E402
+from kit.fakes import FakeFactory, SilentProgress, config_of, write_folder_corpus  # noqa: E402
+from kit.many_units import REJECTED_EVERY, grow  # noqa: E402
+from kit.run_resume import peak_bytes  # noqa: E402
 from make_checkpoint import make_checkpoint  # noqa: E402
-from many_units import REJECTED_EVERY, grow  # noqa: E402
-from run_resume import peak_bytes  # noqa: E402
 
 from siglip2_cache import open_cache  # noqa: E402
 from siglip2_cache.precompute.build import build  # noqa: E402

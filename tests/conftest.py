@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from s3 import S3
+    from kit.s3 import S3
 
     from tests.foreign_cache import ForeignCache
 
@@ -78,7 +78,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_student(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student of 32 px and width 32, one layer; read it, do not change it."""
-    from students import write_student
+    from kit.students import write_student
 
     return write_student(tiny_checkpoint, tmp_path_factory.mktemp("students") / "tiny")
 
@@ -86,14 +86,14 @@ def tiny_student(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def naflex_student(naflex_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A NaFlex student of at most 16 patches and width 32, one layer; read it, do not change it."""
-    from students import write_student
+    from kit.students import write_student
 
     return write_student(naflex_checkpoint, tmp_path_factory.mktemp("students") / "naflex")
 
 
 @pytest.fixture(scope="session")
 def _s3_server() -> "Iterator[S3]":
-    from s3 import started
+    from kit.s3 import started
 
     with started() as server:
         yield server

@@ -21,7 +21,8 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from fakes import (
+from kit.commands import error_line, run
+from kit.fakes import (
     FakeTeacher,
     SilentProgress,
     config_of,
@@ -29,11 +30,10 @@ from fakes import (
     write_folder_corpus,
     write_table_corpus,
 )
+from kit.reference import Reference, distance
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
-from reference import Reference, distance
 
-from commands import error_line, run
 from siglip2_cache import open_cache
 from siglip2_cache.errors import BuildError
 from siglip2_cache.precompute.build import build

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import PATIENCE_S
+from kit.patience import PATIENCE_S
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from fakes import (
+from kit.fakes import (
     EMBED_DIM,
     SIZE,
     FakeTeacher,
@@ -25,8 +25,8 @@ from fakes import (
     write_folder_corpus,
     write_table_corpus,
 )
+from kit.patience import PATIENCE_S
 from numpy.typing import NDArray
-from patience import PATIENCE_S
 from PIL import Image, ImageOps
 
 from siglip2_cache import open_cache
@@ -754,8 +754,8 @@ def run_command(
     """Run the command line with a fake teacher that says ``batch``, and may signal its process."""
     program = f"""
 import os, sys
-sys.path.insert(0, {str(KIT)!r})
-from fakes import FakeTeacher
+sys.path.insert(0, {str(KIT.parent)!r})
+from kit.fakes import FakeTeacher
 from siglip2_cache.cli import main
 from siglip2_cache.precompute.teacher import teacher
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from fakes import FakeTeacher, SilentProgress, config_of, draw_image, tree_of
+from kit.commands import run
+from kit.fakes import FakeTeacher, SilentProgress, config_of, draw_image, tree_of
+from kit.reference import Reference, distance
 from PIL import Image, ImageOps
-from reference import Reference, distance
 
-from commands import run
 from siglip2_cache import __version__, open_cache
 from siglip2_cache.cli import main
 from siglip2_cache.precompute.build import build

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from crashes import Disk, Recorder, spying
-from fakes import FakeTeacher, SilentProgress, config_of, tree_of, write_folder_corpus
-from patience import PATIENCE_S
+from kit.crashes import Disk, Recorder, spying
+from kit.fakes import FakeTeacher, SilentProgress, config_of, tree_of, write_folder_corpus
+from kit.patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import NotACacheError

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from patience import PATIENCE_S
+from kit.commands import error_line, run
+from kit.patience import PATIENCE_S
+from kit.tours import typed_commands, words_of
 from PIL import Image
-from tours import typed_commands, words_of
-
-from commands import error_line, run
 
 OUT = "my demo"
 

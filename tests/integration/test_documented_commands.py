@@ -21,9 +21,9 @@ from typing import Any
 import fsspec
 import pyarrow.parquet
 import pytest
-from documents import CHECKOUT, DOCUMENTS, Block, Command, blocks_of, commands_of, read
-from fakes import draw_image, write_table_corpus
-from patience import PATIENCE_S
+from kit.documents import CHECKOUT, DOCUMENTS, Block, Command, blocks_of, commands_of, read
+from kit.fakes import draw_image, write_table_corpus
+from kit.patience import PATIENCE_S
 
 _SMALLER = {
     "--images": "32",

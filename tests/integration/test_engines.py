@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from fakes import FakeFactory, SilentProgress, config_of, tree_of, write_folder_corpus
-from patience import PATIENCE_S
+from kit.fakes import FakeFactory, SilentProgress, config_of, tree_of, write_folder_corpus
+from kit.patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import BuildError, CheckpointError, NotACacheError, SettingError

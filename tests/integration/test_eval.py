@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeTeacher, config_of, draw_image, write_table_corpus
+from kit.commands import error_line
+from kit.fakes import FakeTeacher, config_of, draw_image, write_table_corpus
 from safetensors.numpy import save_file
 
-from commands import error_line
 from siglip2_cache import open_cache
 from siglip2_cache.errors import TrainError
 from siglip2_cache.precompute.build import build

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from vectors import draw_vectors, write_vectors
-
-from commands import error_line, run
+from kit.commands import error_line, run
+from kit.vectors import draw_vectors, write_vectors
 
 Command = Callable[..., tuple[int, str, str]]
 

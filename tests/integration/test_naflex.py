@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import (
+from kit.fakes import (
     FakeNaflexTeacher,
     SilentProgress,
     config_of,

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import config_of, draw_image, write_folder_corpus
-from patience import PATIENCE_S
+from kit.commands import error_line, run
+from kit.fakes import config_of, draw_image, write_folder_corpus
+from kit.patience import PATIENCE_S
 
-from commands import error_line, run
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.build import build, load_teacher
 from siglip2_cache.siglip import resolve_checkpoint

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 import numpy as np
 import pytest
-from fakes import (
+from kit.fakes import (
     FakeFactory,
     FakeTeacher,
     SilentProgress,
@@ -21,9 +21,9 @@ from fakes import (
     tree_of,
     write_folder_corpus,
 )
-from patience import PATIENCE_S
+from kit.patience import PATIENCE_S
+from kit.students import write_student
 from safetensors.torch import load_file
-from students import write_student
 
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.build import build
@@ -34,7 +34,7 @@ from siglip2_cache.store.io.remote import ObjectFiles
 from siglip2_cache.store.verify.verify import verify_cache
 
 if TYPE_CHECKING:
-    from s3 import S3
+    from kit.s3 import S3
 
 KIT = Path(__file__).parents[1] / "kit"
 
@@ -86,7 +86,7 @@ def test_a_store_that_fails_often_holds_the_bytes_of_a_local_cache(
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from s3 import KEY_ID, SECRET, Fault
+    from kit.s3 import KEY_ID, SECRET, Fault
 
     monkeypatch.setattr(locations, "_WAITS_S", (0.01,) * 8)
     s3.inject(
@@ -225,7 +225,7 @@ def test_a_student_learns_from_a_store_what_it_learns_from_a_disk(
 def test_killed_twenty_times_over_a_failing_store_the_bytes_are_those_of_a_local_cache(
     s3: "S3", corpus: Path, local: Path, tiny_checkpoint: Path
 ) -> None:
-    from s3 import Fault
+    from kit.s3 import Fault
 
     chance = random.Random(0)
     s3.inject(

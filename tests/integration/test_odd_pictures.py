@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit.commands import run
+from kit.odd_pictures import UNREAD, write_odd_pictures
 from numpy.typing import NDArray
-from odd_pictures import UNREAD, write_odd_pictures
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 from transformers.image_utils import load_image
 
-from commands import run
 from siglip2_cache import open_cache
 
 HIGH_BYTE = re.compile(r"^(png|tiff|jpeg2000)-i_16b?-|^ppm-(i_16b?|i)-")

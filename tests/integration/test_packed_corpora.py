@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fakes import FakeTeacher, SilentProgress, config_of, draw_image, tree_of
+from kit.fakes import FakeTeacher, SilentProgress, config_of, draw_image, tree_of
+from kit.patience import PATIENCE_S
 from numpy.typing import NDArray
-from patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError

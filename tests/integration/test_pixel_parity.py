@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import draw_image
+from kit.fakes import draw_image
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 
 import pytest
+from kit.commands import error_line
 
-from commands import error_line
 from siglip2_cache.commands.estimate import parse_count
 from siglip2_cache.errors import SettingError
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import clusters
 import pytest
-from cluster_kills import Toll, build_command, build_despite_kills, shuffled
-from fakes import FakeFactory, SilentProgress, config_of, tree_of, write_folder_corpus
-from patience import PATIENCE_S
+from kit import clusters
+from kit.cluster_kills import Toll, build_command, build_despite_kills, shuffled
+from kit.commands import run
+from kit.fakes import FakeFactory, SilentProgress, config_of, tree_of, write_folder_corpus
+from kit.patience import PATIENCE_S
 
-from commands import run
 from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.executor import ray_cluster as ray_engine

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import webdataset
-from fakes import FakeFactory, SilentProgress, config_of, draw_image
-from patience import PATIENCE_S, wait_until
+from kit.fakes import FakeFactory, SilentProgress, config_of, draw_image
+from kit.patience import PATIENCE_S, wait_until
 
 from siglip2_cache.errors import StorageError
 from siglip2_cache.precompute.build import build
@@ -21,9 +21,9 @@ from siglip2_cache.store.cache import Cache, open_cache
 from siglip2_cache.store.io import location as locations
 
 if TYPE_CHECKING:
-    from s3 import S3
+    from kit.s3 import S3
 
-from s3 import SECRET, Fault
+from kit.s3 import SECRET, Fault
 
 COCO = Path(__file__).parents[3] / "shared" / "data" / "coco288"
 NUM_IMAGES = 24

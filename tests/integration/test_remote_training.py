@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from fakes import FakeTeacher, SilentProgress, config_of, tree_of, write_folder_corpus
-from patience import PATIENCE_S, wait_until
+from kit.fakes import FakeTeacher, SilentProgress, config_of, tree_of, write_folder_corpus
+from kit.patience import PATIENCE_S, wait_until
 
 from siglip2_cache.precompute.build import build
 from siglip2_cache.store.io.location import Location, parse_location
 
 if TYPE_CHECKING:
-    from s3 import S3
+    from kit.s3 import S3
 
 STEPS, SAVE_EVERY = 200, 5  # so many that a kill after 20 comes in time
 _TIMES = {"images_per_s", "wait_share"}
@@ -65,7 +65,7 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
 def test_a_killed_rank_of_a_training_from_a_store_ends_like_an_undisturbed_one_from_a_disk(
     s3: "S3", tiny_checkpoint: Path, tiny_student: Path, tmp_path: Path
 ) -> None:
-    from s3 import Fault
+    from kit.s3 import Fault
 
     corpus = write_folder_corpus(tmp_path / "corpus", 48, captions=2)
     local, remote = tmp_path / "cache", parse_location(f"{s3.url}/cache")

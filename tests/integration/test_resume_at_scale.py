@@ -12,9 +12,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fakes import FakeFactory, SilentProgress, config_of, write_folder_corpus
-from large_cache import enlarge
-from patience import PATIENCE_S
+from kit.fakes import FakeFactory, SilentProgress, config_of, write_folder_corpus
+from kit.large_cache import enlarge
+from kit.patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.build import BuildConfig, build

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import run_train
 import torch
-from fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_folder_corpus
-from patience import PATIENCE_S, wait_until
+from kit import run_train
+from kit.commands import error_line
+from kit.fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_folder_corpus
+from kit.patience import PATIENCE_S, wait_until
+from kit.students import write_student
 from safetensors.torch import load_file
-from students import write_student
 
-from commands import error_line
 from siglip2_cache.errors import SettingError, TrainError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.student.config_file import make_config

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from patience import PATIENCE_S
+from kit.patience import PATIENCE_S
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 

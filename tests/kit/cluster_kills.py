@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from clusters import RayCluster
-from patience import PATIENCE_S
+
+from kit.clusters import RayCluster
+from kit.patience import PATIENCE_S
 
 Kill = Literal["actor", "machine", "raylet", "driver"]
 """``machine``: a node with all that runs on it; ``raylet``: that of a node alone, whose actors then find

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from patience import PATIENCE_S
+
+from kit.patience import PATIENCE_S
 
 
 class RayCluster:

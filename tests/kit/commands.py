@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from patience import PATIENCE_S
+from kit.patience import PATIENCE_S
 
 _PROGRESS = ("planning ", "loading ", "warning: ", "images ", "texts ")
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from fakes import FakeTeacher, SilentProgress, config_of
 
+from kit.fakes import FakeTeacher, SilentProgress, config_of
 from siglip2_cache import open_cache
 from siglip2_cache.neighbors.report import Caption, Item, Report, Strip
 from siglip2_cache.precompute.build import build

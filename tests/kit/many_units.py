@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from large_cache import PROVENANCE
 
+from kit.large_cache import PROVENANCE
 from siglip2_cache import open_cache
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.format import layout

@@ -19,12 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from crashes import Killer, spying
-from fakes import FakeFactory, SilentProgress, config_of
-from patience import PATIENCE_S
-
+from kit.crashes import Killer, spying
+from kit.fakes import FakeFactory, SilentProgress, config_of
+from kit.patience import PATIENCE_S
 from siglip2_cache.commands.options import given_location
 from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.executor import ray_cluster as ray_engine

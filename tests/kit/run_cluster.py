@@ -36,7 +36,7 @@ def lose(cluster: Cluster, *, with_all: bool) -> None:
 
 def main() -> None:
     os.environ |= {
-        "PYTHONPATH": str(Path(__file__).parent),  # actors unpickle the fake teacher
+        "PYTHONPATH": str(Path(__file__).parents[1]),  # actors unpickle the fake teacher
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # else 15: actors would starve beside other tests
     }

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import transformers.models.siglip.modeling_siglip
 import transformers.models.siglip2.modeling_siglip2  # noqa: F401 - before the processes part
-from steps import Case, gradients_of, part_of
 from torch.distributed import TCPStore
 
+from kit.steps import Case, gradients_of, part_of
 from siglip2_cache.student.distributed import Ranks, join_ranks, leave_ranks
 from siglip2_cache.student.training.schedule import Optimizer, Schedule
 from siglip2_cache.student.training.step import Gradients

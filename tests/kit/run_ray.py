@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import psutil
-from fakes import FakeFactory, SilentProgress, config_of
 from ray.cluster_utils import Cluster
 
+from kit.fakes import FakeFactory, SilentProgress, config_of
 from siglip2_cache.commands.options import given_location
 from siglip2_cache.precompute.build import build
 
@@ -43,9 +43,7 @@ def main() -> None:
     parser.add_argument("--remove-node-at", type=int, default=-1)
     parser.add_argument("--seconds", type=float, default=0.0)
     args = parser.parse_args()
-    os.environ["PYTHONPATH"] = str(
-        Path(__file__).parent
-    )  # of the actors, which unpickle the fake teacher
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # actors unpickle the fake teacher
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     started = time.monotonic()
     node_args = {"num_cpus": 2, "object_store_memory": 80_000_000}

@@ -13,10 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fakes import FakeFactory, SilentProgress, config_of
-
+from kit.fakes import FakeFactory, SilentProgress, config_of
 from siglip2_cache.precompute.build import build
 
 

@@ -23,7 +23,7 @@ from threading import Lock, Thread, Timer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from moto.moto_server.werkzeug_app import (
     DomainDispatcherApplication,
@@ -31,10 +31,11 @@ from moto.moto_server.werkzeug_app import (
     create_backend_app,
 )
 from moto.s3.models import FakeKey
-from s3 import ERRORS, Fault, Kind, Request
 from werkzeug.datastructures import Headers
 from werkzeug.serving import ThreadedWSGIServer
 from werkzeug.test import create_environ, run_wsgi_app
+
+from kit.s3 import ERRORS, Fault, Kind, Request
 
 _HOST = "127.0.0.1"
 _URL = f"http://{_HOST}"

@@ -18,7 +18,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from patience import PATIENCE_S
+from kit.patience import PATIENCE_S
 
 KEY_ID = "AKIAFAKEIDOFTHETESTS"
 SECRET = "fake/secret/of/the/tests/which/nobody/shows"

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from documents import CHECKOUT, DOCUMENTS, blocks_of, prose_of, read
+from kit.documents import CHECKOUT, DOCUMENTS, blocks_of, prose_of, read
 from typer.main import get_command
 
 from siglip2_cache.cli import app

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import tree_of
+from kit.fakes import tree_of
 
 from siglip2_cache.demo.architecture import MAX_TEXT_TOKENS, Size, write_architecture
 from siglip2_cache.demo.captions import every_caption

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeTeacher, SilentProgress, config_of, tree_of
+from kit.fakes import FakeTeacher, SilentProgress, config_of, tree_of
 from PIL import Image
 
 from siglip2_cache import open_cache

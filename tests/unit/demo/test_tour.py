@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tours import typed_commands, words_of
+from kit.tours import typed_commands, words_of
 
 from siglip2_cache.demo.steps import COMMAND, Step, TourConfig, checkpoint, tour_steps
 from siglip2_cache.demo.tour import give_tour

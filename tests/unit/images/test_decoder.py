@@ -18,9 +18,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fakes import draw_image
+from kit.fakes import draw_image
+from kit.patience import PATIENCE_S, wait_until
 from numpy.typing import NDArray
-from patience import PATIENCE_S, wait_until
 from PIL import Image
 
 from siglip2_cache.errors import BuildError

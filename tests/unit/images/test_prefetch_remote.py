@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fakes import draw_image
-from memory_bucket import MemoryBucket, memory_bucket
-from patience import PATIENCE_S
+from kit.fakes import draw_image
+from kit.memory_bucket import MemoryBucket, memory_bucket
+from kit.patience import PATIENCE_S
 from upath import UPath
 
 from siglip2_cache.errors import StorageError

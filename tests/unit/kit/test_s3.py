@@ -15,10 +15,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import run_s3
 from botocore.exceptions import ClientError
-from patience import PATIENCE_S, wait_until
-from s3 import KEY_ID, S3, SECRET, Fault, Kind, make_client
+from kit import run_s3
+from kit.patience import PATIENCE_S, wait_until
+from kit.s3 import KEY_ID, S3, SECRET, Fault, Kind, make_client
 from s3fs import S3FileSystem
 from werkzeug.test import create_environ
 

@@ -3,7 +3,7 @@
 import aiohttp
 import botocore.exceptions
 import pytest
-from s3 import S3, Fault
+from kit.s3 import S3, Fault
 from s3fs import S3FileSystem
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeTeacher, SilentProgress, config_of, draw_image
+from kit.fakes import FakeTeacher, SilentProgress, config_of, draw_image
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import write_folder_corpus
-from looks import build_cache, image_item, report_of, text_item
+from kit.fakes import write_folder_corpus
+from kit.looks import build_cache, image_item, report_of, text_item
 from PIL import Image
 
 from siglip2_cache.errors import CacheError, DiskFullError, SettingError

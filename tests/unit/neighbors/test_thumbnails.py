@@ -14,9 +14,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fakes import draw_image, write_folder_corpus
-from looks import build_cache, keys_of
-from memory_bucket import memory_bucket
+from kit.fakes import draw_image, write_folder_corpus
+from kit.looks import build_cache, keys_of
+from kit.memory_bucket import memory_bucket
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 

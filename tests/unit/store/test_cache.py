@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 import zarr
-from patience import PATIENCE_S
+from kit.patience import PATIENCE_S
 
 import siglip2_cache
 from siglip2_cache import Cache, open_cache

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import run_ranks
 import torch
-from patience import PATIENCE_S
-from run_ranks import SCENARIOS
-from steps import assert_same_gradients
+from kit import run_ranks
+from kit.patience import PATIENCE_S
+from kit.run_ranks import SCENARIOS
+from kit.steps import assert_same_gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from fakes import draw_image, write_folder_corpus
-from looks import build_cache
+from kit.fakes import draw_image, write_folder_corpus
+from kit.looks import build_cache
 from PIL import Image
 
 from siglip2_cache import open_cache

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from fakes import config_of, write_folder_corpus
+from kit.fakes import config_of, write_folder_corpus
 
 from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute.dry_run import estimate

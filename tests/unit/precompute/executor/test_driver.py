@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 
 import pytest
-from fakes import SilentProgress
+from kit.fakes import SilentProgress
 
 from siglip2_cache.errors import BuildError, DiskFullError
 from siglip2_cache.precompute.executor.driver import (

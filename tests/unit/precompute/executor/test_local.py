@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
-from fakes import SilentProgress
+from kit.fakes import SilentProgress
 
 from siglip2_cache.errors import DiskFullError
 from siglip2_cache.precompute.executor.driver import Account, Died, Driver, Failed, Message, Ready

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fakes import SilentProgress
+from kit.fakes import SilentProgress
 
 from siglip2_cache.errors import DiskFullError, SettingError
 from siglip2_cache.precompute.executor import ray_cluster as ray_engine

@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from fakes import (
+from kit.fakes import (
     FakeTeacher,
     SilentProgress,
     config_of,
@@ -25,7 +25,7 @@ from fakes import (
     write_folder_corpus,
     write_table_corpus,
 )
-from patience import PATIENCE_S
+from kit.patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DuplicateKeyError, SettingError, SourceError

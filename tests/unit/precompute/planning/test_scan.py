@@ -12,9 +12,9 @@ from typing import Any
 
 import polars as pl
 import pytest
-from fakes import tree_of
-from patience import PATIENCE_S
-from pieces import PieceSource, plan_pieces
+from kit.fakes import tree_of
+from kit.patience import PATIENCE_S
+from kit.pieces import PieceSource, plan_pieces
 
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.planning import scan

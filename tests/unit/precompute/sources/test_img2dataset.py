@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from privileges import open_folder, unprivileged
+from kit.privileges import open_folder, unprivileged
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from privileges import open_folder, unprivileged
+from kit.privileges import open_folder, unprivileged
 
 from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.images.image_bytes import ImagePlace, ReadError, read_image_bytes

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from fakes import draw_image
-from memory_bucket import MemoryBucket, memory_bucket
-from s3 import S3
+from kit.fakes import draw_image
+from kit.memory_bucket import MemoryBucket, memory_bucket
+from kit.s3 import S3
 
 from siglip2_cache.errors import SettingError, SourceError, StorageError
 from siglip2_cache.images.image_bytes import ImagePlace, read_image_bytes

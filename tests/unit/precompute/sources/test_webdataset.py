@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from fakes import draw_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from privileges import open_folder, unprivileged
+from kit.fakes import draw_image
+from kit.privileges import open_folder, unprivileged
 
 from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.images.image_bytes import ImagePlace, ReadError, read_image_bytes

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crashes import Spy, spying
+from kit.crashes import Spy, spying
 
 from siglip2_cache.errors import DamagedCacheError
 from siglip2_cache.store.format import layout

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from memory_bucket import MemoryBucket, memory_bucket
+from kit.memory_bucket import MemoryBucket, memory_bucket
 from upath import UPath
 
 from siglip2_cache.errors import StorageError

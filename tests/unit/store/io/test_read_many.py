@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
-from patience import PATIENCE_S
+from kit.patience import PATIENCE_S
 
 from siglip2_cache.store.io.read_many import read_many
 

@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from vectors import write_vectors
+from kit.vectors import write_vectors
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, DiskFullError, SettingError, StorageError
@@ -26,7 +26,7 @@ from siglip2_cache.store.io.remote import ObjectFiles
 from siglip2_cache.store.io.storage import Files, open_files
 
 if TYPE_CHECKING:
-    from s3 import S3
+    from kit.s3 import S3
 
 RECORD = "teachers/t/commits/image-00000.json"
 
@@ -225,7 +225,7 @@ def test_objects_get_their_names_many_at_a_time(
 def test_an_object_whose_answer_was_lost_is_known_as_ones_own(
     s3: "S3", remote: ObjectFiles
 ) -> None:
-    from s3 import Fault
+    from kit.s3 import Fault
 
     s3.inject(Fault(what="lose-answer", kinds=("put-new",), times=1))
     assert remote.create("record", b"mine", token="")
@@ -237,7 +237,7 @@ def test_an_object_whose_answer_was_lost_is_known_as_ones_own(
 def test_every_operation_is_made_again_until_it_succeeds(
     s3: "S3", remote: ObjectFiles, what: str
 ) -> None:
-    from s3 import Fault
+    from kit.s3 import Fault
 
     s3.inject(Fault(what=what, every=3))  # type: ignore[arg-type]
     remote.write("a/one", b"1" * 1000)
@@ -286,7 +286,7 @@ def test_a_source_stays_until_a_store_that_copies_later_has_copied(
 def test_a_store_that_does_not_answer_is_named_and_no_secret_is(
     s3: "S3", remote: ObjectFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from s3 import KEY_ID, SECRET, Fault
+    from kit.s3 import KEY_ID, SECRET, Fault
 
     remote.write("a", b"1")
     s3.inject(Fault(what="slow-down"))
@@ -302,7 +302,7 @@ def test_a_store_that_does_not_answer_is_named_and_no_secret_is(
 
 
 def test_denied_access_is_said_at_once(s3: "S3", remote: ObjectFiles) -> None:
-    from s3 import Fault
+    from kit.s3 import Fault
 
     s3.inject(Fault(what="access-denied"))
     with pytest.raises(PermissionError, match="the store denies access"):

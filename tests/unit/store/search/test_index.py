@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from crashes import Killer, Spy, spying
+from kit.crashes import Killer, Spy, spying
+from kit.vectors import TEACHER, commit_unit, draw_vectors, write_vectors
 from numpy.typing import NDArray
-from vectors import TEACHER, commit_unit, draw_vectors, write_vectors
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, DiskFullError, SettingError, StorageError

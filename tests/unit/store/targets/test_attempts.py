@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pytest
-from memory_bucket import memory_bucket
+from kit.memory_bucket import memory_bucket
 
 from siglip2_cache.errors import DamagedCacheError, RowUnavailableError
 from siglip2_cache.store.cache import Cache, open_cache

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import EMBED_DIM, FakeTeacher, SilentProgress, config_of, write_folder_corpus
+from kit.fakes import EMBED_DIM, FakeTeacher, SilentProgress, config_of, write_folder_corpus
 
 from siglip2_cache import Cache, open_cache
 from siglip2_cache.errors import DamagedCacheError, RowUnavailableError

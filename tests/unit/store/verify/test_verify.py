@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pytest
-from memory_bucket import MemoryBucket, memory_bucket
+from kit.memory_bucket import MemoryBucket, memory_bucket
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import CacheError, DamagedCacheError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pytest
-from fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_table_corpus
+from kit.fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_table_corpus
 from numpy.typing import NDArray
 
 from siglip2_cache import open_cache

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from fakes import (
+from kit.fakes import (
     FakeNaflexTeacher,
     FakeTeacher,
     SilentProgress,

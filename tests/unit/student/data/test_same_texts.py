@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_table_corpus
+from kit.fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_table_corpus
 from numpy.typing import NDArray
 
 from siglip2_cache import open_cache

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from steps import (
+from kit.steps import (
     WEIGHTS,
     Case,
     assert_same_gradients,
@@ -15,7 +15,7 @@ from steps import (
     pieces_of,
     plain_loss,
 )
-from students import write_student
+from kit.students import write_student
 
 from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.training.step import split_batch
