@@ -40,7 +40,7 @@ def index(
     It is kept in the cache. Run it again to go on after a crash, or after the cache has changed.
     """
     from ..formatting import counted, format_seconds
-    from ..neighbors.nearest import modality_of
+    from ..neighbors.config import modality_of
     from ..neighbors.progress import make_progress
     from ..store.cache import open_cache
     from ..store.format.layout import other_modality

@@ -21,11 +21,11 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..neighbors.queries import Ask
+    from ..neighbors.queries import Query
     from ..neighbors.report import Report
 
 _MODES = ("duplicates", "mismatched", "outliers", "against")
-_PAGE_STRIPS, _PAGE_ITEMS = 500, 100  # JSON may hold every member of every cluster
+_PAGE_GROUPS, _PAGE_ITEMS = 500, 100  # JSON may hold every member of every cluster
 
 
 def neighbors(
@@ -106,10 +106,10 @@ def neighbors(
     """
     if is_opened and html is None:
         raise SettingError("--open goes with --html FILE: it shows that page")
-    asks = _asks(key, row, text, image, queries)
+    given_queries = _queries(key, row, text, image, queries)
     mode = _mode(duplicates=duplicates, mismatched=mismatched, outliers=outliers, against=against)
     given: dict[str, Any] = {
-        "asks": asks or None,
+        "queries": given_queries or None,
         "sample": sample,
         "among": among,
         "k": k,
@@ -141,21 +141,21 @@ def neighbors(
     _show(report, look, html, is_opened=is_opened, as_json=as_json)
 
 
-def _asks(
+def _queries(
     keys: list[str] | None,
     rows: list[int] | None,
     texts: list[str] | None,
     images: list[Path] | None,
     queries: Path | None,
-) -> "tuple[Ask, ...]":
-    from ..neighbors.queries import Ask, read_asks
+) -> "tuple[Query, ...]":
+    from ..neighbors.queries import Query, read_queries
 
     return (
-        *(Ask("key", key) for key in keys or ()),
-        *(Ask("row", row) for row in rows or ()),
-        *(Ask("text", text) for text in texts or ()),
-        *(Ask("image", str(image)) for image in images or ()),
-        *(read_asks(queries) if queries is not None else ()),
+        *(Query("key", key) for key in keys or ()),
+        *(Query("row", row) for row in rows or ()),
+        *(Query("text", text) for text in texts or ()),
+        *(Query("image", str(image)) for image in images or ()),
+        *(read_queries(queries) if queries is not None else ()),
     )
 
 
@@ -172,7 +172,7 @@ def _mode(**asked: Any) -> str:
 
 
 _TAKES = {
-    "neighbors": {"asks", "sample", "among", "k", "include_self", "approximate", "seed"}
+    "neighbors": {"queries", "sample", "among", "k", "include_self", "approximate", "seed"}
     | {"checkpoint", "device"},
     "duplicates": {"among", "above", "limit"},
     "mismatched": {"limit"},
@@ -191,32 +191,33 @@ def _refuse_strangers(mode: str, given: dict[str, Any]) -> None:
     for name in given:
         if name in _TAKES[mode]:
             continue
-        if name == "asks":
+        if name == "queries":
             raise SettingError(f"--{mode} looks at the whole cache: leave the queries out")
         option = "-k" if name == "k" else f"--{name.replace('_', '-')}"
         homes = [home for home, taken in _TAKES.items() if name in taken]
         wanted = " or ".join("queries" if home == "neighbors" else f"--{home}" for home in homes)
         here = "" if mode == "neighbors" else f", not with --{mode}"
         raise SettingError(f"{option} goes with {wanted}{here}")
-    if "asks" in given and "sample" in given:
+    if "queries" in given and "sample" in given:
         raise SettingError("--sample chooses images where nothing is asked for; leave one out")
 
 
 def _look(mode: str, settings: dict[str, Any]) -> "Report":
     """Run one question, with a progress line."""
-    from ..neighbors import duplicates, mismatched, outliers
-    from ..neighbors import nearest as find
-    from ..neighbors import teacher_disagreement as against
+    from ..neighbors import agreement, duplicates, mismatched, nearest, outliers
     from ..neighbors.progress import make_progress
     from ..store.cache import open_cache
 
     run: dict[str, tuple[Callable[..., Any], Callable[..., Report]]] = {
-        "neighbors": (find.FindConfig, find.find_neighbors),
+        "neighbors": (nearest.NeighborsConfig, nearest.find_neighbors),
         "duplicates": (duplicates.DuplicatesConfig, duplicates.find_duplicates),
         "mismatched": (mismatched.MismatchedConfig, mismatched.find_mismatched),
         "outliers": (outliers.OutliersConfig, outliers.find_outliers),
-        "against": (against.AgainstConfig, against.compare_teachers),
+        "against": (agreement.AgreementConfig, agreement.find_disagreements),
     }
+    if mode == "against":
+        settings = {**settings, "other_teacher": settings["against"]}
+        del settings["against"]
     make_config, look = run[mode]
     config = make_config(**settings)
     opened = open_cache(config.cache)
@@ -252,7 +253,7 @@ def _show(
     from ..neighbors.page import write_page
     from ..store.cache import open_cache
 
-    report = report.cut(strips=_PAGE_STRIPS, items=_PAGE_ITEMS)
+    report = report.cut(groups=_PAGE_GROUPS, items=_PAGE_ITEMS)
     cache = open_cache(settings["cache"], corpus_roots=settings["corpus_roots"])
     faults = write_page(report, cache, html)
     if not as_json:

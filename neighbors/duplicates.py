@@ -17,9 +17,9 @@ from ..store.cache import Cache
 from ..store.search.exact import cosines, float32_margin
 from ..store.targets.blocks import Block, blocks
 from ..store.targets.targets import Targets
+from .config import ReportConfig
 from .items import items_of
-from .nearest import LookConfig
-from .report import Item, Report, Strip
+from .report import Group, Item, Report
 
 _SCORED_AT_ONCE = 1 << 22
 """Cosines in one float32 matrix: 16 MB. Where a teacher finds all alike, each may be a pair."""
@@ -28,7 +28,7 @@ _GATHERED_ROWS = 16_384  # of pairs that are scored exactly, at a time: 38 MB of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DuplicatesConfig(LookConfig):
+class DuplicatesConfig(ReportConfig):
     """What counts as nearly the same, and how much is shown."""
 
     above: float = 0.95
@@ -41,7 +41,7 @@ class DuplicatesConfig(LookConfig):
     """Members shown of a cluster; None: all."""
 
     def __post_init__(self) -> None:
-        LookConfig.__post_init__(self)
+        ReportConfig.__post_init__(self)
         if not -1 <= self.above <= 1:
             raise SettingError(f"--above must be a cosine, -1 to 1, got {self.above:g}")
 
@@ -106,8 +106,8 @@ def find_duplicates(
         cache=cache.root,
         teachers=(teacher,),
         summary=tuple(summary),
-        strips=tuple(
-            _strips(config, cache, targets, [rows_N[c] for c in shown], [same_N[c] for c in shown])
+        groups=tuple(
+            _groups(config, cache, targets, [rows_N[c] for c in shown], [same_N[c] for c in shown])
         ),
         values={
             config.among: len(rows_N),
@@ -117,7 +117,7 @@ def find_duplicates(
             "num_clusters": len(clusters),
             "near_a_member_alone": found.num_left,
         },
-        strips_name="clusters",
+        groups_name="clusters",
         items_name="members",
     )
 
@@ -230,13 +230,13 @@ def _equal_bytes(cache: Cache, teacher: str, rows_N: NDArray[np.int64]) -> NDArr
     )
 
 
-def _strips(
+def _groups(
     config: DuplicatesConfig,
     cache: Cache,
     targets: Targets,
     clusters: list[NDArray[np.int64]],
     same: list[NDArray[np.int64]],
-) -> Iterator[Strip]:
+) -> Iterator[Group]:
     every = {row for rows in clusters for row in rows[: config.members].tolist()}
     items = items_of(cache, config.modality, every, view=config.view)
     for number, (rows, same_as) in enumerate(zip(clusters, same, strict=True), 1):
@@ -252,7 +252,7 @@ def _strips(
             if members and is_same:
                 remarks = ("same bytes", *remarks)
             members.append(replace(items[row], cosine=near, remarks=remarks))
-        yield Strip(
+        yield Group(
             query=None,
             items=tuple(members),
             heading=f"cluster {number}: {size:,} {config.among}; cosines are to the first"

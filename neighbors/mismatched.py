@@ -16,16 +16,16 @@ from ..errors import SettingError
 from ..store.cache import Cache
 from ..store.format.catalog import read_part
 from ..store.search.exact import cosines, exact_neighbors
+from .config import ReportConfig
 from .items import image_items, own_text_rows, text_items
-from .nearest import LookConfig
-from .report import Item, Report, Strip
+from .report import Group, Item, Report
 
 _PAIRS_AT_ONCE = 32_768
 """Pairs read together: at most 151 MB of memory maps of 1152, let go before the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MismatchedConfig(LookConfig):
+class MismatchedConfig(ReportConfig):
     """How much is shown."""
 
     limit: int = 20
@@ -93,14 +93,14 @@ def find_mismatched(
             f"{worst.num_unlikely:,} pairs have a probability below 0.5 by the teacher's scale "
             f"{scale:.2f} and bias {bias:.2f}; shown: the {len(worst.lines):,} of lowest cosine",
         ),
-        strips=tuple(_strips(config, cache, teacher, worst.lines, scale, bias)),
+        groups=tuple(_groups(config, cache, teacher, worst.lines, scale, bias)),
         values={
             "pairs": worst.num_pairs,
             "left_out": num_left_out,
             "below_half": worst.num_unlikely,
             "mean_cosine": worst.cosine_sum / worst.num_pairs,
         },
-        strips_name="mismatched",
+        groups_name="mismatched",
         items_name="texts",
     )
 
@@ -114,14 +114,14 @@ def _captions(cache: Cache) -> Iterator[pl.DataFrame]:
         yield from pairs.iter_slices(_PAIRS_AT_ONCE)
 
 
-def _strips(
+def _groups(
     config: MismatchedConfig,
     cache: Cache,
     teacher: str,
     worst: pl.DataFrame,
     scale: float,
     bias: float,
-) -> Iterator[Strip]:
+) -> Iterator[Group]:
     rows = worst["row"].to_numpy()
     views = np.full(len(rows), config.view)
     embeddings = cache.image_targets(teacher).read(rows, views)
@@ -148,7 +148,7 @@ def _strips(
         if nearest >= 0 and nearest != text_row:
             also = ", its caption too" if nearest in own[row] else ""
             items.append(scored(nearest, best_cosine, f"nearest text{also}"))
-        yield Strip(query=images[row], items=tuple(items))
+        yield Group(query=images[row], items=tuple(items))
 
 
 def _sigmoid(logit: float) -> float:

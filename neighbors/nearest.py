@@ -1,106 +1,28 @@
 """What is near each query: the plain question, answered exactly or from an index."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import SettingError
 from ..formatting import counted
-from ..store.cache import Cache, open_cache
-from ..store.format.layout import Modality, other_modality
-from ..store.io.location import Location
+from ..store.cache import Cache
+from ..store.format.layout import other_modality
 from ..store.search.exact import Neighbors, exact_neighbors
 from ..store.search.index_query import open_index
 from ..store.search.index_record import IndexRecord, recall_words, summary
+from .config import ReportConfig
 from .items import items_of, own_text_rows
-from .queries import Ask, Query, Resolver
-from .report import Item, Report, Strip
-
-
-def modality_of(among: str) -> Modality:
-    """Return what ``images`` or ``texts`` names.
-
-    Raises:
-        SettingError: it is another word.
-    """
-    if among == "images":
-        return "image"
-    if among == "texts":
-        return "text"
-    raise SettingError(f"--among must be images or texts, got {among!r}")
+from .queries import EmbeddedQuery, Query, QueryResolver
+from .report import Group, Item, Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LookConfig:
-    """What every look at a cache is told."""
-
-    cache: Location
-
-    teacher: str | None = None
-    """Name in the cache; None: the only one."""
-
-    among: str = "images"
-    """``images`` or ``texts``: what is looked through."""
-
-    view: int = 0
-    """View of the images."""
-
-    k: int = 10
-    """Neighbours of each."""
-
-    seed: int = 0
-    """Of whatever is chosen at random."""
-
-    corpus_roots: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Old folder to new folder, where the corpus has moved."""
-
-    def __post_init__(self) -> None:
-        modality_of(self.among)
-        if self.k < 1:
-            raise SettingError(f"-k must be at least 1, got {self.k}")
-        for name in ("sample", "limit", "members"):
-            value: int | None = getattr(self, name, None)
-            if value is not None and value < 1:
-                raise SettingError(f"--{name} must be at least 1, got {value}")
-        if self.seed < 0:
-            raise SettingError(f"--seed must be at least 0, got {self.seed}")
-
-    @property
-    def modality(self) -> Modality:
-        """What is looked through."""
-        return modality_of(self.among)
-
-    @property
-    def searched_view(self) -> int:
-        """View of what is looked through; texts have none, which is view 0."""
-        return self.view if self.modality == "image" else 0
-
-    def left_out(self, cache: Cache, num_rows: int) -> str:
-        """Return what to say of rows that were not looked at; nothing where all of the cache were."""
-        left = cache.manifest.count(self.modality) - num_rows
-        return f"; {left:,} without an embedding left out" if left > 0 else ""
-
-    def open(self) -> tuple[Cache, str]:
-        """Return the cache and the name of the teacher.
-
-        Raises:
-            SettingError: there is no such teacher or view.
-        """
-        cache = open_cache(self.cache, corpus_roots=self.corpus_roots)
-        if not 0 <= self.view < cache.num_views:
-            raise SettingError(
-                f"--view {self.view} is not in {cache.root}, which holds views "
-                f"0..{cache.num_views - 1} of each image"
-            )
-        return cache, cache.teacher(self.teacher).name
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FindConfig(LookConfig):
+class NeighborsConfig(ReportConfig):
     """A question, or several."""
 
-    asks: tuple[Ask, ...] = ()
+    queries: tuple[Query, ...] = ()
     """None: a random sample of images."""
 
     sample: int = 5
@@ -118,7 +40,9 @@ class FindConfig(LookConfig):
     device: str = "auto"
 
 
-def find_neighbors(config: FindConfig, *, on_rows: Callable[[int], None] | None = None) -> Report:
+def find_neighbors(
+    config: NeighborsConfig, *, on_rows: Callable[[int], None] | None = None
+) -> Report:
     """Return the k nearest images or texts of each query.
 
     Raises:
@@ -126,9 +50,11 @@ def find_neighbors(config: FindConfig, *, on_rows: Callable[[int], None] | None 
         RowUnavailableError: a row that is asked for has no embedding.
     """
     cache, teacher = config.open()
-    resolver = Resolver(cache, teacher, config.view, config.checkpoint, config.device)
-    asks = config.asks
-    queries = resolver.resolve(asks) if asks else resolver.random(config.sample, config.seed)
+    resolver = QueryResolver(cache, teacher, config.view, config.checkpoint, config.device)
+    if config.queries:
+        queries = resolver.resolve(config.queries)
+    else:
+        queries = resolver.random(config.sample, config.seed)
     if not queries:
         raise SettingError(f"{cache.root} has no image that {teacher} has embedded yet")
     found, how = _search(config, cache, teacher, queries, on_rows)
@@ -140,15 +66,15 @@ def find_neighbors(config: FindConfig, *, on_rows: Callable[[int], None] | None 
             f"{counted(len(queries), 'query')} among {found.num_rows:,} {config.among}, {how}"
             + config.left_out(cache, found.num_rows),
         ),
-        strips=tuple(_strips(config, cache, queries, found)),
+        groups=tuple(_groups(config, cache, queries, found)),
     )
 
 
 def _search(
-    config: FindConfig,
+    config: NeighborsConfig,
     cache: Cache,
     teacher: str,
-    queries: Sequence[Query],
+    queries: Sequence[EmbeddedQuery],
     on_rows: Callable[[int], None] | None,
 ) -> tuple[Neighbors, str]:
     """Return the neighbours, and in words how they were found."""
@@ -193,16 +119,16 @@ def _by_index(
     return words
 
 
-def _strips(
-    config: FindConfig, cache: Cache, queries: Sequence[Query], found: Neighbors
-) -> list[Strip]:
+def _groups(
+    config: NeighborsConfig, cache: Cache, queries: Sequence[EmbeddedQuery], found: Neighbors
+) -> list[Group]:
     near = items_of(
         cache, config.modality, found.rows_QK[found.rows_QK >= 0].tolist(), view=config.view
     )
     own_rows = [q.own_row for q in queries if q.own_row >= 0 and q.item.kind != config.modality]
     images = own_rows if config.modality == "text" else near
     own = own_text_rows(cache, images) if own_rows else {}
-    strips: list[Strip] = []
+    groups: list[Group] = []
     for query, rows_K, cosine_K in zip(queries, found.rows_QK, found.cosine_QK, strict=True):
         items = [
             replace(
@@ -213,11 +139,11 @@ def _strips(
             for row, cosine in zip(rows_K.tolist(), cosine_K.tolist(), strict=True)
             if row >= 0
         ]
-        strips.append(Strip(query=query.item, items=tuple(items)))
-    return strips
+        groups.append(Group(query=query.item, items=tuple(items)))
+    return groups
 
 
-def _own_remark(query: Query, item: Item, own: Mapping[int, set[int]]) -> tuple[str, ...]:
+def _own_remark(query: EmbeddedQuery, item: Item, own: Mapping[int, set[int]]) -> tuple[str, ...]:
     """Say that a text is a caption of the image asked for, or an image one of the text asked for."""
     assert item.row is not None
     if query.item.kind == item.kind:

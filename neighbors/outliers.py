@@ -15,9 +15,9 @@ from ..store.cache import Cache
 from ..store.search.exact import exact_neighbors
 from ..store.targets.blocks import Block, blocks
 from ..store.targets.targets import Targets
+from .config import ReportConfig
 from .items import items_of
-from .nearest import LookConfig
-from .report import Report, Strip
+from .report import Group, Report
 
 REFERENCE_ROWS = 16_384
 """Rows that every row is compared with, a seeded choice where there are more. A row's distance to its
@@ -29,7 +29,7 @@ _SCORED_AT_ONCE = 1 << 22  # cosines of some rows to the reference, in float32: 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutliersConfig(LookConfig):
+class OutliersConfig(ReportConfig):
     """How much is shown."""
 
     limit: int = 20
@@ -73,14 +73,14 @@ def find_outliers(
             f"mean over all {means.mean():.4f}, lowest {means.min():.4f}; "
             f"shown: the {len(order):,} lowest, with their {k} nearest among all",
         ),
-        strips=tuple(_strips(config, cache, targets, rows[order], means[order], k)),
+        groups=tuple(_groups(config, cache, targets, rows[order], means[order], k)),
         values={
             config.among: len(rows),
             "reference": len(rows_R),
             "k": k,
             "mean": float(means.mean()),
         },
-        strips_name="outliers",
+        groups_name="outliers",
     )
 
 
@@ -119,14 +119,14 @@ def _block_means(
     return means_B
 
 
-def _strips(
+def _groups(
     config: OutliersConfig,
     cache: Cache,
     targets: Targets,
     rows: NDArray[np.int64],
     means: NDArray[np.float64],
     k: int,
-) -> Iterator[Strip]:
+) -> Iterator[Group]:
     views = config.view if config.modality == "image" else None
     embeddings = targets.read(rows, views)
     found = exact_neighbors(targets, embeddings, k, view=config.searched_view, exclude_Q=rows)
@@ -141,4 +141,4 @@ def _strips(
             if other >= 0
         ]
         query = replace(items[row], remarks=(f"mean {mean:.4f}", *items[row].remarks))
-        yield Strip(query=query, items=tuple(near), values={"mean_cosine": mean})
+        yield Group(query=query, items=tuple(near), values={"mean_cosine": mean})

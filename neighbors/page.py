@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ..errors import DiskFullError, SettingError, one_line
 from ..store.cache import Cache
-from .page_cards import Deck, pictures_of
+from .page_cards import CardTables, pictures_of
 from .report import Report
 from .thumbnails import Picture, Thumbnail, make_thumbnails
 
@@ -79,8 +79,8 @@ def render_page(report: Report, thumbnails: Mapping[Picture, Thumbnail]) -> Iter
         lstrip_blocks=True,
     )
     style, script = ((_PAGE / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    deck = Deck(thumbnails)
-    rows = [deck.row(strip, number) for number, strip in enumerate(report.strips, 1)]
+    deck = CardTables(thumbnails)
+    rows = [deck.row(group, number) for number, group in enumerate(report.groups, 1)]
     return environment.get_template("page.html").generate(
         policy=_policy(style, script),
         style=Markup(style),

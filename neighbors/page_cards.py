@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import one_line
-from .report import Caption, Item, Report, Strip
+from .report import Caption, Group, Item, Report
 from .thumbnails import MEDIA_TYPE, Picture, Thumbnail
 
 _CARD_CHARACTERS = 280
@@ -54,7 +54,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardRow:
-    """A strip: its heading, if it has one of its own, and its cards."""
+    """A group: its heading, if it has one of its own, and its cards."""
 
     title: str
     """What it is called where it is not seen: for screen readers."""
@@ -65,7 +65,7 @@ class CardRow:
 
 
 @dataclass(slots=True)
-class Deck:
+class CardTables:
     """The cards of a page, and the tables that they name lines of."""
 
     thumbnails: Mapping[Picture, Thumbnail]
@@ -78,17 +78,17 @@ class Deck:
     _item_lines: dict[_Identity, int] = field(default_factory=dict[_Identity, int])
     _picture_lines: dict[bytes, int] = field(default_factory=dict[bytes, int])
 
-    def row(self, strip: Strip, number: int) -> CardRow:
-        """Return what is shown of a strip, the ``number``-th from 1 of its page."""
-        known = [item.cosine for item in strip.items if item.cosine is not None]
+    def row(self, group: Group, number: int) -> CardRow:
+        """Return what is shown of a group, the ``number``-th from 1 of its page."""
+        known = [item.cosine for item in group.items if item.cosine is not None]
         largest = max(known, default=0.0)
-        query = None if strip.query is None else self._card(strip.query, largest)
-        said = strip.heading or (query.caption.text or query.name if query else "a group")
+        query = None if group.query is None else self._card(group.query, largest)
+        said = group.heading or (query.caption.text or query.name if query else "a group")
         return CardRow(
             title=f"Row {number}: {said}",
-            heading=strip.heading,
+            heading=group.heading,
             query=query,
-            cards=tuple(self._card(item, largest) for item in strip.items),
+            cards=tuple(self._card(item, largest) for item in group.items),
         )
 
     def _card(self, item: Item, largest: float) -> Card:
@@ -140,8 +140,8 @@ class Deck:
 
 def pictures_of(report: Report) -> Iterator[Picture]:
     """Yield the picture of every image that a report shows, as often as it is shown."""
-    for strip in report.strips:
-        for item in (strip.query, *strip.items):
+    for group in report.groups:
+        for item in (group.query, *group.items):
             name = None if item is None else picture_of(item)
             if name is not None:
                 yield name

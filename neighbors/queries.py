@@ -23,21 +23,21 @@ from ..store.search.exact import has_direction
 from .items import items_of
 from .report import Caption, Item
 
-AskKind = Literal["key", "row", "text", "image"]
-ASK_KINDS: tuple[AskKind, ...] = ("key", "row", "text", "image")
+QueryKind = Literal["key", "row", "text", "image"]
+QUERY_KINDS: tuple[QueryKind, ...] = ("key", "row", "text", "image")
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Query:
     """One question as the user put it."""
 
-    kind: AskKind
+    kind: QueryKind
     value: str | int
     """A key, a row, a text, or the path of a picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
+class EmbeddedQuery:
     """One question with its embedding."""
 
     item: Item
@@ -46,7 +46,7 @@ class Query:
     """Row, or text_row, of the item itself; -1 where it is not of the cache."""
 
 
-def read_asks(path: Path) -> list[Ask]:
+def read_queries(path: Path) -> list[Query]:
     """Return the questions of a file: a text a line; of a .jsonl, an object with key, row, text or image.
 
     Paths of pictures are relative to the file.
@@ -60,34 +60,36 @@ def read_asks(path: Path) -> list[Ask]:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise SettingError(f"queries {path} cannot be read: {why}") from None
     is_jsonl = path.suffix.lower() == ".jsonl"
-    asks = [
-        _parse_ask(line.strip(), f"{path} line {number}", path.parent)
+    queries = [
+        _parse_query(line.strip(), f"{path} line {number}", path.parent)
         if is_jsonl
-        else Ask("text", line.strip())
+        else Query("text", line.strip())
         for number, line in enumerate(lines, 1)
         if line.strip()
     ]
-    if not asks:
+    if not queries:
         raise SettingError(
             f"queries {path} holds none; write a text a line, or JSON objects in a .jsonl"
         )
-    return asks
+    return queries
 
 
-def _parse_ask(line: str, where: str, folder: Path) -> Ask:
+def _parse_query(line: str, where: str, folder: Path) -> Query:
     try:
         found: Any = json.loads(line)
     except (ValueError, RecursionError):
         found = None
     fields = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-    named: list[AskKind] = [kind for kind in ASK_KINDS if kind in fields]
+    named: list[QueryKind] = [kind for kind in QUERY_KINDS if kind in fields]
     if len(named) == 1:
         kind = named[0]
         value = fields[kind]
         if kind == "row" and isinstance(value, int) and not isinstance(value, bool):
-            return Ask(kind, value)
+            return Query(kind, value)
         if kind != "row" and isinstance(value, str) and value.strip():
-            return Ask(kind, str(folder / os.path.expanduser(value)) if kind == "image" else value)
+            return Query(
+                kind, str(folder / os.path.expanduser(value)) if kind == "image" else value
+            )
     raise SettingError(
         f'{where} is no query: {line[:80]!r}; write one of {{"key": "..."}}, {{"row": 7}}, '
         '{"text": "..."}, {"image": "a.jpg"}'
@@ -95,7 +97,7 @@ def _parse_ask(line: str, where: str, folder: Path) -> Ask:
 
 
 @dataclass(slots=True)
-class Resolver:
+class QueryResolver:
     """Finds what is asked in a cache, and embeds the rest with its teacher."""
 
     cache: Cache
@@ -104,20 +106,20 @@ class Resolver:
     checkpoint: str | None = None
     device: str = "auto"
 
-    def resolve(self, asks: Sequence[Ask]) -> list[Query]:
+    def resolve(self, queries: Sequence[Query]) -> list[EmbeddedQuery]:
         """Return the queries in the order asked.
 
         Raises:
             SettingError: a key, a picture or a text is not there, or cannot be used.
             RowUnavailableError: a row has no embedding; the message says why.
         """
-        for ask in asks:
-            _refuse_unusable(ask)
-        found: dict[int, Query] = {}
+        for query in queries:
+            _refuse_unusable(query)
+        found: dict[int, EmbeddedQuery] = {}
         known: list[tuple[Modality, int, dict[int, int]]] = [
-            ("image", self.view, self._rows(asks)),
-            ("image", 0, self._rows_of_pictures(asks)),  # a picture is brought whole
-            ("text", 0, self._text_rows(asks)),
+            ("image", self.view, self._rows(queries)),
+            ("image", 0, self._rows_of_pictures(queries)),  # a picture is brought whole
+            ("text", 0, self._text_rows(queries)),
         ]
         for modality, view, rows in known:
             stored = self._stored(modality, set(rows.values()), view)
@@ -128,28 +130,28 @@ class Resolver:
                         "that are not finite; run siglip2-cache verify"
                     )
                 found |= {i: query for i, of in rows.items() if of == row}
-        left = [i for i in range(len(asks)) if i not in found]
+        left = [i for i in range(len(queries)) if i not in found]
         if left:
-            found |= dict(zip(left, self._embed([asks[i] for i in left]), strict=True))
-        return [found[i] for i in range(len(asks))]
+            found |= dict(zip(left, self._embed([queries[i] for i in left]), strict=True))
+        return [found[i] for i in range(len(queries))]
 
-    def random(self, count: int, seed: int) -> list[Query]:
+    def random(self, count: int, seed: int) -> list[EmbeddedQuery]:
         """Return a seeded choice of images that have an embedding, by row."""
         rows = self.cache.image_targets(self.teacher).available_rows()
         chosen = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False)
         stored = self._stored("image", set(chosen.tolist()), self.view)
         return [query for _, query in sorted(stored.items()) if query is not None]
 
-    def _rows(self, asks: Sequence[Ask]) -> dict[int, int]:
-        """Return the rows of those asks that name an image of the cache."""
-        rows = {i: int(ask.value) for i, ask in enumerate(asks) if ask.kind == "row"}
+    def _rows(self, queries: Sequence[Query]) -> dict[int, int]:
+        """Return the rows of those queries that name an image of the cache."""
+        rows = {i: int(query.value) for i, query in enumerate(queries) if query.kind == "row"}
         num_rows = len(self.cache.image_targets(self.teacher))
         for row in rows.values():
             if not 0 <= row < num_rows:
                 raise RowUnavailableError(
                     f"row {row} is not in {self.cache.root}, which holds rows 0..{num_rows - 1}"
                 )
-        by_key = {i: str(ask.value) for i, ask in enumerate(asks) if ask.kind == "key"}
+        by_key = {i: str(query.value) for i, query in enumerate(queries) if query.kind == "key"}
         if by_key:
             row_of = self._rows_of_keys(by_key.values())
             rows |= {i: row_of[key] for i, key in by_key.items()}
@@ -169,12 +171,12 @@ class Resolver:
                 raise SettingError(f"no sample of {self.cache.root} has the key {key!r}{hint}")
         return row_of
 
-    def _rows_of_pictures(self, asks: Sequence[Ask]) -> dict[int, int]:
-        """Return the rows of those asks that are pictures the teacher saw, byte for byte."""
+    def _rows_of_pictures(self, queries: Sequence[Query]) -> dict[int, int]:
+        """Return the rows of those queries that are pictures the teacher saw, byte for byte."""
         digest_of: dict[int, bytes] = {}
-        for i, ask in enumerate(asks):
-            if ask.kind == "image":
-                file = Path(str(ask.value))
+        for i, query in enumerate(queries):
+            if query.kind == "image":
+                file = Path(str(query.value))
                 try:
                     digest_of[i] = sha256_of_pixels(read_image_bytes(ImagePlace(path=file)))
                 except ReadError as error:
@@ -184,9 +186,11 @@ class Resolver:
         row_of = rows_of_sha256(self.cache, self.teacher, set(digest_of.values()))
         return {i: row_of[sha256] for i, sha256 in digest_of.items() if sha256 in row_of}
 
-    def _text_rows(self, asks: Sequence[Ask]) -> dict[int, int]:
-        """Return the text_rows of those asks that are texts of the cache with an embedding."""
-        texts = {i: str(ask.value).strip() for i, ask in enumerate(asks) if ask.kind == "text"}
+    def _text_rows(self, queries: Sequence[Query]) -> dict[int, int]:
+        """Return the text_rows of those queries that are texts of the cache with an embedding."""
+        texts = {
+            i: str(query.value).strip() for i, query in enumerate(queries) if query.kind == "text"
+        }
         if not all(texts.values()):
             raise SettingError("a text to look for is empty")
         lines = self.cache.texts().filter(pl.col("text").is_in(sorted(set(texts.values()))))
@@ -195,7 +199,9 @@ class Resolver:
         known = {i: row_of[text] for i, text in texts.items() if text in row_of}
         return {i: row for i, row in known.items() if targets.available([row])[0]}
 
-    def _stored(self, modality: Modality, rows: set[int], view: int) -> dict[int, Query | None]:
+    def _stored(
+        self, modality: Modality, rows: set[int], view: int
+    ) -> dict[int, EmbeddedQuery | None]:
         """Return what is stored of rows; None where it has no direction."""
         if not rows:
             return {}
@@ -204,39 +210,41 @@ class Resolver:
         embeddings_BD = targets.read(ordered, view if modality == "image" else None)
         found = items_of(self.cache, modality, rows, view=view)
         return {
-            row: Query(item=found[row], embedding_D=embedding, own_row=row) if is_sound else None
+            row: EmbeddedQuery(item=found[row], embedding_D=embedding, own_row=row)
+            if is_sound
+            else None
             for row, embedding, is_sound in zip(
                 ordered, embeddings_BD, has_direction(embeddings_BD), strict=True
             )
         }
 
-    def _embed(self, asks: Sequence[Ask]) -> list[Query]:
+    def _embed(self, queries: Sequence[Query]) -> list[EmbeddedQuery]:
         from ..precompute.teacher.reload import LiveTeacher  # what is in the cache needs no torch
 
         live = LiveTeacher(
             self.cache, teacher=self.teacher, checkpoint=self.checkpoint, device=self.device
         )
-        texts = [str(ask.value).strip() for ask in asks if ask.kind == "text"]
-        files = [Path(str(ask.value)) for ask in asks if ask.kind == "image"]
+        texts = [str(query.value).strip() for query in queries if query.kind == "text"]
+        files = [Path(str(query.value)) for query in queries if query.kind == "image"]
         text_rows = iter(live.embed_texts(texts) if texts else ())
         file_rows = iter(live.embed_pictures(files) if files else ())
-        queries: list[Query] = []
-        for ask in asks:
-            if ask.kind == "text":
-                text = str(ask.value).strip()
+        embedded: list[EmbeddedQuery] = []
+        for query in queries:
+            if query.kind == "text":
+                text = str(query.value).strip()
                 item, rows = Item(kind="text", captions=(Caption(text),)), text_rows
             else:
-                item, rows = Item(kind="image", file=Path(str(ask.value))), file_rows
-            queries.append(Query(item=item, embedding_D=next(rows), own_row=-1))
-        return queries
+                item, rows = Item(kind="image", file=Path(str(query.value))), file_rows
+            embedded.append(EmbeddedQuery(item=item, embedding_D=next(rows), own_row=-1))
+        return embedded
 
 
-def _refuse_unusable(ask: Ask) -> None:
+def _refuse_unusable(query: Query) -> None:
     """Refuse what no catalog can hold and no file can be called."""
-    text = str(ask.value)
-    if ask.kind in ("key", "text") and not is_utf8(text):
-        raise SettingError(f"{ask.kind} {text!r} is not UTF-8")
-    if ask.kind == "image" and "\0" in text:
+    text = str(query.value)
+    if query.kind in ("key", "text") and not is_utf8(text):
+        raise SettingError(f"{query.kind} {text!r} is not UTF-8")
+    if query.kind == "image" and "\0" in text:
         raise SettingError(f"picture {text!r}: no file can be called so")
 
 

@@ -48,7 +48,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Strip:
+class Group:
     """A query and what was found for it, nearest first; or a group of items that belong together."""
 
     query: Item | None
@@ -57,7 +57,7 @@ class Strip:
     items: tuple[Item, ...]
 
     heading: str = ""
-    """Over the strip, where there is more to say than the query does: ``cluster 3: 4 images``."""
+    """Over the group, where there is more to say than the query does: ``cluster 3: 4 images``."""
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Further numbers, for JSON."""
@@ -77,21 +77,21 @@ class Report:
     summary: tuple[str, ...]
     """Lines that say what was looked at, with counts."""
 
-    strips: tuple[Strip, ...]
+    groups: tuple[Group, ...]
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Counts of what was looked at, for JSON."""
 
-    strips_name: str = ""
-    """What the strips are called in JSON, beside the values; empty: JSON is the list of them."""
+    groups_name: str = ""
+    """What the groups are called in JSON, beside the values; empty: JSON is the list of them."""
 
     items_name: str = "neighbors"
-    """What the items of a strip are called in JSON."""
+    """What the items of a group are called in JSON."""
 
-    def cut(self, *, strips: int, items: int) -> "Report":
-        """Return at most so many strips of so many items each, and a line that says so."""
-        shown = tuple(replace(strip, items=strip.items[:items]) for strip in self.strips[:strips])
-        if shown == self.strips:
+    def cut(self, *, groups: int, items: int) -> "Report":
+        """Return at most so many groups of so many items each, and a line that says so."""
+        shown = tuple(replace(group, items=group.items[:items]) for group in self.groups[:groups])
+        if shown == self.groups:
             return self
-        line = f"shown here: {len(shown):,} of {len(self.strips):,} rows, {items:,} items of each at most"
-        return replace(self, summary=(*self.summary, line), strips=shown)
+        line = f"shown here: {len(shown):,} of {len(self.groups):,} rows, {items:,} items of each at most"
+        return replace(self, summary=(*self.summary, line), groups=shown)

@@ -2,25 +2,25 @@
 
 from typing import Any
 
-from .report import Item, Report, Strip
+from .report import Group, Item, Report
 
 
 def report_values(report: Report) -> Any:
-    """Return the list of strips; within an object of counts where the report names its strips."""
-    strips = [_strip(strip, report.items_name) for strip in report.strips]
-    if not report.strips_name:
-        return strips
+    """Return the list of groups; within an object of counts where the report names its groups."""
+    groups = [_group(group, report.items_name) for group in report.groups]
+    if not report.groups_name:
+        return groups
     return {
         "cache": str(report.cache),
         "teachers": list(report.teachers),
         **report.values,
-        report.strips_name: strips,
+        report.groups_name: groups,
     }
 
 
-def _strip(strip: Strip, items_name: str) -> dict[str, Any]:
-    query = {} if strip.query is None else {"query": _item(strip.query)}
-    return {**query, **strip.values, items_name: [_item(item) for item in strip.items]}
+def _group(group: Group, items_name: str) -> dict[str, Any]:
+    query = {} if group.query is None else {"query": _item(group.query)}
+    return {**query, **group.values, items_name: [_item(item) for item in group.items]}
 
 
 def _item(item: Item) -> dict[str, Any]:

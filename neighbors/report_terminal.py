@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import one_line, short_line
-from .report import Item, Report, Strip
+from .report import Group, Item, Report
 
 _PIPED_WIDTH = 120
 """Columns where the output is no terminal."""
@@ -19,9 +19,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console = console or make_console()
     for line in report.summary:
         console.print(Text(short_line(line)), soft_wrap=True)
-    for strip in report.strips:
+    for group in report.groups:
         console.print()
-        _print_strip(strip, console)
+        _print_group(group, console)
 
 
 def make_console() -> Console:
@@ -30,14 +30,14 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
 
-def _print_strip(strip: Strip, console: Console) -> None:
-    if strip.heading:
-        console.print(Text(short_line(strip.heading), style="bold"), soft_wrap=True)
-    if strip.query is not None:
-        line = Text.assemble(("query  ", "bold"), _name(strip.query), "  ", _words(strip.query))
+def _print_group(group: Group, console: Console) -> None:
+    if group.heading:
+        console.print(Text(short_line(group.heading), style="bold"), soft_wrap=True)
+    if group.query is not None:
+        line = Text.assemble(("query  ", "bold"), _name(group.query), "  ", _words(group.query))
         _print_line(line, console)
-    width = min(_NAME_WIDTH, max((cell_len(_name(item)) for item in strip.items), default=0))
-    for number, item in enumerate(strip.items, 1):
+    width = min(_NAME_WIDTH, max((cell_len(_name(item)) for item in group.items), default=0))
+    for number, item in enumerate(group.items, 1):
         cosine = "" if item.cosine is None else f"{item.cosine:.4f}"
         name = set_cell_size(_name(item), width)
         words = _words(item)

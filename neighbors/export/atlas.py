@@ -50,7 +50,7 @@ def atlas_schema(schema: pa.Schema, *, has_pictures: bool) -> pa.Schema:
     return schema.append(NEIGHBORS)
 
 
-class Nearby:
+class NeighborColumn:
     """Who is near whom among all rows, through an index of the cache where there is one that fits."""
 
     def __init__(self, cache: Cache, place: IndexPlace) -> None:

@@ -20,7 +20,7 @@ from ...store.search.index_query import index_place
 from ...store.search.index_record import build_command
 from ...store.targets.blocks import blocks
 from ..progress import Progress
-from .atlas import Nearby, atlas_lines, atlas_schema, show_command, with_pictures
+from .atlas import NeighborColumn, atlas_lines, atlas_schema, show_command, with_pictures
 from .files import NpyFile, ParquetFile, RowsFile
 from .rows import SCHEMAS, describe_rows
 
@@ -117,7 +117,7 @@ def _export(
 ) -> dict[str, Any]:
     """Write the rows of one modality; return what was written."""
     targets = cache.targets(place.modality, place.teacher)
-    nearby = Nearby(cache, place) if config.format == "atlas" else None
+    nearby = NeighborColumn(cache, place) if config.format == "atlas" else None
     if nearby is not None and nearby.is_slow:
         command = build_command(cache, place)
         progress.say(f"comparing all rows with all takes long; {command} first makes it quick")

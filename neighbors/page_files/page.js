@@ -5,13 +5,13 @@
   const read = (id) => JSON.parse(byId(id).textContent);
   const items = read("items");
   const pictures = read("pictures");
-  const strips = [...document.querySelectorAll(".strip")];
+  const groups = [...document.querySelectorAll(".group")];
   document.documentElement.classList.add("is-scripted");
 
   // Pictures stand in the file once; a row gets its own when it comes near the window.
 
-  const fill = (strip) => {
-    for (const image of strip.querySelectorAll("img:not([src])")) {
+  const fill = (group) => {
+    for (const image of group.querySelectorAll("img:not([src])")) {
       image.decoding = "async";
       image.src = pictures[image.dataset.picture];
     }
@@ -26,28 +26,28 @@
     },
     { rootMargin: "100% 0px" },
   );
-  for (const strip of strips) near.observe(strip);
-  addEventListener("beforeprint", () => strips.forEach(fill));
+  for (const group of groups) near.observe(group);
+  addEventListener("beforeprint", () => groups.forEach(fill));
 
   // Keyboard: one tab stop a row; arrows move within it and between rows.
 
-  const cardsOf = (strip) => [...strip.querySelectorAll(".card")];
+  const cardsOf = (group) => [...group.querySelectorAll(".card")];
 
   const neighborOf = (card, key) => {
-    const strip = card.closest(".strip");
-    const cards = cardsOf(strip);
+    const group = card.closest(".group");
+    const cards = cardsOf(group);
     const at = cards.indexOf(card);
     if (key === "ArrowRight") return cards[at + 1];
     if (key === "ArrowLeft") return cards[at - 1];
     if (key === "Home") return cards[0];
     if (key === "End") return cards.at(-1);
-    const shown = strips.filter((other) => !other.hidden);
-    const there = shown[shown.indexOf(strip) + (key === "ArrowDown" ? 1 : -1)];
+    const shown = groups.filter((other) => !other.hidden);
+    const there = shown[shown.indexOf(group) + (key === "ArrowDown" ? 1 : -1)];
     return there && (cardsOf(there)[at] ?? cardsOf(there).at(-1));
   };
 
   const stand = (card) => {
-    for (const other of cardsOf(card.closest(".strip"))) other.tabIndex = other === card ? 0 : -1;
+    for (const other of cardsOf(card.closest(".group"))) other.tabIndex = other === card ? 0 : -1;
     card.focus({ preventScroll: true });
     card.scrollIntoView({ block: "nearest", inline: "nearest" });
   };
@@ -137,13 +137,13 @@
   filter.addEventListener("input", () => {
     const word = filter.value.trim().toLocaleLowerCase();
     let count = 0;
-    for (const strip of strips) {
+    for (const group of groups) {
       const fits =
-        !word || cardsOf(strip).some((card) => texts[card.dataset.item].includes(word));
-      strip.hidden = !fits;
+        !word || cardsOf(group).some((card) => texts[card.dataset.item].includes(word));
+      group.hidden = !fits;
       count += fits;
     }
     const shown = count.toLocaleString("en");
-    byId("count").textContent = word ? `${shown} of ${strips.length.toLocaleString("en")} rows` : "";
+    byId("count").textContent = word ? `${shown} of ${groups.length.toLocaleString("en")} rows` : "";
   });
 })();

@@ -16,7 +16,7 @@ from kit.looks import build_cache, image_item, keys_of, report_of, text_item
 from PIL import Image
 
 from siglip2_cache.neighbors.page import write_page
-from siglip2_cache.neighbors.report import Caption, Item, Strip
+from siglip2_cache.neighbors.report import Caption, Group, Item
 
 HOSTILE = (
     "</script><script>window.hit = 1</script><img src='http://127.0.0.1:9/' onerror='hit = 1'>"
@@ -24,8 +24,8 @@ HOSTILE = (
 NUM_IMAGES = 30
 FOCUSED = "document.activeElement"
 CARD_AT = (
-    f"(c => [[...document.querySelectorAll('.strip')].indexOf(c.closest('.strip')), "
-    f"[...c.closest('.strip').querySelectorAll('.card')].indexOf(c)])({FOCUSED})"
+    f"(c => [[...document.querySelectorAll('.group')].indexOf(c.closest('.group')), "
+    f"[...c.closest('.group').querySelectorAll('.card')].indexOf(c)])({FOCUSED})"
 )
 
 
@@ -66,14 +66,14 @@ def html(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     texts = [text_item(text, "en", row=i, cosine=0.1 - 0.02 * i) for i, text in enumerate("abc")]
     german = (Caption("ein Bild", "de"),)
-    strips = [
-        Strip(query=text_item(HOSTILE, "en"), items=found(1)),
-        Strip(query=image_item(cache, rows[9], view=1, captions=german), items=(*texts,)),
-        Strip(query=None, heading="cluster 1: 3 images", items=found(0)[:3]),
-        Strip(query=image_item(cache, rows[3]), items=()),
-        *(Strip(query=image_item(cache, row), items=found(row)) for row in rows),
+    groups = [
+        Group(query=text_item(HOSTILE, "en"), items=found(1)),
+        Group(query=image_item(cache, rows[9], view=1, captions=german), items=(*texts,)),
+        Group(query=None, heading="cluster 1: 3 images", items=found(0)[:3]),
+        Group(query=image_item(cache, rows[3]), items=()),
+        *(Group(query=image_item(cache, row), items=found(row)) for row in rows),
     ]
-    write_page(report_of(cache, *strips), cache, root / "page.html")
+    write_page(report_of(cache, *groups), cache, root / "page.html")
     return root / "page.html"
 
 
@@ -104,8 +104,8 @@ def show_all(page: Page) -> None:
     """Scroll through the whole page, as a reader would, until every picture has been decoded."""
     page.evaluate(
         """(async () => {
-            for (const strip of document.querySelectorAll(".strip")) {
-                strip.scrollIntoView();
+            for (const group of document.querySelectorAll(".group")) {
+                group.scrollIntoView();
                 await new Promise(requestAnimationFrame);
             }
             for (let tries = 0; document.querySelector("img[data-picture]:not([src])"); tries++) {
@@ -142,8 +142,8 @@ def test_every_thumbnail_is_decoded_and_has_a_text(page: Page) -> None:
 
 def test_far_rows_wait_with_their_pictures_until_they_come_near(page: Page) -> None:
     page.evaluate("new Promise(done => setTimeout(done, 200))")
-    assert page.evaluate("document.querySelectorAll('.strip:last-child img[src]').length") == 0
-    assert page.evaluate("document.querySelectorAll('.strip:first-child img[src]').length") > 10
+    assert page.evaluate("document.querySelectorAll('.group:last-child img[src]').length") == 0
+    assert page.evaluate("document.querySelectorAll('.group:first-child img[src]').length") > 10
 
 
 def test_a_caption_that_is_a_script_is_text(page: Page) -> None:
@@ -194,7 +194,7 @@ def test_tab_visits_each_row_once_and_arrows_move_within_and_between_rows(page: 
     page.press("ArrowRight", "Tab")
     assert page.evaluate(CARD_AT) == [5, 0]
     page.evaluate(
-        "document.querySelectorAll('.strip')[4].querySelector('[tabindex=\"0\"]').focus()"
+        "document.querySelectorAll('.group')[4].querySelector('[tabindex=\"0\"]').focus()"
     )
     assert page.evaluate(CARD_AT) == [4, 1]  # where the reader left the row
 
@@ -228,17 +228,17 @@ def test_enter_opens_the_details_and_escape_goes_back(page: Page, shots: Path) -
 
 
 def test_what_is_missing_says_why_in_its_details(page: Page) -> None:
-    page.evaluate("[...document.querySelectorAll('.strip .tile.none')][0].closest('.card').click()")
+    page.evaluate("[...document.querySelectorAll('.group .tile.none')][0].closest('.card').click()")
     assert page.evaluate("document.getElementById('detail-picture').hidden")
     reason = page.evaluate("document.getElementById('detail-reason').textContent")
     assert reason == "rejected by tiny: empty: 0 bytes"
 
 
 def test_the_filter_leaves_the_rows_in_which_a_key_or_a_caption_matches(page: Page) -> None:
-    shown = "[...document.querySelectorAll('.strip:not([hidden])')].length"
+    shown = "[...document.querySelectorAll('.group:not([hidden])')].length"
     page.evaluate("document.getElementById('filter').focus()")
     page.type("قطة")
-    num_rows = page.evaluate("document.querySelectorAll('.strip').length")
+    num_rows = page.evaluate("document.querySelectorAll('.group').length")
     num_shown = page.evaluate(shown)
     assert 1 < num_shown < num_rows
     assert page.evaluate("document.getElementById('count').textContent") == (
@@ -263,7 +263,7 @@ CONTRASTS = """(() => {
     };
     const names = ["h1", ".where", ".teacher", ".summary li", ".keys", ".cosine", ".role", ".caption",
         ".name", ".lang", ".caption .lang", ".remark", ".remark.fault", ".quote", ".none .reason",
-        ".strip h2:not(.unseen)", "p.empty", "#filter"];
+        ".group h2:not(.unseen)", "p.empty", "#filter"];
     return names.map(name => {
         const element = document.querySelector(name);
         const pair = [parse(getComputedStyle(element).color), ground(element)].map(light);
@@ -310,12 +310,12 @@ def test_a_page_of_200_queries_and_20_neighbors_each_opens_at_once(
         Item(kind="image", row=i, key=f"{i:04d}", captions=(Caption(f"scene {i}"),), cosine=0.5)
         for i in range(4000)
     ]
-    strips = [
-        Strip(query=items[20 * i], items=tuple(items[20 * i : 20 * i + 20])) for i in range(200)
+    groups = [
+        Group(query=items[20 * i], items=tuple(items[20 * i : 20 * i + 20])) for i in range(200)
     ]
     path = tmp_path / "page.html"
     started = time.monotonic()
-    write_page(report_of(cache, *strips), cache, path)
+    write_page(report_of(cache, *groups), cache, path)
     written_s = time.monotonic() - started
     tab.events.clear()
     tab.look()

@@ -7,7 +7,7 @@ import polars as pl
 
 from kit.fakes import FakeTeacher, SilentProgress, config_of
 from siglip2_cache import open_cache
-from siglip2_cache.neighbors.report import Caption, Item, Report, Strip
+from siglip2_cache.neighbors.report import Caption, Group, Item, Report
 from siglip2_cache.precompute.build import build
 from siglip2_cache.store.cache import Cache
 
@@ -41,8 +41,8 @@ def text_item(text: str, lang: str | None = None, **more: Any) -> Item:
     return Item(kind="text", captions=(Caption(text, lang),), **more)
 
 
-def report_of(cache: Cache, *strips: Strip, **more: Any) -> Report:
-    """Return a report of some strips."""
+def report_of(cache: Cache, *groups: Group, **more: Any) -> Report:
+    """Return a report of some groups."""
     more.setdefault("title", "Neighbors")
     more.setdefault("summary", ("2 queries among 6 images, exact",))
-    return Report(cache=cache.root, teachers=cache.teachers, strips=strips, **more)
+    return Report(cache=cache.root, teachers=cache.teachers, groups=groups, **more)

@@ -22,8 +22,8 @@ from siglip2_cache.store.targets import blocks as scan
 
 def test_a_copy_is_found_by_its_bytes_a_jpeg_and_a_mirrored_one_by_embedding(planted: Path) -> None:
     found = find_duplicates(DuplicatesConfig(cache=planted, teacher="first"))
-    [strip] = found.strips
-    by_key = {item.key: item for item in strip.items}
+    [group] = found.groups
+    by_key = {item.key: item for item in group.items}
     assert list(by_key) == ["p00", "copy", "again", "mirrored"]
     assert by_key["copy"].remarks == ("same bytes",)
     assert by_key["copy"].cosine == 1.0
@@ -39,7 +39,7 @@ def test_a_copy_is_found_by_its_bytes_a_jpeg_and_a_mirrored_one_by_embedding(pla
 
 def test_equal_bytes_belong_together_whatever_the_limit(planted: Path) -> None:
     found = find_duplicates(DuplicatesConfig(cache=planted, teacher="second", above=1))
-    assert [[item.key for item in strip.items] for strip in found.strips] == [["p00", "copy"]]
+    assert [[item.key for item in group.items] for group in found.groups] == [["p00", "copy"]]
 
 
 def test_json_holds_the_counts_and_the_clusters(planted: Path) -> None:
@@ -52,8 +52,8 @@ def test_json_holds_the_counts_and_the_clusters(planted: Path) -> None:
 
 def test_a_teacher_that_finds_everything_alike_is_told_of(planted: Path) -> None:
     found = find_duplicates(DuplicatesConfig(cache=planted, teacher="first", above=-1, members=3))
-    assert [len(strip.items) for strip in found.strips] == [3]
-    assert found.strips[0].heading == "cluster 1: 15 images; cosines are to the first; 3 are shown"
+    assert [len(group.items) for group in found.groups] == [3]
+    assert found.groups[0].heading == "cluster 1: 15 images; cosines are to the first; 3 are shown"
     assert found.summary[-1].startswith(
         "one cluster holds 15: first cannot tell most of these apart"
     )
@@ -86,7 +86,7 @@ def test_pairs_do_not_depend_on_blocks(
     parts = np.concatenate(list(near_pairs(targets, rows, 0.1)))
     assert sorted(map(tuple, parts.tolist())) == sorted(map(tuple, whole.tolist()))
     found = find_duplicates(DuplicatesConfig(cache=planted, teacher="first"))
-    assert [strip.values["size"] for strip in found.strips] == [4]
+    assert [group.values["size"] for group in found.groups] == [4]
 
 
 def test_duplicates_are_those_of_the_view_asked_for(planted: Path) -> None:
@@ -150,9 +150,9 @@ def test_no_member_is_further_from_the_first_than_was_asked_for(
 ) -> None:
     config = DuplicatesConfig(cache=planted, teacher="first", above=above, members=None)
     found = find_duplicates(config)
-    assert found.strips
-    for strip in found.strips:
-        assert all(item.cosine is not None and item.cosine >= above for item in strip.items)
+    assert found.groups
+    for group in found.groups:
+        assert all(item.cosine is not None and item.cosine >= above for item in group.items)
 
 
 def test_a_row_that_is_near_a_member_alone_stands_in_no_cluster_and_is_counted() -> None:
@@ -166,7 +166,7 @@ def test_texts_that_are_nearly_the_same_are_found_too(planted: Path) -> None:
     found = find_duplicates(
         DuplicatesConfig(cache=planted, teacher="first", among="texts", above=-1)
     )
-    assert found.strips[0].values == {"size": open_cache(planted).num_texts}
+    assert found.groups[0].values == {"size": open_cache(planted).num_texts}
 
 
 @pytest.mark.parametrize("name", ["limit", "members"])

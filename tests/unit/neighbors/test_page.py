@@ -17,7 +17,7 @@ from PIL import Image
 
 from siglip2_cache.errors import CacheError, DiskFullError, SettingError
 from siglip2_cache.neighbors.page import refuse_unwritable, render_page, write_page
-from siglip2_cache.neighbors.report import Caption, Item, Report, Strip
+from siglip2_cache.neighbors.report import Caption, Group, Item, Report
 from siglip2_cache.neighbors.thumbnails import Picture, Thumbnail
 
 HOSTILE = (
@@ -71,14 +71,14 @@ def image(row: int, cosine: float | None = None, **more: Any) -> Item:
     return Item(kind="image", row=row, cosine=cosine, **more)
 
 
-def report(*strips: Strip, **more: Any) -> Report:
+def report(*groups: Group, **more: Any) -> Report:
     told: dict[str, Any] = {"title": "Neighbors", "teachers": ("tiny",), "summary": ("2 queries",)}
-    return Report(cache=Path("/data/photos"), strips=strips, **(told | more))
+    return Report(cache=Path("/data/photos"), groups=groups, **(told | more))
 
 
 def render(found: Report, thumbnails: dict[Picture, Thumbnail] | None = None) -> str:
     if thumbnails is None:
-        items = [item for strip in found.strips for item in (strip.query, *strip.items) if item]
+        items = [item for group in found.groups for item in (group.query, *group.items) if item]
         thumbnails = {(item.row, item.view): picture(item.row) for item in items if item.row}
     return "".join(render_page(found, thumbnails))
 
@@ -86,8 +86,8 @@ def render(found: Report, thumbnails: dict[Picture, Thumbnail] | None = None) ->
 def test_nothing_of_a_corpus_is_ever_markup() -> None:
     captions = (Caption(HOSTILE, HOSTILE), Caption("plain", "en"))
     file = Path(f"/home/{HOSTILE.replace('/', '').replace(chr(0), '')}.png")
-    strips = (
-        Strip(
+    groups = (
+        Group(
             query=image(1, key=HOSTILE, captions=captions),
             items=(
                 image(2, 0.5, key=HOSTILE, captions=captions, remarks=(HOSTILE,)),
@@ -95,9 +95,9 @@ def test_nothing_of_a_corpus_is_ever_markup() -> None:
                 image(4, 0.1, key=HOSTILE, captions=captions),
             ),
         ),
-        Strip(query=Item(kind="image", file=file), items=(), heading=HOSTILE),
+        Group(query=Item(kind="image", file=file), items=(), heading=HOSTILE),
     )
-    found = report(*strips, title=HOSTILE, teachers=(HOSTILE,), summary=(HOSTILE,))
+    found = report(*groups, title=HOSTILE, teachers=(HOSTILE,), summary=(HOSTILE,))
     fault = Thumbnail(state="unreadable", reason=HOSTILE)
     pictures: dict[Picture, Thumbnail] = {(1, 0): picture(), (2, 0): picture()}
     page = Parsed(render(found, {**pictures, (4, 0): fault, file: fault}))
@@ -112,19 +112,19 @@ def test_nothing_of_a_corpus_is_ever_markup() -> None:
 
 
 def test_a_json_block_holds_no_character_that_could_end_it_or_its_line() -> None:
-    html = render(report(Strip(query=image(1, captions=(Caption(HOSTILE),)), items=())))
+    html = render(report(Group(query=image(1, captions=(Caption(HOSTILE),)), items=())))
     [block] = [text for _, name, text in Parsed(html).raw if name == "items"]
     assert not {"<", ">", "&", "\u2028", "\u2029"} & set(block)
 
 
 def test_a_picture_stands_in_the_file_once_however_often_it_is_shown() -> None:
-    strips = [Strip(query=image(1), items=(image(2, 0.9), image(3, 0.8), image(1, 0.7)))] * 5
+    groups = [Group(query=image(1), items=(image(2, 0.9), image(3, 0.8), image(1, 0.7)))] * 5
     thumbnails: dict[Picture, Thumbnail] = {
         (1, 0): picture(1),
         (2, 0): picture(2),
         (3, 0): picture(2),  # a copy of it under another key
     }
-    html = render(report(*strips), thumbnails)
+    html = render(report(*groups), thumbnails)
     page = Parsed(html)
     assert html.count("data:image/webp;base64,") == 2
     shown = [attrs["data-picture"] for attrs in page.of("img") if "data-picture" in attrs]
@@ -136,8 +136,8 @@ def test_a_picture_stands_in_the_file_once_however_often_it_is_shown() -> None:
 
 def test_a_long_caption_is_cut_on_its_cards_and_whole_in_the_table() -> None:
     text = "wort " * 2000
-    strips = [Strip(query=None, items=(image(1, captions=(Caption(text, "de"),)),))] * 20
-    html = render(report(*strips))
+    groups = [Group(query=None, items=(image(1, captions=(Caption(text, "de"),)),))] * 20
+    html = render(report(*groups))
     page = Parsed(html)
     assert page.table("items")[0]["captions"] == [[text, "de"]]
     assert len(html) - len(text) < 80_000
@@ -148,7 +148,7 @@ def test_a_long_caption_is_cut_on_its_cards_and_whole_in_the_table() -> None:
 
 
 def test_the_policy_lets_only_this_style_and_this_script_run() -> None:
-    html = render(report(Strip(query=image(1), items=(image(2, 0.5),))))
+    html = render(report(Group(query=image(1), items=(image(2, 0.5),))))
     page = Parsed(html)
     [policy] = [a["content"] for a in page.of("meta") if "http-equiv" in a]
     assert policy is not None
@@ -163,36 +163,36 @@ def test_the_policy_lets_only_this_style_and_this_script_run() -> None:
 
 
 def test_every_image_has_a_text_in_its_place() -> None:
-    strip = Strip(
+    group = Group(
         query=image(1, captions=(Caption("a cat", "en"), Caption("eine Katze", "de"))),
         items=(image(2, 0.5),),
     )
-    shown = [a for a in Parsed(render(report(strip))).of("img") if "data-picture" in a]
+    shown = [a for a in Parsed(render(report(group))).of("img") if "data-picture" in a]
     assert [a["alt"] for a in shown] == ["a cat", "photos/0002"]
     assert [a.get("lang") for a in shown] == ["en", None]
 
 
 def test_a_row_has_one_tab_stop() -> None:
-    strips = (
-        Strip(query=image(1), items=(image(2, 0.5), image(3, 0.4))),
-        Strip(query=None, items=(image(2), image(3)), heading="cluster 1"),
+    groups = (
+        Group(query=image(1), items=(image(2, 0.5), image(3, 0.4))),
+        Group(query=None, items=(image(2), image(3)), heading="cluster 1"),
     )
-    cards = Parsed(render(report(*strips))).of("button", "card")
+    cards = Parsed(render(report(*groups))).of("button", "card")
     assert [card["tabindex"] for card in cards] == ["0", "-1", "-1", "0", "-1"]
 
 
 def test_a_cosine_has_a_bar_relative_to_the_largest_of_its_row() -> None:
     cosines = (0.8, 0.4, 0.0, -0.25)
-    strip = Strip(query=image(1), items=tuple(image(2 + i, c) for i, c in enumerate(cosines)))
-    page = Parsed(render(report(strip)))
+    group = Group(query=image(1), items=tuple(image(2 + i, c) for i, c in enumerate(cosines)))
+    page = Parsed(render(report(group)))
     assert [a["width"] for a in page.of("rect", "value")] == ["100", "50", "0", "0"]
     for text in ("0.8000", "0.4000", "0.0000", "\N{MINUS SIGN}0.2500"):
         assert text in page.text.split()
 
 
 def test_a_row_of_negative_cosines_has_no_bars() -> None:
-    strip = Strip(query=image(1), items=(image(2, -0.1), image(3, float("nan"))))
-    page = Parsed(render(report(strip)))
+    group = Group(query=image(1), items=(image(2, -0.1), image(3, float("nan"))))
+    page = Parsed(render(report(group)))
     assert [a["width"] for a in page.of("rect", "value")] == ["0", "0"]
 
 
@@ -203,8 +203,8 @@ def test_pictures_that_are_not_sound_say_so_and_are_counted() -> None:
         (3, 0): Thumbnail(state="unreadable", reason="no such file"),
         (4, 0): Thumbnail(data=picture().data, state="changed", reason="the file changed since"),
     }
-    strip = Strip(query=image(1), items=tuple(image(row, 0.5) for row in (2, 3, 4)))
-    page = Parsed(render(report(strip), thumbnails))
+    group = Group(query=image(1), items=tuple(image(row, 0.5) for row in (2, 3, 4)))
+    page = Parsed(render(report(group), thumbnails))
     words = " ".join(page.text.split())
     assert "no picture rejected by tiny: empty: 0 bytes" in words
     assert "no picture no such file" in words
@@ -216,15 +216,15 @@ def test_pictures_that_are_not_sound_say_so_and_are_counted() -> None:
 
 
 def test_captions_carry_their_language_and_find_their_own_direction() -> None:
-    strip = Strip(query=text_item("صورة قطة", "ar"), items=(image(1, 0.1),))
-    page = Parsed(render(report(strip)))
+    group = Group(query=text_item("صورة قطة", "ar"), items=(image(1, 0.1),))
+    page = Parsed(render(report(group)))
     assert {"dir": "auto", "lang": "ar"} in page.of("span")
     assert "Row 1: صورة قطة" in page.text
 
 
 def test_a_report_of_nothing_says_so() -> None:
     assert "Nothing was found." in render(report())
-    assert "Nothing was found." in render(report(Strip(query=image(1), items=())))
+    assert "Nothing was found." in render(report(Group(query=image(1), items=())))
 
 
 # -- writing
@@ -233,10 +233,10 @@ def test_a_report_of_nothing_says_so() -> None:
 def test_a_page_is_written_whole_from_a_cache(tiny_checkpoint: Path, tmp_path: Path) -> None:
     corpus = write_folder_corpus(tmp_path / "corpus", 4)
     cache = build_cache(corpus, tmp_path / "cache", tiny_checkpoint)
-    strip = Strip(query=image_item(cache, 0), items=(image_item(cache, 3, 0.5),))
+    group = Group(query=image_item(cache, 0), items=(image_item(cache, 3, 0.5),))
     path = tmp_path / "page.html"
     path.write_text("an earlier page")
-    write_page(report_of(cache, strip), cache, path)
+    write_page(report_of(cache, group), cache, path)
     page = Parsed(path.read_text("utf-8"))
     assert len(page.table("pictures")) == 2
     assert "Picture 0" in page.text
@@ -308,7 +308,7 @@ def test_names_that_are_not_utf_8_do_not_break_the_page(
     file = tmp_path / os.fsdecode(b"caf\xe9.png")
     Image.new("RGB", (9, 9)).save(tmp_path / "plain.png")
     os.rename(tmp_path / "plain.png", file)
-    strip = Strip(query=Item(kind="image", file=file), items=(image_item(cache, 1, 0.5),))
-    write_page(report_of(cache, strip), cache, tmp_path / "page.html")
+    group = Group(query=Item(kind="image", file=file), items=(image_item(cache, 1, 0.5),))
+    write_page(report_of(cache, group), cache, tmp_path / "page.html")
     page = Parsed((tmp_path / "page.html").read_text("utf-8"))
     assert page.table("items")[0]["name"] == "caf\\udce9.png"

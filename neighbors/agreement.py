@@ -14,16 +14,16 @@ from ..errors import SettingError
 from ..store.cache import Cache
 from ..store.format.layout import Modality
 from ..store.search.exact import Neighbors, exact_neighbors, has_direction
+from .config import ReportConfig
 from .items import image_items, items_of
-from .nearest import LookConfig
-from .report import Item, Report, Strip
+from .report import Group, Item, Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AgainstConfig(LookConfig):
+class AgreementConfig(ReportConfig):
     """Whom to compare, and how much is shown."""
 
-    against: str
+    other_teacher: str
     """Name of the other teacher."""
 
     sample: int = 1000
@@ -33,8 +33,8 @@ class AgainstConfig(LookConfig):
     """Images shown, those of least overlap first."""
 
 
-def compare_teachers(
-    config: AgainstConfig, *, on_rows: Callable[[int], None] | None = None
+def find_disagreements(
+    config: AgreementConfig, *, on_rows: Callable[[int], None] | None = None
 ) -> Report:
     """Return how many of an image's k nearest two teachers share, and the images where it is fewest.
 
@@ -44,7 +44,7 @@ def compare_teachers(
         SettingError: a teacher or the view cannot be used, or they have too little in common.
     """
     cache, first = config.open()
-    second = cache.teacher(config.against).name
+    second = cache.teacher(config.other_teacher).name
     if first == second:
         raise SettingError(
             f"--against {second!r} is the teacher itself; name another of {cache.root}"
@@ -94,7 +94,7 @@ def compare_teachers(
             f"overlap@{k} {mean:.4f} (by chance {chance:.4f}); {int((shared_S == 0).sum()):,} images "
             f"share none; shown: the {len(worst):,} of least overlap",
         ),
-        strips=tuple(_strips(config, cache, chosen, found, shared_S, worst, k)),
+        groups=tuple(_groups(config, cache, chosen, found, shared_S, worst, k)),
         values={
             "images": len(chosen),
             config.among + "_searched": len(rows),
@@ -102,7 +102,7 @@ def compare_teachers(
             "overlap": mean,
             "overlap_by_chance": chance,
         },
-        strips_name="least_overlap",
+        groups_name="least_overlap",
     )
 
 
@@ -116,16 +116,16 @@ def _num_shared(one_SK: NDArray[np.int64], other_SK: NDArray[np.int64]) -> NDArr
     return ((both[:, 1:] == both[:, :-1]) & (both[:, 1:] >= 0)).sum(axis=1)
 
 
-def _strips(
-    config: AgainstConfig,
+def _groups(
+    config: AgreementConfig,
     cache: Cache,
     chosen: NDArray[np.int64],
     found: dict[str, Neighbors],
     shared_S: NDArray[np.int64],
     worst: NDArray[np.int64],
     k: int,
-) -> Iterator[Strip]:
-    """Yield two strips an image, one a teacher."""
+) -> Iterator[Group]:
+    """Yield two groups an image, one a teacher."""
     queries = image_items(cache, chosen[worst].tolist(), view=config.view)
     near = {
         row for each in found.values() for row in each.rows_QK[worst].ravel().tolist() if row >= 0
@@ -135,7 +135,7 @@ def _strips(
         sets = [set(each.rows_QK[at].tolist()) for each in found.values()]
         both = sets[0] & sets[1]
         for name, each in found.items():
-            yield Strip(
+            yield Group(
                 query=queries[int(chosen[at])],
                 items=tuple(_near(items, each, at, both)),
                 heading=f"{name}: {shared_S[at]} of {k} shared",
