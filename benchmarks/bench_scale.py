@@ -46,7 +46,7 @@ from siglip2_cache.precompute.sources.base import Caption
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.transaction import Transaction
 from siglip2_cache.store.format.views import ViewPolicy
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 KIT = Path(__file__).resolve().parents[1] / "tests" / "kit"
 sys.path.insert(0, str(KIT.parent))
@@ -198,7 +198,7 @@ class GeneratedTars:
 
 def plan(folder: Path, num_samples: int, num_views: int) -> dict[str, float]:
     """Scan, keep and freeze generated samples; return seconds, bytes a sample and the peak of memory."""
-    files = LocalFiles(folder)
+    files = LocalStorage(folder)
     transaction = Transaction(files, layout.CACHE_RECORD)
     with Scratch(folder=folder) as scratch:
         freezer = Freezer(
@@ -265,7 +265,7 @@ def tar_rate(folder: Path, num_samples: int) -> float:
     source = open_source(folder)
     assert sum(1 for _ in scan(source)) == num_samples  # the page cache is warm
     started = time.process_time()
-    for _ in Scanner(LocalFiles(folder / "none"), keeps=False).frames(source):
+    for _ in Scanner(LocalStorage(folder / "none"), keeps=False).frames(source):
         pass
     return num_samples / (time.process_time() - started)
 

@@ -27,7 +27,7 @@ from siglip2_cache.precompute.config import BuildConfig  # noqa: E402
 from siglip2_cache.precompute.planning.plan import make_plan  # noqa: E402
 from siglip2_cache.store.describe import describe  # noqa: E402
 from siglip2_cache.store.format.layout import IndexPlace  # noqa: E402
-from siglip2_cache.store.io.local import LocalFiles  # noqa: E402
+from siglip2_cache.store.io.local import LocalStorage  # noqa: E402
 from siglip2_cache.store.search.index_build import build_index  # noqa: E402
 from siglip2_cache.store.verify.verify import verify_cache  # noqa: E402
 
@@ -96,7 +96,7 @@ def retry(folder: Path) -> None:
 def append(folder: Path) -> None:
     """As the plan of a build that finds eight pictures more."""
     write_folder_corpus(folder / "corpus", SHARD_ROWS, first=SHARD_ROWS)
-    found = make_plan(_config(folder).plan, LocalFiles(folder / "cache"))
+    found = make_plan(_config(folder).plan, LocalStorage(folder / "cache"))
     assert found.was_scanned
     assert found.findings.num_gone > 0
 

@@ -13,14 +13,14 @@ from siglip2_cache.store.format.layout import MODALITIES
 from siglip2_cache.store.format.shard import ArrayLayout, encode_shard
 from siglip2_cache.store.format.transaction import Transaction
 from siglip2_cache.store.format.views import ViewPolicy
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 TEACHER = "bench"
 
 
 def write_cache(root: Path, rows: NDArray[np.float16], shard_rows: int) -> Any:
     """Write a cache with these image targets and no catalog tables, by the store's own commits."""
-    files = LocalFiles(root)
+    files = LocalStorage(root)
     none = {"first": 0, "count": 0}
     Transaction(files, layout.CACHE_RECORD).commit(
         {

@@ -21,7 +21,7 @@ from rich.console import Console
 from ..errors import SettingError, first_line
 from ..formatting import format_bytes, format_seconds
 from ..store.io.foreign_files import is_stray
-from ..store.io.local import LocalFiles
+from ..store.io.local import LocalStorage
 from . import corpus
 from .picture import draw_picture
 from .result import (
@@ -183,7 +183,7 @@ def _do(step: Step, run: Run, console: Console) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    files, partial = LocalFiles(path.parent), f"{path.name}.partial"
+    files, partial = LocalStorage(path.parent), f"{path.name}.partial"
     files.write(partial, text.encode())
     files.rename(partial, path.name)
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from upath import UPath
 
 from ..errors import first_line
-from ..store.io.location import Location, read_bytes, status_of
+from ..store.io.location import Location
 from ..store.io.range_file import RangeFile, open_ranges
+from ..store.io.requests import read_bytes, status_of
 from .tar_header import BLOCK, REGULAR_KINDS, parse_header
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from ..store.format.layout import MODALITIES, Modality
 from ..store.format.manifest import TeacherRecord
 from ..store.format.transaction import clear_garbage
 from ..store.io.location import parse_location
-from ..store.io.storage import open_files
+from ..store.io.storage import open_storage
 from .config import BuildConfig, BuildSummary
 from .estimate.disk import refuse_small_disk
 from .executor.driver import Account, Engine, compare_provenance
@@ -64,7 +64,7 @@ class _Build:
         self, config: BuildConfig, progress: Progress, make_teacher: TeacherFactory
     ) -> None:
         self._config, self._progress, self._make_teacher = config, progress, make_teacher
-        self._files = open_files(parse_location(config.cache))
+        self._files = open_storage(parse_location(config.cache))
         self._loaded: Teacher | None = None
         self._beginning = Beginning(config, self._files, progress.say, self._teacher)
 

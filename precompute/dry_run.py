@@ -12,7 +12,7 @@ from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.format.layout import MODALITIES, Modality
 from ..store.format.shard import ArrayLayout
 from ..store.io.location import Location, join, parse_location
-from ..store.io.storage import open_files
+from ..store.io.storage import open_storage
 from .config import BuildConfig
 from .estimate.disk import unit_bytes
 from .planning.part_writer import Findings
@@ -65,7 +65,7 @@ def estimate(
     """
     checkpoint = resolve_checkpoint(config.teacher, revision=config.revision)
     checkpoint = config.choices.of(checkpoint)
-    files = open_files(parse_location(config.cache))
+    files = open_storage(parse_location(config.cache))
     plan = make_plan(config.plan, files, is_dry_run=True)
     new = {"image": plan.findings.num_samples, "text": plan.findings.num_texts}
     spans: dict[Modality, list[int]] = {m: _unit_sizes(new[m], plan.shard_rows) for m in MODALITIES}
@@ -206,7 +206,7 @@ def _first_samples(
 ) -> tuple[list[ImageRef], list[str]]:
     from ..store.format.views import draw_view
 
-    cache = open_if_planned(open_files(parse_location(config.cache)), config.plan.corpus_roots)
+    cache = open_if_planned(open_storage(parse_location(config.cache)), config.plan.corpus_roots)
     refs: list[ImageRef] = []
     captions: dict[str, None] = {}
     for _, source in name_sources(config.plan, cache):

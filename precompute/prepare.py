@@ -9,7 +9,7 @@ from ..siglip import Checkpoint, resolve_compute_dtype, resolve_device
 from ..store.cache import Cache
 from ..store.format import layout
 from ..store.format.manifest import TeacherRecord
-from ..store.io.storage import Files
+from ..store.io.storage import Storage
 from .config import BuildConfig
 from .estimate.disk import refuse_small_disk
 from .planning.plan import Plan, find_plan, make_plan, standing_plan
@@ -25,7 +25,7 @@ class Beginning:
     def __init__(
         self,
         config: BuildConfig,
-        files: Files,
+        files: Storage,
         say: Callable[[str], None],
         load: Callable[[Checkpoint, str], Teacher],
     ) -> None:

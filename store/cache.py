@@ -25,9 +25,8 @@ from .format.manifest import (
 )
 from .format.views import ViewPolicy
 from .io.download_cache import LocalCopies
-from .io.local import LocalFiles
 from .io.location import Location, is_url, join, parse_location, relative_to
-from .io.storage import open_files
+from .io.storage import open_storage
 from .targets.attempts import fetch_unit_file
 from .targets.targets import Targets
 
@@ -69,7 +68,8 @@ class Cache:
         copies: LocalCopies | None = None,
     ) -> None:
         self.root = root
-        self.files = open_files(root, copies)
+        self._copies = copies
+        self.files = open_storage(root, copies)
         self.corpus_roots = dict(corpus_roots)
         self.manifest: Manifest = read_manifest(self.files)
         self.teacher_records: dict[str, TeacherRecord] = read_teachers(self.files)
@@ -82,8 +82,7 @@ class Cache:
 
     def renewed(self) -> "Cache":
         """Return the cache as it is now. Records of units that were read are not read again."""
-        copies = None if isinstance(self.files, LocalFiles) else self.files.copies
-        now = Cache(self.root, corpus_roots=self.corpus_roots, copies=copies)
+        now = Cache(self.root, corpus_roots=self.corpus_roots, copies=self._copies)
         now._known = {**self._known, **self._commits}
         return now
 

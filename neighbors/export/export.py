@@ -14,7 +14,7 @@ from ...errors import DiskFullError, SettingError
 from ...formatting import format_bytes
 from ...store.cache import Cache
 from ...store.format.layout import IndexPlace, Modality
-from ...store.io.local import LocalFiles
+from ...store.io.local import LocalStorage
 from ...store.io.location import lies_in
 from ...store.search.index_query import index_place
 from ...store.search.index_record import build_command
@@ -226,7 +226,7 @@ def _new_folder(out: Path, cache: Cache) -> Generator[Path]:
         for path in partial.iterdir():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-        files = LocalFiles(parent)
+        files = LocalStorage(parent)
         files.sync_folders(f"{partial.name}/{path.name}" for path in partial.iterdir())
         partial.rename(out)
         files.sync_folders([out.name])

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ...store.format import layout
-from ...store.io.storage import Files
+from ...store.io.storage import Storage
 from ..shares import Share
 from .unit import Job
 from .work_queue import Place
@@ -20,7 +20,7 @@ class Helper:
 
     def __init__(
         self,
-        files: Files,
+        files: Storage,
         teacher: str,
         jobs: list[Job],
         share: Share,

@@ -7,7 +7,7 @@ from ...store.format import layout
 from ...store.format.layout import MODALITIES, Modality
 from ...store.format.manifest import UnitCommit
 from ...store.format.transaction import roll_forward
-from ...store.io.storage import Files
+from ...store.io.storage import Storage
 from .unit import Job
 
 Say = Callable[[str], None]
@@ -16,7 +16,7 @@ _SHOWN = 5
 """Numbers of units that a message names."""
 
 
-def roll_forward_units(files: Files, teacher: str) -> None:
+def roll_forward_units(files: Storage, teacher: str) -> None:
     """Finish the commits of units whose process died between intent and record."""
     folder = layout.commits_folder(teacher)
     for name in files.names(folder):
@@ -76,7 +76,7 @@ def describe_missing(cache: Cache, jobs: Sequence[Job]) -> str:
     return f"{' and '.join(parts)}; start those shares again that ended early, or the whole build"
 
 
-def _is_sound(files: Files, commit: UnitCommit, say: Say) -> bool:
+def _is_sound(files: Storage, commit: UnitCommit, say: Say) -> bool:
     """Say whether the rows of a unit that are not tried again may be taken over as they are."""
     for path, described in commit.files.items():
         try:

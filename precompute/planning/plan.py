@@ -17,8 +17,9 @@ from ...store.format.records import Record, sha256_hex
 from ...store.format.transaction import Transaction, roll_forward
 from ...store.format.views import ViewPolicy
 from ...store.io.foreign_files import is_stray
-from ...store.io.location import Location, is_url, kind_of, lies_in, parse_location
-from ...store.io.storage import Files
+from ...store.io.location import Location, is_url, lies_in, parse_location
+from ...store.io.requests import kind_of
+from ...store.io.storage import Storage
 from ..sources import Source, TableColumns, open_source
 from ..sources.fields.caption_endings import SETTING as ENDINGS
 from ..sources.fields.caption_endings import parse_endings
@@ -133,7 +134,7 @@ class _Counter:
 
 def make_plan(
     config: PlanConfig,
-    files: Files,
+    files: Storage,
     *,
     is_dry_run: bool = False,
     on_scan: Callable[[], None] = lambda: None,
@@ -217,7 +218,7 @@ def make_plan(
     )
 
 
-def find_plan(config: PlanConfig, files: Files) -> Plan | None:
+def find_plan(config: PlanConfig, files: Storage) -> Plan | None:
     """Return the plan that a cache has, or None where the sources are not planned as they are now.
 
     Raises:
@@ -232,7 +233,7 @@ def find_plan(config: PlanConfig, files: Files) -> Plan | None:
     return standing_plan(cache) if is_current else None
 
 
-def open_if_planned(files: Files, corpus_roots: Mapping[str, str]) -> Cache | None:
+def open_if_planned(files: Storage, corpus_roots: Mapping[str, str]) -> Cache | None:
     """Return the cache in a folder, or None where none was planned yet.
 
     Raises:
@@ -245,7 +246,7 @@ def open_if_planned(files: Files, corpus_roots: Mapping[str, str]) -> Cache | No
         return None
 
 
-def _refuse_foreign_folder(files: Files) -> None:
+def _refuse_foreign_folder(files: Storage) -> None:
     if files.root_kind() == "file":
         raise SettingError(f"{files.root} is a file; name a folder for the cache")
     ours = (layout.CATALOG, f"{layout.CACHE_RECORD}.", ".")
@@ -258,7 +259,7 @@ def _refuse_foreign_folder(files: Files) -> None:
         )
 
 
-def _finish_interrupted(files: Files) -> None:
+def _finish_interrupted(files: Storage) -> None:
     generation = 0
     if files.root_kind() != "folder":  # nothing yet, or something else that is refused later
         return
@@ -471,7 +472,7 @@ def _refuse_shared_names(named: Sequence[tuple[str, Source]], known: Mapping[str
         places[name] = location
 
 
-def _refuse_sources_in_cache(sources: Sequence[tuple[str, Source]], files: Files) -> None:
+def _refuse_sources_in_cache(sources: Sequence[tuple[str, Source]], files: Storage) -> None:
     for _, source in sources:
         if lies_in(source.location, files.root):
             raise SettingError(

@@ -23,8 +23,8 @@ from upath import UPath
 
 from ...errors import DiskFullError
 from ...store.format import layout
-from ...store.io.parallel import map_ahead
-from ...store.io.storage import Files
+from ...store.io.parallel import map_parallel
+from ...store.io.storage import Storage
 from ..sources import Piece, Problem, Sample, Source, Unused
 
 SCAN_ROWS = 65_536
@@ -68,7 +68,7 @@ _LAST, _MORE = b"\1", b"\0"
 class Scanner:
     """Scans sources, and keeps what the pieces gave where that spares a later plan the work."""
 
-    def __init__(self, files: Files, *, keeps: bool) -> None:
+    def __init__(self, files: Storage, *, keeps: bool) -> None:
         """Args:
         files: the cache's folder.
         keeps: write scans there; False only reads those that an earlier plan kept.
@@ -122,7 +122,7 @@ class Scanner:
     ) -> Generator[tuple[Piece, Iterator[pl.DataFrame] | None]]:
         """Yield pieces in order, several of them scanned meanwhile: each with its frames, or None where they
         are not at hand: they were kept, or it is not scanned ahead."""
-        return map_ahead(
+        return map_parallel(
             partial(self._scan_one, source),
             pieces,
             num_threads=_SCANNERS,

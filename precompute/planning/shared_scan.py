@@ -19,7 +19,7 @@ from ...errors import CacheError
 from ...images.decode_worker import exit_with_parent
 from ...images.decoder import no_main_module
 from ...store.io.location import Location
-from ...store.io.storage import Files, open_files
+from ...store.io.storage import Storage, open_storage
 from ..shares import Share
 from .plan import PlanConfig, name_sources, open_if_planned
 from .scan import Scanner
@@ -36,7 +36,7 @@ _PIECES_EACH = 16
 
 def keep_scans(
     config: PlanConfig,
-    files: Files,
+    files: Storage,
     index: int,
     count: int,
     *,
@@ -59,7 +59,7 @@ def keep_scans(
 
 
 @contextlib.contextmanager
-def helping_to_plan(config: PlanConfig, files: Files, share: Share) -> Generator[None]:
+def helping_to_plan(config: PlanConfig, files: Storage, share: Share) -> Generator[None]:
     """Scan this share's pieces in a thread, as long as the body runs."""
     stopping = threading.Event()
 
@@ -76,7 +76,7 @@ def helping_to_plan(config: PlanConfig, files: Files, share: Share) -> Generator
 
 
 @contextlib.contextmanager
-def scanning_in_processes(config: PlanConfig, files: Files) -> Generator[list[BaseProcess]]:
+def scanning_in_processes(config: PlanConfig, files: Storage) -> Generator[list[BaseProcess]]:
     """Scan pieces on this machine in processes, one a spare core, as long as the body plans; there are
     none where the pieces are few. Gives the processes; each ends when its pieces are scanned."""
     context = multiprocessing.get_context("spawn")
@@ -102,7 +102,7 @@ def scanning_in_processes(config: PlanConfig, files: Files) -> Generator[list[Ba
                 process.join()
 
 
-def _num_processes(config: PlanConfig, files: Files) -> int:
+def _num_processes(config: PlanConfig, files: Storage) -> int:
     if all("://" in str(source) for source in config.sources):
         return 0  # pieces in a store are scanned by threads, and listing them again costs requests
     most = min(num_cores() - 1, _MOST_PROCESSES)
@@ -120,4 +120,4 @@ def _num_processes(config: PlanConfig, files: Files) -> int:
 def _scan_in_process(config: PlanConfig, root: Location, index: int, count: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the planner's to handle
     threading.Thread(target=exit_with_parent, daemon=True).start()
-    keep_scans(config, open_files(root), index, count, only_local=True)
+    keep_scans(config, open_storage(root), index, count, only_local=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import SourceError
 from ...store.io.location import Location
-from ...store.io.parallel import map_ahead
+from ...store.io.parallel import map_parallel
 from .base import Piece, Problem, Sample, Unused
 from .fields.caption_endings import CaptionChoice
 from .fields.caption_files import read_bytes
@@ -96,7 +96,7 @@ class FolderSource:
     ) -> Iterator[tuple[WalkedImage | WalkedTable | Problem, Description]]:
         """Yield what there is with what is said beside it; of objects, read some way ahead."""
         if is_remote(str(self.root)):
-            yield from map_ahead(self._describe, walk.run())
+            yield from map_parallel(self._describe, walk.run())
         else:
             yield from ((entry, self._describe(entry)) for entry in walk.run())
 

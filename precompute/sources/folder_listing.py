@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ...store.io.location import NAMELESS
+from ...store.io.requests import NAMELESS
 from .base import Problem, Unused
 from .fields.caption_endings import CaptionChoice
 from .fields.texts_beside import TextsBeside

@@ -10,7 +10,8 @@ from pathlib import Path
 from upath import UPath
 
 from ...errors import SourceError
-from ...store.io.location import Location, is_folder, parse_location
+from ...store.io.location import Location, parse_location
+from ...store.io.requests import is_folder
 from . import listing as paths
 
 _BRACES = re.compile(r"\{([^{}]*)\}")

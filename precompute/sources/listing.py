@@ -16,19 +16,10 @@ from typing import BinaryIO, cast
 
 from upath import UPath
 
-from ...store.io.location import (
-    Location,
-    ObjectStatus,
-    is_url,
-    join,
-    kind_of,
-    list_folder,
-    parse_location,
-    read_bytes,
-    status_of,
-)
-from ...store.io.parallel import map_ahead
+from ...store.io.location import Location, is_url, join, parse_location
+from ...store.io.parallel import map_parallel
 from ...store.io.range_file import ReadAhead
+from ...store.io.requests import ObjectStatus, kind_of, list_folder, read_bytes, status_of
 
 SizeAndTime = tuple[int | None, int | None]
 """Bytes, and modification time in nanoseconds (whole seconds in an object store); None, None where there
@@ -130,7 +121,7 @@ def sizes_and_times(paths: Sequence[str]) -> Iterator[SizeAndTime]:
         with missing, scan_folder(folder) as entries:
             listed.update((entry.path, facts_of(entry)) for entry in entries)
     alone = [path for path in paths if num_in[path.rpartition("/")[0]] <= _FEW_FILES]
-    listed.update(map_ahead(size_and_time, alone))
+    listed.update(map_parallel(size_and_time, alone))
     yield from (listed.get(path, (None, None)) for path in paths)
 
 

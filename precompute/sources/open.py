@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from ...errors import SettingError, SourceError
-from ...store.io.location import Location, kind_of, parse_location
+from ...store.io.location import Location, parse_location
+from ...store.io.requests import kind_of
 from .base import Source
 from .fields.caption_endings import CaptionChoice
 from .fields.columns import TableColumns

@@ -11,7 +11,8 @@ from typing import Any
 
 from ...errors import SourceError
 from ...store.format.layout import CACHE_RECORD, CATALOG
-from ...store.io.location import Location, is_folder, relative_to
+from ...store.io.location import Location, relative_to
+from ...store.io.requests import is_folder
 from .base import Piece, Problem, Sample
 from .fields.columns import TableColumns
 from .fields.image_column import PackedColumns, holds_images, image_file, packed_columns

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import SourceError
-from ...store.io.location import Location, status_of
-from ...store.io.parallel import map_ahead
+from ...store.io.location import Location
+from ...store.io.parallel import map_parallel
+from ...store.io.requests import status_of
 from .base import Piece, Problem, Sample
 from .fields.captions import clean_text
 from .fields.columns import TableColumns, check_columns, find_columns
@@ -116,7 +117,7 @@ class TableSource:
             )
 
         if is_remote(prefix):
-            return map_ahead(facts, entries)
+            return map_parallel(facts, entries)
         return ((entry, facts(entry)) for entry in entries)
 
     def _entry(self, row: Row | BadRow, unread: UnreadColumns) -> _Entry | Problem:

@@ -23,7 +23,7 @@ from ...store.format.manifest import Manifest, TeacherRecord
 from ...store.format.record_fields import Fields
 from ...store.format.transaction import Transaction, roll_forward
 from ...store.format.views import VIEW_CODE_VERSION
-from ...store.io.storage import Files
+from ...store.io.storage import Storage
 from .teacher import Teacher
 
 _DECODE = "image_decode"
@@ -182,7 +182,7 @@ def enroll(
     )
 
 
-def finish_enrolments(files: Files) -> None:
+def finish_enrolments(files: Storage) -> None:
     """Roll forward teachers whose enrolment was interrupted."""
     for name in layout.teacher_names(files.names(layout.TEACHERS)):
         roll_forward(files, layout.teacher_record(name))

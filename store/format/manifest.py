@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from ...errors import DamagedCacheError, NotACacheError, SettingError
 from ..io.read_many import read_many
-from ..io.storage import Files
+from ..io.storage import Storage
 from . import layout
 from .catalog import Part, Table
 from .corpus_notes import Note
@@ -276,7 +276,7 @@ class Commits:
         return sum(len(c.rejected) for (m, _), c in self.units.items() if m == modality)
 
 
-def read_manifest(files: Files) -> Manifest:
+def read_manifest(files: Storage) -> Manifest:
     """Return what the generation records say.
 
     Raises:
@@ -301,7 +301,7 @@ def read_manifest(files: Files) -> Manifest:
     return Manifest(shard_rows=shard_rows, views=views, generations=tuple(generations))
 
 
-def read_teachers(files: Files) -> dict[str, TeacherRecord]:
+def read_teachers(files: Storage) -> dict[str, TeacherRecord]:
     """Return the teachers of a cache by name, sorted."""
     teachers: dict[str, TeacherRecord] = {}
     for name in layout.teacher_names(files.names(layout.TEACHERS)):
@@ -312,7 +312,7 @@ def read_teachers(files: Files) -> dict[str, TeacherRecord]:
 
 
 def read_commits(
-    files: Files, teacher: str, *, shard_rows: int, known: Commits | None = None
+    files: Storage, teacher: str, *, shard_rows: int, known: Commits | None = None
 ) -> Commits:
     """Return a teacher's committed units. Torn records do not count, and are named.
 
@@ -351,7 +351,7 @@ def read_commits(
     return commits
 
 
-def _read_record(files: Files, path: str) -> Fields | None:
+def _read_record(files: Storage, path: str) -> Fields | None:
     try:
         data = files.read(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -362,7 +362,7 @@ def _read_record(files: Files, path: str) -> Fields | None:
         raise DamagedCacheError(f"{error}; restore it from a backup, or build anew") from None
 
 
-def _why_no_cache(files: Files) -> str:
+def _why_no_cache(files: Storage) -> str:
     root, kind = files.root, files.root_kind()
     if kind == "missing":
         return f"no cache at {root}: there is no such folder; make one with siglip2-cache build"

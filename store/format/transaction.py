@@ -26,7 +26,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ...errors import DamagedCacheError
-from ..io.storage import Files
+from ..io.storage import Storage
 from .layout import is_garbage_name, record_of_staged
 from .record_fields import read_fields
 from .records import Record, encode_record, sha256_hex
@@ -39,7 +39,7 @@ _TOKEN_PARTIAL = re.compile(r"\.[0-9a-f]{12}\.partial$")
 class Transaction:
     """One commit in the making. Files are staged one by one, so that none need stay in memory."""
 
-    files: Files
+    files: Storage
     record: str
     """Path of the record (layout.py)."""
 
@@ -125,7 +125,7 @@ def read_intent(data: bytes, *, where: str) -> Intent:
     return Intent(fields.mapping("record"), files, fields.staged("staged", files))
 
 
-def roll_forward(files: Files, record: str) -> bool:
+def roll_forward(files: Storage, record: str) -> bool:
     """Finish a commit whose intent stands, whoever made it; True where the record then stands.
 
     Raises:
@@ -162,7 +162,7 @@ def roll_forward(files: Files, record: str) -> bool:
     return True
 
 
-def clear_garbage(files: Files, folder: str = "") -> list[str]:
+def clear_garbage(files: Storage, folder: str = "") -> list[str]:
     """Remove partials and intents of commits whose record stands; return their paths.
 
     Those of unfinished commits stay: a process may be writing them.
@@ -178,7 +178,7 @@ def clear_garbage(files: Files, folder: str = "") -> list[str]:
     return found
 
 
-def _create(files: Files, path: str, data: bytes, *, token: str) -> bool:
+def _create(files: Storage, path: str, data: bytes, *, token: str) -> bool:
     """Create a record or its intent; False where the name is taken, or the record came first."""
     try:
         return files.create(path, data, token=token)
@@ -196,7 +196,7 @@ def _record_of_garbage(path: str) -> str | None:
     return record_of_staged(bare)
 
 
-def _is_in_place(files: Files, path: str, described: dict[str, Any]) -> bool:
+def _is_in_place(files: Storage, path: str, described: dict[str, Any]) -> bool:
     try:
         return files.describe(path)["sha256"] == described["sha256"]
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""Copies of objects on this machine: fetched once, checked, shared by processes, bounded.
+"""Local copies of objects: downloaded once, checked, shared by processes, limited in size.
 
-A copy is named by the SHA-256 of its bytes, which the cache's records hold: a name never means other
-bytes, an object that was cut or changed on its way is found out, and two caches that hold the same
-object share it. The least recently used copies give way to new ones; one that is mapped by a process
-stays readable there after its name is gone.
+A copy is named by the SHA-256 of its bytes, which the records of the cache hold. So a name never means
+other bytes, truncated or changed downloads are detected, and two caches with the same object share the
+copy. The least recently used copies are removed to make room; a process that has mapped one can still
+read it.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from upath import UPath
 from ...errors import DamagedCacheError, DiskFullError, SettingError
 from ...formatting import format_bytes, parse_bytes
 from .local import sync_file
-from .location import read_bytes
 from .locks import lock_file
+from .requests import read_bytes
 
 FOLDER_VARIABLE = "SIGLIP2_CACHE_DIR"
 LIMIT_VARIABLE = "SIGLIP2_CACHE_LIMIT"
@@ -33,47 +33,46 @@ _SHARE_OF_DISK = 0.8
 _PIECE_BYTES = 1 << 25
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _IN_USE_S = 10.0
-"""A copy that was asked for so recently is not removed: its user may not have opened it yet."""
+"""A copy requested more recently is not removed: its user may not have opened it yet."""
 
-_DEAD_S = 3600.0
-"""A partial copy that nothing was written to for so long was left by a process that was killed."""
+_ABANDONED_S = 3600.0
+"""A partial copy that was not written to for this long was left by a process that was killed."""
 
 _NAME = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}(\.([0-9a-f]{12}\.)?partial)?")
-"""Of what lies in the folder; nothing else in it is ever removed."""
+"""Names of copies and partial copies; no other file is ever removed."""
 
 
 def default_folder() -> Path:
-    """Return where copies lie unless told otherwise: $SIGLIP2_CACHE_DIR, or a folder in the user's cache."""
-    told = os.environ.get(FOLDER_VARIABLE)
-    if told:
-        return Path(told).expanduser().absolute()
+    """Return the default folder of copies: $SIGLIP2_CACHE_DIR, or a folder in the user's cache folder."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder:
+        return Path(folder).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "siglip2-cache"
 
 
 @dataclass(frozen=True, slots=True)
 class LocalCopies:
-    """A folder of copies. Any number of processes may use one."""
+    """A folder of local copies, which any number of processes may share."""
 
     folder: Path | None = None
-    """None: default_folder()."""
+    """The folder; None: default_folder()."""
 
     max_bytes: int | None = None
-    """Bytes of all copies together; None: $SIGLIP2_CACHE_LIMIT, else four fifths of what the disk
-    has for them."""
+    """Limit for all copies together; None: $SIGLIP2_CACHE_LIMIT, or four fifths of the free disk."""
 
     def fetch(self, location: UPath, described: Mapping[str, Any]) -> Path:
-        """Return the copy of an object, made now unless there is one.
+        """Return the copy of an object, downloading it if needed.
 
         Args:
             location: the object.
-            described: its ``num_bytes`` and ``sha256``, as a record has them.
+            described: its ``num_bytes`` and ``sha256``, as a record holds them.
 
         Raises:
-            FileNotFoundError, PermissionError: the store has no such object, or does not give it.
-            DamagedCacheError: the object is not the one described.
-            StorageError: the store does not answer.
-            DiskFullError: there is no room for it.
+            FileNotFoundError, PermissionError: the object does not exist, or may not be read.
+            DamagedCacheError: the object does not match its description.
+            StorageError: the store does not respond.
+            DiskFullError: there is no room for the copy.
         """
         num_bytes, digest = int(described["num_bytes"]), str(described["sha256"])
         folder = self.folder or default_folder()
@@ -81,18 +80,18 @@ class LocalCopies:
         if _is_there(path, num_bytes):
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        turn = path.with_name(f"{digest}.partial")
-        with lock_file(turn):  # a second process waits for the first one's copy
+        lock = path.with_name(f"{digest}.partial")
+        with lock_file(lock):  # a second process waits for the first one's copy
             try:
                 if not _is_there(path, num_bytes):
                     self._make_room(folder, num_bytes)
                     self._copy(location, path, num_bytes)
             finally:
-                turn.unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
         return path
 
     def _copy(self, location: UPath, path: Path, num_bytes: int) -> None:
-        # Under a name of its own: some file systems have no locks, or none between machines.
+        # Under a unique name: some file systems have no locks, or none between machines.
         partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}.partial")
         try:
             with partial.open("xb", buffering=0) as file:
@@ -103,45 +102,45 @@ class LocalCopies:
                 raise
             raise DiskFullError(
                 f"no space left in {path.parent.parent} for a copy of {location} "
-                f"({format_bytes(num_bytes)}); free some, or name another folder with "
+                f"({format_bytes(num_bytes)}); free some space, or name another folder with "
                 f"--cache-dir or ${FOLDER_VARIABLE}"
             ) from None
         finally:
             partial.unlink(missing_ok=True)
 
     def holds(self, num_bytes: int) -> bool:
-        """Say whether so many bytes fit at one time."""
+        """Return whether copies of this size fit within the limit."""
         folder = self.folder or default_folder()
         return num_bytes <= self._limit(folder, _total(_copies(folder)))
 
     def _limit(self, folder: Path, held: int) -> int:
         if self.max_bytes is not None:
             return self.max_bytes
-        if told := os.environ.get(LIMIT_VARIABLE):
-            return _parse_limit(told, f"${LIMIT_VARIABLE}")
+        if limit := os.environ.get(LIMIT_VARIABLE):
+            return _parse_limit(limit, f"${LIMIT_VARIABLE}")
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         return int(_SHARE_OF_DISK * (shutil.disk_usage(existing).free + held))
 
     def _make_room(self, folder: Path, num_bytes: int) -> None:
-        """Remove the copies that were longest not asked for until another one fits.
+        """Remove the least recently used copies until another one fits.
 
         Raises:
-            DiskFullError: it would not fit alone.
+            DiskFullError: the copy is larger than the limit.
         """
         found = _copies(folder)
         total = _total(found)
         limit = self._limit(folder, total)
         if num_bytes > limit:
             raise DiskFullError(
-                f"a copy of {format_bytes(num_bytes)} does not fit into {folder}, which may hold "
-                f"{format_bytes(limit)}; say --cache-limit or ${LIMIT_VARIABLE}, or name another "
-                f"folder with --cache-dir or ${FOLDER_VARIABLE}"
+                f"a copy of {format_bytes(num_bytes)} does not fit into {folder}, whose limit is "
+                f"{format_bytes(limit)}; raise it with --cache-limit or ${LIMIT_VARIABLE}, or name "
+                f"another folder with --cache-dir or ${FOLDER_VARIABLE}"
             )
         now = time.time()
         for used_at, size, path in sorted(found):
             if total + num_bytes <= limit:
                 return
-            if used_at > now - (_DEAD_S if path.endswith(".partial") else _IN_USE_S):
+            if used_at > now - (_ABANDONED_S if path.endswith(".partial") else _IN_USE_S):
                 continue
             # Another process removed it, or it belongs to another user.
             with contextlib.suppress(FileNotFoundError, PermissionError):
@@ -150,10 +149,10 @@ class LocalCopies:
 
 
 def copies_of(folder: Path | None, limit: str | None) -> LocalCopies:
-    """Return what --cache-dir and --cache-limit say.
+    """Return the local copies that --cache-dir and --cache-limit describe.
 
     Raises:
-        SettingError: the limit is no number of bytes.
+        SettingError: the limit is not a number of bytes.
     """
     return LocalCopies(
         None if folder is None else folder.expanduser().absolute(),
@@ -169,7 +168,7 @@ def _parse_limit(text: str, name: str) -> int:
 
 
 def _is_there(path: Path, num_bytes: int) -> bool:
-    """Say whether a copy is whole, and note that it was asked for."""
+    """Return whether a copy is complete, and mark it as used."""
     try:
         status = os.stat(path)
         if status.st_size != num_bytes:
@@ -182,7 +181,7 @@ def _is_there(path: Path, num_bytes: int) -> bool:
 
 
 def _download(location: UPath, file: int, num_bytes: int, digest: str) -> None:
-    """Write an object into an open, empty file, checked and synced."""
+    """Download an object into an open, empty file, check it and sync it."""
     found, at = hashlib.sha256(), 0
     while at < num_bytes:
         piece = read_bytes(location, at, min(_PIECE_BYTES, num_bytes - at))
@@ -195,7 +194,7 @@ def _download(location: UPath, file: int, num_bytes: int, digest: str) -> None:
         at += len(piece)
     if found.hexdigest() != digest:
         raise DamagedCacheError(
-            f"{location} is not what its record describes ({at:,} bytes with SHA-256 "
+            f"{location} does not match its record ({at:,} bytes with SHA-256 "
             f"{found.hexdigest()[:12]}..., expected {num_bytes:,} with {digest[:12]}...); run "
             "siglip2-cache verify"
         )
@@ -203,7 +202,7 @@ def _download(location: UPath, file: int, num_bytes: int, digest: str) -> None:
 
 
 def _copies(folder: Path) -> list[tuple[float, int, str]]:
-    """Return (when it was last asked for, bytes, path) of every copy, partial ones too."""
+    """Return (time of last use, bytes, path) of every copy, partial copies included."""
     found: list[tuple[float, int, str]] = []
     for entry in _entries(folder):
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Files that are nobody's: what desktops, network file systems and stores leave in any folder."""
+"""Names of files that desktops, network file systems and object stores leave in any folder."""
 
 import re
 
@@ -12,17 +12,17 @@ _NAMES = frozenset(
 )
 
 _FORMS = re.compile(
-    r"\._.*"  # macOS, on disks that hold no resource forks
-    r"|\.nfs[0-9a-f]+"  # NFS: a file that was removed while a process had it open
+    r"\._.*"  # macOS, on disks without resource forks
+    r"|\.nfs[0-9a-f]+"  # NFS: a file removed while a process had it open
     r"|\.fuse_hidden[0-9a-f]+"  # FUSE: the same
     r"|\.trash-[0-9]+"
-    r"|.*_\$folder\$"  # a folder's marker in an object store, as Hadoop makes them
-    r"|"  # ... and as consoles do: an object whose name ends in a slash
+    r"|.*_\$folder\$"  # marks a folder in an object store (Hadoop)
+    r"|"  # marks a folder in an object store (consoles): a name that ends in a slash
 )
 
 
 def is_stray(path: str) -> bool:
-    """Say whether a file, by any part of its path, is nobody's."""
+    """Return whether any part of a path has the name of such a file."""
     return any(
         part in _NAMES or _FORMS.fullmatch(part) is not None for part in path.lower().split("/")
     )

@@ -1,12 +1,8 @@
-"""Durable file operations: every byte that reaches a cache on this machine goes through this file.
-
-The commit protocol (commits.py) needs five things of a storage: write a whole object durably, give it
-its final name, create a name exclusively, remove it, list a folder. An object store offers the same
-five: object_files.py.
-"""
+"""Storage in a folder of this machine: every byte written to a local cache goes through this file."""
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -16,73 +12,75 @@ from typing import Any, Literal
 from ...errors import DamagedCacheError, DiskFullError
 from .locks import lock_file
 
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # what Windows has not
-_WRITE_BYTES = 1 << 20  # that pieces are put together to
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+_WRITE_BYTES = 1 << 20  # pieces are joined to this size before they are written
 
 READ_BYTES = 1 << 23
-"""Of a large file, in memory at a time where it is read through."""
+"""Bytes of a large file in memory at a time while it is read."""
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Filesystems without hard links (exFAT, some FUSE mounts) answer one of these.
+# Errors of file systems without hard links (exFAT, some FUSE mounts).
 _NO_HARD_LINKS = {
     *(errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS)
 }
-# Network file systems that cannot sync folders.
+# Errors of network file systems that cannot sync folders.
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
 
 
-class LocalFiles:
-    """Files below one folder of this machine. Paths are relative, with forward slashes."""
+class LocalStorage:
+    """Storage below one folder of this machine; the methods are those of Storage (storage.py)."""
+
+    is_remote = False
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def local(self, path: str) -> Path:
-        """Return the path on this machine."""
+    def local_path(self, path: str) -> Path:
+        """Return the path of a file on this machine."""
         return self.root / path
 
     def _own(self, path: str) -> Path:
-        """Return the path on this machine of a file to be made, renamed or removed.
+        """Return the path of a file that will be written, renamed or removed.
 
         Raises:
-            DamagedCacheError: its folder is a link that leads out of the root, or behind one.
+            DamagedCacheError: its folder is outside the root, behind a symbolic link.
         """
         local = self.root / path
         folder = os.path.realpath(local.parent)
         if not Path(folder).is_relative_to(os.path.realpath(self.root)):
             raise DamagedCacheError(
-                f"{local} lies behind a link to {folder}, outside of {self.root}, where nothing is "
-                "written; put a folder in the place of the link"
+                f"{local} is behind a symbolic link to {folder}, outside {self.root}, where nothing is "
+                "written; replace the link with a folder"
             )
         return local
 
     def where(self, path: str) -> str:
-        """Return the path on this machine, for messages."""
+        """Return the full path of a file, for messages."""
         return str(self.root / path)
 
     def root_kind(self) -> Literal["missing", "folder", "file"]:
-        """Say what stands where the root should."""
+        """Return what exists at the root."""
         if self.root.is_dir():
             return "folder"
         return "file" if self.root.exists() else "missing"
 
+    def check_exclusive(self) -> None:
+        """Do nothing: every file system creates a name only once."""
+
     def fetch(self, path: str, described: Mapping[str, Any]) -> Path:
-        """Return the path on this machine; of an object store it would be a copy, checked."""
+        """Return the file itself."""
         return self.root / path
 
     def fetch_all(self, wanted: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Path]:
-        """Return several as fetch."""
-        return [self.fetch(path, described) for path, described in wanted]
+        """Return the files themselves."""
+        return [self.root / path for path, _ in wanted]
 
-    def check_exclusive(self) -> None:
-        """Make sure that a name is created once only: file systems all do."""
+    def fits_locally(self, num_bytes: int) -> bool:
+        """Return True: no copies are made."""
+        return True
 
     def write(self, path: str, data: bytes | bytearray | memoryview) -> None:
-        """Write a whole file and fsync it. Its *name* is durable only after sync_folders.
-
-        Raises:
-            DiskFullError: the disk has no room; the half-written file is removed.
-        """
+        """Write a whole file and fsync it."""
         self._make_folder(PurePosixPath(path).parent)
         try:
             self._write_synced(path, data, os.O_TRUNC)
@@ -91,20 +89,17 @@ class LocalFiles:
             raise
 
     def write_unsynced(self, path: str, data: bytes) -> None:
-        """As write, for what can be made again and shows when it is torn: a power cut may take it."""
+        """Write a whole file without fsync."""
         self._make_folder(PurePosixPath(path).parent)
         try:
-            self.local(path).write_bytes(data)
+            self.local_path(path).write_bytes(data)
         except OSError as error:
             self._refuse_full_disk(path, len(data), error)
             raise
 
     @contextlib.contextmanager
     def writing(self, path: str) -> Generator[Callable[[bytes], None]]:
-        """As write, for a file too large for memory: give what appends a piece; fsync at the end.
-
-        What was written is removed if the body, or the disk, fails.
-        """
+        """Yield a function that appends bytes to a new file; fsync at the end."""
         self._make_folder(PurePosixPath(path).parent)
         descriptor = os.open(self._own(path), _NEW_FILE | os.O_TRUNC, 0o644)
         num_bytes, num_waiting, waiting = 0, 0, list[bytes]()
@@ -133,19 +128,19 @@ class LocalFiles:
             raise
 
     def replace(self, path: str, data: bytes) -> None:
-        """Write a file under another name and rename it: the old one or the new one stands, whole."""
+        """Write a temporary file and rename it."""
         partial = f"{path}.new.partial"
         self.write(partial, data)
         self.rename(partial, path)
         self.sync_folders([path])
 
     def sync_folders(self, paths: Iterable[str]) -> None:
-        """Make the names of these files durable: fsync each folder that holds one, once."""
+        """Fsync each folder that holds one of these files, once."""
         for folder in sorted({str(PurePosixPath(path).parent) for path in paths}):
-            self._sync_folder(folder)
+            sync_folder(self.root / folder)
 
     def rename(self, source: str, target: str) -> bool:
-        """Give a file its final name, replacing what stands there; False where source is gone."""
+        """Rename a file, replacing the target. Return False if the source does not exist."""
         try:
             os.rename(self._own(source), self._own(target))
         except FileNotFoundError:
@@ -153,93 +148,82 @@ class LocalFiles:
         return True
 
     def rename_all(self, staged: Mapping[str, str]) -> dict[str, bool]:
-        """Give files, by final name, these names in turn; say of each whether it was there, as rename."""
+        """Rename files, given as target to source. Return the result of rename by target."""
         return {target: self.rename(source, target) for target, source in staged.items()}
 
     def named_before(self, described: Mapping[str, Mapping[str, Any]], other: str) -> list[str]:
-        """Return the files that may have had their names when another was written.
-
-        That is all of them: a file that is renamed keeps its time.
-        """
+        """Return all of the files: renaming a file keeps its time, so nothing can be excluded."""
         return list(described)
 
     def create(self, path: str, data: bytes, *, token: str) -> bool:
-        """Create a file whole and durable, or not at all; False where the name is taken."""
+        """Create a file by a hard link. Return False if the name exists."""
         partial = f"{path}.{token}.partial"
         self.write(partial, data)
         try:
             os.link(self._own(partial), self._own(path))
             is_ours = True
-        except FileExistsError:  # ours, if NFS lost the answer and asked again
+        except FileExistsError:  # our own link, if NFS lost the response and repeated the request
             is_ours = self._is_one_file(partial, path)
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
             is_ours = self._create_without_links(path, data)
         self.remove(partial)
-        self._sync_folder(str(PurePosixPath(path).parent))
+        sync_folder(self.local_path(path).parent)
         return is_ours
 
     def remove(self, path: str) -> None:
-        """Remove a file; nothing happens where there is none."""
+        """Remove a file if it exists."""
         try:
             os.unlink(self._own(path))
         except FileNotFoundError:
             return
 
     def remove_all(self, paths: Iterable[str]) -> None:
-        """Remove several files as remove."""
+        """Remove several files if they exist."""
         for path in paths:
             self.remove(path)
 
     def read(self, path: str) -> bytes:
-        """Return a file's bytes.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
-        with open(f"{self.root}/{path}", "rb") as file:  # pathlib would take as long as the reading
+        """Return the bytes of a file."""
+        with open(f"{self.root}/{path}", "rb") as file:  # pathlib would double the time
             return file.read()
 
     def read_head(self, path: str, num_bytes: int) -> bytes:
-        """Return a file's first bytes; raises as read."""
-        with self.local(path).open("rb") as file:
+        """Return the first bytes of a file."""
+        with self.local_path(path).open("rb") as file:
             return file.read(num_bytes)
 
     def pieces(self, path: str) -> Iterator[bytes]:
-        """Yield a file's bytes, READ_BYTES at a time; raises as read."""
-        with self.local(path).open("rb", buffering=0) as file:
+        """Yield the bytes of a file, READ_BYTES at a time."""
+        with self.local_path(path).open("rb", buffering=0) as file:
             while piece := file.read(READ_BYTES):
                 yield piece
 
     def describe(self, path: str) -> dict[str, Any]:
-        """Return a file's size and SHA-256 as records hold them, read in pieces.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
-        with self.local(path).open("rb") as file:
+        """Return the ``num_bytes`` and ``sha256`` of a file, reading it in pieces."""
+        with self.local_path(path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
             return {"num_bytes": file.tell(), "sha256": digest.hexdigest()}
 
     def num_bytes(self, path: str) -> int | None:
-        """Return a file's size; None where there is none."""
-        local = self.local(path)
+        """Return the size of a file, or None if it does not exist."""
+        local = self.local_path(path)
         return local.stat().st_size if local.is_file() else None
 
     def exists(self, path: str) -> bool:
-        """Say whether a file of this name is there."""
-        return self.local(path).is_file()
+        """Return whether a file exists."""
+        return self.local_path(path).is_file()
 
     def names(self, folder: str) -> list[str]:
-        """Return the sorted names in a folder; empty where there is no such folder."""
+        """Return the sorted names in a folder, none if the folder does not exist."""
         try:
-            return sorted(os.listdir(self.local(folder)))
+            return sorted(os.listdir(self.local_path(folder)))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def walk(self) -> Iterator[str]:
-        """Yield every file below the root, sorted within each folder."""
+        """Yield the paths of all files below the root, sorted within each folder."""
         root = str(self.root)
         for folder, folders, names in os.walk(root):
             folders.sort()
@@ -249,9 +233,9 @@ class LocalFiles:
 
     @contextlib.contextmanager
     def locked(self, folder: str) -> Generator[bool]:
-        """Say whether this process has a folder to itself; the system frees it when a process dies."""
+        """Yield whether this process alone has a folder, by a lock on a file in it."""
         self._make_folder(PurePosixPath(folder))
-        # A file that is open for writing: NFS has no locks of others, and none of folders.
+        # A file open for writing: NFS locks neither read-only files nor folders.
         path = self._own(f"{folder}/lock.partial")
         with lock_file(path, waits=False) as is_alone:
             try:
@@ -261,12 +245,12 @@ class LocalFiles:
                     path.unlink(missing_ok=True)
 
     def _refuse_full_disk(self, path: str, num_bytes: int, error: OSError) -> None:
-        """Raise DiskFullError, and remove what was written, if that is what the error says."""
+        """Remove the file and raise DiskFullError if the error means a full disk."""
         if error.errno in _FULL_DISK:
             self.remove(path)
             raise DiskFullError(
                 f"no space left on the disk of {self.root} while writing {path} "
-                f"({num_bytes:,} bytes); free some and run the same command again, "
+                f"({num_bytes:,} bytes); free some space and run the same command again, "
                 "finished units are kept"
             ) from error
 
@@ -279,7 +263,7 @@ class LocalFiles:
             os.close(descriptor)
 
     def _create_without_links(self, path: str, data: bytes) -> bool:
-        # A crash in the middle leaves a torn file here; its checksum shows that (records.py).
+        # A crash in the middle leaves a truncated file, which its checksum shows (format/records.py).
         try:
             self._write_synced(path, data, os.O_EXCL)
         except FileExistsError:
@@ -288,7 +272,7 @@ class LocalFiles:
 
     def _is_one_file(self, path: str, other: str) -> bool:
         try:
-            return os.path.samestat(os.stat(self.local(path)), os.stat(self.local(other)))
+            return os.path.samestat(os.stat(self.local_path(path)), os.stat(self.local_path(other)))
         except FileNotFoundError:
             return False
 
@@ -298,10 +282,7 @@ class LocalFiles:
         for path in reversed(missing):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path)
-            _fsync_folder(path.parent)
-
-    def _sync_folder(self, folder: str) -> None:
-        _fsync_folder(self.local(folder))
+            sync_folder(path.parent)
 
 
 def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
@@ -311,22 +292,21 @@ def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
 
 
 def sync_file(descriptor: int) -> None:
-    """Return when an open file's bytes will outlive a power cut.
+    """Write the bytes of an open file to the disk so that they survive a power cut.
 
-    On macOS fsync leaves them in the disk's own memory; F_FULLFSYNC does not, where the disk knows it.
+    On macOS fsync may leave them in the memory of the disk; F_FULLFSYNC does not, on disks that
+    support it.
     """
-    with contextlib.suppress(
-        ImportError, AttributeError, OSError
-    ):  # not macOS, or no disk that does
-        import fcntl
-
-        full_sync: int = getattr(fcntl, "F_FULLFSYNC")  # noqa: B009  (unknown elsewhere)
-        fcntl.fcntl(descriptor, full_sync)
-        return
+    full_sync: int | None = getattr(fcntl, "F_FULLFSYNC", None)  # macOS only
+    if full_sync is not None:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, full_sync)
+            return
     os.fsync(descriptor)
 
 
-def _fsync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, on file systems that can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         sync_file(descriptor)

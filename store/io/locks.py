@@ -1,11 +1,12 @@
-"""Locks between processes: a file that is held by one at a time, freed by the system when it dies.
+"""Locks between processes: files that one process holds at a time, released when it dies.
 
-On a file system without locks every process is told that it is alone; what is done under a lock must
-then be harmless, if wasteful, when two do it.
+On a file system without locks every process gets the lock. So what is done under a lock must be
+harmless, if wasteful, when two processes do it.
 """
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -15,15 +16,14 @@ _HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
 
 @contextlib.contextmanager
 def lock_file(path: Path, *, waits: bool = True) -> Generator[bool]:
-    """Open a file, made if missing, alone; say whether this process is.
+    """Lock a file, creating it if needed. Yields whether this process has the lock.
 
-    Where another process has it this one waits, or where ``waits`` is False is told no. Who holds it
-    may remove it at the end: a process that had it open by then makes it anew.
+    If another process has it, this one waits, or gets False if ``waits`` is False. The holder may
+    remove the file at the end; a process that waited for it then creates a new one.
     """
     while True:
-        # For writing: NFS locks no file that is open for reading alone.
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        descriptor = os.open(path, flags, 0o644)
+        # For writing: NFS does not lock files that are open for reading only.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             is_alone = try_lock(descriptor)
             if not is_alone and waits:
@@ -37,11 +37,7 @@ def lock_file(path: Path, *, waits: bool = True) -> Generator[bool]:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Say whether this process alone has an open file now, or the file system has no locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
+    """Lock an open file. Return False if another process has the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -50,11 +46,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def _wait_for_lock(descriptor: int) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    with contextlib.suppress(OSError):  # a filesystem without locks
+    with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 

@@ -1,4 +1,4 @@
-"""Doing things ahead in threads: requests to an object store, many at a time, their answers in order."""
+"""Calls in parallel threads, with their results in order: requests to an object store."""
 
 import queue
 import threading
@@ -11,17 +11,17 @@ _Item = TypeVar("_Item")
 _Done = TypeVar("_Done")
 
 REQUESTS = 32
-"""Requests at a time: at 50 ms each, 640 a second."""
+"""Parallel requests: 640 a second at 50 ms each."""
 
 
 class Threads:
-    """Threads that end with the process, even while a request waits for a store that is away.
+    """Daemon threads, which end with the process even while a request is retried.
 
-    (Those of concurrent.futures would be waited for, a minute after Ctrl-C.)
+    Python waits for the threads of concurrent.futures at exit: up to a minute after Ctrl-C.
     """
 
     def __init__(self, num_threads: int, name: str) -> None:
-        """Start none yet; each call that is submitted starts one, up to their number."""
+        """Start no thread yet; each submitted call starts one, up to ``num_threads``."""
         self._num_threads, self._name = num_threads, name
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = (
             queue.SimpleQueue()
@@ -30,7 +30,7 @@ class Threads:
         self._is_closed = False
 
     def submit(self, call: Callable[[], _Done]) -> "Future[_Done]":
-        """Have a call made by one of the threads, in the order of submission."""
+        """Return the future of a call, which a thread makes in the order of submission."""
         future: Future[_Done] = Future()
         self._calls.put((future, call))
         if len(self._threads) < self._num_threads:
@@ -40,7 +40,7 @@ class Threads:
         return future
 
     def close(self) -> None:
-        """Make no further call; what is being made is left to end by itself."""
+        """Cancel calls that have not started. Calls in progress are not waited for."""
         self._is_closed = True
         for _ in self._threads:
             self._calls.put(None)
@@ -55,31 +55,31 @@ class Threads:
                 future.set_result(call())
             except BaseException as error:
                 future.set_exception(error)
-            del found, future, call  # else a large result lives on until the next call
+            del found, future, call  # release a large result before the next call
 
 
-def map_ahead(
+def map_parallel(
     call: Callable[[_Item], _Done],
     items: Iterable[_Item],
     *,
     num_threads: int = REQUESTS,
     num_ahead: int = 8 * REQUESTS,
 ) -> Generator[tuple[_Item, _Done]]:
-    """Yield each item with what a call makes of it, in order; at most num_ahead are begun before.
+    """Yield each item with the result of its call, in order. At most ``num_ahead`` calls are started early.
 
     Raises:
-        Exception: what the call raised, when its item's turn comes.
+        Exception: the error of a call, in place of its result.
     """
-    threads = Threads(num_threads, "ahead")
-    coming: deque[tuple[_Item, Future[_Done]]] = deque()
+    threads = Threads(num_threads, "parallel")
+    pending: deque[tuple[_Item, Future[_Done]]] = deque()
     try:
         for item in items:
-            coming.append((item, threads.submit(lambda item=item: call(item))))
-            if len(coming) >= num_ahead:
-                first, future = coming.popleft()
+            pending.append((item, threads.submit(lambda item=item: call(item))))
+            if len(pending) >= num_ahead:
+                first, future = pending.popleft()
                 yield first, future.result()
-        while coming:
-            first, future = coming.popleft()
+        while pending:
+            first, future = pending.popleft()
             yield first, future.result()
     finally:
         threads.close()

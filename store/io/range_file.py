@@ -1,11 +1,10 @@
-"""An object of a store as a file, read by ranges: just those asked for, or what is read next as well.
+"""Objects of a store as seekable files, with or without read-ahead.
 
-A tar is planned by its headers, one behind each member, and where the next stands is known only from
-the last. A request for each takes a round trip a member; reading on in large pieces takes none, at the
-price of fetching the members as well. Where members are larger than a piece they are passed over.
+Planning a tar reads the header before each member; the position of the next header is known only from
+the last one. Reading ahead in large pieces saves a round trip for each member, and downloads the members
+too. Members larger than a piece are skipped.
 
-A Parquet file says where its columns lie, and its reader asks for as much as it needs: there ranges are
-fetched as they are asked for.
+A Parquet file says where its columns are, and its reader requests the ranges it needs: no read-ahead.
 """
 
 import errno
@@ -14,24 +13,26 @@ from concurrent.futures import Future
 
 from upath import UPath
 
-from .location import Location, read_bytes, status_of
+from .location import Location
 from .parallel import Threads
+from .requests import read_bytes, status_of
 
 PIECE_BYTES = 8 << 20
 _SMALL_BYTES = 64 << 10
-"""Of a piece where the last read was far away: nothing says that the next is near."""
+"""Size of a piece after a seek to a distant position: the next read may be distant again."""
 
 _KEPT_PIECES = 3
 
 
 class RangeFile(io.RawIOBase):
-    """A seekable, read-only file over one object: a request for each read that is no part of the last."""
+    """A seekable, read-only file over one object. A read outside the last pieces is one request."""
 
     def __init__(self, location: UPath, *, num_bytes: int | None = None) -> None:
-        """Open it; its size is asked for where it is not given.
+        """Open the object; without ``num_bytes`` its size is requested.
 
         Raises:
-            FileNotFoundError, PermissionError, StorageError: as read_bytes (locations.py).
+            FileNotFoundError, PermissionError: the object does not exist, or may not be read.
+            StorageError: the store does not respond.
         """
         super().__init__()
         if num_bytes is None:
@@ -44,28 +45,32 @@ class RangeFile(io.RawIOBase):
         self._pieces: list[tuple[int, bytes]] = []  # (first byte, bytes), the last one newest
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True."""
         return True
 
     def tell(self) -> int:
+        """Return the current position."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position and return it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._num_bytes}[whence]
         self._position = max(0, base + offset)
         return self._position
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return as many bytes as asked for; fewer only at the end."""
+        """Return ``size`` bytes, fewer only at the end of the object."""
         data = super().read(size) or b""
         while 0 < len(data) < size and (more := super().read(size - len(data))):
             data += more
         return data
 
     def readinto(self, buffer: "memoryview | bytearray") -> int:  # type: ignore[override]
-        """Fill the buffer from the piece at hand; fewer bytes at its end."""
+        """Fill the buffer from one piece and return the number of bytes."""
         view = memoryview(buffer).cast("B")
         wanted = min(len(view), self._num_bytes - self._position)
         if wanted <= 0:
@@ -78,6 +83,7 @@ class RangeFile(io.RawIOBase):
         return len(found)
 
     def close(self) -> None:
+        """Release the pieces."""
         self._pieces.clear()
         super().close()
 
@@ -95,7 +101,7 @@ class RangeFile(io.RawIOBase):
 
     def _keep(self, first: int, piece: bytes) -> tuple[int, bytes]:
         if not piece:
-            reason = f"it became shorter than {self._num_bytes:,} bytes while it was read"
+            reason = f"the object became shorter than {self._num_bytes:,} bytes while it was read"
             raise OSError(errno.EIO, reason, str(self._location))
         self._pieces.append((first, piece))
         del self._pieces[:-_KEPT_PIECES]
@@ -103,7 +109,10 @@ class RangeFile(io.RawIOBase):
 
 
 class ReadAhead(RangeFile):
-    """As RangeFile; where reading goes on, the next piece is fetched meanwhile. Holds five pieces."""
+    """A RangeFile that fetches the next piece in the background while reading is sequential.
+
+    Holds at most five pieces.
+    """
 
     def __init__(self, location: UPath, *, num_bytes: int | None = None) -> None:
         super().__init__(location, num_bytes=num_bytes)
@@ -111,6 +120,7 @@ class ReadAhead(RangeFile):
         self._fetcher = Threads(1, "read-ahead")
 
     def close(self) -> None:
+        """Release the pieces and stop the background thread."""
         self._fetcher.close()
         self._coming = None
         super().close()
@@ -130,7 +140,7 @@ class ReadAhead(RangeFile):
             return None
         self._coming = None
         self._keep(first, future.result())
-        return self._kept_at(position)  # None where the object became shorter
+        return self._kept_at(position)  # None if the object became shorter
 
     def _is_near(self, position: int) -> bool:
         if not self._pieces:
@@ -139,7 +149,7 @@ class ReadAhead(RangeFile):
         return first <= position < first + len(piece) + PIECE_BYTES // 2
 
     def _fetch_next(self) -> None:
-        """Begin to fetch what follows the newest piece, if that was a large one."""
+        """Start fetching the piece after the newest, if that was a large one."""
         first, piece = self._pieces[-1]
         following = first + len(piece)
         if len(piece) < PIECE_BYTES or following >= self._num_bytes:
@@ -152,10 +162,11 @@ class ReadAhead(RangeFile):
 
 
 def open_binary(location: Location) -> io.RawIOBase:
-    """Return a file of this machine, or an object of a store that is read ahead, unbuffered.
+    """Return an unbuffered binary file; objects of a store are read ahead.
 
     Raises:
-        OSError: as open, and as ReadAhead.
+        OSError: the file cannot be opened.
+        StorageError: the store does not respond.
     """
     if isinstance(location, UPath):
         return ReadAhead(location)
@@ -163,10 +174,11 @@ def open_binary(location: Location) -> io.RawIOBase:
 
 
 def open_ranges(location: Location) -> io.RawIOBase:
-    """As open_binary, with no more of an object fetched than is asked for.
+    """Return an unbuffered binary file; of an object only the ranges that are read are fetched.
 
     Raises:
-        OSError: as open, and as RangeFile.
+        OSError: the file cannot be opened.
+        StorageError: the store does not respond.
     """
     if isinstance(location, UPath):
         return RangeFile(location)

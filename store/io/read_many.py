@@ -1,30 +1,30 @@
-"""Reading many small files: where each takes a round trip, many are on their way at a time."""
+"""Reading many small files, in parallel where each read is a round trip."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from .parallel import REQUESTS, map_ahead
+from .parallel import REQUESTS, map_parallel
 
 _QUICK_S = 1e-4
-"""Of a read in the mean: files of this machine in memory take a fifth of that, and threads would only get in
-each other's way (4.3 s of CPU became 5.6 to 15 for 122,000 records on a busy machine)."""
+"""Mean time of a read below which no threads are used. Cached local files take a fifth of it, and threads
+only cost time there (5.6 to 15 s of CPU instead of 4.3 for 122,000 records on a busy machine)."""
 
 _RUN = 32
-"""Files that a thread reads one after the other: handing over each by itself takes longer than many reads."""
+"""Files that a thread reads in sequence, since handing over single files takes longer than many reads."""
 
 
 def read_many(read: Callable[[str], bytes], paths: Sequence[str]) -> Iterator[bytes]:
-    """Yield the bytes of files in the order given; some 2,000 are held in memory at most.
+    """Yield the bytes of files in the order given, holding some 2,000 in memory at most.
 
-    They are read one after the other for as long as that is quick, then in threads.
+    Files are read in sequence while that is fast, then in threads.
 
     Args:
-        read: returns the bytes of one file; is called in several threads.
-        paths: what it is called with.
+        read: returns the bytes of one file; called in several threads.
+        paths: the files.
 
     Raises:
-        Whatever ``read`` raises.
+        Exception: any error of ``read``.
     """
     num_read, seconds = 0, 0.0
     while num_read < len(paths) and seconds <= num_read * _QUICK_S:
@@ -41,7 +41,7 @@ def _read_in_threads(read: Callable[[str], bytes], paths: Sequence[str]) -> Iter
         return [read(path) for path in paths[first : first + _RUN]]
 
     with contextlib.closing(
-        map_ahead(read_run, range(0, len(paths), _RUN), num_ahead=2 * REQUESTS)
+        map_parallel(read_run, range(0, len(paths), _RUN), num_ahead=2 * REQUESTS)
     ) as runs:
         for _, found in runs:
             yield from found

@@ -16,16 +16,16 @@ from ...errors import CacheError, DamagedCacheError, DiskFullError, StorageError
 from ..format.layout import IndexPlace
 from ..format.record_fields import Fields, read_fields
 from ..format.records import encode_record
-from ..io.storage import Files
+from ..io.storage import Storage
 from .index_record import IndexRecord, write_index_record
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 
 
 class IndexState:
-    """The saves of one index in the making. One process at a time may have it (Files.locked)."""
+    """The saves of one index in the making. One process at a time may have it (Storage.locked)."""
 
-    def __init__(self, files: Files, place: IndexPlace, making: Mapping[str, Any]) -> None:
+    def __init__(self, files: Storage, place: IndexPlace, making: Mapping[str, Any]) -> None:
         """Look at a place; ``making`` must be equal for a run to go on with what another one left."""
         self._files, self._place, self._making = files, place, dict(making)
         self._saved: str | None = None

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from ...errors import DamagedCacheError, SettingError, first_line
 from ..cache import Cache
 from ..format.layout import IndexPlace, Modality
-from ..io.storage import Files
+from ..io.storage import Storage
 from ..targets.targets import Targets
 from .exact import Neighbors, cosines, unit_queries
 from .index_kinds import set_search, wider
@@ -121,7 +121,7 @@ def open_index(
     return IndexedTargets(record, cache.targets(place.modality, place.teacher), index)
 
 
-def _read_index(files: Files, record: IndexRecord, *, remedy: str) -> Any:
+def _read_index(files: Storage, record: IndexRecord, *, remedy: str) -> Any:
     """Return an index that faiss wrote, its lists or codes mapped, so that only what is used is read."""
     [(path, described)] = record.files.items()
     found = files.num_bytes(path)

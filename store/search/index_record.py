@@ -14,7 +14,7 @@ from ..cache import Cache
 from ..format.layout import INDEXES, IndexPlace, Modality, other_modality, parse_index_record
 from ..format.record_fields import Fields, read_fields
 from ..format.records import encode_record, sha256_hex
-from ..io.storage import Files
+from ..io.storage import Storage
 
 Kind = Literal["flat", "ivf", "ivfpq", "hnsw"]
 
@@ -134,7 +134,7 @@ def build_command(cache: Cache, place: IndexPlace, kind: str | None = None) -> s
     return " ".join(words)
 
 
-def read_index_record(files: Files, place: IndexPlace) -> IndexRecord | None:
+def read_index_record(files: Storage, place: IndexPlace) -> IndexRecord | None:
     """Return an index's record; None where there is none.
 
     Raises:
@@ -202,12 +202,12 @@ def _parse_recall(recall: Fields) -> Recall:
     )
 
 
-def write_index_record(files: Files, place: IndexPlace, record: IndexRecord) -> None:
+def write_index_record(files: Storage, place: IndexPlace, record: IndexRecord) -> None:
     """Make an index one, durably; its file stands already."""
     files.replace(place.record, encode_record(asdict(record)))
 
 
-def index_places(files: Files) -> Iterator[IndexPlace]:
+def index_places(files: Storage) -> Iterator[IndexPlace]:
     """Yield where a record of an index stands, whole or damaged, in the order of paths."""
     for teacher in files.names(INDEXES):
         for name in files.names(f"{INDEXES}/{teacher}"):

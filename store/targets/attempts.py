@@ -15,14 +15,14 @@ from ..format import layout
 from ..format.layout import Modality
 from ..format.record_fields import read_fields
 from ..format.transaction import read_intent
-from ..io.storage import Files
+from ..io.storage import Storage
 
 _LOOKS = 3
 """An intent that was listed may be finished, and another attempt begun, before it is read."""
 
 
 def fetch_unit_file(
-    files: Files,
+    files: Storage,
     path: str,
     described: Mapping[str, Any],
     *,
@@ -55,7 +55,7 @@ def fetch_unit_file(
 
 
 def _descriptions(
-    files: Files, path: str, teacher: str, modality: Modality, unit: int
+    files: Storage, path: str, teacher: str, modality: Modality, unit: int
 ) -> Iterator[dict[str, Any]]:
     """Yield what records and intents of a unit say of a file, the latest attempt first."""
     folder = layout.commits_folder(teacher)

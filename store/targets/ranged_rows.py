@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ...errors import DamagedCacheError
 from ..format.shard import DTYPE
-from ..io.location import read_bytes
-from ..io.parallel import map_ahead
+from ..io.parallel import map_parallel
+from ..io.requests import read_bytes
 from .shard_files import ShardFiles
 
 _GAP_ROWS = 8
@@ -40,7 +40,7 @@ class RowRequests:
         order_B = np.lexsort((position_B, unit_B))
         # Threads of this call alone: a forked process would wait for ever for those of its parent, and
         # what is still to be asked for ends with the first request that fails.
-        found = map_ahead(
+        found = map_parallel(
             lambda run_R: self._read_run(unit_B[run_R], position_B[run_R]),
             _runs(unit_B, position_B, order_B),
         )
@@ -66,7 +66,7 @@ class RowRequests:
 
 def make_requests(files: ShardFiles) -> RowRequests | None:
     """Return what reads rows one by one; None where shards fit on this machine, or are no raw rows."""
-    if not files.are_remote or files.fit():
+    if not files.are_remote or files.fit_locally():
         return None
     try:
         return RowRequests(files) if files.have_raw_rows else None

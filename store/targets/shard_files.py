@@ -10,8 +10,7 @@ from ..format import layout
 from ..format.manifest import UnitCommit
 from ..format.shard import ArrayLayout, parse_metadata
 from ..io.location import Location
-from ..io.remote import ObjectFiles
-from ..io.storage import Files
+from ..io.storage import Storage
 from .attempts import fetch_unit_file
 
 
@@ -20,7 +19,7 @@ class ShardFiles:
 
     def __init__(
         self,
-        files: Files,
+        files: Storage,
         array: ArrayLayout,
         teacher: str,
         commits: Mapping[int, UnitCommit],
@@ -28,7 +27,7 @@ class ShardFiles:
         """Remember them; ``commits`` are the committed units by number."""
         self._files, self.array, self._teacher = files, array, teacher
         self._described: dict[int, Mapping[str, Any]] = {}
-        if isinstance(files, ObjectFiles):  # what fetches a copy and checks it
+        if files.is_remote:  # local files are mapped where they are
             named = {unit: commit.files.get(self._shard(unit)) for unit, commit in commits.items()}
             self._described = {unit: each for unit, each in named.items() if each is not None}
 
@@ -39,8 +38,8 @@ class ShardFiles:
 
     @property
     def are_remote(self) -> bool:
-        """Whether the cache lies in an object store."""
-        return isinstance(self._files, ObjectFiles)
+        """Whether the cache is in an object store."""
+        return self._files.is_remote
 
     def path(self, unit: int) -> Path:
         """Return a unit's shard as a file of this machine; it need not be there.
@@ -87,11 +86,9 @@ class ShardFiles:
         """Say whether a unit's shard is there."""
         return self._files.exists(self._shard(unit))
 
-    def fit(self) -> bool:
-        """Say whether copies of all of them may lie on this machine at one time."""
-        if not isinstance(self._files, ObjectFiles):
-            return True
-        return self._files.copies.holds(sum(int(d["num_bytes"]) for d in self._described.values()))
+    def fit_locally(self) -> bool:
+        """Return whether copies of all shards fit on this machine."""
+        return self._files.fits_locally(sum(int(d["num_bytes"]) for d in self._described.values()))
 
     @cached_property
     def have_raw_rows(self) -> bool:

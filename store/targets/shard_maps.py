@@ -6,6 +6,7 @@ Both are read-only and shared with every process that reads the cache; what is n
 
 import ctypes
 import mmap
+import resource
 import sys
 import weakref
 from collections import OrderedDict
@@ -149,7 +150,7 @@ def make_span(files: ShardFiles) -> Span | None:
     if not (sys.platform == "linux" and is_aligned and 1 <= num_units <= _MOST_MAPPED_SHARDS):
         return None
     try:
-        if not (files.fit() and files.have_raw_rows):
+        if not (files.fit_locally() and files.have_raw_rows):
             return None
         return Span(files, num_units)
     except (OSError, DamagedCacheError):  # few addresses left, or verify will say what is wrong
@@ -158,10 +159,6 @@ def make_span(files: ShardFiles) -> Span | None:
 
 def max_open_shards() -> int:
     """Return how many shards to hold open: a quarter of what the process may open, 512 at most."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 128
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return _MOST_OPEN_SHARDS

@@ -10,7 +10,7 @@ from ...errors import RowUnavailableError
 from ..format.layout import Modality
 from ..format.manifest import Commits, Manifest
 from ..format.shard import DTYPE, ArrayLayout
-from ..io.storage import Files
+from ..io.storage import Storage
 from .ranged_rows import make_requests
 from .shard_files import ShardFiles
 from .shard_maps import Shards, as_items, make_span
@@ -25,7 +25,7 @@ class Targets:
 
     def __init__(
         self,
-        files: Files,
+        files: Storage,
         manifest: Manifest,
         commits: Commits,
         teacher: str,

@@ -16,7 +16,6 @@ from ..cache import Cache
 from ..format import layout
 from ..format.catalog import TABLES, Part, Table, scan_table
 from ..format.manifest import Manifest, Span
-from ..io.local import LocalFiles
 from .files import Checked, FileChecker
 from .repeated_texts import counting_repeats
 
@@ -110,9 +109,11 @@ class _CatalogCheck:
     @contextlib.contextmanager
     def _as_file(self, part: Part, owner: str) -> Generator[Path | None]:
         """Compare a part with its record, and give a file that holds it; None where it is not sound."""
-        if isinstance(self._files, LocalFiles):
-            is_sound = self._checker.check(part.path, part.described, owner, self.found)
-            yield self._files.local(part.path) if is_sound else None
+        path = self._files.local_path(part.path)
+        if path is not None:
+            yield (
+                path if self._checker.check(part.path, part.described, owner, self.found) else None
+            )
             return
         with tempfile.NamedTemporaryFile(prefix="siglip2-cache-verify-") as copy:
             is_sound = self._checker.check(part.path, part.described, owner, self.found, copy.write)

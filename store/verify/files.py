@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..format import layout
-from ..io.storage import Files
+from ..io.storage import Storage
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Checked:
 class FileChecker:
     """Reads files of a cache. Each call reads its file once; may be called in several threads."""
 
-    files: Files
+    files: Storage
     ahead: Mapping[str, Mapping[str, Any]]
     """What standing intents say of the files that they put in place (unfinished.py)."""
 

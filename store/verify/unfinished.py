@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import DamagedCacheError
 from ..format.transaction import intent_path, read_intent
-from ..io.storage import Files
+from ..io.storage import Storage
 
 _INTENT = ".intent"
 
@@ -32,7 +32,7 @@ class Unfinished:
     """One message an intent that cannot be read, with what to do."""
 
 
-def read_unfinished(files: Files, paths: Iterable[str]) -> Unfinished:
+def read_unfinished(files: Storage, paths: Iterable[str]) -> Unfinished:
     """Return the unfinished commits of a cache; ``paths`` are all its files."""
     found = Unfinished()
     for path in paths:

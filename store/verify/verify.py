@@ -15,8 +15,7 @@ from ..format.manifest import TeacherRecord, Unit, UnitCommit
 from ..format.record_fields import read_fields
 from ..format.shard import parse_metadata
 from ..io.foreign_files import is_stray
-from ..io.local import LocalFiles
-from ..io.parallel import map_ahead
+from ..io.parallel import map_parallel
 from ..search.index_verify import check_indexes
 from .catalog import check_catalog
 from .files import Checked, FileChecker
@@ -136,10 +135,10 @@ class _Verifier:
     def _check_units(
         self, checker: UnitChecker, committed: Iterable[tuple[Unit, UnitCommit]]
     ) -> Generator[UnitFound]:
-        if isinstance(self._cache.files, LocalFiles):
+        if not self._cache.files.is_remote:
             yield from (checker.check(*each) for each in committed)
             return
-        begun = map_ahead(
+        begun = map_parallel(
             lambda each: checker.check(*each),
             committed,
             num_threads=_UNITS_AT_ONCE,

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from ...errors import DiskFullError, SettingError
 from ...store.io.foreign_files import is_stray
-from ...store.io.local import sync_file
+from ...store.io.local import sync_file, sync_folder
 
 MARK = "siglip2_cache.json"
 """In every folder that was exported; a folder without it is somebody's own and not replaced."""
@@ -55,7 +55,7 @@ def written_whole(out: Path, *, mark: str = MARK) -> Generator[Path]:
     if out.is_dir() and any(out.iterdir()):
         out.rename(old)
     partial.rename(out)  # an empty folder is replaced by this
-    _sync_folder(out.parent)
+    sync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -83,15 +83,4 @@ def _sync(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:
             sync_file(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network filesystems cannot sync folders
-            raise
-    finally:
-        os.close(descriptor)
+    sync_folder(folder)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from ...errors import DamagedCacheError, SettingError, TrainError, first_line
 from ...store.io.foreign_files import is_stray
-from ...store.io.local import LocalFiles, sync_file
+from ...store.io.local import LocalStorage, sync_file
 from ...store.io.locks import try_lock
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class RunFolder:
             TrainError: another process trains there.
         """
         self.root = root
-        self._files = LocalFiles(root)
+        self._files = LocalStorage(root)
         self._refuse_foreign()
         root.mkdir(parents=True, exist_ok=True)
         self._lock: TextIO = (root / "lock").open("a")

@@ -606,7 +606,7 @@ def test_samples_are_verified_and_timed_with_the_decoding_that_the_cache_recorde
 
 
 def images_of(cache: Cache) -> pl.DataFrame:
-    return read_table(cache.files.local(layout.images_part("tiny", 0)))
+    return read_table(cache.files.fetch(layout.images_part("tiny", 0), {}))
 
 
 def test_a_checkpoint_that_moved_is_recognised(tiny_checkpoint: Path, tmp_path: Path) -> None:

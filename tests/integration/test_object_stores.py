@@ -27,10 +27,10 @@ from safetensors.torch import load_file
 
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.build import build
-from siglip2_cache.store.io import location as locations
+from siglip2_cache.store.io import requests
 from siglip2_cache.store.io.download_cache import LocalCopies
 from siglip2_cache.store.io.location import parse_location
-from siglip2_cache.store.io.remote import ObjectFiles
+from siglip2_cache.store.io.remote import RemoteStorage
 from siglip2_cache.store.verify.verify import verify_cache
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def build_into(cache: Any, corpus: Any, checkpoint: Path, **settings: Any) -> An
     return cache
 
 
-def objects_of(files: ObjectFiles) -> dict[str, bytes]:
+def objects_of(files: RemoteStorage) -> dict[str, bytes]:
     return {path: files.read(path) for path in files.walk()}
 
 
@@ -88,7 +88,7 @@ def test_a_store_that_fails_often_holds_the_bytes_of_a_local_cache(
 ) -> None:
     from kit.s3 import KEY_ID, SECRET, Fault
 
-    monkeypatch.setattr(locations, "_WAITS_S", (0.01,) * 8)
+    monkeypatch.setattr(requests, "_WAITS_S", (0.01,) * 8)
     s3.inject(
         Fault(what="slow-down", share=0.02, seed=1),
         Fault(what="cut-answer", kinds=("get", "get-range"), share=0.05, seed=2),
@@ -98,7 +98,7 @@ def test_a_store_that_fails_often_holds_the_bytes_of_a_local_cache(
     build_into(url, corpus, tiny_checkpoint)
     assert len([request for request in s3.requests() if request.fault]) > 5
     s3.inject()
-    files = ObjectFiles(url)
+    files = RemoteStorage(url)
     assert objects_of(files) == tree_of(local)
     assert verify_cache(open_cache(url)).faults == []
     said = "".join([*capfd.readouterr(), caplog.text])
@@ -142,7 +142,7 @@ class Mortal:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.num_requests, self.dies_at, self.is_dead = 0, -1, False
         for name in self.CHANGING:
-            monkeypatch.setattr(ObjectFiles, name, self._mortal(getattr(ObjectFiles, name)))
+            monkeypatch.setattr(RemoteStorage, name, self._mortal(getattr(RemoteStorage, name)))
 
     def live(self, dies_at: int) -> None:
         self.num_requests, self.dies_at, self.is_dead = 0, dies_at, False
@@ -175,7 +175,7 @@ def test_dead_at_any_request_the_next_build_makes_the_same_bytes(
             build_into(url, corpus, tiny_checkpoint)
         mortal.live(-1)
         build_into(url, corpus, tiny_checkpoint)
-        assert objects_of(ObjectFiles(url)) == tree_of(local), f"dead at {dies_at}"
+        assert objects_of(RemoteStorage(url)) == tree_of(local), f"dead at {dies_at}"
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ def test_two_shares_make_the_same_bytes_in_a_store(
     ]
     errors = [share.communicate(timeout=PATIENCE_S)[1] for share in shares]
     assert [share.returncode for share in shares] == [0, 0], errors
-    assert objects_of(ObjectFiles(url)) == tree_of(local)
+    assert objects_of(RemoteStorage(url)) == tree_of(local)
 
 
 def test_a_student_learns_from_a_store_what_it_learns_from_a_disk(
@@ -254,7 +254,7 @@ def test_killed_twenty_times_over_a_failing_store_the_bytes_are_those_of_a_local
             if process.returncode == 0:
                 break
             assert process.returncode == -signal.SIGKILL
-        assert objects_of(ObjectFiles(url)) == tree_of(local)
+        assert objects_of(RemoteStorage(url)) == tree_of(local)
 
 
 @pytest.mark.slow
@@ -273,4 +273,4 @@ def test_actors_of_ray_make_the_same_bytes_in_a_store(
         timeout=PATIENCE_S,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert objects_of(ObjectFiles(url)) == tree_of(tmp_path / "alone")
+    assert objects_of(RemoteStorage(url)) == tree_of(tmp_path / "alone")

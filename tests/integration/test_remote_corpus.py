@@ -18,7 +18,7 @@ from siglip2_cache.precompute.shares import find_share
 from siglip2_cache.precompute.sources import open_source, scan
 from siglip2_cache.precompute.verify_live import recheck
 from siglip2_cache.store.cache import Cache, open_cache
-from siglip2_cache.store.io import location as locations
+from siglip2_cache.store.io import requests
 
 if TYPE_CHECKING:
     from kit.s3 import S3
@@ -133,10 +133,10 @@ def test_an_s3_that_goes_away_ends_the_build_and_the_same_command_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url = upload(s3, corpus)
-    monkeypatch.setattr(locations, "_WAITS_S", ())
+    monkeypatch.setattr(requests, "_WAITS_S", ())
     s3.inject(Fault("internal-error", ("get", "get-range"), key="*/20.png"))
     with pytest.raises(
-        StorageError, match=r"20\.png cannot be had: .*run the\s+same command again"
+        StorageError, match=r"20\.png is unreachable: .*run the\s+same command again"
     ):
         made(f"{url}/captions.jsonl", tmp_path / "ours", tiny_checkpoint, decode_workers=1)
     s3.inject()

@@ -20,7 +20,7 @@ from siglip2_cache import open_cache
 from siglip2_cache.precompute.build import BuildConfig, build
 from siglip2_cache.store.format.manifest import read_commits
 from siglip2_cache.store.format.records import decode_record, encode_record
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 SHARD_ROWS = 16_384
 NUM_UNITS = 1_000
@@ -56,9 +56,11 @@ def test_a_build_goes_on_with_the_units_that_are_missing_and_reads_each_record_o
     large: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: Counter[str] = Counter()
-    read, exists = LocalFiles.read, LocalFiles.exists
-    monkeypatch.setattr(LocalFiles, "read", lambda s, p: counts.update(read=1) or read(s, p))
-    monkeypatch.setattr(LocalFiles, "exists", lambda s, p: counts.update(exists=1) or exists(s, p))
+    read, exists = LocalStorage.read, LocalStorage.exists
+    monkeypatch.setattr(LocalStorage, "read", lambda s, p: counts.update(read=1) or read(s, p))
+    monkeypatch.setattr(
+        LocalStorage, "exists", lambda s, p: counts.update(exists=1) or exists(s, p)
+    )
     progress = SilentProgress()
     before = tree_of_commits(large)
     done = build(settings(large, tiny_checkpoint), progress=progress, make_teacher=FakeFactory())
@@ -81,7 +83,7 @@ def tree_of_commits(root: Path) -> set[str]:
 
 
 def test_a_record_takes_so_little_memory_that_a_billion_samples_fit(large: Path) -> None:
-    files = LocalFiles(large / "cache")
+    files = LocalStorage(large / "cache")
     cache = open_cache(files.root)
     [teacher], rows = cache.teachers, cache.shard_rows
     tracemalloc.start()
@@ -107,7 +109,7 @@ def test_rejected_rows_of_many_units_share_their_reasons(large: Path, tmp_path: 
         rows = (first_row + 1, first_row + 2)
         fields["rejected"] = [{"row": row, "reason": "truncated image"} for row in rows]
         (folder / name).write_bytes(encode_record(fields))
-    first, second = read_commits(LocalFiles(tmp_path), "t", shard_rows=SHARD_ROWS).units.values()
+    first, second = read_commits(LocalStorage(tmp_path), "t", shard_rows=SHARD_ROWS).units.values()
     assert [*first.rejected, *second.rejected] == [1, 2, SHARD_ROWS + 1, SHARD_ROWS + 2]
     assert first.rejected[1] == "truncated image"
     assert first.rejected[1] is second.rejected[SHARD_ROWS + 2]

@@ -69,7 +69,7 @@ def add_shards(root: Path, num_units: int) -> None:
 
 
 def _enlarge_catalog(cache: Cache, num_before: int) -> None:
-    record = cache.files.local(layout.CACHE_RECORD)
+    record = cache.files.fetch(layout.CACHE_RECORD, {})
     fields = decode_record(record.read_bytes(), where=str(record))
     described: dict[str, Any] = {}
     for table, columns in _ROW_COLUMNS.items():
@@ -77,7 +77,7 @@ def _enlarge_catalog(cache: Cache, num_before: int) -> None:
         if not parts:
             continue
         [part] = parts
-        found = read_part(table, cache.files.local(part.path))
+        found = read_part(table, cache.files.fetch(part.path, {}))
         frame = found.with_columns(pl.col(name) + num_before for name in columns)
         per_row = part.num_rows // cache.num_samples if table == "views" else 1
         num_rows = num_before * per_row if columns else 0
@@ -97,7 +97,7 @@ def _enlarge_catalog(cache: Cache, num_before: int) -> None:
 
 
 def _describe(cache: Cache, path: str, data: bytes, table: Table, num_rows: int) -> dict[str, Any]:
-    cache.files.local(path).write_bytes(data)
+    cache.files.fetch(path, {}).write_bytes(data)
     return {
         "table": table,
         "num_rows": num_rows,

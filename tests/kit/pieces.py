@@ -15,7 +15,7 @@ from siglip2_cache.precompute.planning import plan
 from siglip2_cache.precompute.planning.plan import Plan, PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Caption, Piece, Problem, Sample
 from siglip2_cache.store.format.records import sha256_hex
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def plan_pieces(source: PieceSource, cache: Path, *, is_dry_run: bool = False) -
     plan.open_source = lambda *_, **__: source
     try:
         config = PlanConfig(sources=(str(source.location),))
-        return make_plan(config, LocalFiles(cache), is_dry_run=is_dry_run)
+        return make_plan(config, LocalStorage(cache), is_dry_run=is_dry_run)
     finally:
         plan.open_source = opened
 

@@ -14,7 +14,7 @@ from siglip2_cache.store.format.layout import MODALITIES, Modality
 from siglip2_cache.store.format.shard import encode_shard
 from siglip2_cache.store.format.transaction import Transaction
 from siglip2_cache.store.format.views import ViewPolicy
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 TEACHER = "vectors"
 
@@ -23,7 +23,7 @@ def write_vectors(
     root: Path, vectors: Mapping[Modality, NDArray[np.float16]], *, shard_rows: int = 1024
 ) -> Path:
     """Write a cache of image targets (N, views, D) or (N, D), and of text targets (M, D)."""
-    files = LocalFiles(root)
+    files = LocalStorage(root)
     counts = {m: len(vectors[m]) if m in vectors else 0 for m in MODALITIES}
     embed_dim = next(iter(vectors.values())).shape[-1]
     images = vectors.get("image")
@@ -71,7 +71,7 @@ def commit_unit(
     values = vectors[unit.rows.first : unit.rows.end].reshape(-1, *array.row_shape).copy()
     values[[row - unit.rows.first for row in rejected]] = np.nan
     record = layout.unit_record(TEACHER, modality, number, attempt)
-    commit = Transaction(LocalFiles(root), record)
+    commit = Transaction(LocalStorage(root), record)
     commit.add(layout.shard(TEACHER, modality, number), encode_shard(array, values))
     fields = {"modality": modality, "unit": number, "attempt": attempt}
     fields |= {"first_row": unit.rows.first, "num_rows": unit.rows.count}

@@ -22,13 +22,13 @@ from siglip2_cache.images.image_bytes import ImagePlace, ReadError, read_image_b
 from siglip2_cache.images.prefetch_remote import with_remote_bytes, without_place
 from siglip2_cache.siglip import SquashRecipe
 from siglip2_cache.store.format.views import WHOLE_IMAGE
-from siglip2_cache.store.io import location as locations
+from siglip2_cache.store.io import requests
 from siglip2_cache.store.io.location import parse_location
 
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryBucket]:
-    monkeypatch.setattr(locations, "_WAITS_S", (0.01, 0.01))
+    monkeypatch.setattr(requests, "_WAITS_S", (0.01, 0.01))
     with memory_bucket() as made:
         yield made
 
@@ -140,7 +140,7 @@ def test_a_store_that_stays_away_ends_the_decoding(bucket: MemoryBucket, num_wor
     bucket.before = away
     form = PixelFormat(num_views=1, recipe=SQUASH)
     decoder = Decoder(form, batch_images=4, num_workers=num_workers, timeout_s=PATIENCE_S)
-    with pytest.raises(StorageError, match=r"5\.png cannot be had: reset"):
+    with pytest.raises(StorageError, match=r"5\.png is unreachable: reset"):
         list(decoder.decode(batches_of(refs, 4)))
 
 

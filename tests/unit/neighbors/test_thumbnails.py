@@ -178,7 +178,7 @@ def test_a_damaged_record_of_what_the_teacher_saw_is_named(
 ) -> None:
     corpus = write_folder_corpus(tmp_path / "corpus", 3)
     cache = build_cache(corpus, tmp_path / "cache", tiny_checkpoint)
-    cache.files.local(layout.images_part("tiny", 0)).write_bytes(b"no Parquet")
+    cache.files.fetch(layout.images_part("tiny", 0), {}).write_bytes(b"no Parquet")
     with pytest.raises(
         DamagedCacheError,
         match=r"images/00000\.parquet is missing or damaged; run siglip2-cache verify",
@@ -280,7 +280,7 @@ def test_rows_of_units_that_are_not_embedded_are_shown_unchecked(
 ) -> None:
     corpus = write_folder_corpus(tmp_path / "corpus", 6)
     cache = build_cache(corpus, tmp_path / "cache", tiny_checkpoint, shard_rows=4)
-    cache.files.local(layout.unit_record("tiny", "image", 1)).unlink()
+    cache.files.fetch(layout.unit_record("tiny", "image", 1), {}).unlink()
     again = Cache(cache.root, corpus_roots={})
     assert again.samples().select(pl.len()).collect().item() == 6
     found = make(again, (1, 0), (5, 0))

@@ -12,7 +12,7 @@ from siglip2_cache.precompute.shares import Share, find_share, wait_for
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.layout import Modality
 from siglip2_cache.store.format.manifest import Span, Unit, UnitCommit
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 SRUN = {"SLURM_STEP_ID": "0"}
 SLURM_ARRAY = {
@@ -128,7 +128,7 @@ def commit(cache: Path, number: int) -> None:
 
 def helper_of(cache: Path, jobs: list[Job], index: int, count: int, helped: list[int]) -> Helper:
     return Helper(
-        LocalFiles(cache),
+        LocalStorage(cache),
         "tiny",
         jobs,
         Share(index=index, count=count),

@@ -32,7 +32,7 @@ from siglip2_cache.store.format.manifest import Span
 from siglip2_cache.store.format.records import decode_record, encode_record
 from siglip2_cache.store.format.shard import ArrayLayout
 from siglip2_cache.store.format.views import draw_view
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache
@@ -414,9 +414,9 @@ def test_a_renewed_cache_reads_only_the_records_that_are_new(
     known = before.commits().units
     _copy_record(copied, "image-00001.json", "image-00001.r1.json", lambda f: f.update(attempt=1))
     read: list[str] = []
-    read_bytes = LocalFiles.read
+    read_bytes = LocalStorage.read
     monkeypatch.setattr(
-        LocalFiles, "read", lambda s, path: read.append(path) or read_bytes(s, path)
+        LocalStorage, "read", lambda s, path: read.append(path) or read_bytes(s, path)
     )
     now = before.renewed()
     assert now.commits().of("image")[1].attempt == 1

@@ -10,7 +10,7 @@ import pytest
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.executor.pending import find_jobs
 from siglip2_cache.precompute.executor.unit import open_rows
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 from siglip2_cache.store.targets.targets import Targets
 
 if TYPE_CHECKING:
@@ -62,13 +62,13 @@ def test_a_share_reads_the_files_of_its_own_units_alone(
     foreign: "ForeignCache", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    real = LocalFiles.describe
+    real = LocalStorage.describe
 
-    def describe(self: LocalFiles, path: str) -> dict[str, Any]:
+    def describe(self: LocalStorage, path: str) -> dict[str, Any]:
         read.append(path)
         return real(self, path)
 
-    monkeypatch.setattr(LocalFiles, "describe", describe)
+    monkeypatch.setattr(LocalStorage, "describe", describe)
     jobs = find_jobs(
         open_cache(foreign.root),
         "tiny",

@@ -15,7 +15,7 @@ from siglip2_cache.precompute.planning.part_writer import Findings
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.planning.spill import Scratch
 from siglip2_cache.precompute.summary import finding_lines
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 from siglip2_cache.store.verify.verify import verify_cache
 
 SCRATCHES: dict[str, Callable[[], Scratch]] = {
@@ -37,7 +37,7 @@ def row(image: str, caption: str, **more: Any) -> dict[str, Any]:
 
 def plan(tmp_path: Path, *sources: Path | str, scratch: Any = Scratch, **settings: Any) -> Findings:
     config = PlanConfig(sources=tuple(map(str, sources)), **settings)
-    found = make_plan(config, LocalFiles(tmp_path / "cache"), scratch=scratch).findings
+    found = make_plan(config, LocalStorage(tmp_path / "cache"), scratch=scratch).findings
     [fault] = verify_cache(open_cache(tmp_path / "cache")).faults  # of the catalog there is none
     assert fault.startswith("the cache has no teacher")
     return found

@@ -43,7 +43,7 @@ from siglip2_cache.store.format import transaction as commits
 from siglip2_cache.store.format.catalog import Part, Table
 from siglip2_cache.store.format.transaction import roll_forward
 from siglip2_cache.store.format.views import WHOLE_IMAGE, draw_view
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 from siglip2_cache.store.verify.verify import verify_cache
 
 RUN_BUILD = Path(__file__).parents[3] / "kit" / "run_build.py"
@@ -62,7 +62,7 @@ def plan(
     **settings: Any,
 ) -> Plan:
     config = PlanConfig(sources=tuple(map(str, sources)), **settings)
-    return make_plan(config, LocalFiles(cache), is_dry_run=is_dry_run, scratch=scratch)
+    return make_plan(config, LocalStorage(cache), is_dry_run=is_dry_run, scratch=scratch)
 
 
 def frame(cache: Path, table: Table) -> pl.DataFrame:
@@ -179,9 +179,9 @@ PLAN_IN_A_PROCESS = """
 import sys
 from pathlib import Path
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 cache, *sources = sys.argv[1:]
-make_plan(PlanConfig(sources=tuple(sources), num_views=2), LocalFiles(Path(cache)))
+make_plan(PlanConfig(sources=tuple(sources), num_views=2), LocalStorage(Path(cache)))
 """
 
 
@@ -1159,7 +1159,7 @@ def test_arrays_that_grow_are_never_set_back_by_an_intent_left_behind(
     [teacher] = open_cache(cache).teachers
     growth = layout.arrays_record(teacher, 1)
 
-    def die_before_the_growth_is_published(files: LocalFiles, record: str) -> bool:
+    def die_before_the_growth_is_published(files: LocalStorage, record: str) -> bool:
         if record == growth:
             raise KeyboardInterrupt
         return roll_forward(files, record)
@@ -1168,7 +1168,7 @@ def test_arrays_that_grow_are_never_set_back_by_an_intent_left_behind(
         dying.setattr(commits, "roll_forward", die_before_the_growth_is_published)
         with pytest.raises(KeyboardInterrupt):
             run()
-    assert LocalFiles(cache).exists(f"{growth}.intent")
+    assert LocalStorage(cache).exists(f"{growth}.intent")
     write_folder_corpus(corpus, 3, first=6)
     run()
     opened = open_cache(cache)

@@ -20,7 +20,7 @@ from siglip2_cache import open_cache
 from siglip2_cache.precompute.planning import scan
 from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.sources import Problem
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 from siglip2_cache.store.verify.verify import verify_cache
 
 PIECES = Path(__file__).parents[3] / "kit" / "pieces.py"
@@ -54,7 +54,7 @@ def kept(cache: Path) -> list[Path]:
 
 
 def scan_all(source: PieceSource, cache: Path, *, keeps: bool = True) -> pl.DataFrame:
-    return pl.concat(Scanner(LocalFiles(cache), keeps=keeps).frames(source))
+    return pl.concat(Scanner(LocalStorage(cache), keeps=keeps).frames(source))
 
 
 def test_a_killed_plan_goes_on_with_the_piece_it_was_at(
@@ -202,7 +202,7 @@ def test_a_damaged_frame_of_any_number_is_scanned_again_with_equal_result(
 def test_a_piece_of_several_frames_of_which_the_last_was_not_kept_is_scanned_again(
     source: PieceSource, tmp_path: Path
 ) -> None:
-    frames = iter(Scanner(LocalFiles(tmp_path), keeps=True).frames(source))
+    frames = iter(Scanner(LocalStorage(tmp_path), keeps=True).frames(source))
     taken = [next(frames) for _ in range(5)]  # three of the first piece, two of the second
     del frames
     found = scan_all(source, tmp_path)
@@ -218,10 +218,10 @@ def test_kept_scans_that_another_plan_clears_meanwhile_are_scanned_again(
     expected = scan_all(source, tmp_path)
     for num_before in range(14):
         found: list[pl.DataFrame] = []
-        for frame in Scanner(LocalFiles(tmp_path), keeps=True).frames(source):
+        for frame in Scanner(LocalStorage(tmp_path), keeps=True).frames(source):
             found.append(frame)
             if len(found) == num_before + 1:
-                Scanner(LocalFiles(tmp_path), keeps=True).clear()
+                Scanner(LocalStorage(tmp_path), keeps=True).clear()
         assert pl.concat(found).equals(expected)
         scan_all(source, tmp_path)
 

@@ -18,7 +18,7 @@ from siglip2_cache.precompute.planning.shared_scan import (
 )
 from siglip2_cache.precompute.shares import Share
 from siglip2_cache.precompute.sources import Piece
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 NUM_SHARDS = 6
 
@@ -38,8 +38,8 @@ def config(tmp_path: Path) -> PlanConfig:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> LocalFiles:
-    return LocalFiles(tmp_path / "cache")
+def files(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path / "cache")
 
 
 @pytest.fixture
@@ -56,13 +56,13 @@ def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def keys(config: PlanConfig, files: LocalFiles) -> list[str]:
+def keys(config: PlanConfig, files: LocalStorage) -> list[str]:
     [(_, source)] = name_sources(config, None)
     return pl.concat(Scanner(files, keeps=True).frames(source))["key"].to_list()
 
 
 def test_shares_that_wait_scan_what_lies_on_a_disk_too(
-    config: PlanConfig, files: LocalFiles, scanned: list[str]
+    config: PlanConfig, files: LocalStorage, scanned: list[str]
 ) -> None:
     for index in (1, 2):
         keep_scans(config, files, index, 3)
@@ -76,7 +76,7 @@ def test_shares_that_wait_scan_what_lies_on_a_disk_too(
 
 
 def test_a_share_that_need_not_wait_any_longer_stops_behind_its_piece(
-    config: PlanConfig, files: LocalFiles, scanned: list[str]
+    config: PlanConfig, files: LocalStorage, scanned: list[str]
 ) -> None:
     keep_scans(config, files, 0, 1, is_over=lambda: len(scanned) == 2)
     assert scanned == ["0.tar", "1.tar"]
@@ -86,7 +86,7 @@ def test_a_share_that_need_not_wait_any_longer_stops_behind_its_piece(
 
 
 def test_processes_scan_what_the_planner_then_finds(
-    config: PlanConfig, files: LocalFiles, scanned: list[str], monkeypatch: pytest.MonkeyPatch
+    config: PlanConfig, files: LocalStorage, scanned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(share_scans, "_PIECES_EACH", 3)
     monkeypatch.setattr(share_scans, "num_cores", lambda: 3)
@@ -99,7 +99,7 @@ def test_processes_scan_what_the_planner_then_finds(
 
 
 def test_processes_end_with_the_plan(
-    config: PlanConfig, files: LocalFiles, monkeypatch: pytest.MonkeyPatch
+    config: PlanConfig, files: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(share_scans, "_PIECES_EACH", 3)
     monkeypatch.setattr(share_scans, "num_cores", lambda: 3)
@@ -114,7 +114,7 @@ def test_processes_end_with_the_plan(
 @pytest.mark.parametrize(("num_cores", "pieces_each"), [(1, 1), (8, NUM_SHARDS + 1)])
 def test_no_process_is_started_for_few_pieces_or_without_a_spare_core(
     config: PlanConfig,
-    files: LocalFiles,
+    files: LocalStorage,
     monkeypatch: pytest.MonkeyPatch,
     num_cores: int,
     pieces_each: int,

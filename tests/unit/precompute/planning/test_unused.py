@@ -16,7 +16,7 @@ from siglip2_cache.precompute.sources import Caption, Piece, Problem, Sample, Un
 from siglip2_cache.precompute.summary import finding_lines
 from siglip2_cache.store.describe import describe, describe_lines
 from siglip2_cache.store.format.corpus_notes import Note
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 HEIC = "files ending in .heic, not read as images"
 
@@ -55,7 +55,7 @@ def plan_shelf(
 ) -> Findings:
     shelf = Shelf(cache.parent / "shelf", items)
     monkeypatch.setattr(plan, "open_source", lambda *_, **__: shelf)
-    return make_plan(PlanConfig(sources=("shelf",)), LocalFiles(cache), **dry).findings
+    return make_plan(PlanConfig(sources=("shelf",)), LocalStorage(cache), **dry).findings
 
 
 def test_what_several_pieces_do_not_use_is_one_note_with_the_sum_and_the_first_place(

@@ -22,7 +22,7 @@ from siglip2_cache.precompute.sources import (
 )
 from siglip2_cache.precompute.sources.fields.caption_endings import parse_endings
 from siglip2_cache.precompute.sources.folder import FolderSource
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 
 def put(root: Path, *names: str) -> None:
@@ -262,7 +262,7 @@ def test_a_changed_table_or_caption_changes_the_fingerprint(tmp_path: Path) -> N
 
 def plan_of(cache: Path, *sources: Path, **settings: Any) -> Findings:
     config = PlanConfig(sources=tuple(map(str, sources)), **settings)
-    return make_plan(config, LocalFiles(cache)).findings
+    return make_plan(config, LocalStorage(cache)).findings
 
 
 def test_endings_that_were_told_are_those_of_every_later_plan(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.precompute.sources.img2dataset import Img2datasetFiles
 from siglip2_cache.precompute.sources.open import open_source
 from siglip2_cache.precompute.sources.webdataset import WebDatasetSource
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 WRITTEN = Path(__file__).parents[3] / "data/img2dataset"
 FORMATS = ["webdataset", "files"]
@@ -266,7 +266,7 @@ def test_files_that_another_of_the_sample_stands_before_are_told(files: Path) ->
 
 def test_a_cache_in_the_corpus_is_not_named_and_adds_no_generation(written: Path) -> None:
     config = PlanConfig(sources=(str(written),))
-    cache = LocalFiles(written / "cache")
+    cache = LocalStorage(written / "cache")
     problems = problems_of(written)
     assert make_plan(config, cache).was_scanned
     told = open_cache(written / "cache").table("problems").collect()["reason"].to_list()

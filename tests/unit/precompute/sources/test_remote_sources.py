@@ -25,10 +25,10 @@ from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.sources import Piece, Problem, Sample, open_source, scan
 from siglip2_cache.precompute.sources.listing import sizes_and_times
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.store.io import location as locations
 from siglip2_cache.store.io import range_file as read_ahead
-from siglip2_cache.store.io.local import LocalFiles
-from siglip2_cache.store.io.location import join
+from siglip2_cache.store.io import requests
+from siglip2_cache.store.io.local import LocalStorage
+from siglip2_cache.store.io.location import Location, join
 
 NOT_COMPARED = ["mtime_ns", "place"]
 
@@ -100,7 +100,7 @@ def write_packed(folder: Path) -> Path:
 
 def frame_of(location: str | Path) -> pl.DataFrame:
     source = open_source(location)
-    return pl.concat(Scanner(LocalFiles(Path("/nonexistent")), keeps=False).frames(source))
+    return pl.concat(Scanner(LocalStorage(Path("/nonexistent")), keeps=False).frames(source))
 
 
 def same_frames(local: Path | str, remote: str) -> pl.DataFrame:
@@ -285,9 +285,9 @@ def test_of_images_inside_parquet_files_the_plan_reads_none(
     pq.write_table(table, tmp_path / "p.parquet", row_group_size=2, compression="none")
     url = bucket.put("p.parquet", (tmp_path / "p.parquet").read_bytes())
     num_bytes = 0
-    real = locations.read_bytes
+    real = requests.read_bytes
 
-    def counted(location: locations.Location, start: int = 0, length: int | None = None) -> bytes:
+    def counted(location: Location, start: int = 0, length: int | None = None) -> bytes:
         nonlocal num_bytes
         found = real(location, start, length)
         num_bytes += len(found)
@@ -335,7 +335,7 @@ def test_a_source_with_credentials_is_refused_without_showing_them(form: str, ur
 
 
 def plan(cache: Path, *sources: str, **options: dict[str, str]) -> Cache:
-    make_plan(PlanConfig(sources=sources, **options), LocalFiles(cache))
+    make_plan(PlanConfig(sources=sources, **options), LocalStorage(cache))
     return Cache(cache, corpus_roots={})
 
 
@@ -383,17 +383,17 @@ def test_a_killed_plan_of_tars_goes_on_with_the_piece_it_was_at(
 
     bucket.before = fails
     with pytest.raises(StorageError, match="away"):
-        list(Scanner(LocalFiles(cache), keeps=True).frames(source))
+        list(Scanner(LocalStorage(cache), keeps=True).frames(source))
     bucket.before = lambda method, path: None
     bucket.requests.clear()
-    frames = pl.concat(Scanner(LocalFiles(cache), keeps=True).frames(source))
+    frames = pl.concat(Scanner(LocalStorage(cache), keeps=True).frames(source))
     assert frames["key"].to_list() == [f"s{i:05d}" for i in range(24)]
     assert bucket.requests["cat_file"] == 1  # of the one that was not scanned
 
 
 def test_shares_that_wait_scan_for_the_one_that_plans(tmp_path: Path, bucket: MemoryBucket) -> None:
     url = bucket.put_folder(write_shards(tmp_path / "w", 6, 2), "w")
-    source, files = open_source(url), LocalFiles(tmp_path / "cache")
+    source, files = open_source(url), LocalStorage(tmp_path / "cache")
     for index in (1, 2):
         assert len(list(Scanner(files, keeps=True).keep_share(source, index, 3))) == 2
     bucket.requests.clear()
@@ -415,7 +415,7 @@ def test_a_dry_run_scans_a_piece_of_many_frames_once(
         return real(self, piece, digest)
 
     monkeypatch.setattr(Scanner, "_scan_and_keep", scan_and_keep)
-    frames = list(Scanner(LocalFiles(tmp_path / "cache"), keeps=False).frames(source))
+    frames = list(Scanner(LocalStorage(tmp_path / "cache"), keeps=False).frames(source))
     assert pl.concat(frames)["key"].to_list() == [f"s{i:05d}" for i in range(20)]
     assert max(frame.height for frame in frames) == 3
     assert sorted(scanned) == ["000.tar", "001.tar"]
@@ -425,7 +425,7 @@ def test_a_dry_run_scans_a_piece_of_many_frames_once(
 def test_a_store_that_is_away_ends_the_plan(
     tmp_path: Path, bucket: MemoryBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locations, "_WAITS_S", ())
+    monkeypatch.setattr(requests, "_WAITS_S", ())
     url = bucket.put_folder(write_packed(tmp_path / "p"), "p")
     tars = bucket.put_folder(write_shards(tmp_path / "w", 2, 2), "w")
 

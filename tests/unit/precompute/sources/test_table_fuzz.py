@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Problem, Sample, Unused, open_source, scan
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 KINDS = ["jsonl", "csv", "tsv", "parquet"]
 HEADS = {
@@ -53,7 +53,7 @@ def plan_of(table: Path) -> None:
     """Plan a table; that it may be refused is all that this forgives."""
     config = PlanConfig(sources=(str(table),))
     with contextlib.suppress(SourceError, SettingError):
-        make_plan(config, LocalFiles(table.parent / "cache"), is_dry_run=True)
+        make_plan(config, LocalStorage(table.parent / "cache"), is_dry_run=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -31,7 +31,7 @@ from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.precompute.sources.open import open_source
 from siglip2_cache.precompute.sources.readers.tar_index import split_key
 from siglip2_cache.precompute.sources.webdataset import WebDatasetSource
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 Members = Sequence[tuple[str | bytes, bytes]]
 SHA256 = "ab" * 32
@@ -600,7 +600,7 @@ def test_whatever_is_damaged_a_scan_ends_and_what_it_gives_can_be_stored_and_rea
         data[position % len(data)] = byte
     path = whole_tar.with_name("damaged.tar")
     path.write_bytes(data[:cut] if cut < len(data) else data)
-    scanner = Scanner(LocalFiles(path.parent), keeps=False)
+    scanner = Scanner(LocalStorage(path.parent), keeps=False)
     refusals: list[str] = []
     try:
         for frame in scanner.frames(WebDatasetSource(path, (path,))):
@@ -703,7 +703,7 @@ def test_a_cache_beside_tars_is_not_named_at_any_time_of_its_life(tmp_path: Path
 def test_a_cache_in_the_corpus_adds_no_generation(tmp_path: Path) -> None:
     put_shards(tmp_path, "a.tar")
     config = PlanConfig(sources=(str(tmp_path),))
-    files = LocalFiles(tmp_path / "cache")
+    files = LocalStorage(tmp_path / "cache")
     assert make_plan(config, files).was_scanned
     assert not make_plan(config, files).was_scanned
     assert entries_of(tmp_path)[1] == []

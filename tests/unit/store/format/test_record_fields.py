@@ -19,7 +19,7 @@ from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.record_fields import Fields, is_inner_path
 from siglip2_cache.store.format.records import encode_record, sha256_hex
 from siglip2_cache.store.format.transaction import roll_forward
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 from siglip2_cache.store.search.index_checkpoint import IndexState
 from siglip2_cache.store.verify.verify import verify_cache
 
@@ -89,7 +89,7 @@ def test_a_field_that_is_not_what_it_should_be_is_named(take: Any, message: str)
 def test_an_intent_that_leads_out_is_not_rolled_forward(tmp_path: Path, path: str, at: str) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home/keys").write_bytes(b"mine")
-    cache = LocalFiles(tmp_path / "cache")
+    cache = LocalStorage(tmp_path / "cache")
     cache.write("partial", b"theirs")
     final, partial = ("a", path) if at == "partial" else (path, f"{path}.partial")
     files = {"a" if at == "staged path" else final: DESCRIBED}
@@ -111,14 +111,14 @@ class TestLinks:
     """A folder that is a link out of the cache is read through, and never written through."""
 
     @pytest.fixture
-    def files(self, tmp_path: Path) -> LocalFiles:
+    def files(self, tmp_path: Path) -> LocalStorage:
         (tmp_path / "home").mkdir()
         (tmp_path / "home/keys").write_bytes(b"mine")
         (tmp_path / "cache").mkdir()
         (tmp_path / "cache/teachers").symlink_to(tmp_path / "home")
-        return LocalFiles(tmp_path / "cache")
+        return LocalStorage(tmp_path / "cache")
 
-    def test_nothing_is_written_behind_it(self, files: LocalFiles, tmp_path: Path) -> None:
+    def test_nothing_is_written_behind_it(self, files: LocalStorage, tmp_path: Path) -> None:
         files.write("ours", b"theirs")
         tries = (
             lambda: files.write("teachers/keys", b"theirs"),
@@ -133,14 +133,14 @@ class TestLinks:
         )
         for each in tries:
             with pytest.raises(
-                DamagedCacheError, match=r"lies behind a link to .*home.*, outside of"
+                DamagedCacheError, match=r"is behind a symbolic link to .*home.*, outside"
             ):
                 each()
         assert [path.name for path in (tmp_path / "home").iterdir()] == ["keys"]
         assert (tmp_path / "home/keys").read_bytes() == b"mine"
 
     def test_a_file_that_is_a_link_is_not_written_through(
-        self, files: LocalFiles, tmp_path: Path
+        self, files: LocalStorage, tmp_path: Path
     ) -> None:
         (tmp_path / "cache/a.partial").symlink_to(tmp_path / "home/keys")
         with pytest.raises(OSError, match="symbolic link"):
@@ -154,7 +154,7 @@ class TestLinks:
     def test_a_cache_behind_a_link_is_written(self, tmp_path: Path) -> None:
         (tmp_path / "real").mkdir()
         (tmp_path / "cache").symlink_to(tmp_path / "real")
-        LocalFiles(tmp_path / "cache").write("catalog/a", b"ours")
+        LocalStorage(tmp_path / "cache").write("catalog/a", b"ours")
         assert (tmp_path / "real/catalog/a").read_bytes() == b"ours"
 
 
@@ -212,7 +212,7 @@ def stranger(foreign: "ForeignCache", tmp_path_factory: pytest.TempPathFactory) 
     (folder / "home").mkdir()
     (folder / "home/keys").write_bytes(b"mine")
     root = shutil.copytree(foreign.root, folder / "cache")
-    files = LocalFiles(root)
+    files = LocalStorage(root)
     files.write(f"{PLACE.file}.5.partial", b"saved")
     described = files.describe(f"{PLACE.file}.5.partial")
     state = {"making": {}, "next_row": 5, "files": {f"{PLACE.file}.5.partial": described}}
@@ -325,7 +325,7 @@ def test_whatever_a_record_says_the_error_is_ours_and_nothing_outside_changes(
             use(stranger)
         if record == PLACE.state:
             heard: list[str] = []
-            assert IndexState(LocalFiles(stranger), PLACE, {}).resume(heard.append) is None
+            assert IndexState(LocalStorage(stranger), PLACE, {}).resume(heard.append) is None
             assert len(heard) == 1
     finally:
         path.write_bytes(whole)
@@ -349,7 +349,7 @@ def test_whatever_an_intent_says_nothing_outside_changes(
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     (tmp_path / "home").mkdir(exist_ok=True)
     (tmp_path / "home/keys").write_bytes(b"mine")
-    files = LocalFiles(tmp_path / "cache")
+    files = LocalStorage(tmp_path / "cache")
     for partial in INTENT["staged"].values():
         files.write(partial, b"theirs")
     files.write("t/x.json.intent", encode_record(harm(data, INTENT)))

@@ -24,7 +24,7 @@ from siglip2_cache.store.format.transaction import (
     intent_path,
     roll_forward,
 )
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 RECORD = layout.unit_record("t", "image", 0)
 AGAIN = layout.unit_record("t", "image", 0, 1)
@@ -101,7 +101,7 @@ class Disk(Spy):
 
 
 class DiskWithoutLinks(Disk):
-    """No hard links, as on exFAT; takes turns at whole operations of LocalFiles (TurnFiles)."""
+    """No hard links, as on exFAT; takes turns at whole operations of LocalStorage (TurnFiles)."""
 
     takes_turns = False
 
@@ -109,7 +109,7 @@ class DiskWithoutLinks(Disk):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
 
-class TurnFiles(LocalFiles):
+class TurnFiles(LocalStorage):
     """Takes turns at what Disk does not see, and, if asked, at every other operation too."""
 
     def __init__(self, root: Path, *, every_operation: bool) -> None:
@@ -320,18 +320,18 @@ def test_a_second_attempt_holds_against_slow_processes_of_the_first(
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> LocalFiles:
-    return LocalFiles(tmp_path / "cache")
+def files(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path / "cache")
 
 
-def stage(files: LocalFiles, who: str, record: str = RECORD) -> Transaction:
+def stage(files: LocalStorage, who: str, record: str = RECORD) -> Transaction:
     transaction = Transaction(files, record)
     for path in PATHS:
         transaction.add(path, f"{who} wrote {path}".encode(), table=who)
     return transaction
 
 
-def leave_an_intent(files: LocalFiles, who: str = "a") -> None:
+def leave_an_intent(files: LocalStorage, who: str = "a") -> None:
     """Commit, up to the instant after the intent was created."""
     transaction = stage(files, who)
     with pytest.MonkeyPatch.context() as patch:
@@ -345,7 +345,7 @@ def die(*_: object) -> None:
     raise Died
 
 
-def test_a_commit_leaves_its_files_and_a_record_that_describes_them(files: LocalFiles) -> None:
+def test_a_commit_leaves_its_files_and_a_record_that_describes_them(files: LocalStorage) -> None:
     assert stage(files, "a").commit({"who": "a"})
     assert set(files.walk()) == {RECORD, *PATHS}
     found = decode_record(files.read(RECORD), where=RECORD)
@@ -357,7 +357,7 @@ def test_a_commit_leaves_its_files_and_a_record_that_describes_them(files: Local
         assert found["files"][path] == described
 
 
-def test_who_comes_second_adopts_the_first_and_leaves_nothing(files: LocalFiles) -> None:
+def test_who_comes_second_adopts_the_first_and_leaves_nothing(files: LocalStorage) -> None:
     second = stage(files, "b")
     assert stage(files, "a").commit({"who": "a"})
     before = {path: files.read(path) for path in (RECORD, *PATHS)}
@@ -366,7 +366,7 @@ def test_who_comes_second_adopts_the_first_and_leaves_nothing(files: LocalFiles)
 
 
 def test_nothing_is_visible_before_the_commit_and_nothing_is_left_when_it_is_given_up(
-    files: LocalFiles,
+    files: LocalStorage,
 ) -> None:
     transaction = stage(files, "a")
     assert all(layout.is_garbage_name(path) for path in files.walk())
@@ -374,21 +374,21 @@ def test_nothing_is_visible_before_the_commit_and_nothing_is_left_when_it_is_giv
     assert list(files.walk()) == []
 
 
-def test_an_intent_is_finished_by_whoever_comes_next(files: LocalFiles) -> None:
+def test_an_intent_is_finished_by_whoever_comes_next(files: LocalStorage) -> None:
     leave_an_intent(files)
     assert not stage(files, "b").commit({"who": "b"})
     assert files.read(PATHS[0]).startswith(b"a wrote")
     assert set(files.walk()) == {RECORD, *PATHS}
 
 
-def test_there_is_nothing_to_roll_forward_without_an_intent(files: LocalFiles) -> None:
+def test_there_is_nothing_to_roll_forward_without_an_intent(files: LocalStorage) -> None:
     assert not roll_forward(files, RECORD)
     stage(files, "a").commit({})
     assert roll_forward(files, RECORD)
 
 
 def test_garbage_of_finished_commits_goes_and_that_of_unfinished_ones_stays(
-    files: LocalFiles,
+    files: LocalStorage,
 ) -> None:
     late, unfinished = stage(files, "late"), stage(files, "unfinished", AGAIN)
     stage(files, "a").commit({})
@@ -415,7 +415,7 @@ def test_garbage_of_finished_commits_goes_and_that_of_unfinished_ones_stays(
     ],
 )
 def test_garbage_of_every_kind_of_commit_is_known(
-    files: LocalFiles, record: str, folder: str
+    files: LocalStorage, record: str, folder: str
 ) -> None:
     late = Transaction(files, record)
     late.add(f"{folder}/file.json", b"late")
@@ -429,7 +429,7 @@ def test_garbage_of_every_kind_of_commit_is_known(
 
 
 def test_a_torn_intent_and_a_staged_file_that_was_damaged_say_how_to_go_on(
-    files: LocalFiles,
+    files: LocalStorage,
 ) -> None:
     remedy = r"remove that \.intent file and run the same build again"
     leave_an_intent(files)

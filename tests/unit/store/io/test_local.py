@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from siglip2_cache.store.io import local as store_files
-from siglip2_cache.store.io.local import LocalFiles, sync_file
+from siglip2_cache.store.io.local import LocalStorage, sync_file
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> LocalFiles:
-    return LocalFiles(tmp_path)
+def files(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP])
 def test_a_file_is_created_once_on_a_file_system_without_links(
-    files: LocalFiles, monkeypatch: pytest.MonkeyPatch, number: int
+    files: LocalStorage, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def link(source: Any, target: Any) -> None:
         raise OSError(number, os.strerror(number))
@@ -31,7 +31,7 @@ def test_a_file_is_created_once_on_a_file_system_without_links(
 
 
 def test_a_link_that_was_made_though_its_answer_was_lost_is_ours(
-    files: LocalFiles, monkeypatch: pytest.MonkeyPatch
+    files: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NFS asks again, and is told that the name is taken: by the link that it has just made."""
     link = os.link
@@ -48,7 +48,7 @@ def test_a_link_that_was_made_though_its_answer_was_lost_is_ours(
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_folder_that_cannot_be_synced_is_let_be(
-    files: LocalFiles, monkeypatch: pytest.MonkeyPatch, number: int
+    files: LocalStorage, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     files.write("a/b", b"1")
 

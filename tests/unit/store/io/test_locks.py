@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 from siglip2_cache.store.io.locks import lock_file
 
 
@@ -64,7 +64,7 @@ def test_a_folder_is_locked_where_only_files_open_for_writing_can_be(
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", of_nfs)
-    files = LocalFiles(tmp_path)
+    files = LocalStorage(tmp_path)
     with files.locked("indexes/t") as first, files.locked("indexes/t") as second:
         assert (first, second) == (True, False)
     assert files.names("indexes/t") == []

@@ -11,10 +11,10 @@ from kit.memory_bucket import MemoryBucket, memory_bucket
 from upath import UPath
 
 from siglip2_cache.errors import StorageError
-from siglip2_cache.store.io import location as locations
 from siglip2_cache.store.io import range_file as read_ahead
+from siglip2_cache.store.io import requests
 from siglip2_cache.store.io.location import parse_location
-from siglip2_cache.store.io.parallel import Threads, map_ahead
+from siglip2_cache.store.io.parallel import Threads, map_parallel
 from siglip2_cache.store.io.range_file import RangeFile, ReadAhead
 
 DATA = random.Random(0).randbytes(1 << 20)
@@ -62,7 +62,7 @@ def test_reading_on_takes_a_request_a_piece(bucket: MemoryBucket, where: UPath) 
 
 def test_what_is_passed_over_far_is_not_fetched(bucket: MemoryBucket, where: UPath) -> None:
     sizes: list[int] = []
-    real = locations.read_bytes
+    real = requests.read_bytes
 
     def counted(location: UPath, start: int, length: int) -> bytes:
         sizes.append(length)
@@ -103,7 +103,7 @@ def test_there_must_be_an_object(bucket: MemoryBucket) -> None:
 def test_a_store_that_is_away_is_said_to_be_at_the_read_that_needs_it(
     bucket: MemoryBucket, where: UPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locations, "_WAITS_S", ())
+    monkeypatch.setattr(requests, "_WAITS_S", ())
     with ReadAhead(where) as file:
         file.read(10)
 
@@ -125,7 +125,7 @@ def test_results_come_in_order_and_few_are_begun_before() -> None:
         return number * number
 
     found: list[int] = []
-    for item, done in map_ahead(call, range(100), num_threads=4, num_ahead=8):
+    for item, done in map_parallel(call, range(100), num_threads=4, num_ahead=8):
         assert done == item * item
         found.append(item)
         assert max(begun) <= item + 8
@@ -140,7 +140,7 @@ def test_an_error_comes_at_its_items_turn_and_ends_the_rest() -> None:
             raise StorageError("away")
         done.append(number)
 
-    results = map_ahead(call, range(1000), num_threads=2, num_ahead=4)
+    results = map_parallel(call, range(1000), num_threads=2, num_ahead=4)
     for _ in range(3):
         next(results)
     with pytest.raises(StorageError, match="away"):

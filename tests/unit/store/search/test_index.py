@@ -20,7 +20,7 @@ from siglip2_cache.store.describe import describe, describe_lines
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.records import encode_record
 from siglip2_cache.store.io import local as store_files
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 from siglip2_cache.store.search import index_build as making
 from siglip2_cache.store.search import index_kinds
 from siglip2_cache.store.search.exact import exact_neighbors
@@ -451,7 +451,7 @@ class TestResuming:
             assert run_and_kill(killed, lambda at=kill_at: kill_at_op(at)) == -signal.SIGKILL
             opened = open_if_there(killed)
             if opened is not None:
-                assert opened.record.files[IVF_FILE] == LocalFiles(killed).describe(IVF_FILE)
+                assert opened.record.files[IVF_FILE] == LocalStorage(killed).describe(IVF_FILE)
             assert build(killed).record.kind == "ivf"
 
     def test_what_was_begun_from_other_targets_is_left_aside_with_a_word(self, root: Path) -> None:
@@ -480,7 +480,7 @@ class TestResuming:
 
     def test_two_at_once_are_refused(self, root: Path) -> None:
         folder = layout.IndexPlace(teacher=TEACHER, modality="image").folder
-        with LocalFiles(root).locked(folder) as is_alone:
+        with LocalStorage(root).locked(folder) as is_alone:
             assert is_alone
             with pytest.raises(SettingError, match="another siglip2-cache index is at work in"):
                 build(root)
@@ -647,7 +647,7 @@ def change_record(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 def test_a_store_that_is_away_does_not_begin_an_index_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = LocalFiles(tmp_path)
+    files = LocalStorage(tmp_path)
     place = layout.IndexPlace(teacher="t", modality="text")
     saved = "indexes/t/text.faiss.5.partial"
     files.write(saved, b"saved")

@@ -16,9 +16,9 @@ from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.records import decode_record, encode_record
 from siglip2_cache.store.format.transaction import Transaction, intent_path
 from siglip2_cache.store.io.download_cache import LocalCopies
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 from siglip2_cache.store.io.location import parse_location
-from siglip2_cache.store.io.storage import Files, open_files
+from siglip2_cache.store.io.storage import Storage, open_storage
 
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache
@@ -41,8 +41,8 @@ def store() -> Iterator[None]:
 @pytest.fixture
 def cache(store: None, foreign: "ForeignCache", tmp_path: Path) -> Cache:
     """The foreign cache in a store, as it was opened before image unit 1 was committed again."""
-    local, url = LocalFiles(foreign.root), f"memory://{tmp_path.name}/cache"
-    files = open_files(parse_location(url))
+    local, url = LocalStorage(foreign.root), f"memory://{tmp_path.name}/cache"
+    files = open_storage(parse_location(url))
     for path in local.walk():
         files.write(path, local.read(path))
     cache = open_cache(url, copies=LocalCopies(tmp_path / "copies"))
@@ -50,7 +50,7 @@ def cache(store: None, foreign: "ForeignCache", tmp_path: Path) -> Cache:
     return cache
 
 
-def commit_again(files: Files, *, until: str) -> None:
+def commit_again(files: Storage, *, until: str) -> None:
     """Make row 8 anew; stop behind the intent's renames, or at the end."""
     shard = bytearray(files.read(SHARD))
     shard[2 * ROW_BYTES : 3 * ROW_BYTES] = np.full(2 * 8, 8**-0.5, np.float16).tobytes()
@@ -87,7 +87,7 @@ def test_bytes_that_no_attempt_describes_are_damaged(cache: Cache) -> None:
     targets = cache.image_targets("tiny")
     commit_again(cache.files, until="the record stands")
     cache.files.write(SHARD, cache.files.read(SHARD)[:-1] + b"x")
-    with pytest.raises(DamagedCacheError, match="is not what its record describes"):
+    with pytest.raises(DamagedCacheError, match="does not match its record"):
         targets.read([7])
 
 

@@ -19,7 +19,7 @@ from siglip2_cache.store.format.records import decode_record, encode_record, sha
 from siglip2_cache.store.format.shard import DTYPE
 from siglip2_cache.store.format.transaction import Transaction, roll_forward
 from siglip2_cache.store.io import local as files
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 from siglip2_cache.store.targets.targets import Targets
 from siglip2_cache.store.verify.shard_reader import ShardReader
 from siglip2_cache.store.verify.verify import Report, verify_cache
@@ -223,7 +223,7 @@ class Killed(BaseException):
     pass
 
 
-class DyingFiles(LocalFiles):
+class DyingFiles(LocalStorage):
     """Files of a process that is killed once it has renamed so many."""
 
     def __init__(self, root: Path, *, num_renames: int) -> None:
@@ -264,7 +264,7 @@ def test_a_unit_whose_commit_was_not_finished_is_a_note(copied: Path, num_rename
     report = verify(copied)
     assert (report.faults, report.is_sound) == ([], True)
     assert report.notes == [f"{record} was not finished; run the same build again"]
-    assert roll_forward(LocalFiles(copied), record)
+    assert roll_forward(LocalStorage(copied), record)
     assert verify(copied).notes == []
 
 
@@ -539,13 +539,13 @@ def test_damage_in_a_store_is_named_though_a_sound_copy_lies_here(
 def test_no_file_is_held_whole(each: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "READ_BYTES", 100)
     largest: list[int] = []
-    real = LocalFiles.read
+    real = LocalStorage.read
 
-    def read(self: LocalFiles, path: str) -> bytes:
+    def read(self: LocalStorage, path: str) -> bytes:
         assert _is_record(path), f"{path} is read whole"
         return real(self, path)
 
-    monkeypatch.setattr(LocalFiles, "read", read)
+    monkeypatch.setattr(LocalStorage, "read", read)
     take = ShardReader.take
     monkeypatch.setattr(
         ShardReader, "take", lambda self, piece: (largest.append(len(piece)), take(self, piece))

@@ -12,7 +12,7 @@ from siglip2_cache.errors import SourceError
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.sources import Sample, TableColumns, open_source, scan
 from siglip2_cache.precompute.sources.readers import json_records
-from siglip2_cache.store.io.local import LocalFiles
+from siglip2_cache.store.io.local import LocalStorage
 
 ROWS = [{"image": f"{i}.jpg", "caption": f"caption {i}", "more": [i, {"x": 1.5}]} for i in range(4)]
 
@@ -76,7 +76,7 @@ COCO: dict[str, Any] = {
 def test_coco_annotations_are_joined_with_their_images(tmp_path: Path, names: list[str]) -> None:
     table = write(tmp_path / "captions.json", {name: COCO[name] for name in names})
     config = PlanConfig(sources=(str(table),))
-    found = make_plan(config, LocalFiles(tmp_path / "cache")).findings
+    found = make_plan(config, LocalStorage(tmp_path / "cache")).findings
     cache = open_cache(tmp_path / "cache")
     texts = dict(cache.texts().collect().iter_rows())
     captions = cache.captions().collect().select("row", "text_row").rows()
