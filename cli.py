@@ -27,7 +27,8 @@ from .commands.options import (
     say,
 )
 from .commands.train import train
-from .errors import CacheError, SettingError, first_line, short_line
+from .errors import CacheError, SettingError
+from .formatting import first_line, short_line
 from .streams import open_missing_streams
 
 if TYPE_CHECKING:

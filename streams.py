@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 
-from .errors import short_line
+from .formatting import short_line
 
 
 def open_missing_streams() -> None:

@@ -39,7 +39,7 @@ def index(
 
     It is kept in the cache. Run it again to go on after a crash, or after the cache has changed.
     """
-    from ..formatting import counted, format_seconds
+    from ..formatting import format_count, format_seconds
     from ..neighbors.config import modality_of
     from ..neighbors.progress import make_progress
     from ..store.cache import open_cache
@@ -75,9 +75,11 @@ def index(
         "it was there already" if built.was_there else f"{format_seconds(built.seconds)}{resumed}"
     )
     record = built.record
-    measured = [f"{counted(record.recall.num_queries, record.modality)}"]
+    measured = [f"{format_count(record.recall.num_queries, record.modality)}"]
     if record.cross is not None:
-        measured.append(counted(record.cross.recall.num_queries, other_modality(record.modality)))
+        measured.append(
+            format_count(record.cross.recall.num_queries, other_modality(record.modality))
+        )
     lines = [
         f"index      {found['file']}",
         f"kind       {built.record.kind}: {built.reason}",

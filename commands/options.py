@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import SettingError, plain_json, short_line
+from ..errors import SettingError
+from ..formatting import plain_json, short_line
 from ..streams import say_on_stderr
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..formatting import counted
+from ..formatting import format_count
 
 TEACHER, START, CONTRASTIVE, DISTILLED = "teacher", "start", "contrastive only", "distilled"
 """The columns, in order."""
@@ -78,7 +78,7 @@ def verdict(result: Result) -> str:
     fell = ", below where it started" if ours < recalls[START] else ""
     return (
         f"{said}: R@1 is {ours:.3f} against {theirs:.3f}{fell}; the start's is {recalls[START]:.3f}, the "
-        f"teacher's {recalls[TEACHER]:.3f} (mean of both ways, {counted(result.num_images, 'scene')}; "
+        f"teacher's {recalls[TEACHER]:.3f} (mean of both ways, {format_count(result.num_images, 'scene')}; "
         f"chance makes differences up to {chance:.3f})"
     )
 

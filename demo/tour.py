@@ -18,8 +18,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ..errors import SettingError, first_line
-from ..formatting import format_bytes, format_seconds
+from ..errors import SettingError
+from ..formatting import first_line, format_bytes, format_seconds
 from ..store.io.foreign_files import is_stray
 from ..store.io.local import LocalStorage
 from . import corpus

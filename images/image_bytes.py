@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from upath import UPath
 
-from ..errors import first_line
+from ..formatting import first_line
 from ..store.io.location import Location
 from ..store.io.range_file import RangeFile, open_ranges
 from ..store.io.requests import read_bytes, status_of

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
-from ..errors import first_line
+from ..formatting import first_line
 from ..store.io.location import Location
 from .image import ImageRef
 from .image_bytes import (

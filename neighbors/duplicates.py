@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..errors import SettingError
-from ..formatting import counted
+from ..formatting import format_count
 from ..store.cache import Cache
 from ..store.search.exact import cosines, float32_margin
 from ..store.targets.blocks import Block, blocks
@@ -86,8 +86,8 @@ def find_duplicates(
         f"{len(rows_N):,} {config.among} looked at, {len(first_N):,} different; "
         f"{num_compared:,} pairs compared, {num_pairs:,} of cosine {config.above:g} or more"
         + config.left_out(cache, len(rows_N)),
-        f"{counted(len(clusters), 'cluster')} of {num_members:,} {config.among}: "
-        f"{counted(len(rows_N) - len(first_N), 'link')} by equal bytes, "
+        f"{format_count(len(clusters), 'cluster')} of {num_members:,} {config.among}: "
+        f"{format_count(len(rows_N) - len(first_N), 'link')} by equal bytes, "
         f"{found.num_near:,} by embedding"
         + (f"; the {len(shown):,} largest are shown" if len(shown) < len(clusters) else ""),
     ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import SettingError
-from ..formatting import counted
+from ..formatting import format_count
 from ..store.cache import Cache
 from ..store.format.layout import other_modality
 from ..store.search.exact import Neighbors, exact_neighbors
@@ -63,7 +63,7 @@ def find_neighbors(
         cache=cache.root,
         teachers=(teacher,),
         summary=(
-            f"{counted(len(queries), 'query')} among {found.num_rows:,} {config.among}, {how}"
+            f"{format_count(len(queries), 'query')} among {found.num_rows:,} {config.among}, {how}"
             + config.left_out(cache, found.num_rows),
         ),
         groups=tuple(_groups(config, cache, queries, found)),

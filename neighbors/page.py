@@ -12,7 +12,8 @@ from uuid import uuid4
 import jinja2
 from markupsafe import Markup
 
-from ..errors import DiskFullError, SettingError, one_line
+from ..errors import DiskFullError, SettingError
+from ..formatting import one_line
 from ..store.cache import Cache
 from .page_cards import CardTables, pictures_of
 from .report import Report

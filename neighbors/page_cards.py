@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import one_line
+from ..formatting import one_line
 from .report import Caption, Group, Item, Report
 from .thumbnails import MEDIA_TYPE, Picture, Thumbnail
 

@@ -4,8 +4,7 @@ import sys
 import time
 from typing import Any
 
-from ..errors import short_line
-from ..formatting import format_seconds
+from ..formatting import format_seconds, short_line
 from ..store.search.index_build import Progress
 from ..streams import say_on_stderr
 

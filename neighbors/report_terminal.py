@@ -4,7 +4,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from ..errors import one_line, short_line
+from ..formatting import one_line, short_line
 from .report import Group, Item, Report
 
 _PIPED_WIDTH = 120

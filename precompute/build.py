@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from ..errors import BuildError
-from ..formatting import counted
+from ..formatting import format_count
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.cache import Cache
 from ..store.format.layout import MODALITIES, Modality
@@ -173,7 +173,7 @@ class _Build:
         own = [job for job in jobs if share.owns(job.unit.number)]
         others = [job for job in jobs if not share.owns(job.unit.number)]
         self._progress.say(
-            f"share {share} (of {share.told_by}): {counted(len(own), 'unit')} of {len(jobs):,}"
+            f"share {share} (of {share.told_by}): {format_count(len(own), 'unit')} of {len(jobs):,}"
         )
         return own, Helper(self._files, teacher, others, share, self._say_help)
 

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 
-from ..formatting import counted, format_seconds
+from ..formatting import format_count, format_seconds
 from ..store.format.corpus_notes import Note
 from .config import BuildConfig, BuildSummary
 from .planning.part_writer import Findings
@@ -51,20 +51,20 @@ def finding_lines(findings: Findings, list_all: str) -> list[str]:
     if findings.unprompted:
         few = ", ".join(repr(label[:40]) for label in findings.unprompted[:3])
         lines.append(
-            f"labels     {counted(len(findings.unprompted), 'label')} of the corpus without a prompt "
+            f"labels     {format_count(len(findings.unprompted), 'label')} of the corpus without a prompt "
             f"({few}{', ...' if len(findings.unprompted) > 3 else ''}): zero-shot leaves their images "
             "out; name them in --labels"
         )
     if findings.num_folded_rows:
         lines.append(
             f"folded     {findings.num_folded_rows + findings.num_folded_pictures:,} rows name "
-            f"{counted(findings.num_folded_pictures, 'image')}: each is one sample, with the captions of all "
-            "its rows and the key of the first"
+            f"{format_count(findings.num_folded_pictures, 'image')}: each is one sample, with the "
+            "captions of all its rows and the key of the first"
         )
     if findings.num_kept:
         lines.append(
-            f"kept       {counted(findings.num_kept, 'sample')} as recorded, where the corpus now differs: "
-            f"{findings.kept}"
+            f"kept       {format_count(findings.num_kept, 'sample')} as recorded, where the corpus now "
+            f"differs: {findings.kept}"
         )
     lines += note_lines(findings.notes, list_all)
     if findings.num_gone:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, SettingError, first_line
+from ..errors import CheckpointError, SettingError
+from ..formatting import first_line
 from .config import ModelType, read_towers
 from .files import (
     file_sha256,

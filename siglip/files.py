@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError
+from ..formatting import first_line
 
 _LOGITS = ("logit_scale", "logit_bias")
 _WRAPPED = re.compile(r"((?:\w+\.)+?)(?:(?:text|vision)_model\..*|logit_scale|logit_bias)")

@@ -9,7 +9,8 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError
+from ..formatting import first_line
 from .checkpoint import Checkpoint
 from .image import NaflexRecipe, SquashRecipe
 from .positions import GridPositions, KeptPositions

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError
+from ..formatting import first_line
 from .checkpoint import Checkpoint
 from .text_settings import canonical, read_text_settings
 

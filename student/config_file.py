@@ -17,7 +17,8 @@ from typing import Any, Literal, cast, get_args
 import yaml
 from upath import UPath
 
-from ..errors import SettingError, first_line
+from ..errors import SettingError
+from ..formatting import first_line
 from ..store.io.location import Location, given_location
 from .config import TrainConfig, nearest_name
 

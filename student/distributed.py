@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import TrainError, first_line
+from ..errors import TrainError
+from ..formatting import first_line
 from .launch import Launch, SaidElsewhere, find_launch
 
 _Result = TypeVar("_Result")

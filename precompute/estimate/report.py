@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ...formatting import counted, format_bytes, format_seconds
+from ...formatting import format_bytes, format_count, format_seconds
 from .estimate import Capacity, Quantity
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
@@ -16,8 +16,8 @@ def capacity_lines(found: Capacity) -> list[str]:
     lines = [
         f"teacher    {arch.name}: embeddings of {arch.embed_dim:,}, {most}"
         f"{arch.num_patches:,} patches a view, {arch.text_tokens} tokens a text",
-        f"corpus     {work.num_images:,} images{views}, {counted(work.num_captions, 'caption')}, "
-        f"{counted(work.num_texts, 'unique text')}",
+        f"corpus     {work.num_images:,} images{views}, {format_count(work.num_captions, 'caption')}, "
+        f"{format_count(work.num_texts, 'unique text')}",
         f"workers    {config.num_gpus:,}",
     ]
     group = ""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...errors import BuildError
-from ...formatting import counted
+from ...formatting import format_count
 from ...store.format.layout import MODALITIES, Modality
 from .progress import Progress
 from .unit import Job, StageTimes
@@ -338,7 +338,7 @@ class Driver:
         if is_replaced:
             self._start()
         elif was_loading and self._num_failed_starts >= _FAILED_STARTS:
-            left = counted(len(self._loading) + len(self._working), "worker")
+            left = format_count(len(self._loading) + len(self._working), "worker")
             self._account.say(
                 f"warning: workers died {_FAILED_STARTS} times in a row as they loaded the teacher; going "
                 f"on with {left} (is there memory for so many teachers?)"

@@ -5,8 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from ...errors import short_line
-from ...formatting import format_seconds
+from ...formatting import format_seconds, short_line
 from ...store.format.layout import Modality
 from ...streams import say_on_stderr
 

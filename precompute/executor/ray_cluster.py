@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...errors import SettingError, first_line
-from ...formatting import counted
+from ...errors import SettingError
+from ...formatting import first_line, format_count
 from ...siglip import Checkpoint, resolve_checkpoint
 from ..teacher.teacher import Teacher, TeacherFactory
 from .driver import Account, Died, Driver, Ended, Failed, Message
@@ -130,8 +130,8 @@ class Room:
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
         return (
-            f"{counted(self.num_workers, 'worker')} on a Ray cluster of "
-            f"{counted(self.num_nodes, 'node')}, each with {self.threads} CPU{gpus}"
+            f"{format_count(self.num_workers, 'worker')} on a Ray cluster of "
+            f"{format_count(self.num_nodes, 'node')}, each with {self.threads} CPU{gpus}"
         )
 
 
@@ -151,14 +151,14 @@ def describe_room(
     nodes = [node for node in alive if node.get("CPU", 0.0) >= 1]
     if not nodes:
         raise SettingError(
-            f"no node of the Ray cluster has a CPU for workers ({counted(len(alive), 'node')}); start "
+            f"no node of the Ray cluster has a CPU for workers ({format_count(len(alive), 'node')}); start "
             "one with ray start --address HEAD --num-cpus N"
         )
     nodes = [node for node in nodes if node.get("GPU", 0.0) >= gpus_per_worker]
     if not nodes:
         raise SettingError(
             f"a worker is to have {gpus_per_worker:g} GPU, and no node of the Ray cluster has so many "
-            f"({num_gpus:g} in {counted(len(alive), 'node')}); lower --gpus-per-worker"
+            f"({num_gpus:g} in {format_count(len(alive), 'node')}); lower --gpus-per-worker"
         )
     if num_workers is None:
         num_workers = len(nodes)
@@ -272,7 +272,7 @@ class _Actors:
             self._is_told = True
             free = self._ray.available_resources()
             self._say(
-                f"warning: {len(late)} of {counted(len(self._workers), 'worker')} wait for room in the "
+                f"warning: {len(late)} of {format_count(len(self._workers), 'worker')} wait for room in the "
                 f"Ray cluster, which has {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs "
                 "free; the others go on; --workers and --threads say how much is wanted"
             )

@@ -5,7 +5,7 @@ import heapq
 import polars as pl
 
 from ...errors import SettingError
-from ...formatting import counted
+from ...formatting import format_count
 from .existing import FROZEN, Known
 from .spill import Buckets, Scratch
 
@@ -93,7 +93,7 @@ class Changes:
         if not self.count:
             return
         raise SettingError(
-            f"{counted(self.count, 'sample')} of {self._known.root} differ from the corpus "
+            f"{format_count(self.count, 'sample')} of {self._known.root} differ from the corpus "
             f"({self.describe()}); restore them or give them new keys; or keep what is recorded and add "
             "what is new: --changed skip"
         )

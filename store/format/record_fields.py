@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
-from ...errors import DamagedCacheError, one_line
+from ...errors import DamagedCacheError
+from ...formatting import one_line
 from .records import decode_record
 
 MOST = 2**53

@@ -13,7 +13,8 @@ from typing import Any
 import fsspec
 from upath import UPath
 
-from ...errors import SettingError, one_line
+from ...errors import SettingError
+from ...formatting import one_line
 
 Location = Path | UPath
 """An absolute path of this machine, or the URL of an object store."""

@@ -17,7 +17,8 @@ from typing import Any, Literal, TypeVar
 import fsspec
 from upath import UPath
 
-from ...errors import SettingError, StorageError, first_line
+from ...errors import SettingError, StorageError
+from ...formatting import first_line
 from .location import Location, without_secrets
 
 _WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 20.0)

@@ -12,7 +12,8 @@ from typing import Any
 
 import faiss
 
-from ...errors import CacheError, DamagedCacheError, DiskFullError, StorageError, first_line
+from ...errors import CacheError, DamagedCacheError, DiskFullError, StorageError
+from ...formatting import first_line
 from ..format.layout import IndexPlace
 from ..format.record_fields import Fields, read_fields
 from ..format.records import encode_record

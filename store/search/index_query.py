@@ -15,7 +15,8 @@ import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ...errors import DamagedCacheError, SettingError, first_line
+from ...errors import DamagedCacheError, SettingError
+from ...formatting import first_line
 from ..cache import Cache
 from ..format.layout import IndexPlace, Modality
 from ..io.storage import Storage

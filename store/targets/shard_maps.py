@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import DamagedCacheError, first_line
+from ...errors import DamagedCacheError
+from ...formatting import first_line
 from ..format.shard import DTYPE, map_shard, open_shard
 from .shard_files import ShardFiles
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 
 from ...errors import CacheError
-from ...formatting import counted
+from ...formatting import format_count
 from ..cache import Cache
 from ..format import layout
 from ..format.layout import MODALITIES, Modality
@@ -213,8 +213,8 @@ class _Verifier:
                 self._fault(f"{path} is named by no record; if it is not yours, remove it")
         if strays:
             self._report.notes.append(
-                f"passed by: {counted(len(strays), 'file')} of the desktop or the file system, the first "
-                f"{strays[0]}"
+                f"passed by: {format_count(len(strays), 'file')} of the desktop or the file system, the "
+                f"first {strays[0]}"
             )
         if leftovers:
             self._report.notes.append(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ...formatting import counted
+from ...formatting import format_count
 from ..data.split import SplitPolicy
 from .eval_set import Gallery
 
@@ -133,7 +133,7 @@ def zero_shot_lines(gallery: Mapping[str, Any]) -> list[str]:
         left_out.append(f"{gallery['images'] - labelled:,} without a label")
     if not taken or not left_out:
         return []
-    return [f"zero-shot  of {counted(taken, 'image')}; left out: {', '.join(left_out)}"]
+    return [f"zero-shot  of {format_count(taken, 'image')}; left out: {', '.join(left_out)}"]
 
 
 def _shown(value: float | None, form: str) -> str:

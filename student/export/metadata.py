@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import CheckpointError, first_line
+from ...errors import CheckpointError
+from ...formatting import first_line
 from ...siglip import Checkpoint
 from ...store.format.manifest import TeacherRecord
 from ..data.split import SplitPolicy

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
 
-from ...errors import SettingError, one_line
+from ...errors import SettingError
+from ...formatting import one_line
 
 Number = float | int | str | None
 """A cell of the table of results: a string is shown as it is, None as n/a."""

@@ -5,8 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ...errors import short_line
-from ...formatting import format_seconds
+from ...formatting import format_seconds, short_line
 from ...streams import say_on_stderr
 
 _PLAIN_INTERVAL_S = 10.0

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from ...errors import DamagedCacheError, SettingError, TrainError, first_line
+from ...errors import DamagedCacheError, SettingError, TrainError
+from ...formatting import first_line
 from ...store.io.foreign_files import is_stray
 from ...store.io.local import LocalStorage, sync_file
 from ...store.io.locks import try_lock

@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from ...errors import SettingError, TrainError, first_line
+from ...errors import SettingError, TrainError
+from ...formatting import first_line
 from ...siglip import checkpoint_activations, load_trainable, logit_scale_and_bias, vision_tower
 from ..config import TrainConfig
 from ..config_file import as_plain, refuse_changes, to_yaml

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ....errors import SourceError, first_line
+from ....errors import SourceError
+from ....formatting import first_line
 from .parquet_rows import check_names
 
 _FILE_MAGIC = b"ARROW1"

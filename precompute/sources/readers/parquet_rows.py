@@ -7,7 +7,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ....errors import CacheError, SourceError, first_line
+from ....errors import CacheError, SourceError
+from ....formatting import first_line
 from ....images.image_bytes import ReadError, leaf_batches, open_streamed
 from ....store.io.location import Location
 
