@@ -215,7 +215,7 @@ class Clusters:
 
 def _equal_bytes(cache: Cache, teacher: str, rows_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return for each row the position of the first whose picture has the same bytes."""
-    units = sorted(cache.commits(teacher).of("image"))
+    units = sorted(cache.commits(teacher).units_of("image"))
     seen = [cache.seen(teacher, unit).select("row", "sha256") for unit in units]
     digests = (
         pl.concat(seen) if seen else pl.DataFrame(schema={"row": pl.Int64, "sha256": pl.Binary})

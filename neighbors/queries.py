@@ -260,7 +260,7 @@ def is_utf8(text: str) -> bool:
 def rows_of_sha256(cache: Cache, teacher: str, wanted: set[bytes]) -> dict[bytes, int]:
     """Return the first row with a target whose picture had these bytes, by their SHA-256."""
     row_of: dict[bytes, int] = {}
-    for unit in sorted(cache.commits(teacher).of("image")):
+    for unit in sorted(cache.commits(teacher).units_of("image")):
         seen = cache.seen(teacher, unit)
         lines = seen.filter(pl.col("sha256").is_in(sorted(wanted))).select("sha256", "row")
         for sha256, row in lines.iter_rows():

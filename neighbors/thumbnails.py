@@ -144,7 +144,7 @@ def _read_rejected(cache: Cache, teachers: Sequence[str], rows: Iterable[int]) -
     """
     found: dict[int, str] = {}
     for name in teachers:
-        units = cache.commits(name).of("image")
+        units = cache.commits(name).units_of("image")
         for row in rows:
             unit = units.get(row // cache.shard_rows)
             if unit is not None and row in unit.rejected:
@@ -160,7 +160,7 @@ def _changed(thumbnail: Thumbnail, teacher: str) -> Thumbnail:
 
 def _read_sha256(cache: Cache, teacher: str, rows: Sequence[int]) -> dict[int, bytes]:
     """Return the hash of the bytes that a teacher saw, of the rows that it has embedded."""
-    committed = cache.commits(teacher).of("image")
+    committed = cache.commits(teacher).units_of("image")
     units = sorted({row // cache.shard_rows for row in rows} & committed.keys())
     if not units:
         return {}

@@ -12,7 +12,7 @@ from ..formatting import format_count
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.cache import Cache
 from ..store.format.layout import MODALITIES, Modality
-from ..store.format.manifest import TeacherRecord
+from ..store.format.teacher_record import TeacherRecord
 from ..store.format.transaction import clear_garbage
 from ..store.io.location import parse_location
 from ..store.io.storage import open_storage
@@ -279,7 +279,7 @@ def _count_rejected(cache: Cache, teacher: str, summary: BuildSummary) -> None:
             ).iter_rows()
         ]
     for modality in MODALITIES:
-        num_committed = sum(c.num_rows for c in commits.of(modality).values())
+        num_committed = sum(c.num_rows for c in commits.units_of(modality).values())
         num_planned = cache.manifest.count(modality)
         if num_committed and commits.num_rejected(modality) == num_committed == num_planned:
             of_it = cache.rejected(teacher).filter(pl.col("modality") == modality).head(1)

@@ -8,7 +8,7 @@ from ..formatting import format_seconds
 from ..siglip import Checkpoint, resolve_compute_dtype, resolve_device
 from ..store.cache import Cache
 from ..store.format import layout
-from ..store.format.manifest import TeacherRecord
+from ..store.format.teacher_record import TeacherRecord
 from ..store.io.storage import Storage
 from .config import BuildConfig
 from .estimate.disk import refuse_small_disk

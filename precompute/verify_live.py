@@ -10,7 +10,8 @@ from ..errors import SettingError
 from ..images.image import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
 from ..store.cache import Cache
 from ..store.format.layout import Modality
-from ..store.format.manifest import Span, TeacherRecord, Unit
+from ..store.format.manifest import Span, Unit
+from ..store.format.teacher_record import TeacherRecord
 from .executor.unit import unit_images
 from .teacher.embedder import Embedder, split_images
 from .teacher.identity import dtype_of

@@ -13,16 +13,9 @@ from ..errors import DamagedCacheError, DiskFullError, NotACacheError, SettingEr
 from .format import layout
 from .format.catalog import Part, Table, read_table, scan_table
 from .format.layout import MODALITIES, Modality
-from .format.manifest import (
-    Commits,
-    Manifest,
-    SourceRecord,
-    Span,
-    TeacherRecord,
-    read_commits,
-    read_manifest,
-    read_teachers,
-)
+from .format.manifest import Manifest, SourceRecord, Span, read_manifest
+from .format.teacher_record import TeacherRecord, read_teachers
+from .format.unit_records import CommittedUnits, read_committed_units
 from .format.views import ViewPolicy
 from .io.download_cache import LocalCopies
 from .io.location import Location, is_url, join, parse_location, relative_to
@@ -73,8 +66,8 @@ class Cache:
         self.corpus_roots = dict(corpus_roots)
         self.manifest: Manifest = read_manifest(self.files)
         self.teacher_records: dict[str, TeacherRecord] = read_teachers(self.files)
-        self._commits: dict[str, Commits] = {}
-        self._known: dict[str, Commits] = {}
+        self._commits: dict[str, CommittedUnits] = {}
+        self._previous: dict[str, CommittedUnits] = {}
         self._targets: dict[tuple[str, Modality], Targets] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -83,7 +76,7 @@ class Cache:
     def renewed(self) -> "Cache":
         """Return the cache as it is now. Records of units that were read are not read again."""
         now = Cache(self.root, corpus_roots=self.corpus_roots, copies=self._copies)
-        now._known = {**self._known, **self._commits}
+        now._previous = {**self._previous, **self._commits}
         return now
 
     def __repr__(self) -> str:
@@ -189,13 +182,13 @@ class Cache:
             )
         return self.teacher_records[name]
 
-    def commits(self, teacher: str | None = None) -> Commits:
+    def commits(self, teacher: str | None = None) -> CommittedUnits:
         """Return a teacher's committed units as they were when first asked for."""
         name = self.teacher(teacher).name
         if name not in self._commits:
-            known = self._known.get(name)
-            found = read_commits(self.files, name, shard_rows=self.shard_rows, known=known)
-            self._commits[name] = found
+            self._commits[name] = read_committed_units(
+                self.files, name, shard_rows=self.shard_rows, previous=self._previous.get(name)
+            )
         return self._commits[name]
 
     def image_targets(self, teacher: str | None = None) -> Targets:

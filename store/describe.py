@@ -109,7 +109,7 @@ def _describe_teacher(cache: Cache, name: str) -> dict[str, Any]:
         "identity": dict(record.identity),
     }
     for modality in MODALITIES:
-        done = commits.of(modality)
+        done = commits.units_of(modality)
         described[modality] = {
             "units": sum(1 for _ in cache.manifest.units(modality)),
             "units_committed": len(done),

@@ -181,7 +181,7 @@ def _open_file(
 def _left_out(cache: Cache, place: IndexPlace, num_rows: int) -> dict[str, int]:
     """Return how many rows of the catalog are not among those written, by why."""
     commits = cache.commits(place.teacher)
-    committed = sum(commit.num_rows for commit in commits.of(place.modality).values())
+    committed = sum(commit.num_rows for commit in commits.units_of(place.modality).values())
     rejected = commits.num_rejected(place.modality)
     return {
         "rejected": rejected,

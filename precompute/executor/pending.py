@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from ...store.cache import Cache
 from ...store.format import layout
 from ...store.format.layout import MODALITIES, Modality
-from ...store.format.manifest import UnitCommit
 from ...store.format.transaction import roll_forward
+from ...store.format.unit_records import UnitRecord
 from ...store.io.storage import Storage
 from .unit import Job
 
@@ -76,7 +76,7 @@ def describe_missing(cache: Cache, jobs: Sequence[Job]) -> str:
     return f"{' and '.join(parts)}; start those shares again that ended early, or the whole build"
 
 
-def _is_sound(files: Storage, commit: UnitCommit, say: Say) -> bool:
+def _is_sound(files: Storage, commit: UnitRecord, say: Say) -> bool:
     """Say whether the rows of a unit that are not tried again may be taken over as they are."""
     for path, described in commit.files.items():
         try:

@@ -18,9 +18,10 @@ from ...images.image import DecodedBatch, DecodedImage, ImageRef
 from ...store.cache import Cache
 from ...store.format import layout
 from ...store.format.catalog import IMAGES_SCHEMA, encode_table
-from ...store.format.manifest import Unit, UnitCommit
+from ...store.format.manifest import Unit
 from ...store.format.shard import encode_shard
 from ...store.format.transaction import Transaction
+from ...store.format.unit_records import UnitRecord
 from ..teacher.embedder import Embedder, is_unit
 
 _NOT_FINITE = "the teacher returned an embedding that is not finite"
@@ -36,7 +37,7 @@ class Job:
     batch_size: int
     """Samples whose views, or texts, make up one batch."""
 
-    previous: UnitCommit | None = None
+    previous: UnitRecord | None = None
     """The commit whose rejected rows are tried again."""
 
     @property

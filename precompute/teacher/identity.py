@@ -19,8 +19,9 @@ from ...siglip import (
 from ...store.cache import Cache
 from ...store.format import layout
 from ...store.format.layout import MODALITIES, Modality
-from ...store.format.manifest import Manifest, TeacherRecord
+from ...store.format.manifest import Manifest
 from ...store.format.record_fields import Fields
+from ...store.format.teacher_record import TeacherRecord
 from ...store.format.transaction import Transaction, roll_forward
 from ...store.format.views import VIEW_CODE_VERSION
 from ...store.io.storage import Storage

@@ -11,7 +11,7 @@ from ...images.image import DecodedBatch, DecodedImage, ImageRef, PixelFormat, d
 from ...images.image_bytes import ImagePlace
 from ...siglip import Checkpoint, resolve_checkpoint
 from ...store.cache import Cache
-from ...store.format.manifest import TeacherRecord
+from ...store.format.teacher_record import TeacherRecord
 from ...store.format.views import WHOLE_IMAGE
 from .embedder import Embedder, is_unit, split_images
 from .identity import (

@@ -98,7 +98,7 @@ class IndexRecord:
 
 def fingerprint(cache: Cache, place: IndexPlace) -> Fingerprint:
     """Return what an index made of the cache as it was opened would be made from."""
-    units = sorted(cache.commits(place.teacher).of(place.modality).items())
+    units = sorted(cache.commits(place.teacher).units_of(place.modality).items())
     lines = [
         f"{number} {path} {described['sha256']}"
         for number, commit in units

@@ -7,8 +7,8 @@ from typing import Any
 
 from ...errors import DamagedCacheError
 from ..format import layout
-from ..format.manifest import UnitCommit
 from ..format.shard import ArrayLayout, parse_metadata
+from ..format.unit_records import UnitRecord
 from ..io.location import Location
 from ..io.storage import Storage
 from .attempts import fetch_unit_file
@@ -22,7 +22,7 @@ class ShardFiles:
         files: Storage,
         array: ArrayLayout,
         teacher: str,
-        commits: Mapping[int, UnitCommit],
+        commits: Mapping[int, UnitRecord],
     ) -> None:
         """Remember them; ``commits`` are the committed units by number."""
         self._files, self.array, self._teacher = files, array, teacher

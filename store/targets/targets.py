@@ -8,8 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import RowUnavailableError
 from ..format.layout import Modality
-from ..format.manifest import Commits, Manifest
+from ..format.manifest import Manifest
 from ..format.shard import DTYPE, ArrayLayout
+from ..format.unit_records import CommittedUnits
 from ..io.storage import Storage
 from .ranged_rows import make_requests
 from .shard_files import ShardFiles
@@ -27,14 +28,14 @@ class Targets:
         self,
         files: Storage,
         manifest: Manifest,
-        commits: Commits,
+        commits: CommittedUnits,
         teacher: str,
         array: ArrayLayout,
     ) -> None:
         self.teacher = teacher
         self._root = str(files.root)
         self._array = array
-        units = commits.of(array.modality)
+        units = commits.units_of(array.modality)
         num_units = -(-array.num_rows // array.shard_rows)
         self._planned_rows = np.zeros(num_units, np.int64)
         for unit in manifest.units(array.modality):

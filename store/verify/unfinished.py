@@ -1,4 +1,4 @@
-"""Commits that were decided and not finished: their intent stands, their record does not.
+"""CommittedUnits that were decided and not finished: their intent stands, their record does not.
 
 A process that is killed while it commits leaves one. That is no damage: everything it staged is durable,
 and the next build rolls it forward before it does anything else (commits.py).

@@ -12,8 +12,10 @@ from ...errors import CacheError
 from ..cache import Cache
 from ..format import layout
 from ..format.layout import Modality
-from ..format.manifest import TeacherRecord, Unit, UnitCommit
+from ..format.manifest import Unit
 from ..format.shard import NORM_TOLERANCE, describe_other_shard
+from ..format.teacher_record import TeacherRecord
+from ..format.unit_records import UnitRecord
 from .files import Checked, FileChecker
 from .shard_reader import ShardReader
 
@@ -56,7 +58,7 @@ class UnitChecker:
         self._array = cache.manifest.array_layout(modality, record.embed_dim)
         self._checker, self._is_raw = checker, is_raw
 
-    def check(self, unit: Unit, commit: UnitCommit) -> UnitFound:
+    def check(self, unit: Unit, commit: UnitRecord) -> UnitFound:
         """Return what is wrong with a committed unit. Memory holds a piece of its shard at a time."""
         found = UnitFound(self._modality)
         owner = layout.unit_record(self._teacher, self._modality, unit.number, commit.attempt)
@@ -101,7 +103,7 @@ class UnitChecker:
         return np.linalg.norm(values.astype(np.float32), axis=-1).reshape(len(values), -1)
 
     def _wrong_values(
-        self, unit: Unit, commit: UnitCommit, norms_NV: NDArray[np.float32], owner: str
+        self, unit: Unit, commit: UnitRecord, norms_NV: NDArray[np.float32], owner: str
     ) -> list[str]:
         rejected = np.array(sorted(commit.rejected), np.int64) - unit.rows.first
         if len(rejected) and not 0 <= rejected[0] <= rejected[-1] < len(norms_NV):
@@ -130,7 +132,7 @@ def _pass(piece: bytes) -> None:
     pass
 
 
-def _wrong_images(part: str, data: bytes, unit: Unit, commit: UnitCommit, owner: str) -> list[str]:
+def _wrong_images(part: str, data: bytes, unit: Unit, commit: UnitRecord, owner: str) -> list[str]:
     try:
         frame = pl.read_parquet(io.BytesIO(data)).select("row", "sha256")
     except (pl.exceptions.PolarsError, OSError):

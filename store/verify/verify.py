@@ -11,9 +11,11 @@ from ...formatting import format_count
 from ..cache import Cache
 from ..format import layout
 from ..format.layout import MODALITIES, Modality
-from ..format.manifest import TeacherRecord, Unit, UnitCommit
+from ..format.manifest import Unit
 from ..format.record_fields import read_fields
 from ..format.shard import parse_metadata
+from ..format.teacher_record import TeacherRecord
+from ..format.unit_records import UnitRecord
 from ..io.foreign_files import is_stray
 from ..io.parallel import map_parallel
 from ..search.index_verify import check_indexes
@@ -108,9 +110,9 @@ class _Verifier:
         for message in commits.damaged:
             self._fault(f"{message}; run the same build again to make the unit anew")
         for modality in MODALITIES:
-            done = commits.of(modality)
+            done = commits.units_of(modality)
             open_units: list[int] = []
-            committed: list[tuple[Unit, UnitCommit]] = []
+            committed: list[tuple[Unit, UnitRecord]] = []
             for unit in self._cache.manifest.units(modality):
                 commit = done.get(unit.number)
                 if commit is None:
@@ -133,7 +135,7 @@ class _Verifier:
                 )
 
     def _check_units(
-        self, checker: UnitChecker, committed: Iterable[tuple[Unit, UnitCommit]]
+        self, checker: UnitChecker, committed: Iterable[tuple[Unit, UnitRecord]]
     ) -> Generator[UnitFound]:
         if not self._cache.files.is_remote:
             yield from (checker.check(*each) for each in committed)

@@ -18,7 +18,7 @@ from ...siglip import Checkpoint
 from ...store.cache import Cache
 from ...store.format import layout
 from ...store.format.layout import MODALITIES
-from ...store.format.manifest import TeacherRecord
+from ...store.format.teacher_record import TeacherRecord
 from ...store.targets.targets import Targets
 from .same_texts import cleaning_for, one_text_of
 from .split import SplitPolicy, held_out, number_pictures, repeats
@@ -248,7 +248,7 @@ def _read_pictures(cache: Cache, teacher: str) -> tuple[NDArray[np.int64], NDArr
     targets = cache.image_targets(teacher)
     rows: list[NDArray[np.int64]] = []
     digests: list[NDArray[np.uint8]] = []
-    for unit in sorted(cache.commits(teacher).of("image")):
+    for unit in sorted(cache.commits(teacher).units_of("image")):
         frame = cache.seen(teacher, unit)
         frame = frame.filter(pl.Series(targets.available(frame["row"].to_numpy())))
         if frame["sha256"].null_count():

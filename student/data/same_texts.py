@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...siglip import Checkpoint, cleaning_of, read_text_settings
 from ...store.cache import Cache
 from ...store.format.catalog import read_part
-from ...store.format.manifest import TeacherRecord
+from ...store.format.teacher_record import TeacherRecord
 from ...store.targets.targets import Targets
 
 Cleaning = Callable[[str], str]

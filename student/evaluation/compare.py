@@ -18,7 +18,7 @@ from ...siglip import (
     resolve_device,
 )
 from ...store.cache import Cache, open_cache
-from ...store.format.manifest import TeacherRecord
+from ...store.format.teacher_record import TeacherRecord
 from ...store.io.location import Location
 from ..data.corpus import Corpus, read_corpus
 from ..data.split import SplitPolicy, held_out, split_policy

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...errors import CheckpointError
 from ...formatting import first_line
 from ...siglip import Checkpoint
-from ...store.format.manifest import TeacherRecord
+from ...store.format.teacher_record import TeacherRecord
 from ..data.split import SplitPolicy
 from .atomic_folder import MARK
 

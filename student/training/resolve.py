@@ -16,7 +16,7 @@ from ...siglip import (
     with_max_num_patches,
 )
 from ...store.cache import Cache, open_cache
-from ...store.format.manifest import TeacherRecord
+from ...store.format.teacher_record import TeacherRecord
 from ...store.io.download_cache import copies_of
 from ..config import Term, TrainConfig
 from ..data.corpus import Corpus, read_corpus

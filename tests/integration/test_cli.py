@@ -323,8 +323,11 @@ def test_every_mistake_is_one_line_that_says_what_would_be_right(
         (build_of(built.corpus, built.root, "--views", "2"), "views is 3 in "),
         (build_of(built.corpus, built.root, "--dtype", "float16"), "was float32 and is float16"),
         (("info", tmp_path / "nowhere"), "no cache at "),
-        (("info", tmp_path / "empty"), "it holds no cache.json; siglip2-cache build makes one"),
-        (("verify", tmp_path / "file"), "it is a file; name the folder that holds cache.json"),
+        (
+            ("info", tmp_path / "empty"),
+            "it contains no cache.json; create one with siglip2-cache build",
+        ),
+        (("verify", tmp_path / "file"), "it is a file; name the folder that contains cache.json"),
         (("verify", built.root, "--sample", "0"), "--sample must be at least 1 and --seed at leas"),
         (("verify", built.root, "--sample", "1", "--seed", "-1"), "got 1 and -1"),
         (("verify", built.root, "--teacher", "no"), "--teacher and --checkpoint go with --sample"),

@@ -335,9 +335,9 @@ def test_a_unit_that_kills_its_worker_three_times_ends_the_build_and_the_others_
     with pytest.raises(BuildError, match=r"^text unit \d+ \(rows \d+\.\.\d+\) was the death of 3"):
         make(corpus, tmp_path / "cache", tiny_checkpoint, make_teacher=deadly, workers=2)
     cache = open_cache(tmp_path / "cache")
-    assert len(cache.commits().of("image")) == 15
+    assert len(cache.commits().units_of("image")) == 15
     row = cache.texts().collect()["text"].to_list().index("Picture 3 as seen 1")
-    missing = set(range(texts // 2)) - set(cache.commits().of("text"))
+    missing = set(range(texts // 2)) - set(cache.commits().units_of("text"))
     assert row // 2 in missing
     assert len(missing) <= 5  # that one, and what was blamed with it
 

@@ -62,7 +62,7 @@ def embeddings_and_reasons(cache: Path) -> tuple[dict[str, NDArray[Any]], dict[s
     opened = open_cache(cache)
     [name] = opened.teachers
     keys = dict(opened.samples().select("row", "key").collect().iter_rows())
-    [unit] = opened.commits(name).of("image").values()
+    [unit] = opened.commits(name).units_of("image").values()
     reasons = {keys[row]: reason for row, reason in unit.rejected.items()}
     rows = [row for row, key in sorted(keys.items()) if key not in reasons]
     values = np.asarray(opened.image_targets().read(np.array(rows)), np.float64)

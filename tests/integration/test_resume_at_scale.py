@@ -18,8 +18,8 @@ from kit.patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.build import BuildConfig, build
-from siglip2_cache.store.format.manifest import read_commits
 from siglip2_cache.store.format.records import decode_record, encode_record
+from siglip2_cache.store.format.unit_records import read_committed_units
 from siglip2_cache.store.io.local import LocalStorage
 
 SHARD_ROWS = 16_384
@@ -87,9 +87,9 @@ def test_a_record_takes_so_little_memory_that_a_billion_samples_fit(large: Path)
     cache = open_cache(files.root)
     [teacher], rows = cache.teachers, cache.shard_rows
     tracemalloc.start()
-    commits = read_commits(files, teacher, shard_rows=rows)
+    commits = read_committed_units(files, teacher, shard_rows=rows)
     held, _ = tracemalloc.get_traced_memory()
-    again = read_commits(files, teacher, shard_rows=rows, known=commits)
+    again = read_committed_units(files, teacher, shard_rows=rows, previous=commits)
     both, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     num_records = len(commits.units)
@@ -109,7 +109,9 @@ def test_rejected_rows_of_many_units_share_their_reasons(large: Path, tmp_path: 
         rows = (first_row + 1, first_row + 2)
         fields["rejected"] = [{"row": row, "reason": "truncated image"} for row in rows]
         (folder / name).write_bytes(encode_record(fields))
-    first, second = read_commits(LocalStorage(tmp_path), "t", shard_rows=SHARD_ROWS).units.values()
+    first, second = read_committed_units(
+        LocalStorage(tmp_path), "t", shard_rows=SHARD_ROWS
+    ).units.values()
     assert [*first.rejected, *second.rejected] == [1, 2, SHARD_ROWS + 1, SHARD_ROWS + 2]
     assert first.rejected[1] == "truncated image"
     assert first.rejected[1] is second.rejected[SHARD_ROWS + 2]

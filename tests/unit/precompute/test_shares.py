@@ -11,7 +11,8 @@ from siglip2_cache.precompute.executor.unit import Job
 from siglip2_cache.precompute.shares import Share, find_share, wait_for
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.layout import Modality
-from siglip2_cache.store.format.manifest import Span, Unit, UnitCommit
+from siglip2_cache.store.format.manifest import Span, Unit
+from siglip2_cache.store.format.unit_records import UnitRecord
 from siglip2_cache.store.io.local import LocalStorage
 
 SRUN = {"SLURM_STEP_ID": "0"}
@@ -115,7 +116,7 @@ def test_a_share_that_waits_says_so_now_and_then(monkeypatch: pytest.MonkeyPatch
 # -- helping
 
 
-def job(number: int, modality: Modality = "image", previous: UnitCommit | None = None) -> Job:
+def job(number: int, modality: Modality = "image", previous: UnitRecord | None = None) -> Job:
     unit = Unit(modality=modality, number=number, rows=Span(first=4 * number, count=4))
     return Job(unit, 0, 2, previous=previous)
 
@@ -159,7 +160,7 @@ def test_a_helper_passes_over_what_is_committed_or_in_work_here(tmp_path: Path) 
 
 
 def test_a_helper_leaves_rejected_rows_to_their_owner(tmp_path: Path) -> None:
-    previous = UnitCommit(
+    previous = UnitRecord(
         modality="image",
         unit=0,
         attempt=0,

@@ -292,7 +292,7 @@ def test_a_folder_that_is_not_there_is_no_cache(tmp_path: Path) -> None:
     with pytest.raises(NotACacheError) as caught:
         open_cache(tmp_path / "c")
     expected = (
-        f"no cache at {tmp_path}/c: there is no such folder; make one with siglip2-cache build"
+        f"no cache at {tmp_path}/c: there is no such folder; create one with siglip2-cache build"
     )
     assert str(caught.value) == expected
     assert isinstance(caught.value, FileNotFoundError)
@@ -300,7 +300,7 @@ def test_a_folder_that_is_not_there_is_no_cache(tmp_path: Path) -> None:
 
 def test_a_file_is_no_cache(copied: Path) -> None:
     with pytest.raises(
-        NotACacheError, match=r"it is a file; name the folder that holds cache\.json"
+        NotACacheError, match=r"it is a file; name the folder that contains cache\.json"
     ):
         open_cache(copied / "cache.json")
 
@@ -318,7 +318,7 @@ def test_the_folder_above_a_cache_asks_for_the_cache(copied: Path) -> None:
 def test_an_unfinished_plan_says_how_to_go_on(copied: Path) -> None:
     (copied / "cache.json").rename(copied / "cache.json.0123456789ab.partial")
     with pytest.raises(
-        NotACacheError, match=r"has no cache\.json: its plan was not finished; run the same build"
+        NotACacheError, match=r"has no cache\.json: its plan is unfinished; run the same build"
     ):
         open_cache(copied)
 
@@ -384,7 +384,7 @@ def test_the_highest_attempt_counts(copied: Path) -> None:
     _copy_record(copied, "image-00001.json", "image-00001.r9.json", lambda f: f.update(attempt=9))
     cache = open_cache(copied)
     assert cache.image_targets().available([8, 9]).tolist() == [True, False]
-    assert cache.commits().of("image")[1].attempt == 10
+    assert cache.commits().units_of("image")[1].attempt == 10
     assert cache.commits().next_attempt["image", 1] == 11
 
 
@@ -419,14 +419,14 @@ def test_a_renewed_cache_reads_only_the_records_that_are_new(
         LocalStorage, "read", lambda s, path: read.append(path) or read_bytes(s, path)
     )
     now = before.renewed()
-    assert now.commits().of("image")[1].attempt == 1
+    assert now.commits().units_of("image")[1].attempt == 1
     assert [path for path in read if "/commits/" in path] == [
         "teachers/tiny/commits/image-00001.r1.json"
     ]
     others = now.commits().units.keys() - {("image", 1)}
     assert len(others) > 2
     assert all(now.commits().units[place] is known[place] for place in others)
-    assert before.commits().of("image")[1].attempt == 0
+    assert before.commits().units_of("image")[1].attempt == 0
 
 
 def test_parts_that_are_left_out_hold_none_of_the_rows(foreign: "ForeignCache") -> None:

@@ -90,7 +90,7 @@ def change_rows(root: Path, modality: str, unit: int, change: Callable[[np.ndarr
     row_shape = (2, 8) if is_image else (8,)
     path = f"teachers/tiny/{modality}.zarr/c/{unit}/" + ("0/0" if is_image else "0")
     data = bytearray((root / path).read_bytes())
-    num_rows = open_cache(root).commits().of(modality)[unit].num_rows  # type: ignore[arg-type]
+    num_rows = open_cache(root).commits().units_of(modality)[unit].num_rows  # type: ignore[arg-type]
     count = num_rows * int(np.prod(row_shape))
     change(np.frombuffer(data, DTYPE, count).reshape(num_rows, *row_shape))
     rewrite(root, path, bytes(data), record=f"{COMMITS}/{modality}-{unit:05d}.json")
