@@ -26,7 +26,7 @@ from siglip2_cache.precompute.build import build  # noqa: E402
 from siglip2_cache.precompute.config import BuildConfig  # noqa: E402
 from siglip2_cache.precompute.planning.plan import make_plan  # noqa: E402
 from siglip2_cache.store.describe import describe  # noqa: E402
-from siglip2_cache.store.format.layout import IndexPlace  # noqa: E402
+from siglip2_cache.store.format.layout import IndexId  # noqa: E402
 from siglip2_cache.store.io.local import LocalStorage  # noqa: E402
 from siglip2_cache.store.search.index_build import build_index  # noqa: E402
 from siglip2_cache.store.verify.verify import verify_cache  # noqa: E402
@@ -80,7 +80,7 @@ def verify(folder: Path) -> None:
 def index(folder: Path) -> None:
     """As ``siglip2-cache index --kind flat``, of which adding is copying."""
     cache = open_cache(folder / "cache")
-    place = IndexPlace(teacher=cache.teachers[0], modality="image")
+    place = IndexId(teacher=cache.teachers[0], modality="image")
     build_index(cache, place, progress=_Quiet(), kind="flat", block_rows=BLOCK_ROWS)
 
 

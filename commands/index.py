@@ -45,11 +45,11 @@ def index(
     from ..store.cache import open_cache
     from ..store.format.layout import other_modality
     from ..store.search.index_build import build_index
-    from ..store.search.index_query import index_place
-    from ..store.search.index_record import index_words, summary
+    from ..store.search.index_query import resolve_index
+    from ..store.search.index_record import format_index, summarize_index
 
     opened = open_cache(cache)
-    place = index_place(opened, modality_of(among), teacher=teacher, view=view)
+    place = resolve_index(opened, modality_of(among), teacher=teacher, view=view)
     progress = make_progress()
     try:
         built = build_index(opened, place, kind=kind, progress=progress)
@@ -64,7 +64,7 @@ def index(
         "teacher": place.teacher,
         "modality": place.modality,
         "view": place.view,
-        **summary(built.record),
+        **summarize_index(built.record),
         "reason": built.reason,
         "was_there": built.was_there,
         "resumed_rows": built.resumed_rows,
@@ -83,7 +83,7 @@ def index(
     lines = [
         f"index      {found['file']}",
         f"kind       {built.record.kind}: {built.reason}",
-        f"holds      {index_words(found)}",
+        f"holds      {format_index(found)}",
         f"measured   by {' and '.join(measured)} of the cache, against exact search",
         f"made       {done}",
     ]

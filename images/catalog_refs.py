@@ -10,9 +10,9 @@ from ..store.format.manifest import Span
 from ..store.format.views import WHOLE_IMAGE, ViewBox
 from ..store.io.location import Location, join
 from .image import ImageRef
-from .image_bytes import ImagePlace
+from .image_bytes import ImageLocation
 
-PLACE_COLUMNS = ("file", "member", "offset", "length", "row_group", "index")
+LOCATION_COLUMNS = ("file", "member", "offset", "length", "row_group", "index")
 """Columns of the table ``samples`` that say where an image lies."""
 
 
@@ -25,10 +25,10 @@ def image_refs(cache: Cache, rows: Span | Sequence[int]) -> list[ImageRef]:
     samples = _table(cache, "samples", rows).sort("row").collect()
     files = PlannedFiles(cache, _files_of(cache, samples, is_dense=isinstance(rows, Span)))
     boxes = stored_boxes(cache, rows)
-    columns = samples.select("row", *PLACE_COLUMNS)
+    columns = samples.select("row", *LOCATION_COLUMNS)
     return [
-        ImageRef(row, files.place(*place), boxes.get(row, (WHOLE_IMAGE,)))
-        for row, *place in columns.iter_rows()
+        ImageRef(row, files.locate(*location), boxes.get(row, (WHOLE_IMAGE,)))
+        for row, *location in columns.iter_rows()
     ]
 
 
@@ -44,7 +44,7 @@ class PlannedFiles:
             for file, source, path, num_bytes in columns.iter_rows()
         }
 
-    def place(
+    def locate(
         self,
         file: int,
         member: str | None,
@@ -52,10 +52,10 @@ class PlannedFiles:
         length: int | None,
         row_group: int | None,
         index: int | None,
-    ) -> ImagePlace:
-        """Return the place that a line of the table ``samples`` names, its columns in this order."""
+    ) -> ImageLocation:
+        """Return the location that a line of the table ``samples`` names, its columns in this order."""
         path, num_bytes = self._files[file]
-        return ImagePlace(
+        return ImageLocation(
             path=path,
             member=member,
             offset=offset,

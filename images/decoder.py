@@ -29,8 +29,8 @@ from ..errors import BuildError
 from . import decode_worker as decode_process
 from .decode_worker import Descriptor, SharedPixels, work
 from .image import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
-from .prefetch_parquet import with_parquet_bytes
-from .prefetch_remote import with_remote_bytes, without_place
+from .prefetch_parquet import prefetch_parquet
+from .prefetch_remote import prefetch_remote, strip_location
 
 _TASK_IMAGES = 8
 """Images handed to a worker at a time at most: several, to save messages; fewer where workers would
@@ -76,8 +76,8 @@ class Decoder:
             BuildError: the workers cannot be started.
             StorageError: an object store does not answer.
         """
-        rows = with_parquet_bytes(batches, open_groups=self._open_row_groups)
-        with contextlib.closing(rows), contextlib.closing(with_remote_bytes(rows)) as ready:
+        rows = prefetch_parquet(batches, open_groups=self._open_row_groups)
+        with contextlib.closing(rows), contextlib.closing(prefetch_remote(rows)) as ready:
             if self._num_workers == 0:
                 yield from self._decode_here(ready)
                 return
@@ -136,7 +136,7 @@ class _Worker:
         self.process: Any = context.Process(  # type: ignore[attr-defined]
             target=work, args=(theirs, descriptor, shared.shape, form, number), daemon=True
         )
-        with no_main_module():
+        with hide_main_module():
             self.process.start()
         theirs.close()
         _limit_sending(ours, timeout_s)
@@ -153,7 +153,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def no_main_module() -> Generator[None]:
+def hide_main_module() -> Generator[None]:
     """Hide the script that runs the build from multiprocessing, which would import it in every worker:
     seconds where it imports torch, and another build where it has no ``__main__`` guard.
 
@@ -269,7 +269,7 @@ class _Pool:
         for worker in list(self._workers):
             if worker.is_ready and worker.task is None and self._tasks:
                 task = self._tasks.popleft()
-                images = [(i, without_place(task.batch.refs[i])) for i in task.positions]
+                images = [(i, strip_location(task.batch.refs[i])) for i in task.positions]
                 worker.task = task
                 self._shared.at_image[worker.number] = task.positions[0]
                 worker.deadline = time.monotonic() + self._timeout_s

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..siglip import ImageRecipe, SquashRecipe
 from ..store.format.views import ViewBox
-from .image_bytes import ImagePlace, ReadError, read_image_bytes
+from .image_bytes import ImageLocation, ReadError, read_image_bytes
 from .naflex import Grid, patch_grid, render_patches
 from .pixels import Decode, PixelError, decode_for_views, render_views, sha256_of_pixels
 
@@ -21,10 +21,10 @@ class ImageRef:
     """Where one image lies, and which views of it are wanted."""
 
     row: int
-    place: ImagePlace
+    location: ImageLocation
     boxes: tuple[ViewBox, ...]
     data: bytes | None = None
-    """Its bytes, where they were read ahead (parquet_images.py); None: they lie at its place."""
+    """Its bytes, where they were read ahead (parquet_images.py); None: they lie at its location."""
 
     fault: str | None = None
     """Why they could not be read ahead; the image is rejected for this reason."""
@@ -159,4 +159,4 @@ def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> De
 def _bytes_of(ref: ImageRef) -> bytes:
     if ref.fault is not None:
         raise ReadError(ref.fault)
-    return read_image_bytes(ref.place) if ref.data is None else ref.data
+    return read_image_bytes(ref.location) if ref.data is None else ref.data

@@ -1,6 +1,6 @@
 """Where an image's bytes lie, and reading them: a whole file, a part of one, a cell of a Parquet file.
 
-Archives are read where they are, nothing is unpacked. A place was found when the corpus was planned;
+Archives are read where they are, nothing is unpacked. A location was found when the corpus was planned;
 an archive that was written anew since then has other bytes there, so each read checks what it can: a
 tar member by the header before it, a part of another file by the file's size.
 """
@@ -41,7 +41,7 @@ class ReadError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImagePlace:
+class ImageLocation:
     """Where one image lies; the columns of the catalog's tables ``samples`` and ``files``."""
 
     path: Location
@@ -64,7 +64,7 @@ class ImagePlace:
     """Size of the file when it was planned; None where it was not there."""
 
 
-def read_image_bytes(place: ImagePlace) -> bytes:
+def read_image_bytes(location: ImageLocation) -> bytes:
     """Return an image's bytes.
 
     Raises:
@@ -72,7 +72,11 @@ def read_image_bytes(place: ImagePlace) -> bytes:
         StorageError: the store that it lies in does not answer.
     """
     try:
-        data = _read(place) if isinstance(place.path, Path) else _read_object(place, place.path)
+        data = (
+            _read(location)
+            if isinstance(location.path, Path)
+            else _read_object(location, location.path)
+        )
     except FileNotFoundError:
         raise ReadError("no such file") from None
     except OSError as error:
@@ -82,14 +86,18 @@ def read_image_bytes(place: ImagePlace) -> bytes:
     return data
 
 
-def read_parquet_image(file: Any, place: ImagePlace) -> bytes:
+def read_parquet_image(file: Any, location: ImageLocation) -> bytes:
     """Return the bytes of one row of an open Parquet file; reads the pages up to that row."""
-    check_row(file, place)
-    assert place.row_group is not None and place.index is not None and place.member is not None
+    check_row(file, location)
+    assert (
+        location.row_group is not None
+        and location.index is not None
+        and location.member is not None
+    )
     seen = 0
-    for column in leaf_batches(file, place.member, place.row_group, batch_rows=64):
-        if place.index < seen + len(column):
-            return bytes_of(column[place.index - seen])
+    for column in leaf_batches(file, location.member, location.row_group, batch_rows=64):
+        if location.index < seen + len(column):
+            return bytes_of(column[location.index - seen])
         seen += len(column)
     raise ReadError("the file is damaged: a row group is shorter than it says")
 
@@ -162,41 +170,41 @@ def bytes_of(value: Any) -> bytes:
     return found or b""
 
 
-def _read(place: ImagePlace) -> bytes:
-    if place.row_group is not None:
-        return _read_row(place)
-    assert isinstance(place.path, Path)
-    with place.path.open("rb") as file:
-        if place.offset is None:
+def _read(location: ImageLocation) -> bytes:
+    if location.row_group is not None:
+        return _read_row(location)
+    assert isinstance(location.path, Path)
+    with location.path.open("rb") as file:
+        if location.offset is None:
             return _read_whole(file)
-        if place.member is not None:
-            _check_member(file, place, place.offset)
+        if location.member is not None:
+            _check_member(file, location, location.offset)
         else:
-            _check_size(file, place)
-        _check_length(place.length or 0)
-        file.seek(place.offset)
-        data = file.read(place.length)
-    _check_read(data, place)
+            _check_size(file, location)
+        _check_length(location.length or 0)
+        file.seek(location.offset)
+        data = file.read(location.length)
+    _check_read(data, location)
     return data
 
 
-def _read_object(place: ImagePlace, path: UPath) -> bytes:
+def _read_object(location: ImageLocation, path: UPath) -> bytes:
     """As _read, with one request: the header of a tar's member comes along with its data."""
-    if place.row_group is not None:
-        return _read_row(place)
-    if place.offset is None:
-        _check_length(place.file_bytes or 0)
+    if location.row_group is not None:
+        return _read_row(location)
+    if location.offset is None:
+        _check_length(location.file_bytes or 0)
         return read_bytes(path)
-    _check_length(place.length or 0)
-    if place.member is None:
-        _check_same_size(_object_bytes(path), place)
-        data = read_bytes(path, place.offset, place.length)
+    _check_length(location.length or 0)
+    if location.member is None:
+        _check_same_size(_object_bytes(path), location)
+        data = read_bytes(path, location.offset, location.length)
     else:
-        start = max(0, place.offset - BLOCK)
-        whole = read_bytes(path, start, (place.length or 0) + place.offset - start)
-        _check_header(whole[: place.offset - start], place, place.offset)
-        data = whole[place.offset - start :]
-    _check_read(data, place)
+        start = max(0, location.offset - BLOCK)
+        whole = read_bytes(path, start, (location.length or 0) + location.offset - start)
+        _check_header(whole[: location.offset - start], location, location.offset)
+        data = whole[location.offset - start :]
+    _check_read(data, location)
     return data
 
 
@@ -208,9 +216,9 @@ def _object_bytes(path: UPath) -> int:
     return status.num_bytes
 
 
-def _check_read(data: bytes, place: ImagePlace) -> None:
-    if place.length is not None and len(data) != place.length:
-        raise ReadError(f"cut short: {len(data)} bytes where {place.length} were planned")
+def _check_read(data: bytes, location: ImageLocation) -> None:
+    if location.length is not None and len(data) != location.length:
+        raise ReadError(f"cut short: {len(data)} bytes where {location.length} were planned")
 
 
 def _read_whole(file: BinaryIO) -> bytes:
@@ -226,78 +234,78 @@ def _check_length(num_bytes: int) -> None:
         raise ReadError(f"too large: {num_bytes:,} bytes, at most {_MAX_BYTES:,} are read")
 
 
-def _check_member(file: BinaryIO, place: ImagePlace, offset: int) -> None:
+def _check_member(file: BinaryIO, location: ImageLocation, offset: int) -> None:
     """Refuse bytes that do not follow the header of the member that was planned."""
     file.seek(max(0, offset - BLOCK))
-    _check_header(file.read(BLOCK), place, offset)
+    _check_header(file.read(BLOCK), location, offset)
 
 
-def _check_header(block: bytes, place: ImagePlace, offset: int) -> None:
+def _check_header(block: bytes, location: ImageLocation, offset: int) -> None:
     header = parse_header(block)
-    name = (place.member or "").encode("utf-8", "surrogateescape")
+    name = (location.member or "").encode("utf-8", "surrogateescape")
     is_same = (
         header is not None
         and header.kind in REGULAR_KINDS
-        and header.size == place.length
+        and header.size == location.length
         and (len(name) > _SHORT_NAME or not name.isascii() or header.name == name)
     )
     if not is_same:
         raise ReadError(
-            f"the archive changed since it was planned: at byte {offset} is no {place.member!r} of "
-            f"{place.length} bytes any more"
+            f"the archive changed since it was planned: at byte {offset} is no {location.member!r} of "
+            f"{location.length} bytes any more"
         )
 
 
-def _check_size(file: BinaryIO, place: ImagePlace) -> None:
-    _check_same_size(file.seek(0, 2), place)
+def _check_size(file: BinaryIO, location: ImageLocation) -> None:
+    _check_same_size(file.seek(0, 2), location)
 
 
-def _check_same_size(found: int, place: ImagePlace) -> None:
-    if place.file_bytes is not None and found != place.file_bytes:
+def _check_same_size(found: int, location: ImageLocation) -> None:
+    if location.file_bytes is not None and found != location.file_bytes:
         raise ReadError(
-            f"the file changed since it was planned: {found} bytes where it had {place.file_bytes}"
+            f"the file changed since it was planned: {found} bytes where it had {location.file_bytes}"
         )
 
 
-def open_rows(place: ImagePlace) -> Any:
+def open_rows(location: ImageLocation) -> Any:
     """Open the Parquet file that holds a row.
 
     Raises:
         ReadError: it is missing, unreadable, or has another size than when it was planned.
     """
     with _reading_parquet():
-        return _open_checked(place)
+        return _open_checked(location)
 
 
-def check_row(file: Any, place: ImagePlace) -> None:
+def check_row(file: Any, location: ImageLocation) -> None:
     """Refuse an open Parquet file that has no such row.
 
     Raises:
         ReadError: as said.
     """
-    group, metadata = place.row_group, file.metadata
-    assert group is not None and place.index is not None
+    group, metadata = location.row_group, file.metadata
+    assert group is not None and location.index is not None
     rows = metadata.row_group(group).num_rows if group < metadata.num_row_groups else 0
-    if place.index >= rows:
+    if location.index >= rows:
         raise ReadError("the file changed since it was planned: it has no such row any more")
 
 
-def _read_row(place: ImagePlace) -> bytes:
-    if isinstance(place.path, Path):
-        with place.path.open("rb") as file:
-            _check_size(file, place)
+def _read_row(location: ImageLocation) -> bytes:
+    if isinstance(location.path, Path):
+        with location.path.open("rb") as file:
+            _check_size(file, location)
         with _reading_parquet():
-            return read_parquet_image(_kept_open(place.path), place)
+            return read_parquet_image(_kept_open(location.path), location)
     with _reading_parquet():
-        return read_parquet_image(_open_checked(place), place)
+        return read_parquet_image(_open_checked(location), location)
 
 
-def _open_checked(place: ImagePlace) -> "pq.ParquetFile":
-    with open_ranges(place.path) as file:
-        _check_size(cast(BinaryIO, file), place)
-        if isinstance(place.path, Path):
-            return open_streamed(place.path)
-    return open_streamed(place.path, num_bytes=place.file_bytes)
+def _open_checked(location: ImageLocation) -> "pq.ParquetFile":
+    with open_ranges(location.path) as file:
+        _check_size(cast(BinaryIO, file), location)
+        if isinstance(location.path, Path):
+            return open_streamed(location.path)
+    return open_streamed(location.path, num_bytes=location.file_bytes)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ _LOCK = threading.Lock()  # there is one standard error
 
 
 @contextlib.contextmanager
-def complaints() -> Generator[list[str]]:
+def capture_errors() -> Generator[list[str]]:
     """Give a list that holds libtiff's errors once the block has ended; its warnings are dropped.
 
     Meanwhile standard error leads to a file. Lines that other threads wrote are passed on after it.

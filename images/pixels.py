@@ -200,7 +200,7 @@ def _load(image: ImageFile) -> None:
         image.load()
         return
     error: Exception | None = None
-    with libtiff.complaints() as found:
+    with libtiff.capture_errors() as found:
         try:
             image.load()
         except Exception as raised:

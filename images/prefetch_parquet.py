@@ -17,7 +17,7 @@ from ..formatting import first_line
 from ..store.io.location import Location
 from .image import ImageRef
 from .image_bytes import (
-    ImagePlace,
+    ImageLocation,
     ReadError,
     bytes_of,
     check_row,
@@ -38,7 +38,7 @@ _STEP_BYTES = 1 << 22  # of a row group, decoded at a time
 _Batch = tuple[Any, Sequence[ImageRef]]
 
 
-def with_parquet_bytes(
+def prefetch_parquet(
     batches: Iterable[_Batch], *, max_bytes: int = READ_AHEAD_BYTES, open_groups: int = 1
 ) -> Generator[_Batch]:
     """Yield the batches, the images that lie in Parquet files with their bytes.
@@ -49,7 +49,7 @@ def with_parquet_bytes(
     """
     source = iter(batches)
     for batch in source:
-        if any(ref.place.row_group is not None for ref in batch[1]):
+        if any(ref.location.row_group is not None for ref in batch[1]):
             ahead = _ReadAhead(chain([batch], source), max_bytes, open_groups)
             try:
                 yield from ahead.batches()
@@ -139,11 +139,11 @@ class RowReader:
 
     def read(self, ref: ImageRef) -> ImageRef:
         """Return the ref with its bytes, or why they cannot be had; as it is where no row is meant."""
-        if ref.place.row_group is None:
+        if ref.location.row_group is None:
             return ref
         started = time.perf_counter()
         try:
-            data = self._bytes(ref.place)
+            data = self._bytes(ref.location)
         except ReadError as error:
             return replace(ref, fault=str(error), read_s=time.perf_counter() - started)
         return replace(ref, data=data, read_s=time.perf_counter() - started)
@@ -153,28 +153,28 @@ class RowReader:
         self._groups.clear()
         self._close_unused()
 
-    def _bytes(self, place: ImagePlace) -> bytes:
+    def _bytes(self, location: ImageLocation) -> bytes:
         # With its size: a file written anew is refused to the rows planned before, not to the others.
-        file_key: _FileKey = (place.path, place.file_bytes)
+        file_key: _FileKey = (location.path, location.file_bytes)
         file = self._files.get(file_key)
         if file is None:
-            file = _OpenFile(place)
+            file = _OpenFile(location)
             self._files[file_key] = file
         if file.fault is not None:
             self._close_unused(file_key)
             raise ReadError(file.fault)
-        check_row(file.parquet, place)
-        assert place.index is not None
-        key: _GroupKey = (*file_key, place.member, place.row_group)
+        check_row(file.parquet, location)
+        assert location.index is not None
+        key: _GroupKey = (*file_key, location.member, location.row_group)
         group = self._groups.get(key)
-        if group is None or not group.is_ahead(place.index):
-            group = _OpenGroup(file.parquet, place)
+        if group is None or not group.is_ahead(location.index):
+            group = _OpenGroup(file.parquet, location)
             self._groups[key] = group
         self._groups.move_to_end(key)
         if len(self._groups) > self._open_groups:
             self._groups.popitem(last=False)
         self._close_unused(file_key)
-        return group.read(place.index)
+        return group.read(location.index)
 
     def _close_unused(self, wanted: "_FileKey | None" = None) -> None:
         used = {(path, file_bytes) for path, file_bytes, *_ in self._groups}
@@ -189,11 +189,11 @@ _GroupKey = tuple[Location, int | None, str | None, int | None]
 class _OpenFile:
     """A Parquet file, or why it cannot be read."""
 
-    def __init__(self, place: ImagePlace) -> None:
+    def __init__(self, location: ImageLocation) -> None:
         self.parquet: Any = None
         self.fault: str | None = None
         try:
-            self.parquet = open_rows(place)
+            self.parquet = open_rows(location)
         except ReadError as error:
             self.fault = str(error)
 
@@ -206,14 +206,14 @@ class _OpenFile:
 class _OpenGroup:
     """A row group that is being read, or why it cannot be."""
 
-    def __init__(self, parquet: Any, place: ImagePlace) -> None:
-        assert place.member is not None and place.row_group is not None
-        self._row_group = place.row_group
+    def __init__(self, parquet: Any, location: ImageLocation) -> None:
+        assert location.member is not None and location.row_group is not None
+        self._row_group = location.row_group
         self._next = 0
         self._fault: str | None = None
         self._last: bytes | None = None
-        self._num_rows = parquet.metadata.row_group(place.row_group).num_rows
-        self._rows = _values(parquet, place.member, place.row_group)
+        self._num_rows = parquet.metadata.row_group(location.row_group).num_rows
+        self._rows = _values(parquet, location.member, location.row_group)
 
     def is_ahead(self, index: int) -> bool:
         """Say whether a row is still to come, or was the last that was read."""

@@ -19,18 +19,18 @@ from upath import UPath
 
 from ..store.io.parallel import REQUESTS, Threads
 from .image import ImageRef
-from .image_bytes import ImagePlace, ReadError, read_image_bytes
+from .image_bytes import ImageLocation, ReadError, read_image_bytes
 
 READ_AHEAD_BYTES = 1 << 28
 """Bytes of images, as planned, that may be under way or wait, beside the one batch that always may."""
 
-_NOWHERE = ImagePlace(path=Path())
+_NOWHERE = ImageLocation(path=Path())
 
 _Batch = tuple[Any, Sequence[ImageRef]]
 _Coming = tuple[Any, list["ImageRef | Future[ImageRef]"], int]
 
 
-def with_remote_bytes(
+def prefetch_remote(
     batches: Iterable[_Batch], *, max_bytes: int = READ_AHEAD_BYTES, max_batches: int = 8
 ) -> Generator[_Batch]:
     """Yield the batches, the images that lie in object stores with their bytes, or why they have none.
@@ -49,16 +49,18 @@ def with_remote_bytes(
         yield batch
 
 
-def without_place(ref: ImageRef) -> ImageRef:
-    """Return a ref as a decoding process needs it: without its place, where its bytes were read."""
+def strip_location(ref: ImageRef) -> ImageRef:
+    """Return a ref as a decoding process needs it: without its location, where its bytes were read."""
     is_read = ref.data is not None or ref.fault is not None
-    return replace(ref, place=_NOWHERE) if is_read and isinstance(ref.place.path, UPath) else ref
+    return (
+        replace(ref, location=_NOWHERE) if is_read and isinstance(ref.location.path, UPath) else ref
+    )
 
 
 def _is_wanted(ref: ImageRef) -> bool:
-    place = ref.place
+    location = ref.location
     is_open = ref.data is None and ref.fault is None
-    return is_open and place.row_group is None and isinstance(place.path, UPath)
+    return is_open and location.row_group is None and isinstance(location.path, UPath)
 
 
 def _read_ahead(source: Iterator[_Batch], max_bytes: int, max_batches: int) -> Generator[_Batch]:
@@ -82,7 +84,7 @@ def _read_ahead(source: Iterator[_Batch], max_bytes: int, max_batches: int) -> G
 def _planned_bytes(ref: ImageRef) -> int:
     if not _is_wanted(ref):
         return len(ref.data or b"")
-    return (ref.place.file_bytes if ref.place.offset is None else ref.place.length) or 0
+    return (ref.location.file_bytes if ref.location.offset is None else ref.location.length) or 0
 
 
 def _finished(coming: _Coming) -> _Batch:
@@ -93,7 +95,7 @@ def _finished(coming: _Coming) -> _Batch:
 def _read(ref: ImageRef) -> ImageRef:
     started = time.perf_counter()
     try:
-        data = read_image_bytes(ref.place)
+        data = read_image_bytes(ref.location)
     except ReadError as error:
         return replace(ref, fault=str(error), read_s=time.perf_counter() - started)
     return replace(ref, data=data, read_s=time.perf_counter() - started)

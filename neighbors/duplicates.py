@@ -15,7 +15,7 @@ from ..errors import SettingError
 from ..formatting import format_count
 from ..store.cache import Cache
 from ..store.search.exact import cosines, float32_margin
-from ..store.targets.blocks import Block, blocks
+from ..store.targets.blocks import Block, read_blocks
 from ..store.targets.targets import Targets
 from .config import ReportConfig
 from .items import items_of
@@ -61,7 +61,10 @@ def find_duplicates(
     cache, teacher = config.open()
     targets = cache.targets(config.modality, teacher)
     rows_N = np.concatenate(
-        [np.empty(0, np.int64), *(b.rows_B for b in blocks(targets, view=config.searched_view))]
+        [
+            np.empty(0, np.int64),
+            *(b.rows_B for b in read_blocks(targets, view=config.searched_view)),
+        ]
     )
     same_N = (
         _equal_bytes(cache, teacher, rows_N)
@@ -142,10 +145,10 @@ def near_pairs(
         view: of images.
         on_rows: told the number of rows that have been compared with all.
     """
-    for block in blocks(targets, view=view, rows=rows_N):
+    for block in read_blocks(targets, view=view, rows=rows_N):
         # Rows of earlier blocks have met these already.
         later_N = rows_N[np.searchsorted(rows_N, block.rows_B[0]) :]
-        for other in blocks(targets, view=view, rows=later_N):
+        for other in read_blocks(targets, view=view, rows=later_N):
             yield from _pairs_of_blocks(block, other, above)
         if on_rows is not None:
             on_rows(len(block.rows_B))

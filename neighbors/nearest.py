@@ -11,7 +11,7 @@ from ..store.cache import Cache
 from ..store.format.layout import other_modality
 from ..store.search.exact import Neighbors, exact_neighbors
 from ..store.search.index_query import open_index
-from ..store.search.index_record import IndexRecord, recall_words, summary
+from ..store.search.index_record import IndexRecord, format_recall, summarize_index
 from .config import ReportConfig
 from .items import items_of, own_text_rows
 from .queries import EmbeddedQuery, Query, QueryResolver
@@ -106,9 +106,11 @@ def _by_index(
     """Say how much the index finds of what was asked, and what it did not."""
     measured: list[str] = []
     if not all(is_other_Q):
-        measured.append(recall_words(record.modality, summary(record)))
+        measured.append(format_recall(record.modality, summarize_index(record)))
     if any(is_other_Q):
-        measured.append(recall_words(other_modality(record.modality), summary(record)["cross"]))
+        measured.append(
+            format_recall(other_modality(record.modality), summarize_index(record)["cross"])
+        )
     words = f"by the index, {', '.join(measured)}"
     if k > record.recall.at:
         words += f", which is less at {k:,}"

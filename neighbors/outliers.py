@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import SettingError
 from ..store.cache import Cache
 from ..store.search.exact import exact_neighbors
-from ..store.targets.blocks import Block, blocks
+from ..store.targets.blocks import Block, read_blocks
 from ..store.targets.targets import Targets
 from .config import ReportConfig
 from .items import items_of
@@ -50,7 +50,7 @@ def find_outliers(
     chosen = np.random.default_rng(config.seed).choice(
         available, min(REFERENCE_ROWS, len(available)), replace=False
     )
-    wanted = blocks(targets, view=config.searched_view, rows=np.sort(chosen))
+    wanted = read_blocks(targets, view=config.searched_view, rows=np.sort(chosen))
     reference = [(block.rows_B, block.unit_BD.copy()) for block in wanted]
     if sum(len(rows) for rows, _ in reference) < 2:
         raise SettingError(
@@ -95,7 +95,7 @@ def _mean_cosines(
     """Return every row and its mean cosine to its k nearest of the reference, itself left out."""
     rows: list[NDArray[np.int64]] = []
     means: list[NDArray[np.float64]] = []
-    for block in blocks(targets, view=view):
+    for block in read_blocks(targets, view=view):
         rows.append(block.rows_B)
         means.append(_block_means(block, rows_R, unit_RD, k))
         if on_rows is not None:

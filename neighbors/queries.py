@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..errors import DamagedCacheError, RowUnavailableError, SettingError
-from ..images.image_bytes import ImagePlace, ReadError, read_image_bytes
+from ..images.image_bytes import ImageLocation, ReadError, read_image_bytes
 from ..images.pixels import sha256_of_pixels
 from ..store.cache import Cache
 from ..store.format.layout import Modality
@@ -178,7 +178,7 @@ class QueryResolver:
             if query.kind == "image":
                 file = Path(str(query.value))
                 try:
-                    digest_of[i] = sha256_of_pixels(read_image_bytes(ImagePlace(path=file)))
+                    digest_of[i] = sha256_of_pixels(read_image_bytes(ImageLocation(path=file)))
                 except ReadError as error:
                     raise SettingError(f"picture {file}: {error}") from None
         if not digest_of:

@@ -17,10 +17,10 @@ from ..cores import num_cores
 from ..errors import SettingError
 from ..images.catalog_refs import image_refs
 from ..images.image import ImageRef
-from ..images.image_bytes import ImagePlace, ReadError, read_image_bytes
+from ..images.image_bytes import ImageLocation, ReadError, read_image_bytes
 from ..images.pixels import PixelError, cut_view, decode_for_views, sha256_of_pixels
-from ..images.prefetch_parquet import with_parquet_bytes
-from ..images.prefetch_remote import with_remote_bytes
+from ..images.prefetch_parquet import prefetch_parquet
+from ..images.prefetch_remote import prefetch_remote
 from ..siglip import shows_on_white
 from ..store.cache import Cache
 from ..store.format.views import WHOLE_IMAGE, ViewBox
@@ -88,14 +88,14 @@ def make_thumbnails(
     readable = sorted(views.keys() - rejected.keys())
     refs = sorted(image_refs(cache, readable), key=_reading_order) if readable else []
     files = sorted(picture for picture in wanted if isinstance(picture, Path))
-    refs += [ImageRef(_NO_ROW, ImagePlace(path=file), (WHOLE_IMAGE,)) for file in files]
+    refs += [ImageRef(_NO_ROW, ImageLocation(path=file), (WHOLE_IMAGE,)) for file in files]
     seen = {name: _read_sha256(cache, name, readable) for name in teachers}
     on_white = any(shows_on_white(cache.teacher(name).identity) for name in teachers[:1])
 
     def make(ref: ImageRef) -> dict[Picture, Thumbnail]:
         if ref.row == _NO_ROW:
             [thumbnail] = _thumbnails(ref, ref.boxes, side, on_white)[0]
-            return {Path(str(ref.place.path)): thumbnail}
+            return {Path(str(ref.location.path)): thumbnail}
         of_row = views[ref.row]
         boxes = [ref.boxes[view] for view in of_row]
         thumbnails, sha256 = _thumbnails(ref, boxes, side, on_white)
@@ -113,7 +113,7 @@ def make_thumbnails(
     def unmade(ref: ImageRef) -> dict[Picture, Thumbnail]:
         late = Thumbnail(state="unreadable", reason=f"took longer than {_TIMEOUT_S:g} s to read")
         if ref.row == _NO_ROW:
-            return {Path(str(ref.place.path)): late}
+            return {Path(str(ref.location.path)): late}
         return {(ref.row, view): late for view in views[ref.row]}
 
     for made in _in_threads(make, _with_bytes(refs), unmade):
@@ -130,7 +130,7 @@ def _checked_view(cache: Cache, row: int, view: int) -> int:
 
 
 def _reading_order(ref: ImageRef) -> tuple[str, int, int, int]:
-    place = ref.place
+    place = ref.location
     return str(place.path), place.row_group or 0, place.index or 0, place.offset or 0
 
 
@@ -182,7 +182,7 @@ def _thumbnails(
     try:
         if ref.fault is not None:
             raise ReadError(ref.fault)
-        data = read_image_bytes(ref.place) if ref.data is None else ref.data
+        data = read_image_bytes(ref.location) if ref.data is None else ref.data
         sha256 = sha256_of_pixels(data)
 
         def view_size(height: int, width: int) -> tuple[int, int]:
@@ -215,8 +215,8 @@ def _encoded(image: Image.Image, side: int) -> Thumbnail:
 
 def _with_bytes(refs: Sequence[ImageRef]) -> Iterator[ImageRef]:
     """Yield the refs in order, those of images in Parquet files or object stores with their bytes."""
-    rows = with_parquet_bytes(((None, [ref]) for ref in refs), max_bytes=_READ_AHEAD_BYTES)
-    read = with_remote_bytes(rows, max_bytes=_READ_AHEAD_BYTES, max_batches=REQUESTS)
+    rows = prefetch_parquet(((None, [ref]) for ref in refs), max_bytes=_READ_AHEAD_BYTES)
+    read = prefetch_remote(rows, max_bytes=_READ_AHEAD_BYTES, max_batches=REQUESTS)
     with contextlib.closing(rows), contextlib.closing(read):
         for _, [ref] in read:
             yield ref

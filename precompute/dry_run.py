@@ -7,7 +7,7 @@ from ..errors import BuildError
 from ..formatting import format_bytes, format_seconds
 from ..images.decoder import Decoder
 from ..images.image import ImageRef, PixelFormat
-from ..images.image_bytes import ImagePlace
+from ..images.image_bytes import ImageLocation
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.format.layout import MODALITIES, Modality
 from ..store.format.shard import ArrayLayout
@@ -189,8 +189,8 @@ def _time_batches(
     return images_per_s, len(captions) / (time.perf_counter() - started)
 
 
-def _place_of(sample: Sample, root: Location) -> ImagePlace:
-    return ImagePlace(
+def _place_of(sample: Sample, root: Location) -> ImageLocation:
+    return ImageLocation(
         path=join(root, sample.path),
         member=sample.member,
         offset=sample.offset,

@@ -47,7 +47,7 @@ from .model import (
 )
 from .published import PUBLISHED
 from .text import TextTokenizer
-from .text_settings import cleaning_of, read_text_settings
+from .text_settings import find_text_cleaning, read_text_settings
 
 __all__ = [
     "COMPUTE_DTYPES",
@@ -67,12 +67,12 @@ __all__ = [
     "check_max_num_patches",
     "checkpoint_activations",
     "checkpoint_identity",
-    "cleaning_of",
     "embed_image_patches",
     "embed_image_pixels",
     "embed_token_ids",
     "file_sha256",
     "find_architecture",
+    "find_text_cleaning",
     "load_model",
     "load_trainable",
     "logit_scale_and_bias",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError
 from ..formatting import first_line
 from .checkpoint import Checkpoint
-from .text_settings import canonical, read_text_settings
+from .text_settings import canonicalize, read_text_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,7 @@ class TextTokenizer:
         import numpy as np
 
         if self._settings.is_siglip1:
-            texts = [canonical(text, lower=self._settings.lower) for text in texts]
+            texts = [canonicalize(text, lower=self._settings.lower) for text in texts]
         return np.array(self._encode(texts), np.int64).reshape(len(texts), self._length)
 
     def _from_tokenizer_json(self, path: Path, vocab_size: int) -> _Encode:

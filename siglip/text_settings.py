@@ -32,7 +32,7 @@ class TextSettings:
         return _cleaning_name(lower=self.lower) if self.is_siglip1 else _LOWERCASE
 
 
-def cleaning_of(name: object) -> Callable[[str], str] | None:
+def find_text_cleaning(name: object) -> Callable[[str], str] | None:
     """Return the text cleaning of that name, as an identity records it; None: no such cleaning.
 
     Texts that it makes equal are one text to the model.
@@ -44,7 +44,7 @@ def cleaning_of(name: object) -> Callable[[str], str] | None:
         return lambda text: text.lower() if text.isascii() else lowercase(text)
     for lower in (True, False):
         if name == _cleaning_name(lower=lower):
-            return partial(canonical, lower=lower)
+            return partial(canonicalize, lower=lower)
     return None
 
 
@@ -80,7 +80,7 @@ def _cleaning_name(*, lower: bool) -> str:
     return f"{'str.lower, ' if lower else ''}punctuation removed, whitespace collapsed"
 
 
-def canonical(text: str, *, lower: bool) -> str:
+def canonicalize(text: str, *, lower: bool) -> str:
     """Return a text as SigLIP 1 cleans it.
 
     Source: SiglipTokenizer.canonicalize_text of transformers 5.23.

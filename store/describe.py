@@ -9,7 +9,7 @@ import polars as pl
 from .cache import Cache
 from .format.corpus_notes import Note
 from .format.layout import MODALITIES
-from .search.index_record import describe_indexes, index_line
+from .search.index_record import describe_indexes, format_index_line
 
 
 def describe(cache: Cache) -> dict[str, Any]:
@@ -146,5 +146,5 @@ def _teacher_lines(name: str, teacher: dict[str, Any]) -> list[str]:
             f"{shape} float16"
         )
     lines.append(f"           {teacher['num_bytes']:,} bytes")
-    lines += [f"           {index_line(index)}" for index in teacher["indexes"]]
+    lines += [f"           {format_index_line(index)}" for index in teacher["indexes"]]
     return lines

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from ...errors import SettingError
 from ...store.cache import Cache
-from ...store.format.layout import IndexPlace
+from ...store.format.layout import IndexId
 from ...store.search.exact import Neighbors, exact_neighbors
 from ...store.search.index_query import open_index
-from ...store.targets.blocks import blocks
+from ...store.targets.blocks import read_blocks
 
 NUM_NEIGHBORS = 15
 """As many as Embedding Atlas finds by itself."""
@@ -53,10 +53,13 @@ def atlas_schema(schema: pa.Schema, *, has_pictures: bool) -> pa.Schema:
 class NeighborColumn:
     """Who is near whom among all rows, through an index of the cache where there is one that fits."""
 
-    def __init__(self, cache: Cache, place: IndexPlace) -> None:
+    def __init__(self, cache: Cache, place: IndexId) -> None:
         self._targets, self._view = cache.targets(place.modality, place.teacher), place.view
         self._rows_N = np.concatenate(
-            [np.empty(0, np.int64), *(b.rows_B for b in blocks(self._targets, view=place.view))]
+            [
+                np.empty(0, np.int64),
+                *(b.rows_B for b in read_blocks(self._targets, view=place.view)),
+            ]
         )
         try:
             opened = open_index(cache, place.modality, teacher=place.teacher, view=place.view)
@@ -109,7 +112,7 @@ def atlas_lines(lines: pa.Table, neighbors: pa.Array) -> pa.Table:
     return lines.append_column(NEIGHBORS, neighbors)
 
 
-def with_pictures(lines: pa.Table, cache: Cache, place: IndexPlace) -> tuple[pa.Table, int]:
+def with_pictures(lines: pa.Table, cache: Cache, place: IndexId) -> tuple[pa.Table, int]:
     """Return lines of images with small pictures of them, null where there is none; how many nulls."""
     from ..thumbnails import make_thumbnails  # only here are pixels read
 

@@ -13,12 +13,12 @@ from typing import Any, Literal, get_args
 from ...errors import DiskFullError, SettingError
 from ...formatting import format_bytes
 from ...store.cache import Cache
-from ...store.format.layout import IndexPlace, Modality
+from ...store.format.layout import IndexId, Modality
 from ...store.io.local import LocalStorage
 from ...store.io.location import lies_in
-from ...store.search.index_query import index_place
+from ...store.search.index_query import resolve_index
 from ...store.search.index_record import build_command
-from ...store.targets.blocks import blocks
+from ...store.targets.blocks import read_blocks
 from ..progress import Progress
 from .atlas import NeighborColumn, atlas_lines, atlas_schema, show_command, with_pictures
 from .files import NpyFile, ParquetFile, RowsFile
@@ -92,7 +92,7 @@ def export_cache(cache: Cache, config: ExportConfig, *, progress: Progress) -> E
         DiskFullError: the disk has no room.
     """
     places = [
-        index_place(cache, m, teacher=config.teacher, view=config.view if m == "image" else 0)
+        resolve_index(cache, m, teacher=config.teacher, view=config.view if m == "image" else 0)
         for m in config.modalities
     ]
     if config.view and "image" not in config.modalities:
@@ -113,7 +113,7 @@ def export_cache(cache: Cache, config: ExportConfig, *, progress: Progress) -> E
 
 
 def _export(
-    cache: Cache, config: ExportConfig, place: IndexPlace, folder: Path, progress: Progress
+    cache: Cache, config: ExportConfig, place: IndexId, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Write the rows of one modality; return what was written."""
     targets = cache.targets(place.modality, place.teacher)
@@ -127,7 +127,7 @@ def _export(
     num_rows, num_without = 0, 0
     progress.start(f"writing {noun}", cache.manifest.count(place.modality))
     try:
-        for block in blocks(targets, view=place.view):
+        for block in read_blocks(targets, view=place.view):
             lines = describe_rows(cache, place.teacher, place.modality, block.rows_B)
             if has_pictures:
                 lines, num_missing = with_pictures(lines, cache, place)
@@ -156,7 +156,7 @@ def _export(
 
 
 def _open_file(
-    cache: Cache, config: ExportConfig, place: IndexPlace, stem: Path, embed_dim: int
+    cache: Cache, config: ExportConfig, place: IndexId, stem: Path, embed_dim: int
 ) -> RowsFile:
     record = cache.teacher(place.teacher)
     about = {
@@ -178,7 +178,7 @@ def _open_file(
             return ParquetFile(path, schema, embed_dim, column="embedding", about=about)
 
 
-def _left_out(cache: Cache, place: IndexPlace, num_rows: int) -> dict[str, int]:
+def _left_out(cache: Cache, place: IndexId, num_rows: int) -> dict[str, int]:
     """Return how many rows of the catalog are not among those written, by why."""
     commits = cache.commits(place.teacher)
     committed = sum(commit.num_rows for commit in commits.units_of(place.modality).values())

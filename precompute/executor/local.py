@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ...images.decoder import no_main_module
+from ...images.decoder import hide_main_module
 from ...siglip import resolve_device
 from ..teacher.teacher import TeacherFactory
 from .driver import Account, Died, Driver, Message
@@ -100,7 +100,7 @@ class _Processes:
             args=(theirs, order, self._make_teacher),
             name=f"siglip2-cache-worker-{worker}",
         )
-        with no_main_module(), _signals_held(), _threads_in_environment(order.num_threads):
+        with hide_main_module(), _signals_held(), _threads_in_environment(order.num_threads):
             process.start()
         theirs.close()  # so that a worker's death, and ours, close the pipe
         self._workers[worker] = _Process(slot, process, ours)

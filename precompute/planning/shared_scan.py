@@ -17,7 +17,7 @@ from upath import UPath
 from ...cores import num_cores
 from ...errors import CacheError
 from ...images.decode_worker import exit_with_parent
-from ...images.decoder import no_main_module
+from ...images.decoder import hide_main_module
 from ...store.io.location import Location
 from ...store.io.storage import Storage, open_storage
 from ..shares import Share
@@ -91,7 +91,7 @@ def scanning_in_processes(config: PlanConfig, files: Storage) -> Generator[list[
         for index in range(1, num_processes + 1)
     ]
     try:
-        with no_main_module():
+        with hide_main_module():
             for process in processes:
                 process.start()
         yield list(processes)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ...errors import SettingError
 from ...images.image import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
-from ...images.image_bytes import ImagePlace
+from ...images.image_bytes import ImageLocation
 from ...siglip import Checkpoint, resolve_checkpoint
 from ...store.cache import Cache
 from ...store.format.teacher_record import TeacherRecord
@@ -100,13 +100,13 @@ class LiveTeacher:
     def _embed_some(self, files: Sequence[Path]) -> NDArray[np.float16]:
         form = self.pixel_format(1)
         pixels = np.zeros((len(files), *form.image_shape), np.uint8)
-        refs = [ImageRef(-1, ImagePlace(path=file), (WHOLE_IMAGE,)) for file in files]
+        refs = [ImageRef(-1, ImageLocation(path=file), (WHOLE_IMAGE,)) for file in files]
         images: list[DecodedImage] = []
         for ref, out in zip(refs, pixels, strict=True):
             image = decode_image(ref, form, out)
             if image.reason is not None:
                 raise SettingError(
-                    f"{ref.place.path}: {image.reason}; name a picture that can be read"
+                    f"{ref.location.path}: {image.reason}; name a picture that can be read"
                 )
             images.append(image)
         batch = DecodedBatch(None, refs, images, pixels)

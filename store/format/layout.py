@@ -119,7 +119,7 @@ def images_part(teacher: str, unit: int) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IndexPlace:
+class IndexId:
     """Where the index over one teacher's targets of one modality lies."""
 
     teacher: str
@@ -154,13 +154,13 @@ class IndexPlace:
         return f"{self.stem}.json.partial"
 
 
-def parse_index_record(path: str) -> IndexPlace | None:
+def parse_index_record(path: str) -> IndexId | None:
     """Return the place whose record has this path; None for any other path."""
     match = _INDEX_RECORD.fullmatch(path)
     if match is None:
         return None
     modality: Modality = "text" if match["text"] else "image"
-    return IndexPlace(teacher=match["teacher"], modality=modality, view=int(match["view"] or 0))
+    return IndexId(teacher=match["teacher"], modality=modality, view=int(match["view"] or 0))
 
 
 def parse_unit_record(name: str) -> tuple[Modality, int, int] | None:

@@ -21,7 +21,7 @@ import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..targets.blocks import Block, blocks, to_float32
+from ..targets.blocks import Block, read_blocks, to_float32
 from ..targets.targets import Targets
 
 _SCORES_AT_ONCE = 1 << 22  # of a block with some of the queries, in float32: 16 MB
@@ -77,7 +77,7 @@ def exact_neighbors(
         ValueError: a query is not finite, or zero.
     """
     search = Search(queries_QD, k, exclude_Q=exclude_Q)
-    for block in blocks(targets, view=view, rows=rows, block_rows=block_rows):
+    for block in read_blocks(targets, view=view, rows=rows, block_rows=block_rows):
         search.add(block)
         if on_rows is not None:
             on_rows(len(block.rows_B))

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ...errors import CacheError, SettingError
 from ..cache import Cache
-from ..format.layout import IndexPlace, other_modality
-from ..targets.blocks import Block, blocks
+from ..format.layout import IndexId, other_modality
+from ..targets.blocks import Block, read_blocks
 from .index_checkpoint import IndexState
 from .index_kinds import Adder, IndexPlan, make_index, plan_index, train
 from .index_recall import Measured, choose_rows, measure
@@ -69,7 +69,7 @@ class BuiltIndex:
 
 def build_index(
     cache: Cache,
-    place: IndexPlace,
+    index_id: IndexId,
     *,
     progress: Progress,
     kind: str = "auto",
@@ -83,7 +83,7 @@ def build_index(
 
     Args:
         cache: as it was opened; an index of an unfinished build is stale once the build goes on.
-        place: which targets; index_search.index_place checks it.
+        index_id: which targets; index_search.resolve_index checks it.
         progress: where to report.
         kind: auto, flat, ivf, ivfpq or hnsw.
         save_every_s: seconds between saves.
@@ -93,11 +93,11 @@ def build_index(
         SettingError: no such kind, no targets, or another process is making it.
         DiskFullError: the disk has no room for the index; an earlier save is kept.
     """
-    builder = _Builder(cache, place, progress, kind, save_every_s, block_rows)
-    with cache.files.locked(place.folder) as is_alone:
+    builder = _Builder(cache, index_id, progress, kind, save_every_s, block_rows)
+    with cache.files.locked(index_id.folder) as is_alone:
         if not is_alone:
             raise SettingError(
-                f"another siglip2-cache index is at work in {cache.files.where(place.folder)}; "
+                f"another siglip2-cache index is at work in {cache.files.where(index_id.folder)}; "
                 "wait for it, or stop it and run this again to go on"
             )
         return builder.run()
@@ -107,32 +107,32 @@ class _Builder:
     def __init__(
         self,
         cache: Cache,
-        place: IndexPlace,
+        index_id: IndexId,
         progress: Progress,
         kind: str,
         save_every_s: float,
         block_rows: int | None,
     ) -> None:
-        self._files, self._place, self._progress = cache.files, place, progress
+        self._files, self._place, self._progress = cache.files, index_id, progress
         self._save_every_s, self._block_rows = save_every_s, block_rows
-        self._targets = cache.targets(place.modality, place.teacher)
-        self._others = cache.targets(other_modality(place.modality), place.teacher)
+        self._targets = cache.targets(index_id.modality, index_id.teacher)
+        self._others = cache.targets(other_modality(index_id.modality), index_id.teacher)
         self._rows_N = self._targets.available_rows()
         if len(self._rows_N) == 0:
             raise SettingError(
-                f"{cache.root} has no {place.modality} targets by {place.teacher} to index; "
+                f"{cache.root} has no {index_id.modality} targets by {index_id.teacher} to index; "
                 "run siglip2-cache build"
             )
         self._embed_dim = self._targets.shape[-1]
         self._plan: IndexPlan = plan_index(kind, len(self._rows_N), self._embed_dim)
-        self._fingerprint = fingerprint(cache, place)
+        self._fingerprint = fingerprint(cache, index_id)
         making = {
             "factory": self._plan.factory,
             "parameters": dict(self._plan.parameters),
             "fingerprint": asdict(self._fingerprint),
             "faiss_version": faiss.__version__,
         }
-        self._state = IndexState(cache.files, place, making)
+        self._state = IndexState(cache.files, index_id, making)
 
     def run(self) -> BuiltIndex:
         started = time.monotonic()
@@ -255,4 +255,6 @@ class _Builder:
         )
 
     def _blocks(self, rows: NDArray[np.int64]) -> Iterator[Block]:
-        return blocks(self._targets, view=self._place.view, rows=rows, block_rows=self._block_rows)
+        return read_blocks(
+            self._targets, view=self._place.view, rows=rows, block_rows=self._block_rows
+        )

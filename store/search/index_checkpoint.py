@@ -14,7 +14,7 @@ import faiss
 
 from ...errors import CacheError, DamagedCacheError, DiskFullError, StorageError
 from ...formatting import first_line
-from ..format.layout import IndexPlace
+from ..format.layout import IndexId
 from ..format.record_fields import Fields, read_fields
 from ..format.records import encode_record
 from ..io.storage import Storage
@@ -26,9 +26,9 @@ _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 class IndexState:
     """The saves of one index in the making. One process at a time may have it (Storage.locked)."""
 
-    def __init__(self, files: Storage, place: IndexPlace, making: Mapping[str, Any]) -> None:
-        """Look at a place; ``making`` must be equal for a run to go on with what another one left."""
-        self._files, self._place, self._making = files, place, dict(making)
+    def __init__(self, files: Storage, index_id: IndexId, making: Mapping[str, Any]) -> None:
+        """Look at an index; ``making`` must be equal for a run to go on with what another one left."""
+        self._files, self._place, self._making = files, index_id, dict(making)
         self._saved: str | None = None
         """Path of the last save, which the state on disk names."""
         self.described: Mapping[str, Any] = {}
@@ -77,7 +77,7 @@ class IndexState:
         self._saved, self.described = path, described
 
     def publish(self, record: IndexRecord) -> None:
-        """Make the last save the index, in the place of an older one."""
+        """Make the last save the index, in place of an older one."""
         assert self._saved is not None
         if self._saved != self._place.file:
             # The old index first ceases to be one: its record must not stand beside another file.

@@ -152,7 +152,7 @@ class Adder:
         ivf_of(self._index).add_core(len(rows_B), *pointers)
 
 
-def ladder(kind: Kind, factory: str) -> list[dict[str, int]]:
+def list_searches(kind: Kind, factory: str) -> list[dict[str, int]]:
     """Return what to try to search with, least work first; a flat index has one way."""
     if kind == "flat":
         return [{"candidates": _CANDIDATES[kind][0]}]
@@ -171,7 +171,7 @@ def ladder(kind: Kind, factory: str) -> list[dict[str, int]]:
     ]
 
 
-def wider(index: Any, search: Mapping[str, int]) -> Iterator[dict[str, int]]:
+def widen_search(index: Any, search: Mapping[str, int]) -> Iterator[dict[str, int]]:
     """Yield searches of more and more work, up to all lists; none where an index has no lists."""
     nprobe = search.get("nprobe")
     while nprobe is not None and nprobe < ivf_of(index).nlist:

@@ -18,11 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 from ...errors import DamagedCacheError, SettingError
 from ...formatting import first_line
 from ..cache import Cache
-from ..format.layout import IndexPlace, Modality
+from ..format.layout import IndexId, Modality
 from ..io.storage import Storage
 from ..targets.targets import Targets
 from .exact import Neighbors, cosines, unit_queries
-from .index_kinds import set_search, wider
+from .index_kinds import set_search, widen_search
 from .index_record import IndexRecord, build_command, fingerprint, read_index_record, why_stale
 
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
@@ -80,9 +80,9 @@ class IndexedTargets:
         return whole
 
 
-def index_place(
+def resolve_index(
     cache: Cache, modality: Modality, *, teacher: str | None = None, view: int = 0
-) -> IndexPlace:
+) -> IndexId:
     """Return where an index over a teacher's targets lies, or would lie.
 
     Raises:
@@ -95,7 +95,7 @@ def index_place(
             f"view {view} is not in {cache.root}, which holds {views}"
             + ("" if modality == "image" else " of texts")
         )
-    return IndexPlace(teacher=cache.teacher(teacher).name, modality=modality, view=view)
+    return IndexId(teacher=cache.teacher(teacher).name, modality=modality, view=view)
 
 
 def open_index(
@@ -107,19 +107,19 @@ def open_index(
         SettingError: there is none, or the cache has changed since it was made.
         DamagedCacheError: its files are not what its record says.
     """
-    place = index_place(cache, modality, teacher=teacher, view=view)
-    command = build_command(cache, place)
-    record = read_index_record(cache.files, place)
+    index_id = resolve_index(cache, modality, teacher=teacher, view=view)
+    command = build_command(cache, index_id)
+    record = read_index_record(cache.files, index_id)
     if record is None:
-        raise SettingError(f"{cache.root} has no index at {place.file}; {command} makes it")
-    stale = why_stale(record, fingerprint(cache, place))
+        raise SettingError(f"{cache.root} has no index at {index_id.file}; {command} makes it")
+    stale = why_stale(record, fingerprint(cache, index_id))
     if stale is not None:
         raise SettingError(
-            f"the index {cache.files.where(place.file)} is of another state of the cache: {stale}; "
+            f"the index {cache.files.where(index_id.file)} is of another state of the cache: {stale}; "
             f"{command} makes it anew"
         )
     index = _read_index(cache.files, record, remedy=f"{command} makes it anew")
-    return IndexedTargets(record, cache.targets(place.modality, place.teacher), index)
+    return IndexedTargets(record, cache.targets(index_id.modality, index_id.teacher), index)
 
 
 def _read_index(files: Storage, record: IndexRecord, *, remedy: str) -> Any:
@@ -176,7 +176,7 @@ def approximate_neighbors(
     num_asked = max(1, min(_QUERIES, _PROPOSED // max(1, depth)))
     num_there_Q = np.minimum(k, index.ntotal - (exclude >= 0))
     left_Q = np.flatnonzero(num_there_Q > 0)
-    for step in (search, *wider(index, search)):
+    for step in (search, *widen_search(index, search)):
         set_search(index, step)
         for start in range(0, len(left_Q), num_asked):
             some_Q = left_Q[start : start + num_asked]
@@ -189,8 +189,8 @@ def approximate_neighbors(
             query_C, row_C, cosine_C = query_C[order], row_C[order], cosine_C[order]
             rank_C = np.arange(len(query_C)) - np.searchsorted(query_C, query_C)
             keep_C = rank_C < k
-            place = query_C[keep_C], rank_C[keep_C]
-            rows_QK[place], cosine_QK[place] = row_C[keep_C], cosine_C[keep_C]
+            at = query_C[keep_C], rank_C[keep_C]
+            rows_QK[at], cosine_QK[at] = row_C[keep_C], cosine_C[keep_C]
         left_Q = left_Q[(rows_QK[left_Q] >= 0).sum(axis=1) < num_there_Q[left_Q]]
         if len(left_Q) == 0:
             break

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..targets.targets import Targets
 from .exact import exact_neighbors, has_direction
-from .index_kinds import SEED, IndexPlan, ladder
+from .index_kinds import SEED, IndexPlan, list_searches
 from .index_query import approximate_neighbors
 from .index_record import CrossSearch, Recall
 
@@ -80,7 +80,7 @@ def measure(
     ) -> tuple[Mapping[str, int], float | None]:
         """Return the least work that finds enough, or as much as the most work does; its recall."""
         tried: list[tuple[dict[str, int], float]] = []
-        for search in ladder(plan.kind, plan.factory):
+        for search in list_searches(plan.kind, plan.factory):
             near = approximate_neighbors(
                 index,
                 targets,

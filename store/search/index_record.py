@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 from ...errors import CacheError, DamagedCacheError
 from ...formatting import format_bytes
 from ..cache import Cache
-from ..format.layout import INDEXES, IndexPlace, Modality, other_modality, parse_index_record
+from ..format.layout import INDEXES, IndexId, Modality, other_modality, parse_index_record
 from ..format.record_fields import Fields, read_fields
 from ..format.records import encode_record, sha256_hex
 from ..io.storage import Storage
@@ -96,16 +96,16 @@ class IndexRecord:
         return sum(described["num_bytes"] for described in self.files.values())
 
 
-def fingerprint(cache: Cache, place: IndexPlace) -> Fingerprint:
+def fingerprint(cache: Cache, index_id: IndexId) -> Fingerprint:
     """Return what an index made of the cache as it was opened would be made from."""
-    units = sorted(cache.commits(place.teacher).units_of(place.modality).items())
+    units = sorted(cache.commits(index_id.teacher).units_of(index_id.modality).items())
     lines = [
         f"{number} {path} {described['sha256']}"
         for number, commit in units
         for path, described in sorted(commit.files.items())
     ]
     return Fingerprint(
-        teacher=place.teacher,
+        teacher=index_id.teacher,
         catalog=cache.manifest.latest.digest,
         num_units=len(units),
         units=sha256_hex("\n".join(lines).encode()),
@@ -124,48 +124,48 @@ def why_stale(record: IndexRecord, now: Fingerprint) -> str | None:
     return None if then == now else f"it was made for teacher {then.teacher}"
 
 
-def build_command(cache: Cache, place: IndexPlace, kind: str | None = None) -> str:
+def build_command(cache: Cache, index_id: IndexId, kind: str | None = None) -> str:
     """Return the command that makes an index."""
     words = ["siglip2-cache index", str(cache.root)]
-    words += [] if place.modality == "image" else ["--among texts"]
-    words += [f"--teacher {place.teacher}"] if len(cache.teachers) > 1 else []
-    words += [f"--view {place.view}"] if place.view else []
+    words += [] if index_id.modality == "image" else ["--among texts"]
+    words += [f"--teacher {index_id.teacher}"] if len(cache.teachers) > 1 else []
+    words += [f"--view {index_id.view}"] if index_id.view else []
     words += [f"--kind {kind}"] if kind else []
     return " ".join(words)
 
 
-def read_index_record(files: Storage, place: IndexPlace) -> IndexRecord | None:
+def read_index_record(files: Storage, index_id: IndexId) -> IndexRecord | None:
     """Return an index's record; None where there is none.
 
     Raises:
         DamagedCacheError, FormatVersionError: it cannot be used.
     """
     try:
-        data = files.read(place.record)
+        data = files.read(index_id.record)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    record = read_fields(data, where=files.where(place.record))
+    record = read_fields(data, where=files.where(index_id.record))
     try:
-        return _parse_record(record, place)
+        return _parse_record(record, index_id)
     except DamagedCacheError as error:
         raise DamagedCacheError(f"{error}; run siglip2-cache index again") from None
 
 
-def _parse_record(record: Fields, place: IndexPlace) -> IndexRecord:
+def _parse_record(record: Fields, index_id: IndexId) -> IndexRecord:
     said = (record.text("teacher"), record.text("modality"), record.count("view"))
-    if said != (place.teacher, place.modality, place.view):
-        record.refuse("teacher", f"those of {place.stem}")
+    if said != (index_id.teacher, index_id.modality, index_id.view):
+        record.refuse("teacher", f"those of {index_id.stem}")
     kind, found = record.text("kind"), record.files()
     if kind not in get_args(Kind):
         record.refuse("kind", f"one of {', '.join(get_args(Kind))}")
-    if found.keys() != {place.file}:
-        record.refuse("files", f"{place.file} alone")
+    if found.keys() != {index_id.file}:
+        record.refuse("files", f"{index_id.file} alone")
     made_from = record.fields("fingerprint")
     cross = None if record.values.get("cross") is None else record.fields("cross")
     return IndexRecord(
-        teacher=place.teacher,
-        modality=place.modality,
-        view=place.view,
+        teacher=index_id.teacher,
+        modality=index_id.modality,
+        view=index_id.view,
         kind=cast("Kind", kind),
         factory=record.text("factory"),
         parameters=record.mapping("parameters"),
@@ -202,39 +202,39 @@ def _parse_recall(recall: Fields) -> Recall:
     )
 
 
-def write_index_record(files: Storage, place: IndexPlace, record: IndexRecord) -> None:
+def write_index_record(files: Storage, index_id: IndexId, record: IndexRecord) -> None:
     """Make an index one, durably; its file stands already."""
-    files.replace(place.record, encode_record(asdict(record)))
+    files.replace(index_id.record, encode_record(asdict(record)))
 
 
-def index_places(files: Storage) -> Iterator[IndexPlace]:
+def list_indexes(files: Storage) -> Iterator[IndexId]:
     """Yield where a record of an index stands, whole or damaged, in the order of paths."""
     for teacher in files.names(INDEXES):
         for name in files.names(f"{INDEXES}/{teacher}"):
-            place = parse_index_record(f"{INDEXES}/{teacher}/{name}")
-            if place is not None:
-                yield place
+            index_id = parse_index_record(f"{INDEXES}/{teacher}/{name}")
+            if index_id is not None:
+                yield index_id
 
 
 def describe_indexes(cache: Cache, teacher: str) -> list[dict[str, Any]]:
     """Return plain values that say which indexes of a teacher there are, for ``info``."""
     found: list[dict[str, Any]] = []
-    for place in index_places(cache.files):
-        if place.teacher != teacher:
+    for index_id in list_indexes(cache.files):
+        if index_id.teacher != teacher:
             continue
-        where = {"modality": place.modality, "view": place.view}
+        where = {"modality": index_id.modality, "view": index_id.view}
         try:
-            record = read_index_record(cache.files, place)
+            record = read_index_record(cache.files, index_id)
         except CacheError as error:
             found.append({**where, "fault": str(error)})
             continue
         if record is not None:
-            stale = why_stale(record, fingerprint(cache, place))
-            found.append({**where, **summary(record), "stale": stale})
+            stale = why_stale(record, fingerprint(cache, index_id))
+            found.append({**where, **summarize_index(record), "stale": stale})
     return found
 
 
-def summary(record: IndexRecord) -> dict[str, Any]:
+def summarize_index(record: IndexRecord) -> dict[str, Any]:
     """Return what people want to know of an index."""
     return {
         "kind": record.kind,
@@ -248,26 +248,26 @@ def summary(record: IndexRecord) -> dict[str, Any]:
     }
 
 
-def index_line(found: Mapping[str, Any]) -> str:
+def format_index_line(found: Mapping[str, Any]) -> str:
     """Return one index of describe_indexes in words."""
     what = f"{found['modality']} index" + (f" of view {found['view']}" if found["view"] else "")
     if "fault" in found:
         return f"{what} cannot be used: {found['fault']}"
     stale = f"; not used: {found['stale']}" if found["stale"] else ""
-    return f"{what}: {index_words(found)}{stale}"
+    return f"{what}: {format_index(found)}{stale}"
 
 
-def index_words(found: Mapping[str, Any]) -> str:
+def format_index(found: Mapping[str, Any]) -> str:
     """Return what a summary says of an index: kind, rows, size, and how well each modality searches it."""
     own, other = found["modality"], other_modality(found["modality"])
     return (
         f"{found['kind']} ({found['factory']}), {found['rows']:,} rows, "
-        f"{format_bytes(found['num_bytes'])}, {recall_words(own, found)}, "
-        f"{recall_words(other, found['cross'])}"
+        f"{format_bytes(found['num_bytes'])}, {format_recall(own, found)}, "
+        f"{format_recall(other, found['cross'])}"
     )
 
 
-def recall_words(modality: str, found: Mapping[str, Any] | None) -> str:
+def format_recall(modality: str, found: Mapping[str, Any] | None) -> str:
     """Return what queries of a modality find, and by what search; ``found`` has search and recall."""
     if found is None or found["recall"]["value"] is None:
         return f"of {modality}s not measured"

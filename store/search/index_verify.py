@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from ...errors import CacheError
 from ..cache import Cache
-from ..format.layout import INDEXES, IndexPlace, is_garbage_name
-from .index_record import build_command, fingerprint, index_places, read_index_record, why_stale
+from ..format.layout import INDEXES, IndexId, is_garbage_name
+from .index_record import build_command, fingerprint, list_indexes, read_index_record, why_stale
 
 
 @dataclass(slots=True)
@@ -28,12 +28,12 @@ class IndexCheck:
 def check_indexes(cache: Cache, on_file: Callable[[str], None]) -> IndexCheck:
     """Return what is wrong with the indexes of a cache, reading every byte of them once."""
     check = IndexCheck()
-    for place in index_places(cache.files):
-        check.known |= {place.record, place.file}
-        if place.teacher in cache.teachers:
-            _check_index(cache, place, check, on_file)
+    for index_id in list_indexes(cache.files):
+        check.known |= {index_id.record, index_id.file}
+        if index_id.teacher in cache.teachers:
+            _check_index(cache, index_id, check, on_file)
         else:
-            check.notes.append(f"{place.record} is of no teacher of this cache; remove it")
+            check.notes.append(f"{index_id.record} is of no teacher of this cache; remove it")
     for teacher in cache.files.names(INDEXES):
         for name in cache.files.names(f"{INDEXES}/{teacher}"):
             path = f"{INDEXES}/{teacher}/{name}"
@@ -47,28 +47,28 @@ def check_indexes(cache: Cache, on_file: Callable[[str], None]) -> IndexCheck:
 
 
 def _check_index(
-    cache: Cache, place: IndexPlace, check: IndexCheck, on_file: Callable[[str], None]
+    cache: Cache, index_id: IndexId, check: IndexCheck, on_file: Callable[[str], None]
 ) -> None:
-    anew = f"{build_command(cache, place)} makes it anew"
+    anew = f"{build_command(cache, index_id)} makes it anew"
     try:
-        record = read_index_record(cache.files, place)
+        record = read_index_record(cache.files, index_id)
     except CacheError as error:
         check.faults.append(f"{error}; {anew}")
         return
     if record is None:  # removed since it was listed
         return
-    on_file(place.file)
+    on_file(index_id.file)
     try:
-        found = cache.files.describe(place.file)
+        found = cache.files.describe(index_id.file)
     except OSError as error:
-        check.faults.append(f"{place.file} cannot be read ({error.strerror}); {anew}")
+        check.faults.append(f"{index_id.file} cannot be read ({error.strerror}); {anew}")
         return
     check.num_files += 1
     check.num_bytes += found["num_bytes"]
-    if found != record.files[place.file]:
+    if found != record.files[index_id.file]:
         check.faults.append(
-            f"{place.file} is damaged: its bytes are not those that {place.record} names; {anew}"
+            f"{index_id.file} is damaged: its bytes are not those that {index_id.record} names; {anew}"
         )
-    stale = why_stale(record, fingerprint(cache, place))
+    stale = why_stale(record, fingerprint(cache, index_id))
     if stale is not None:
-        check.notes.append(f"the index {place.file} is not used: {stale}; {anew}")
+        check.notes.append(f"the index {index_id.file} is not used: {stale}; {anew}")

@@ -38,7 +38,7 @@ class Block:
     """The same, normalised anew: float16 rounds a norm by some 1e-5, as much as neighbours differ."""
 
 
-def blocks(
+def read_blocks(
     targets: Targets,
     *,
     view: int = 0,

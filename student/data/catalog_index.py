@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ...errors import DamagedCacheError
-from ...images.catalog_refs import PLACE_COLUMNS, PlannedFiles
+from ...images.catalog_refs import LOCATION_COLUMNS, PlannedFiles
 from ...images.image import ImageRef
 from ...store.cache import Cache
 from ...store.format.views import WHOLE_IMAGE, ViewBox
@@ -34,7 +34,7 @@ class ImageLookup:
         self._cache = cache
         self._rows_N = corpus.rows_N
         wanted = pl.DataFrame({"row": corpus.rows_N}).lazy()
-        samples = cache.samples().select("row", *PLACE_COLUMNS)
+        samples = cache.samples().select("row", *LOCATION_COLUMNS)
         self._places = samples.join(wanted, on="row", how="semi").sort("row").collect()
         if self._places.height != len(corpus):
             raise DamagedCacheError(
@@ -63,7 +63,7 @@ class ImageLookup:
         files = PlannedFiles(self._cache, self._files[at])
         boxes = self._boxes(positions_B, views_BV)
         return [
-            ImageRef(row, files.place(*place), box)
+            ImageRef(row, files.locate(*place), box)
             for (row, *place), box in zip(places.iter_rows(), boxes, strict=True)
         ]
 

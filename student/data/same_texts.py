@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ...siglip import Checkpoint, cleaning_of, read_text_settings
+from ...siglip import Checkpoint, find_text_cleaning, read_text_settings
 from ...store.cache import Cache
 from ...store.format.catalog import read_part
 from ...store.format.teacher_record import TeacherRecord
@@ -31,7 +31,9 @@ def cleaning_for(teacher: TeacherRecord, student: Checkpoint | None = None) -> C
     names = [teacher.identity.get("text_cleaning")]
     if student is not None and student.has_text:
         names.append(read_text_settings(student.folder).cleaning)
-    steps = [step for name in dict.fromkeys(names) if (step := cleaning_of(name)) is not None]
+    steps = [
+        step for name in dict.fromkeys(names) if (step := find_text_cleaning(name)) is not None
+    ]
 
     def clean(text: str) -> str:
         for step in steps:

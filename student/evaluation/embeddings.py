@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ...errors import TrainError
-from ...images.catalog_refs import PLACE_COLUMNS, PlannedFiles
+from ...images.catalog_refs import LOCATION_COLUMNS, PlannedFiles
 from ...images.decoder import Decoder
 from ...images.image import DecodedBatch, ImageRef, PixelFormat
 from ...siglip import (
@@ -217,10 +217,10 @@ class _Runner:
     def _batches(self, rows_N: NDArray[np.int64]) -> Iterator[tuple[int, list[ImageRef]]]:
         """Yield the position of each batch's first image, and where its images lie."""
         lazy = self.cache.samples().filter(pl.col("row").is_in(rows_N.tolist()))
-        samples = lazy.select("row", *PLACE_COLUMNS).collect()
+        samples = lazy.select("row", *LOCATION_COLUMNS).collect()
         wanted = pl.col("file").is_in(samples["file"].unique().to_list())
         files = PlannedFiles(self.cache, self.cache.table("files").filter(wanted).collect())
-        places = {row: files.place(*place) for row, *place in samples.iter_rows()}
+        places = {row: files.locate(*place) for row, *place in samples.iter_rows()}
         for first in range(0, len(rows_N), self.batch_size):
             rows = rows_N[first : first + self.batch_size].tolist()
             yield first, [ImageRef(row, places[row], (WHOLE_IMAGE,)) for row in rows]

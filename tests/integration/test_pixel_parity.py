@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor
 from transformers.image_utils import load_image
 
 from siglip2_cache.images.image import ImageRef, PixelFormat, decode_image
-from siglip2_cache.images.image_bytes import ImagePlace
+from siglip2_cache.images.image_bytes import ImageLocation
 from siglip2_cache.images.pixels import render_views
 from siglip2_cache.siglip import SquashRecipe, resolve_checkpoint
 from siglip2_cache.store.format.views import WHOLE_IMAGE, ViewBox, pixel_box
@@ -60,7 +60,7 @@ def our_view(checkpoint: Path, picture: Path) -> NDArray[np.uint8]:
     """What a build gives its teacher of a whole picture."""
     form = PixelFormat(num_views=1, recipe=resolve_checkpoint(str(checkpoint)).image)
     out = np.zeros(form.image_shape, np.uint8)
-    ref = ImageRef(0, ImagePlace(path=picture), (WHOLE_IMAGE,))
+    ref = ImageRef(0, ImageLocation(path=picture), (WHOLE_IMAGE,))
     assert decode_image(ref, form, out).reason is None
     return out[0]
 

@@ -140,7 +140,7 @@ def _saved(
     """Yield the picture, where Pillow writes such a one."""
     sink = io.BytesIO()
     try:
-        with libtiff.complaints():  # of modes that it does not write
+        with libtiff.capture_errors():  # of modes that it does not write
             image.save(sink, format, **options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SystemError):
         return

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from siglip2_cache.errors import BuildError
-from siglip2_cache.images.decoder import Decoder, no_main_module
+from siglip2_cache.images.decoder import Decoder, hide_main_module
 from siglip2_cache.images.image import DecodedImage, ImageRef, PixelFormat
-from siglip2_cache.images.image_bytes import ImagePlace
+from siglip2_cache.images.image_bytes import ImageLocation
 from siglip2_cache.siglip import SquashRecipe
 from siglip2_cache.store.format.views import ViewPolicy, draw_view
 
@@ -39,7 +39,7 @@ def refs_of(paths: Sequence[Path], num_views: int = 1) -> list[ImageRef]:
     policy = ViewPolicy(num_views=num_views)
     boxes = [tuple(draw_view(policy, path.name, v) for v in range(num_views)) for path in paths]
     return [
-        ImageRef(i, ImagePlace(path=p), b)
+        ImageRef(i, ImageLocation(path=p), b)
         for i, (p, b) in enumerate(zip(paths, boxes, strict=True))
     ]
 
@@ -143,9 +143,9 @@ def test_an_image_may_be_a_piece_of_a_file(tmp_path: Path) -> None:
     pack.write_bytes(b"head" + b"".join(pieces))
     offset = 4 + len(pieces[0])
     whole = refs_of([pack])[0]
-    place = replace(whole.place, offset=offset, length=len(pieces[1]))
-    ref = replace(whole, place=place)
-    short = replace(whole, place=replace(place, length=len(pieces[1]) + 9))
+    place = replace(whole.location, offset=offset, length=len(pieces[1]))
+    ref = replace(whole, location=place)
+    short = replace(whole, location=replace(place, length=len(pieces[1]) + 9))
     for num_workers in (0, 1):
         [batch] = decode_all(decoder(num_workers), [(None, [ref, short])])
         [expected] = decode_all(decoder(0), [(None, refs_of(paths[1:]))])
@@ -311,10 +311,10 @@ def rows_of(paths: Sequence[Path], parquet: Path) -> list[ImageRef]:
     """The same images as rows of a Parquet file of small row groups."""
     pq.write_table(pa.table({"jpg": [p.read_bytes() for p in paths]}), parquet, row_group_size=4)
     places = [
-        ImagePlace(path=parquet, member="jpg", row_group=i // 4, index=i % 4)
+        ImageLocation(path=parquet, member="jpg", row_group=i // 4, index=i % 4)
         for i in range(len(paths))
     ]
-    return [replace(r, place=p) for r, p in zip(refs_of(paths), places, strict=True)]
+    return [replace(r, location=p) for r, p in zip(refs_of(paths), places, strict=True)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
@@ -335,7 +335,7 @@ def test_a_worker_that_dies_costs_no_row_that_was_sent_with_its_image(
     paths = draw_images(tmp_path / "images", 18)
     expected = decode_all(decoder(0), cut(refs_of(paths), 5))
     rows = rows_of(paths, tmp_path / "a.parquet")
-    rows[6] = replace(rows[6], place=ImagePlace(path=fifo))  # second of its task
+    rows[6] = replace(rows[6], location=ImageLocation(path=fifo))  # second of its task
     killer = Killer(fifo, times=2)
     found = decode_all(decoder(1), cut(rows, 5))
     assert len(killer.killed) == 2
@@ -403,14 +403,14 @@ def is_alive(process: psutil.Process) -> bool:
 DECODE_FOR_EVER = """
 import sys, itertools
 from pathlib import Path
-from siglip2_cache.images.decoder import Decoder, no_main_module
+from siglip2_cache.images.decoder import Decoder, hide_main_module
 from siglip2_cache.images.image import ImageRef, PixelFormat
 from siglip2_cache.siglip import SquashRecipe
-from siglip2_cache.images.image_bytes import ImagePlace
+from siglip2_cache.images.image_bytes import ImageLocation
 from siglip2_cache.store.format.views import WHOLE_IMAGE
 
 def main():
-    refs = [ImageRef(i, ImagePlace(path=Path(p)), (WHOLE_IMAGE,)) for i, p in enumerate(sys.argv[1:])]
+    refs = [ImageRef(i, ImageLocation(path=Path(p)), (WHOLE_IMAGE,)) for i, p in enumerate(sys.argv[1:])]
     form = PixelFormat(num_views=1, recipe=SquashRecipe(size=(8, 8), resample=2))
     decoder = Decoder(form, batch_images=len(refs), num_workers=2, timeout_s=1e6)
     for batch in decoder.decode((i, refs) for i in itertools.count()):
@@ -498,7 +498,7 @@ def test_workers_import_nothing_heavy(tmp_path: Path) -> None:
     [path] = draw_images(tmp_path / "images", 1)
     [ref] = refs_of([path])
     probe: Any = Probe(path, tmp_path / "modules.txt")
-    [batch] = decode_all(decoder(1), [(None, [replace(ref, place=ImagePlace(path=probe))])])
+    [batch] = decode_all(decoder(1), [(None, [replace(ref, location=ImageLocation(path=probe))])])
     assert batch[2][0].reason is None
     modules = (tmp_path / "modules.txt").read_text().split("\n")
     assert "siglip2_cache.images.decode_worker" in modules
@@ -525,11 +525,11 @@ def test_one_thread_at_a_time_hides_the_main_module() -> None:
 
     def other() -> None:
         is_coming.set()
-        with no_main_module():
+        with hide_main_module():
             order.append("the other is in")
 
     thread = threading.Thread(target=other)
-    with no_main_module():
+    with hide_main_module():
         thread.start()
         is_coming.wait()
         thread.join(0.05)  # without a lock it would be in, and give back a stand-in for the script

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from siglip2_cache.images.image_bytes import ImagePlace, ReadError, read_image_bytes
+from siglip2_cache.images.image_bytes import ImageLocation, ReadError, read_image_bytes
 from siglip2_cache.images.tar_header import BLOCK, parse_header
 
 
@@ -21,10 +21,10 @@ def write_tar(path: Path, members: dict[str, bytes], format_: int = tarfile.PAX_
             tar.addfile(member, io.BytesIO(data))
 
 
-def places_in(path: Path) -> dict[str, ImagePlace]:
+def places_in(path: Path) -> dict[str, ImageLocation]:
     with tarfile.open(path) as tar:
         return {
-            m.name: ImagePlace(path=path, member=m.name, offset=m.offset_data, length=m.size)
+            m.name: ImageLocation(path=path, member=m.name, offset=m.offset_data, length=m.size)
             for m in tar
         }
 
@@ -32,7 +32,7 @@ def places_in(path: Path) -> dict[str, ImagePlace]:
 def test_a_whole_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(b"0123456789")
-    assert read_image_bytes(ImagePlace(path=path)) == b"0123456789"
+    assert read_image_bytes(ImageLocation(path=path)) == b"0123456789"
 
 
 @pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -80,7 +80,7 @@ def test_an_archive_that_grew_is_still_read(tmp_path: Path) -> None:
 def test_a_part_of_a_file_of_another_size_than_planned_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.arrow"
     path.write_bytes(b"0123456789")
-    place = ImagePlace(path=path, offset=2, length=3, file_bytes=10)
+    place = ImageLocation(path=path, offset=2, length=3, file_bytes=10)
     assert read_image_bytes(place) == b"234"
     path.write_bytes(b"01234567890")
     with pytest.raises(ReadError, match="changed since it was planned: 11 bytes where it had 10"):
@@ -95,19 +95,19 @@ def test_a_row_of_a_parquet_file_is_read(tmp_path: Path, is_nested: bool) -> Non
     pq.write_table(pa.table({"jpg": cells, "other": range(10)}), path, row_group_size=4)
     member = "jpg.bytes" if is_nested else "jpg"
     for i, image in enumerate(images):
-        place = ImagePlace(path=path, member=member, row_group=i // 4, index=i % 4)
+        place = ImageLocation(path=path, member=member, row_group=i // 4, index=i % 4)
         assert read_image_bytes(place) == image
     with pytest.raises(ReadError, match="it has no such row any more"):
-        read_image_bytes(ImagePlace(path=path, member=member, row_group=2, index=2))
+        read_image_bytes(ImageLocation(path=path, member=member, row_group=2, index=2))
     with pytest.raises(ReadError, match="it has no such row any more"):
-        read_image_bytes(ImagePlace(path=path, member=member, row_group=3, index=0))
+        read_image_bytes(ImageLocation(path=path, member=member, row_group=3, index=0))
 
 
 def test_a_row_without_bytes_is_empty(tmp_path: Path) -> None:
     cells = pa.array([None, {"bytes": None}], pa.struct({"bytes": pa.binary()}))
     pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet")
     for index in (0, 1):
-        place = ImagePlace(
+        place = ImageLocation(
             path=tmp_path / "a.parquet", member="image.bytes", row_group=0, index=index
         )
         with pytest.raises(ReadError, match="empty: 0 bytes"):
@@ -116,7 +116,7 @@ def test_a_row_without_bytes_is_empty(tmp_path: Path) -> None:
 
 def test_what_is_no_parquet_file_any_more_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else")
-    place = ImagePlace(path=tmp_path / "a.parquet", member="image", row_group=0, index=0)
+    place = ImageLocation(path=tmp_path / "a.parquet", member="image", row_group=0, index=0)
     with pytest.raises(ReadError, match="cannot be read as Parquet: "):
         read_image_bytes(place)
 
@@ -135,20 +135,20 @@ def test_a_file_that_cannot_be_read_says_why(
 ) -> None:
     make(tmp_path / "image")
     with pytest.raises(ReadError) as caught:
-        read_image_bytes(ImagePlace(path=tmp_path / "image"))
+        read_image_bytes(ImageLocation(path=tmp_path / "image"))
     assert str(caught.value) == message
 
 
 def test_a_part_that_ends_with_the_file_is_cut_short(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     with pytest.raises(ReadError, match="cut short: 2 bytes where 5 were planned"):
-        read_image_bytes(ImagePlace(path=tmp_path / "a", offset=1, length=5))
+        read_image_bytes(ImageLocation(path=tmp_path / "a", offset=1, length=5))
 
 
 def test_a_file_below_a_file_is_no_such_file_but_says_so(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
     with pytest.raises(ReadError, match="cannot be read: Not a directory"):
-        read_image_bytes(ImagePlace(path=tmp_path / "a" / "b"))
+        read_image_bytes(ImageLocation(path=tmp_path / "a" / "b"))
 
 
 # -- headers
@@ -188,6 +188,6 @@ def test_a_member_of_many_gigabytes_is_refused_before_it_is_read(tmp_path: Path)
     with path.open("wb") as file:
         file.write(member.tobuf(format=tarfile.GNU_FORMAT))
         file.truncate(BLOCK + member.size)  # sparse: it takes no room
-    place = ImagePlace(path=path, member="a.jpg", offset=BLOCK, length=member.size)
+    place = ImageLocation(path=path, member="a.jpg", offset=BLOCK, length=member.size)
     with pytest.raises(ReadError, match="too large: 8,589,934,592 bytes, at most"):
         read_image_bytes(place)

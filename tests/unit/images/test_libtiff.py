@@ -41,7 +41,7 @@ def test_what_libtiff_complains_of_is_rejected_with_its_words(
 def test_errors_are_kept_warnings_dropped_and_other_lines_passed_on(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    with libtiff.complaints() as found:
+    with libtiff.capture_errors() as found:
         os.write(2, b"TIFFReadDirectory: Warning, Unknown field with tag 34016 encountered.\n")
         thread = threading.Thread(target=os.write, args=(2, b"images 3 of 9, 2 rejected\n"))
         thread.start()
@@ -54,7 +54,7 @@ def test_errors_are_kept_warnings_dropped_and_other_lines_passed_on(
 def test_standard_error_is_given_back_after_an_exception(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(RuntimeError), libtiff.complaints():
+    with pytest.raises(RuntimeError), libtiff.capture_errors():
         raise RuntimeError
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "after\n"

@@ -18,8 +18,8 @@ from upath import UPath
 from siglip2_cache.errors import StorageError
 from siglip2_cache.images.decoder import Decoder
 from siglip2_cache.images.image import ImageRef, PixelFormat
-from siglip2_cache.images.image_bytes import ImagePlace, ReadError, read_image_bytes
-from siglip2_cache.images.prefetch_remote import with_remote_bytes, without_place
+from siglip2_cache.images.image_bytes import ImageLocation, ReadError, read_image_bytes
+from siglip2_cache.images.prefetch_remote import prefetch_remote, strip_location
 from siglip2_cache.siglip import SquashRecipe
 from siglip2_cache.store.format.views import WHOLE_IMAGE
 from siglip2_cache.store.io import requests
@@ -40,7 +40,7 @@ def picture(number: int) -> bytes:
 
 
 def ref_of(row: int, url: str, **place: int | str) -> ImageRef:
-    return ImageRef(row, ImagePlace(path=parse_location(url), **place), (WHOLE_IMAGE,))  # type: ignore[arg-type]
+    return ImageRef(row, ImageLocation(path=parse_location(url), **place), (WHOLE_IMAGE,))  # type: ignore[arg-type]
 
 
 def batches_of(refs: Sequence[ImageRef], size: int) -> list[tuple[int, list[ImageRef]]]:
@@ -51,7 +51,7 @@ def test_batches_come_in_order_with_bytes_read_many_at_a_time(bucket: MemoryBuck
     refs = [ref_of(i, bucket.put(f"{i}.png", b"%d" % i)) for i in range(40)]
     meeting = threading.Barrier(20)
     bucket.before = lambda method, path: meeting.wait(5) and None  # passes for twenty at once
-    found = list(with_remote_bytes(batches_of(refs, 10)))
+    found = list(prefetch_remote(batches_of(refs, 10)))
     assert [tag for tag, _ in found] == [0, 10, 20, 30]
     assert [ref.data for _, part in found for ref in part] == [b"%d" % i for i in range(40)]
     assert bucket.requests == {"cat_file": 40}  # one request an image, none to ask for its size
@@ -67,7 +67,7 @@ def test_no_more_bytes_are_under_way_than_allowed(bucket: MemoryBucket) -> None:
             taken += 1
             yield batch
 
-    for number, _ in enumerate(with_remote_bytes(source(), max_bytes=300)):
+    for number, _ in enumerate(prefetch_remote(source(), max_bytes=300)):
         assert taken <= number + 4
 
 
@@ -82,7 +82,7 @@ def test_a_member_is_read_with_its_header_in_one_request(
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     url = bucket.put("a.tar", (tmp_path / "a.tar").read_bytes())
-    place = ImagePlace(path=parse_location(url), member="b.png", offset=1536, length=6)
+    place = ImageLocation(path=parse_location(url), member="b.png", offset=1536, length=6)
     assert read_image_bytes(place) == b"second"
     assert bucket.requests == {"cat_file": 1}
     with pytest.raises(ReadError, match=r"the archive changed .* no 'c\.png' of 6 bytes"):
@@ -105,7 +105,7 @@ def test_what_is_wrong_with_one_image_is_its_reason(bucket: MemoryBucket) -> Non
         ref_of(3, bucket.put("huge", b"1"), file_bytes=2**40),
         ref_of(4, bucket.put("part", b"12345"), offset=1, length=2, file_bytes=9),
     ]
-    [(_, found)] = with_remote_bytes([(None, refs)])
+    [(_, found)] = prefetch_remote([(None, refs)])
     assert [ref.fault for ref in found] == [
         "cannot be read: the store denies access",
         "no such file",
@@ -125,7 +125,7 @@ def test_a_store_that_is_away_for_a_moment_rejects_nothing(bucket: MemoryBucket)
 
     refs = [ref_of(i, bucket.put(f"{i}", b"x")) for i in range(10)]
     bucket.before = once
-    [(_, found)] = with_remote_bytes([(None, refs)])
+    [(_, found)] = prefetch_remote([(None, refs)])
     assert {ref.data for ref in found} == {b"x"}
 
 
@@ -175,12 +175,12 @@ def test_a_decoder_sees_the_same_pixels_and_its_clock_does_not_run_while_a_store
 
 def test_a_decoding_process_is_told_no_place_of_a_store(bucket: MemoryBucket) -> None:
     ref = ref_of(0, bucket.put("x", b"1"))
-    [(_, [read])] = with_remote_bytes([(None, [ref])])
-    assert isinstance(read.place.path, UPath)
-    assert without_place(read).place.path == Path()
-    assert without_place(read).data == b"1"
+    [(_, [read])] = prefetch_remote([(None, [ref])])
+    assert isinstance(read.location.path, UPath)
+    assert strip_location(read).place.path == Path()
+    assert strip_location(read).data == b"1"
     here = ref_of(0, "/data/x.png")
-    assert without_place(here) is here
+    assert strip_location(here) is here
 
 
 def test_rows_of_parquet_files_are_read_row_group_by_row_group(
@@ -203,13 +203,15 @@ def test_rows_of_parquet_files_are_read_row_group_by_row_group(
     assert bucket.requests["cat_file"] <= 4
     reasons = {image.reason for batch in batches for image in batch.images}
     assert reasons == {f'not an image: it is text, "{chr(65 + i) * 40}"' for i in range(12)}
-    [(_, [gone])] = [(None, [replace(refs[0], place=replace(refs[0].place, file_bytes=size + 1))])]
+    [(_, [gone])] = [
+        (None, [replace(refs[0], location=replace(refs[0].location, file_bytes=size + 1))])
+    ]
     with pytest.raises(ReadError, match="the file changed since it was planned"):
-        read_image_bytes(gone.place)
+        read_image_bytes(gone.location)
 
 
 def test_an_image_that_grew_since_it_was_planned_is_read_whole(bucket: MemoryBucket) -> None:
-    place = ImagePlace(path=parse_location(bucket.put("x", b"12345")), file_bytes=3)
+    place = ImageLocation(path=parse_location(bucket.put("x", b"12345")), file_bytes=3)
     assert read_image_bytes(place) == b"12345"
     assert read_image_bytes(replace(place, file_bytes=5)) == b"12345"
     assert read_image_bytes(replace(place, file_bytes=9)) == b"12345"

@@ -18,7 +18,7 @@ from siglip2_cache.neighbors.report_json import report_values
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.search.exact import Neighbors, exact_neighbors
 from siglip2_cache.store.search.index_build import build_index
-from siglip2_cache.store.search.index_query import IndexedTargets, index_place
+from siglip2_cache.store.search.index_query import IndexedTargets, resolve_index
 
 
 def look(cache: Path, *queries: Query, **settings: Any) -> Report:
@@ -254,7 +254,7 @@ def test_an_index_says_what_it_finds_of_what_was_asked(
 ) -> None:
     root = shutil.copytree(planted, tmp_path / "cache")
     cache = open_cache(root)
-    build_index(cache, index_place(cache, "image", teacher="first"), progress=SilentTasks())
+    build_index(cache, resolve_index(cache, "image", teacher="first"), progress=SilentTasks())
     image, text = Query("key", "p03"), Query("text", "Picture 3")
 
     def said(*queries: Query, k: int = 3) -> str:

@@ -33,7 +33,7 @@ from siglip2_cache.siglip import (
 from siglip2_cache.siglip import config as config_module
 from siglip2_cache.siglip import files as files_module
 from siglip2_cache.siglip import image as image_module
-from siglip2_cache.siglip.text_settings import canonical
+from siglip2_cache.siglip.text_settings import canonicalize
 
 PAD, EOS = 0, 1
 TEXTS = [
@@ -487,7 +487,7 @@ def test_siglip_1_cleaning_is_that_of_transformers(monkeypatch: pytest.MonkeyPat
     theirs.remove_punctuation = lambda text: SiglipTokenizer.remove_punctuation(theirs, text)
     for text in [*TEXTS, string.printable, "don't -- 'stop'"]:
         expected = SiglipTokenizer.canonicalize_text(theirs, text)
-        assert canonical(text, lower=True) == expected
+        assert canonicalize(text, lower=True) == expected
 
 
 def test_a_siglip_1_checkpoint_without_tokenizer_json_asks_for_sentencepiece(

@@ -25,7 +25,7 @@ from siglip2_cache.neighbors.export.export import ExportConfig, Exported, export
 from siglip2_cache.neighbors.export.files import NpyFile
 from siglip2_cache.neighbors.progress import PlainProgress
 from siglip2_cache.store.search.index_build import build_index
-from siglip2_cache.store.search.index_query import index_place
+from siglip2_cache.store.search.index_query import resolve_index
 from siglip2_cache.store.targets import blocks as scan
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class TestAtlas:
         root = shutil.copytree(foreign.root, tmp_path / "cache")
         exact = run(root, tmp_path / "exact", format="atlas", among="texts")
         cache = open_cache(root)
-        build_index(cache, index_place(cache, "text"), progress=PlainProgress())
+        build_index(cache, resolve_index(cache, "text"), progress=PlainProgress())
         indexed = run(root, tmp_path / "indexed", format="atlas", among="texts")
         (root / "teachers/tiny/commits/text-00002.json").unlink()
         stale = run(root, tmp_path / "stale", format="atlas", among="texts")

@@ -12,7 +12,7 @@ from kit.privileges import open_folder, unprivileged
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
-from siglip2_cache.images.image_bytes import ImagePlace, read_image_bytes
+from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.sources.base import Problem, Sample, scan
 from siglip2_cache.precompute.sources.fields.columns import TableColumns
@@ -50,7 +50,7 @@ def problems_of(location: Path) -> list[tuple[str, str]]:
 
 
 def bytes_of(root: Path, sample: Sample) -> bytes:
-    place = ImagePlace(
+    place = ImageLocation(
         path=root / sample.path,
         member=sample.member,
         offset=sample.offset,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kit.privileges import open_folder, unprivileged
 
 from siglip2_cache.errors import SettingError, SourceError
-from siglip2_cache.images.image_bytes import ImagePlace, ReadError, read_image_bytes
+from siglip2_cache.images.image_bytes import ImageLocation, ReadError, read_image_bytes
 from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, scan
 from siglip2_cache.precompute.sources.base import Source
 from siglip2_cache.precompute.sources.parquet import ParquetSource
@@ -46,7 +46,7 @@ def problems_of(location: Path, columns: TableColumns | None = None) -> list[tup
 
 def bytes_of(source: Source, sample: Sample) -> bytes:
     return read_image_bytes(
-        ImagePlace(
+        ImageLocation(
             path=source.root / sample.path,
             member=sample.member,
             row_group=sample.row_group,

@@ -18,7 +18,7 @@ from kit.memory_bucket import MemoryBucket, memory_bucket
 from kit.s3 import S3
 
 from siglip2_cache.errors import SettingError, SourceError, StorageError
-from siglip2_cache.images.image_bytes import ImagePlace, read_image_bytes
+from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
 from siglip2_cache.precompute.planning import scan as scan_of
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan, name_sources
 from siglip2_cache.precompute.planning.scan import Scanner
@@ -114,7 +114,7 @@ def read_all(location: str) -> list[bytes]:
     source = open_source(location)
     return [
         read_image_bytes(
-            ImagePlace(
+            ImageLocation(
                 path=join(source.root, item.path),
                 member=item.member,
                 offset=item.offset,

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from siglip2_cache.errors import SourceError
-from siglip2_cache.images.image_bytes import ImagePlace, read_image_bytes
+from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
 from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, scan
 from siglip2_cache.precompute.sources import saved_dataset as arrow
 from siglip2_cache.precompute.sources.base import Source
@@ -68,7 +68,7 @@ def problems_of(location: Path) -> list[tuple[str, str]]:
 
 def bytes_of(source: Source, sample: Sample) -> bytes:
     return read_image_bytes(
-        ImagePlace(
+        ImageLocation(
             path=source.root / sample.path,
             offset=sample.offset,
             length=sample.length,

@@ -21,7 +21,7 @@ from kit.fakes import draw_image
 from kit.privileges import open_folder, unprivileged
 
 from siglip2_cache.errors import SettingError, SourceError
-from siglip2_cache.images.image_bytes import ImagePlace, ReadError, read_image_bytes
+from siglip2_cache.images.image_bytes import ImageLocation, ReadError, read_image_bytes
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.sources.base import Caption, Problem, Sample, Unused, scan
@@ -79,7 +79,7 @@ def texts(sample: Sample) -> list[str]:
 
 def bytes_of(root: Path, sample: Sample) -> bytes:
     return read_image_bytes(
-        ImagePlace(
+        ImageLocation(
             path=root / sample.path,
             member=sample.member,
             offset=sample.offset,

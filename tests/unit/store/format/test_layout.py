@@ -90,13 +90,13 @@ def test_a_stranger_leads_to_no_record(path: str) -> None:
 @pytest.mark.parametrize(
     ("place", "stem"),
     [
-        (layout.IndexPlace(teacher="a.b", modality="image"), "indexes/a.b/image"),
-        (layout.IndexPlace(teacher="a", modality="image", view=12), "indexes/a/image-view12"),
-        (layout.IndexPlace(teacher="a", modality="text"), "indexes/a/text"),
+        (layout.IndexId(teacher="a.b", modality="image"), "indexes/a.b/image"),
+        (layout.IndexId(teacher="a", modality="image", view=12), "indexes/a/image-view12"),
+        (layout.IndexId(teacher="a", modality="text"), "indexes/a/text"),
     ],
 )
 def test_the_place_of_an_index_and_its_record_name_each_other(
-    place: layout.IndexPlace, stem: str
+    place: layout.IndexId, stem: str
 ) -> None:
     assert (place.file, place.record) == (f"{stem}.faiss", f"{stem}.json")
     assert layout.parse_index_record(place.record) == place

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SHA256 = sha256_hex(b"theirs")
 DESCRIBED = {"num_bytes": 6, "sha256": SHA256}
 COMMITS = "teachers/tiny/commits"
-PLACE = layout.IndexPlace(teacher="tiny", modality="text")
+PLACE = layout.IndexId(teacher="tiny", modality="text")
 
 HOSTILE = (
     "../home",

@@ -18,7 +18,7 @@ from siglip2_cache.store.format import layout
 from siglip2_cache.store.search import exact as search
 from siglip2_cache.store.search.exact import Neighbors, Search, cosines, exact_neighbors
 from siglip2_cache.store.targets import blocks as scan
-from siglip2_cache.store.targets.blocks import Block, blocks, to_float32
+from siglip2_cache.store.targets.blocks import Block, read_blocks, to_float32
 
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache
@@ -206,7 +206,7 @@ class TestOfACache:
     ) -> None:
         whole = foreign.targets["tiny", "image"][:, view]
         targets = open_cache(foreign.root).image_targets()
-        found = [copy.deepcopy(b) for b in blocks(targets, view=view, block_rows=block_rows)]
+        found = [copy.deepcopy(b) for b in read_blocks(targets, view=view, block_rows=block_rows)]
         expected = np.flatnonzero(np.isfinite(whole).all(axis=1))
         np.testing.assert_array_equal(np.concatenate([b.rows_B for b in found]), expected)
         np.testing.assert_array_equal(np.concatenate([b.values_BD for b in found]), whole[expected])
@@ -217,7 +217,7 @@ class TestOfACache:
     def test_blocks_hold_only_the_rows_that_are_wanted(self, foreign: "ForeignCache") -> None:
         targets = open_cache(foreign.root).text_targets()
         wanted = np.array([2, 3, 4, 11, 13])  # 3 was rejected, 11 is a gap
-        found = np.concatenate([b.rows_B for b in blocks(targets, rows=wanted, block_rows=2)])
+        found = np.concatenate([b.rows_B for b in read_blocks(targets, rows=wanted, block_rows=2)])
         assert found.tolist() == [2, 4, 13]
 
     def test_a_block_is_compared_with_the_rows_wanted_of_its_own_range_alone(
@@ -233,7 +233,7 @@ class TestOfACache:
         targets = open_cache(foreign.root).image_targets()
         wanted = targets.available_rows()
         monkeypatch.setattr(np, "isin", isin)
-        found = np.concatenate([b.rows_B for b in blocks(targets, rows=wanted, block_rows=2)])
+        found = np.concatenate([b.rows_B for b in read_blocks(targets, rows=wanted, block_rows=2)])
         assert found.tolist() == wanted.tolist()
         assert max(sizes) <= 2
 
@@ -262,24 +262,24 @@ class TestOfACache:
                 out[0], out[1, 3], out[2] = 0, np.nan, np.inf
 
         monkeypatch.setattr(targets, "read_part", damaged)
-        rows = np.concatenate([b.rows_B for b in blocks(targets)])
+        rows = np.concatenate([b.rows_B for b in read_blocks(targets)])
         assert rows.tolist() == [4, 5, 6, 7, 8, 9, 12, 13, 14]
 
     def test_no_block_is_empty(self, foreign: "ForeignCache") -> None:
         targets = open_cache(foreign.root).image_targets()  # rows 8 and 9 were rejected
-        assert min(len(b.rows_B) for b in blocks(targets, block_rows=2)) > 0
+        assert min(len(b.rows_B) for b in read_blocks(targets, block_rows=2)) > 0
 
     def test_a_missing_shard_is_an_error_and_not_rows_without_target(
         self, foreign: "ForeignCache"
     ) -> None:
         (foreign.root / layout.shard("tiny", "image", 1)).unlink()
         with pytest.raises(DamagedCacheError, match=r"c/1/0/0 is missing"):
-            list(blocks(open_cache(foreign.root).image_targets()))
+            list(read_blocks(open_cache(foreign.root).image_targets()))
 
     def test_a_view_that_is_not_there_is_named(self, foreign: "ForeignCache") -> None:
         targets = open_cache(foreign.root).image_targets()
         with pytest.raises(RowUnavailableError, match=r"view 2 is not in .* views 0\.\.1"):
-            list(blocks(targets, view=2))
+            list(read_blocks(targets, view=2))
 
 
 def test_a_compressed_shard_that_cannot_be_decoded_is_named(
@@ -289,7 +289,7 @@ def test_a_compressed_shard_that_cannot_be_decoded_is_named(
     shard = root / layout.shard("tiny", "image", 0)
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(DamagedCacheError, match=r"c/0/0/0 cannot be decoded .*verify"):
-        list(blocks(open_cache(root).image_targets()))
+        list(read_blocks(open_cache(root).image_targets()))
 
 
 def test_a_block_of_many_views_is_smaller(
@@ -298,7 +298,7 @@ def test_a_block_of_many_views_is_smaller(
     # 8 wide: 32 bytes a row in float32, 2 views of 16 stored; one of 8 views takes 128.
     targets = open_cache(foreign.root).image_targets()
     monkeypatch.setattr(scan, "BLOCK_BYTES", 128)
-    assert max(len(b.rows_B) for b in blocks(targets)) == 4
+    assert max(len(b.rows_B) for b in read_blocks(targets)) == 4
     monkeypatch.setattr(type(targets), "shape", property(lambda _: (22, 8, 8)))
     assert scan.rows_of_block(targets) == 1
 
@@ -310,4 +310,4 @@ def test_a_damaged_shard_is_named(foreign: "ForeignCache", tmp_path: Path) -> No
     shard = tmp_path / "c" / layout.shard("tiny", "image", 1)
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(DamagedCacheError, match=r"c/1/0/0 .*siglip2-cache verify"):
-        list(blocks(open_cache(tmp_path / "c").image_targets()))
+        list(read_blocks(open_cache(tmp_path / "c").image_targets()))

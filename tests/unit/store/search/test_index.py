@@ -26,8 +26,8 @@ from siglip2_cache.store.search import index_kinds
 from siglip2_cache.store.search.exact import exact_neighbors
 from siglip2_cache.store.search.index_build import BuiltIndex, build_index
 from siglip2_cache.store.search.index_checkpoint import IndexState
-from siglip2_cache.store.search.index_kinds import KINDS, ladder, plan_index
-from siglip2_cache.store.search.index_query import IndexedTargets, index_place, open_index
+from siglip2_cache.store.search.index_kinds import KINDS, list_searches, plan_index
+from siglip2_cache.store.search.index_query import IndexedTargets, open_index, resolve_index
 from siglip2_cache.store.search.index_recall import recall_of
 from siglip2_cache.store.search.index_record import read_index_record
 from siglip2_cache.store.verify.verify import verify_cache
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache
 
 NUM_ROWS = 3000
-IVF_FILE = layout.IndexPlace(teacher=TEACHER, modality="image").file
+IVF_FILE = layout.IndexId(teacher=TEACHER, modality="image").file
 
 
 class Heard:
@@ -76,7 +76,7 @@ def root(written: Path, tmp_path: Path) -> Path:
 def build(root: Path, kind: str = "ivf", **settings: Any) -> BuiltIndex:
     cache = open_cache(root)
     settings.setdefault("progress", Heard())
-    return build_index(cache, index_place(cache, "image"), kind=kind, **settings)
+    return build_index(cache, resolve_index(cache, "image"), kind=kind, **settings)
 
 
 def index_files(root: Path) -> list[str]:
@@ -126,7 +126,7 @@ class TestSearching:
         root = shutil.copytree(foreign.root, tmp_path / "cache")
         for modality, view in (("image", 1), ("text", 0)):
             cache = open_cache(root)
-            place = index_place(cache, modality, view=view)  # type: ignore[arg-type]
+            place = resolve_index(cache, modality, view=view)  # type: ignore[arg-type]
             build_index(cache, place, kind="auto", progress=Heard())
             opened = open_index(cache, modality, view=view)  # type: ignore[arg-type]
             queries = foreign.targets["tiny", "text"][[0, 12]]
@@ -278,13 +278,13 @@ class TestChoosing:
         assert KINDS[0] == "auto"
 
     def test_the_ladder_goes_up_to_all_lists(self) -> None:
-        steps = [step["nprobe"] for step in ladder("ivf", "IVF12,SQfp16")]
+        steps = [step["nprobe"] for step in list_searches("ivf", "IVF12,SQfp16")]
         assert steps == [1, 2, 4, 8, 12]
-        assert [step["nprobe"] for step in ladder("ivf", "IVF1,SQfp16")] == [1]
-        assert ladder("hnsw", "IDMap,HNSW32,SQfp16")[-1]["efSearch"] == 1024
+        assert [step["nprobe"] for step in list_searches("ivf", "IVF1,SQfp16")] == [1]
+        assert list_searches("hnsw", "IDMap,HNSW32,SQfp16")[-1]["efSearch"] == 1024
 
     def test_of_codes_more_candidates_are_tried_where_all_lists_do_not_do(self) -> None:
-        steps = [(s["candidates"], s["nprobe"]) for s in ladder("ivfpq", "IVF2,PQ8")]
+        steps = [(s["candidates"], s["nprobe"]) for s in list_searches("ivfpq", "IVF2,PQ8")]
         assert steps == [(c, n) for c in (16, 32, 64, 128) for n in (1, 2)]
 
     def test_no_more_work_is_chosen_than_finds_enough(self, root: Path) -> None:
@@ -369,12 +369,12 @@ class TestStaleness:
             ("text", "no views of texts"),
         ):
             with pytest.raises(SettingError, match=rf"view 1 is not in .*{message}"):
-                index_place(open_cache(root), modality, view=1)  # type: ignore[arg-type]
+                resolve_index(open_cache(root), modality, view=1)  # type: ignore[arg-type]
 
     def test_nothing_to_index_is_said(self, root: Path) -> None:
         cache = open_cache(root)
         with pytest.raises(SettingError, match=r"no text targets by vectors to index; run"):
-            build_index(cache, index_place(cache, "text"), progress=Heard())
+            build_index(cache, resolve_index(cache, "text"), progress=Heard())
 
     def test_an_index_that_is_there_is_not_made_again(self, root: Path) -> None:
         first = build(root)
@@ -479,7 +479,7 @@ class TestResuming:
         assert build(root).resumed_rows > 0
 
     def test_two_at_once_are_refused(self, root: Path) -> None:
-        folder = layout.IndexPlace(teacher=TEACHER, modality="image").folder
+        folder = layout.IndexId(teacher=TEACHER, modality="image").folder
         with LocalStorage(root).locked(folder) as is_alone:
             assert is_alone
             with pytest.raises(SettingError, match="another siglip2-cache index is at work in"):
@@ -492,7 +492,7 @@ class TestLookingAfter:
     def copied(self, foreign: "ForeignCache", tmp_path: Path) -> Path:
         root = shutil.copytree(foreign.root, tmp_path / "cache")
         cache = open_cache(root)
-        build_index(cache, index_place(cache, "image", view=1), progress=Heard())
+        build_index(cache, resolve_index(cache, "image", view=1), progress=Heard())
         return root
 
     def test_info_says_in_a_line_what_there_is(self, copied: Path) -> None:
@@ -558,7 +558,7 @@ class TestLookingAfter:
         change_record(copied / "indexes/tiny/image-view1.json", lambda fields: fields.pop("recall"))
         cache = open_cache(copied)
         with pytest.raises(DamagedCacheError, match="has no recall; run siglip2-cache index"):
-            read_index_record(cache.files, index_place(cache, "image", view=1))
+            read_index_record(cache.files, resolve_index(cache, "image", view=1))
 
 
 _MANY_SAVES: dict[str, Any] = {"save_every_s": 0.0, "block_rows": 500}
@@ -648,7 +648,7 @@ def test_a_store_that_is_away_does_not_begin_an_index_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = LocalStorage(tmp_path)
-    place = layout.IndexPlace(teacher="t", modality="text")
+    place = layout.IndexId(teacher="t", modality="text")
     saved = "indexes/t/text.faiss.5.partial"
     files.write(saved, b"saved")
     state = {"making": {}, "next_row": 5, "files": {saved: files.describe(saved)}}

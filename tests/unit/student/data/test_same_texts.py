@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.build import build
-from siglip2_cache.siglip import TextTokenizer, cleaning_of, resolve_checkpoint
+from siglip2_cache.siglip import TextTokenizer, find_text_cleaning, resolve_checkpoint
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.student.data.corpus import read_corpus
 from siglip2_cache.student.data.same_texts import cleaning_for, one_text_of
@@ -80,16 +80,16 @@ def stands(cache: Cache, one_text: NDArray[np.int64]) -> dict[str, str]:
 def test_a_cleaning_is_known_by_the_name_that_identities_have(
     name: str, one: str, other: str, is_one: bool
 ) -> None:
-    clean = cleaning_of(name)
+    clean = find_text_cleaning(name)
     assert clean is not None
     assert (clean(one) == clean(other)) == is_one
-    assert cleaning_of("another program's") is cleaning_of(None) is None
+    assert find_text_cleaning("another program's") is find_text_cleaning(None) is None
 
 
 def test_what_the_cleaning_makes_equal_has_equal_tokens(tiny_checkpoint: Path) -> None:
     tokenizer, clean = (
         TextTokenizer(resolve_checkpoint(str(tiny_checkpoint))),
-        cleaning_of(LOWERCASE),
+        find_text_cleaning(LOWERCASE),
     )
     assert clean is not None
     texts = ["A Dog", "\u039f\u03a3", "STRASSE", "\u0130stanbul", "\u1e9e"]
