@@ -11,8 +11,9 @@ from PIL import Image
 
 from ..siglip import ImageRecipe, SquashRecipe
 from ..store.format.views import ViewBox
-from .image_bytes import ImageLocation, ReadError, read_image_bytes
+from .image_bytes import ImageLocation, read_image_bytes
 from .naflex import Grid, patch_grid, render_patches
+from .parquet_cells import ReadError
 from .pixels import Decode, PixelError, decode_for_views, render_views, sha256_of_pixels
 
 

@@ -1,14 +1,14 @@
-"""Where an image's bytes lie, and reading them: a whole file, a part of one, a cell of a Parquet file.
+"""The bytes of an image: a whole file, a part of a file, a member of a tar, or a cell of a Parquet file.
 
-Archives are read where they are, nothing is unpacked. A location was found when the corpus was planned;
-an archive that was written anew since then has other bytes there, so each read checks what it can: a
-tar member by the header before it, a part of another file by the file's size.
+Archives are not unpacked. The catalog records locations when the corpus is planned, and a file may be
+rewritten later. So each read checks what it can: a tar member by the header before it, any other part of
+a file by the size of the file.
 """
 
 import errno
 import os
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,39 +19,33 @@ from upath import UPath
 
 from ..formatting import first_line
 from ..store.io.location import Location
-from ..store.io.range_file import RangeFile, open_ranges
+from ..store.io.range_file import open_ranges
 from ..store.io.requests import read_bytes, status_of
+from .parquet_cells import ReadError, bytes_of, leaf_batches, open_streamed
 from .tar_header import BLOCK, REGULAR_KINDS, parse_header
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _MAX_BYTES = 2**31
-"""More than any picture has that Pillow would decode: 179 million pixels, uncompressed, of 8 bytes. The
-largest file is what one decoding process may have to hold."""
+"""Largest image file that is read: 179 million pixels, the limit of Pillow, uncompressed at 8 bytes. A
+decoding process holds one file in memory."""
 
-_REQUEST_BYTES = 1 << 22
-"""Of a Parquet file in an object store, fetched at a time: a page is seldom more."""
-
-_SHORT_NAME = 100  # bytes that a tar header has room for; of a longer name it holds a part
-
-
-class ReadError(Exception):
-    """An image's bytes cannot be had; the message is the reason that the cache records."""
+_SHORT_NAME = 100  # bytes of a name in a tar header, which holds only a part of a longer name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLocation:
-    """Where one image lies; the columns of the catalog's tables ``samples`` and ``files``."""
+    """Where the bytes of an image are: columns of the catalog tables ``samples`` and ``files``."""
 
     path: Location
     """The file, on this machine or in an object store."""
 
     member: str | None = None
-    """Name of the member of a tar archive, or path of the column of a Parquet file."""
+    """Name of a tar member, or path of a column of a Parquet file."""
 
     offset: int | None = None
-    """First byte in the file; None: the whole file, or a row of a Parquet file."""
+    """First byte in the file; None for a whole file or a row of a Parquet file."""
 
     length: int | None = None
     row_group: int | None = None
@@ -61,15 +55,15 @@ class ImageLocation:
     """Row within the row group."""
 
     file_bytes: int | None = None
-    """Size of the file when it was planned; None where it was not there."""
+    """Size of the file when it was planned; None if it did not exist."""
 
 
 def read_image_bytes(location: ImageLocation) -> bytes:
-    """Return an image's bytes.
+    """Return the bytes of an image.
 
     Raises:
-        ReadError: missing, unreadable, empty, or not what was planned.
-        StorageError: the store that it lies in does not answer.
+        ReadError: they are missing, unreadable, empty, or differ from the plan.
+        StorageError: the object store does not respond.
     """
     try:
         data = (
@@ -87,87 +81,19 @@ def read_image_bytes(location: ImageLocation) -> bytes:
 
 
 def read_parquet_image(file: Any, location: ImageLocation) -> bytes:
-    """Return the bytes of one row of an open Parquet file; reads the pages up to that row."""
+    """Return the bytes of one row of an open Parquet file, reading the pages up to that row."""
     check_row(file, location)
     assert (
         location.row_group is not None
         and location.index is not None
         and location.member is not None
     )
-    seen = 0
+    num_read = 0
     for column in leaf_batches(file, location.member, location.row_group, batch_rows=64):
-        if location.index < seen + len(column):
-            return bytes_of(column[location.index - seen])
-        seen += len(column)
-    raise ReadError("the file is damaged: a row group is shorter than it says")
-
-
-def leaf_batches(file: Any, member: str, row_group: int, *, batch_rows: int) -> Iterator[Any]:
-    """Yield Arrow arrays, of at most batch_rows values, of one column of a row group.
-
-    Of a list with one item, that is the value; of any other it is null. Lists of numbers are values.
-    Pages are read one after the other, so memory holds a page and a batch whatever the row group.
-
-    Raises:
-        ReadError: there is no such column.
-    """
-    for batch in file.iter_batches(
-        batch_size=batch_rows, row_groups=[row_group], columns=[member], use_threads=False
-    ):
-        if batch.num_columns != 1:
-            raise ReadError(f"the file changed since it was planned: it has no column {member!r}")
-        column: Any = batch.column(0)
-        while (inside := _inside(column)) is not None:
-            column = inside
-        yield column
-
-
-def _inside(column: Any) -> Any:
-    """Return what the structs, or the lists of one item, of a column hold; None: they are the values."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_struct(column.type):  # of which only the bytes were read
-        return column.flatten()[0]
-    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    if not is_list or pa.types.is_uint8(column.type.value_type):
-        return None
-    compute: Any = pc  # has no types
-    lengths = compute.list_value_length(column)
-    is_one = compute.fill_null(compute.equal(lengths, 1), False)
-    return column.values.take(compute.if_else(is_one, column.offsets[:-1], None))
-
-
-def column_chunk(file: Any, member: str, row_group: int) -> Any:
-    """Return what an open Parquet file says of one column of a row group; None: no such column.
-
-    The first value is read beforehand. Where a footer is damaged that raises, while asking pyarrow
-    26's metadata right away would end this process: there nothing catches what C++ throws.
-
-    Raises:
-        ReadError, OSError, ArrowException: the column cannot be read.
-    """
-    described = file.metadata.row_group(row_group)
-    paths = [file.schema.column(i).path for i in range(described.num_columns)]
-    if member not in paths:
-        return None
-    next(leaf_batches(file, member, row_group, batch_rows=1), None)
-    return described.column(paths.index(member))
-
-
-def bytes_of(value: Any) -> bytes:
-    """Return the bytes of an Arrow value; none where it is null.
-
-    Raises:
-        ReadError: it holds something else.
-    """
-    values: Any = getattr(value, "values", None)  # of a list of numbers
-    if values is not None and str(values.type) == "uint8" and not values.null_count:
-        return values.to_numpy().tobytes()
-    found: object = value.as_py()
-    if found is not None and not isinstance(found, bytes):
-        raise ReadError("the file changed since it was planned: its column holds no bytes")
-    return found or b""
+        if location.index < num_read + len(column):
+            return bytes_of(column[location.index - num_read])
+        num_read += len(column)
+    raise ReadError("the file is damaged: a row group is shorter than its metadata says")
 
 
 def _read(location: ImageLocation) -> bytes:
@@ -189,7 +115,7 @@ def _read(location: ImageLocation) -> bytes:
 
 
 def _read_object(location: ImageLocation, path: UPath) -> bytes:
-    """As _read, with one request: the header of a tar's member comes along with its data."""
+    """Return the bytes of an image in an object store. One request reads a tar header and the member."""
     if location.row_group is not None:
         return _read_row(location)
     if location.offset is None:
@@ -218,12 +144,12 @@ def _object_bytes(path: UPath) -> int:
 
 def _check_read(data: bytes, location: ImageLocation) -> None:
     if location.length is not None and len(data) != location.length:
-        raise ReadError(f"cut short: {len(data)} bytes where {location.length} were planned")
+        raise ReadError(f"truncated: {len(data)} bytes, {location.length} were planned")
 
 
 def _read_whole(file: BinaryIO) -> bytes:
     status = os.fstat(file.fileno())
-    if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):  # /dev/zero has no end
+    if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):  # /dev/zero is endless
         raise ReadError("not a regular file")
     _check_length(status.st_size)
     return file.read()
@@ -231,11 +157,10 @@ def _read_whole(file: BinaryIO) -> bytes:
 
 def _check_length(num_bytes: int) -> None:
     if num_bytes > _MAX_BYTES:
-        raise ReadError(f"too large: {num_bytes:,} bytes, at most {_MAX_BYTES:,} are read")
+        raise ReadError(f"too large: {num_bytes:,} bytes, the limit is {_MAX_BYTES:,}")
 
 
 def _check_member(file: BinaryIO, location: ImageLocation, offset: int) -> None:
-    """Refuse bytes that do not follow the header of the member that was planned."""
     file.seek(max(0, offset - BLOCK))
     _check_header(file.read(BLOCK), location, offset)
 
@@ -251,8 +176,8 @@ def _check_header(block: bytes, location: ImageLocation, offset: int) -> None:
     )
     if not is_same:
         raise ReadError(
-            f"the archive changed since it was planned: at byte {offset} is no {location.member!r} of "
-            f"{location.length} bytes any more"
+            f"the archive changed since it was planned: byte {offset} is not the start of "
+            f"{location.member!r} with {location.length} bytes"
         )
 
 
@@ -263,31 +188,31 @@ def _check_size(file: BinaryIO, location: ImageLocation) -> None:
 def _check_same_size(found: int, location: ImageLocation) -> None:
     if location.file_bytes is not None and found != location.file_bytes:
         raise ReadError(
-            f"the file changed since it was planned: {found} bytes where it had {location.file_bytes}"
+            f"the file changed since it was planned: {found} bytes, it had {location.file_bytes}"
         )
 
 
 def open_rows(location: ImageLocation) -> Any:
-    """Open the Parquet file that holds a row.
+    """Return the Parquet file that contains a row, open.
 
     Raises:
-        ReadError: it is missing, unreadable, or has another size than when it was planned.
+        ReadError: the file is missing, unreadable, or has another size than planned.
     """
     with _reading_parquet():
         return _open_checked(location)
 
 
 def check_row(file: Any, location: ImageLocation) -> None:
-    """Refuse an open Parquet file that has no such row.
+    """Check that an open Parquet file has a row.
 
     Raises:
-        ReadError: as said.
+        ReadError: the row does not exist.
     """
     group, metadata = location.row_group, file.metadata
     assert group is not None and location.index is not None
     rows = metadata.row_group(group).num_rows if group < metadata.num_row_groups else 0
     if location.index >= rows:
-        raise ReadError("the file changed since it was planned: it has no such row any more")
+        raise ReadError("the file changed since it was planned: the row no longer exists")
 
 
 def _read_row(location: ImageLocation) -> bytes:
@@ -310,7 +235,7 @@ def _open_checked(location: ImageLocation) -> "pq.ParquetFile":
 
 @contextmanager
 def _reading_parquet() -> Generator[None]:
-    import pyarrow as pa  # here: decoding processes that read plain files start without it
+    import pyarrow as pa  # not at the top: decoding processes for plain files start without it
 
     try:
         yield
@@ -322,25 +247,6 @@ def _reading_parquet() -> Generator[None]:
         raise ReadError(f"cannot be read: {error.strerror or error}") from None
 
 
-@lru_cache(maxsize=8)  # the footer of a file of many row groups takes longer to read than an image
+@lru_cache(maxsize=8)  # reading the footer of many row groups takes longer than an image
 def _kept_open(path: Path) -> "pq.ParquetFile":
     return open_streamed(path)
-
-
-def open_streamed(path: Location, *, num_bytes: int | None = None) -> "pq.ParquetFile":
-    """Open a Parquet file so that row groups are read page by page, checksums compared if it has any.
-
-    pyarrow's default, in recent versions, loads all of a row group beforehand. An object's size is asked
-    for where it is not given.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    is_local = isinstance(path, Path)
-    source = path if is_local else pa.PythonFile(RangeFile(path, num_bytes=num_bytes), mode="r")
-    return pq.ParquetFile(
-        source,
-        buffer_size=1 << 20 if is_local else _REQUEST_BYTES,
-        pre_buffer=False,
-        page_checksum_verification=True,
-    )

@@ -16,15 +16,8 @@ from typing import Any
 from ..formatting import first_line
 from ..store.io.location import Location
 from .image import ImageRef
-from .image_bytes import (
-    ImageLocation,
-    ReadError,
-    bytes_of,
-    check_row,
-    column_chunk,
-    leaf_batches,
-    open_rows,
-)
+from .image_bytes import ImageLocation, check_row, open_rows
+from .parquet_cells import ReadError, bytes_of, column_chunk, leaf_batches
 
 READ_AHEAD_BYTES = 1 << 28
 """Bytes of images that may wait for the decoders, beside the one batch that always may."""

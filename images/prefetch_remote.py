@@ -19,7 +19,8 @@ from upath import UPath
 
 from ..store.io.parallel import REQUESTS, Threads
 from .image import ImageRef
-from .image_bytes import ImageLocation, ReadError, read_image_bytes
+from .image_bytes import ImageLocation, read_image_bytes
+from .parquet_cells import ReadError
 
 READ_AHEAD_BYTES = 1 << 28
 """Bytes of images, as planned, that may be under way or wait, beside the one batch that always may."""

@@ -15,7 +15,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..errors import DamagedCacheError, RowUnavailableError, SettingError
-from ..images.image_bytes import ImageLocation, ReadError, read_image_bytes
+from ..images.image_bytes import ImageLocation, read_image_bytes
+from ..images.parquet_cells import ReadError
 from ..images.pixels import sha256_of_pixels
 from ..store.cache import Cache
 from ..store.format.layout import Modality

@@ -17,7 +17,8 @@ from ..cores import num_cores
 from ..errors import SettingError
 from ..images.catalog_refs import image_refs
 from ..images.image import ImageRef
-from ..images.image_bytes import ImageLocation, ReadError, read_image_bytes
+from ..images.image_bytes import ImageLocation, read_image_bytes
+from ..images.parquet_cells import ReadError
 from ..images.pixels import PixelError, cut_view, decode_for_views, sha256_of_pixels
 from ..images.prefetch_parquet import prefetch_parquet
 from ..images.prefetch_remote import prefetch_remote

@@ -264,8 +264,8 @@ def test_a_tar_that_was_replaced_after_the_plan_rejects_its_images_and_no_others
     )
     assert list(reasons) == [f"img{i:03d}" for i in range(8)]
     assert reasons["img000"] == (
-        f"the archive changed since it was planned: at byte 512 is no 'img000.png' of "
-        f"{len(picture(0))} bytes any more"
+        f"the archive changed since it was planned: byte 512 is not the start of 'img000.png' with "
+        f"{len(picture(0))} bytes"
     )
     assert reasons["img004"] == "no such file"
 

@@ -381,7 +381,7 @@ def test_the_measure_would_see_a_picture_that_is_not_turned_or_another_frame(
         ("c/text", 'not an image: it is text, "not a picture"'),
         ("c/dangling", "no such file"),
         ("c/itself", "cannot be read: Too many levels of symbolic links"),
-        ("c/huge", "too large: 1,000,000,000,000 bytes, at most 2,147,483,648 are read"),
+        ("c/huge", "too large: 1,000,000,000,000 bytes, the limit is 2,147,483,648"),
         ("t/outside", "no such file"),
         ("t/endless", "not a regular file"),
     ],

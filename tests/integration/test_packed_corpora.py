@@ -211,7 +211,7 @@ def test_a_file_that_was_replaced_after_the_plan_costs_its_own_rows_until_it_is_
     planned = open_cache(tmp_path / "cache").num_samples
     reasons = reasons_of(open_cache(tmp_path / "cache"))
     assert 0 < len(reasons) < planned
-    message = f"{len(data) + 1} bytes where it had {len(data)}"
+    message = f"{len(data) + 1} bytes, it had {len(data)}"
     assert all("changed since it was planned" in r and message in r for r in reasons.values())
 
     victim.write_bytes(data)

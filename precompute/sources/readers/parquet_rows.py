@@ -9,7 +9,7 @@ from typing import Any
 
 from ....errors import CacheError, SourceError
 from ....formatting import first_line
-from ....images.image_bytes import ReadError, leaf_batches, open_streamed
+from ....images.parquet_cells import ReadError, leaf_batches, open_streamed
 from ....store.io.location import Location
 
 _BATCH_ROWS = 1024

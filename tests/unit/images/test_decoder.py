@@ -152,7 +152,7 @@ def test_an_image_may_be_a_piece_of_a_file(tmp_path: Path) -> None:
         np.testing.assert_array_equal(batch[3][0], expected[3][0])
         assert batch[2][0] == expected[2][0]
         assert batch[2][1].reason == (
-            f"cut short: {len(pieces[1])} bytes where {len(pieces[1]) + 9} were planned"
+            f"truncated: {len(pieces[1])} bytes, {len(pieces[1]) + 9} were planned"
         )
 
 

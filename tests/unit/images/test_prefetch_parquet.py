@@ -224,11 +224,11 @@ def test_files_that_changed_or_vanished_cost_their_rows(tmp_path: Path) -> None:
     ((_, found),) = prefetch_parquet([(None, refs)])
     assert (found[0].data, found[-1].data) == (b"0", b"2")
     assert found[1].fault == "empty: 0 bytes"
-    assert found[2].fault == "the file changed since it was planned: it has no such row any more"
+    assert found[2].fault == "the file changed since it was planned: the row no longer exists"
     assert str(found[3].fault).startswith("cannot be read as Parquet: ")
     assert [ref.fault for ref in found[4:6]] == ["no such file"] * 2
     ((_, (changed,)),) = prefetch_parquet([(None, [ref_of(path, 0, file_bytes=1)])])
-    assert changed.fault == f"the file changed since it was planned: {size} bytes where it had 1"
+    assert changed.fault == f"the file changed since it was planned: {size} bytes, it had 1"
 
 
 def test_a_file_written_anew_is_read_for_the_rows_that_were_planned_since(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_file_written_anew_is_read_for_the_rows_that_were_planned_since(tmp_pa
     refs = [ref_of(path, i % 3, file_bytes=planned) for i, planned in enumerate(sizes)]
     ((_, found),) = prefetch_parquet([(None, refs)])
     assert [ref.data for ref in found] == [None, b"1", b"2", None, b"1"]
-    reason = f"the file changed since it was planned: {size} bytes where it had {size - 1}"
+    reason = f"the file changed since it was planned: {size} bytes, it had {size - 1}"
     assert [ref.fault for ref in found] == [reason, None, None, reason, None]
 
 
@@ -246,7 +246,7 @@ def test_every_row_of_a_column_that_is_gone_says_so(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"other": [b"%d" % i for i in range(8)]}), path, row_group_size=4)
     ((_, found),) = prefetch_parquet([(None, [ref_of(path, i) for i in (0, 1, 3, 5, 6)])])
-    reason = "the file changed since it was planned: it has no column 'image.bytes'"
+    reason = "the file changed since it was planned: no column 'image.bytes'"
     assert [ref.fault for ref in found] == [reason] * 5
 
 

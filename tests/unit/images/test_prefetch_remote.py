@@ -18,7 +18,8 @@ from upath import UPath
 from siglip2_cache.errors import StorageError
 from siglip2_cache.images.decoder import Decoder
 from siglip2_cache.images.image import ImageRef, PixelFormat
-from siglip2_cache.images.image_bytes import ImageLocation, ReadError, read_image_bytes
+from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
+from siglip2_cache.images.parquet_cells import ReadError
 from siglip2_cache.images.prefetch_remote import prefetch_remote, strip_location
 from siglip2_cache.siglip import SquashRecipe
 from siglip2_cache.store.format.views import WHOLE_IMAGE
@@ -88,7 +89,7 @@ def test_a_member_is_read_with_its_header_in_one_request(
     with pytest.raises(ReadError, match=r"the archive changed .* no 'c\.png' of 6 bytes"):
         read_image_bytes(replace(place, member="c.png"))
     bucket.put("a.tar", (tmp_path / "a.tar").read_bytes()[:1540])
-    with pytest.raises(ReadError, match="cut short: 4 bytes where 6 were planned"):
+    with pytest.raises(ReadError, match="truncated: 4 bytes, 6 were planned"):
         read_image_bytes(place)
 
 
@@ -110,8 +111,8 @@ def test_what_is_wrong_with_one_image_is_its_reason(bucket: MemoryBucket) -> Non
         "cannot be read: the store denies access",
         "no such file",
         "empty: 0 bytes",
-        f"too large: {2**40:,} bytes, at most {2**31:,} are read",
-        "the file changed since it was planned: 5 bytes where it had 9",
+        f"too large: {2**40:,} bytes, the limit is {2**31:,}",
+        "the file changed since it was planned: 5 bytes, it had 9",
     ]
 
 

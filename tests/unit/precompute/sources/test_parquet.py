@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from kit.privileges import open_folder, unprivileged
 
 from siglip2_cache.errors import SettingError, SourceError
-from siglip2_cache.images.image_bytes import ImageLocation, ReadError, read_image_bytes
+from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
+from siglip2_cache.images.parquet_cells import ReadError
 from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, scan
 from siglip2_cache.precompute.sources.base import Source
 from siglip2_cache.precompute.sources.parquet import ParquetSource

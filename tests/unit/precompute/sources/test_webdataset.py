@@ -21,7 +21,8 @@ from kit.fakes import draw_image
 from kit.privileges import open_folder, unprivileged
 
 from siglip2_cache.errors import SettingError, SourceError
-from siglip2_cache.images.image_bytes import ImageLocation, ReadError, read_image_bytes
+from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
+from siglip2_cache.images.parquet_cells import ReadError
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
 from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.sources.base import Caption, Problem, Sample, Unused, scan
