@@ -1,4 +1,4 @@
-"""Images to pixels: where those of a cache lie, and worker processes that decode them.
+"""From the images of a catalog to pixels: reading their bytes, and decoding in worker processes.
 
-A build decodes for its teacher, a training for its student; what is wanted of a picture is a PixelFormat.
+A build decodes for its teacher, a training for its student. A PixelFormat describes the pixels.
 """

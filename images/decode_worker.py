@@ -1,6 +1,6 @@
-"""The process that decodes: takes images through a pipe, writes pixels into shared memory.
+"""The worker process that decodes: receives images through a pipe, writes pixels into shared memory.
 
-Imports neither torch nor what reads Parquet and Zarr: a worker starts in a tenth of a second.
+Imports neither torch nor readers of Parquet and Zarr, so that a worker starts in 0.1 s.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from .image import DecodedImage, PixelFormat, decode_image
 
 _AT = np.dtype(np.int64)
-_HELD_S = 0.05
-"""How long a worker may hold what is done back, to send it with what follows."""
+_MAX_DELAY_S = 0.05
+"""How long a worker may delay a result, to send it with the next ones."""
 
 
 class SharedPixels:
-    """Slots of pixels in memory that worker processes share through a file descriptor."""
+    """Pixels of several batches, in memory that worker processes share through a file descriptor."""
 
     def __init__(
         self, num_slots: int, num_images: int, form: PixelFormat, *, num_workers: int
@@ -40,18 +40,18 @@ class SharedPixels:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.descriptor)  # the map itself goes with the last array that refers to it
+        os.close(self.descriptor)  # the map is released with the last array that refers to it
 
 
 def _num_bytes(shape: tuple[int, ...]) -> int:
-    """Return the bytes of the pixels, to a whole number of what stands behind them."""
+    """Return the bytes of the pixels, rounded up to align the positions after them."""
     return -(-int(np.prod(shape)) // _AT.itemsize) * _AT.itemsize
 
 
 def _map_shared(
     descriptor: int, shape: tuple[int, ...]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the pixels, and for each worker the position of the image that it is at."""
+    """Return the pixels, and for each worker the position of its current image."""
     shared = mmap.mmap(descriptor, 0)
     pixels = np.frombuffer(shared, np.uint8, int(np.prod(shape))).reshape(shape)
     return pixels, np.frombuffer(shared, _AT, offset=_num_bytes(shape))
@@ -65,7 +65,7 @@ def _anonymous_file() -> int:
 
 
 class Descriptor:
-    """A file descriptor that travels to a child as the child is started."""
+    """A file descriptor that is passed to a child process when it starts."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -85,12 +85,12 @@ def work(
     form: PixelFormat,
     number: int,
 ) -> None:
-    """Decode what the pipe brings until it closes. Runs in a worker process.
+    """Decode the images that the pipe delivers until it closes. Runs in a worker process.
 
-    A message costs as much as a twentieth of an image, so what is quickly done is sent together;
-    which image a worker was at when it died stands in shared memory, at its number.
+    A message costs a twentieth of the time of an image, so quick results are sent together. Shared memory
+    holds the position of the current image of each worker, in case it dies.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the build's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     threading.Thread(target=exit_with_parent, daemon=True).start()
     pixels, at_image = _map_shared(descriptor.descriptor, shape)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -102,7 +102,7 @@ def work(
             for position, ref in images:
                 at_image[number] = position
                 done.append((position, decode_image(ref, form, pixels[slot, position])))
-                if time.monotonic() - sent_at > _HELD_S:
+                if time.monotonic() - sent_at > _MAX_DELAY_S:
                     connection.send(done)
                     done, sent_at = [], time.monotonic()
             if done:
@@ -110,7 +110,7 @@ def work(
 
 
 def exit_with_parent() -> None:
-    """End this process when the build is killed, even while it hangs on a file."""
+    """End this process when its parent dies, even while it hangs on a file."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ...images.decoder import hide_main_module
+from ...images.main_module import hide_main_module
 from ...siglip import resolve_device
 from ..teacher.teacher import TeacherFactory
 from .driver import Account, Died, Driver, Message

@@ -17,7 +17,7 @@ from upath import UPath
 from ...cores import num_cores
 from ...errors import CacheError
 from ...images.decode_worker import exit_with_parent
-from ...images.decoder import hide_main_module
+from ...images.main_module import hide_main_module
 from ...store.io.location import Location
 from ...store.io.storage import Storage, open_storage
 from ..shares import Share

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from siglip2_cache.errors import BuildError
-from siglip2_cache.images.decoder import Decoder, hide_main_module
+from siglip2_cache.images.decoder import Decoder
 from siglip2_cache.images.image import DecodedImage, ImageRef, PixelFormat
 from siglip2_cache.images.image_bytes import ImageLocation
+from siglip2_cache.images.main_module import hide_main_module
 from siglip2_cache.siglip import SquashRecipe
 from siglip2_cache.store.format.views import ViewPolicy, draw_view
 
@@ -259,7 +260,7 @@ def test_an_image_on_which_workers_die_is_rejected_and_every_other_is_decoded(
     killer = Killer(fifo, times=2)
     found = decode_all(decoder(num_workers), cut(refs_of(with_one_replaced(paths, 7, fifo)), 5))
     assert len(killer.killed) == 2
-    reason = "the decoder process died on it twice (signal 9)"
+    reason = "the decoder process crashed on it twice (signal 9)"
     assert_one_rejected(found, expected, 7, reason)
 
 
@@ -339,7 +340,7 @@ def test_a_worker_that_dies_costs_no_row_that_was_sent_with_its_image(
     killer = Killer(fifo, times=2)
     found = decode_all(decoder(1), cut(rows, 5))
     assert len(killer.killed) == 2
-    assert_one_rejected(found, expected, 6, "the decoder process died on it twice (signal 9)")
+    assert_one_rejected(found, expected, 6, "the decoder process crashed on it twice (signal 9)")
 
 
 def test_a_worker_that_takes_nothing_is_replaced(tmp_path: Path) -> None:
@@ -403,7 +404,8 @@ def is_alive(process: psutil.Process) -> bool:
 DECODE_FOR_EVER = """
 import sys, itertools
 from pathlib import Path
-from siglip2_cache.images.decoder import Decoder, hide_main_module
+from siglip2_cache.images.decoder import Decoder
+from siglip2_cache.images.main_module import hide_main_module
 from siglip2_cache.images.image import ImageRef, PixelFormat
 from siglip2_cache.siglip import SquashRecipe
 from siglip2_cache.images.image_bytes import ImageLocation
@@ -508,8 +510,8 @@ def test_workers_import_nothing_heavy(tmp_path: Path) -> None:
 def test_workers_that_hang_as_they_start_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "hanging.py").write_text("import time\ndef work(*_):\n    time.sleep(1e6)\n")
     start = (
-        "from siglip2_cache.images import decoder; import hanging; "
-        "decoder.work = hanging.work; decoder._START_TIMEOUT_S = 0.1"
+        "from siglip2_cache.images import decode_pool; import hanging; "
+        "decode_pool.work = hanging.work; decode_pool._START_TIMEOUT_S = 0.1"
     )
     with decoding(tmp_path, draw_images(tmp_path / "images", 1), start) as process:
         assert process.wait(PATIENCE_S) == 1
