@@ -1,8 +1,10 @@
-"""How many cores this process may use."""
+"""How many cores this process may use, and how many decoding processes to start on them."""
 
 import math
 import os
 from pathlib import Path
+
+_MOST_DECODERS = 16
 
 
 def num_cores(root: Path = Path("/")) -> int:
@@ -15,6 +17,16 @@ def num_cores(root: Path = Path("/")) -> int:
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     quota = _quota(root)
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def cores_each(num_processes: int) -> int:
+    """Return how many cores of this machine each of so many processes may use."""
+    return max(1, num_cores() // num_processes)
+
+
+def decoders_for(cores: int) -> int:
+    """Return how many decoding processes to start on so many cores: one a core, at most 16."""
+    return min(_MOST_DECODERS, cores)
 
 
 def _quota(root: Path) -> float | None:

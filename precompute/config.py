@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..cores import cores_each, decoders_for
 from ..errors import SettingError
 from ..images.pixels import DECODES, Decode
 from ..siglip import COMPUTE_DTYPES, check_max_num_patches
 from ..store.format.layout import MODALITIES, Modality
 from ..store.io.location import Location
 from .executor.unit import StageTimes
-from .executor.worker import cores_each
 from .planning.plan import Plan, PlanConfig
 from .shares import Share
 from .teacher import identity as enroll
@@ -151,7 +151,7 @@ class BuildConfig:
         """Decoding processes of each worker."""
         if self.decode_workers is not None:
             return self.decode_workers
-        return min(16, cores_each(self.workers or 1))
+        return decoders_for(cores_each(self.workers or 1))
 
 
 @dataclass(slots=True, kw_only=True)

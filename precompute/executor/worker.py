@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ...cores import num_cores
+from ...cores import decoders_for, num_cores
 from ...errors import BuildError
 from ...images.decoder import Decoder
 from ...images.image import DecodedBatch, PixelFormat
@@ -117,7 +117,7 @@ class UnitWorker:
         self.embedder = Embedder(teacher, order.image_batch, order.text_batch)
         self.times = StageTimes()
         self.num_decoders = (
-            min(16, order.num_threads or num_cores())
+            decoders_for(order.num_threads or num_cores())
             if order.num_decoders is None
             else order.num_decoders
         )
@@ -305,8 +305,3 @@ def _timed(batches: Iterator[Any], times: StageTimes) -> Iterator[Any]:
 def _as_generator(batches: Iterator[Any]) -> Generator[Any]:
     assert isinstance(batches, Generator)
     return batches
-
-
-def cores_each(num_workers: int) -> int:
-    """Return how many cores of this machine each of so many workers may use."""
-    return max(1, num_cores() // num_workers)

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ...cores import num_cores
+from ...cores import decoders_for, num_cores
 from ...errors import SettingError
 from ...siglip import (
     Checkpoint,
@@ -246,7 +246,9 @@ def _embed(
         device=device,
         compute_dtype=dtype,
         batch_size=config.batch_size,
-        num_workers=_num_workers(config),
+        num_workers=decoders_for(num_cores())
+        if config.decode_workers is None
+        else config.decode_workers,
         sha256_N=gallery.sha256_N,
         texts_MD=texts_MD,
         logit=logit,
@@ -259,10 +261,6 @@ def _space_lines(checkpoint: Checkpoint, space: _Space) -> list[str]:
         whose = "the teacher's" if space.is_teachers else "none"
         facts.insert(0, f"an image tower alone; its texts are {whose}")
     return [f"           {'; '.join(facts)}"] if facts else []
-
-
-def _num_workers(config: EvalConfig) -> int:
-    return min(num_cores(), 16) if config.decode_workers is None else config.decode_workers
 
 
 def _fault_lines(cache: Cache, student: Embeddings) -> list[str]:

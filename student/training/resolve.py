@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from ...cores import num_cores
+from ...cores import cores_each, decoders_for
 from ...errors import SettingError
 from ...siglip import (
     Checkpoint,
@@ -23,8 +23,6 @@ from ..data.corpus import Corpus, read_corpus
 from ..data.split import SplitPolicy, split_policy
 from ..export.metadata import identity_sha256
 from ..launch import Launch
-
-_MOST_WORKERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +258,7 @@ def _refuse_other_texts(teacher_text: str | None, teacher: TeacherRecord) -> Non
 def _num_workers(config: TrainConfig, launch: Launch) -> int:
     if config.decode_workers is not None:
         return config.decode_workers
-    return max(1, min(_MOST_WORKERS, num_cores() // launch.local_world_size))
+    return decoders_for(cores_each(launch.local_world_size))
 
 
 def _student_sha256(checkpoint: Checkpoint, *, is_new: bool) -> str:
