@@ -23,7 +23,7 @@ from .executor.helper import Helper
 from .executor.in_process import HereEngine
 from .executor.local import LocalEngine, own_gpu
 from .executor.pending import describe_missing, find_jobs, roll_forward_units
-from .executor.progress import PlainProgress, Progress
+from .executor.progress import BuildProgress, Progress
 from .executor.unit import Job
 from .executor.work_queue import Ledger, describe
 from .executor.worker import WorkOrder
@@ -54,7 +54,7 @@ def build(
         CacheError: of every kind; the message says how to go on.
         BuildInterrupted: Ctrl-C or SIGTERM, after the batch at hand.
     """
-    return _Build(config, progress or PlainProgress(), make_teacher).run()
+    return _Build(config, progress or BuildProgress(), make_teacher).run()
 
 
 class _Build:

@@ -1,128 +1,70 @@
-"""Telling a person how a training goes: a live line on a terminal, plain lines elsewhere."""
+"""What a training shows while it runs: the metrics of the last step."""
 
-import sys
-import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ...formatting import format_seconds, short_line
-from ...streams import say_on_stderr
-
-_PLAIN_INTERVAL_S = 10.0
+from ...progress import Display, PlainDisplay, SilentDisplay, Task, make_display
 
 
 class Progress(Protocol):
-    """What a training reports while it runs."""
+    """Receives what a training has done while it runs."""
 
     def say(self, message: str) -> None:
         """Print one line that stays."""
         ...
 
     def start(self, done: int, steps: int) -> None:
-        """Say how many steps there are, and how many were done before."""
+        """Set how many steps there are, and how many were done before."""
         ...
 
     def step(self, metrics: Mapping[str, Any]) -> None:
-        """Report a step, its line of metrics.jsonl."""
+        """Report a step by its line of metrics.jsonl."""
         ...
 
     def stop(self) -> None:
-        """Leave the display."""
+        """Close the display."""
         ...
 
 
-class SilentProgress:
-    """Says nothing: for processes other than the first."""
+class StepProgress:
+    """Shows the last step: a bar on a terminal, or lines of a log."""
+
+    def __init__(self, display: Display | None = None) -> None:
+        """Use a display; None: plain lines."""
+        self._display = display or PlainDisplay()
+        self._steps = Task("step", 0)
+        self._is_first = True
 
     def say(self, message: str) -> None:
-        return
+        self._display.say(message)
 
     def start(self, done: int, steps: int) -> None:
-        return
+        self._steps, self._is_first = Task("step", steps, done), True
 
     def step(self, metrics: Mapping[str, Any]) -> None:
-        return
-
-    def stop(self) -> None:
-        return
-
-
-class _Line:
-    """The words for the last step, and how long the rest will take."""
-
-    def __init__(self, done: int, steps: int) -> None:
-        self._first, self.steps = done, steps
-        self._started = time.monotonic()
-
-    def of(self, metrics: Mapping[str, Any]) -> str:
-        done = metrics["step"]
+        self._steps.done = metrics["step"]
         terms = ", ".join(f"{name} {metrics[name]:.4g}" for name in metrics["terms"])
-        elapsed = time.monotonic() - self._started
-        left = elapsed / max(1, done - self._first) * (self.steps - done)
-        skipped = f", {metrics['skipped']} images left out" if metrics["skipped"] else ""
-        return (
-            f"step {done:,}/{self.steps:,}, loss {metrics['loss']:.4g} ({terms}), "
-            f"{metrics['images_per_s']:,.0f} images/s, waiting {metrics['wait_share']:.0%}, "
-            f"{format_seconds(left)} left{skipped}"
+        line = self._steps.line(
+            f"loss {metrics['loss']:.4g} ({terms})",
+            f"{metrics['images_per_s']:,.0f} images/s",
+            f"waiting {metrics['wait_share']:.0%}",
+            f"{metrics['skipped']} images left out" if metrics["skipped"] else "",
         )
-
-
-class PlainProgress:
-    """A line every ten seconds, and for the last step: for logs."""
-
-    def __init__(self) -> None:
-        self._line = _Line(0, 0)
-        self._last = float("-inf")
-
-    def say(self, message: str) -> None:
-        say_on_stderr(message)
-
-    def start(self, done: int, steps: int) -> None:
-        self._line = _Line(done, steps)
-
-    def step(self, metrics: Mapping[str, Any]) -> None:
-        is_due = time.monotonic() - self._last > _PLAIN_INTERVAL_S
-        if is_due or metrics["step"] == self._line.steps:
-            self._last = time.monotonic()
-            self.say(self._line.of(metrics))
+        is_last = self._steps.done == self._steps.total
+        self._display.show(self._steps, line, now=self._is_first or is_last)
+        self._is_first = False
 
     def stop(self) -> None:
-        return
+        self._display.stop()
 
 
-class RichProgress:
-    """A bar on a terminal."""
+class SilentProgress(StepProgress):
+    """Shows nothing: for processes other than the first."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as Bars
-
-        self._line = _Line(0, 0)
-        self._bars = Bars(
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.description}"),
-            console=Console(stderr=True),
-        )
-        self._task: Any = None
-
-    def say(self, message: str) -> None:
-        self._bars.console.print(short_line(message), markup=False, highlight=False)
-
-    def start(self, done: int, steps: int) -> None:
-        self._line = _Line(done, steps)
-        self._bars.start()
-        self._task = self._bars.add_task("", total=steps, completed=done)
-
-    def step(self, metrics: Mapping[str, Any]) -> None:
-        line = self._line.of(metrics).replace("[", "\\[")
-        self._bars.update(self._task, completed=metrics["step"], description=line)
-
-    def stop(self) -> None:
-        self._bars.stop()
+        super().__init__(SilentDisplay())
 
 
 def make_progress() -> Progress:
     """Return the display that fits where stderr goes."""
-    return RichProgress() if sys.stderr.isatty() else PlainProgress()
+    return StepProgress(make_display())

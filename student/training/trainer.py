@@ -27,7 +27,7 @@ from ..losses.objective import Columns, Objective
 from ..losses.pca_map import PcaMap, fit_pca_map
 from ..losses.text_bank import Bank
 from .distiller import Distiller
-from .progress import PlainProgress, Progress, SilentProgress
+from .progress import Progress, SilentProgress, StepProgress
 from .resolve import Resolved, device_of, resolve
 from .run_folder import RunFolder, SavedState
 from .schedule import Optimizer, Schedule, make_schedule
@@ -86,7 +86,7 @@ def train(
     with said_once(launch):
         device = device_of(config, launch)
     ranks = join_ranks(device, launch)
-    progress = (progress or PlainProgress()) if ranks.is_first else SilentProgress()
+    progress = (progress or StepProgress()) if ranks.is_first else SilentProgress()
     try:
         if device.startswith("cuda:"):  # plain cuda is the current one already
             torch.cuda.set_device(device)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from siglip2_cache.precompute.build import BuildConfig
-from siglip2_cache.precompute.executor.progress import Tally
 from siglip2_cache.precompute.planning.plan import PlanConfig
 from siglip2_cache.precompute.teacher.teacher import OutOfMemory
 from siglip2_cache.siglip import NaflexRecipe, SquashRecipe
@@ -188,6 +188,17 @@ def _drawn(*shape: int) -> NDArray[np.float64]:
     return np.random.default_rng(0).normal(size=shape)
 
 
+@dataclass
+class Tally:
+    """Rows and units of a build, by modality."""
+
+    totals: dict[str, int] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
+    done: Counter[str] = field(default_factory=lambda: Counter(image=0, text=0))
+    units_done: Counter[str] = field(default_factory=lambda: Counter(image=0, text=0))
+    num_rejected: Counter[str] = field(default_factory=lambda: Counter(image=0, text=0))
+
+
 class SilentProgress:
     """Keeps what was said; can act when a unit is done."""
 
@@ -203,10 +214,12 @@ class SilentProgress:
         self.tally.totals, self.tally.units = dict(totals), dict(units)
 
     def grow(self, modality: Any, num_rows: int) -> None:
-        self.tally.grow(modality, num_rows)
+        self.tally.totals[modality] += num_rows
+        self.tally.units[modality] += 1
 
     def advance(self, modality: Any, num_rows: int, num_rejected: int) -> None:
-        self.tally.advance(modality, num_rows, num_rejected)
+        self.tally.done[modality] += num_rows
+        self.tally.num_rejected[modality] += num_rejected
 
     def unit_done(self, modality: Any) -> None:
         self.tally.units_done[modality] += 1

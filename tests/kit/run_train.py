@@ -32,6 +32,7 @@ class Dying(SilentProgress):
     """Counts steps and file operations, and ends the process at one of them."""
 
     def __init__(self, signal_at: tuple[int, int]) -> None:
+        super().__init__()
         self.num_ops = 0
         self._signal, self._at = signal_at
         for module, name in ((os, "fsync"), (os, "rename"), (shutil, "rmtree")):

@@ -5,8 +5,8 @@ import io
 import pytest
 
 from siglip2_cache.formatting import format_bytes, format_seconds
-from siglip2_cache.precompute.executor import progress
-from siglip2_cache.precompute.executor.progress import PlainProgress, RichProgress, make_progress
+from siglip2_cache.precompute.executor.progress import BuildProgress, make_progress
+from siglip2_cache.progress import PlainDisplay, RichDisplay, make_display
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     turned = Clock()
-    monkeypatch.setattr(progress, "time", turned)
+    monkeypatch.setattr("time.monotonic", turned.monotonic)
     return turned
 
 
 def test_a_plain_line_comes_every_ten_seconds_and_when_the_last_unit_is_committed(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = PlainProgress()
+    plain = BuildProgress()
     plain.start({"image": 1_000, "text": 40}, {"image": 2, "text": 1})
     said: list[str] = []
     for _ in range(10):
@@ -71,9 +71,9 @@ def test_a_plain_line_comes_every_ten_seconds_and_when_the_last_unit_is_committe
         plain.advance("image", 100, 1)
         said += capsys.readouterr().err.splitlines()
     assert said == [
-        "images 300/1,000, units 0/2, 25.0 images/s, 28 s left, 3 rejected",
-        "images 600/1,000, units 0/2, 25.0 images/s, 16 s left, 6 rejected",
-        "images 900/1,000, units 0/2, 25.0 images/s, 4 s left, 9 rejected",
+        "images 300/1,000, units 0/2, 25.0 images/s, 3 rejected, 28 s left",
+        "images 600/1,000, units 0/2, 25.0 images/s, 6 rejected, 16 s left",
+        "images 900/1,000, units 0/2, 25.0 images/s, 9 rejected, 4 s left",
     ]
     plain.unit_done("image")
     assert capsys.readouterr().err == ""
@@ -84,7 +84,7 @@ def test_a_plain_line_comes_every_ten_seconds_and_when_the_last_unit_is_committe
 
 
 def test_the_first_texts_took_time_too(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    plain = PlainProgress()
+    plain = BuildProgress()
     plain.start({"image": 10, "text": 40}, {"image": 1, "text": 1})
     clock.now += 5
     plain.advance("image", 10, 3)  # rejected images are no rejected texts
@@ -95,7 +95,7 @@ def test_the_first_texts_took_time_too(clock: Clock, capsys: pytest.CaptureFixtu
 
 
 def test_plain_lines_go_where_stderr_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(make_progress(), PlainProgress)
+    assert isinstance(make_display(), PlainDisplay)
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -103,8 +103,8 @@ def test_plain_lines_go_where_stderr_is_no_terminal(monkeypatch: pytest.MonkeyPa
 
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
+    assert isinstance(make_display(), RichDisplay)
     rich = make_progress()
-    assert isinstance(rich, RichProgress)
     rich.start({"image": 10, "text": 0}, {"image": 1, "text": 0})
     rich.say("[warning] a [line] with brackets")
     rich.advance("image", 10, 2)
