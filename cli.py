@@ -228,7 +228,7 @@ def build(
     from .precompute.executor.progress import make_progress
     from .precompute.executor.worker import BuildInterrupted
     from .precompute.planning.plan import PlanConfig
-    from .precompute.shares import find_share
+    from .precompute.ranks import find_rank
     from .precompute.sources import TableColumns
 
     named = (image_column, caption_column, key_column, lang_column, label_column, encoding)
@@ -271,8 +271,8 @@ def build(
         workers=workers,
         gpus_per_worker=gpus_per_worker,
         threads=threads,
-        share=None if finish else find_share(share, {} if engine == "ray" else os.environ),
-        share_wait_s=share_wait,
+        rank=None if finish else find_rank(share, {} if engine == "ray" else os.environ),
+        plan_timeout_s=share_wait,
         finish=finish,
         sample_timeout_s=sample_timeout,
         retry_rejected=retry_rejected,
@@ -469,9 +469,11 @@ def _recheck(
     seed: int,
     found: dict[str, Any],
 ) -> list[str]:
-    from .precompute.verify_live import recheck
+    from .precompute.verify_live import verify_live
 
-    live = recheck(cache, sample, teacher=teacher, checkpoint=checkpoint, device=device, seed=seed)
+    live = verify_live(
+        cache, sample, teacher=teacher, checkpoint=checkpoint, device=device, seed=seed
+    )
     found["faults"] = [*found["faults"], *live.faults]
     found["ok"] = not found["faults"]
     found["sample"] = {
@@ -486,9 +488,9 @@ def _recheck(
 
 
 def _dry_run(config: "BuildConfig", *, is_timed: bool) -> None:
-    from .precompute.dry_run import estimate, estimate_lines
+    from .precompute.dry_run import dry_run, dry_run_lines
 
-    for line in estimate_lines(estimate(config, is_timed=is_timed)):
+    for line in dry_run_lines(dry_run(config, is_timed=is_timed)):
         say(line)
 
 

@@ -1,4 +1,4 @@
-"""The build: plan, enroll the teacher, make every missing unit, say what became of it."""
+"""The build: plan, add the teacher, make every missing unit, and summarise the result."""
 
 import gc
 import time
@@ -18,25 +18,26 @@ from ..store.io.location import parse_location
 from ..store.io.storage import open_storage
 from .config import BuildConfig, BuildSummary
 from .estimate.disk import refuse_small_disk
-from .executor.driver import Account, Engine, compare_provenance
-from .executor.helper import Helper
-from .executor.in_process import HereEngine
+from .executor.driver import Engine
+from .executor.in_process import InProcessEngine
 from .executor.local import LocalEngine, own_gpu
+from .executor.messages import WorkOrder
 from .executor.pending import describe_missing, find_jobs, roll_forward_units
 from .executor.progress import BuildProgress, Progress
+from .executor.totals import BuildTotals, compare_provenance
 from .executor.unit import Job
-from .executor.work_queue import Ledger, describe
-from .executor.worker import WorkOrder
-from .prepare import Beginning
-from .teacher import identity as enroll
+from .executor.work_queue import WorkQueue
+from .executor.work_stealing import WorkStealing
+from .prepare import Preparation
 from .teacher.embedder import split_images
+from .teacher.identity import grow_arrays, recorded_decode, recorded_dtype, restore_checkpoint
 from .teacher.teacher import Teacher, TeacherFactory, load_teacher
 
-_MEND: dict[Modality, str] = {
-    "image": "mend them and run again with --retry-rejected, or say --corpus-root OLD=NEW if the corpus "
+_REMEDY: dict[Modality, str] = {
+    "image": "repair them and run again with --retry-rejected, or use --corpus-root OLD=NEW if the corpus "
     "moved",
-    "text": "the checkpoint's text tower is the likely cause: look at its weights, and build with a whole "
-    "one into another cache",
+    "text": "the checkpoint's text tower is probably damaged: check its weights, and build another cache "
+    "with an intact checkpoint",
 }
 
 
@@ -46,13 +47,13 @@ def build(
     progress: Progress | None = None,
     make_teacher: TeacherFactory = load_teacher,
 ) -> BuildSummary:
-    """Run the teacher over everything that the cache does not hold yet.
+    """Embed everything that the cache does not hold yet, and return a summary.
 
-    Safe to kill at any instant and to run again, also several times at once on one cache.
+    Safe to kill at any time and to run again, also several times at once on one cache.
 
     Raises:
-        CacheError: of every kind; the message says how to go on.
-        BuildInterrupted: Ctrl-C or SIGTERM, after the batch at hand.
+        CacheError: of any kind; the message says how to continue.
+        BuildInterrupted: Ctrl-C or SIGTERM, after the current batch.
     """
     return _Build(config, progress or BuildProgress(), make_teacher).run()
 
@@ -66,16 +67,16 @@ class _Build:
         self._config, self._progress, self._make_teacher = config, progress, make_teacher
         self._files = open_storage(parse_location(config.cache))
         self._loaded: Teacher | None = None
-        self._beginning = Beginning(config, self._files, progress.say, self._teacher)
+        self._preparation = Preparation(config, self._files, progress.say, self._teacher)
 
     def run(self) -> BuildSummary:
         started = time.monotonic()
         checkpoint = resolve_checkpoint(self._config.teacher, revision=self._config.revision)
-        checkpoint = self._config.choices.of(checkpoint)
-        plan, record = self._beginning.run(checkpoint)
-        checkpoint = enroll.as_recorded(checkpoint, record)
-        cache = self._beginning.open()
-        enroll.grow_arrays(cache, record)
+        checkpoint = self._config.choices.apply(checkpoint)
+        plan, record = self._preparation.run(checkpoint)
+        checkpoint = restore_checkpoint(checkpoint, record)
+        cache = self._preparation.open()
+        grow_arrays(cache, record)
         roll_forward_units(self._files, record.name)
         jobs = self._find_jobs(cache, record, checkpoint)
         if self._config.finish and jobs:
@@ -96,8 +97,8 @@ class _Build:
     ) -> None:
         if 0 < num_rows == summary.num_rejected_now[modality]:
             raise BuildError(
-                f"every {modality} that this run was to embed was rejected ({num_rows:,}); "
-                f"siglip2-cache info {self._config.cache} --rejected lists them; {_MEND[modality]}"
+                f"every {modality} of this run was rejected ({num_rows:,}); "
+                f"siglip2-cache info {self._config.cache} --rejected lists them; {_REMEDY[modality]}"
             )
 
     def _teacher(self, checkpoint: Checkpoint, dtype: str) -> Teacher:
@@ -107,11 +108,11 @@ class _Build:
         return self._loaded
 
     def _device(self) -> str:
-        """Return the device: that of the config, for one of several shares on a machine its own GPU."""
-        share = self._config.share
-        if share is None or (self._config.workers or 1) > 1:
+        """Return the device of the config; for one of several ranks on a machine its own GPU."""
+        rank = self._config.rank
+        if rank is None or (self._config.workers or 1) > 1:
             return self._config.device
-        return own_gpu(self._config.device, share.local_index)
+        return own_gpu(self._config.device, rank.local_rank)
 
     def _find_jobs(self, cache: Cache, record: TeacherRecord, checkpoint: Checkpoint) -> list[Job]:
         samples, _ = split_images(
@@ -123,13 +124,11 @@ class _Build:
             batch_size={"image": samples, "text": self._batch_size(record, "text")},
             retry_rejected=self._config.retry_rejected,
             say=self._progress.say,
-            owns=share.owns if (share := self._config.share) else lambda unit: True,
+            owns=rank.owns if (rank := self._config.rank) else lambda unit: True,
         )
 
     def _batch_size(self, record: TeacherRecord, modality: Modality) -> int:
         return self._config.batch_size or record.batch_size[modality]
-
-    # -- the work
 
     def _make_units(
         self,
@@ -139,11 +138,10 @@ class _Build:
         jobs: list[Job],
         summary: BuildSummary,
     ) -> None:
-        own, helper = self._divide(jobs, record.name)
-        if not own and (helper is None or helper.num_left == 0):
+        own, stealing = self._divide(jobs, record.name)
+        if not own and (stealing is None or stealing.num_missing == 0):
             return
-        missing = {(j.unit.modality, j.unit.number) for j in jobs}
-        done = set(cache.commits(record.name).units) - missing
+        done = set(cache.commits(record.name).units) - {job.id for job in jobs}
         refuse_small_disk(cache, record.embed_dim, done)
         order = self._order(cache, record, checkpoint)
 
@@ -152,37 +150,37 @@ class _Build:
             self._warn_of_other_batch_size(record)
             self._start_progress(own)
 
-        account = Account(self._progress, begin)
+        totals = BuildTotals(self._progress, begin)
         try:
-            self._engine(order, len(jobs)).run(order, Ledger(own, helper), account)
+            self._engine(order, len(jobs)).run(order, WorkQueue(own, stealing), totals)
         finally:
             self._progress.stop()
-            summary.num_units = account.num_units
-            summary.num_images = account.num_rows["image"]
-            summary.num_texts = account.num_rows["text"]
-            summary.num_rejected_now = account.num_rejected
-            summary.times, summary.num_decoders = account.times, account.num_decoders
-            summary.num_workers = max(1, account.num_ended)
-        summary.image_batch, summary.text_batch = account.image_batch, account.text_batch
+            summary.num_units = totals.num_units
+            summary.num_images = totals.num_rows["image"]
+            summary.num_texts = totals.num_rows["text"]
+            summary.num_rejected_now = totals.num_rejected
+            summary.times, summary.num_decoders = totals.times, totals.num_decoders
+            summary.num_workers = max(1, totals.num_ended)
+        summary.image_batch, summary.text_batch = totals.image_batch, totals.text_batch
 
-    def _divide(self, jobs: list[Job], teacher: str) -> tuple[list[Job], Helper | None]:
-        """Return this share's own units, and what finds it others when they are made."""
-        share = self._config.share
-        if share is None:
+    def _divide(self, jobs: list[Job], teacher: str) -> tuple[list[Job], WorkStealing | None]:
+        """Return the units of this rank, and what finds units of other ranks after these."""
+        rank = self._config.rank
+        if rank is None:
             return jobs, None
-        own = [job for job in jobs if share.owns(job.unit.number)]
-        others = [job for job in jobs if not share.owns(job.unit.number)]
+        own = [job for job in jobs if rank.owns(job.unit.number)]
+        others = [job for job in jobs if not rank.owns(job.unit.number)]
         self._progress.say(
-            f"share {share} (of {share.told_by}): {format_count(len(own), 'unit')} of {len(jobs):,}"
+            f"rank {rank} (from {rank.source}): {format_count(len(own), 'unit')} of {len(jobs):,}"
         )
-        return own, Helper(self._files, teacher, others, share, self._say_help)
+        return own, WorkStealing(self._files, teacher, others, rank, self._add_unit)
 
     def _engine(self, order: WorkOrder, num_units: int) -> Engine:
-        """Return what makes the units; more workers than units would only load the teacher."""
+        """Return the engine, with at most one worker a unit: more would only load the teacher."""
         config = self._config
         num_workers = min(config.workers or 1, num_units)
         if config.engine == "local" and num_workers == 1:
-            return HereEngine(lambda: self._teacher(order.checkpoint, order.compute_dtype))
+            return InProcessEngine(lambda: self._teacher(order.checkpoint, order.compute_dtype))
         self._release_teacher()
         if config.engine == "local":
             return LocalEngine(self._make_teacher, num_workers=num_workers)
@@ -197,7 +195,7 @@ class _Build:
         )
 
     def _release_teacher(self) -> None:
-        """Give back the memory of the teacher that was enrolled: the workers load their own."""
+        """Free the memory of this process's teacher: the workers load their own."""
         if self._loaded is None:
             return
         is_on_gpu = self._loaded.device.startswith("cuda")
@@ -218,12 +216,13 @@ class _Build:
             teacher=record.name,
             checkpoint=checkpoint,
             device=self._device(),
-            compute_dtype=enroll.dtype_of(record),
+            compute_dtype=recorded_dtype(record),
             image_batch=image_batch,
             text_batch=self._batch_size(record, "text"),
-            decode=enroll.decode_of(record),
+            decode=recorded_decode(record),
             num_decoders=self._config.decode_workers
-            if self._config.engine == "ray"  # whose nodes may have other cores than this machine
+            if self._config.engine
+            == "ray"  # nodes may have other numbers of cores than this machine
             else self._config.num_decoders,
             sample_timeout_s=self._config.sample_timeout_s,
             num_threads=self._config.num_threads,
@@ -236,8 +235,8 @@ class _Build:
         totals: dict[Modality, int] = {m: sum(j.num_wanted for j in of[m]) for m in MODALITIES}
         self._progress.start(totals, {m: len(of[m]) for m in MODALITIES})
 
-    def _say_help(self, job: Job) -> None:
-        self._progress.say(f"helping with {describe(job)}")
+    def _add_unit(self, job: Job) -> None:
+        self._progress.say(f"helping with {job}")
         self._progress.grow(job.unit.modality, job.num_wanted)
 
     def _warn_of_other_batch_size(self, record: TeacherRecord) -> None:
@@ -263,7 +262,7 @@ class _Build:
 
 
 def _count_rejected(cache: Cache, teacher: str, summary: BuildSummary) -> None:
-    """Count and show rejected rows; a build of which no image, or no text, was embedded fails.
+    """Count rejected rows and remember the first few.
 
     Raises:
         BuildError: every image, or every text, was rejected.
@@ -282,9 +281,9 @@ def _count_rejected(cache: Cache, teacher: str, summary: BuildSummary) -> None:
         num_committed = sum(c.num_rows for c in commits.units_of(modality).values())
         num_planned = cache.manifest.count(modality)
         if num_committed and commits.num_rejected(modality) == num_committed == num_planned:
-            of_it = cache.rejected(teacher).filter(pl.col("modality") == modality).head(1)
-            key, row, reason = of_it.select("key", "row", "reason").collect().row(0)
+            rejected = cache.rejected(teacher).filter(pl.col("modality") == modality).head(1)
+            key, row, reason = rejected.select("key", "row", "reason").collect().row(0)
             raise BuildError(
                 f"every {modality} was rejected ({num_committed:,} of {num_committed:,}), the first: "
-                f"{key or f'{modality} row {row}'}: {reason}; {_MEND[modality]}"
+                f"{key or f'{modality} row {row}'}: {reason}; {_REMEDY[modality]}"
             )

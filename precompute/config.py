@@ -1,4 +1,4 @@
-"""What a build is asked to do, and what it says it did."""
+"""Settings of a build, and its summary."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,16 +11,16 @@ from ..store.format.layout import MODALITIES, Modality
 from ..store.io.location import Location
 from .executor.unit import StageTimes
 from .planning.plan import Plan, PlanConfig
-from .shares import Share
-from .teacher import identity as enroll
+from .ranks import ProcessRank
+from .teacher.identity import TeacherChoices
 
 _LARGEST_BATCH = 65_536
-"""A typo's limit: four batches of pixels are in memory at a time, of a small NaFlex batch sixteen."""
+"""Catches typos: four batches of pixels are in memory at a time, sixteen of a small NaFlex batch."""
 
 ENGINES = ("local", "ray")
 
 _MOST_WORKERS = 1024
-"""A typo's limit: each is a process."""
+"""Catches typos: each is a process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class BuildConfig:
     """Settings of one run of a build."""
 
     plan: PlanConfig
-    """The corpus."""
+    """Settings of the corpus."""
 
     cache: Location
     """Folder of the cache."""
@@ -40,59 +40,58 @@ class BuildConfig:
     """Revision of a hub id; None is its main branch."""
 
     teacher_name: str | None = None
-    """Name of the teacher in the cache; None is the checkpoint's own."""
+    """Name of the teacher in the cache; None: the checkpoint's own."""
 
     device: str = "auto"
-    """auto (cuda, mps, cpu) or a device's name."""
+    """auto (the first there is of cuda, mps, cpu) or a device name."""
 
     dtype: str = "auto"
     """auto, float32, bfloat16 or float16; auto is bfloat16 on CUDA, else as the weights are stored."""
 
     max_num_patches: int | None = None
-    """Patches of a view at most, for a NaFlex checkpoint; None: what the cache recorded, else what the
-    checkpoint's processor is set to."""
+    """Most patches of a view, for a NaFlex checkpoint; None: as recorded in the cache, else as set in the
+    checkpoint's processor."""
 
     batch_size: int | None = None
-    """Images, and texts, in one forward pass; None: what the cache recorded, else measured once."""
+    """Images, and texts, in one forward pass; None: as recorded in the cache, else measured once."""
 
     decode: Decode | None = None
-    """How pictures are decoded; None: what the cache recorded, else exact."""
+    """How images are decoded; None: as recorded in the cache, else exact."""
 
     decode_workers: int | None = None
-    """Processes that decode, of each worker; 0 decodes in the worker itself; None: one for each of its
-    cores, at most 16."""
+    """Decoding processes of each worker; 0 decodes in the worker itself; None: one a core, at most 16."""
 
     sample_timeout_s: float = 60.0
     """Seconds that one image may take to read and decode before it is rejected."""
 
     retry_rejected: bool = False
-    """Try the rejected rows of committed units once more."""
+    """Retry the rejected rows of committed units."""
 
     engine: Literal["local", "ray"] = "local"
     """Where the teacher runs: in processes of this machine, or in actors of a Ray cluster."""
 
     address: str | None = None
-    """Of the Ray cluster; None: the one of this machine, or RAY_ADDRESS, else a new one here."""
+    """Address of the Ray cluster; None: RAY_ADDRESS, a cluster on this machine, else a new one here."""
 
     workers: int | None = None
-    """Processes that each run the teacher. None: 1, which is this process; with Ray one for each GPU of
-    the cluster, where it has none for each node."""
+    """Processes that run the teacher. None: 1, this process; with Ray one for each GPU of the cluster, or
+    for each node if it has no GPUs."""
 
     gpus_per_worker: float | None = None
-    """GPUs that Ray gives to a worker; None: 1 where the cluster has GPUs."""
+    """GPUs that Ray gives to a worker; None: 1 if the cluster has GPUs."""
 
     threads: int | None = None
-    """CPU threads of each worker's teacher; None: its share of the cores, or for one worker what torch
-    takes by itself. Equal numbers give equal bytes."""
+    """CPU threads of each worker's teacher; None: its part of the cores, or for one worker torch's default.
+    Equal numbers give equal bytes."""
 
-    share: Share | None = None
-    """Which of several processes that build this cache this one is; None: it is alone."""
+    rank: ProcessRank | None = None
+    """This process among several that build this cache; None: it is alone."""
 
-    share_wait_s: float = 3600.0
-    """Seconds that other shares wait for share 0 to plan."""
+    plan_timeout_s: float = 3600.0
+    """Seconds that other ranks wait for rank 0 to plan."""
 
     finish: bool = False
-    """Make nothing: say what is missing, or clear up after all shares and count."""
+    """Make nothing: report what is missing, or clean up after all ranks and summarise."""
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and not 1 <= self.batch_size <= _LARGEST_BATCH:
@@ -112,10 +111,10 @@ class BuildConfig:
             raise SettingError(f"gpus per worker must be 0 to 64, got {self.gpus_per_worker}")
         if self.finish and self.retry_rejected:
             raise SettingError(
-                "--finish makes nothing, so it cannot try rejected rows again; leave out one of the two"
+                "--finish makes nothing, so it cannot retry rejected rows; leave out one of the two"
             )
-        if not self.share_wait_s >= 0:
-            raise SettingError(f"share wait must be at least 0 s, got {self.share_wait_s}")
+        if not self.plan_timeout_s >= 0:
+            raise SettingError(f"share wait must be at least 0 s, got {self.plan_timeout_s}")
         if not self.sample_timeout_s > 0:
             raise SettingError(f"sample timeout must be above 0 s, got {self.sample_timeout_s}")
         if self.dtype not in ("auto", *COMPUTE_DTYPES):
@@ -132,16 +131,19 @@ class BuildConfig:
             )
 
     @property
-    def choices(self) -> enroll.TeacherChoices:
-        """What was chosen about the teacher."""
-        return enroll.TeacherChoices(
+    def choices(self) -> TeacherChoices:
+        """The settings that are part of the teacher's identity."""
+        return TeacherChoices(
             compute_dtype=self.dtype, decode=self.decode, max_num_patches=self.max_num_patches
         )
 
     @property
     def num_threads(self) -> int | None:
-        """CPU threads of each worker of this machine. Not of the workers that there are units left for:
-        a build that is resumed for one last unit must not compute it in more threads than the others."""
+        """CPU threads of each worker of this machine.
+
+        Does not depend on the units left: a build resumed for its last unit must not compute it in more
+        threads than the others.
+        """
         if self.threads is None and self.engine == "local" and (self.workers or 1) > 1:
             return cores_each(self.workers or 1)
         return self.threads
@@ -164,7 +166,7 @@ class BuildSummary:
     """Units this run committed."""
 
     num_images: int = 0
-    """Images this run put through the teacher or rejected."""
+    """Images that this run embedded or rejected."""
 
     num_texts: int = 0
     num_rejected: int = 0
@@ -173,7 +175,7 @@ class BuildSummary:
     num_rejected_now: dict[Modality, int] = field(
         default_factory=lambda: dict.fromkeys(MODALITIES, 0)
     )
-    """Rows that this run rejected."""
+    """Rows rejected by this run."""
 
     first_rejected: list[str] = field(default_factory=list[str])
     """The first few, as ``key: reason``."""
@@ -185,6 +187,6 @@ class BuildSummary:
     """Decoding processes of each worker."""
 
     num_workers: int = 1
-    """Workers that the times are summed over: those that were not killed."""
+    """Workers whose times are summed: those that were not killed."""
 
     times: StageTimes = field(default_factory=StageTimes)

@@ -1,4 +1,4 @@
-"""What a build would cost: counts, bytes and, if asked, time."""
+"""A dry run of a build: the images, texts, units and bytes it would write, and the time it would take."""
 
 import time
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ from .planning.plan import Plan, make_plan, name_sources, open_if_planned
 from .sources import Sample, scan
 from .summary import finding_lines
 from .teacher.embedder import Embedder, split_images
-from .teacher.identity import TeacherChoices, as_recorded, find_teacher
+from .teacher.identity import TeacherChoices, find_teacher, restore_checkpoint
 from .teacher.teacher import TeacherFactory, load_teacher
 
 _TIMED_BATCHES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class DryRun:
     """What a build would write and how long it would take."""
 
     plan: Plan
     embed_dim: int
     num_images: int
-    """Images to embed: new ones, and those of the cache that have no target by this teacher."""
+    """Images to embed: new ones, and those of the cache without a target of this teacher."""
 
     num_texts: int
     num_units: dict[Modality, int]
@@ -44,16 +44,16 @@ class Estimate:
 
     @property
     def seconds(self) -> float | None:
-        """Time of the whole build, without planning and loading."""
+        """Time of the whole build without planning and loading; None if not timed."""
         if self.images_per_s is None or self.texts_per_s is None:
             return None
         return self.num_images / self.images_per_s + self.num_texts / self.texts_per_s
 
 
-def estimate(
+def dry_run(
     config: BuildConfig, *, is_timed: bool, make_teacher: TeacherFactory = load_teacher
-) -> Estimate:
-    """Plan without writing anything and count.
+) -> DryRun:
+    """Return what a build would do; plan without writing anything.
 
     Args:
         config: the build.
@@ -61,10 +61,10 @@ def estimate(
         make_teacher: loads the model.
 
     Raises:
-        CacheError: as the build would.
+        CacheError: for the same reasons as the build.
     """
     checkpoint = resolve_checkpoint(config.teacher, revision=config.revision)
-    checkpoint = config.choices.of(checkpoint)
+    checkpoint = config.choices.apply(checkpoint)
     files = open_storage(parse_location(config.cache))
     plan = make_plan(config.plan, files, is_dry_run=True)
     new = {"image": plan.findings.num_samples, "text": plan.findings.num_texts}
@@ -74,7 +74,7 @@ def estimate(
     if cache is not None:
         record = find_teacher(cache, checkpoint, config.choices, name=config.teacher_name)
         if record is not None:
-            checkpoint, choices = as_recorded(checkpoint, record), choices.as_recorded(record)
+            checkpoint, choices = restore_checkpoint(checkpoint, record), choices.fill_from(record)
         done = set(cache.commits(record.name).units) if record else set[tuple[Modality, int]]()
         for modality in MODALITIES:
             spans[modality] += [
@@ -88,7 +88,7 @@ def estimate(
     rates = (
         _time_batches(config, plan, checkpoint, choices, make_teacher) if is_timed else (None, None)
     )
-    return Estimate(
+    return DryRun(
         plan=plan,
         embed_dim=checkpoint.embed_dim,
         num_images=sum(spans["image"]),
@@ -101,8 +101,8 @@ def estimate(
     )
 
 
-def estimate_lines(found: Estimate) -> list[str]:
-    """Return an estimate for people."""
+def dry_run_lines(found: DryRun) -> list[str]:
+    """Return the result of a dry run for people."""
     plan, findings = found.plan, found.plan.findings
     views = f" x {plan.views.num_views} views" if plan.views.num_views > 1 else ""
     lines = [

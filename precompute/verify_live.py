@@ -1,4 +1,4 @@
-"""Verifying against the live teacher: some rows embedded again and compared with what is stored."""
+"""Verifying a cache against its live teacher: embed some rows again and compare them with the targets."""
 
 from dataclasses import dataclass, field
 
@@ -14,18 +14,18 @@ from ..store.format.manifest import Span, Unit
 from ..store.format.teacher_record import TeacherRecord
 from .executor.unit import unit_images
 from .teacher.embedder import Embedder, split_images
-from .teacher.identity import dtype_of
+from .teacher.identity import recorded_dtype
 from .teacher.reload import LiveTeacher
 from .teacher.teacher import TeacherFactory, load_teacher
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}
-"""Largest 1 - cosine that another machine or batch size explains, by compute dtype. Measured on one
-machine: float32 1e-6 (float16 storage), bfloat16 5e-5; a wrong recipe gives 1e-2 and more."""
+"""Largest 1 - cosine due to another machine or batch size, by compute dtype. Measured on one machine:
+float32 1e-6 (float16 storage), bfloat16 5e-5; a wrong recipe gives 1e-2 and more."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Cosines:
-    """Cosine of stored to live embeddings."""
+    """Cosines between stored and live embeddings."""
 
     count: int = 0
     min: float = 1.0
@@ -33,15 +33,15 @@ class Cosines:
 
 
 @dataclass(slots=True)
-class Recheck:
-    """What the live teacher said."""
+class LiveCheck:
+    """Result of a comparison with the live teacher."""
 
     teacher: str
     cosines: dict[Modality, Cosines] = field(default_factory=dict[Modality, Cosines])
     faults: list[str] = field(default_factory=list[str])
 
 
-def recheck(
+def verify_live(
     cache: Cache,
     num_rows: int,
     *,
@@ -50,20 +50,21 @@ def recheck(
     device: str = "auto",
     seed: int = 0,
     make_teacher: TeacherFactory = load_teacher,
-) -> Recheck:
-    """Embed random rows again, all views of ``num_rows`` images and ``num_rows`` texts, and compare.
+) -> LiveCheck:
+    """Embed random rows again, and return how they compare with the targets.
 
     Args:
         cache: the cache.
-        num_rows: rows of each modality, fewer where the cache has fewer.
-        teacher: name in the cache; None is the only one.
-        checkpoint: where the checkpoint is now; None is where it was when it was added.
+        num_rows: images, with all views, and texts; fewer if the cache has fewer.
+        teacher: name in the cache; None: the only one.
+        checkpoint: where the checkpoint is now; None: where it was when it was added.
         device: as for build.
-        seed: of the choice of rows.
+        seed: random seed for choosing rows.
         make_teacher: loads the model.
 
     Raises:
-        SettingError, CheckpointError: the checkpoint is not the one that the cache was made with.
+        CheckpointError: the checkpoint is not found, or damaged.
+        SettingError: it is not the one that the cache was made with.
     """
     if num_rows < 1:
         raise SettingError(f"sample must be at least 1 row, got {num_rows}")
@@ -71,7 +72,7 @@ def recheck(
         cache, teacher=teacher, checkpoint=checkpoint, device=device, make_teacher=make_teacher
     )
     record, embedder = live.record, live.embedder
-    result = Recheck(record.name)
+    result = LiveCheck(record.name)
     chooser = np.random.default_rng(seed)
     for modality, targets in (
         ("image", cache.image_targets(record.name)),
@@ -100,9 +101,9 @@ def _embed_images(
     rows: NDArray[np.int64],
     form: PixelFormat,
     embedder: Embedder,
-    result: Recheck,
+    result: LiveCheck,
 ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    """Return the rows whose images are still those the teacher saw, and their live embeddings."""
+    """Return the rows whose images have not changed, and their live embeddings."""
     size, _ = split_images(form.recipe, record.batch_size["image"], form.num_views)
     found: list[NDArray[np.float16]] = [np.empty((0, record.embed_dim), np.float16)]
     sound: list[int] = []
@@ -142,7 +143,7 @@ def _compare(
     stored_ND: NDArray[np.float16],
     live_ND: NDArray[np.float16],
     record: TeacherRecord,
-    result: Recheck,
+    result: LiveCheck,
 ) -> None:
     if len(stored_ND) == 0:
         return
@@ -153,7 +154,7 @@ def _compare(
     result.cosines[modality] = Cosines(
         count=len(cosine_N), min=float(cosine_N.min()), mean=float(cosine_N.mean())
     )
-    limit = 1 - TOLERANCE[dtype_of(record)]
+    limit = 1 - TOLERANCE[recorded_dtype(record)]
     if cosine_N.min() < limit:
         result.faults.append(
             f"{modality}: {int((cosine_N < limit).sum())} of {len(cosine_N)} embeddings differ from "

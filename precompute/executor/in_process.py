@@ -1,72 +1,51 @@
-"""The engine of one worker, in the process of the driver: nothing is started, nothing is sent."""
+"""The engine with one worker, in the driver's own process: nothing is started, nothing is sent."""
 
-import contextlib
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 
 from ...store.cache import Cache
 from ...store.format.layout import Modality
 from ..teacher.teacher import Teacher
-from .driver import Account, Ended, stopping_on_signals
-from .work_queue import Ledger
-from .worker import FinishedUnit, UnitWorker, WorkOrder
+from .driver import stop_on_signals
+from .messages import FinishedUnit, WorkOrder
+from .totals import BuildTotals
+from .work_queue import WorkQueue
+from .worker import UnitWorker, torch_threads
 
-_ONLY = 0
+_WORKER = 0
 
 
-class HereEngine:
+class InProcessEngine:
     """Makes units in this process."""
 
     def __init__(self, load: Callable[[], Teacher]) -> None:
-        """Remember where the teacher comes from; a build that enrolled it has it loaded."""
+        """Set what returns the teacher; a build that has just added it has it loaded."""
         self._load = load
 
-    def run(self, order: WorkOrder, ledger: Ledger, account: Account) -> None:
+    def run(self, order: WorkOrder, work_queue: WorkQueue, totals: BuildTotals) -> None:
         """See Engine."""
         cache = Cache(order.cache, corpus_roots=order.corpus_roots)
-        with threads_of_torch(order.num_threads):
+        with torch_threads(order.num_threads):
             teacher = self._load()
-            account.ready(teacher.provenance())
-            worker = UnitWorker(order, cache, teacher, _Report(ledger, account))
+            totals.add_provenance(teacher.provenance())
+            worker = UnitWorker(order, cache, teacher, _Report(work_queue, totals))
             stop = threading.Event()
             try:
-                with stopping_on_signals(stop):
-                    worker.run(lambda modality: ledger.take(_ONLY, modality), stop)
+                with stop_on_signals(stop):
+                    worker.run(lambda modality: work_queue.take(_WORKER, modality), stop)
             finally:
-                account.ended(worker_end(worker))
+                totals.add_worker(worker.summarize())
 
 
 class _Report:
-    """Writes into the books directly."""
+    """Passes results on without messages."""
 
-    def __init__(self, ledger: Ledger, account: Account) -> None:
-        self._ledger, self._account = ledger, account
+    def __init__(self, work_queue: WorkQueue, totals: BuildTotals) -> None:
+        self._work_queue, self._totals = work_queue, totals
 
-    def advanced(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
-        self._account.advanced(_ONLY, modality, num_rows, num_rejected)
+    def add_rows(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
+        self._totals.add_rows(_WORKER, modality, num_rows, num_rejected)
 
-    def finished(self, unit: FinishedUnit) -> None:
-        self._ledger.finished(_ONLY, (unit.modality, unit.number))
-        self._account.finished(_ONLY, unit)
-
-
-def worker_end(worker: UnitWorker) -> Ended:
-    """Return what a worker says of itself as it ends."""
-    embedder = worker.embedder
-    return Ended(worker.times, worker.num_decoders, embedder.image_batch, embedder.text_batch)
-
-
-@contextlib.contextmanager
-def threads_of_torch(num_threads: int | None) -> Generator[None]:
-    """Let torch compute in so many CPU threads, and as before afterwards; None: as it is set."""
-    if num_threads is None:
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    def add_unit(self, unit: FinishedUnit) -> None:
+        self._work_queue.finish(_WORKER, (unit.modality, unit.number))
+        self._totals.add_unit(_WORKER, unit)

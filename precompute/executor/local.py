@@ -1,6 +1,6 @@
-"""The engine of several processes on this machine: one for each GPU, or sharing the cores.
+"""The engine with several processes on this machine: one for each GPU, or sharing the cores.
 
-Workers are spawned, never forked: CUDA and the threads of torch do not survive a fork.
+Workers are spawned, never forked: CUDA and torch's threads do not survive a fork.
 """
 
 import contextlib
@@ -17,36 +17,37 @@ from typing import Any
 from ...images.main_module import hide_main_module
 from ...siglip import resolve_device
 from ..teacher.teacher import TeacherFactory
-from .driver import Account, Died, Driver, Message
+from .driver import Driver
+from .messages import Died, Message, WorkOrder
 from .remote_worker import Inbox, serve
+from .totals import BuildTotals
 from .unit import Job
-from .work_queue import Ledger
-from .worker import WorkOrder
+from .work_queue import WorkQueue
 
 _STOP = "stop"
-_KILL_PATIENCE_S = 10.0
+_KILL_TIMEOUT_S = 10.0
 
 
 class LocalEngine:
     """Makes units in processes of this machine."""
 
     def __init__(self, make_teacher: TeacherFactory, *, num_workers: int) -> None:
-        """Remember how a worker loads its teacher; the function is pickled."""
+        """Set how a worker loads its teacher; the function is pickled."""
         self._make_teacher, self._num_workers = make_teacher, num_workers
 
-    def run(self, order: WorkOrder, ledger: Ledger, account: Account) -> None:
+    def run(self, order: WorkOrder, work_queue: WorkQueue, totals: BuildTotals) -> None:
         """See Engine."""
         devices = spread_over_gpus(order.device, self._num_workers)
-        crew = _Processes([replace(order, device=d) for d in devices], self._make_teacher)
-        account.say(f"starting {self._num_workers} workers on {', '.join(dict.fromkeys(devices))}")
-        Driver(crew, self._num_workers, ledger, account).run()
+        pool = _ProcessPool([replace(order, device=d) for d in devices], self._make_teacher)
+        totals.say(f"starting {self._num_workers} workers on {', '.join(dict.fromkeys(devices))}")
+        Driver(pool, self._num_workers, work_queue, totals).run()
 
 
 def spread_over_gpus(device: str, num_workers: int) -> list[str]:
-    """Return each worker's device: the GPUs by turns, unless one device was named.
+    """Return each worker's device: the GPUs in turn, unless one device was named.
 
     Raises:
-        SettingError: there is no such device here.
+        SettingError: this machine has no such device.
     """
     device = resolve_device(device)
     if device != "cuda":
@@ -56,40 +57,40 @@ def spread_over_gpus(device: str, num_workers: int) -> list[str]:
     return [f"cuda:{i % torch.cuda.device_count()}" for i in range(num_workers)]
 
 
-def own_gpu(device: str, local_index: int | None) -> str:
+def own_gpu(device: str, local_rank: int | None) -> str:
     """Return the device of one of several processes that were started alike on this machine.
 
     Args:
-        device: what was asked for; one that is named is taken as it is.
-        local_index: number of the process on this machine; None where nobody said.
+        device: the setting; a named device is returned unchanged.
+        local_rank: rank of the process on this machine; None if unknown.
     """
-    if local_index is None or device not in ("auto", "cuda"):
+    if local_rank is None or device not in ("auto", "cuda"):
         return device
     import torch
 
     num_gpus = torch.cuda.device_count()  # 1 where each process was given its own
-    return f"cuda:{local_index % num_gpus}" if num_gpus > 1 else device
+    return f"cuda:{local_rank % num_gpus}" if num_gpus > 1 else device
 
 
 @dataclass(slots=True)
-class _Process:
-    """One worker, as the driver sees it."""
+class _WorkerProcess:
+    """The driver's view of one worker."""
 
     slot: int
     process: Any
     connection: Connection
     is_open: bool = True
-    """Whether more can be heard of it."""
+    """Whether more messages can come."""
 
 
-class _Processes:
-    """A Crew of processes, each with a pipe."""
+class _ProcessPool:
+    """A WorkerPool of processes, each with a pipe."""
 
     def __init__(self, orders: list[WorkOrder], make_teacher: TeacherFactory) -> None:
         self._orders, self._make_teacher = orders, make_teacher
         self._context = multiprocessing.get_context("spawn")
         self._free_slots = list(range(len(orders)))
-        self._workers: dict[int, _Process] = {}
+        self._workers: dict[int, _WorkerProcess] = {}
 
     def start(self, worker: int) -> None:
         slot = self._free_slots.pop(0)
@@ -100,35 +101,35 @@ class _Processes:
             args=(theirs, order, self._make_teacher),
             name=f"siglip2-cache-worker-{worker}",
         )
-        with hide_main_module(), _signals_held(), _threads_in_environment(order.num_threads):
+        with hide_main_module(), _signals_blocked(), _threads_in_environment(order.num_threads):
             process.start()
         theirs.close()  # so that a worker's death, and ours, close the pipe
-        self._workers[worker] = _Process(slot, process, ours)
+        self._workers[worker] = _WorkerProcess(slot, process, ours)
 
-    def hear(self, timeout_s: float) -> list[tuple[int, Message]]:
+    def receive(self, timeout_s: float) -> list[tuple[int, Message]]:
         sources: dict[Any, int] = {}
         for number, worker in self._workers.items():
             sources[worker.process.sentinel] = number
             if worker.is_open:
                 sources[worker.connection] = number
         found = multiprocessing.connection.wait(list(sources), timeout_s)
-        heard: list[tuple[int, Message]] = []
+        received: list[tuple[int, Message]] = []
         for number in dict.fromkeys(sources[source] for source in found):
             worker = self._workers[number]
             is_dead = worker.process.sentinel in found
-            heard += [(number, message) for message in _drain(worker)]
+            received += [(number, message) for message in _drain(worker)]
             if is_dead:
                 worker.process.join()
                 worker.connection.close()
                 del self._workers[number]
                 self._free_slots.append(worker.slot)
-                heard.append((number, Died(_say_exit(worker.process.exitcode))))
-        return heard
+                received.append((number, Died(_describe_exit(worker.process.exitcode))))
+        return received
 
-    def give(self, worker: int, job: Job | None) -> None:
+    def assign(self, worker: int, job: Job | None) -> None:
         self._send(worker, job)
 
-    def ask_to_stop(self, worker: int) -> None:
+    def request_stop(self, worker: int) -> None:
         self._send(worker, _STOP)
 
     def kill(self, worker: int) -> None:
@@ -139,43 +140,42 @@ class _Processes:
         for worker in self._workers.values():
             worker.process.kill()
         for worker in self._workers.values():
-            worker.process.join(_KILL_PATIENCE_S)
+            worker.process.join(_KILL_TIMEOUT_S)
             worker.connection.close()
         self._workers.clear()
 
     def _send(self, worker: int, what: Any) -> None:
         if worker in self._workers:
-            with contextlib.suppress(OSError):  # it has just died, which is heard next
+            with contextlib.suppress(OSError):  # it has just died; receive reports that next
                 self._workers[worker].connection.send(what)
 
 
-def _drain(worker: _Process) -> list[Message]:
-    """Return what a worker has sent, down to the last message before its death."""
+def _drain(worker: _WorkerProcess) -> list[Message]:
+    """Return all messages of a worker, up to the last one before its death."""
     messages: list[Message] = []
     try:
         while worker.is_open and worker.connection.poll():
             messages.append(worker.connection.recv())
-    except (EOFError, OSError):  # its end is closed, perhaps within a message
+    except (EOFError, OSError):  # its end is closed, perhaps in the middle of a message
         worker.is_open = False
     return messages
 
 
-def _say_exit(exitcode: int) -> str:
+def _describe_exit(exitcode: int) -> str:
     if exitcode >= 0:
         return f"ended with status {exitcode}"
     return f"killed by {signal.Signals(-exitcode).name}"
 
 
 @contextlib.contextmanager
-def _signals_held() -> Generator[None]:
-    """Start a process that Ctrl-C and SIGTERM do not reach before it can ignore them: they are sent to
-    all processes of a terminal or a job, and ending the workers is the driver's business."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
+def _signals_blocked() -> Generator[None]:
+    """Block Ctrl-C and SIGTERM while a process starts, until it can ignore them.
+
+    They are sent to all processes of a terminal or a job, and only the driver ends workers.
+    """
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # else starting the process would, and lift the mask
+    resource_tracker.ensure_running()  # else starting the process does it, and lifts the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
@@ -185,7 +185,7 @@ def _signals_held() -> Generator[None]:
 
 @contextlib.contextmanager
 def _threads_in_environment(num_threads: int | None) -> Generator[None]:
-    """Start a process whose OpenMP counts its threads before torch can be told."""
+    """Set the threads of OpenMP while a process starts: it reads them before torch can be called."""
     before = os.environ.get("OMP_NUM_THREADS")
     if num_threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(num_threads)
@@ -217,13 +217,13 @@ def _work(connection: Connection, order: WorkOrder, make_teacher: TeacherFactory
 
 
 def _listen(connection: Connection, inbox: Inbox) -> None:
-    """Pass on what the driver sends; its death ends this process, whatever it is doing."""
+    """Pass on what the driver sends; end this process at once if the driver dies."""
     try:
         while True:
-            given = connection.recv()
-            if given == _STOP:
-                inbox.ask_to_stop()
+            received = connection.recv()
+            if received == _STOP:
+                inbox.request_stop()
             else:
-                inbox.give(given)
+                inbox.put(received)
     except (EOFError, OSError):
         os._exit(1)

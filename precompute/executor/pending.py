@@ -1,4 +1,4 @@
-"""Which units of a teacher are still to be made."""
+"""Which units of a teacher are still to make."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,11 +13,11 @@ from .unit import Job
 Say = Callable[[str], None]
 
 _SHOWN = 5
-"""Numbers of units that a message names."""
+"""Unit numbers shown in a message."""
 
 
 def roll_forward_units(files: Storage, teacher: str) -> None:
-    """Finish the commits of units whose process died between intent and record."""
+    """Finish commits of units whose process died between the intent and the record."""
     folder = layout.commits_folder(teacher)
     for name in files.names(folder):
         if name.endswith(".intent"):
@@ -36,13 +36,13 @@ def find_jobs(
     """Return the units to make, images first, by number.
 
     Args:
-        cache: as it stands.
+        cache: the cache as it is now.
         teacher: its name.
-        batch_size: samples, or texts, of one batch.
-        retry_rejected: also those of which rows were rejected.
-        say: told of what is damaged and made again.
-        owns: says of a unit's number whether this process is the one that tries its rows again; only then
-            are its files read.
+        batch_size: samples, or texts, in one batch.
+        retry_rejected: also return units with rejected rows.
+        say: called with a warning about each damaged unit, which is made again.
+        owns: returns whether this process retries the rows of a unit, given its number; only then are the
+            unit's files read.
     """
     commits = cache.commits(teacher)
     for message in commits.damaged:
@@ -50,9 +50,8 @@ def find_jobs(
     jobs: list[Job] = []
     for modality in MODALITIES:
         for unit in cache.manifest.units(modality):
-            place = (modality, unit.number)
-            attempt = commits.next_attempt.get(place, 0)
-            done = commits.units.get(place)
+            attempt = commits.next_attempt.get((modality, unit.number), 0)
+            done = commits.units.get((modality, unit.number))
             if done is None:
                 jobs.append(Job(unit, attempt, batch_size[modality]))
             elif done.rejected and retry_rejected:
@@ -63,7 +62,7 @@ def find_jobs(
 
 
 def describe_missing(cache: Cache, jobs: Sequence[Job]) -> str:
-    """Return what is missing, and what to do, for people."""
+    """Return which units are missing and what to do, for a message."""
     parts: list[str] = []
     for modality in MODALITIES:
         numbers = [job.unit.number for job in jobs if job.unit.modality == modality]
@@ -73,11 +72,11 @@ def describe_missing(cache: Cache, jobs: Sequence[Job]) -> str:
             )
             num_all = len(list(cache.manifest.units(modality)))
             parts.append(f"{len(numbers):,} of {num_all:,} {modality} units are missing ({shown})")
-    return f"{' and '.join(parts)}; start those shares again that ended early, or the whole build"
+    return f"{' and '.join(parts)}; restart the ranks that ended early, or the whole build"
 
 
 def _is_sound(files: Storage, commit: UnitRecord, say: Say) -> bool:
-    """Say whether the rows of a unit that are not tried again may be taken over as they are."""
+    """Return whether the files of a unit are intact, so that a retry may keep its other rows."""
     for path, described in commit.files.items():
         try:
             is_same = files.describe(path)["sha256"] == described["sha256"]

@@ -1,44 +1,41 @@
-"""The engine of a Ray cluster: an actor is a worker, on whatever node has room for it.
+"""The engine of a Ray cluster: each worker is an actor, on any node that has room for it.
 
-Actors only talk: messages and units go through Ray, pixels and embeddings do not. They read the corpus
-and write the cache themselves, so every node must see both under the same paths. The driver waits for
-*any* actor and for none in particular: a call on an actor of a node that has gone can hang for a minute.
+Only messages and units go through Ray, not pixels or embeddings: actors read the corpus and write the
+cache themselves, so every node must see both under the same paths. The driver waits for *any* actor, never
+for one in particular: a call of an actor on a lost node can hang for a minute.
 """
 
 import contextlib
-import math
 import platform
 import queue
-import re
-import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ...errors import SettingError
 from ...formatting import first_line, format_count
 from ...siglip import Checkpoint, resolve_checkpoint
 from ..teacher.teacher import Teacher, TeacherFactory
-from .driver import Account, Died, Driver, Ended, Failed, Message
+from .driver import Driver
+from .messages import Died, Ended, Failed, Message, WorkOrder
+from .ray_placement import Placement, connect, import_ray, place_workers
 from .remote_worker import Inbox, serve
+from .totals import BuildTotals
 from .unit import Job
-from .work_queue import Ledger
-from .worker import WorkOrder
+from .work_queue import WorkQueue
 
-_TALK_S = 1.0
-"""An actor that has nothing to say answers after this: a sign of life, and the next question."""
+_POLL_S = 1.0
+"""An actor without messages answers after this time, as a sign of life, and is polled again."""
 
 _SILENCE_S = 120.0
-"""An actor that answered before and is silent for so long is given up. Loading weights can take the
-whole interpreter for a while."""
+"""An actor that has answered before and is silent for so long is taken for dead. Loading weights can block
+its interpreter for a while."""
 
-_START_PATIENCE_S = 60.0
-"""After this a user is told that workers wait for room in the cluster."""
-
-
-_CONNECT_S = 10.0
+_START_WARNING_S = 60.0
+"""After this time without an answer, warn that workers wait for room in the cluster."""
 
 _DEATHS = {
     "is unavailable": "it cannot be reached: killed, or its node is gone",
@@ -47,7 +44,7 @@ _DEATHS = {
     "node died": "its node is gone",
     "SYSTEM_ERROR": "killed, by a signal or for want of memory",
 }
-"""What Ray says of the death of an actor, and what that means."""
+"""Phrases in Ray's errors about dead actors, and what each means."""
 
 
 class RayEngine:
@@ -62,12 +59,12 @@ class RayEngine:
         gpus_per_worker: float | None,
         num_units: int,
     ) -> None:
-        """Remember the cluster, see BuildConfig, and how many units there are to make."""
+        """Set the cluster (see BuildConfig) and how many units there are to make."""
         self._make_teacher, self._address = make_teacher, address
         self._num_workers, self._gpus_per_worker = num_workers, gpus_per_worker
         self._num_units = num_units
 
-    def run(self, order: WorkOrder, ledger: Ledger, account: Account) -> None:
+    def run(self, order: WorkOrder, work_queue: WorkQueue, totals: BuildTotals) -> None:
         """See Engine.
 
         Raises:
@@ -76,217 +73,139 @@ class RayEngine:
         ray = import_ray()
         is_ours = not ray.is_initialized()
         if is_ours:
-            _connect(ray, self._address)
+            connect(ray, self._address)
         try:
-            room = describe_room(ray, order, self._num_workers, self._gpus_per_worker)
-            # After the threads are settled: a resumed build must not take more for its last units.
-            room = replace(room, num_workers=min(room.num_workers, self._num_units))
-            account.say(f"starting {room}")
-            order = replace(order, num_threads=room.threads)
-            crew = _Actors(ray, order, self._make_teacher, room, account.say)
-            Driver(crew, room.num_workers, ledger, account).run()
+            placement = place_workers(ray, order, self._num_workers, self._gpus_per_worker)
+            # After the threads are fixed: a resumed build must not use more of them for its last units.
+            num_workers = min(placement.num_workers, self._num_units)
+            placement = replace(placement, num_workers=num_workers)
+            totals.say(f"starting {placement}")
+            order = replace(order, num_threads=placement.threads)
+            pool = _ActorPool(ray, order, self._make_teacher, placement, totals.say)
+            Driver(pool, num_workers, work_queue, totals).run()
         finally:
             if is_ours:
                 ray.shutdown()
 
 
-def import_ray() -> Any:
-    """Return the module.
-
-    Raises:
-        SettingError: it is not installed.
-    """
-    try:
-        import ray
-    except ImportError:
-        raise SettingError(
-            "engine ray needs Ray, which is not installed: pip install 'siglip2-cache[ray]'"
-        ) from None
-    return ray
-
-
-def _connect(ray: Any, address: str | None) -> None:
-    try:
-        if address is not None and (found := re.fullmatch(r"([^/:]+):([0-9]{1,5})", address)):
-            # Ray itself would try for many minutes.
-            socket.create_connection((found[1], int(found[2])), _CONNECT_S).close()
-        ray.init(address=address, log_to_driver=False, logging_level="warning")
-    except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        raise SettingError(
-            f"there is no Ray cluster at {address or 'RAY_ADDRESS'} ({first_line(error)}); start one "
-            "with ray start --head, or name another with --address"
-        ) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """How many workers there are to be, and what each gets."""
-
-    num_workers: int
-    threads: int
-    gpus: float
-    num_nodes: int
-
-    def __str__(self) -> str:
-        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return (
-            f"{format_count(self.num_workers, 'worker')} on a Ray cluster of "
-            f"{format_count(self.num_nodes, 'node')}, each with {self.threads} CPU{gpus}"
-        )
-
-
-def describe_room(
-    ray: Any, order: WorkOrder, num_workers: int | None, gpus_per_worker: float | None
-) -> Room:
-    """Return what a cluster has room for, or what was asked.
-
-    Raises:
-        SettingError: no node has a CPU, or the GPUs of one worker.
-    """
-    alive: list[dict[str, float]] = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    num_gpus = sum(node.get("GPU", 0.0) for node in alive)
-    if gpus_per_worker is None:
-        gpus_per_worker = 1.0 if num_gpus and order.device != "cpu" else 0.0
-    # A head is often started without CPUs, so that no work comes to it.
-    nodes = [node for node in alive if node.get("CPU", 0.0) >= 1]
-    if not nodes:
-        raise SettingError(
-            f"no node of the Ray cluster has a CPU for workers ({format_count(len(alive), 'node')}); start "
-            "one with ray start --address HEAD --num-cpus N"
-        )
-    nodes = [node for node in nodes if node.get("GPU", 0.0) >= gpus_per_worker]
-    if not nodes:
-        raise SettingError(
-            f"a worker is to have {gpus_per_worker:g} GPU, and no node of the Ray cluster has so many "
-            f"({num_gpus:g} in {format_count(len(alive), 'node')}); lower --gpus-per-worker"
-        )
-    if num_workers is None:
-        num_workers = len(nodes)
-        if gpus_per_worker:
-            num_workers = sum(int(node["GPU"] / gpus_per_worker) for node in nodes)
-    share = int(min(node["CPU"] for node in nodes) // math.ceil(num_workers / len(nodes)))
-    threads = order.num_threads or max(1, share)
-    return Room(num_workers, threads, gpus_per_worker, len(nodes))
-
-
 @dataclass(slots=True)
-class _Remote:
-    """One actor, as the driver sees it."""
+class _ActorState:
+    """The driver's view of one actor."""
 
     actor: Any
-    asked_at: float
+    polled_at: float
     answer: Any = None
-    """Reference to what it will say next; None where it was not asked."""
+    """Reference to its next messages; None if it has not been polled."""
 
-    given: list[Job | None] = field(default_factory=list["Job | None"])
-    """To be told with the next question."""
+    assigned: list[Job | None] = field(default_factory=list["Job | None"])
+    """Units to send with the next poll."""
 
     is_to_stop: bool = False
-    has_spoken: bool = False
+    has_answered: bool = False
 
 
-class _Actors:
-    """A Crew of actors, each asked again and again what it has to say."""
+class _ActorPool:
+    """A WorkerPool of actors, each polled for its messages."""
 
     def __init__(
         self,
         ray: Any,
         order: WorkOrder,
         make_teacher: TeacherFactory,
-        room: Room,
+        placement: Placement,
         say: Callable[[str], None],
     ) -> None:
         self._ray, self._say, self._order, self._make_teacher = ray, say, order, make_teacher
         self._actor_class = ray.remote(
-            num_cpus=room.threads,
-            num_gpus=room.gpus,
-            max_restarts=0,  # a successor is the driver's business
+            num_cpus=placement.threads,
+            num_gpus=placement.gpus,
+            max_restarts=0,  # the driver starts successors
             max_task_retries=0,
             scheduling_strategy="SPREAD",
-            # Ray would set it by itself, to another number in each version.
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(room.threads)}},
+            # Ray's own default differs from version to version.
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(placement.threads)}},
         )(_Actor)
-        self._workers: dict[int, _Remote] = {}
+        self._workers: dict[int, _ActorState] = {}
         self._dead: list[tuple[int, Message]] = []
-        self._is_told = False
+        self._has_warned = False
 
     def start(self, worker: int) -> None:
         actor = self._actor_class.remote(self._order, self._make_teacher)
-        self._workers[worker] = _Remote(actor, time.monotonic())
+        self._workers[worker] = _ActorState(actor, time.monotonic())
 
-    def hear(self, timeout_s: float) -> list[tuple[int, Message]]:
+    def receive(self, timeout_s: float) -> list[tuple[int, Message]]:
         waiting: dict[Any, int] = {}
         for number, worker in self._workers.items():
             if worker.answer is None:
-                worker.answer = worker.actor.talk.remote(worker.given, worker.is_to_stop)
-                worker.given, worker.asked_at = [], time.monotonic()
+                worker.answer = worker.actor.poll.remote(worker.assigned, worker.is_to_stop)
+                worker.assigned, worker.polled_at = [], time.monotonic()
             waiting[worker.answer] = number
-        heard, self._dead = self._dead, []
+        received, self._dead = self._dead, []
         if waiting:
-            self._ray.wait(list(waiting), num_returns=1, timeout=0 if heard else timeout_s)
+            self._ray.wait(list(waiting), num_returns=1, timeout=0 if received else timeout_s)
             ready, _ = self._ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
             for answer in ready:
-                heard += self._read(waiting[answer])
-        return heard + self._find_silent()
+                received += self._read(waiting[answer])
+        return received + self._find_silent()
 
-    def give(self, worker: int, job: Job | None) -> None:
+    def assign(self, worker: int, job: Job | None) -> None:
         if worker in self._workers:
-            self._workers[worker].given.append(job)
+            self._workers[worker].assigned.append(job)
 
-    def ask_to_stop(self, worker: int) -> None:
+    def request_stop(self, worker: int) -> None:
         if worker in self._workers:
             self._workers[worker].is_to_stop = True
 
     def kill(self, worker: int) -> None:
         if worker in self._workers:
-            self._bury(worker, "killed")
+            self._remove(worker, "killed")
 
     def close(self) -> None:
         for worker in list(self._workers):
             with contextlib.suppress(
                 Exception
-            ):  # the cluster is gone, and what ends the build is known
-                self._bury(worker, "killed")
+            ):  # the cluster is gone; the build ends for that reason
+                self._remove(worker, "killed")
 
     def _read(self, number: int) -> list[tuple[int, Message]]:
-        """Return what an actor has said, or that it is dead."""
+        """Return the messages of an actor; remove it if it is dead."""
         worker = self._workers[number]
         try:
-            messages: list[Message] = self._ray.get(worker.answer, timeout=_TALK_S)
+            messages: list[Message] = self._ray.get(worker.answer, timeout=_POLL_S)
         except self._ray.exceptions.RayError as error:
-            self._bury(number, say_death(error))
+            self._remove(number, describe_death(error))
             return []
-        worker.answer, worker.has_spoken = None, True
+        worker.answer, worker.has_answered = None, True
         if any(isinstance(message, Ended | Failed) for message in messages):
-            self._bury(number, "ended")
+            self._remove(number, "ended")
         return [(number, message) for message in messages]
 
     def _find_silent(self) -> list[tuple[int, Message]]:
         now = time.monotonic()
         for number, worker in list(self._workers.items()):
-            silent_s = now - worker.asked_at
-            if worker.has_spoken and silent_s > _SILENCE_S:
-                self._bury(number, f"silent for {silent_s:.0f} s")
-        late = [w for w in self._workers.values() if not w.has_spoken]
-        if any(now - w.asked_at > _START_PATIENCE_S for w in late) and not self._is_told:
-            self._is_told = True
+            silent_s = now - worker.polled_at
+            if worker.has_answered and silent_s > _SILENCE_S:
+                self._remove(number, f"silent for {silent_s:.0f} s")
+        late = [w for w in self._workers.values() if not w.has_answered]
+        if any(now - w.polled_at > _START_WARNING_S for w in late) and not self._has_warned:
+            self._has_warned = True
             free = self._ray.available_resources()
             self._say(
                 f"warning: {len(late)} of {format_count(len(self._workers), 'worker')} wait for room in the "
                 f"Ray cluster, which has {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs "
-                "free; the others go on; --workers and --threads say how much is wanted"
+                "free; the others continue; lower --workers or --threads to need less"
             )
         return []
 
-    def _bury(self, number: int, reason: str) -> None:
-        """Let go of an actor, which must not go on where it is only thought dead; never waits."""
+    def _remove(self, number: int, reason: str) -> None:
+        """Kill and forget an actor, even one that only seems dead; never wait for it."""
         worker = self._workers.pop(number)
         self._ray.kill(worker.actor, no_restart=True)
         self._dead.append((number, Died(reason)))
 
 
-def say_death(error: Exception) -> str:
-    """Return in a few words how an actor died, of Ray's many lines."""
+def describe_death(error: Exception) -> str:
+    """Return in a few words how an actor died; Ray's own error has many lines."""
     text = str(error)
     for sign, words in _DEATHS.items():
         if sign in text:
@@ -298,48 +217,45 @@ def say_death(error: Exception) -> str:
 
 
 class _Actor:
-    """A worker in a thread of an actor, so that the actor can talk meanwhile."""
+    """A worker in a thread of an actor, so that the actor can answer polls meanwhile."""
 
     def __init__(self, order: WorkOrder, make_teacher: TeacherFactory) -> None:
         self._outbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._inbox = Inbox(self._outbox.put)
         if not order.cache.is_dir():
-            self._outbox.put(Failed(_not_here(order)))
+            self._outbox.put(Failed(_missing_cache(order)))
             return
-        arguments = (order, _Loading(make_teacher), self._outbox.put, self._inbox)
+        load = partial(_load_on_node, make_teacher)
+        arguments = (order, load, self._outbox.put, self._inbox)
         threading.Thread(target=serve, args=arguments, daemon=True).start()
 
-    def talk(self, given: list[Job | None], is_to_stop: bool) -> list[Message]:
-        """Take what the driver gives, and return what there is to say; waits a second for it."""
-        for job in given:
-            self._inbox.give(job)
+    def poll(self, assigned: list[Job | None], is_to_stop: bool) -> list[Message]:
+        """Take units from the driver and return the messages for it; wait up to a second for one."""
+        for job in assigned:
+            self._inbox.put(job)
         if is_to_stop and not self._inbox.stop.is_set():
-            self._inbox.ask_to_stop()
+            self._inbox.request_stop()
         messages: list[Message] = []
         try:
-            messages.append(self._outbox.get(timeout=_TALK_S))
+            messages.append(self._outbox.get(timeout=_POLL_S))
             while True:
                 messages.append(self._outbox.get_nowait())
         except queue.Empty:
             return messages
 
 
-def _not_here(order: WorkOrder) -> SettingError:
+def _missing_cache(order: WorkOrder) -> SettingError:
     return SettingError(
         f"{order.cache} is not on node {platform.node()} of the Ray cluster; the cache and the corpus "
-        "must lie on a file system that all nodes have under the same path"
+        "must be on a file system that all nodes have under the same path"
     )
 
 
-class _Loading:
-    """Loads a teacher on another machine than the driver's."""
-
-    def __init__(self, make_teacher: TeacherFactory) -> None:
-        self._make_teacher = make_teacher
-
-    def __call__(self, checkpoint: Checkpoint, device: str, dtype: str) -> Teacher:
-        if checkpoint.revision is not None and not checkpoint.folder.is_dir():
-            # The hub's cache lies elsewhere here; a commit is the same everywhere.
-            found = resolve_checkpoint(checkpoint.given, revision=checkpoint.revision)
-            checkpoint = replace(checkpoint, folder=found.folder)
-        return self._make_teacher(checkpoint, device, dtype)
+def _load_on_node(
+    make_teacher: TeacherFactory, checkpoint: Checkpoint, device: str, dtype: str
+) -> Teacher:
+    """Load a teacher on another machine than the driver's, where the hub's cache is another folder."""
+    if checkpoint.revision is not None and not checkpoint.folder.is_dir():
+        found = resolve_checkpoint(checkpoint.given, revision=checkpoint.revision)
+        checkpoint = replace(checkpoint, folder=found.folder)
+    return make_teacher(checkpoint, device, dtype)

@@ -1,6 +1,6 @@
-"""A worker away from its driver: what it is given comes in, what it has to say goes out.
+"""A worker in another process than its driver: units come in, messages go out.
 
-How the two travel is the business of the engine: through a pipe, or as calls of an actor.
+How they travel is the engine's concern: through a pipe, or as calls of a Ray actor.
 """
 
 import contextlib
@@ -14,68 +14,76 @@ from ...errors import CacheError
 from ...store.cache import Cache
 from ...store.format.layout import Modality
 from ..teacher.teacher import TeacherFactory
-from .driver import Advanced, Failed, Message, Ready, Wants
-from .in_process import threads_of_torch, worker_end
+from .messages import (
+    Advanced,
+    BuildInterrupted,
+    Failed,
+    FinishedUnit,
+    Message,
+    Ready,
+    Request,
+    WorkOrder,
+)
 from .unit import Job
-from .worker import BuildInterrupted, FinishedUnit, UnitWorker, WorkOrder
+from .worker import UnitWorker, torch_threads
 
 Send = Callable[[Message], None]
-"""Takes a message to the driver; called from several threads."""
+"""Sends a message to the driver; called from several threads."""
 
 
 class Inbox:
-    """What the driver gave and the worker has not taken yet."""
+    """Units that the driver assigned and the worker has not taken yet."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._given: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.stop = threading.Event()
 
     def take(self, modality: Modality | None) -> Job | None:
-        """Ask the driver for a unit and wait for the answer; see Take (workers.py)."""
-        self._send(Wants(modality))
-        return self._given.get()
+        """Request a unit from the driver and wait for the answer; see ``worker.Take``."""
+        self._send(Request(modality))
+        return self._jobs.get()
 
-    def give(self, job: Job | None) -> None:
-        """Answer what the worker wanted."""
-        self._given.put(job)
+    def put(self, job: Job | None) -> None:
+        """Add the driver's answer to a request."""
+        self._jobs.put(job)
 
-    def ask_to_stop(self) -> None:
-        """Let the worker end after the batch at hand."""
+    def request_stop(self) -> None:
+        """Let the worker end after its current batch."""
         self.stop.set()
-        self._given.put(None)  # it may be waiting
+        self._jobs.put(None)  # it may be waiting
 
 
 def serve(order: WorkOrder, make_teacher: TeacherFactory, send: Send, inbox: Inbox) -> None:
-    """Load the teacher and make units until there are none; whatever happens, the driver is told."""
+    """Load the teacher and make units until there are none; send the driver any error."""
     try:
         cache = Cache(order.cache, corpus_roots=order.corpus_roots)
-        with threads_of_torch(order.num_threads):
+        with torch_threads(order.num_threads):
             teacher = make_teacher(order.checkpoint, order.device, order.compute_dtype)
             send(Ready(teacher.provenance()))
             worker = UnitWorker(order, cache, teacher, _Report(send))
-            with contextlib.suppress(BuildInterrupted):  # the driver knows
+            with contextlib.suppress(BuildInterrupted):  # the driver requested it
                 worker.run(inbox.take, inbox.stop)
-        send(worker_end(worker))
+        send(worker.summarize())
     except Exception as error:
-        send(Failed(_portable(error)))
+        send(Failed(_picklable(error)))
 
 
 class _Report:
-    """Tells the driver."""
+    """Sends results to the driver."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
 
-    def advanced(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
+    def add_rows(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
         self._send(Advanced(modality, num_rows, num_rejected))
 
-    def finished(self, unit: FinishedUnit) -> None:
+    def add_unit(self, unit: FinishedUnit) -> None:
         self._send(unit)
 
 
-def _portable(error: Exception) -> Exception:
-    """Return an error that survives the way to the driver; that of a bug takes its traceback along."""
+def _picklable(error: Exception) -> Exception:
+    """Return an error that can be sent to the driver; that of a bug keeps its traceback as a note."""
     if not isinstance(error, CacheError):
         error.add_note(f"in a worker:\n{traceback.format_exc()}")
     try:

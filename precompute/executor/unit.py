@@ -1,7 +1,7 @@
-"""Units: which rows to embed, their embedding batch by batch, and the commit that ends each.
+"""Units: which rows to embed, embedding them batch by batch, and committing them.
 
-A unit is made whole in memory and committed whole, so whoever makes it, here, in another process or
-on another machine, the result is one record or nothing.
+A unit is made in memory and committed as a whole, so wherever it is made, the result is one record or
+nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +18,7 @@ from ...images.image import DecodedBatch, DecodedImage, ImageRef
 from ...store.cache import Cache
 from ...store.format import layout
 from ...store.format.catalog import IMAGES_SCHEMA, encode_table
+from ...store.format.layout import Modality
 from ...store.format.manifest import Unit
 from ...store.format.shard import encode_shard
 from ...store.format.transaction import Transaction
@@ -28,9 +29,13 @@ _NOT_FINITE = "the teacher returned an embedding that is not finite"
 _IMAGES = {"row": pl.Int64, "width": pl.Int32, "height": pl.Int32, "sha256": pl.Binary}
 
 
+UnitId = tuple[Modality, int]
+"""Modality and number of a unit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A unit to be made: for the first time, or again for the sake of its rejected rows."""
+    """A unit to make: for the first time, or again to retry its rejected rows."""
 
     unit: Unit
     attempt: int
@@ -38,7 +43,16 @@ class Job:
     """Samples whose views, or texts, make up one batch."""
 
     previous: UnitRecord | None = None
-    """The commit whose rejected rows are tried again."""
+    """The commit whose rejected rows are retried."""
+
+    def __str__(self) -> str:
+        unit = self.unit
+        return f"{unit.modality} unit {unit.number} (rows {unit.rows.first}..{unit.rows.end - 1})"
+
+    @property
+    def id(self) -> UnitId:
+        """Modality and number of the unit."""
+        return self.unit.modality, self.unit.number
 
     @property
     def num_wanted(self) -> int:
@@ -55,17 +69,17 @@ class UnitRows:
     """(n, views, embed_dim) or (n, embed_dim); NaN until embedded."""
 
     images: list[DecodedImage | None]
-    """What the decoder said of each image; empty for texts."""
+    """The decoder's result for each image; empty for texts."""
 
     rejected: dict[int, str]
     wanted: NDArray[np.bool_]
-    """(n,) rows to embed: all, or those rejected before."""
+    """(n,) rows to embed: all, or those of the previous attempt that were rejected."""
 
     forward_size: int = 0
     """Smallest forward pass used."""
 
     num_left: int = 0
-    """Batches to come."""
+    """Batches that are not embedded yet."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,7 +91,7 @@ class StageTimes:
     forward_s: float = 0.0
     write_s: float = 0.0
     wait_s: float = field(default=0.0)
-    """Seconds that the teacher waited for pixels."""
+    """Time in which the teacher waited for pixels."""
 
     def __add__(self, other: "StageTimes") -> "StageTimes":
         return StageTimes(
@@ -90,7 +104,7 @@ class StageTimes:
 
 
 def unit_images(cache: Cache, unit: Unit) -> list[ImageRef]:
-    """Return where the images of a unit lie and which views are wanted, in row order."""
+    """Return where the images of a unit are and which views to embed, in row order."""
     refs = image_refs(cache, unit.rows)
     _refuse_other_rows(cache, unit, [ref.row for ref in refs])
     return refs
@@ -119,7 +133,7 @@ def _refuse_other_rows(cache: Cache, unit: Unit, rows: list[int]) -> None:
 
 
 def open_rows(cache: Cache, teacher: str, job: Job) -> UnitRows:
-    """Return the rows of a unit before work: NaN, or for another attempt what the last one made."""
+    """Return the rows of a unit before embedding: NaN, or for a retry those of the last attempt."""
     unit = job.unit
     array = cache.manifest.array_layout(unit.modality, cache.teacher(teacher).embed_dim)
     count = unit.rows.count
@@ -128,7 +142,7 @@ def open_rows(cache: Cache, teacher: str, job: Job) -> UnitRows:
     images: list[DecodedImage | None] = [None] * count if unit.modality == "image" else []
     forward_size = 0
     if job.previous is not None:
-        # Read, not mapped: a map would keep the old shard on the disk when the new one replaces it.
+        # Read, not mapped: a map would keep the old shard on disk after the new one replaces it.
         cache.targets(unit.modality, teacher).read_part(unit.number, 0, values)
         wanted[:] = [row in job.previous.rejected for row in _numbers(unit)]
         forward_size = job.previous.batch_size
@@ -141,8 +155,8 @@ def open_rows(cache: Cache, teacher: str, job: Job) -> UnitRows:
 def wanted_batches(wanted: NDArray[np.bool_], size: int) -> Iterator[slice]:
     """Yield the batches of a unit that hold a wanted row.
 
-    A batch is always the same rows, so that a row embedded again meets the same neighbours: rounding
-    may depend on the place in a batch.
+    A batch always has the same rows, so that a retried row has the same neighbours: rounding may depend
+    on the position in a batch.
     """
     for first in range(0, len(wanted), size):
         if wanted[first : first + size].any():
@@ -152,7 +166,7 @@ def wanted_batches(wanted: NDArray[np.bool_], size: int) -> Iterator[slice]:
 def image_batches(
     cache: Cache, teacher: str, jobs: Iterable[Job]
 ) -> Iterator[tuple[tuple[UnitRows, slice], Sequence[ImageRef]]]:
-    """Yield ((rows, which of them), images) for the decoder, unit after unit."""
+    """Yield ((rows of the unit, which of them), images) for the decoder, unit after unit."""
     for job in jobs:
         rows = open_rows(cache, teacher, job)
         refs = unit_images(cache, job.unit)
@@ -161,7 +175,7 @@ def image_batches(
 
 
 def fill_images(batch: DecodedBatch, embedder: Embedder) -> Callable[[], None]:
-    """Start the teacher on a decoded batch; the function returned waits and fills its rows."""
+    """Start the teacher on a decoded batch; return a function that waits and fills its rows."""
     rows, where = batch.tag
     images = list(batch.images)
     num_views = batch.pixels.shape[1]
@@ -194,7 +208,7 @@ def fill_images(batch: DecodedBatch, embedder: Embedder) -> Callable[[], None]:
 def fill_texts(
     rows: UnitRows, where: slice, texts: Sequence[str], embedder: Embedder
 ) -> Callable[[], None]:
-    """Start the teacher on some texts of a unit; the function returned waits and fills its rows."""
+    """Start the teacher on some texts of a unit; return a function that waits and fills its rows."""
     wait = embedder.start_texts(texts[where])
     size = embedder.text_batch
 
@@ -211,11 +225,11 @@ def fill_texts(
 
 
 def commit_unit(cache: Cache, teacher: str, rows: UnitRows, provenance: Mapping[str, Any]) -> bool:
-    """Write and publish a finished unit; False where another process had published it."""
+    """Write and publish a finished unit; return False if another process had published it."""
     job, unit = rows.job, rows.job.unit
     previous = job.previous
     if previous is not None and dict(previous.rejected) == rows.rejected:
-        return False  # nothing was gained: the last attempt stands
+        return False  # the retry changed nothing: keep the last attempt
     array = cache.manifest.array_layout(unit.modality, cache.teacher(teacher).embed_dim)
     record = layout.unit_record(teacher, unit.modality, unit.number, job.attempt)
     transaction = Transaction(cache.files, record)

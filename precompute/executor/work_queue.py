@@ -1,7 +1,7 @@
-"""What is left to make, who is at it, and what to do about what a worker that died was making.
+"""The queue of units to make: which worker makes which, and what happens to the units of a dead worker.
 
-A unit is handed to one worker at a time. Where two come to make one all the same, for one of them was
-thought dead, the commit protocol makes that harmless.
+A unit is given to one worker at a time. If two make one all the same, because one of them only seemed
+dead, the commit protocol lets the first win.
 """
 
 import threading
@@ -10,92 +10,88 @@ from collections.abc import Callable, Iterable
 
 from ...errors import BuildError
 from ...store.format.layout import MODALITIES, Modality
-from .unit import Job
+from .unit import Job, UnitId
 
-Place = tuple[Modality, int]
-"""Modality and number of a unit."""
-
-_FATAL_DEATHS = 3
-"""Workers that may die over one unit before the unit is to blame."""
+_MAX_CRASHES = 3
+"""Workers that may die making one unit before the unit is blamed."""
 
 
-class Ledger:
-    """Units to be made, images first. May be asked from several threads."""
+class WorkQueue:
+    """Units to make, images first. Thread-safe."""
 
     def __init__(
-        self, jobs: Iterable[Job], more: Callable[[set[Place]], list[Job]] | None = None
+        self, jobs: Iterable[Job], more: Callable[[set[UnitId]], list[Job]] | None = None
     ) -> None:
-        """Take the jobs.
+        """Fill the queue.
 
         Args:
             jobs: units of this build.
-            more: asked for further jobs when these are handed out, until it has none; is told the
-                units that are being made.
+            more: called with the units in work whenever the queue is empty, for further units, until it
+                returns none.
         """
         self._lock = threading.Lock()
         self._waiting: dict[Modality, deque[Job]] = {m: deque() for m in MODALITIES}
         self._suspects: deque[Job] = deque()
-        self._held: dict[int, dict[Place, Job]] = {}
-        self._deaths: Counter[Place] = Counter()
-        self._more = more  # None once it has had none
+        self._in_work: dict[int, dict[UnitId, Job]] = {}
+        self._crashes: Counter[UnitId] = Counter()
+        self._more = more  # None once it has returned none
         self._add(jobs)
 
     @property
     def num_waiting(self) -> int:
-        """Units that nobody is making."""
+        """Units that no worker makes now."""
         return len(self._suspects) + sum(map(len, self._waiting.values()))
 
     @property
     def is_done(self) -> bool:
         """Whether every unit is made, and there are no more."""
         with self._lock:
-            is_held = any(self._held.values())
-            return self.num_waiting == 0 and not is_held and self._more is None
+            is_busy = any(self._in_work.values())
+            return self.num_waiting == 0 and not is_busy and self._more is None
 
     def take(self, worker: int, modality: Modality | None) -> Job | None:
-        """Hand a unit to a worker: of one modality, or (None) of any; None where there is none now.
+        """Return a unit for a worker, of one modality or (None) of any; None if there is none now.
 
-        Of the units that a worker held when it died any may have killed it. Each of them is made
-        after all others, by a worker that has no other unit, so that the next death is its own.
+        If a worker dies with several units in work, any of them may have crashed it. Each of these is
+        made after all others, by a worker that has no other unit, so that the next crash is its own.
         """
         with self._lock:
-            held = self._held.setdefault(worker, {})
-            if any(self._deaths[place] for place in held):
+            in_work = self._in_work.setdefault(worker, {})
+            if any(self._crashes[unit] for unit in in_work):
                 return None
             job = self._next(modality)
             if job is not None:
-                held[_place(job)] = job
+                in_work[job.id] = job
             return job
 
-    def finished(self, worker: int, place: Place) -> None:
-        """Note that a unit stands in the cache."""
+    def finish(self, worker: int, unit: UnitId) -> None:
+        """Remove a unit that is committed."""
         with self._lock:
-            self._held.get(worker, {}).pop(place, None)
+            self._in_work.get(worker, {}).pop(unit, None)
 
-    def released(self, worker: int) -> list[Job]:
-        """Take back what a worker held that ended without finishing it."""
+    def release(self, worker: int) -> list[Job]:
+        """Put back the units of a worker that ended normally, and return them."""
         with self._lock:
-            jobs = list(self._held.pop(worker, {}).values())
+            jobs = list(self._in_work.pop(worker, {}).values())
             self._add(jobs)
             return jobs
 
-    def died(self, worker: int, reason: str) -> list[Job]:
-        """Take back what a worker held when it died.
+    def fail(self, worker: int, reason: str) -> list[Job]:
+        """Put back the units of a worker that died, as suspects, and return them.
 
         Raises:
-            BuildError: its unit was the death of others before.
+            BuildError: one of them has crashed several workers.
         """
         with self._lock:
-            jobs = list(self._held.pop(worker, {}).values())
+            jobs = list(self._in_work.pop(worker, {}).values())
             for job in jobs:
-                self._deaths[_place(job)] += 1
+                self._crashes[job.id] += 1
                 self._suspects.append(job)
         for job in jobs:
-            if self._deaths[_place(job)] >= _FATAL_DEATHS:
+            if self._crashes[job.id] >= _MAX_CRASHES:
                 raise BuildError(
-                    f"{describe(job)} was the death of {_FATAL_DEATHS} workers, the last {reason}; "
-                    "where memory ran out, take fewer --workers or --decode-workers, or a smaller "
-                    "--batch-size; finished units are kept"
+                    f"{job} crashed {_MAX_CRASHES} workers (last: {reason}); if memory ran out, use fewer "
+                    "--workers or --decode-workers, or a smaller --batch-size; finished units are kept"
                 )
         return jobs
 
@@ -109,7 +105,7 @@ class Ledger:
         if self._suspects:
             return self._suspects.popleft()
         if self._more is not None:
-            found = self._more({place for held in self._held.values() for place in held})
+            found = self._more({unit for units in self._in_work.values() for unit in units})
             if found:
                 self._add(found)
                 return self._next(None)
@@ -119,13 +115,3 @@ class Ledger:
     def _add(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
             self._waiting[job.unit.modality].append(job)
-
-
-def describe(job: Job) -> str:
-    """Name a unit for people."""
-    unit = job.unit
-    return f"{unit.modality} unit {unit.number} (rows {unit.rows.first}..{unit.rows.end - 1})"
-
-
-def _place(job: Job) -> Place:
-    return job.unit.modality, job.unit.number

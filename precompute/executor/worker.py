@@ -1,7 +1,6 @@
-"""Where units are made: one teacher on one device, whatever process or machine that is in.
+"""A worker: one teacher on one device, which makes and commits units.
 
-A worker takes units, makes them and commits them; it shares nothing with other workers but the cache,
-so engines of several processes or machines (engine.py) are so many of these.
+Workers share nothing but the cache, so they may run in any process on any machine.
 """
 
 import contextlib
@@ -9,21 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...cores import decoders_for, num_cores
-from ...errors import BuildError
 from ...images.decoder import Decoder
 from ...images.image import DecodedBatch, PixelFormat
-from ...images.pixels import Decode
-from ...siglip import Checkpoint
 from ...store.cache import Cache
 from ...store.format import layout
 from ...store.format.layout import Modality
-from ...store.io.location import Location
 from ..teacher.embedder import Embedder
 from ..teacher.teacher import Teacher
+from .messages import BuildInterrupted, Ended, FinishedUnit, WorkOrder
 from .unit import (
     Job,
     StageTimes,
@@ -38,75 +33,21 @@ from .unit import (
 )
 
 
-class BuildInterrupted(BuildError):  # noqa: N818 - an interruption is not an error
-    """The user stopped the build; what was committed stays."""
-
-    def __init__(
-        self, message: str = "stopped; finished units are kept, run the same command to go on"
-    ) -> None:
-        super().__init__(message)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkOrder:
-    """What a worker must know of a build, in whatever process it is. Picklable."""
-
-    cache: Location
-    """Absolute path of the cache's folder."""
-
-    corpus_roots: Mapping[str, str]
-    teacher: str
-    """Name of the teacher in the cache."""
-
-    checkpoint: Checkpoint
-    """As it was recorded."""
-
-    device: str
-    compute_dtype: str
-    image_batch: int
-    """Views in one forward pass."""
-
-    text_batch: int
-    """Texts in one forward pass."""
-
-    decode: Decode
-    num_decoders: int | None
-    """Decoding processes of this worker; 0 decodes in the worker itself; None: one for each thread of
-    its teacher, at most 16."""
-
-    sample_timeout_s: float
-    num_threads: int | None
-    """CPU threads of the teacher; None: as many as torch takes by itself."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinishedUnit:
-    """A unit that needs no more work."""
-
-    modality: Modality
-    number: int
-    is_ours: bool
-    """False where another worker had committed it, or trying again gained nothing."""
-
-    num_wanted: int
-    num_rejected: int
-
-
 class Report(Protocol):
-    """Who is told how the work goes. Called from two threads."""
+    """Receives the results of a worker. Called from two threads."""
 
-    def advanced(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
-        """Hear of embedded and rejected rows."""
+    def add_rows(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
+        """Count embedded and rejected rows."""
         ...
 
-    def finished(self, unit: FinishedUnit) -> None:
-        """Hear of a unit that stands in the cache."""
+    def add_unit(self, unit: FinishedUnit) -> None:
+        """Count a unit that needs no more work."""
         ...
 
 
 Take = Callable[[Modality | None], Job | None]
-"""Gives a worker its next unit: of a modality, None where there is none for it now; or (asked for
-None) of any, which may wait for one to turn up, None where there is nothing left to do."""
+"""Returns the next unit for a worker. With a modality: one of that modality, or None if there is none
+now. With None: one of any modality, waiting for it if need be, or None if there is nothing left to do."""
 
 
 class UnitWorker:
@@ -124,11 +65,11 @@ class UnitWorker:
         self._stop = threading.Event()
 
     def run(self, take: Take, stop: threading.Event) -> None:
-        """Make units until there are none; all that was finished is committed however this ends.
+        """Make units until there are none; finished units are committed however this ends.
 
         Raises:
-            BuildInterrupted: stop was set; the batch at hand was finished.
-            CacheError: the disk is full, the decoders cannot start, memory does not do for one row.
+            BuildInterrupted: stop was set; the current batch was finished.
+            CacheError: the disk is full, the decoders cannot start, memory is too small for one row.
         """
         self._stop = stop
         provenance = self.embedder.teacher.provenance()
@@ -140,11 +81,16 @@ class UnitWorker:
                     self._embed_images(jobs, first.batch_size, writer)
                 else:
                     self._embed_texts(jobs, writer)
-                writer.settle()  # or who waits for another's unit could wait for one of its own
+                writer.flush()  # else a worker could wait for a unit that it has not written yet itself
             if stop.is_set():
                 raise BuildInterrupted
         finally:
-            writer.finish()
+            writer.close()
+
+    def summarize(self) -> Ended:
+        """Return the times, decoders and batch sizes of this worker."""
+        embedder = self.embedder
+        return Ended(self.times, self.num_decoders, embedder.image_batch, embedder.text_batch)
 
     def _embed_images(self, jobs: Iterator[Job], batch_images: int, writer: "_Writer") -> None:
         order, times = self._order, self.times
@@ -206,12 +152,12 @@ class UnitWorker:
         wait()
         self.times.forward_s += time.perf_counter() - started
         num_wanted = int(rows.wanted[where].sum())
-        self._report.advanced(modality, num_wanted, len(rows.rejected) - before)
+        self._report.add_rows(modality, num_wanted, len(rows.rejected) - before)
         if rows.num_left == 0:
             writer.submit(rows)
 
     def _pipeline(self, batches: Iterator[Any], start: Callable[[Any], Callable[[], None]]) -> None:
-        """Start each batch before the one before it is waited for: the device is never idle."""
+        """Start each batch before waiting for the previous one, so that the device is never idle."""
         pending: Callable[[], None] | None = None
         for batch in batches:
             following = start(batch)
@@ -226,7 +172,7 @@ class UnitWorker:
             raise BuildInterrupted
 
     def _of_one_modality(self, first: Job, take: Take) -> Iterator[Job]:
-        """Yield units of one modality, but those that another process has committed meanwhile."""
+        """Yield units of one modality, without those that another process has committed meanwhile."""
         job: Job | None = first
         while job is not None and not self._stop.is_set():
             unit = job.unit
@@ -234,15 +180,15 @@ class UnitWorker:
                 self._order.teacher, unit.modality, unit.number, job.attempt
             )
             if self._cache.files.exists(record):
-                self._report.advanced(unit.modality, job.num_wanted, 0)
-                self._report.finished(_finished(job, is_ours=False, num_rejected=0))
+                self._report.add_rows(unit.modality, job.num_wanted, 0)
+                self._report.add_unit(_finished_unit(job, is_ours=False, num_rejected=0))
             else:
                 yield job
             job = take(unit.modality)
 
 
 class _Writer:
-    """Encodes and commits finished units in a thread of its own, so that the teacher goes on."""
+    """Encodes and commits finished units in its own thread, while the teacher continues."""
 
     def __init__(
         self,
@@ -258,20 +204,20 @@ class _Writer:
         self._pending: Future[None] | None = None
 
     def submit(self, rows: UnitRows) -> None:
-        """Hand over a finished unit; waits for the one before, so two are in memory at most."""
-        self.settle()
+        """Write a finished unit; wait for the previous one first, so at most two are in memory."""
+        self.flush()
         self._pending = self._executor.submit(self._write, rows)
 
-    def settle(self) -> None:
-        """Wait until every unit handed over is committed."""
+    def flush(self) -> None:
+        """Wait until every submitted unit is committed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """Wait for the last unit, and end the thread."""
         try:
-            self.settle()
+            self.flush()
         finally:
             self._executor.shutdown()
 
@@ -279,10 +225,12 @@ class _Writer:
         started = time.perf_counter()
         is_ours = commit_unit(self._cache, self._teacher, rows, self._provenance)
         self._times.write_s += time.perf_counter() - started
-        self._report.finished(_finished(rows.job, is_ours=is_ours, num_rejected=len(rows.rejected)))
+        self._report.add_unit(
+            _finished_unit(rows.job, is_ours=is_ours, num_rejected=len(rows.rejected))
+        )
 
 
-def _finished(job: Job, *, is_ours: bool, num_rejected: int) -> FinishedUnit:
+def _finished_unit(job: Job, *, is_ours: bool, num_rejected: int) -> FinishedUnit:
     return FinishedUnit(
         modality=job.unit.modality,
         number=job.unit.number,
@@ -305,3 +253,19 @@ def _timed(batches: Iterator[Any], times: StageTimes) -> Iterator[Any]:
 def _as_generator(batches: Iterator[Any]) -> Generator[Any]:
     assert isinstance(batches, Generator)
     return batches
+
+
+@contextlib.contextmanager
+def torch_threads(num_threads: int | None) -> Generator[None]:
+    """Let torch use so many CPU threads, and restore its setting afterwards; None: change nothing."""
+    if num_threads is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -139,7 +139,7 @@ def make_plan(
     is_dry_run: bool = False,
     on_scan: Callable[[], None] = lambda: None,
     scratch: Callable[[], Scratch] = Scratch,
-    helping: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    scan_ahead: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Plan:
     """Freeze the corpus into the cache's catalog, or append what is new in it.
 
@@ -151,7 +151,7 @@ def make_plan(
         is_dry_run: write nothing, only count.
         on_scan: called before the sources are scanned, which may take long.
         scratch: makes the temporary space of the plan.
-        helping: makes what scans for this plan while it is entered (share_scans.py).
+        scan_ahead: returns a context that scans for this plan (shared_scan.py).
 
     Raises:
         SourceError, SettingError: the corpus, or a setting, is refused.
@@ -168,7 +168,7 @@ def make_plan(
     if cache and _is_current(cache, records, prompts_fingerprint):
         if not is_dry_run:
             scanner.clear()  # a plan that was killed when it had been committed could not
-        return standing_plan(cache)
+        return recorded_plan(cache)
     prompts = _read_prompts(config)
     on_scan()
     generation = len(cache.manifest.generations) if cache else 0
@@ -185,7 +185,7 @@ def make_plan(
             has_prefixes=all(PREFIXED in source.settings for _, source in sources),
         )
         try:
-            with helping():
+            with scan_ahead():
                 freezer.scan(sources, scanner)
             made, note = prompts(sorted(freezer.labels))
             freezer.add_prompts(made, note)
@@ -205,7 +205,7 @@ def make_plan(
         is_ours = transaction.commit(fields)
         scanner.clear()
         if not is_ours:
-            return make_plan(config, files, on_scan=on_scan, scratch=scratch, helping=helping)
+            return make_plan(config, files, on_scan=on_scan, scratch=scratch, scan_ahead=scan_ahead)
     described = transaction.described.values()
     return Plan(
         findings=findings,
@@ -230,7 +230,7 @@ def find_plan(config: PlanConfig, files: Storage) -> Plan | None:
     _settle(config, cache)
     records = _source_records(config, cache, name_sources(config, cache))
     is_current = _is_current(cache, records, _fingerprint_prompts(config, cache))
-    return standing_plan(cache) if is_current else None
+    return recorded_plan(cache) if is_current else None
 
 
 def open_if_planned(files: Storage, corpus_roots: Mapping[str, str]) -> Cache | None:
@@ -535,7 +535,7 @@ def _is_current(cache: Cache, records: Sequence[SourceRecord], prompts_fingerpri
     return same and latest.prompts_fingerprint == prompts_fingerprint
 
 
-def standing_plan(cache: Cache) -> Plan:
+def recorded_plan(cache: Cache) -> Plan:
     """Return the plan of a cache as it is, without a look at its sources."""
     return Plan(
         findings=Findings(),

@@ -90,14 +90,14 @@ class Scanner:
             for piece, frames in begun:
                 yield from self._piece_frames(source, piece) if frames is None else frames
 
-    def keep_share(self, source: Source, index: int, count: int) -> Generator[None]:
-        """Scan, of every ``count`` pieces, the one at ``index``, and keep what it gives for the plan
-        that another process makes; yield behind each piece.
+    def scan_slice(self, source: Source, first: int, step: int) -> Generator[None]:
+        """Scan the pieces ``first``, ``first + step``, ... and keep the scans for another process that
+        plans; yield after each piece.
 
         Raises:
             SourceError: the source as a whole, or a piece, cannot be read.
         """
-        own = itertools.islice(source.pieces(), index, None, count)
+        own = itertools.islice(source.pieces(), first, None, step)
         if not isinstance(source.location, UPath):  # which keeps a core busy, not a network
             for piece in own:
                 self._scan_one(source, piece)

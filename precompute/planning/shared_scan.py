@@ -1,7 +1,7 @@
-"""Scans made for the one that plans: by shares that wait for it, and by processes of its own machine.
+"""Scanning for the planner in parallel: in ranks that wait for the plan, and in processes on its machine.
 
-Whoever makes them leaves them in the cache's folder, where the planner finds those that are there in time and
-makes the others itself. What is wrong with the corpus is the planner's to say.
+Scans are kept in the cache's folder. The planner uses those that are there in time and makes the others
+itself. Only the planner reports errors in the corpus.
 """
 
 import contextlib
@@ -20,65 +20,67 @@ from ...images.decode_worker import exit_with_parent
 from ...images.main_module import hide_main_module
 from ...store.io.location import Location
 from ...store.io.storage import Storage, open_storage
-from ..shares import Share
+from ..ranks import ProcessRank
 from .plan import PlanConfig, name_sources, open_if_planned
 from .scan import Scanner
 
-_PATIENCE_S = 5.0
-"""How long the end waits for the piece at hand, so that its scan is not left behind in the cache."""
+_JOIN_TIMEOUT_S = 5.0
+"""Longest wait at the end for the current piece, so that its scan is not left behind in the cache."""
 
 _MOST_PROCESSES = 8
-"""Beyond that the planner, which reads every scan, is the slowest. Each takes some 200 MB."""
+"""With more, the planner, which reads every scan, is the bottleneck. Each takes some 200 MB."""
 
 _PIECES_EACH = 16
-"""Pieces that a process must have to do: it takes a second to start."""
+"""Least pieces for one process: starting it takes a second."""
 
 
-def keep_scans(
+def scan_slice(
     config: PlanConfig,
     files: Storage,
-    index: int,
-    count: int,
+    first: int,
+    step: int,
     *,
     only_local: bool = False,
     is_over: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Scan, of every ``count`` pieces of the corpus, the one at ``index``, and keep what it gives.
+    """Scan the pieces ``first``, ``first + step``, ... of the corpus, and keep the scans.
 
-    Pieces that somebody has scanned, and those that no scan can be known by, are passed over.
+    Skips pieces that are scanned already, and pieces without a fingerprint, whose scans cannot be kept.
     """
     scanner = Scanner(files, keeps=True)
     with contextlib.suppress(CacheError, OSError):
         for _, source in name_sources(config, open_if_planned(files, config.corpus_roots)):
             if only_local and isinstance(source.location, UPath):
                 continue
-            with contextlib.closing(scanner.keep_share(source, index, count)) as scans:
+            with contextlib.closing(scanner.scan_slice(source, first, step)) as scans:
                 for _ in scans:
                     if is_over():
                         return
 
 
 @contextlib.contextmanager
-def helping_to_plan(config: PlanConfig, files: Storage, share: Share) -> Generator[None]:
-    """Scan this share's pieces in a thread, as long as the body runs."""
+def scan_in_thread(config: PlanConfig, files: Storage, rank: ProcessRank) -> Generator[None]:
+    """Scan this rank's pieces in a thread while the body runs."""
     stopping = threading.Event()
 
     def run() -> None:
-        keep_scans(config, files, share.index, share.count, is_over=stopping.is_set)
+        scan_slice(config, files, rank.rank, rank.world_size, is_over=stopping.is_set)
 
-    thread = threading.Thread(target=run, name="share-scans", daemon=True)
+    thread = threading.Thread(target=run, name="scans", daemon=True)
     thread.start()
     try:
         yield
     finally:
         stopping.set()
-        thread.join(_PATIENCE_S)
+        thread.join(_JOIN_TIMEOUT_S)
 
 
 @contextlib.contextmanager
-def scanning_in_processes(config: PlanConfig, files: Storage) -> Generator[list[BaseProcess]]:
-    """Scan pieces on this machine in processes, one a spare core, as long as the body plans; there are
-    none where the pieces are few. Gives the processes; each ends when its pieces are scanned."""
+def scan_in_processes(config: PlanConfig, files: Storage) -> Generator[list[BaseProcess]]:
+    """Scan pieces in processes on this machine, one a spare core, while the body plans.
+
+    Yields the processes, none if there are few pieces; each ends when its pieces are scanned.
+    """
     context = multiprocessing.get_context("spawn")
     num_processes = _num_processes(config, files)
     processes = [
@@ -104,7 +106,9 @@ def scanning_in_processes(config: PlanConfig, files: Storage) -> Generator[list[
 
 def _num_processes(config: PlanConfig, files: Storage) -> int:
     if all("://" in str(source) for source in config.sources):
-        return 0  # pieces in a store are scanned by threads, and listing them again costs requests
+        return (
+            0  # pieces in object stores are scanned by threads; listing them again costs requests
+        )
     most = min(num_cores() - 1, _MOST_PROCESSES)
     sources = name_sources(config, open_if_planned(files, config.corpus_roots)) if most else []
     pieces = (
@@ -118,6 +122,6 @@ def _num_processes(config: PlanConfig, files: Storage) -> int:
 
 
 def _scan_in_process(config: PlanConfig, root: Location, index: int, count: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the planner's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the planner handles Ctrl-C
     threading.Thread(target=exit_with_parent, daemon=True).start()
-    keep_scans(config, open_storage(root), index, count, only_local=True)
+    scan_slice(config, open_storage(root), index, count, only_local=True)

@@ -1,4 +1,4 @@
-"""Making a checkpoint a teacher of a cache, and recognising it when it comes back."""
+"""Teachers of a cache: adding a checkpoint as one, and recognising it again."""
 
 import json
 from collections.abc import Mapping
@@ -28,40 +28,40 @@ from ...store.io.storage import Storage
 from .teacher import Teacher
 
 _DECODE = "image_decode"
-"""Name of the fact in an identity."""
+"""Name of its entry in an identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherChoices:
-    """What a user may choose about a checkpoint's embeddings; all of it is in the identity.
+    """Settings of a user that change a checkpoint's embeddings; all are part of the identity.
 
-    What is left open takes over what the cache recorded, or for a new teacher is settled by the
-    checkpoint and the device.
+    Settings left open take the value recorded in the cache; for a new teacher, the checkpoint and the
+    device decide.
     """
 
     compute_dtype: str = "auto"
     """One of COMPUTE_DTYPES; auto is open."""
 
     decode: Decode | None = None
-    """How pictures are decoded; None is open, and exact for a new teacher."""
+    """How images are decoded; None is open: exact for a new teacher."""
 
     max_num_patches: int | None = None
-    """Patches of a view at most, for a NaFlex checkpoint; None is open."""
+    """Most patches of a view, for a NaFlex checkpoint; None is open."""
 
-    def as_recorded(self, record: TeacherRecord) -> "TeacherChoices":
-        """Return the choices with what was left open as it is recorded."""
+    def fill_from(self, record: TeacherRecord) -> "TeacherChoices":
+        """Return the choices, with open ones as recorded."""
         dtype, limit = self.compute_dtype, self.max_num_patches
         return TeacherChoices(
-            compute_dtype=dtype_of(record) if dtype == "auto" else dtype,
-            decode=self.decode or decode_of(record),
-            max_num_patches=_max_num_patches_of(record) if limit is None else limit,
+            compute_dtype=recorded_dtype(record) if dtype == "auto" else dtype,
+            decode=self.decode or recorded_decode(record),
+            max_num_patches=_recorded_max_num_patches(record) if limit is None else limit,
         )
 
-    def of(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Return the checkpoint with what was chosen.
+    def apply(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Return the checkpoint with the chosen number of patches.
 
         Raises:
-            SettingError: it is of fixed resolution, and a number of patches was asked for.
+            SettingError: a number of patches was chosen, and the checkpoint has a fixed resolution.
         """
         if self.max_num_patches is None:
             return checkpoint
@@ -69,53 +69,53 @@ class TeacherChoices:
 
 
 def identify(checkpoint: Checkpoint, *, compute_dtype: str, decode: Decode) -> dict[str, Any]:
-    """Return what makes this teacher's embeddings its own; another value means another teacher."""
+    """Return everything that determines a teacher's embeddings; a different value is another teacher."""
     identity = checkpoint_identity(checkpoint, compute_dtype=compute_dtype)
     return {**identity, _DECODE: decode, "view_code_version": VIEW_CODE_VERSION}
 
 
-def decode_of(record: TeacherRecord) -> Decode:
-    """Return how the pictures of a teacher of a cache were decoded."""
-    found = record.identity.get(_DECODE, "exact")  # older records do not say
+def recorded_decode(record: TeacherRecord) -> Decode:
+    """Return how images were decoded for a teacher of a cache."""
+    found = record.identity.get(_DECODE, "exact")  # missing from older records
     if found not in DECODES:
-        _identity_of(record).refuse(_DECODE, f"one of {', '.join(DECODES)}")
+        _identity_fields(record).refuse(_DECODE, f"one of {', '.join(DECODES)}")
     return found
 
 
-def dtype_of(record: TeacherRecord) -> str:
-    """Return what a teacher of a cache computed in."""
-    return _identity_of(record).text("compute_dtype")
+def recorded_dtype(record: TeacherRecord) -> str:
+    """Return the compute dtype of a teacher of a cache."""
+    return _identity_fields(record).text("compute_dtype")
 
 
-def _max_num_patches_of(record: TeacherRecord) -> int | None:
+def _recorded_max_num_patches(record: TeacherRecord) -> int | None:
     name = "image_max_num_patches"
-    is_said = record.identity.get(name) is not None
-    return _identity_of(record).count(name, least=1) if is_said else None
+    has_limit = record.identity.get(name) is not None
+    return _identity_fields(record).count(name, least=1) if has_limit else None
 
 
-def _identity_of(record: TeacherRecord) -> Fields:
+def _identity_fields(record: TeacherRecord) -> Fields:
     return Fields(record.identity, f"teacher {record.name}", "identity.")
 
 
 def find_teacher(
     cache: Cache, checkpoint: Checkpoint, choices: TeacherChoices, *, name: str | None
 ) -> TeacherRecord | None:
-    """Return the cache's record of this checkpoint, or None where it would be a new teacher.
+    """Return the cache's record of this checkpoint, or None if it would be a new teacher.
 
     Args:
         cache: the cache.
-        checkpoint: what the user named.
-        choices: --dtype and the like; what is open takes over what the cache recorded.
-        name: --teacher-name; None: the checkpoint's own name, or whatever name it has in the cache.
+        checkpoint: the checkpoint of the build.
+        choices: settings such as --dtype.
+        name: --teacher-name; None: the name it has in the cache, else the checkpoint's own.
 
     Raises:
-        SettingError: the name belongs to a teacher that differs; each difference is named.
+        SettingError: the name belongs to a different teacher; the message lists the differences.
     """
     wanted = checkpoint.name if name is None else name
     if not layout.is_teacher_name(wanted):
         raise SettingError(
-            f"teacher name {wanted!r} cannot be a folder; use letters, digits, '.', '_' and '-', "
-            "a letter or a digit first"
+            f"teacher name {wanted!r} cannot be a folder name; use letters, digits, '.', '_' and '-', "
+            "starting with a letter or digit"
         )
     records = cache.teacher_records
     if name is None:
@@ -130,27 +130,27 @@ def find_teacher(
     if differences:
         raise SettingError(
             f"teacher {wanted!r} of {cache.root} is not {checkpoint.given}: "
-            f"{'; '.join(differences)}; to add it as a second teacher give it another name with "
+            f"{'; '.join(differences)}; to add it as a second teacher, give it another name with "
             "--teacher-name"
         )
     return record
 
 
 def _refuse_other_case(cache: Cache, name: str) -> None:
-    """Refuse a name that is another teacher's folder on a disk that knows no case.
+    """Refuse a name that is another teacher's folder on a case-insensitive disk.
 
     Raises:
-        SettingError: it differs from a teacher's in upper and lower case alone.
+        SettingError: it differs from a teacher's name only in case.
     """
     same = [other for other in cache.teachers if other.casefold() == name.casefold()]
     if same:
         raise SettingError(
-            f"teacher name {name!r} differs from {same[0]!r} of {cache.root} in case alone, which many "
-            "disks do not tell apart; give it another name with --teacher-name"
+            f"teacher name {name!r} differs from {same[0]!r} of {cache.root} only in case, which many "
+            "disks ignore; give it another name with --teacher-name"
         )
 
 
-def enroll(
+def add_teacher(
     cache: Cache,
     checkpoint: Checkpoint,
     teacher: Teacher,
@@ -183,17 +183,17 @@ def enroll(
     )
 
 
-def finish_enrolments(files: Storage) -> None:
-    """Roll forward teachers whose enrolment was interrupted."""
+def finish_interrupted_teachers(files: Storage) -> None:
+    """Finish adding teachers where a process died on the way."""
     for name in layout.teacher_names(files.names(layout.TEACHERS)):
         roll_forward(files, layout.teacher_record(name))
 
 
 def grow_arrays(cache: Cache, record: TeacherRecord) -> None:
-    """Give a teacher's arrays the shape of the catalog's latest generation, before any unit of it.
+    """Set the shape of a teacher's arrays to that of the latest generation, before any unit of it.
 
-    Each generation has a record of its own, made in order: once a later shape is set, the records of
-    all earlier ones stand, and a slow process or an intent left behind cannot set them again.
+    Each generation has its own record, and they are written in order: once a later shape is set, the
+    records of all earlier ones exist, and no slow process or leftover intent can set them again.
     """
     for number in range(record.generation + 1, cache.manifest.latest.number + 1):
         path = layout.arrays_record(record.name, number)
@@ -213,15 +213,15 @@ def _stage_metadata(
         transaction.add(layout.array_metadata(name, modality), data)
 
 
-def as_recorded(checkpoint: Checkpoint, record: TeacherRecord) -> Checkpoint:
-    """Return the checkpoint of a teacher with what was chosen when it was added."""
-    return TeacherChoices().as_recorded(record).of(with_pixels_of(record, checkpoint))
+def restore_checkpoint(checkpoint: Checkpoint, record: TeacherRecord) -> Checkpoint:
+    """Return the checkpoint of a teacher with the settings it was added with."""
+    return TeacherChoices().fill_from(record).apply(restore_transparency(checkpoint, record))
 
 
-def with_pixels_of(record: TeacherRecord, checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint with the pixels that a teacher of a cache saw.
+def restore_transparency(checkpoint: Checkpoint, record: TeacherRecord) -> Checkpoint:
+    """Return the checkpoint with transparent pixels treated as for a teacher of a cache.
 
-    Earlier builds ignored transparent colours, whatever the checkpoint's processor said.
+    Earlier builds ignored transparency, against the checkpoint's processor.
     """
     on_white = shows_on_white(record.identity)
     return replace(checkpoint, image=replace(checkpoint.image, on_white=on_white))
@@ -230,14 +230,14 @@ def with_pixels_of(record: TeacherRecord, checkpoint: Checkpoint) -> Checkpoint:
 def identity_differences(
     record: TeacherRecord, checkpoint: Checkpoint, choices: TeacherChoices
 ) -> list[str]:
-    """Return what differs between a teacher of a cache and a checkpoint, old and new value named."""
-    choices = choices.as_recorded(record)
-    if isinstance(checkpoint.image, NaflexRecipe):  # else the kinds of checkpoint differ, too
-        checkpoint = choices.of(checkpoint)
+    """Return the differences between a teacher of a cache and a checkpoint, with both values."""
+    choices = choices.fill_from(record)
+    if isinstance(checkpoint.image, NaflexRecipe):  # else the kinds of checkpoint differ too
+        checkpoint = choices.apply(checkpoint)
     ours = identify(
         checkpoint, compute_dtype=choices.compute_dtype, decode=choices.decode or "exact"
     )
-    # What older records do not say.
+    # Missing from older records.
     older = {_DECODE: "exact", TRANSPARENCY: "ignored"}
     return list(_compare({**older, **record.identity}, ours))
 

@@ -1,4 +1,4 @@
-"""A teacher of a cache, loaded again: the same checkpoint, run as it was run then."""
+"""Loading a teacher of a cache again: the same checkpoint, run with the same settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ from ...store.format.views import WHOLE_IMAGE
 from .embedder import Embedder, is_unit, split_images
 from .identity import (
     TeacherChoices,
-    as_recorded,
-    decode_of,
-    dtype_of,
     identity_differences,
-    with_pixels_of,
+    recorded_decode,
+    recorded_dtype,
+    restore_checkpoint,
+    restore_transparency,
 )
 from .teacher import TeacherFactory, load_teacher
 
@@ -28,28 +28,29 @@ from .teacher import TeacherFactory, load_teacher
 def find_checkpoint(
     cache: Cache, *, teacher: str | None = None, checkpoint: str | None = None
 ) -> Checkpoint:
-    """Return the checkpoint that a teacher of a cache was made with, as it was used; loads no model.
+    """Return the checkpoint of a teacher of a cache, with its settings; load no model.
 
     Raises:
-        SettingError, CheckpointError: it is not there, or another one is.
+        CheckpointError: it is not found, or damaged.
+        SettingError: the checkpoint found is a different one.
     """
     record = cache.teacher(teacher)
     if checkpoint is None:
         found = resolve_checkpoint(record.source, revision=record.revision)
     else:
         found = resolve_checkpoint(checkpoint)
-    found = with_pixels_of(record, found)
+    found = restore_transparency(found, record)
     differences = identity_differences(record, found, TeacherChoices())
     if differences:
         raise SettingError(
             f"{found.given} is not the checkpoint that teacher {record.name!r} of {cache.root} was "
-            f"made with: {'; '.join(differences)}; say where that one is with --checkpoint"
+            f"made with: {'; '.join(differences)}; give the right one with --checkpoint"
         )
-    return as_recorded(found, record)
+    return restore_checkpoint(found, record)
 
 
 class LiveTeacher:
-    """A teacher in memory, with the batch sizes and the pixels of its cache."""
+    """A loaded teacher with the batch sizes and the pixel format of its cache."""
 
     def __init__(
         self,
@@ -63,19 +64,22 @@ class LiveTeacher:
         """Load a teacher of a cache.
 
         Raises:
-            SettingError, CheckpointError: the checkpoint is not the one that the cache was made with.
+            CheckpointError: the checkpoint is not found, or damaged.
+            SettingError: it is not the one that the cache was made with.
         """
         self.record: TeacherRecord = cache.teacher(teacher)
         found = find_checkpoint(cache, teacher=teacher, checkpoint=checkpoint)
-        live = make_teacher(found, device, dtype_of(self.record))
+        live = make_teacher(found, device, recorded_dtype(self.record))
         self.recipe = live.image
         batch_size = self.record.batch_size
         _, image_batch = split_images(live.image, batch_size["image"], cache.num_views)
         self.embedder = Embedder(live, image_batch, batch_size["text"])
 
     def pixel_format(self, num_views: int) -> PixelFormat:
-        """Return what this teacher wants of an image, decoded as it was for the cache."""
-        return PixelFormat(num_views=num_views, recipe=self.recipe, decode=decode_of(self.record))
+        """Return the pixel format of this teacher, decoding as for the cache."""
+        return PixelFormat(
+            num_views=num_views, recipe=self.recipe, decode=recorded_decode(self.record)
+        )
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float16]:
         """Return (len(texts), embed_dim) float16 unit rows.
@@ -88,10 +92,10 @@ class LiveTeacher:
         return rows_BD
 
     def embed_pictures(self, files: Sequence[Path]) -> NDArray[np.float16]:
-        """Return (len(files), embed_dim) float16 unit rows of whole pictures.
+        """Return (len(files), embed_dim) float16 unit rows of whole images.
 
         Raises:
-            SettingError: a file is not a picture that can be read.
+            SettingError: a file cannot be read as an image.
         """
         size = max(1, self.embedder.image_batch)
         parts = [self._embed_some(files[i : i + size]) for i in range(0, len(files), size)]
@@ -106,7 +110,7 @@ class LiveTeacher:
             image = decode_image(ref, form, out)
             if image.reason is not None:
                 raise SettingError(
-                    f"{ref.location.path}: {image.reason}; name a picture that can be read"
+                    f"{ref.location.path}: {image.reason}; name an image that can be read"
                 )
             images.append(image)
         batch = DecodedBatch(None, refs, images, pixels)

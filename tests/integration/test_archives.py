@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.precompute.build import BuildSummary, build
-from siglip2_cache.precompute.dry_run import estimate
+from siglip2_cache.precompute.dry_run import dry_run
 from siglip2_cache.precompute.sources import tar_samples, webdataset
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.describe import describe, describe_lines
@@ -275,7 +275,7 @@ def test_a_dry_run_with_time_reads_from_tars_and_writes_nothing(
 ) -> None:
     tars = put_shards(tmp_path / "tars", 3)
     config = config_of(tars, tmp_path / "cache", tiny_checkpoint, shard_rows=4)
-    found = estimate(config, is_timed=True, make_teacher=lambda *_: FakeTeacher())
+    found = dry_run(config, is_timed=True, make_teacher=lambda *_: FakeTeacher())
     assert found.num_images == 12
     assert not (tmp_path / "cache").exists()
 

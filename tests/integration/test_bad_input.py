@@ -667,9 +667,12 @@ def test_typed_nonsense_is_one_line(tmp_path: Path, refused: Callable[..., str])
         ),
         (
             (corpus, cache, "--teacher-name", ""),
-            "teacher name '' cannot be a folder; use letters, ",
+            "teacher name '' cannot be a folder name; use letters, ",
         ),
-        ((corpus, cache, "--teacher-name", "a\n"), r"teacher name 'a\n' cannot be a folder; use"),
+        (
+            (corpus, cache, "--teacher-name", "a\n"),
+            r"teacher name 'a\n' cannot be a folder name; use",
+        ),
         ((corpus, cache, "--corpus-root", "\0=\0"), r"corpus root '\x00=\x00' is not OLD=NEW"),
         ((corpus, cache, "--view-min-area", "nan"), "view min area must be above 0 and at most 1"),
         ((corpus, cache, "--sample-timeout", "nan"), "sample timeout must be above 0 s, got nan"),

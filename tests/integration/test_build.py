@@ -32,11 +32,11 @@ from PIL import Image, ImageOps
 from siglip2_cache import open_cache
 from siglip2_cache.errors import BuildError, SettingError
 from siglip2_cache.precompute.build import BuildSummary, build
-from siglip2_cache.precompute.dry_run import estimate
+from siglip2_cache.precompute.dry_run import dry_run
 from siglip2_cache.precompute.summary import summary_lines
 from siglip2_cache.precompute.teacher.identity import TeacherChoices, identity_differences
 from siglip2_cache.precompute.teacher.teacher import OutOfMemory
-from siglip2_cache.precompute.verify_live import recheck
+from siglip2_cache.precompute.verify_live import verify_live
 from siglip2_cache.siglip import Checkpoint, resolve_checkpoint
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.format import layout
@@ -393,7 +393,7 @@ def test_a_build_of_which_every_image_is_rejected_fails_and_names_the_first(
         path.write_bytes(b"nonsense")
     message = (
         r"every image was rejected \(3 of 3\), the first: img000: not an image: it is text, "
-        r'"nonsense"; mend them and run again with --retry-rejected, or say --corpus-root OLD=NEW'
+        r'"nonsense"; repair them and run again with --retry-rejected, or use --corpus-root OLD=NEW'
     )
     for _ in range(2):  # the second has nothing to do, and the corpus is no better
         with pytest.raises(BuildError, match=message):
@@ -497,7 +497,7 @@ def test_another_checkpoint_under_a_known_name_is_refused_and_the_differences_ar
     run(corpus, tmp_path / "cache", tiny_checkpoint)
     message = (
         r"teacher 'tiny' of .*cache is not .*tiny: weights_sha256 was [0-9a-f]{12}\.\.\. and is "
-        r"[0-9a-f]{12}\.\.\.; to add it as a second teacher give it another name with "
+        r"[0-9a-f]{12}\.\.\.; to add it as a second teacher, give it another name with "
         r"--teacher-name"
     )
     with pytest.raises(SettingError, match=message) as caught:
@@ -586,7 +586,7 @@ def test_a_cache_of_before_transparency_was_recorded_is_read_and_not_built_on_wi
         found.append(checkpoint)
         return Teacher()
 
-    checked = recheck(older.cache, 6, checkpoint=str(white), make_teacher=load)
+    checked = verify_live(older.cache, 6, checkpoint=str(white), make_teacher=load)
     assert (checked.faults, checked.cosines["image"].count) == ([], 6)
     assert [checkpoint.image.on_white for checkpoint in found] == [False]
 
@@ -597,10 +597,10 @@ def test_samples_are_verified_and_timed_with_the_decoding_that_the_cache_recorde
     corpus, cache = write_photographs(tmp_path / "corpus"), tmp_path / "cache"
     built = run(corpus, cache, tiny_checkpoint, decode="scaled", batch_size=5)
     live = Teacher()
-    assert recheck(built.cache, 5, make_teacher=lambda *_: live).faults == []
+    assert verify_live(built.cache, 5, make_teacher=lambda *_: live).faults == []
     timed = Teacher()
     config = config_of(corpus, cache, tiny_checkpoint, batch_size=5)
-    estimate(config, is_timed=True, make_teacher=lambda *_: timed)
+    dry_run(config, is_timed=True, make_teacher=lambda *_: timed)
     for teacher in (live, timed):
         np.testing.assert_array_equal(teacher.pixels_seen[0], built.teacher.pixels_seen[0])
 
@@ -736,7 +736,7 @@ def test_an_interrupted_build_finishes_its_batch_and_the_next_run_completes_the_
     stopped = run_command(corpus, tmp_path / "cache", tiny_checkpoint, number=number, at_batch=3)
     assert stopped.returncode == 130, stopped.stderr
     assert stopped.stderr.splitlines()[-1] == (
-        "stopped; finished units are kept, run the same command to go on"
+        "stopped; finished units are kept, run the same command to resume"
     )
     assert "Traceback" not in stopped.stderr
     assert stopped.stdout == "batch\nbatch\nbatch\nbatch 3 done\n"
@@ -798,7 +798,7 @@ def test_the_estimate_equals_the_bytes_then_written(
     corpus = write_folder_corpus(tmp_path / "corpus", 40, captions=3)
     cache = tmp_path / "cache"
     config = config_of(corpus, cache, tiny_checkpoint, num_views=num_views, shard_rows=16)
-    found = estimate(config, is_timed=False, make_teacher=no_teacher)
+    found = dry_run(config, is_timed=False, make_teacher=no_teacher)
     assert not cache.exists()
     build(config, progress=SilentProgress(), make_teacher=lambda *_: Teacher())
 
@@ -811,7 +811,7 @@ def test_the_estimate_equals_the_bytes_then_written(
     assert found.num_units == {m: sum(1 for n, _ in units if n == m) for m in ("image", "text")}
     assert (found.num_images, found.num_texts) == (40, open_cache(cache).num_texts)
 
-    rest = estimate(config, is_timed=False, make_teacher=no_teacher)
+    rest = dry_run(config, is_timed=False, make_teacher=no_teacher)
     assert (rest.num_images, rest.num_texts, rest.num_target_bytes) == (0, 0, 0)
 
 

@@ -409,7 +409,7 @@ def test_ctrl_c_before_the_first_batch_also_says_how_to_go_on(
     arguments = ("build", built.corpus, tmp_path / "new", "--teacher", built.checkpoint)
     status, _, err = command(*arguments)
     assert status == 130
-    assert err == "stopped; finished units are kept, run the same command to go on\n"
+    assert err == "stopped; finished units are kept, run the same command to resume\n"
 
 
 # -- parity with transformers

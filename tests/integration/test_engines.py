@@ -21,7 +21,7 @@ from siglip2_cache import open_cache
 from siglip2_cache.errors import BuildError, CheckpointError, NotACacheError, SettingError
 from siglip2_cache.precompute.build import BuildSummary, build
 from siglip2_cache.precompute.executor.local import own_gpu, spread_over_gpus
-from siglip2_cache.precompute.shares import Share
+from siglip2_cache.precompute.ranks import ProcessRank
 from siglip2_cache.precompute.teacher.teacher import load_teacher
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.verify.verify import verify_cache
@@ -332,7 +332,7 @@ def test_a_unit_that_kills_its_worker_three_times_ends_the_build_and_the_others_
 ) -> None:
     deadly = FakeFactory(deadly_text="Picture 3 as seen 1")
     texts = 40
-    with pytest.raises(BuildError, match=r"^text unit \d+ \(rows \d+\.\.\d+\) was the death of 3"):
+    with pytest.raises(BuildError, match=r"^text unit \d+ \(rows \d+\.\.\d+\) crashed 3"):
         make(corpus, tmp_path / "cache", tiny_checkpoint, make_teacher=deadly, workers=2)
     cache = open_cache(tmp_path / "cache")
     assert len(cache.commits().units_of("image")) == 15
@@ -342,7 +342,7 @@ def test_a_unit_that_kills_its_worker_three_times_ends_the_build_and_the_others_
     assert len(missing) <= 5  # that one, and what was blamed with it
 
 
-# -- shares
+# -- ranks
 
 
 def test_shares_that_start_together_make_the_cache_of_one_process(
@@ -364,10 +364,10 @@ def test_a_share_makes_its_own_units_then_those_of_shares_that_never_came(
     corpus: Path, tiny_checkpoint: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
     progress = SilentProgress()
-    share = Share(index=0, count=3)
-    make(corpus, tmp_path / "cache", tiny_checkpoint, progress=progress, share=share)
+    rank = ProcessRank(rank=0, world_size=3)
+    make(corpus, tmp_path / "cache", tiny_checkpoint, progress=progress, rank=rank)
     said = "\n".join(progress.said)
-    assert "share 0/3 (of --share): 12 units of 35" in said
+    assert "rank 0/3 (from --share): 12 units of 35" in said
     helped = [line for line in progress.said if line.startswith("helping with ")]
     assert len(helped) == 23
     assert progress.tally.done == progress.tally.totals == {"image": 30, "text": 40}
@@ -380,10 +380,10 @@ def test_the_other_shares_see_what_is_new_in_the_corpus(
     corpus = write_folder_corpus(tmp_path / "corpus", 4)
     make(corpus, tmp_path / "cache", tiny_checkpoint)
     write_folder_corpus(corpus, 4, first=4)
-    late = {"share": Share(index=1, count=2), "share_wait_s": 0.1}
-    with pytest.raises(BuildError, match=r"^share 1/2 waited 0 s for share 0/2 to plan and to add"):
+    late = {"rank": ProcessRank(rank=1, world_size=2), "plan_timeout_s": 0.1}
+    with pytest.raises(BuildError, match=r"^rank 1/2 waited 0 s for rank 0 to plan and add"):
         make(corpus, tmp_path / "cache", tiny_checkpoint, **late)
-    make(corpus, tmp_path / "cache", tiny_checkpoint, share=Share(index=0, count=2))
+    make(corpus, tmp_path / "cache", tiny_checkpoint, rank=ProcessRank(rank=0, world_size=2))
     summary = make(corpus, tmp_path / "cache", tiny_checkpoint, **late)
     assert summary.num_units == 0
     assert open_cache(tmp_path / "cache").image_targets().available([0, 7]).all()
@@ -410,7 +410,7 @@ def test_finishing_says_what_is_missing_or_clears_up_and_loads_no_teacher(
     with pytest.raises(
         BuildError,
         match=r"is not finished: 1 of 15 image units are missing \(3\) and 2 of 20 text units are "
-        r"missing \(1, 4\); start those shares again",
+        r"missing \(1, 4\); restart the ranks that ended early",
     ):
         finish()
     for name in ("image-00003.json", "text-00001.json", "text-00004.json"):
@@ -502,5 +502,5 @@ def test_twenty_random_kills_of_workers_and_drivers_leave_the_bytes_of_an_undist
             _, errors = process.communicate(timeout=PATIENCE_S)
             if process.returncode == 0:
                 break
-            assert is_driver_killed or "was the death of 3 workers" in errors, errors
+            assert is_driver_killed or "crashed 3 workers" in errors, errors
         assert tree_of(cache) == alone

@@ -22,12 +22,12 @@ from tokenizers import normalizers
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute.build import build
-from siglip2_cache.precompute.dry_run import estimate
+from siglip2_cache.precompute.dry_run import dry_run
 from siglip2_cache.precompute.teacher import embedder as embed_module
 from siglip2_cache.precompute.teacher import teacher as teacher_module
 from siglip2_cache.precompute.teacher.embedder import split_images
 from siglip2_cache.precompute.teacher.teacher import SiglipTeacher
-from siglip2_cache.precompute.verify_live import recheck
+from siglip2_cache.precompute.verify_live import verify_live
 from siglip2_cache.siglip import NaflexRecipe, SquashRecipe, resolve_checkpoint
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.describe import describe, describe_lines
@@ -392,7 +392,7 @@ def test_a_fixed_resolution_checkpoint_takes_no_limit(
     corpus: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     config = config_of(corpus, tmp_path / "cache", tiny_checkpoint, max_num_patches=128)
-    for run in (lambda: build(config), lambda: estimate(config, is_timed=False)):
+    for run in (lambda: build(config), lambda: dry_run(config, is_timed=False)):
         with pytest.raises(
             SettingError, match=r"128 goes with a NaFlex checkpoint.*leave out --ma"
         ):
@@ -423,7 +423,7 @@ def test_rows_are_compared_with_the_live_teacher_at_the_recorded_limit(
 ) -> None:
     settings: dict[str, Any] = {"max_num_patches": 60, "num_views": 3, "batch_size": 4}
     build(config_of(corpus, tmp_path / "cache", naflex_checkpoint, **settings))
-    found = recheck(open_cache(tmp_path / "cache"), 100, device="cpu")
+    found = verify_live(open_cache(tmp_path / "cache"), 100, device="cpu")
     assert found.faults == []
     assert found.cosines["image"].count == len(SIZES) * 3
     assert found.cosines["image"].min > 1 - 1e-6
@@ -431,7 +431,7 @@ def test_rows_are_compared_with_the_live_teacher_at_the_recorded_limit(
     data = moved.read_bytes()
     try:
         smooth(99, (640, 480)).save(moved)
-        found = recheck(open_cache(tmp_path / "cache"), 100, device="cpu")
+        found = verify_live(open_cache(tmp_path / "cache"), 100, device="cpu")
     finally:
         moved.write_bytes(data)
     assert found.faults == ["image '00-640x480' (row 0): its bytes are not those the teacher saw"]
@@ -445,7 +445,7 @@ def test_a_dry_run_times_real_batches(
     config = config_of(
         corpus, tmp_path / "cache", naflex_checkpoint, batch_size=batch_size, num_views=2
     )
-    found = estimate(config, is_timed=True)
+    found = dry_run(config, is_timed=True)
     assert found.num_images == len(SIZES) + 1
     assert found.images_per_s is not None
     assert 0.1 < found.images_per_s < 10_000

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute.build import BuildSummary, build
-from siglip2_cache.precompute.dry_run import estimate, estimate_lines
-from siglip2_cache.precompute.verify_live import recheck
+from siglip2_cache.precompute.dry_run import dry_run, dry_run_lines
+from siglip2_cache.precompute.verify_live import verify_live
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.verify.verify import verify_cache
 
@@ -116,7 +116,7 @@ def test_the_targets_are_those_of_the_same_images_as_plain_files(
     assert summary.times.read_s > 0
 
     assert verify_cache(packed).faults == []
-    live = recheck(packed, 8, make_teacher=lambda *_: FakeTeacher())
+    live = verify_live(packed, 8, make_teacher=lambda *_: FakeTeacher())
     assert live.faults == []
     assert live.cosines["image"].min > 0.999
 
@@ -259,8 +259,8 @@ def test_a_dry_run_times_real_batches_and_writes_nothing(
 ) -> None:
     corpus = write_parquet(tmp_path / "corpus", range(30))
     config = config_of(corpus, tmp_path / "cache", tiny_checkpoint)
-    found = estimate(config, is_timed=True, make_teacher=lambda *_: FakeTeacher())
+    found = dry_run(config, is_timed=True, make_teacher=lambda *_: FakeTeacher())
     assert found.num_images == 30
     assert found.images_per_s is not None
-    assert any(line.startswith("time") for line in estimate_lines(found))
+    assert any(line.startswith("time") for line in dry_run_lines(found))
     assert not (tmp_path / "cache").exists()

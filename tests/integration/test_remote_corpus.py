@@ -14,9 +14,9 @@ from kit.patience import PATIENCE_S, wait_until
 
 from siglip2_cache.errors import StorageError
 from siglip2_cache.precompute.build import build
-from siglip2_cache.precompute.shares import find_share
+from siglip2_cache.precompute.ranks import find_rank
 from siglip2_cache.precompute.sources import open_source, scan
-from siglip2_cache.precompute.verify_live import recheck
+from siglip2_cache.precompute.verify_live import verify_live
 from siglip2_cache.store.cache import Cache, open_cache
 from siglip2_cache.store.io import requests
 
@@ -179,7 +179,7 @@ def test_a_corpus_that_moved_into_s3_is_found_there(
     made(f"{corpus}/captions.jsonl", tmp_path / "c", tiny_checkpoint)
     os.rename(corpus, tmp_path / "elsewhere")
     moved = open_cache(tmp_path / "c", corpus_roots={str(corpus): url})
-    found = recheck(moved, 8, checkpoint=str(tiny_checkpoint), make_teacher=FakeFactory())
+    found = verify_live(moved, 8, checkpoint=str(tiny_checkpoint), make_teacher=FakeFactory())
     assert found.faults == []
     assert found.cosines["image"].count == 16
 
@@ -197,8 +197,8 @@ def test_shares_of_a_build_help_to_plan(
             tiny_checkpoint,
             num_views=2,
             shard_rows=8,
-            share=find_share(share, {}),
-            share_wait_s=PATIENCE_S,
+            rank=find_rank(share, {}),
+            plan_timeout_s=PATIENCE_S,
         )
         try:
             build(config, progress=SilentProgress(), make_teacher=FakeFactory())

@@ -24,7 +24,7 @@ Kill = Literal["actor", "machine", "raylet", "driver"]
 """``machine``: a node with all that runs on it; ``raylet``: that of a node alone, whose actors then find
 themselves alone."""
 
-_GAVE_UP = ("was the death of 3 workers", "no worker is left")
+_GAVE_UP = ("crashed 3 workers", "no worker is left")
 """How a build may end by itself that was killed too often; the same command goes on."""
 
 _SHARE_EARLY = 0.4

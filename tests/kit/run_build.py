@@ -26,24 +26,24 @@ from kit.fakes import FakeFactory, SilentProgress, config_of
 from kit.patience import PATIENCE_S
 from siglip2_cache.commands.options import given_location
 from siglip2_cache.precompute.build import build
-from siglip2_cache.precompute.executor import ray_cluster as ray_engine
-from siglip2_cache.precompute.shares import find_share
+from siglip2_cache.precompute.executor import ray_cluster
+from siglip2_cache.precompute.ranks import find_rank
 
 _LONG_WAIT_S = 0.5
 
 
-def tell_waits(crew: Any) -> None:
-    """Let a crew print how long it listened, where that was long."""
-    hear = crew.hear
+def tell_waits(pool: Any) -> None:
+    """Let a pool print how long it listened, where that was long."""
+    receive = pool.receive
 
     def timed(self: Any, timeout_s: float) -> Any:
         started = time.monotonic()
-        heard = hear(self, timeout_s)
+        received = receive(self, timeout_s)
         if (seconds := time.monotonic() - started) > _LONG_WAIT_S:
             print(f"waited {seconds:.2f}", flush=True)
-        return heard
+        return received
 
-    crew.hear = timed
+    pool.receive = timed
 
 
 def main() -> None:
@@ -77,8 +77,8 @@ def main() -> None:
         decode_workers=args.decode_workers,
         workers=args.workers,
         batch_size=args.batch_size,
-        share=find_share(args.share, {}),
-        share_wait_s=PATIENCE_S,
+        rank=find_rank(args.share, {}),
+        plan_timeout_s=PATIENCE_S,
         **on_ray,
     )
     make_teacher = FakeFactory(
@@ -95,7 +95,7 @@ def main() -> None:
     if args.say_start:
         progress.start = lambda *_: print("started", flush=True)  # type: ignore[method-assign]
     if args.address is not None:
-        tell_waits(ray_engine._Actors)
+        tell_waits(ray_cluster._ActorPool)
         progress.say = lambda message: print(message, flush=True)  # type: ignore[method-assign]
     with spying(Killer(args.kill_at)) as killer:
         build(config, progress=progress, make_teacher=make_teacher)

@@ -10,7 +10,7 @@ import pytest
 from kit.fakes import config_of, write_folder_corpus
 
 from siglip2_cache.errors import SettingError
-from siglip2_cache.precompute.dry_run import estimate
+from siglip2_cache.precompute.dry_run import dry_run
 from siglip2_cache.precompute.estimate import costs
 from siglip2_cache.precompute.estimate.estimate import Capacity, CapacityConfig
 from siglip2_cache.precompute.estimate.formulas import reckon
@@ -125,7 +125,7 @@ def test_what_a_dry_run_counts_of_a_corpus_is_what_was_reckoned(
 ) -> None:
     corpus = write_folder_corpus(tmp_path / "corpus", 30)
     config = config_of(corpus, tmp_path / "cache", tiny_checkpoint, shard_rows=8, num_views=2)
-    counted = estimate(config, is_timed=False)
+    counted = dry_run(config, is_timed=False)
     found = capacity(
         teacher=str(tiny_checkpoint),
         num_images=30,

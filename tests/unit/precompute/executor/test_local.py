@@ -10,10 +10,12 @@ import pytest
 from kit.fakes import SilentProgress
 
 from siglip2_cache.errors import DiskFullError
-from siglip2_cache.precompute.executor.driver import Account, Died, Driver, Failed, Message, Ready
-from siglip2_cache.precompute.executor.local import _Process, _Processes
+from siglip2_cache.precompute.executor.driver import Driver
+from siglip2_cache.precompute.executor.local import _ProcessPool, _WorkerProcess
+from siglip2_cache.precompute.executor.messages import Died, Failed, Message, Ready
+from siglip2_cache.precompute.executor.totals import BuildTotals
 from siglip2_cache.precompute.executor.unit import Job
-from siglip2_cache.precompute.executor.work_queue import Ledger
+from siglip2_cache.precompute.executor.work_queue import WorkQueue
 from siglip2_cache.store.format.manifest import Span, Unit
 
 
@@ -36,8 +38,8 @@ class FakeProcess:
         self.ends[1].close()
 
 
-class Crew(_Processes):
-    """The real crew, whose workers say ready, and then all at once what they were told to."""
+class ScriptedPool(_ProcessPool):
+    """The real pool, whose workers send Ready, and then all at once what the script says."""
 
     def __init__(self, *lines: Message) -> None:
         orders: list[Any] = [None] * len(lines)
@@ -48,34 +50,34 @@ class Crew(_Processes):
     def start(self, worker: int) -> None:
         ours, theirs = multiprocessing.Pipe()
         process = FakeProcess()
-        self._workers[worker] = _Process(self._free_slots.pop(0), process, ours)
+        self._workers[worker] = _WorkerProcess(self._free_slots.pop(0), process, ours)
         theirs.send(Ready({}))
         process.said = theirs  # pyright: ignore[reportAttributeAccessIssue]
 
-    def hear(self, timeout_s: float) -> list[tuple[int, Message]]:
+    def receive(self, timeout_s: float) -> list[tuple[int, Message]]:
         if self._is_second:
             for worker, line in enumerate(self._lines):
                 if not isinstance(line, Died):
                     self._workers[worker].process.said.send(line)
                 self._workers[worker].process.kill()
-        heard = super().hear(timeout_s)
+        received = super().receive(timeout_s)
         self._is_second = not self._is_second
-        return heard
+        return received
 
 
 def test_a_failure_is_not_hidden_by_others_that_die_as_it_is_heard() -> None:
-    crew = Crew(Died(""), Failed(DiskFullError("no space left")), Died(""))
+    pool = ScriptedPool(Died(""), Failed(DiskFullError("no space left")), Died(""))
     unit = Unit(modality="image", number=0, rows=Span(first=0, count=4))
-    account = Account(SilentProgress(), lambda _: None)
+    totals = BuildTotals(SilentProgress(), lambda _: None)
     with pytest.raises(DiskFullError, match="no space left"):
-        Driver(crew, 3, Ledger([Job(unit, 0, 2)]), account).run()
+        Driver(pool, 3, WorkQueue([Job(unit, 0, 2)]), totals).run()
 
 
 def test_a_process_that_is_gone_may_be_told_anything() -> None:
-    crew = Crew(Died(""))
-    crew.start(0)
-    crew._workers[0].process.kill()
-    assert crew.hear(0.2) == [(0, Ready({})), (0, Died("killed by SIGKILL"))]
-    crew.ask_to_stop(0)
-    crew.give(0, None)
-    crew.kill(0)
+    pool = ScriptedPool(Died(""))
+    pool.start(0)
+    pool._workers[0].process.kill()
+    assert pool.receive(0.2) == [(0, Ready({})), (0, Died("killed by SIGKILL"))]
+    pool.request_stop(0)
+    pool.assign(0, None)
+    pool.kill(0)

@@ -8,19 +8,14 @@ import pytest
 from kit.fakes import SilentProgress
 
 from siglip2_cache.errors import DiskFullError, SettingError
-from siglip2_cache.precompute.executor import ray_cluster as ray_engine
-from siglip2_cache.precompute.executor.driver import (
-    Account,
-    Died,
-    Driver,
-    Failed,
-    Message,
-    Ready,
-    Wants,
-)
-from siglip2_cache.precompute.executor.ray_cluster import Room, _Actors, describe_room
+from siglip2_cache.precompute.executor import ray_cluster
+from siglip2_cache.precompute.executor.driver import Driver
+from siglip2_cache.precompute.executor.messages import Died, Failed, Message, Ready, Request
+from siglip2_cache.precompute.executor.ray_cluster import _ActorPool
+from siglip2_cache.precompute.executor.ray_placement import Placement, place_workers
+from siglip2_cache.precompute.executor.totals import BuildTotals
 from siglip2_cache.precompute.executor.unit import Job
-from siglip2_cache.precompute.executor.work_queue import Ledger
+from siglip2_cache.precompute.executor.work_queue import WorkQueue
 from siglip2_cache.store.format.manifest import Span, Unit
 
 
@@ -52,11 +47,11 @@ class FakeRay:
         number = self.num_actors
         self.num_actors += 1
 
-        def talk(*_: Any) -> int:
+        def poll(*_: Any) -> int:
             self.asked.append(number)
             return len(self.asked) - 1
 
-        return SimpleNamespace(number=number, talk=SimpleNamespace(remote=talk))
+        return SimpleNamespace(number=number, poll=SimpleNamespace(remote=poll))
 
     def wait(
         self, references: list[int], *, num_returns: int, timeout: float
@@ -82,44 +77,46 @@ def ray() -> FakeRay:
 
 
 @pytest.fixture
-def crew(ray: FakeRay) -> _Actors:
+def pool(ray: FakeRay) -> _ActorPool:
     """Three actors, numbered as they are for the driver; the first has been asked as reference 0, ..."""
-    room = Room(num_workers=3, threads=1, gpus=0.0, num_nodes=2)
+    placement = Placement(num_workers=3, threads=1, gpus=0.0, num_nodes=2)
     order: Any = None
-    crew = _Actors(ray, order, lambda *_: order, room, lambda _: None)
+    pool = _ActorPool(ray, order, lambda *_: order, placement, lambda _: None)
     for worker in range(3):
-        crew.start(worker)
-    return crew
+        pool.start(worker)
+    return pool
 
 
-def test_whoever_speaks_is_heard_though_another_never_answers(ray: FakeRay, crew: _Actors) -> None:
-    ray.answers = {1: [Ready({})], 2: [Ready({}), Wants(None)]}
-    assert crew.hear(0.2) == [(1, Ready({})), (2, Ready({})), (2, Wants(None))]
+def test_whoever_speaks_is_heard_though_another_never_answers(
+    ray: FakeRay, pool: _ActorPool
+) -> None:
+    ray.answers = {1: [Ready({})], 2: [Ready({}), Request(None)]}
+    assert pool.receive(0.2) == [(1, Ready({})), (2, Ready({})), (2, Request(None))]
     assert ray.waits[0] == ([0, 1, 2], 1)  # any
-    ray.answers = {3: [Wants("image")]}
-    assert crew.hear(0.2) == [(1, Wants("image"))]
+    ray.answers = {3: [Request("image")]}
+    assert pool.receive(0.2) == [(1, Request("image"))]
     assert ray.waits[2] == ([0, 3, 4], 1)
     assert ray.asked == [0, 1, 2, 1, 2]  # who has not answered is not asked again
 
 
-def test_an_actor_that_is_gone_is_buried_and_the_others_are_heard(
-    ray: FakeRay, crew: _Actors
+def test_an_actor_that_is_gone_is_removed_and_the_others_are_heard(
+    ray: FakeRay, pool: _ActorPool
 ) -> None:
     ray.answers = {0: ActorError("its node was terminated unexpectedly"), 1: [Ready({})]}
-    assert crew.hear(0.2) == [(1, Ready({}))]
-    assert crew.hear(0.2) == [(0, Died("its node is gone"))]
+    assert pool.receive(0.2) == [(1, Ready({}))]
+    assert pool.receive(0.2) == [(0, Died("its node is gone"))]
     assert ray.killed == [0]
     assert 0 not in ray.waits[-1][0]
 
 
 def test_an_actor_that_spoke_and_falls_silent_is_given_up(
-    ray: FakeRay, crew: _Actors, monkeypatch: pytest.MonkeyPatch
+    ray: FakeRay, pool: _ActorPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray.answers = {0: [Ready({})]}
-    crew.hear(0.2)
-    monkeypatch.setattr(ray_engine, "_SILENCE_S", -1.0)
-    crew.hear(0.2)
-    [(worker, message)] = crew.hear(0.2)
+    pool.receive(0.2)
+    monkeypatch.setattr(ray_cluster, "_SILENCE_S", -1.0)
+    pool.receive(0.2)
+    [(worker, message)] = pool.receive(0.2)
     assert worker == 0  # the others have yet to start
     assert isinstance(message, Died)
     assert message.reason.startswith("silent for ")
@@ -127,35 +124,35 @@ def test_an_actor_that_spoke_and_falls_silent_is_given_up(
 
 
 def test_a_failure_is_not_hidden_by_others_that_die_as_it_is_heard(ray: FakeRay) -> None:
-    room, order = Room(num_workers=3, threads=1, gpus=0.0, num_nodes=2), None
-    crew = _Actors(ray, order, lambda *_: order, room, lambda _: None)  # pyright: ignore[reportArgumentType]
+    placement, order = Placement(num_workers=3, threads=1, gpus=0.0, num_nodes=2), None
+    pool = _ActorPool(ray, order, lambda *_: order, placement, lambda _: None)  # pyright: ignore[reportArgumentType]
     gone = ActorError("its node was terminated unexpectedly")
     ray.answers = {0: [Ready({})], 1: [Ready({})], 2: [Ready({})]}
     ray.answers |= {3: gone, 4: [Failed(DiskFullError("no space left"))], 5: gone}
     unit = Unit(modality="image", number=0, rows=Span(first=0, count=4))
-    account = Account(SilentProgress(), lambda _: None)
+    totals = BuildTotals(SilentProgress(), lambda _: None)
     with pytest.raises(DiskFullError, match="no space left"):
-        Driver(crew, 3, Ledger([Job(unit, 0, 2)]), account).run()
+        Driver(pool, 3, WorkQueue([Job(unit, 0, 2)]), totals).run()
     assert sorted(ray.killed) == [0, 1, 2]
 
 
-def test_an_actor_that_is_gone_may_be_told_anything(ray: FakeRay, crew: _Actors) -> None:
+def test_an_actor_that_is_gone_may_be_told_anything(ray: FakeRay, pool: _ActorPool) -> None:
     ray.answers = {1: ActorError("its node was terminated unexpectedly")}
-    crew.hear(0.2)
-    crew.ask_to_stop(1)
-    crew.give(1, None)
-    crew.kill(1)
+    pool.receive(0.2)
+    pool.request_stop(1)
+    pool.assign(1, None)
+    pool.kill(1)
     assert ray.killed == [1]
 
 
 def test_a_cluster_that_is_lost_does_not_hide_why_the_build_ends(
-    ray: FakeRay, crew: _Actors, monkeypatch: pytest.MonkeyPatch
+    ray: FakeRay, pool: _ActorPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kill(actor: Any, *, no_restart: bool) -> None:
         raise ConnectionError("the head is gone")
 
     monkeypatch.setattr(ray, "kill", kill)
-    crew.close()
+    pool.close()
 
 
 @dataclass
@@ -184,10 +181,10 @@ HEAD: dict[str, float] = {"memory": 1e9}
 def test_workers_ask_for_no_more_than_the_nodes_that_can_hold_them_have(
     nodes: list[dict[str, float]], asked: int | None, expected: tuple[int, int]
 ) -> None:
-    room = describe_room(Cluster(nodes), ORDER, asked, None)
-    assert (room.num_workers, room.threads) == expected
+    placement = place_workers(Cluster(nodes), ORDER, asked, None)
+    assert (placement.num_workers, placement.threads) == expected
 
 
 def test_a_cluster_without_cpus_is_refused() -> None:
     with pytest.raises(SettingError, match=r"no node of the Ray cluster has a CPU .*\(2 nodes\)"):
-        describe_room(Cluster([HEAD, HEAD]), ORDER, None, None)
+        place_workers(Cluster([HEAD, HEAD]), ORDER, None, None)

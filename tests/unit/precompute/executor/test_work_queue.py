@@ -4,7 +4,7 @@ import pytest
 
 from siglip2_cache.errors import BuildError
 from siglip2_cache.precompute.executor.unit import Job
-from siglip2_cache.precompute.executor.work_queue import Ledger
+from siglip2_cache.precompute.executor.work_queue import WorkQueue
 from siglip2_cache.store.format.layout import Modality
 from siglip2_cache.store.format.manifest import Span, Unit
 
@@ -18,72 +18,72 @@ def number_of(taken: Job | None) -> tuple[str, int] | None:
 
 
 def test_units_are_handed_out_once_images_first() -> None:
-    ledger = Ledger([job(0, "text"), job(0), job(1)])
-    taken = [number_of(ledger.take(i % 2, None)) for i in range(4)]
+    work_queue = WorkQueue([job(0, "text"), job(0), job(1)])
+    taken = [number_of(work_queue.take(i % 2, None)) for i in range(4)]
     assert taken == [("image", 0), ("image", 1), ("text", 0), None]
 
 
 def test_a_worker_that_streams_images_gets_no_texts() -> None:
-    ledger = Ledger([job(0), job(0, "text")])
-    assert number_of(ledger.take(0, "image")) == ("image", 0)
-    assert ledger.take(0, "image") is None
-    assert number_of(ledger.take(0, None)) == ("text", 0)
+    work_queue = WorkQueue([job(0), job(0, "text")])
+    assert number_of(work_queue.take(0, "image")) == ("image", 0)
+    assert work_queue.take(0, "image") is None
+    assert number_of(work_queue.take(0, None)) == ("text", 0)
 
 
 def test_it_is_done_when_what_was_handed_out_stands() -> None:
-    ledger = Ledger([job(0)])
-    ledger.take(0, None)
-    assert ledger.num_waiting == 0
-    assert not ledger.is_done
-    ledger.finished(0, ("image", 0))
-    assert ledger.is_done
+    work_queue = WorkQueue([job(0)])
+    work_queue.take(0, None)
+    assert work_queue.num_waiting == 0
+    assert not work_queue.is_done
+    work_queue.finish(0, ("image", 0))
+    assert work_queue.is_done
 
 
 def test_the_units_of_a_dead_worker_are_made_last_and_each_alone() -> None:
-    ledger = Ledger([job(i) for i in range(4)])
+    work_queue = WorkQueue([job(i) for i in range(4)])
     for _ in range(2):
-        ledger.take(0, None)
-    assert [j.unit.number for j in ledger.died(0, "killed")] == [0, 1]
-    assert [number_of(ledger.take(1, None)) for _ in range(2)] == [("image", 2), ("image", 3)]
-    assert number_of(ledger.take(1, None)) == ("image", 0)
-    assert ledger.take(1, "image") is None  # while it makes one that may be deadly
-    assert ledger.take(1, None) is None
-    ledger.finished(1, ("image", 0))
-    assert number_of(ledger.take(1, None)) == ("image", 1)
+        work_queue.take(0, None)
+    assert [j.unit.number for j in work_queue.fail(0, "killed")] == [0, 1]
+    assert [number_of(work_queue.take(1, None)) for _ in range(2)] == [("image", 2), ("image", 3)]
+    assert number_of(work_queue.take(1, None)) == ("image", 0)
+    assert work_queue.take(1, "image") is None  # while it makes one that may be deadly
+    assert work_queue.take(1, None) is None
+    work_queue.finish(1, ("image", 0))
+    assert number_of(work_queue.take(1, None)) == ("image", 1)
 
 
 def test_a_unit_that_three_workers_died_over_ends_the_build_and_is_named() -> None:
-    ledger = Ledger([job(7, "text"), job(8, "text")])
+    work_queue = WorkQueue([job(7, "text"), job(8, "text")])
     for worker in (0, 1):
-        while (taken := ledger.take(worker, None)) is not None and taken.unit.number != 7:
-            ledger.finished(worker, ("text", 8))
-        ledger.died(worker, "killed by SIGKILL")
+        while (taken := work_queue.take(worker, None)) is not None and taken.unit.number != 7:
+            work_queue.finish(worker, ("text", 8))
+        work_queue.fail(worker, "killed by SIGKILL")
     # One of the two deaths was blamed on both; only the unit that is there each time reaches three.
-    ledger.take(2, None)
+    work_queue.take(2, None)
     with pytest.raises(
         BuildError,
-        match=r"text unit 7 \(rows 28\.\.31\) was the death of 3 workers, the last killed by SIGKILL",
+        match=r"text unit 7 \(rows 28\.\.31\) crashed 3 workers \(last: killed by SIGKILL\)",
     ):
-        ledger.died(2, "killed by SIGKILL")
+        work_queue.fail(2, "killed by SIGKILL")
 
 
 def test_a_unit_blamed_once_for_anothers_death_is_not_blamed_again() -> None:
-    ledger = Ledger([job(0), job(1)])
-    ledger.take(0, None)
-    ledger.take(0, None)
-    ledger.died(0, "killed")  # over either
+    work_queue = WorkQueue([job(0), job(1)])
+    work_queue.take(0, None)
+    work_queue.take(0, None)
+    work_queue.fail(0, "killed")  # over either
     for worker in (1, 2):  # unit 0 is alone with each of its workers
-        assert number_of(ledger.take(worker, None)) == ("image", worker - 1)
-        ledger.finished(worker, ("image", worker - 1))
-    assert ledger.is_done
+        assert number_of(work_queue.take(worker, None)) == ("image", worker - 1)
+        work_queue.finish(worker, ("image", worker - 1))
+    assert work_queue.is_done
 
 
 def test_what_a_worker_gave_back_is_handed_out_again_without_blame() -> None:
-    ledger = Ledger([job(0)])
+    work_queue = WorkQueue([job(0)])
     for worker in range(5):
-        assert number_of(ledger.take(worker, None)) == ("image", 0)
-        ledger.released(worker)
-    assert not ledger.is_done
+        assert number_of(work_queue.take(worker, None)) == ("image", 0)
+        work_queue.release(worker)
+    assert not work_queue.is_done
 
 
 def test_more_is_asked_for_when_nothing_waits_and_told_what_is_in_work() -> None:
@@ -93,15 +93,15 @@ def test_more_is_asked_for_when_nothing_waits_and_told_what_is_in_work() -> None
         told.append(held)
         return [job(5)] if len(told) == 1 else []
 
-    ledger = Ledger([job(0)], more)
-    assert number_of(ledger.take(0, None)) == ("image", 0)
-    assert number_of(ledger.take(1, None)) == ("image", 5)
-    assert ledger.take(1, None) is None
+    work_queue = WorkQueue([job(0)], more)
+    assert number_of(work_queue.take(0, None)) == ("image", 0)
+    assert number_of(work_queue.take(1, None)) == ("image", 5)
+    assert work_queue.take(1, None) is None
     assert told == [{("image", 0)}, {("image", 0), ("image", 5)}]
 
 
 def test_it_is_not_done_before_there_are_no_more() -> None:
-    ledger = Ledger([], lambda _: [])
-    assert not ledger.is_done
-    assert ledger.take(0, None) is None
-    assert ledger.is_done
+    work_queue = WorkQueue([], lambda _: [])
+    assert not work_queue.is_done
+    assert work_queue.take(0, None) is None
+    assert work_queue.is_done

@@ -30,9 +30,8 @@ from kit.patience import PATIENCE_S
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DuplicateKeyError, SettingError, SourceError
 from siglip2_cache.precompute.build import build
-from siglip2_cache.precompute.dry_run import estimate
-from siglip2_cache.precompute.planning import freeze
-from siglip2_cache.precompute.planning import part_writer as parts
+from siglip2_cache.precompute.dry_run import dry_run
+from siglip2_cache.precompute.planning import freeze, part_writer
 from siglip2_cache.precompute.planning.plan import Plan, PlanConfig, make_plan
 from siglip2_cache.precompute.planning.spill import Scratch
 from siglip2_cache.precompute.sources import Sample, TableColumns
@@ -260,7 +259,7 @@ def test_tables_longer_than_a_part_are_cut_and_read_back_whole(
 ) -> None:
     source = write_table_corpus(tmp_path / "corpus", sharing_lines(0, 20))
     plan(tmp_path / "whole", source, num_views=2)
-    monkeypatch.setattr(parts, "PART_ROWS", 4)
+    monkeypatch.setattr(part_writer, "PART_ROWS", 4)
     plan(tmp_path / "cut", source, num_views=2, scratch=TINY_SCRATCH)
     names: tuple[Table, ...] = ("files", "samples", "captions", "texts", "views")
     for name in names:
@@ -274,7 +273,7 @@ def test_appending_opens_a_part_of_the_files_for_the_samples_that_name_it_alone(
 ) -> None:
     names = [f"{i:02d}" for i in range(24)]
     source = write_table_corpus(tmp_path / "corpus", lines(*names))
-    monkeypatch.setattr(parts, "PART_ROWS", 4)
+    monkeypatch.setattr(part_writer, "PART_ROWS", 4)
     plan(tmp_path / "cache", source)
     opened: Counter[str] = Counter()
     real = Cache._part_files
@@ -1049,7 +1048,7 @@ def test_a_dry_run_writes_nothing_and_counts_the_bytes_of_the_build_to_come(
         settings = {"shard_rows": 4, "num_views": num_views}
         dry = plan(cache, corpus, is_dry_run=True, scratch=scratch, **settings)
         config = config_of(corpus, cache, tiny_checkpoint, **settings)
-        expected = estimate(config, is_timed=False)
+        expected = dry_run(config, is_timed=False)
         assert tree_of(cache) == before
         assert cache.exists() == bool(before)
         assert list(space.iterdir()) == []

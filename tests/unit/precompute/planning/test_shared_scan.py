@@ -8,15 +8,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from siglip2_cache.precompute.planning import shared_scan as share_scans
+from siglip2_cache.precompute.planning import shared_scan
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan, name_sources
 from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.planning.shared_scan import (
-    helping_to_plan,
-    keep_scans,
-    scanning_in_processes,
+    scan_in_processes,
+    scan_in_thread,
+    scan_slice,
 )
-from siglip2_cache.precompute.shares import Share
+from siglip2_cache.precompute.ranks import ProcessRank
 from siglip2_cache.precompute.sources import Piece
 from siglip2_cache.store.io.local import LocalStorage
 
@@ -65,22 +65,22 @@ def test_shares_that_wait_scan_what_lies_on_a_disk_too(
     config: PlanConfig, files: LocalStorage, scanned: list[str]
 ) -> None:
     for index in (1, 2):
-        keep_scans(config, files, index, 3)
+        scan_slice(config, files, index, 3)
     assert scanned == ["1.tar", "4.tar", "2.tar", "5.tar"]
     scanned.clear()
     assert keys(config, files) == [f"{i}{which}" for i in range(NUM_SHARDS) for which in "ab"]
     assert scanned == ["0.tar", "3.tar"]
     scanned.clear()
-    keep_scans(config, files, 0, 1)
+    scan_slice(config, files, 0, 1)
     assert scanned == []
 
 
 def test_a_share_that_need_not_wait_any_longer_stops_behind_its_piece(
     config: PlanConfig, files: LocalStorage, scanned: list[str]
 ) -> None:
-    keep_scans(config, files, 0, 1, is_over=lambda: len(scanned) == 2)
+    scan_slice(config, files, 0, 1, is_over=lambda: len(scanned) == 2)
     assert scanned == ["0.tar", "1.tar"]
-    with helping_to_plan(config, files, Share(index=1, count=2)):
+    with scan_in_thread(config, files, ProcessRank(rank=1, world_size=2)):
         pass
     assert "share-scans" not in [thread.name for thread in threading.enumerate()]
 
@@ -88,9 +88,9 @@ def test_a_share_that_need_not_wait_any_longer_stops_behind_its_piece(
 def test_processes_scan_what_the_planner_then_finds(
     config: PlanConfig, files: LocalStorage, scanned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(share_scans, "_PIECES_EACH", 3)
-    monkeypatch.setattr(share_scans, "num_cores", lambda: 3)
-    with scanning_in_processes(config, files) as processes:
+    monkeypatch.setattr(shared_scan, "_PIECES_EACH", 3)
+    monkeypatch.setattr(shared_scan, "num_cores", lambda: 3)
+    with scan_in_processes(config, files) as processes:
         for process in processes:
             process.join(300)
         assert [process.exitcode for process in processes] == [0, 0]
@@ -101,12 +101,12 @@ def test_processes_scan_what_the_planner_then_finds(
 def test_processes_end_with_the_plan(
     config: PlanConfig, files: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(share_scans, "_PIECES_EACH", 3)
-    monkeypatch.setattr(share_scans, "num_cores", lambda: 3)
-    plan = make_plan(config, files, helping=lambda: scanning_in_processes(config, files))
+    monkeypatch.setattr(shared_scan, "_PIECES_EACH", 3)
+    monkeypatch.setattr(shared_scan, "num_cores", lambda: 3)
+    plan = make_plan(config, files, helping=lambda: scan_in_processes(config, files))
     assert plan.findings.num_samples == 2 * NUM_SHARDS
     assert not [name for name in files.names("catalog") if name.startswith("scan-")]
-    with scanning_in_processes(config, files) as processes:
+    with scan_in_processes(config, files) as processes:
         pass
     assert not any(process.is_alive() for process in processes)
 
@@ -119,7 +119,7 @@ def test_no_process_is_started_for_few_pieces_or_without_a_spare_core(
     num_cores: int,
     pieces_each: int,
 ) -> None:
-    monkeypatch.setattr(share_scans, "_PIECES_EACH", pieces_each)
-    monkeypatch.setattr(share_scans, "num_cores", lambda: num_cores)
-    with scanning_in_processes(config, files) as processes:
+    monkeypatch.setattr(shared_scan, "_PIECES_EACH", pieces_each)
+    monkeypatch.setattr(shared_scan, "num_cores", lambda: num_cores)
+    with scan_in_processes(config, files) as processes:
         assert processes == []

@@ -9,9 +9,9 @@ import pytest
 
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.planning import plan
-from siglip2_cache.precompute.planning import unused as notes
 from siglip2_cache.precompute.planning.part_writer import Findings
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.planning.unused import _MAX_KINDS
 from siglip2_cache.precompute.sources import Caption, Piece, Problem, Sample, Unused
 from siglip2_cache.precompute.summary import finding_lines
 from siglip2_cache.store.describe import describe, describe_lines
@@ -106,7 +106,7 @@ def test_kinds_without_end_do_not_fill_the_record(
 ) -> None:
     many = tuple(unused(1, "x", f"files ending in .{i}") for i in range(1000))
     found = plan_shelf(monkeypatch, tmp_path / "c", (sample("a", "dog"), *many))
-    assert len(found.notes) == notes._MAX_KINDS  # pyright: ignore[reportPrivateUsage]
+    assert len(found.notes) == _MAX_KINDS  # pyright: ignore[reportPrivateUsage]
     lines = finding_lines(found, "info lists them")
     assert lines[-1].endswith("notes more: info lists them")
     assert len(lines) < 10

@@ -19,7 +19,7 @@ from kit.s3 import S3
 
 from siglip2_cache.errors import SettingError, SourceError, StorageError
 from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
-from siglip2_cache.precompute.planning import scan as scan_of
+from siglip2_cache.precompute.planning import scan as scan_module
 from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan, name_sources
 from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.sources import Piece, Problem, Sample, open_source, scan
@@ -395,7 +395,7 @@ def test_shares_that_wait_scan_for_the_one_that_plans(tmp_path: Path, bucket: Me
     url = bucket.put_folder(write_shards(tmp_path / "w", 6, 2), "w")
     source, files = open_source(url), LocalStorage(tmp_path / "cache")
     for index in (1, 2):
-        assert len(list(Scanner(files, keeps=True).keep_share(source, index, 3))) == 2
+        assert len(list(Scanner(files, keeps=True).scan_slice(source, index, 3))) == 2
     bucket.requests.clear()
     frames = pl.concat(Scanner(files, keeps=True).frames(source))
     assert frames["key"].to_list() == [f"s{i:05d}" for i in range(12)]
@@ -405,7 +405,7 @@ def test_shares_that_wait_scan_for_the_one_that_plans(tmp_path: Path, bucket: Me
 def test_a_dry_run_scans_a_piece_of_many_frames_once(
     tmp_path: Path, bucket: MemoryBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scan_of, "SCAN_ROWS", 3)
+    monkeypatch.setattr(scan_module, "SCAN_ROWS", 3)
     url = bucket.put_folder(write_shards(tmp_path / "w", 2, 10), "w")
     source, scanned = open_source(url), list[str]()
     real = Scanner._scan_and_keep

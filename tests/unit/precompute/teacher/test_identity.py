@@ -18,6 +18,6 @@ def test_a_name_that_differs_from_a_teachers_in_case_alone_is_refused(
     foreign: "ForeignCache", tiny_checkpoint: Path
 ) -> None:
     cache, checkpoint = open_cache(foreign.root), resolve_checkpoint(str(tiny_checkpoint))
-    with pytest.raises(SettingError, match=r"'Tiny' differs from 'tiny' of .* in case alone.*"):
+    with pytest.raises(SettingError, match=r"'Tiny' differs from 'tiny' of .* only in case.*"):
         find_teacher(cache, checkpoint, TeacherChoices(), name="Tiny")
     assert find_teacher(cache, checkpoint, TeacherChoices(), name="tiny2") is None
