@@ -1,13 +1,13 @@
 """Settings of one training, and which of them go together."""
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import SettingError
+from ..formatting import nearest_name
 from ..siglip import Towers
 from ..store.io.location import Location
 
@@ -224,10 +224,3 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "check_pixels": get_args(CheckPixels),
     "dtype": TRAIN_DTYPES,
 }
-
-
-def nearest_name(name: object, known: Iterable[str]) -> str:
-    """Return the end of a message: the known name that was probably meant, or all of them."""
-    names = list(known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(names)}"

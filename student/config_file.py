@@ -18,9 +18,9 @@ import yaml
 from upath import UPath
 
 from ..errors import SettingError
-from ..formatting import first_line
+from ..formatting import first_line, nearest_name
 from ..store.io.location import Location, given_location
-from .config import TrainConfig, nearest_name
+from .config import TrainConfig
 
 _RESOLVED = "resolved"
 _HEAD = """\
