@@ -3,8 +3,8 @@
     python benchmarks/costs.py
 
 Nothing is measured here. Bytes follow from the format, arithmetic from the architecture, both by the
-formulas of the package (siglip2-cache plan shows them); time is that arithmetic divided by a rate, which for
-the H100 is assumed and for two CPU cores was measured.
+formulas of the package (siglip2-cache estimate shows them); time is that arithmetic divided by a rate,
+which for the H100 is assumed and for two CPU cores was measured.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The command ``demo``: a guided tour of the others."""
+"""The command ``demo``: a guided tour of the other commands."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,20 +13,22 @@ def demo(
     context: typer.Context,
     out: Annotated[
         Path,
-        local_path_option(metavar="DIR", help="Folder for all of it, new or of a demo before."),
+        local_path_option(metavar="DIR", help="Folder to write to: new, or of an earlier demo."),
     ] = Path("siglip2-cache-demo"),
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="A tenth of the images and steps; the numbers then mean little."
+            "--quick", help="A tenth of the images and steps; the results then mean little."
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the scenes and of the trainings.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Random seed of the scenes and the trainings.")
+    ] = 0,
 ) -> None:
-    """Show the main job on drawn scenes: build, info, verify, train, eval, neighbors, in minutes.
+    """Run the whole workflow on generated scenes: build, verify, train, evaluate.
 
-    No network and no GPU are needed. Each command is printed as you would type it, then run; at the
-    end stands what distilling was worth, in a table. Run it again to go on after it was stopped.
+    Takes minutes and needs neither network nor GPU. Each command is printed before it runs; the result is
+    a table that compares students trained with and without the teacher. Run it again to resume.
     """
     from ..demo.steps import TourConfig
     from ..demo.tour import give_tour
@@ -34,7 +36,7 @@ def demo(
     app = context.find_root().command
 
     def run(arguments: Sequence[str]) -> int:
-        """Run a command here, where torch is imported already; errors go on to main()."""
+        """Run a command in this process, which has imported torch; errors reach main()."""
         return app.main(list(arguments), standalone_mode=False) or 0
 
     status = give_tour(TourConfig(out=out, seed=seed, is_quick=quick), run)

@@ -1,4 +1,4 @@
-"""The command ``plan``: what a build of so many images would take, before there is a corpus."""
+"""The command ``estimate``: what a build of so many images would take, without a corpus."""
 
 import re
 from decimal import Decimal
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import SettingError
-from .options import AsJson, path_option, print_found
+from .options import CORPUS, HARDWARE, TEACHER, AsJson, path_option, print_found
 
 _COUNT = re.compile(
     r"(?P<number>[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,2})?)(?P<factor>[kKMGBT]?)"
@@ -15,59 +15,114 @@ _COUNT = re.compile(
 _FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 
 
-def plan(
-    images: Annotated[str, typer.Option(help="Images: 1000000000, 1_000_000, 1e9, 100M, 1B.")],
+def estimate(
+    images: Annotated[
+        str,
+        typer.Option(metavar="COUNT", help="Images: 1000000000, 1_000_000, 1e9, 100M or 1B."),
+    ],
     teacher: Annotated[
         str,
         path_option(
-            help="Published SigLIP 2 checkpoint (so400m-patch14-384), folder of a checkpoint, or hub id; "
-            "its weights are not needed."
+            metavar="CHECKPOINT",
+            help="Name of a published SigLIP 2 checkpoint (so400m-patch14-384), or hub id or folder; its "
+            "weights are not needed.",
         ),
     ],
-    views: Annotated[int, typer.Option(help="Views of each image.")] = 1,
-    captions_per_image: Annotated[
-        float, typer.Option(help="Captions of an image, in the mean.")
-    ] = 1.0,
-    texts: Annotated[
-        str | None, typer.Option(help="Unique captions. Default: all captions differ.")
-    ] = None,
-    shard_rows: Annotated[
-        int | None, typer.Option(help="Rows in one unit. Default 16384 / VIEWS.")
-    ] = None,
-    max_num_patches: Annotated[
-        int | None, typer.Option(help="Patches of a view at most, NaFlex checkpoints only.")
-    ] = None,
-    gpus: Annotated[int, typer.Option(help="Workers, of a GPU each.")] = 1,
+    views: Annotated[int, typer.Option(metavar="N", help="Views of each image.")] = 1,
+    gpus: Annotated[int, typer.Option(metavar="N", help="Workers, each with one GPU.")] = 1,
     gpu: Annotated[
         str,
         typer.Option(
-            help="h100, h200, b200, a100, l40s, l4, a10, t4, rtx3090, rtx4090, mi300x, ..."
+            metavar="NAME",
+            help="Kind of GPU: h100, h200, b200, a100, l40s, l4, a10, t4, rtx3090, rtx4090, mi300x, ...",
         ),
     ] = "h100",
-    peak_tflops: Annotated[
-        float | None, typer.Option(help="Of another GPU: bfloat16, dense, by its data sheet.")
+    as_json: AsJson = False,
+    captions_per_image: Annotated[
+        float,
+        typer.Option(
+            metavar="N", help="Mean number of captions of an image.", rich_help_panel=CORPUS
+        ),
+    ] = 1.0,
+    texts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COUNT",
+            help="Unique captions.",
+            show_default="all captions differ",
+            rich_help_panel=CORPUS,
+        ),
     ] = None,
-    mfu: Annotated[
-        float, typer.Option(help="Share of the peak that is reached. An assumption.")
-    ] = 0.4,
+    image_bytes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COUNT",
+            help="Mean size of an image file.",
+            show_default="100k, assumed",
+            rich_help_panel=CORPUS,
+        ),
+    ] = None,
+    images_per_tar: Annotated[
+        str,
+        typer.Option(metavar="COUNT", help="Images in one tar.", rich_help_panel=CORPUS),
+    ] = "10k",
+    max_num_patches: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Most patches of a view; NaFlex checkpoints only.",
+            show_default="as the checkpoint's processor",
+            rich_help_panel=TEACHER,
+        ),
+    ] = None,
+    shard_rows: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Rows in one unit.",
+            show_default="16384 / VIEWS",
+            rich_help_panel=TEACHER,
+        ),
+    ] = None,
     images_per_s: Annotated[
         float | None,
         typer.Option(
-            help="Measured, of one worker with these views (build --dry-run --time): instead of peak and "
-            "share."
+            metavar="RATE",
+            help="Measured images per second of one worker with these views (build --dry-run --time).",
+            show_default="from peak and utilisation",
+            rich_help_panel=HARDWARE,
         ),
     ] = None,
-    texts_per_s: Annotated[float | None, typer.Option(help="Likewise.")] = None,
-    image_bytes: Annotated[
-        str | None, typer.Option(help="Of an image's file, in the mean. Default: 100k, assumed.")
+    texts_per_s: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Measured texts per second of one worker.",
+            show_default="from peak and utilisation",
+            rich_help_panel=HARDWARE,
+        ),
     ] = None,
-    images_per_tar: Annotated[str, typer.Option(help="Images in a tar of the corpus.")] = "10k",
-    as_json: AsJson = False,
+    peak_tflops: Annotated[
+        float | None,
+        typer.Option(
+            metavar="TFLOPS",
+            help="Peak of a GPU that is not listed: dense bfloat16, by its data sheet.",
+            show_default="that of --gpu",
+            rich_help_panel=HARDWARE,
+        ),
+    ] = None,
+    mfu: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Assumed model FLOPs utilisation, 0 to 1.",
+            rich_help_panel=HARDWARE,
+        ),
+    ] = 0.4,
 ) -> None:
-    """Reckon what a build would take: bytes, objects, units, GPU-hours, traffic, each with its formula.
+    """Estimate bytes, files, units, GPU-hours and traffic of a build, without a corpus.
 
-    Nothing is read but, of a teacher that is not published, its settings. For a corpus that is at hand ask
-    siglip2-cache build --dry-run.
+    Each number is shown with its formula. For a corpus that exists, use siglip2-cache build --dry-run.
     """
     from ..precompute.estimate.estimate import CapacityConfig
     from ..precompute.estimate.formulas import reckon
@@ -96,10 +151,10 @@ def plan(
 
 
 def parse_count(what: str, text: str) -> int:
-    """Return a whole number as people write large ones: 1_000_000, 1e9, 2.5e6, 100M, 1B.
+    """Return the whole number that a text such as 1_000_000, 1e9, 2.5e6, 100M or 1B stands for.
 
     Raises:
-        SettingError: it is none.
+        SettingError: the text is no whole number.
     """
     found = _COUNT.fullmatch(text)
     value = Decimal(found["number"]) * _FACTORS[found["factor"]] if found else Decimal("0.5")

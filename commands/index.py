@@ -1,24 +1,18 @@
-"""The commands ``index`` and ``export``: what is derived from a cache, for quicker looks and other tools."""
+"""The command ``index``: build an approximate index over the targets of a cache."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .options import (
     AsJson,
     CacheArgument,
-    CorpusRoot,
     TeacherName,
     View,
-    local_path,
-    parse_roots,
     print_found,
     say,
 )
-
-if TYPE_CHECKING:
-    pass
+from .report import Among
 
 
 def index(
@@ -26,18 +20,19 @@ def index(
     kind: Annotated[
         str,
         typer.Option(
-            help="auto, flat (all rows, float16), ivf (lists of them), ivfpq (lists of short codes), "
-            "hnsw (a graph)."
+            metavar="KIND",
+            help="flat (all rows, float16), ivf (inverted lists), ivfpq (inverted lists, compressed), "
+            "hnsw (graph), or auto: by the number of rows.",
         ),
     ] = "auto",
-    among: Annotated[str, typer.Option(help="images or texts.")] = "images",
+    among: Among = "images",
     teacher: TeacherName = None,
     view: View = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Make an approximate index over the targets of a large cache, and measure what it finds.
+    """Build an approximate search index, and measure its recall.
 
-    It is kept in the cache. Run it again to go on after a crash, or after the cache has changed.
+    The index is stored in the cache. Run the same command again to resume, or after the cache has grown.
     """
     from ..formatting import format_count, format_seconds
     from ..neighbors.config import modality_of
@@ -54,8 +49,7 @@ def index(
     try:
         built = build_index(opened, place, kind=kind, progress=progress)
     except KeyboardInterrupt:
-        message = "stopped; what was saved is kept, run the same command to go on"
-        say(message, err=True)
+        say("stopped; what was saved is kept; run the same command again to resume", err=True)
         raise typer.Exit(130) from None
     finally:
         progress.stop()
@@ -88,44 +82,3 @@ def index(
         f"made       {done}",
     ]
     print_found(found, lines, as_json)
-
-
-def export(
-    cache: CacheArgument,
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT", parser=local_path, help="Folder to be made.")
-    ],
-    format: Annotated[
-        str,
-        typer.Option(
-            help="parquet (one table with all there is), npy (float16 arrays to map, ids beside them), "
-            "atlas (for Embedding Atlas)."
-        ),
-    ] = "parquet",
-    among: Annotated[
-        str | None,
-        typer.Option(help="images, texts or both. Default: both; of atlas, images."),
-    ] = None,
-    teacher: TeacherName = None,
-    view: View = 0,
-    thumbnails: Annotated[
-        bool, typer.Option("--thumbnails", help="With atlas: small pictures in the table.")
-    ] = False,
-    corpus_root: CorpusRoot = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write embeddings, keys and captions as files that other tools read."""
-    from ..neighbors.export.export import ExportConfig, export_cache
-    from ..neighbors.progress import make_progress
-    from ..store.cache import open_cache
-
-    config = ExportConfig(
-        out=out, format=format, among=among, teacher=teacher, view=view, thumbnails=thumbnails
-    )
-    opened = open_cache(cache, corpus_roots=parse_roots(corpus_root))
-    progress = make_progress()
-    try:
-        exported = export_cache(opened, config, progress=progress)
-    finally:
-        progress.stop()
-    print_found(exported.found, exported.lines, as_json)

@@ -1,4 +1,4 @@
-"""What several commands have in common: options, and how results are printed."""
+"""Parameters and output that several commands share."""
 
 import json
 import os
@@ -15,11 +15,16 @@ from ..streams import say_on_stderr
 if TYPE_CHECKING:
     from ..store.io.location import Location
 
+CORPUS = "Corpus"
+TEACHER = "Teacher"
+HARDWARE = "Hardware"
+OUTPUT = "Output"
+
 
 def path(text: str) -> str:
-    """Return a path, URL or hub id with ``~`` as the home folder, where no shell has expanded it.
+    """Return a path, URL or hub id with ``~`` expanded to the home folder.
 
-    ``NAME=PATH`` is expanded behind its first ``=``, too.
+    In ``NAME=PATH`` the path after the first ``=`` is expanded.
     """
     name, separator, rest = text.partition("=")
     if separator and rest.startswith("~"):
@@ -28,41 +33,79 @@ def path(text: str) -> str:
 
 
 def local_path(given: str | Path) -> Path:
-    """Return a path of this machine, ``~`` the home folder. A default may be a path already."""
+    """Return a path of this machine with ``~`` expanded; a default may be a Path already."""
     return Path(path(str(given)))
 
 
-def path_option(*, help: str, metavar: str = "PATH") -> Any:
-    """Return an option whose value, or each of them, is a path, a URL or a hub id: a text."""
-    return typer.Option(parser=path, metavar=metavar, help=help)
+def path_option(*, help: str, metavar: str = "PATH", **settings: Any) -> Any:
+    """Return an option whose value, or each of them, is a path, URL or hub id, as text."""
+    return typer.Option(parser=path, metavar=metavar, help=help, **settings)
 
 
-def local_path_option(*, help: str, metavar: str = "PATH") -> Any:
+def local_path_option(*, help: str, metavar: str = "PATH", **settings: Any) -> Any:
     """Return an option whose value, or each of them, is a Path of this machine."""
-    return typer.Option(parser=local_path, metavar=metavar, help=help)
+    return typer.Option(parser=local_path, metavar=metavar, help=help, **settings)
 
 
 def path_argument(metavar: str, *, help: str) -> Any:
-    """Return an argument of that kind."""
+    """Return an argument that is a path, URL or hub id, as text."""
     return typer.Argument(parser=path, metavar=metavar, help=help)
 
 
 CacheArgument = Annotated[
-    str,
-    path_argument(
-        "CACHE", help="Cache folder, the one that holds cache.json; or its URL, s3://..."
-    ),
+    str, path_argument("CACHE", help="Folder or URL of the cache (the one with cache.json).")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON value instead of text.", rich_help_panel=OUTPUT),
+]
 CorpusRoot = Annotated[
     list[str] | None,
-    path_option(metavar="OLD=NEW", help="The corpus has moved from OLD to NEW. Repeatable."),
+    path_option(
+        metavar="OLD=NEW",
+        help="The corpus has moved from OLD to NEW. Repeatable.",
+        rich_help_panel=CORPUS,
+    ),
 ]
-Device = Annotated[str, typer.Option(help="auto (cuda, mps, cpu), or a device such as cuda:1.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        help="auto (cuda, mps or cpu), or a device such as cuda:1.",
+        rich_help_panel=HARDWARE,
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="DTYPE",
+        help="float32, bfloat16, float16, or auto: bfloat16 on cuda, elsewhere as the checkpoint.",
+        rich_help_panel=HARDWARE,
+    ),
+]
+DecodeWorkers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Processes that decode images; 0: none.",
+        show_default="one per core, at most 16",
+        rich_help_panel=HARDWARE,
+    ),
+]
 TeacherName = Annotated[
-    str | None, typer.Option(help="Teacher in the cache, where there are several.")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Teacher in the cache. Required if it has several.",
+        rich_help_panel=TEACHER,
+    ),
 ]
-View = Annotated[int, typer.Option(help="View of the images. 0: the whole image.")]
+View = Annotated[
+    int,
+    typer.Option(
+        metavar="N", help="View of the images; 0 is the whole image.", rich_help_panel=TEACHER
+    ),
+]
 
 
 def say(line: str, *, err: bool = False) -> None:
@@ -75,13 +118,13 @@ def say(line: str, *, err: bool = False) -> None:
 
 
 def print_json(found: Any) -> None:
-    """Print a JSON value, whole; where stdout cannot take every character, in ASCII."""
+    """Print a JSON value in full; in ASCII where stdout cannot take every character."""
     is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     print(plain_json(json.dumps(found, indent=1, ensure_ascii=not is_unicode)), flush=True)
 
 
 def print_found(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
-    """Print what a command found: as JSON, or its lines."""
+    """Print what a command found: as JSON, or as lines."""
     if as_json:
         print_json(found)
     else:
@@ -90,14 +133,18 @@ def print_found(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
 
 
 def given_location(text: str) -> "Location":
-    """Return a path as it was given, relative or not, or what a URL names."""
+    """Return what a path or URL names, a path as it was given, relative or not."""
     from ..store.io import location as locations
 
     return locations.given_location(text)
 
 
 def parse_roots(arguments: list[str] | None) -> dict[str, str]:
-    """Return the OLD=NEW arguments of --corpus-root."""
+    """Return the OLD=NEW arguments of --corpus-root.
+
+    Raises:
+        SettingError: an argument is not OLD=NEW, or one folder has two new places.
+    """
     if not arguments:
         return {}
     from ..store.io.location import parse_location

@@ -171,7 +171,7 @@ def _cache_steps(config: TourConfig) -> Iterator[Step]:
     yield Step(
         purpose="Ask which captions are wrong: the teacher sees it, though nobody told it",
         program=COMMAND,
-        arguments=("neighbors", str(at.scenes_cache), "--mismatched", "--limit", "3"),
+        arguments=("mismatched", str(at.scenes_cache), "--limit", "3"),
     )
 
 

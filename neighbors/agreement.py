@@ -32,6 +32,10 @@ class AgreementConfig(ReportConfig):
     limit: int = 20
     """Images shown, those of least overlap first."""
 
+    def num_rows_read(self) -> int:
+        """Return the number of rows that the search reads, once for each teacher."""
+        return 2 * ReportConfig.num_rows_read(self)
+
 
 def find_disagreements(
     config: AgreementConfig, *, on_rows: Callable[[int], None] | None = None

@@ -85,3 +85,8 @@ class ReportConfig:
                 f"0..{cache.num_views - 1} of each image"
             )
         return cache, cache.teacher(self.teacher).name
+
+    def num_rows_read(self) -> int:
+        """Return the number of rows that the search reads, for a progress display."""
+        cache = open_cache(self.cache)
+        return cache.num_samples if self.modality == "image" else cache.num_texts

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..errors import SettingError
-from ..store.cache import Cache
+from ..store.cache import Cache, open_cache
 from ..store.format.catalog import read_part
 from ..store.search.exact import cosines, exact_neighbors
 from .config import ReportConfig
@@ -30,6 +30,11 @@ class MismatchedConfig(ReportConfig):
 
     limit: int = 20
     """Pairs shown, the least likely first."""
+
+    def num_rows_read(self) -> int:
+        """Return the number of pairs of an image and a caption."""
+        generations = open_cache(self.cache).manifest.generations
+        return sum(generation.num_new_captions for generation in generations)
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from ..store.cache import Cache
 from ..store.format.layout import Modality
 from ..store.verify.verify import Report, verify_cache
 from .teacher.reload import find_checkpoint
-from .verify_live import Cosines, recheck
+from .verify_live import Cosines, verify_live
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ def verify(cache: Cache, config: VerifyConfig) -> Verification:
     find_checkpoint(cache, teacher=config.teacher, checkpoint=config.checkpoint)
     report = verify_cache(cache)
     try:
-        live = recheck(
+        live = verify_live(
             cache,
             config.sample,
             teacher=config.teacher,

@@ -1,6 +1,6 @@
 """What a build costs, by formula: bytes of arrays and of tables, arithmetic, what a GPU does in a second.
 
-Nothing here is measured but where it says so; ``siglip2-cache plan`` (capacity.py) shows the formulas.
+Nothing here is measured but where it says so; ``siglip2-cache estimate`` shows the formulas.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a build of so many images would take, before any corpus is at hand: siglip2-cache plan.
+"""What a build of so many images would take, before any corpus is at hand: siglip2-cache estimate.
 
 Every number comes with its formula. Rates are assumed, from the architecture and a GPU's data sheet, unless
 they were measured and given; ``build --dry-run`` counts a corpus that is at hand, and times it.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from kit.commands import run
 from kit.fakes import FakeTeacher, SilentProgress, config_of, draw_image, tree_of
 from kit.reference import Reference, distance
 from PIL import Image, ImageOps
+from typer.main import get_command
 
 from siglip2_cache import __version__, open_cache
-from siglip2_cache.cli import main
+from siglip2_cache.cli import app, main
 from siglip2_cache.precompute.build import build
+from siglip2_cache.precompute.executor.worker import BuildInterrupted
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.views import ViewBox, pixel_box
@@ -350,18 +353,74 @@ def test_every_mistake_is_one_line_that_says_what_would_be_right(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["build", "a", "b", "--teecher", "c"], "No such option", id="a typo"),
-        pytest.param(["build", "a", "b"], "Missing option '--teacher'", id="an option missing"),
-        pytest.param(["verify", "a", "--sample", "x"], "Invalid value for '--sample'", id="no int"),
-        pytest.param(["bild"], "No such command 'bild'", id="another command"),
+        pytest.param(
+            ["build", "a", "b", "--teecher", "c"],
+            "no such option: --teecher; did you mean --teacher? (see siglip2-cache build --help)",
+            id="a typo of an option",
+        ),
+        pytest.param(
+            ["bild"],
+            "no such command: bild; did you mean build? (see siglip2-cache --help)",
+            id="a typo of a command",
+        ),
+        pytest.param(
+            ["export", "embedings", "CACHE"],
+            "no such command: embedings; did you mean embeddings? (see siglip2-cache export --help)",
+            id="a typo of a command below another",
+        ),
+        pytest.param(
+            ["zzz"],
+            "no such command: zzz; known are build, estimate, info, verify, neighbors, duplicates, "
+            "mismatched, outliers, agreement, index, train, eval, demo, export "
+            "(see siglip2-cache --help)",
+            id="no command",
+        ),
+        pytest.param(
+            ["build", "a", "b"],
+            "missing option '--teacher' (see siglip2-cache build --help)",
+            id="an option missing",
+        ),
+        pytest.param(
+            ["verify", "a", "--sample", "x"],
+            "invalid value for '--sample': Input should be a valid integer",
+            id="no integer",
+        ),
     ],
 )
-def test_a_wrong_command_line_exits_with_2(
+def test_a_wrong_command_line_is_one_line_and_exits_with_2(
     arguments: list[str], message: str, command: Callable[..., tuple[int, str, str]]
 ) -> None:
     status, out, err = command(*arguments)
-    assert (status, out) == (2, "")
-    assert message in err
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("arguments", [[], ["export"]])
+def test_a_command_line_that_names_no_command_shows_the_help(
+    arguments: list[str], command: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, out, _ = command(*arguments)
+    assert status == 2
+    assert "Usage: siglip2-cache " in out
+
+
+def all_commands() -> Iterator[list[str]]:
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        yield [name]
+        yield from ([name, below] for below in getattr(command, "commands", ()))
+
+
+@pytest.mark.parametrize("words", all_commands(), ids=" ".join)
+def test_help_is_free_of_types_that_say_nothing(
+    words: list[str],
+    command: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    status, out, err = command(*words, "--help")
+    assert (status, err) == (0, "")
+    assert f"Usage: siglip2-cache {' '.join(words)} [OPTIONS] " in out
+    assert not re.search(r"<\w+>|\[\[|\{", out.replace("{000..123}", "").replace("with {}", ""))
 
 
 def test_a_damaged_table_is_one_line_that_sends_to_verify_which_names_it(
@@ -409,7 +468,7 @@ def test_ctrl_c_before_the_first_batch_also_says_how_to_go_on(
     arguments = ("build", built.corpus, tmp_path / "new", "--teacher", built.checkpoint)
     status, _, err = command(*arguments)
     assert status == 130
-    assert err == "stopped; finished units are kept, run the same command to resume\n"
+    assert err == f"{BuildInterrupted()}\n"
 
 
 # -- parity with transformers
@@ -517,8 +576,8 @@ def test_a_message_of_any_length_is_cut_in_the_middle_and_keeps_its_remedy(
 ) -> None:
     long = "x" * 100_000
     for arguments, begins, ends in (
-        (("plan", "--images", long, "--teacher", "t"), "error: images 'xx", "100k, 1M or 1B\n"),
-        (("info", tmp_path, "--nothing" + long), "Usage: ", "xxx\n"),
+        (("estimate", "--images", long, "--teacher", "t"), "error: images 'xx", "1M or 1B\n"),
+        (("info", tmp_path, "--nothing" + long), "error: no such option", "info --help)\n"),
         (("train", tmp_path, "--weight", long), "error: weight 'xx", " such as soft=1\n"),
     ):
         _, _, err = command(*arguments)

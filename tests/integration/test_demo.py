@@ -74,7 +74,7 @@ def test_every_command_was_shown(tour: Tour) -> None:
     words = [words_of(command) for command in typed_commands(tour.stdout)]
     ours = [each[1] for each in words if each[0] == "siglip2-cache"]
     assert ours == [
-        *("build", "build", "info", "verify", "neighbors", "train", "train"),
+        *("build", "build", "info", "verify", "mismatched", "train", "train"),
         *("eval", "eval", "eval", "neighbors"),
     ]
     for shown in (

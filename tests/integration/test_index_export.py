@@ -64,22 +64,26 @@ def test_what_cannot_be_indexed_is_said_in_a_line(
 
 
 def test_exports_are_written_and_told_of(command: Command, root: Path, tmp_path: Path) -> None:
-    status, out, err = command("export", root, tmp_path / "tables")
+    status, out, err = command("export", "embeddings", root, tmp_path / "tables")
     assert status == 0, err
     assert out.splitlines()[1].startswith("images     16 in images.parquet, ")
     assert out.splitlines()[1].endswith("; left out: 3 rejected")
-    status, out, _ = command("export", root, tmp_path / "arrays", "--format", "npy", "--json")
+    status, out, _ = command(
+        "export", "embeddings", root, tmp_path / "arrays", "--format", "npy", "--json"
+    )
     files = json.loads(out)["parts"][1]["files"]
     assert [Path(file).name for file in files] == ["texts.npy", "texts.parquet"]
     tables = pl.read_parquet(tmp_path / "tables/texts.parquet")
     np.testing.assert_array_equal(np.load(files[0]), tables["embedding"].to_numpy())
-    status, out, _ = command("export", root, tmp_path / "atlas", "--format", "atlas")
+    status, out, _ = command("export", "embeddings", root, tmp_path / "atlas", "--format", "atlas")
     assert out.splitlines()[-1].startswith("show       embedding-atlas ")
 
 
 def test_an_export_that_cannot_be_is_said_in_a_line(
     command: Command, root: Path, tmp_path: Path
 ) -> None:
-    assert error_line(*command("export", root, tmp_path)).startswith(f"{tmp_path} exists; name")
-    line = error_line(*command("export", root, tmp_path / "x", "--format", "csv"))
+    assert error_line(*command("export", "embeddings", root, tmp_path)).startswith(
+        f"{tmp_path} exists; name"
+    )
+    line = error_line(*command("export", "embeddings", root, tmp_path / "x", "--format", "csv"))
     assert line == "format must be one of parquet, npy, atlas, got 'csv'"

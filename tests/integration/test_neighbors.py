@@ -31,13 +31,13 @@ def cache(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def found(command: Command, *arguments: object) -> Any:
-    status, out, err = command("neighbors", *arguments, "--json")
+    status, out, err = command(*arguments, "--json")
     assert (status, err) == (0, ""), err
     return json.loads(out)
 
 
 def test_a_key_gives_a_list_of_one_query_and_its_neighbours(command: Command, cache: Path) -> None:
-    [one] = found(command, cache, "--key", "img003", "-k", 99)
+    [one] = found(command, "neighbors", cache, "--key", "img003", "-k", 99)
     assert one["query"]["key"] == "img003"
     assert {each["key"] for each in one["neighbors"]} == {f"img{i:03d}" for i in (0, 1, 2, 4, 5)}
     cosines = [each["cosine"] for each in one["neighbors"]]
@@ -60,7 +60,15 @@ def test_a_new_text_and_a_new_picture_are_embedded_by_the_teacher_of_the_cache(
 ) -> None:
     draw_image(99).save(tmp_path / "new.png")
     text, picture = found(
-        command, cache, "--text", "Something NEW", "--image", tmp_path / "new.png", "-k", 99
+        command,
+        "neighbors",
+        cache,
+        "--text",
+        "Something NEW",
+        "--image",
+        tmp_path / "new.png",
+        "-k",
+        99,
     )
     assert text["query"]["text"] == "Something NEW"
     assert picture["query"]["image"] == str(tmp_path / "new.png")
@@ -83,9 +91,13 @@ def test_a_text_of_the_cache_and_all_else_that_is_there_loads_no_model(cache: Pa
         "try: main()\n"
         "finally: print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers'}))"
     )
-    for question in (["--queries", queries], ["--duplicates"], ["--mismatched"], ["--outliers"]):
+    searches = (
+        ["neighbors", cache, "--queries", queries],
+        *([name, cache] for name in ("duplicates", "mismatched", "outliers")),
+    )
+    for search in searches:
         done = subprocess.run(
-            [sys.executable, "-c", program, "neighbors", cache, *map(str, question)],
+            [sys.executable, "-c", program, *map(str, search)],
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,
@@ -112,16 +124,16 @@ def test_an_index_answers_as_exact_search_does(
     said = command("neighbors", copy, "--key", "img001", "--approximate")
     assert "has no index at indexes/tiny/image.faiss" in error_line(*said)
     assert command("index", copy)[0] == 0
-    exact = found(command, copy, "--key", "img001", "-k", 3)
-    assert found(command, copy, "--key", "img001", "-k", 3, "--approximate") == exact
+    exact = found(command, "neighbors", copy, "--key", "img001", "-k", 3)
+    assert found(command, "neighbors", copy, "--key", "img001", "-k", 3, "--approximate") == exact
 
 
-def test_every_look_is_json_with_its_counts(command: Command, cache: Path) -> None:
-    doubled = found(command, cache, "--duplicates", "--above", 0.99)
+def test_every_report_is_json_with_its_counts(command: Command, cache: Path) -> None:
+    doubled = found(command, "duplicates", cache, "--above", 0.99)
     assert doubled["images"] == 6
     assert "clusters" in doubled
-    assert found(command, cache, "--mismatched", "--limit", 2)["pairs"] == 12
-    assert len(found(command, cache, "--outliers", "--limit", 2)["outliers"]) == 2
+    assert found(command, "mismatched", cache, "--limit", 2)["pairs"] == 12
+    assert len(found(command, "outliers", cache, "--limit", 2)["outliers"]) == 2
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(
@@ -172,7 +184,15 @@ def test_a_student_is_compared_as_a_second_teacher(
         config_of(cache.parent / "corpus", tmp_path / "cache", tiny_student, teacher_name="student")
     )
     compared = found(
-        command, tmp_path / "cache", "--teacher", "tiny", "--against", "student", "-k", 2
+        command,
+        "agreement",
+        tmp_path / "cache",
+        "--teacher",
+        "tiny",
+        "--against",
+        "student",
+        "-k",
+        2,
     )
     assert compared["teachers"] == ["tiny", "student"]
     assert 0 <= compared["overlap"] <= 1
@@ -182,35 +202,48 @@ def test_a_student_is_compared_as_a_second_teacher(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--duplicates", "--outliers"], "--duplicates and --outliers are two questions"),
-        (["--mismatched", "--key", "a"], "--mismatched looks at the whole cache"),
-        (["--above", "0.9"], "--above goes with --duplicates"),
-        (["--limit", "9"], "--limit goes with --duplicates or --mismatched or --outliers"),
-        (["--outliers", "--sample", "9"], "--sample goes with queries or --against, not with"),
-        (["--key", "a", "--sample", "9"], "leave one out"),
-        (["--open"], "--open goes with --html FILE"),
-        (
-            ["--duplicates", "--approximate"],
-            "--approximate goes with queries, not with --duplicates",
-        ),
-        (["--outliers", "--include-self"], "--include-self goes with queries, not with --outliers"),
-        (["--duplicates", "-k", "3"], "-k goes with queries or --outliers or --against, not with"),
-        (["--duplicates", "--seed", "0"], "--seed goes with queries or --outliers or --against"),
-        (["--mismatched", "--among", "texts"], "--among goes with"),
-        (["--outliers", "--checkpoint", "x"], "--checkpoint goes with queries"),
-        (["--against", ""], "no teacher ''"),
-        (["--row", "99999999999999999999"], "row 99999999999999999999 is not in"),
-        (["--duplicates", "--limit", "0"], "--limit must be at least 1, got 0"),
-        (["--row", "999"], "row 999 is not in"),
-        (["--row", "6"], "was rejected by"),
-        (["--against", "nobody"], "no teacher 'nobody'"),
-        (["--queries", "/no/such/file"], "queries /no/such/file cannot be read"),
+        (["neighbors", "--key", "a", "--sample", "9"], "leave one out"),
+        (["neighbors", "--open"], "--open goes with --html FILE"),
+        (["neighbors", "--row", "99999999999999999999"], "row 99999999999999999999 is not in"),
+        (["neighbors", "--row", "999"], "row 999 is not in"),
+        (["neighbors", "--row", "6"], "was rejected by"),
+        (["neighbors", "--queries", "/no/such/file"], "queries /no/such/file cannot be read"),
+        (["neighbors", "--among", "words"], "--among must be images or texts, got 'words'"),
+        (["duplicates", "--limit", "0"], "--limit must be at least 1, got 0"),
+        (["duplicates", "--above", "2"], "--above must be a cosine, -1 to 1, got 2"),
+        (["outliers", "-k", "0"], "-k must be at least 1, got 0"),
+        (["agreement", "--against", ""], "no teacher ''"),
+        (["agreement", "--against", "nobody"], "no teacher 'nobody'"),
     ],
 )
-def test_what_cannot_be_asked_is_one_line(
+def test_a_value_that_cannot_be_is_one_line(
     command: Command, cache: Path, arguments: list[str], message: str
 ) -> None:
-    assert message in error_line(*command("neighbors", cache, *arguments))
+    name, *options = arguments
+    assert message in error_line(*command(name, cache, *options))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["neighbors", "--duplicates"], "--duplicates"),
+        (["neighbors", "--above", "0.9"], "--above"),
+        (["duplicates", "--approximate"], "--approximate"),
+        (["duplicates", "-k", "3"], "-k"),
+        (["mismatched", "--among", "texts"], "--among"),
+        (["mismatched", "--key", "a"], "--key"),
+        (["outliers", "--include-self"], "--include-self"),
+        (["outliers", "--sample", "9"], "--sample"),
+        (["agreement", "--against", "b", "--checkpoint", "x"], "--checkpoint"),
+    ],
+)
+def test_a_command_takes_only_its_own_options(
+    command: Command, cache: Path, arguments: list[str], option: str
+) -> None:
+    name, *options = arguments
+    status, out, err = command(name, cache, *options)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: no such option: {option}")
 
 
 def test_captions_that_would_move_the_cursor_do_not(

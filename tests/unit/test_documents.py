@@ -1,7 +1,9 @@
 """Links, options and fences of the documents. That their commands run is shown in tests/integration."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kit.documents import CHECKOUT, DOCUMENTS, blocks_of, prose_of, read
@@ -21,9 +23,7 @@ OF_OTHERS = {
 
 @pytest.fixture(scope="module")
 def options() -> set[str]:
-    commands = get_command(app).commands.values()  # type: ignore[attr-defined]
-    parameters = [each for command in commands for each in command.params]
-    return {name for each in parameters for name in each.opts if name.startswith("--")}
+    return set(options_of(get_command(app)))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -51,6 +51,14 @@ def test_commands_stand_only_in_blocks_that_say_so(document: str) -> None:
             assert not re.search(r"^(\$ |siglip2-cache |python )", block.text, re.MULTILINE), (
                 f"{document}:{block.line}: a block with commands is sh or console"
             )
+
+
+def options_of(command: Any) -> Iterator[str]:
+    """Yield the long options of a command and of the commands below it."""
+    for parameter in command.params:
+        yield from (name for name in parameter.opts if name.startswith("--"))
+    for below in getattr(command, "commands", {}).values():
+        yield from options_of(below)
 
 
 def anchors_of(file: Path) -> set[str]:

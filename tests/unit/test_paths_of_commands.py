@@ -1,5 +1,6 @@
 """Every path of every command: ``~`` is the home folder, whoever wrote it."""
 
+import inspect
 import re
 import typing
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import pytest
 import typer
 
 from siglip2_cache.cli import app
-from siglip2_cache.commands import options as cli_options
+from siglip2_cache.commands import options
 
 SAYS_PATH = re.compile(r"\b(files?|folders?|paths?|URL|moved)\b", re.IGNORECASE)
 NO_PATHS = {"caption_ending", "image_bytes", "image_column"}
@@ -18,14 +19,16 @@ NO_PATHS = {"caption_ending", "image_bytes", "image_column"}
 
 
 def parameters() -> Iterator[tuple[str, str, Any, Any]]:
-    """Yield (command, name, type, what typer is told) of every parameter."""
-    for command in app.registered_commands:
+    """Yield (command, name, type, typer's settings) of every parameter."""
+    groups = [group.typer_instance for group in app.registered_groups]
+    for command in [each for group in (app, *groups) for each in group.registered_commands]:
         assert command.callback is not None
-        hints = typing.get_type_hints(command.callback, include_extras=True)
-        for name, hint in hints.items():
-            if name != "return" and hint is not typer.Context:
-                kind, told = typing.get_args(hint)
-                yield command.name or command.callback.__name__, name, kind, told
+        for name, parameter in inspect.signature(
+            command.callback, eval_str=True
+        ).parameters.items():
+            if parameter.annotation is not typer.Context:
+                kind, settings = typing.get_args(parameter.annotation)
+                yield command.callback.__name__, name, kind, settings
 
 
 def types_in(hint: Any) -> set[Any]:
@@ -34,15 +37,15 @@ def types_in(hint: Any) -> set[Any]:
 
 
 def test_every_path_of_a_command_is_declared_as_one() -> None:
-    parsers = {Path: cli_options.local_path, str: cli_options.path}
+    parsers = {Path: options.local_path, str: options.path}
     found: list[str] = []
     num_paths = 0
-    for command, name, kind, told in parameters():
+    for command, name, kind, settings in parameters():
         [taken] = parsers.keys() & types_in(kind) or {None}
-        says_path = SAYS_PATH.search(told.help or "") and name not in NO_PATHS
+        says_path = SAYS_PATH.search(settings.help or "") and name not in NO_PATHS
         if taken is Path or (taken is str and says_path):
             num_paths += 1
-            if told.parser is not parsers[taken]:
+            if settings.parser is not parsers[taken]:
                 found.append(f"{command} {name}")
     assert not found
     assert num_paths > 25
@@ -77,12 +80,12 @@ def test_a_tilde_is_the_home_folder_only_where_a_path_begins(
     monkeypatch: pytest.MonkeyPatch, text: str, expected: str
 ) -> None:
     monkeypatch.setenv("HOME", "/home/of someone")
-    assert cli_options.path(text) == expected.replace("HOME", "/home/of someone")
+    assert options.path(text) == expected.replace("HOME", "/home/of someone")
 
 
 def test_both_sides_of_a_moved_corpus_may_begin_at_home(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    roots = cli_options.parse_roots([cli_options.path("~/old=~/new")])
+    roots = options.parse_roots([options.path("~/old=~/new")])
     assert roots == {f"{tmp_path}/old": f"{tmp_path}/new"}

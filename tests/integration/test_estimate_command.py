@@ -1,4 +1,4 @@
-"""siglip2-cache plan, as a user meets it."""
+"""siglip2-cache estimate, as a user meets it."""
 
 import json
 from collections.abc import Callable
@@ -39,9 +39,9 @@ def test_what_is_no_whole_number_is_refused(text: str) -> None:
         parse_count("images", text)
 
 
-def test_a_plan_shows_each_number_with_its_formula(command: Command) -> None:
+def test_an_estimate_shows_each_number_with_its_formula(command: Command) -> None:
     status, out, _ = command(
-        *("plan", "--images", "1e9", "--teacher", "google/siglip2-so400m-patch14-384"),
+        *("estimate", "--images", "1e9", "--teacher", "google/siglip2-so400m-patch14-384"),
         *("--views", "5", "--gpus", "64", "--shard-rows", "16384", "--images-per-s", "120"),
     )
     assert status == 0
@@ -58,8 +58,10 @@ def test_a_plan_shows_each_number_with_its_formula(command: Command) -> None:
     assert out.splitlines()[-1].startswith("note ")
 
 
-def test_a_plan_is_json_too(command: Command) -> None:
-    status, out, _ = command("plan", "--images", "1M", "--teacher", "base-patch16-224", "--json")
+def test_an_estimate_is_json_too(command: Command) -> None:
+    status, out, _ = command(
+        "estimate", "--images", "1M", "--teacher", "base-patch16-224", "--json"
+    )
     found = json.loads(out)
     assert status == 0
     assert (found["images"], found["texts"], found["embed_dim"]) == (10**6, 10**6, 768)
@@ -79,4 +81,4 @@ def test_a_plan_is_json_too(command: Command) -> None:
 )
 def test_mistakes_are_one_line(command: Command, arguments: list[str], message: str) -> None:
     teacher = [] if "--teacher" in arguments else ["--teacher", "base-patch16-224"]
-    assert message in error_line(*command("plan", *arguments, *teacher))
+    assert message in error_line(*command("estimate", *arguments, *teacher))

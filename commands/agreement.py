@@ -1,0 +1,55 @@
+"""The command ``agreement``: where two teachers find different neighbours."""
+
+from typing import Annotated
+
+import typer
+
+from .options import (
+    AsJson,
+    CacheArgument,
+    CorpusRoot,
+    TeacherName,
+    View,
+    given_location,
+    parse_roots,
+)
+from .report import Among, Html, Open, Seed, check_page, show_report
+
+
+def agreement(
+    cache: CacheArgument,
+    against: Annotated[str, typer.Option(metavar="NAME", help="The other teacher in the cache.")],
+    teacher: TeacherName = None,
+    k: Annotated[int, typer.Option("-k", metavar="N", help="Nearest neighbours to compare.")] = 10,
+    sample: Annotated[int, typer.Option(metavar="N", help="Random images to compare.")] = 1000,
+    limit: Annotated[
+        int, typer.Option(metavar="N", help="Most images to show, the least overlap first.")
+    ] = 20,
+    among: Among = "images",
+    view: View = 0,
+    seed: Seed = 0,
+    corpus_root: CorpusRoot = None,
+    html: Html = None,
+    is_opened: Open = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the neighbours that two teachers of a cache find.
+
+    Shows the mean overlap of their k nearest, and the images where they disagree most.
+    """
+    check_page(html, is_opened=is_opened)
+    from ..neighbors.agreement import AgreementConfig, find_disagreements
+
+    config = AgreementConfig(
+        cache=given_location(cache),
+        other_teacher=against,
+        teacher=teacher,
+        k=k,
+        sample=sample,
+        limit=limit,
+        among=among,
+        view=view,
+        seed=seed,
+        corpus_roots=parse_roots(corpus_root),
+    )
+    show_report(find_disagreements, config, html=html, is_opened=is_opened, as_json=as_json)

@@ -1,0 +1,110 @@
+"""The command ``eval``: compare a model with the teacher of a cache."""
+
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from .options import (
+    CORPUS,
+    HARDWARE,
+    AsJson,
+    CacheArgument,
+    CorpusRoot,
+    DecodeWorkers,
+    Device,
+    Dtype,
+    TeacherName,
+    given_location,
+    parse_roots,
+    path_argument,
+    print_found,
+)
+
+if TYPE_CHECKING:
+    from ..student.evaluation.eval_set import Split
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        path_argument(
+            "MODEL",
+            help="Folder or hub id of a SigLIP or SigLIP 2 checkpoint, such as RUN/model of a training.",
+        ),
+    ],
+    cache: CacheArgument,
+    split: Annotated[
+        str,
+        typer.Option(
+            metavar="val|train|all", help="Images: held out (val), all others (train), or all."
+        ),
+    ] = "val",
+    teacher: TeacherName = None,
+    samples: Annotated[
+        int, typer.Option(metavar="N", help="Most images; a random choice of more.")
+    ] = 10_000,
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", help="Random seed of the images and of the unmatched pairs."),
+    ] = 0,
+    val_share: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of the images that is held out, 0 to 1.",
+            show_default="as MODEL was trained, else 0.05",
+            rich_help_panel=CORPUS,
+        ),
+    ] = None,
+    val_keys: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Hold out images whose keys match, such as 'validation/*', instead of a share.",
+            show_default="as MODEL was trained",
+            rich_help_panel=CORPUS,
+        ),
+    ] = None,
+    corpus_root: CorpusRoot = None,
+    allow_partial: Annotated[
+        bool,
+        typer.Option(
+            "--allow-partial",
+            help="Use what is committed of an unfinished cache.",
+            rich_help_panel=CORPUS,
+        ),
+    ] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Images, and texts, in one forward pass.",
+            rich_help_panel=HARDWARE,
+        ),
+    ] = 32,
+    decode_workers: DecodeWorkers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a model with the teacher: retrieval, zero-shot, agreement, calibration."""
+    from ..student.evaluation.compare import EvalConfig, compare
+
+    config = EvalConfig(
+        model=model,
+        cache=given_location(cache),
+        teacher=teacher,
+        split=cast("Split", split),  # the config refuses other words
+        val_share=val_share,
+        val_keys=val_keys,
+        samples=samples,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        decode_workers=decode_workers,
+        corpus_roots=parse_roots(corpus_root),
+        allow_partial=allow_partial,
+    )
+    comparison = compare(config)
+    print_found(comparison.found, comparison.lines, as_json)

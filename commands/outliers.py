@@ -1,0 +1,50 @@
+"""The command ``outliers``: what is far from everything else in a cache."""
+
+from typing import Annotated
+
+import typer
+
+from .options import (
+    AsJson,
+    CacheArgument,
+    CorpusRoot,
+    TeacherName,
+    View,
+    given_location,
+    parse_roots,
+)
+from .report import Among, Html, Open, Seed, check_page, show_report
+
+
+def outliers(
+    cache: CacheArgument,
+    limit: Annotated[
+        int, typer.Option(metavar="N", help="Most outliers to show, the farthest first.")
+    ] = 20,
+    k: Annotated[
+        int, typer.Option("-k", metavar="N", help="Nearest neighbours that the mean is taken over.")
+    ] = 10,
+    among: Among = "images",
+    teacher: TeacherName = None,
+    view: View = 0,
+    seed: Seed = 0,
+    corpus_root: CorpusRoot = None,
+    html: Html = None,
+    is_opened: Open = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the images with the lowest mean cosine to their nearest neighbours."""
+    check_page(html, is_opened=is_opened)
+    from ..neighbors.outliers import OutliersConfig, find_outliers
+
+    config = OutliersConfig(
+        cache=given_location(cache),
+        limit=limit,
+        k=k,
+        among=among,
+        teacher=teacher,
+        view=view,
+        seed=seed,
+        corpus_roots=parse_roots(corpus_root),
+    )
+    show_report(find_outliers, config, html=html, is_opened=is_opened, as_json=as_json)
