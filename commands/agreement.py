@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-import typer
-
 from .options import (
     AsJson,
     CacheArgument,
@@ -11,6 +9,7 @@ from .options import (
     TeacherName,
     View,
     given_location,
+    option,
     parse_roots,
 )
 from .report import Among, Html, Open, Seed, check_page, show_report
@@ -18,13 +17,11 @@ from .report import Among, Html, Open, Seed, check_page, show_report
 
 def agreement(
     cache: CacheArgument,
-    against: Annotated[str, typer.Option(metavar="NAME", help="The other teacher in the cache.")],
+    against: Annotated[str, option("NAME", "The other teacher in the cache.")],
     teacher: TeacherName = None,
-    k: Annotated[int, typer.Option("-k", metavar="N", help="Nearest neighbours to compare.")] = 10,
-    sample: Annotated[int, typer.Option(metavar="N", help="Random images to compare.")] = 1000,
-    limit: Annotated[
-        int, typer.Option(metavar="N", help="Most images to show, the least overlap first.")
-    ] = 20,
+    k: Annotated[int, option("N", "Nearest neighbours to compare.", name="-k")] = 10,
+    sample: Annotated[int, option("N", "Random images to compare.")] = 1000,
+    limit: Annotated[int, option("N", "Most images to show, the least overlap first.")] = 20,
     among: Among = "images",
     view: View = 0,
     seed: Seed = 0,

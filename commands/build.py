@@ -15,8 +15,10 @@ from .options import (
     DecodeWorkers,
     Device,
     Dtype,
+    flag,
     given_location,
     local_path_option,
+    option,
     parse_roots,
     path_argument,
     path_option,
@@ -43,190 +45,153 @@ def build(
         str, path_argument("CACHE", help="Folder or URL of the cache; made if missing.")
     ],
     teacher: Annotated[
-        str,
-        path_option(
-            metavar="CHECKPOINT", help="Hub id or folder of a SigLIP or SigLIP 2 checkpoint."
-        ),
+        str, path_option("CHECKPOINT", "Hub id or folder of a SigLIP or SigLIP 2 checkpoint.")
     ],
     views: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Views of each image: the whole image and N - 1 random crops.",
-            show_default="as the cache, else 1",
+        option(
+            "N",
+            "Views of each image: the whole image and N - 1 random crops.",
+            default="as the cache, else 1",
         ),
     ] = None,
     batch_size: Annotated[
-        str,
-        typer.Option(
-            metavar="N", help="Images, and texts, in one forward pass; auto: measured once."
-        ),
+        str, option("N", "Images, and texts, in one forward pass; auto: measured once.")
     ] = "auto",
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Write nothing; print what the build would cost."),
+        bool, flag("--dry-run", "Write nothing; print what the build would cost.")
     ] = False,
     time: Annotated[
         bool,
-        typer.Option(
-            "--time", help="With --dry-run: load the teacher, time real batches, print the total."
-        ),
+        flag("--time", "With --dry-run: load the teacher, time real batches, print the total."),
     ] = False,
     retry_rejected: Annotated[
-        bool, typer.Option("--retry-rejected", help="Try the rejected rows once more.")
+        bool, flag("--retry-rejected", "Try the rejected rows once more.")
     ] = False,
     image_column: Annotated[
         str | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Table column of image paths or bytes.",
-            show_default="by its usual names",
-            rich_help_panel=CORPUS,
+        option(
+            "COLUMN", "Table column of image paths or bytes.", CORPUS, default="by its usual names"
         ),
     ] = None,
     caption_column: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Table column of captions. Repeatable.",
-            show_default="by its usual names",
-            rich_help_panel=CORPUS,
+        option(
+            "COLUMN", "Table column of captions. Repeatable.", CORPUS, default="by its usual names"
         ),
     ] = None,
     key_column: Annotated[
         str | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Table column of keys.",
-            show_default="by its usual names, else the image's path",
-            rich_help_panel=CORPUS,
+        option(
+            "COLUMN",
+            "Table column of keys.",
+            CORPUS,
+            default="by its usual names, else the image's path",
         ),
     ] = None,
     lang_column: Annotated[
         str | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Table column of caption languages.",
-            show_default="by its usual names",
-            rich_help_panel=CORPUS,
+        option(
+            "COLUMN", "Table column of caption languages.", CORPUS, default="by its usual names"
         ),
     ] = None,
     label_column: Annotated[
         str | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Table column of class labels.",
-            show_default="by its usual names",
-            rich_help_panel=CORPUS,
-        ),
+        option("COLUMN", "Table column of class labels.", CORPUS, default="by its usual names"),
     ] = None,
     encoding: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Text encoding of tables, such as latin-1.",
-            show_default="UTF-8, or UTF-16 with a byte order mark",
-            rich_help_panel=CORPUS,
+        option(
+            "NAME",
+            "Text encoding of tables, such as latin-1.",
+            CORPUS,
+            default="UTF-8, or UTF-16 with a byte order mark",
         ),
     ] = None,
     caption_ending: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="ENDING",
-            help="Ending of the caption files (or tar members) beside images, such as .cap or syn.json. "
+        option(
+            "ENDING",
+            "Ending of the caption files (or tar members) beside images, such as .cap or syn.json. "
             "Repeatable: all that are given are read.",
-            show_default="the first in use of .json, .txt, .caption, .cap, .text, .caption.txt, .jpg.txt",
-            rich_help_panel=CORPUS,
+            CORPUS,
+            default="the first in use of .json, .txt, .caption, .cap, .text, .caption.txt, .jpg.txt",
         ),
     ] = None,
     prefix_keys: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--prefix-keys",
-            help="Put the file name before each key; for keys that are unique only within a file.",
-            rich_help_panel=CORPUS,
+            "Put the file name before each key; for keys that are unique only within a file.",
+            CORPUS,
         ),
     ] = False,
     changed: Annotated[
         str,
-        typer.Option(
-            metavar="refuse|skip",
-            help="Samples whose captions, label or location differ from the cache: refuse the build, or "
+        option(
+            "refuse|skip",
+            "Samples whose captions, label or location differ from the cache: refuse the build, or "
             "skip them and add what is new.",
-            rich_help_panel=CORPUS,
+            CORPUS,
         ),
     ] = "refuse",
     templates: Annotated[
         Path | None,
         local_path_option(
-            metavar="FILE",
-            help="Zero-shot prompt templates, one with {} per line; adds prompts to the cache.",
-            rich_help_panel=CORPUS,
+            "FILE",
+            "Zero-shot prompt templates, one with {} per line; adds prompts to the cache.",
+            CORPUS,
         ),
     ] = None,
     labels: Annotated[
         Path | None,
         local_path_option(
-            metavar="FILE",
-            help="Class names for the prompts, one per line.",
-            show_default="the corpus's labels",
-            rich_help_panel=CORPUS,
+            "FILE",
+            "Class names for the prompts, one per line.",
+            CORPUS,
+            default="the corpus's labels",
         ),
     ] = None,
     corpus_root: CorpusRoot = None,
     revision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Revision of a hub id.",
-            show_default="main",
-            rich_help_panel=TEACHER,
-        ),
+        str | None, option("NAME", "Revision of a hub id.", TEACHER, default="main")
     ] = None,
     teacher_name: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Name of the teacher in the cache.",
-            show_default="the checkpoint's name",
-            rich_help_panel=TEACHER,
+        option(
+            "NAME", "Name of the teacher in the cache.", TEACHER, default="the checkpoint's name"
         ),
     ] = None,
     max_num_patches: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Most patches of a view; NaFlex checkpoints only.",
-            show_default="as the checkpoint's processor",
-            rich_help_panel=TEACHER,
+        option(
+            "N",
+            "Most patches of a view; NaFlex checkpoints only.",
+            TEACHER,
+            default="as the checkpoint's processor",
         ),
     ] = None,
     view_seed: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Random seed of the crops.",
-            show_default="as the cache, else 0",
-            rich_help_panel=TEACHER,
-        ),
+        option("N", "Random seed of the crops.", TEACHER, default="as the cache, else 0"),
     ] = None,
     view_min_area: Annotated[
         float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Smallest share of the image that a crop shows, 0 to 1.",
-            show_default="as the cache, else 0.25",
-            rich_help_panel=TEACHER,
+        option(
+            "SHARE",
+            "Smallest share of the image that a crop shows, 0 to 1.",
+            TEACHER,
+            default="as the cache, else 0.25",
         ),
     ] = None,
     decode: Annotated[
         str | None,
-        typer.Option(
-            metavar="exact|scaled",
-            help="exact: the pixels of the checkpoint's processor. scaled: decode large JPEGs at reduced "
+        option(
+            "exact|scaled",
+            "exact: the pixels of the checkpoint's processor. scaled: decode large JPEGs at reduced "
             "size, faster and nearly the same.",
-            show_default="as the cache, else exact",
-            rich_help_panel=TEACHER,
+            TEACHER,
+            default="as the cache, else exact",
         ),
     ] = None,
     device: Device = "auto",
@@ -234,90 +199,76 @@ def build(
     decode_workers: DecodeWorkers = None,
     threads: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="CPU threads of each worker. Equal threads and batch sizes give equal bytes, with any "
+        option(
+            "N",
+            "CPU threads of each worker. Equal threads and batch sizes give equal bytes, with any "
             "number of workers.",
-            show_default="its share of the cores",
-            rich_help_panel=HARDWARE,
+            HARDWARE,
+            default="its share of the cores",
         ),
     ] = None,
     shard_rows: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Rows in one unit, the most work that a crash can lose.",
-            show_default="as the cache, else 16384 / VIEWS",
-            rich_help_panel=HARDWARE,
+        option(
+            "N",
+            "Rows in one unit, the most work that a crash can lose.",
+            HARDWARE,
+            default="as the cache, else 16384 / VIEWS",
         ),
     ] = None,
     sample_timeout: Annotated[
-        float,
-        typer.Option(
-            metavar="SECONDS",
-            help="Reject an image that takes longer to decode.",
-            rich_help_panel=HARDWARE,
-        ),
+        float, option("SECONDS", "Reject an image that takes longer to decode.", HARDWARE)
     ] = 60.0,
     workers: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Processes that run the teacher, each on its own GPU or its share of the cores.",
-            show_default="1; with ray one per GPU, or per node",
-            rich_help_panel=_PROCESSES,
+        option(
+            "N",
+            "Processes that run the teacher, each on its own GPU or its share of the cores.",
+            _PROCESSES,
+            default="1; with ray one per GPU, or per node",
         ),
     ] = None,
     engine: Annotated[
-        str,
-        typer.Option(
-            metavar="local|ray",
-            help="local: this machine. ray: actors of a Ray cluster.",
-            rich_help_panel=_PROCESSES,
-        ),
+        str, option("local|ray", "local: this machine. ray: actors of a Ray cluster.", _PROCESSES)
     ] = "local",
     address: Annotated[
         str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="With --engine ray: address of the cluster.",
-            show_default="RAY_ADDRESS, else this machine's",
-            rich_help_panel=_PROCESSES,
+        option(
+            "ADDRESS",
+            "With --engine ray: address of the cluster.",
+            _PROCESSES,
+            default="RAY_ADDRESS, else this machine's",
         ),
     ] = None,
     gpus_per_worker: Annotated[
         float | None,
-        typer.Option(
-            metavar="N",
-            help="With --engine ray: GPUs of each worker.",
-            show_default="1 if the cluster has GPUs",
-            rich_help_panel=_PROCESSES,
+        option(
+            "N",
+            "With --engine ray: GPUs of each worker.",
+            _PROCESSES,
+            default="1 if the cluster has GPUs",
         ),
     ] = None,
     share: Annotated[
         str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Build as process I of N that run the same command, 0/N to N-1/N. Process 0 plans; each "
+        option(
+            "I/N",
+            "Build as process I of N that run the same command, 0/N to N-1/N. Process 0 plans; each "
             "makes its units, then helps the others. 0/1: alone.",
-            show_default="by RANK and WORLD_SIZE or Slurm",
-            rich_help_panel=_PROCESSES,
+            _PROCESSES,
+            default="by RANK and WORLD_SIZE or Slurm",
         ),
     ] = None,
     share_wait: Annotated[
         float,
-        typer.Option(
-            metavar="SECONDS",
-            help="How long the other processes wait for process 0 to plan.",
-            rich_help_panel=_PROCESSES,
-        ),
+        option("SECONDS", "How long the other processes wait for process 0 to plan.", _PROCESSES),
     ] = 3600.0,
     finish: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--finish",
-            help="After all processes have ended: report what is missing, or clean up and summarise.",
-            rich_help_panel=_PROCESSES,
+            "After all processes have ended: report what is missing, or clean up and summarise.",
+            _PROCESSES,
         ),
     ] = False,
 ) -> None:

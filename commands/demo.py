@@ -6,24 +6,18 @@ from typing import Annotated
 
 import typer
 
-from .options import local_path_option
+from .options import flag, local_path_option, option
 
 
 def demo(
     context: typer.Context,
     out: Annotated[
-        Path,
-        local_path_option(metavar="DIR", help="Folder to write to: new, or of an earlier demo."),
+        Path, local_path_option("DIR", "Folder to write to: new, or of an earlier demo.")
     ] = Path("siglip2-cache-demo"),
     quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick", help="A tenth of the images and steps; the results then mean little."
-        ),
+        bool, flag("--quick", "A tenth of the images and steps; the results then mean little.")
     ] = False,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Random seed of the scenes and the trainings.")
-    ] = 0,
+    seed: Annotated[int, option("N", "Random seed of the scenes and the trainings.")] = 0,
 ) -> None:
     """Run the whole workflow on generated scenes: build, verify, train, evaluate.
 

@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-import typer
-
 from .options import (
     AsJson,
     CacheArgument,
@@ -11,6 +9,7 @@ from .options import (
     TeacherName,
     View,
     given_location,
+    option,
     parse_roots,
 )
 from .report import Among, Html, Open, check_page, show_report
@@ -19,16 +18,11 @@ from .report import Among, Html, Open, check_page, show_report
 def duplicates(
     cache: CacheArgument,
     above: Annotated[
-        float,
-        typer.Option(metavar="COSINE", help="Smallest cosine of near duplicates, -1 to 1."),
+        float, option("COSINE", "Smallest cosine of near duplicates, -1 to 1.")
     ] = 0.95,
     limit: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Most clusters to show, the largest first.",
-            show_default="20; with --json all",
-        ),
+        option("N", "Most clusters to show, the largest first.", default="20; with --json all"),
     ] = None,
     among: Among = "images",
     teacher: TeacherName = None,

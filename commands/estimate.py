@@ -4,10 +4,8 @@ import re
 from decimal import Decimal
 from typing import Annotated
 
-import typer
-
 from ..errors import SettingError
-from .options import CORPUS, HARDWARE, TEACHER, AsJson, path_option, print_found
+from .options import CORPUS, HARDWARE, TEACHER, AsJson, option, path_option, print_found
 
 _COUNT = re.compile(
     r"(?P<number>[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,2})?)(?P<factor>[kKMGBT]?)"
@@ -16,108 +14,76 @@ _FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "
 
 
 def estimate(
-    images: Annotated[
-        str,
-        typer.Option(metavar="COUNT", help="Images: 1000000000, 1_000_000, 1e9, 100M or 1B."),
-    ],
+    images: Annotated[str, option("COUNT", "Images: 1000000000, 1_000_000, 1e9, 100M or 1B.")],
     teacher: Annotated[
         str,
         path_option(
-            metavar="CHECKPOINT",
-            help="Name of a published SigLIP 2 checkpoint (so400m-patch14-384), or hub id or folder; its "
+            "CHECKPOINT",
+            "Name of a published SigLIP 2 checkpoint (so400m-patch14-384), or hub id or folder; its "
             "weights are not needed.",
         ),
     ],
-    views: Annotated[int, typer.Option(metavar="N", help="Views of each image.")] = 1,
-    gpus: Annotated[int, typer.Option(metavar="N", help="Workers, each with one GPU.")] = 1,
+    views: Annotated[int, option("N", "Views of each image.")] = 1,
+    gpus: Annotated[int, option("N", "Workers, each with one GPU.")] = 1,
     gpu: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            help="Kind of GPU: h100, h200, b200, a100, l40s, l4, a10, t4, rtx3090, rtx4090, mi300x, ...",
+        option(
+            "NAME",
+            "Kind of GPU: h100, h200, b200, a100, l40s, l4, a10, t4, rtx3090, rtx4090, mi300x, ...",
         ),
     ] = "h100",
     as_json: AsJson = False,
     captions_per_image: Annotated[
-        float,
-        typer.Option(
-            metavar="N", help="Mean number of captions of an image.", rich_help_panel=CORPUS
-        ),
+        float, option("N", "Mean number of captions of an image.", CORPUS)
     ] = 1.0,
     texts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COUNT",
-            help="Unique captions.",
-            show_default="all captions differ",
-            rich_help_panel=CORPUS,
-        ),
+        str | None, option("COUNT", "Unique captions.", CORPUS, default="all captions differ")
     ] = None,
     image_bytes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COUNT",
-            help="Mean size of an image file.",
-            show_default="100k, assumed",
-            rich_help_panel=CORPUS,
-        ),
+        str | None, option("COUNT", "Mean size of an image file.", CORPUS, default="100k, assumed")
     ] = None,
-    images_per_tar: Annotated[
-        str,
-        typer.Option(metavar="COUNT", help="Images in one tar.", rich_help_panel=CORPUS),
-    ] = "10k",
+    images_per_tar: Annotated[str, option("COUNT", "Images in one tar.", CORPUS)] = "10k",
     max_num_patches: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Most patches of a view; NaFlex checkpoints only.",
-            show_default="as the checkpoint's processor",
-            rich_help_panel=TEACHER,
+        option(
+            "N",
+            "Most patches of a view; NaFlex checkpoints only.",
+            TEACHER,
+            default="as the checkpoint's processor",
         ),
     ] = None,
     shard_rows: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Rows in one unit.",
-            show_default="16384 / VIEWS",
-            rich_help_panel=TEACHER,
-        ),
+        int | None, option("N", "Rows in one unit.", TEACHER, default="16384 / VIEWS")
     ] = None,
     images_per_s: Annotated[
         float | None,
-        typer.Option(
-            metavar="RATE",
-            help="Measured images per second of one worker with these views (build --dry-run --time).",
-            show_default="from peak and utilisation",
-            rich_help_panel=HARDWARE,
+        option(
+            "RATE",
+            "Measured images per second of one worker with these views (build --dry-run --time).",
+            HARDWARE,
+            default="from peak and utilisation",
         ),
     ] = None,
     texts_per_s: Annotated[
         float | None,
-        typer.Option(
-            metavar="RATE",
-            help="Measured texts per second of one worker.",
-            show_default="from peak and utilisation",
-            rich_help_panel=HARDWARE,
+        option(
+            "RATE",
+            "Measured texts per second of one worker.",
+            HARDWARE,
+            default="from peak and utilisation",
         ),
     ] = None,
     peak_tflops: Annotated[
         float | None,
-        typer.Option(
-            metavar="TFLOPS",
-            help="Peak of a GPU that is not listed: dense bfloat16, by its data sheet.",
-            show_default="that of --gpu",
-            rich_help_panel=HARDWARE,
+        option(
+            "TFLOPS",
+            "Peak of a GPU that is not listed: dense bfloat16, by its data sheet.",
+            HARDWARE,
+            default="that of --gpu",
         ),
     ] = None,
     mfu: Annotated[
-        float,
-        typer.Option(
-            metavar="SHARE",
-            help="Assumed model FLOPs utilisation, 0 to 1.",
-            rich_help_panel=HARDWARE,
-        ),
+        float, option("SHARE", "Assumed model FLOPs utilisation, 0 to 1.", HARDWARE)
     ] = 0.4,
 ) -> None:
     """Estimate bytes, files, units, GPU-hours and traffic of a build, without a corpus.

@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING, Annotated, cast
 
-import typer
-
 from .options import (
     CORPUS,
     HARDWARE,
@@ -14,7 +12,9 @@ from .options import (
     Device,
     Dtype,
     TeacherName,
+    flag,
     given_location,
+    option,
     parse_roots,
     path_argument,
     print_found,
@@ -34,55 +34,37 @@ def evaluate(
     ],
     cache: CacheArgument,
     split: Annotated[
-        str,
-        typer.Option(
-            metavar="val|train|all", help="Images: held out (val), all others (train), or all."
-        ),
+        str, option("val|train|all", "Images: held out (val), all others (train), or all.")
     ] = "val",
     teacher: TeacherName = None,
-    samples: Annotated[
-        int, typer.Option(metavar="N", help="Most images; a random choice of more.")
-    ] = 10_000,
-    seed: Annotated[
-        int,
-        typer.Option(metavar="N", help="Random seed of the images and of the unmatched pairs."),
-    ] = 0,
+    samples: Annotated[int, option("N", "Most images; a random choice of more.")] = 10_000,
+    seed: Annotated[int, option("N", "Random seed of the images and of the unmatched pairs.")] = 0,
     val_share: Annotated[
         float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Share of the images that is held out, 0 to 1.",
-            show_default="as MODEL was trained, else 0.05",
-            rich_help_panel=CORPUS,
+        option(
+            "SHARE",
+            "Share of the images that is held out, 0 to 1.",
+            CORPUS,
+            default="as MODEL was trained, else 0.05",
         ),
     ] = None,
     val_keys: Annotated[
         str | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Hold out images whose keys match, such as 'validation/*', instead of a share.",
-            show_default="as MODEL was trained",
-            rich_help_panel=CORPUS,
+        option(
+            "PATTERN",
+            "Hold out images whose keys match, such as 'validation/*', instead of a share.",
+            CORPUS,
+            default="as MODEL was trained",
         ),
     ] = None,
     corpus_root: CorpusRoot = None,
     allow_partial: Annotated[
-        bool,
-        typer.Option(
-            "--allow-partial",
-            help="Use what is committed of an unfinished cache.",
-            rich_help_panel=CORPUS,
-        ),
+        bool, flag("--allow-partial", "Use what is committed of an unfinished cache.", CORPUS)
     ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Images, and texts, in one forward pass.",
-            rich_help_panel=HARDWARE,
-        ),
+        int, option("N", "Images, and texts, in one forward pass.", HARDWARE)
     ] = 32,
     decode_workers: DecodeWorkers = None,
     as_json: AsJson = False,

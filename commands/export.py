@@ -12,7 +12,9 @@ from .options import (
     CorpusRoot,
     TeacherName,
     View,
+    flag,
     local_path,
+    option,
     parse_roots,
     print_found,
 )
@@ -31,25 +33,18 @@ def embeddings(
     ],
     format: Annotated[
         str,
-        typer.Option(
-            metavar="parquet|npy|atlas",
-            help="parquet: tables with all columns. npy: float16 arrays for memory mapping, with ids "
+        option(
+            "parquet|npy|atlas",
+            "parquet: tables with all columns. npy: float16 arrays for memory mapping, with ids "
             "beside them. atlas: for Embedding Atlas.",
         ),
     ] = "parquet",
     among: Annotated[
-        str | None,
-        typer.Option(
-            metavar="images|texts|both",
-            help="What to write.",
-            show_default="both; for atlas images",
-        ),
+        str | None, option("images|texts|both", "What to write.", default="both; for atlas images")
     ] = None,
     teacher: TeacherName = None,
     view: View = 0,
-    thumbnails: Annotated[
-        bool, typer.Option("--thumbnails", help="With atlas: add small images.")
-    ] = False,
+    thumbnails: Annotated[bool, flag("--thumbnails", "With atlas: add small images.")] = False,
     corpus_root: CorpusRoot = None,
     as_json: AsJson = False,
 ) -> None:

@@ -4,14 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import (
-    AsJson,
-    CacheArgument,
-    TeacherName,
-    View,
-    print_found,
-    say,
-)
+from .options import AsJson, CacheArgument, TeacherName, View, option, print_found, say
 from .report import Among
 
 
@@ -19,9 +12,9 @@ def index(
     cache: CacheArgument,
     kind: Annotated[
         str,
-        typer.Option(
-            metavar="KIND",
-            help="flat (all rows, float16), ivf (inverted lists), ivfpq (inverted lists, compressed), "
+        option(
+            "KIND",
+            "flat (all rows, float16), ivf (inverted lists), ivfpq (inverted lists, compressed), "
             "hnsw (graph), or auto: by the number of rows.",
         ),
     ] = "auto",

@@ -2,18 +2,16 @@
 
 from typing import Annotated
 
-import typer
-
-from .options import AsJson, CacheArgument, print_found
+from .options import AsJson, CacheArgument, flag, print_found
 
 
 def info(
     cache: CacheArgument,
     rejected: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--rejected",
-            help="List every rejected row, and everything in the corpus that could not be read.",
+            "List every rejected row, and everything in the corpus that could not be read.",
         ),
     ] = False,
     as_json: AsJson = False,

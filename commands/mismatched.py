@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-import typer
-
 from .options import (
     AsJson,
     CacheArgument,
@@ -11,6 +9,7 @@ from .options import (
     TeacherName,
     View,
     given_location,
+    option,
     parse_roots,
 )
 from .report import Html, Open, check_page, show_report
@@ -18,9 +17,7 @@ from .report import Html, Open, check_page, show_report
 
 def mismatched(
     cache: CacheArgument,
-    limit: Annotated[
-        int, typer.Option(metavar="N", help="Most pairs to show, the least likely first.")
-    ] = 20,
+    limit: Annotated[int, option("N", "Most pairs to show, the least likely first.")] = 20,
     teacher: TeacherName = None,
     view: View = 0,
     corpus_root: CorpusRoot = None,

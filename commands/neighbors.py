@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ..errors import SettingError
 from .options import (
     TEACHER,
@@ -13,8 +11,10 @@ from .options import (
     CorpusRoot,
     TeacherName,
     View,
+    flag,
     given_location,
     local_path_option,
+    option,
     parse_roots,
     path_option,
 )
@@ -23,57 +23,34 @@ from .report import SEARCH, Among, Html, Open, Seed, check_page, show_report
 
 def neighbors(
     cache: CacheArgument,
-    key: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY", help="Image with this key. Repeatable."),
-    ] = None,
-    row: Annotated[
-        list[int] | None,
-        typer.Option(metavar="ROW", help="Image in this row. Repeatable."),
-    ] = None,
+    key: Annotated[list[str] | None, option("KEY", "Image with this key. Repeatable.")] = None,
+    row: Annotated[list[int] | None, option("ROW", "Image in this row. Repeatable.")] = None,
     text: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Text. A text of the cache needs no model. Repeatable.",
-        ),
+        list[str] | None, option("TEXT", "Text. A text of the cache needs no model. Repeatable.")
     ] = None,
     image: Annotated[
         list[Path] | None,
-        local_path_option(
-            metavar="FILE",
-            help="Image file. An image of the cache needs no model. Repeatable.",
-        ),
+        local_path_option("FILE", "Image file. An image of the cache needs no model. Repeatable."),
     ] = None,
     queries: Annotated[
         Path | None,
         local_path_option(
-            metavar="FILE",
-            help="File of queries: one text per line, or .jsonl with key, row, text or image.",
+            "FILE", "File of queries: one text per line, or .jsonl with key, row, text or image."
         ),
     ] = None,
     sample: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="N random images, if no other query is given; by default 5.",
-        ),
+        int | None, option("N", "N random images, if no other query is given; by default 5.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", metavar="N", help="Neighbours of each query.")] = 10,
+    k: Annotated[int, option("N", "Neighbours of each query.", name="-k")] = 10,
     among: Among = "images",
     approximate: Annotated[
         bool,
-        typer.Option(
-            "--approximate",
-            help="Search the index (siglip2-cache index) instead of every row.",
-            rich_help_panel=SEARCH,
+        flag(
+            "--approximate", "Search the index (siglip2-cache index) instead of every row.", SEARCH
         ),
     ] = False,
     include_self: Annotated[
-        bool,
-        typer.Option(
-            "--include-self", help="Let an image be its own neighbour.", rich_help_panel=SEARCH
-        ),
+        bool, flag("--include-self", "Let an image be its own neighbour.", SEARCH)
     ] = False,
     teacher: TeacherName = None,
     view: View = 0,
@@ -81,17 +58,17 @@ def neighbors(
     checkpoint: Annotated[
         str | None,
         path_option(
-            metavar="CHECKPOINT",
-            help="For new texts and images: the teacher's checkpoint, if it has moved.",
-            rich_help_panel=TEACHER,
+            "CHECKPOINT",
+            "For new texts and images: the teacher's checkpoint, if it has moved.",
+            TEACHER,
         ),
     ] = None,
     device: Annotated[
         str,
-        typer.Option(
-            metavar="DEVICE",
-            help="For new texts and images: auto (cuda, mps or cpu), or a device such as cuda:1.",
-            rich_help_panel=TEACHER,
+        option(
+            "DEVICE",
+            "For new texts and images: auto (cuda, mps or cpu), or a device such as cuda:1.",
+            TEACHER,
         ),
     ] = "auto",
     corpus_root: CorpusRoot = None,

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,14 +38,47 @@ def local_path(given: str | Path) -> Path:
     return Path(path(str(given)))
 
 
-def path_option(*, help: str, metavar: str = "PATH", **settings: Any) -> Any:
+def option(
+    metavar: str,
+    help: str,
+    panel: str | None = None,
+    *,
+    default: str | None = None,
+    name: str | None = None,
+    parser: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Return an option with a value.
+
+    Args:
+        metavar: what stands for the value in the help.
+        help: what it does, with its unit.
+        panel: group of options in the help; None: the first one.
+        default: the default in words, where the parameter's own is None.
+        name: such as ``-k``, where it does not follow from the parameter.
+        parser: converts the text.
+    """
+    names = () if name is None else (name,)
+    shown = True if default is None else default
+    return typer.Option(
+        *names, metavar=metavar, help=help, rich_help_panel=panel, show_default=shown, parser=parser
+    )
+
+
+def flag(name: str, help: str, panel: str | None = None) -> Any:
+    """Return an option without a value, ``False`` unless it is given."""
+    return typer.Option(name, help=help, rich_help_panel=panel)
+
+
+def path_option(metavar: str, help: str, panel: str | None = None) -> Any:
     """Return an option whose value, or each of them, is a path, URL or hub id, as text."""
-    return typer.Option(parser=path, metavar=metavar, help=help, **settings)
+    return option(metavar, help, panel, parser=path)
 
 
-def local_path_option(*, help: str, metavar: str = "PATH", **settings: Any) -> Any:
+def local_path_option(
+    metavar: str, help: str, panel: str | None = None, *, default: str | None = None
+) -> Any:
     """Return an option whose value, or each of them, is a Path of this machine."""
-    return typer.Option(parser=local_path, metavar=metavar, help=help, **settings)
+    return option(metavar, help, panel, default=default, parser=local_path)
 
 
 def path_argument(metavar: str, *, help: str) -> Any:
@@ -55,57 +89,32 @@ def path_argument(metavar: str, *, help: str) -> Any:
 CacheArgument = Annotated[
     str, path_argument("CACHE", help="Folder or URL of the cache (the one with cache.json).")
 ]
-AsJson = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON value instead of text.", rich_help_panel=OUTPUT),
-]
+AsJson = Annotated[bool, flag("--json", "Print one JSON value instead of text.", OUTPUT)]
 CorpusRoot = Annotated[
     list[str] | None,
-    path_option(
-        metavar="OLD=NEW",
-        help="The corpus has moved from OLD to NEW. Repeatable.",
-        rich_help_panel=CORPUS,
-    ),
+    path_option("OLD=NEW", "The corpus has moved from OLD to NEW. Repeatable.", CORPUS),
 ]
 Device = Annotated[
-    str,
-    typer.Option(
-        metavar="DEVICE",
-        help="auto (cuda, mps or cpu), or a device such as cuda:1.",
-        rich_help_panel=HARDWARE,
-    ),
+    str, option("DEVICE", "auto (cuda, mps or cpu), or a device such as cuda:1.", HARDWARE)
 ]
 Dtype = Annotated[
     str,
-    typer.Option(
-        metavar="DTYPE",
-        help="float32, bfloat16, float16, or auto: bfloat16 on cuda, elsewhere as the checkpoint.",
-        rich_help_panel=HARDWARE,
+    option(
+        "DTYPE",
+        "float32, bfloat16, float16, or auto: bfloat16 on cuda, elsewhere as the checkpoint.",
+        HARDWARE,
     ),
 ]
 DecodeWorkers = Annotated[
     int | None,
-    typer.Option(
-        metavar="N",
-        help="Processes that decode images; 0: none.",
-        show_default="one per core, at most 16",
-        rich_help_panel=HARDWARE,
+    option(
+        "N", "Processes that decode images; 0: none.", HARDWARE, default="one per core, at most 16"
     ),
 ]
 TeacherName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Teacher in the cache. Required if it has several.",
-        rich_help_panel=TEACHER,
-    ),
+    str | None, option("NAME", "Teacher in the cache. Required if it has several.", TEACHER)
 ]
-View = Annotated[
-    int,
-    typer.Option(
-        metavar="N", help="View of the images; 0 is the whole image.", rich_help_panel=TEACHER
-    ),
-]
+View = Annotated[int, option("N", "View of the images; 0 is the whole image.", TEACHER)]
 
 
 def say(line: str, *, err: bool = False) -> None:

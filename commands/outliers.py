@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-import typer
-
 from .options import (
     AsJson,
     CacheArgument,
@@ -11,6 +9,7 @@ from .options import (
     TeacherName,
     View,
     given_location,
+    option,
     parse_roots,
 )
 from .report import Among, Html, Open, Seed, check_page, show_report
@@ -18,11 +17,9 @@ from .report import Among, Html, Open, Seed, check_page, show_report
 
 def outliers(
     cache: CacheArgument,
-    limit: Annotated[
-        int, typer.Option(metavar="N", help="Most outliers to show, the farthest first.")
-    ] = 20,
+    limit: Annotated[int, option("N", "Most outliers to show, the farthest first.")] = 20,
     k: Annotated[
-        int, typer.Option("-k", metavar="N", help="Nearest neighbours that the mean is taken over.")
+        int, option("N", "Nearest neighbours that the mean is taken over.", name="-k")
     ] = 10,
     among: Among = "images",
     teacher: TeacherName = None,

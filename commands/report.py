@@ -4,10 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from ..errors import SettingError
-from .options import OUTPUT, local_path_option, print_json, say
+from .options import OUTPUT, flag, local_path_option, option, print_json, say
 
 if TYPE_CHECKING:
     from ..neighbors.config import ReportConfig
@@ -17,21 +15,12 @@ _PAGE_GROUPS, _PAGE_ITEMS = 500, 100  # JSON may hold every member of every clus
 
 SEARCH = "Search"
 
-Among = Annotated[
-    str,
-    typer.Option(metavar="images|texts", help="What to search.", rich_help_panel=SEARCH),
-]
+Among = Annotated[str, option("images|texts", "What to search.", SEARCH)]
 Html = Annotated[
-    Path | None,
-    local_path_option(
-        metavar="FILE", help="Also write one HTML page with the images.", rich_help_panel=OUTPUT
-    ),
+    Path | None, local_path_option("FILE", "Also write one HTML page with the images.", OUTPUT)
 ]
-Open = Annotated[
-    bool,
-    typer.Option("--open", help="Open that page in the web browser.", rich_help_panel=OUTPUT),
-]
-Seed = Annotated[int, typer.Option(metavar="N", help="Random seed.", rich_help_panel=SEARCH)]
+Open = Annotated[bool, flag("--open", "Open that page in the web browser.", OUTPUT)]
+Seed = Annotated[int, option("N", "Random seed.", SEARCH)]
 
 
 def check_page(html: Path | None, *, is_opened: bool) -> None:

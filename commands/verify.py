@@ -9,6 +9,7 @@ from .options import (
     CacheArgument,
     CorpusRoot,
     Device,
+    option,
     parse_roots,
     path_option,
     print_found,
@@ -18,29 +19,17 @@ from .options import (
 def verify(
     cache: CacheArgument,
     sample: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Also embed N random images and N random texts again, and compare.",
-        ),
+        int | None, option("N", "Also embed N random images and N random texts again, and compare.")
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="With --sample: teacher in the cache. Required if it has several.",
-        ),
+        option("NAME", "With --sample: teacher in the cache. Required if it has several."),
     ] = None,
     checkpoint: Annotated[
         str | None,
-        path_option(
-            metavar="CHECKPOINT",
-            help="With --sample: the teacher's checkpoint, if it has moved.",
-        ),
+        path_option("CHECKPOINT", "With --sample: the teacher's checkpoint, if it has moved."),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="With --sample: random seed of the rows.")
-    ] = 0,
+    seed: Annotated[int, option("N", "With --sample: random seed of the rows.")] = 0,
     corpus_root: CorpusRoot = None,
     device: Device = "auto",
     as_json: AsJson = False,

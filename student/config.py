@@ -1,15 +1,19 @@
-"""Settings of one training, and which of them go together."""
+"""Settings of one training: their help, their bounds, and which go together."""
 
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from ..errors import SettingError
 from ..formatting import nearest_name
-from ..siglip import Towers
-from ..store.io.location import Location
+
+if TYPE_CHECKING:
+    from ..store.io.location import Location
+else:
+    Location = Path  # fsspec takes long to import, and the command line's help reads this file
 
 Projection = Literal["auto", "learned", "pca", "none"]
 CheckPixels = Literal["always", "first-epoch", "never"]
@@ -17,165 +21,328 @@ BankLabels = Literal["soft", "hard"]
 Term = Literal["soft", "cosine", "contrastive", "bank"]
 
 TERMS: tuple[Term, ...] = get_args(Term)
-TRAIN_DTYPES = ("auto", "float32", "bfloat16")
+
+TEACHER = "Teacher"
+STUDENT = "Student"
+LOSS = "Loss"
+OPTIMIZER = "Optimizer"
+CORPUS = "Corpus"
+HELD_OUT = "Held-out images"
+HARDWARE = "Hardware"
+FILES = "Files"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the command line shows of a field, and which numbers the field takes."""
+
+    help: str
+    panel: str | None = None
+    """Group of options in the help; None: the first one."""
+
+    metavar: str | None = None
+    """What stands for the value in the help; None: by the field's type."""
+
+    flag: str | None = None
+    """Name of the option; None: the field's."""
+
+    default: str | None = None
+    """The default in words, where the field's own is None."""
+
+    least: float | None = None
+    """Smallest value."""
+
+    above: float | None = None
+    """Value that must be exceeded."""
+
+    def check(self, name: str, value: float) -> None:
+        """Refuse a number that is out of bounds.
+
+        Raises:
+            SettingError: naming the field, its bound and the number.
+        """
+        if self.least is not None and not (math.isfinite(value) and value >= self.least):
+            raise SettingError(f"{name} must be at least {self.least}, got {value}")
+        if self.above is not None and not (math.isfinite(value) and value > self.above):
+            raise SettingError(f"{name} must be above {self.above}, got {value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """Settings of one training. docs/objectives.md has the reason of each default."""
+    """Settings of one training. docs/objectives.md gives the reason of each default."""
 
-    cache: Location
-    """Folder of the cache."""
+    cache: Annotated[Location, Setting("Folder or URL of the cache (the one with cache.json).")]
 
-    student: str
-    """Hub id or folder of a SigLIP or SigLIP 2 checkpoint."""
+    student: Annotated[
+        str,
+        Setting(
+            "Hub id or folder of a SigLIP or SigLIP 2 checkpoint to start from.",
+            metavar="CHECKPOINT",
+        ),
+    ]
+    out: Annotated[
+        Path,
+        Setting(
+            "Folder of the run: settings, metrics, checkpoints, finished model.", metavar="RUN"
+        ),
+    ]
+    epochs: Annotated[
+        float | None,
+        Setting("Passes over the training images.", default="1, unless --steps is given", above=0),
+    ] = None
+    steps: Annotated[int | None, Setting("Optimizer steps, instead of --epochs.", least=1)] = None
+    global_batch_size: Annotated[
+        int, Setting("Images in one step, over all processes, views included.", least=1)
+    ] = 256
+    lr: Annotated[
+        float | None,
+        Setting(
+            "Peak learning rate of the student.",
+            metavar="RATE",
+            default="1e-5; with --from-scratch 1e-3",
+            above=0,
+        ),
+    ] = None
 
-    out: Path
-    """Folder of the run: settings, metrics, checkpoints, the finished model."""
+    teacher: Annotated[
+        str | None,
+        Setting("Teacher in the cache. Required if it has several.", TEACHER, metavar="NAME"),
+    ] = None
+    teacher_scale: Annotated[
+        float | None,
+        Setting(
+            "Factor of the teacher's cosines, exp(logit_scale).",
+            TEACHER,
+            default="the teacher's",
+            above=0,
+        ),
+    ] = None
+    teacher_bias: Annotated[
+        float | None, Setting("Logit bias of the teacher.", TEACHER, default="the teacher's")
+    ] = None
+    teacher_text: Annotated[
+        str | None,
+        Setting(
+            "With --towers image: the teacher's checkpoint, whose text tower completes the result.",
+            TEACHER,
+            metavar="CHECKPOINT",
+        ),
+    ] = None
 
-    teacher: str | None = None
-    """Name of the teacher in the cache; None where it has one."""
+    revision: Annotated[
+        str | None,
+        Setting("Revision of the student's hub id.", STUDENT, metavar="NAME", default="main"),
+    ] = None
+    from_scratch: Annotated[
+        bool, Setting("Start from random weights; read only settings and tokenizer.", STUDENT)
+    ] = False
+    towers: Annotated[
+        Literal["both", "image"],
+        Setting(
+            "Towers to train; image: the image tower alone, against cached teacher texts.", STUDENT
+        ),
+    ] = "both"
+    projection: Annotated[
+        Projection,
+        Setting(
+            "Map between the widths. learned: one shared linear map, student to teacher. pca: a fixed "
+            "map, teacher to student. none: equal widths, or only the soft term. auto: learned; with "
+            "--towers image none where widths are equal, else pca.",
+            STUDENT,
+            metavar="KIND",
+        ),
+    ] = "auto"
+    max_num_patches: Annotated[
+        int | None,
+        Setting(
+            "Most patches of an image; NaFlex students only.",
+            STUDENT,
+            default="as the student's processor",
+            least=1,
+        ),
+    ] = None
 
-    cache_dir: Path | None = None
-    """Where copies of a remote cache's files lie; None: the default folder (store/io/download_cache.py)."""
+    weights: Annotated[
+        Mapping[Term, float],
+        Setting(
+            "Weight of a loss term: soft (1), cosine (a third of the teacher's scale), contrastive "
+            "(0.1) or bank (0). Repeatable.",
+            LOSS,
+            metavar="TERM=WEIGHT",
+            flag="--weight",
+        ),
+    ] = field(default_factory=dict[Term, float])
+    bank_size: Annotated[
+        int, Setting("Cached teacher texts drawn in each step for the bank term.", LOSS, least=0)
+    ] = 4096
+    bank_labels: Annotated[
+        BankLabels,
+        Setting("soft: the teacher's probabilities. hard: an image's own captions.", LOSS),
+    ] = "soft"
+    bank_threshold: Annotated[
+        float,
+        Setting(
+            "With hard labels: ignore texts whose teacher cosine to an own caption is higher.",
+            LOSS,
+            metavar="COSINE",
+            least=-1,
+        ),
+    ] = 0.95
 
-    cache_limit: str | None = None
-    """Bytes of those copies at most, such as 500GB; None: four fifths of the disk."""
+    views_per_step: Annotated[
+        int, Setting("Views of each image in one step.", OPTIMIZER, least=1)
+    ] = 1
+    projection_lr: Annotated[
+        float, Setting("Peak learning rate of the learned map.", OPTIMIZER, metavar="RATE", above=0)
+    ] = 1e-3
+    weight_decay: Annotated[
+        float | None,
+        Setting(
+            "Weight decay of the student's matrices.",
+            OPTIMIZER,
+            default="0; with --from-scratch 1e-4",
+            least=0,
+        ),
+    ] = None
+    warmup_steps: Annotated[
+        int | None,
+        Setting(
+            "Steps in which the learning rate rises.",
+            OPTIMIZER,
+            default="200 or 5% of the steps, whichever is more, at most half",
+            least=0,
+        ),
+    ] = None
+    clip_norm: Annotated[float, Setting("Largest norm of the gradient.", OPTIMIZER, above=0)] = 1.0
+    seed: Annotated[
+        int,
+        Setting(
+            "Random seed of order, captions, views, bank texts, new weights.", OPTIMIZER, least=0
+        ),
+    ] = 0
 
-    corpus_roots: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Old folder to new folder, where the corpus has moved since it was planned."""
+    corpus_roots: Annotated[
+        Mapping[str, str],
+        Setting(
+            "The corpus has moved from OLD to NEW. Repeatable.",
+            CORPUS,
+            metavar="OLD=NEW",
+            flag="--corpus-root",
+        ),
+    ] = field(default_factory=dict[str, str])
+    check_pixels: Annotated[
+        CheckPixels, Setting("When to compare an image's bytes with those the teacher saw.", CORPUS)
+    ] = "first-epoch"
+    sample_timeout: Annotated[
+        float,
+        Setting(
+            "Leave out an image that takes longer to decode.", CORPUS, metavar="SECONDS", above=0
+        ),
+    ] = 60.0
+    allow_partial: Annotated[
+        bool, Setting("Train on what is committed of an unfinished cache.", CORPUS)
+    ] = False
 
-    revision: str | None = None
-    """Revision of a hub id."""
+    val_share: Annotated[
+        float | None,
+        Setting(
+            "Share of different images to hold out, 0 to 1.",
+            HELD_OUT,
+            metavar="SHARE",
+            default="0.05",
+        ),
+    ] = None
+    val_keys: Annotated[
+        str | None,
+        Setting(
+            "Hold out images whose keys match, such as 'validation/*', instead of a share.",
+            HELD_OUT,
+            metavar="PATTERN",
+        ),
+    ] = None
+    eval_samples: Annotated[
+        int,
+        Setting(
+            "Most held-out images to evaluate before and after training; 0: none.",
+            HELD_OUT,
+            least=0,
+        ),
+    ] = 10_000
 
-    from_scratch: bool = False
-    """Begin from random weights; of the checkpoint only settings and tokenizer are read."""
+    device: Annotated[
+        str,
+        Setting("auto (cuda, mps or cpu), or a device such as cuda:1.", HARDWARE, metavar="DEVICE"),
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Setting(
+            "float32, bfloat16 (by autocast), or auto: bfloat16 on cuda.", HARDWARE, metavar="DTYPE"
+        ),
+    ] = "auto"
+    micro_batch_size: Annotated[
+        int | None,
+        Setting(
+            "Images, and texts, in one forward pass of one process; the gradient stays exact.",
+            HARDWARE,
+            default="all of the process",
+            least=1,
+        ),
+    ] = None
+    gradient_checkpointing: Annotated[
+        bool, Setting("Recompute activations: less memory, a third more computing.", HARDWARE)
+    ] = False
+    compile: Annotated[bool, Setting("Compile the towers with torch.compile.", HARDWARE)] = False
+    decode_workers: Annotated[
+        int | None,
+        Setting(
+            "Processes that decode images, on this machine; 0: none.",
+            HARDWARE,
+            default="one per core, at most 16",
+            least=0,
+        ),
+    ] = None
 
-    towers: Towers = "both"
-    """``image``: only the image tower, against cached teacher texts."""
-
-    teacher_text: str | None = None
-    """With towers image: the teacher's checkpoint, whose text tower then goes into the result."""
-
-    projection: Projection = "auto"
-    """What lies between widths: ``learned``, one shared map from student to teacher; ``pca``, a fixed
-    one from teacher to student; ``none``, equal widths or only the soft term. ``auto``: learned, or
-    with towers image none where widths are equal and else pca."""
-
-    weights: Mapping[Term, float] = field(default_factory=dict[Term, float])
-    """Weight of each term; those left out: soft 1, cosine a third of the teacher's temperature,
-    contrastive 0.1, bank 0."""
-
-    teacher_scale: float | None = None
-    """Multiplies the teacher's cosines, exponential applied; None: the teacher's own."""
-
-    teacher_bias: float | None = None
-    """None: the teacher's own."""
-
-    bank_size: int = 4096
-    """Cached teacher texts drawn for each step of the bank term, beside those of the batch."""
-
-    bank_labels: BankLabels = "soft"
-    """``soft``: the teacher's probabilities. ``hard``: an image's own captions."""
-
-    bank_threshold: float = 0.95
-    """With hard labels: texts whose cosine to an own caption, by the teacher, is above are ignored."""
-
-    steps: int | None = None
-    """Optimizer steps. None: as many as ``epochs`` take."""
-
-    epochs: float | None = None
-    """Passes over the training images. None: as ``steps`` says; where neither is given, 1."""
-
-    global_batch_size: int = 256
-    """Images of one step, over all processes, views included."""
-
-    micro_batch_size: int | None = None
-    """Images, and texts, of one forward pass of one process; the gradient is that of the whole batch
-    all the same. None: the whole share of the process."""
-
-    views_per_step: int = 1
-    """Views of each sample in one step."""
-
-    max_num_patches: int | None = None
-    """Patches of an image at most, NaFlex students only. None: as its processor."""
-
-    lr: float | None = None
-    """Peak learning rate of the student. None: 1e-5, from scratch 1e-3."""
-
-    projection_lr: float = 1e-3
-    """Peak learning rate of the learned map."""
-
-    weight_decay: float | None = None
-    """Of the student's matrices. None: 0, from scratch 1e-4."""
-
-    warmup_steps: int | None = None
-    """None: 200 or 5 % of the steps, whichever is more, at most half of them. At most all of them."""
-
-    clip_norm: float = 1.0
-    """Largest norm of the gradient."""
-
-    seed: int = 0
-    """Of the order of images, the choice of captions, views and bank texts, and new weights."""
-
-    device: str = "auto"
-    """auto (cuda, mps, cpu), or a device such as cuda:1."""
-
-    dtype: str = "auto"
-    """Of the forward passes: float32, or bfloat16 by autocast. auto: bfloat16 on cuda."""
-
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
-
-    compile: bool = False
-    """Compile the towers with torch.compile."""
-
-    check_pixels: CheckPixels = "first-epoch"
-    """When an image's bytes are compared with those the teacher saw."""
-
-    decode_workers: int | None = None
-    """Decoding processes; 0: none. None: one a core, at most 16, shared by the processes of a machine."""
-
-    sample_timeout: float = 60.0
-    """Seconds after which an image that hangs is left out."""
-
-    val_share: float | None = None
-    """Share of different pictures held out for evaluation. None: 0.05, or as val_keys says."""
-
-    val_keys: str | None = None
-    """Pattern of keys held out instead, such as ``validation/*``."""
-
-    eval_samples: int = 10_000
-    """Held-out images at most that the student is evaluated on before and after; 0: no evaluation."""
-
-    save_every: int | None = None
-    """Steps between checkpoints. None: a twentieth of all steps, at least 10, at most 1000."""
-
-    keep_checkpoints: int = 2
-    """Newest checkpoints that are kept."""
-
-    allow_partial: bool = False
-    """Train on what is committed of a cache that is not finished."""
-
-    tensorboard: bool = False
-    """Write RUN/tensorboard, too (extra tensorboard)."""
+    save_every: Annotated[
+        int | None,
+        Setting(
+            "Steps between checkpoints.",
+            FILES,
+            default="a twentieth of all steps, 10 to 1000",
+            least=1,
+        ),
+    ] = None
+    keep_checkpoints: Annotated[int, Setting("Newest checkpoints to keep.", FILES, least=1)] = 2
+    tensorboard: Annotated[
+        bool, Setting("Also write RUN/tensorboard (extra: tensorboard).", FILES)
+    ] = False
+    cache_dir: Annotated[
+        Path | None,
+        Setting(
+            "Folder for local copies of a remote cache, shared by all processes of a machine.",
+            FILES,
+            metavar="FOLDER",
+            default="$SIGLIP2_CACHE_DIR, else ~/.cache/siglip2-cache",
+        ),
+    ] = None
+    cache_limit: Annotated[
+        str | None,
+        Setting(
+            "Most bytes of those copies, such as 500GB.",
+            FILES,
+            metavar="SIZE",
+            default="four fifths of the disk",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
-        for name, lowest in _LOWEST.items():
+        for name, (hint, setting) in SETTINGS.items():
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= lowest):
-                raise SettingError(f"{name} must be at least {lowest}, got {value}")
-        for name in _ABOVE_0:
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise SettingError(f"{name} must be above 0, got {value}")
+            if isinstance(value, int | float):
+                setting.check(name, value)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise SettingError(f"{name} {value!r} is not one of {', '.join(get_args(hint))}")
         if self.teacher_bias is not None and not math.isfinite(self.teacher_bias):
             raise SettingError(f"teacher_bias must be a finite number, got {self.teacher_bias}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise SettingError(
-                    f"{name} {getattr(self, name)!r} is not one of {', '.join(choices)}"
-                )
         for term, weight in self.weights.items():
             if term not in TERMS:
                 raise SettingError(f"weights has no term {term!r}{nearest_name(term, TERMS)}")
@@ -193,34 +360,16 @@ class TrainConfig:
         if self.teacher_text is not None and self.towers != "image":
             raise SettingError("teacher_text goes with towers image: else the student has its own")
         if self.towers == "image" and self.projection == "learned":
-            raise SettingError(_WHY_NO_LEARNED_MAP)
+            raise SettingError(
+                "projection learned goes with towers both: an image tower alone must come out in the "
+                "space of the teacher's texts; take pca, or none where widths are equal"
+            )
 
 
-_WHY_NO_LEARNED_MAP = (
-    "projection learned goes with towers both: an image tower alone must come out in the space of the "
-    "teacher's texts; take pca, or none where widths are equal"
-)
-_LOWEST: dict[str, float] = {
-    "steps": 1,
-    "global_batch_size": 1,
-    "micro_batch_size": 1,
-    "views_per_step": 1,
-    "max_num_patches": 1,
-    "bank_size": 0,
-    "bank_threshold": -1,
-    "weight_decay": 0,
-    "warmup_steps": 0,
-    "seed": 0,
-    "decode_workers": 0,
-    "eval_samples": 0,
-    "save_every": 1,
-    "keep_checkpoints": 1,
-}
-_ABOVE_0 = ("lr", "projection_lr", "clip_norm", "epochs", "sample_timeout", "teacher_scale")
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "towers": get_args(Towers),
-    "projection": get_args(Projection),
-    "bank_labels": get_args(BankLabels),
-    "check_pixels": get_args(CheckPixels),
-    "dtype": TRAIN_DTYPES,
-}
+def _settings() -> dict[str, tuple[Any, Setting]]:
+    hints = typing.get_type_hints(TrainConfig, include_extras=True)
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Annotated}
+
+
+SETTINGS = _settings()
+"""Type and setting of each field, in the order of the class."""

@@ -19,7 +19,7 @@ from upath import UPath
 
 from ..errors import SettingError
 from ..formatting import first_line, nearest_name
-from ..store.io.location import Location, given_location
+from ..store.io.location import given_location
 from .config import TrainConfig
 
 _RESOLVED = "resolved"
@@ -220,8 +220,6 @@ def _as_number(text: str) -> float | str:
 def _plain_type(hint: Any) -> type:
     """Return the one type that a field's values have beside None."""
     origin = typing.get_origin(hint)
-    if hint == Location:
-        return Path
     if origin in (typing.Union, types.UnionType):
         [hint] = [each for each in get_args(hint) if each is not type(None)]
         origin = typing.get_origin(hint)

@@ -1,5 +1,6 @@
 """The commands as a user runs them, with a real (tiny) torch teacher in a process of their own."""
 
+import ast
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import polars as pl
 import pytest
 from kit.commands import run
 from kit.fakes import FakeTeacher, SilentProgress, config_of, draw_image, tree_of
+from kit.patience import PATIENCE_S
 from kit.reference import Reference, distance
 from PIL import Image, ImageOps
 from typer.main import get_command
@@ -26,6 +28,7 @@ from siglip2_cache.precompute.executor.worker import BuildInterrupted
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.views import ViewBox, pixel_box
+from siglip2_cache.student.config import TrainConfig
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 CAPTIONS = {
@@ -421,6 +424,57 @@ def test_help_is_free_of_types_that_say_nothing(
     assert (status, err) == (0, "")
     assert f"Usage: siglip2-cache {' '.join(words)} [OPTIONS] " in out
     assert not re.search(r"<\w+>|\[\[|\{", out.replace("{000..123}", "").replace("with {}", ""))
+
+
+def test_help_imports_nothing_that_takes_long() -> None:
+    program = (
+        "import sys; from siglip2_cache.cli import main\n"
+        "sys.argv = ['siglip2-cache', '--help']\n"
+        "try: main()\n"
+        "finally: print(sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    imported = set(ast.literal_eval(done.stdout.splitlines()[-1]))
+    assert imported & {"typer", "numpy", "polars", "pyarrow", "fsspec", "torch"} == {"typer"}
+
+
+def test_train_takes_an_option_for_a_setting_only_where_it_is_given(
+    tmp_path: Path,
+    command: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "seed: 7\nlr: 3e-4\nepochs: 3\nweights: {soft: 2, bank: 1}\ncompile: true\ndtype: float32\n"
+    )
+    given: list[TrainConfig] = []
+
+    def stop(config: TrainConfig, **_: object) -> None:
+        given.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("siglip2_cache.student.training.trainer.train", stop)
+    said = command(
+        *("train", tmp_path / "c", "--student", "s", "--out", tmp_path / "r"),
+        *("--config", tmp_path / "run.yaml", "--seed", "0", "--steps", "9", "--weight", "bank=0"),
+        *("--dtype", "auto", "--from-scratch"),
+    )
+    assert said == (130, "", "stopped; run the same command again to resume\n")
+    assert given == [
+        TrainConfig(
+            cache=tmp_path / "c",
+            student="s",
+            out=tmp_path / "r",
+            lr=3e-4,  # of the file
+            compile=True,
+            seed=0,  # given, though it is the default
+            dtype="auto",
+            steps=9,
+            weights={"soft": 2.0, "bank": 0.0},
+            from_scratch=True,
+        )
+    ]
 
 
 def test_a_damaged_table_is_one_line_that_sends_to_verify_which_names_it(

@@ -170,7 +170,7 @@ def test_what_the_program_decided_is_written_but_not_read_as_if_it_had_been_give
     (tmp_path / "config.yaml").write_text(text)
     assert make_config(tmp_path / "config.yaml", {}) == given
     assert read_resolved(text) == as_plain(decided)
-    assert list(yaml.safe_load(text)) == [*NEEDED, "weights", "epochs", "lr", "resolved"]
+    assert list(yaml.safe_load(text)) == [*NEEDED, "epochs", "lr", "weights", "resolved"]
 
 
 def test_a_flag_that_says_what_is_held_out_overrides_either_way_of_the_file(tmp_path: Path) -> None:
