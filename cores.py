@@ -8,10 +8,10 @@ _MOST_DECODERS = 16
 
 
 def num_cores(root: Path = Path("/")) -> int:
-    """Return the cores of this machine that the process may use: its affinity, at most its cgroup's quota.
+    """Return the number of cores in the process's affinity mask, at most its cgroup's quota.
 
     Args:
-        root: where /proc and /sys are; tests have their own.
+        root: folder of /proc and /sys; tests pass their own.
     """
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
@@ -30,7 +30,7 @@ def decoders_for(cores: int) -> int:
 
 
 def _quota(root: Path) -> float | None:
-    """Return the least quota, in cores, of the process's cgroup and those above it; None without one.
+    """Return the smallest quota, in cores, of the process's cgroup and its parents; None without one.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max) and, for version 1,
     https://docs.kernel.org/scheduler/sched-bwc.html.
@@ -43,7 +43,7 @@ def _quota(root: Path) -> float | None:
             continue
         top = root / ("sys/fs/cgroup/cpu" if controllers else "sys/fs/cgroup")
         below = top / path.strip("/")
-        # In a container the path may be the host's: then only the top is there, and is its own.
+        # In a container the path may be the host's. Then only the top exists, and it is the container's.
         for folder in (below, *below.parents):
             if not folder.is_relative_to(top):
                 break
@@ -54,7 +54,7 @@ def _quota(root: Path) -> float | None:
 
 
 def _limit(folder: Path, *, is_version_1: bool) -> tuple[str, str]:
-    """Return quota and period in microseconds; the quota is ``max`` or -1 where there is none."""
+    """Return quota and period in microseconds; the quota is ``max`` or -1 if there is none."""
     if is_version_1:
         files = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         quota, period = (_read(folder / name).strip() for name in files)

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, or whose reader is gone: work goes on without them."""
+"""Standard streams that are closed, or whose reader has gone, without ending the work."""
 
 import contextlib
 import os
@@ -8,27 +8,27 @@ from .formatting import short_line
 
 
 def open_missing_streams() -> None:
-    """Open what a caller closed (``2>&-``), onto nothing.
+    """Open the standard streams that the caller closed (``2>&-``) on the null device.
 
-    Else the next file that is opened, such as one of a cache, would be the standard error of this
-    process and of those it starts, and whatever they print would be written into it.
+    Otherwise the next file that is opened, such as a shard, becomes the standard error of this process and
+    of its children, and their messages are written into it.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
-    # Python has None for a stream that was closed when it started.
+    # Python sets a stream to None if it was closed at the start.
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def say_on_stderr(message: str) -> None:
-    """Print one line on stderr; nothing more goes there once its reader is gone."""
+    """Print one line on stderr; after its reader has gone, print nothing."""
     try:
         print(short_line(message), file=sys.stderr, flush=True)
     except OSError:
-        # What is left in the stream's buffer would fail again at exit, and change the exit status.
+        # What is left in the buffer would fail again at exit and change the exit status.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

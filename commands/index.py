@@ -1,11 +1,10 @@
 """The command ``index``: build an approximate index over the targets of a cache."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from .options import AsJson, CacheArgument, TeacherName, View, option, print_found, say
-from .report import Among
 
 
 def index(
@@ -18,7 +17,7 @@ def index(
             "hnsw (graph), or auto: by the number of rows.",
         ),
     ] = "auto",
-    among: Among = "images",
+    among: Annotated[str, option("images|texts", "What to index.")] = "images",
     teacher: TeacherName = None,
     view: View = 0,
     as_json: AsJson = False,
@@ -27,51 +26,22 @@ def index(
 
     The index is stored in the cache. Run the same command again to resume, or after the cache has grown.
     """
-    from ..formatting import format_count, format_seconds
     from ..neighbors.config import modality_of
     from ..neighbors.progress import make_progress
     from ..store.cache import open_cache
-    from ..store.format.layout import other_modality
     from ..store.search.index_build import build_index
     from ..store.search.index_query import resolve_index
-    from ..store.search.index_record import format_index, summarize_index
+    from ..store.search.index_report import built_index_lines, describe_built_index
 
     opened = open_cache(cache)
-    place = resolve_index(opened, modality_of(among), teacher=teacher, view=view)
+    index_id = resolve_index(opened, modality_of(among), teacher=teacher, view=view)
     progress = make_progress()
     try:
-        built = build_index(opened, place, kind=kind, progress=progress)
+        built = build_index(opened, index_id, kind=kind, progress=progress)
     except KeyboardInterrupt:
         say("stopped; what was saved is kept; run the same command again to resume", err=True)
         raise typer.Exit(130) from None
     finally:
         progress.stop()
-    found: dict[str, Any] = {
-        "file": opened.files.where(place.file),
-        "teacher": place.teacher,
-        "modality": place.modality,
-        "view": place.view,
-        **summarize_index(built.record),
-        "reason": built.reason,
-        "was_there": built.was_there,
-        "resumed_rows": built.resumed_rows,
-        "seconds": round(built.seconds, 3),
-    }
-    resumed = f", {built.resumed_rows:,} rows by an earlier run" if built.resumed_rows else ""
-    done = (
-        "it was there already" if built.was_there else f"{format_seconds(built.seconds)}{resumed}"
-    )
-    record = built.record
-    measured = [f"{format_count(record.recall.num_queries, record.modality)}"]
-    if record.cross is not None:
-        measured.append(
-            format_count(record.cross.recall.num_queries, other_modality(record.modality))
-        )
-    lines = [
-        f"index      {found['file']}",
-        f"kind       {built.record.kind}: {built.reason}",
-        f"holds      {format_index(found)}",
-        f"measured   by {' and '.join(measured)} of the cache, against exact search",
-        f"made       {done}",
-    ]
-    print_found(found, lines, as_json)
+    found = describe_built_index(opened, index_id, built)
+    print_found(found, built_index_lines(found), as_json)
