@@ -1,4 +1,4 @@
-"""Where the images of a cache lie, and which views of them are stored: the catalog, joined."""
+"""Locations and views of the images of a cache, from its catalog."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,14 +13,15 @@ from .image import ImageRef
 from .image_bytes import ImageLocation
 
 LOCATION_COLUMNS = ("file", "member", "offset", "length", "row_group", "index")
-"""Columns of the table ``samples`` that say where an image lies."""
+"""Columns of the table ``samples`` that locate an image."""
 
 
 def image_refs(cache: Cache, rows: Span | Sequence[int]) -> list[ImageRef]:
-    """Return where the images of some rows lie and all their views, in row order.
+    """Return the locations and views of the images of some rows, in row order.
 
-    Rows that the catalog does not hold are left out. Rows that are no span may be some thousands,
-    anywhere in the catalog.
+    Args:
+        cache: the cache.
+        rows: a span, or some thousands of rows anywhere in the catalog. Gaps are left out.
     """
     samples = _table(cache, "samples", rows).sort("row").collect()
     files = PlannedFiles(cache, _files_of(cache, samples, is_dense=isinstance(rows, Span)))
@@ -33,10 +34,10 @@ def image_refs(cache: Cache, rows: Span | Sequence[int]) -> list[ImageRef]:
 
 
 class PlannedFiles:
-    """The files of a corpus by number, where they are now."""
+    """The current locations of the files of a corpus, by number."""
 
     def __init__(self, cache: Cache, files: pl.DataFrame) -> None:
-        """Keep some lines of the catalog's table ``files``; corpora that moved are found there."""
+        """Resolve the locations of some lines of the catalog table ``files``."""
         roots = {name: cache.corpus_root(name) for name in files["source"].unique()}
         columns = files.select("file", "source", "path", "num_bytes")
         self._files: Mapping[int, tuple[Location, int | None]] = {
@@ -53,7 +54,7 @@ class PlannedFiles:
         row_group: int | None,
         index: int | None,
     ) -> ImageLocation:
-        """Return the location that a line of the table ``samples`` names, its columns in this order."""
+        """Return the location of an image from LOCATION_COLUMNS of the table ``samples``."""
         path, num_bytes = self._files[file]
         return ImageLocation(
             path=path,
@@ -67,7 +68,7 @@ class PlannedFiles:
 
 
 def stored_boxes(cache: Cache, rows: Span | Sequence[int]) -> dict[int, tuple[ViewBox, ...]]:
-    """Return the views of some rows by row; none where a cache has whole images only."""
+    """Return the stored views of some rows by row; empty if the cache has whole images only."""
     if cache.num_views == 1:
         return {}
     views = _table(cache, "views", rows).sort("row", "view").collect()
@@ -79,7 +80,7 @@ def stored_boxes(cache: Cache, rows: Span | Sequence[int]) -> dict[int, tuple[Vi
 
 
 def _files_of(cache: Cache, samples: pl.DataFrame, *, is_dense: bool) -> pl.DataFrame:
-    """Return the lines of the table ``files`` that some samples name."""
+    """Return the lines of the table ``files`` that some samples refer to."""
     numbers = samples["file"].unique().sort().to_list()
     if is_dense and numbers:
         span = Span(first=numbers[0], count=numbers[-1] - numbers[0] + 1)
@@ -90,7 +91,7 @@ def _files_of(cache: Cache, samples: pl.DataFrame, *, is_dense: bool) -> pl.Data
 def _table(
     cache: Cache, table: Table, rows: Span | Sequence[int], column: str = "row"
 ) -> pl.LazyFrame:
-    """Return the lines of a table that have one of these numbers in a column."""
+    """Return the lines of a table with one of these numbers in a column."""
     if isinstance(rows, Span):
         is_wanted = pl.col(column).is_between(rows.first, rows.end - 1)
         return cache.table(table, rows).filter(is_wanted)

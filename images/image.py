@@ -1,4 +1,4 @@
-"""One image: where it lies, what is wanted of it, and its way from bytes to the teacher's pixels."""
+"""One image: its location and views, and decoding it to the pixels of a model."""
 
 import time
 from collections.abc import Sequence
@@ -19,33 +19,33 @@ from .pixels import Decode, PixelError, decode_for_views, render_views, sha256_o
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """Where one image lies, and which views of it are wanted."""
+    """The location of one image, and its views."""
 
     row: int
     location: ImageLocation
     boxes: tuple[ViewBox, ...]
     data: bytes | None = None
-    """Its bytes, where they were read ahead (parquet_images.py); None: they lie at its location."""
+    """Its bytes if they were prefetched; None: read them from the location."""
 
     fault: str | None = None
-    """Why they could not be read ahead; the image is rejected for this reason."""
+    """Why prefetching failed; the image is rejected for this reason."""
 
     read_s: float = 0.0
-    """Seconds that reading ahead took."""
+    """Seconds of prefetching."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedImage:
-    """What became of one image."""
+    """The result of decoding one image."""
 
     width: int = 0
     height: int = 0
     sha256: bytes = b""
     reason: str | None = None
-    """Why it was rejected; its pixels are then zeros."""
+    """Why it was rejected; its pixels are then zero."""
 
     grids: tuple[Grid, ...] = ()
-    """Rows and columns of patches of each view, for a NaFlex teacher; none where it was rejected."""
+    """Rows and columns of patches of each view, for a NaFlex model; empty if it was rejected."""
 
     read_s: float = 0.0
     decode_s: float = 0.0
@@ -53,22 +53,22 @@ class DecodedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixelFormat:
-    """Shape of what the teacher wants."""
+    """The pixels that a model takes."""
 
     num_views: int
     recipe: ImageRecipe
-    """What the teacher's own image processor does."""
+    """What the image processor of the model does."""
 
     decode: Decode = "exact"
-    """How pictures are decoded before they are resized."""
+    """How images are decoded before they are resized."""
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(views, H, W, 3), or (views, max_num_patches, values of a patch) for a NaFlex teacher."""
+        """(views, H, W, 3), or (views, max_num_patches, values of a patch) for a NaFlex model."""
         return (self.num_views, *self.recipe.view_shape)
 
     def view_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the pixels that a view cut with height x width will have."""
+        """Return the (height, width) to which a view of ``height`` x ``width`` pixels is resized."""
         recipe = self.recipe
         if isinstance(recipe, SquashRecipe):
             return recipe.size
@@ -84,12 +84,16 @@ class PixelFormat:
         boxes: Sequence[ViewBox],
         out: NDArray[np.uint8],
     ) -> tuple[Grid, ...]:
-        """Fill ``out``, of image_shape, with the views of an upright RGB image; return their grids.
+        """Fill ``out``, of image_shape, with the views of an upright RGB image, and return their grids.
 
-        ``full`` is the (width, height) that the picture has in full; the image may be a smaller one.
+        Args:
+            image: the image, which may be scaled down.
+            full: (width, height) of the image at full resolution.
+            boxes: the views.
+            out: the pixels.
 
         Raises:
-            PixelError: the image cannot be what the teacher wants.
+            PixelError: a view does not fit into the patches of the model.
         """
         recipe = self.recipe
         if isinstance(recipe, SquashRecipe):
@@ -108,7 +112,7 @@ class PixelFormat:
 
 @dataclass(slots=True)
 class DecodedBatch:
-    """A batch in the order it was submitted. The pixels are valid until release()."""
+    """A batch of images in the order in which they were submitted."""
 
     tag: Any
     refs: Sequence[ImageRef]
@@ -117,8 +121,11 @@ class DecodedBatch:
     """(len(refs), *image_shape) uint8."""
 
     def flat_views(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Return the views of all images one after the other as (B, *view_shape) pixels, and their
-        grids (B, 2), zeros where there are none."""
+        """Return the views of all images in sequence, and their grids.
+
+        Returns:
+            (B, *view_shape) uint8 pixels and (B, 2) int64 grids, zeros where there are none.
+        """
         num_views = self.pixels.shape[1]
         none = ((0, 0),) * num_views
         grids = [image.grids or none for image in self.images]
@@ -129,7 +136,7 @@ class DecodedBatch:
 
 
 def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> DecodedImage:
-    """Read and decode one image into ``out``, of image_shape; zeros where it is rejected."""
+    """Read and decode one image into ``out``, of image_shape; zeros if it is rejected."""
     started = time.perf_counter()
     read_at = started
     try:

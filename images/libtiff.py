@@ -1,4 +1,4 @@
-"""What libtiff says of a picture: it writes to the process's standard error, past Python."""
+"""Errors of libtiff, which it writes to standard error of the process, bypassing Python."""
 
 import contextlib
 import os
@@ -9,27 +9,27 @@ import threading
 from collections.abc import Generator
 from typing import BinaryIO
 
-# One line a message, its function before it: "JPEGLib: Unsupported marker type 0x27."
+# One message a line, after the name of a function: "JPEGLib: Unsupported marker type 0x27."
 _MESSAGE = re.compile(rb"^[\w.]*: .*\.$")
 _IS_WARNING = re.compile(rb"^[\w.]*: Warning, ")
 
-_PILLOWS_NAME = "tempfile.tif: "
-"""What libtiff calls the file where it names no function."""
+_FILE_NAME = "tempfile.tif: "
+"""Pillow's name for the file, which replaces the name of a function in some messages."""
 
 _LOCK = threading.Lock()  # there is one standard error
 
 
 @contextlib.contextmanager
 def capture_errors() -> Generator[list[str]]:
-    """Give a list that holds libtiff's errors once the block has ended; its warnings are dropped.
+    """Yield a list that contains the errors of libtiff after the block; warnings are dropped.
 
-    Meanwhile standard error leads to a file. Lines that other threads wrote are passed on after it.
+    During the block standard error is redirected to a file. Lines of other threads are printed after it.
     """
     found: list[str] = []
     with _LOCK, tempfile.TemporaryFile() as file:
         try:
             before = os.dup(2)
-        except OSError:  # there is no standard error, so libtiff's messages go nowhere
+        except OSError:  # there is no standard error, so messages are lost
             yield found
             return
         _flush()
@@ -56,5 +56,5 @@ def _sort_lines(file: BinaryIO, found: list[str]) -> None:
             with contextlib.suppress(OSError):
                 os.write(2, line)
         elif not _IS_WARNING.match(line):
-            said = line.decode("utf-8", "replace").strip().rstrip(".")
-            found.append(said.removeprefix(_PILLOWS_NAME).removeprefix(": "))
+            message = line.decode("utf-8", "replace").strip().rstrip(".")
+            found.append(message.removeprefix(_FILE_NAME).removeprefix(": "))

@@ -1,4 +1,4 @@
-"""Patches: a view of a picture as NaFlex models take it, its aspect nearly kept.
+"""Views as NaFlex patches: the aspect ratio of an image is nearly preserved.
 
 Shape letters in this file: H, W = pixels, N = patches, P = patch_size * patch_size * 3.
 """
@@ -11,23 +11,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..store.format.views import ViewBox
-from .pixels import PixelError, cut_size, cut_view, resized
+from .pixels import PixelError, cut_size, cut_view, resize
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
 
-# The search for a scale: where it begins, and how near its bounds are when it ends. The smallest is
-# a division, as in transformers: it gives 1.0000000000000002e-06.
-_NEAR = 1e-5
-_SMALLEST_SCALE, _LARGEST_SCALE = _NEAR / 10, 100.0
+# Bounds of the search for a scale, and the distance at which it ends. The smallest scale is a division,
+# as in transformers: it gives 1.0000000000000002e-06.
+_TOLERANCE = 1e-5
+_MIN_SCALE, _MAX_SCALE = _TOLERANCE / 10, 100.0
 
 
 def patch_grid(height: int, width: int, *, patch_size: int, max_num_patches: int) -> Grid:
-    """Return the grid of a picture of height x width pixels.
+    """Return the grid of patches of an image of height x width pixels.
 
-    The picture is enlarged or reduced to the largest scale at which it covers at most
-    ``max_num_patches`` patches, begun ones counted. The scale is found by halving, and the grid
-    depends on where that ends, so the steps are those of transformers, operation for operation.
+    The image is resized to the largest scale at which it covers at most ``max_num_patches`` patches,
+    partial ones included. The scale is found by bisection, and the grid depends on where that ends, so
+    the steps are exactly those of transformers.
 
     Source: get_image_size_for_max_num_patches of transformers 5.23.
     """
@@ -36,8 +36,8 @@ def patch_grid(height: int, width: int, *, patch_size: int, max_num_patches: int
         rows, columns = (math.ceil(size * scale / patch_size) for size in (height, width))
         return max(1, rows), max(1, columns)
 
-    low, high = _SMALLEST_SCALE, _LARGEST_SCALE
-    while high - low >= _NEAR:
+    low, high = _MIN_SCALE, _MAX_SCALE
+    while high - low >= _TOLERANCE:
         middle = (low + high) / 2
         if math.prod(grid_at(middle)) <= max_num_patches:
             low = middle
@@ -55,17 +55,25 @@ def render_patches(
     resample: int,
     full: tuple[int, int] | None = None,
 ) -> tuple[NDArray[np.uint8], tuple[Grid, ...]]:
-    """Return the views of an upright RGB image as (len(boxes), max_num_patches, P) uint8 patches,
-    zeros after the last of each, and their grids.
+    """Return the views of an upright RGB image as patches, and their grids.
 
-    Each is cropped, mirrored where its box says so, then resized to its own grid with Pillow's
-    resampler, exactly as the checkpoint's processor does with a whole image.
+    Each view is cropped, mirrored if its box says so, then resized to its own grid with the resampler
+    of Pillow, exactly as the processor of the checkpoint does with a whole image.
 
-    ``full`` is the (width, height) that the picture has in full, where ``image`` is a smaller one: the
-    grids are those of the full one.
+    Args:
+        image: the image, which may be scaled down.
+        boxes: the views.
+        patch_size: height and width of a patch in pixels.
+        max_num_patches: most patches of a view.
+        resample: number of the resampler in Pillow.
+        full: (width, height) of the image at full resolution, which the grids are made for; None: that
+            of ``image``.
+
+    Returns:
+        (len(boxes), max_num_patches, P) uint8, zeros after the last patch of each view, and the grids.
 
     Raises:
-        PixelError: a view is so long that even at the smallest scale it has too many patches.
+        PixelError: a view is so long that it has too many patches even at the smallest scale.
     """
     out = np.zeros((len(boxes), max_num_patches, patch_size * patch_size * 3), np.uint8)
     grids: list[Grid] = []
@@ -76,16 +84,16 @@ def render_patches(
         )
         if rows * columns > max_num_patches:
             raise PixelError(
-                f"too long: {width} x {height} pixels do not go into {max_num_patches} patches"
+                f"too long: {width} x {height} pixels do not fit into {max_num_patches} patches"
             )
-        view = resized(cut_view(image, box), (rows * patch_size, columns * patch_size), resample)
+        view = resize(cut_view(image, box), (rows * patch_size, columns * patch_size), resample)
         patches_NP[: rows * columns] = patchify(np.asarray(view), patch_size)
         grids.append((rows, columns))
     return out, tuple(grids)
 
 
 def patchify(pixels_HWC: NDArray[np.uint8], patch_size: int) -> NDArray[np.uint8]:
-    """Return (N, P): patches row by row of the picture, in each its pixels row by row, RGB."""
+    """Return the (N, P) patches of an image in row order, each with its pixels in row order, RGB."""
     H, W, C = pixels_HWC.shape
     rows, columns = H // patch_size, W // patch_size
     split = pixels_HWC.reshape(rows, patch_size, columns, patch_size, C)

@@ -1,19 +1,18 @@
-"""Pixels: the bytes of a picture to upright RGB, and a view of it at a model's resolution.
+"""Decoding the bytes of an image to upright RGB, and cutting views at the resolution of a model.
 
-What becomes of each kind of picture (docs/format.md says the same):
+Each kind of image (also in docs/format.md):
 
-- EXIF orientation is applied; ICC profiles are ignored, as the SigLIP processors do.
-- gray, palette and CMYK become RGB by Pillow's ``convert``; an alpha channel is dropped by it, as
-  ``transformers.image_utils.load_image`` does.
-- a transparent colour (of a GIF, of a PNG's tRNS) stays what it is, or becomes white where the
-  model's processor has it so.
-- 16-bit gray keeps its high byte (Pillow alone would clip it to white); other integer and
-  floating-point pictures have no defined range and are refused.
-- of an animation, the first frame.
-- what is damaged is refused, as far as it can be seen: by Pillow, or by what libtiff says.
+- EXIF orientation is applied. ICC profiles are ignored, as by the SigLIP processors.
+- Gray, palette and CMYK images are converted to RGB by ``convert`` of Pillow, which drops an alpha
+  channel, as ``transformers.image_utils.load_image`` does.
+- A transparent colour (GIF, tRNS of PNG) is kept, or becomes white if the processor of the model does so.
+- 16-bit gray images keep the high byte (Pillow alone would clip them to white). Other integer and
+  floating-point images have no defined range and are rejected.
+- Animations: the first frame.
+- Damaged images are rejected if Pillow or libtiff detects the damage.
 
-Decoding is ``exact``, or ``scaled``: a JPEG several times larger than what is wanted of it is then
-decoded at 1/2, 1/4 or 1/8 of its size, which its transform gives nearly for free.
+Decoding is ``exact`` or ``scaled``. Scaled decodes a JPEG that is several times larger than needed at
+1/2, 1/4 or 1/8 of its size, which its transform gives nearly for free.
 """
 
 import hashlib
@@ -35,37 +34,41 @@ from . import libtiff, png
 from .unsupported import why_no_picture
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Nothing else is tried: Pillow would run Ghostscript on a PostScript file named .jpg."""
+"""The only formats that are tried: Pillow would run Ghostscript on a PostScript file named .jpg."""
 
 _SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 
 _HAS_LARGE_TEXT = re.compile("MAX_TEXT_(CHUNK|MEMORY)")
-"""What Pillow says of a PNG whose texts or profile it will not hold."""
+"""In Pillow's error for a PNG whose texts or profile exceed its limits."""
 
-_MOST_SHOWN = 120  # characters of a library's message
+_MAX_SHOWN = 120  # characters of a message of libtiff
 
 Decode = Literal["exact", "scaled"]
-"""How pictures are decoded; part of a teacher's identity."""
+"""How images are decoded; part of the identity of a teacher."""
 
 ViewSize = Callable[[int, int], tuple[int, int]]
-"""From the (height, width) in pixels that a view is cut with to those that the model takes."""
+"""Maps the (height, width) of a view as cut to the (height, width) that the model takes."""
 
 DECODES: tuple[Decode, ...] = get_args(Decode)
 
 _SCALED_MARGIN = 2
-"""A scaled picture keeps each view at least this many times as large as it will be. At 1 it decodes
-a quarter faster than at 2, with three times the difference to the exact pixels."""
+"""In a scaled image each view is at least this many times as large as needed. At 1, decoding is a quarter
+faster than at 2, with three times the difference to the exact pixels."""
 
 
 class PixelError(Exception):
-    """An image cannot be read; its message is the reason that the cache records."""
+    """An image cannot be decoded. The cache records the message as the reason."""
 
 
 def decode_rgb(data: bytes, *, on_white: bool = False) -> Image.Image:
-    """Return an upright RGB picture, fully decoded; ``on_white``: a transparent colour is white.
+    """Return an upright RGB image, fully decoded.
+
+    Args:
+        data: the bytes of the image.
+        on_white: whether a transparent colour becomes white.
 
     Raises:
-        PixelError: not a picture, damaged, too large, or of a pixel type without a defined range.
+        PixelError: not an image, damaged, too large, or of a pixel type without a defined range.
     """
     return _decode(data, None, on_white=on_white)[0]
 
@@ -78,18 +81,18 @@ def decode_for_views(
     decode: Decode,
     on_white: bool = False,
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Return an upright RGB picture to cut views from, and its (width, height) at full resolution.
+    """Return an upright RGB image to cut views from, and its (width, height) at full resolution.
 
     Args:
-        data: an image's bytes.
-        boxes: the views that are wanted.
-        view_size: from the (height, width) that a view is cut with to those it will have.
-        decode: exact gives the whole picture as decode_rgb does; scaled may give a smaller one, in
-            which each view still has _SCALED_MARGIN times the pixels it will have, in each direction.
+        data: the bytes of the image.
+        boxes: the views.
+        view_size: maps the (height, width) of a view as cut to the (height, width) it is resized to.
+        decode: exact gives the full image; scaled may give a smaller one, in which each view still has
+            _SCALED_MARGIN times the height and width it is resized to.
         on_white: whether a transparent colour becomes white.
 
     Raises:
-        PixelError: as decode_rgb.
+        PixelError: not an image, damaged, too large, or of a pixel type without a defined range.
     """
     if decode == "exact":
         return _decode(data, None, on_white=on_white)
@@ -108,12 +111,12 @@ def render_views(
 ) -> NDArray[np.uint8]:
     """Return the views of an upright RGB image as (len(boxes), H, W, 3) uint8.
 
-    Each is cropped, mirrored where its box says so, then squashed to ``size`` (height, width) with
-    Pillow's resampler, exactly as the checkpoint's processor does with a whole image.
+    Each view is cropped, mirrored if its box says so, then squashed to ``size`` (height, width) with the
+    resampler of Pillow, exactly as the processor of the checkpoint does with a whole image.
     """
     out = np.empty((len(boxes), *size, 3), np.uint8)
     for pixels_HWC, box in zip(out, boxes, strict=True):
-        pixels_HWC[:] = np.asarray(resized(cut_view(image, box), size, resample))
+        pixels_HWC[:] = np.asarray(resize(cut_view(image, box), size, resample))
     return out
 
 
@@ -130,8 +133,8 @@ def cut_view(image: Image.Image, box: ViewBox) -> Image.Image:
     return ImageOps.mirror(view) if box.flip else view
 
 
-def resized(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
-    """Return an image of (height, width) pixels."""
+def resize(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
+    """Return an image resized to (height, width) pixels."""
     height, width = size
     if image.size == (width, height):
         return image
@@ -139,16 +142,16 @@ def resized(image: Image.Image, size: tuple[int, int], resample: int) -> Image.I
 
 
 def sha256_of_pixels(data: bytes) -> bytes:
-    """Return the SHA-256 of an image's bytes, 32 bytes: what ties a target to its picture."""
+    """Return the SHA-256 of the bytes of an image, which ties a target to its image."""
     return hashlib.sha256(data).digest()
 
 
 def _decode(
     data: bytes, smallest: Callable[[tuple[int, int]], tuple[int, int]] | None, *, on_white: bool
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Return an upright RGB picture, and the upright (width, height) that it has in full.
+    """Return an upright RGB image, and its upright (width, height) at full resolution.
 
-    Where ``smallest`` is given, it says for those what (width, height) will do.
+    ``smallest`` maps these to the smallest (width, height) that is needed; None: the full image.
     """
     try:
         return _decode_as_it_is(data, smallest, on_white=on_white)
@@ -164,7 +167,7 @@ def _decode(
 
 
 def _as_reason(error: Exception, data: bytes) -> PixelError:
-    """Return why a picture is refused; Pillow's plugins raise nearly anything on damaged input."""
+    """Return why an image is rejected; plugins of Pillow raise many kinds of errors on damaged input."""
     if isinstance(error, PixelError):
         return error
     if isinstance(error, UnidentifiedImageError):
@@ -180,7 +183,7 @@ def _decode_as_it_is(
     data: bytes, smallest: Callable[[tuple[int, int]], tuple[int, int]] | None, *, on_white: bool
 ) -> tuple[Image.Image, tuple[int, int]]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and palettes; it still reads
+        warnings.simplefilter("ignore")  # of odd EXIF and palettes, which Pillow reads nevertheless
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             full: tuple[int, int] | None = None
             if smallest is not None and isinstance(image, JpegImageFile):
@@ -195,7 +198,7 @@ def _decode_as_it_is(
 
 
 def _load(image: ImageFile) -> None:
-    """Decode a picture; libtiff, which goes on after errors, is asked whether there was one."""
+    """Decode an image, and raise errors that libtiff only prints before it continues."""
     if not any(tile.codec_name == "libtiff" for tile in image.tile):
         image.load()
         return
@@ -205,20 +208,20 @@ def _load(image: ImageFile) -> None:
             image.load()
         except Exception as raised:
             error = raised
-    if found:  # it says more than Pillow, which knows a number at most
-        raise PixelError(f"damaged image: libtiff says {found[0][:_MOST_SHOWN]!r}")
+    if found:  # more specific than the error of Pillow, which has a number at most
+        raise PixelError(f"damaged image: libtiff says {found[0][:_MAX_SHOWN]!r}")
     if error is not None:
         raise error
 
 
 def _upright(image: JpegImageFile, size: tuple[int, int]) -> tuple[int, int]:
-    """Return a (width, height) as stored turned upright, or the other way round."""
+    """Return a stored (width, height) as upright, or an upright one as stored."""
     is_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     return (size[1], size[0]) if is_turned else size
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return an RGB picture: the one given if it is RGB, which needs no copy once it is loaded."""
+    """Return an RGB image: the same one, without a copy, if it is RGB."""
     if image.mode == "RGB":
         return image
     # Pillow opens a PGM of more than 8 bits as I, scaled to 0..65535.
@@ -231,9 +234,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Return an RGB picture, its transparent colour white.
+    """Return an RGB image whose transparent colour is white.
 
-    Source: convert_to_rgb of transformers 5.23, of what load_image returns.
+    Source: convert_to_rgb of transformers 5.23, applied to the result of load_image.
     """
     transparent = image.convert("RGBA")
     white = Image.new("RGBA", transparent.size, (255, 255, 255, 255))

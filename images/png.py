@@ -1,4 +1,4 @@
-"""PNG: texts and colour profiles that Pillow will not hold, left out of a picture whose pixels are sound."""
+"""PNG images with texts or colour profiles that exceed the limits of Pillow."""
 
 import struct
 import zlib
@@ -6,16 +6,16 @@ import zlib
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _MAX_TEXT = 1 << 20
-"""Bytes of one text, and of all that are kept: well below Pillow's limits of 1 MiB and 64 MiB."""
+"""Limit for one text and for all that are kept: well below Pillow's limits of 1 MiB and 64 MiB."""
 
 _FRAME = 12  # of a chunk: length, name and checksum
 
 
 def without_large_texts(data: bytes) -> bytes:
-    """Return a PNG without its colour profile and without what text there is beyond 1 MiB.
+    """Return a PNG without its colour profile and without texts beyond 1 MiB.
 
-    Both mean nothing here, but for an orientation that a text (XMP) may hold: the small ones stay. A
-    compressed text is expanded to 1 MiB at most to learn its size, so a bomb does no harm.
+    Neither is used, except an orientation in an XMP text: small texts are kept. A compressed text is
+    expanded to at most 1 MiB to find its size, so a decompression bomb does no harm.
     """
     kept, at, room = [data[: len(SIGNATURE)]], len(SIGNATURE), _MAX_TEXT
     while at < len(data):
@@ -33,7 +33,7 @@ def without_large_texts(data: bytes) -> bytes:
 
 
 def _text_bytes(name: bytes, chunk: bytes, limit: int) -> int:
-    """Return the bytes of a chunk's text, more than the limit where they are more; 0: no text."""
+    """Return the size of the text in a chunk, or any number above the limit; 0 for no text."""
     if name not in (b"tEXt", b"zTXt", b"iTXt"):
         return 0
     _, _, rest = chunk.partition(b"\0")

@@ -1,7 +1,7 @@
-"""Reading images out of Parquet files ahead of the decoders: once, in order, whoever decodes them.
+"""Reading images from Parquet files before they are decoded, in order, in one thread.
 
-A row of a Parquet file is reached through the rows before it in its row group. Decoding processes that
-each fetched their own few images would read every row group many times, so one thread reads for all.
+A row of a Parquet file can only be read after the rows before it in its row group. If each decoding
+process read its own images, every row group would be read many times.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from .image_bytes import ImageLocation, check_row, open_rows
 from .parquet_cells import ReadError, bytes_of, column_chunk, leaf_batches
 
 READ_AHEAD_BYTES = 1 << 28
-"""Bytes of images that may wait for the decoders, beside the one batch that always may."""
+"""Bytes of images that may wait for the decoders. One batch may always wait."""
 
 _MAX_WAITING = 4
-"""Batches that may wait, whatever they hold: images that lie elsewhere carry no bytes here, yet taking
-their batches opens the rows of a unit each."""
+"""Batches that may wait. Images in other files have no bytes here, but each batch may open the catalog
+rows of another unit."""
 
 _STEP_BYTES = 1 << 22  # of a row group, decoded at a time
 
@@ -34,26 +34,30 @@ _Batch = tuple[Any, Sequence[ImageRef]]
 def prefetch_parquet(
     batches: Iterable[_Batch], *, max_bytes: int = READ_AHEAD_BYTES, open_groups: int = 1
 ) -> Generator[_Batch]:
-    """Yield the batches, the images that lie in Parquet files with their bytes.
+    """Yield the batches, with the bytes of the images that are in Parquet files.
 
-    Batches are taken ahead, in a thread of its own, from the first one on that needs it; a corpus of
-    other files has no such thread. ``open_groups`` is for images that come from several row groups by
-    turns, the rows of each in order (RowReader).
+    A thread takes batches early, starting at the first one that needs it; a corpus of other files
+    starts no thread.
+
+    Args:
+        batches: (tag, images) pairs.
+        max_bytes: bytes of images that may wait.
+        open_groups: row groups that are read alternately, the rows of each in order.
     """
     source = iter(batches)
     for batch in source:
         if any(ref.location.row_group is not None for ref in batch[1]):
-            ahead = _ReadAhead(chain([batch], source), max_bytes, open_groups)
+            prefetcher = _Prefetcher(chain([batch], source), max_bytes, open_groups)
             try:
-                yield from ahead.batches()
+                yield from prefetcher.batches()
             finally:
-                ahead.stop()
+                prefetcher.stop()
             return
         yield batch
 
 
-class _ReadAhead:
-    """A thread that reads, and the batches that it has read."""
+class _Prefetcher:
+    """A thread that reads, and the batches it has read."""
 
     def __init__(self, source: Iterator[_Batch], max_bytes: int, open_groups: int) -> None:
         self._source, self._max_bytes, self._open_groups = source, max_bytes, open_groups
@@ -65,7 +69,7 @@ class _ReadAhead:
         self._thread.start()
 
     def batches(self) -> Iterator[_Batch]:
-        """Yield what was read, in order; raises what the source raised."""
+        """Yield the batches in order; raises the errors of their source."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ready)
@@ -79,7 +83,7 @@ class _ReadAhead:
             yield found
 
     def stop(self) -> None:
-        """End the thread; one that hangs on a file is left behind."""
+        """Stop the thread, or abandon it if it hangs on a file."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
@@ -119,19 +123,19 @@ class _ReadAhead:
 
 
 class RowReader:
-    """Reads rows of Parquet files, each row group decoded once if its rows are asked for in order.
+    """Reads rows of Parquet files. A row group is decoded once if its rows are requested in order.
 
-    Several row groups may be read by turns. The row asked for last, of each, may be asked for again.
+    Several row groups may be read alternately. The last row of each may be requested again.
     """
 
     def __init__(self, *, open_groups: int = 1) -> None:
-        """Keep at most this many row groups open: a page, and some 4 MB of rows, of each."""
+        """Keep at most ``open_groups`` row groups open, with a page and some 4 MB of rows of each."""
         self._open_groups = open_groups
         self._files: dict[_FileKey, _OpenFile] = {}
         self._groups: OrderedDict[_GroupKey, _OpenGroup] = OrderedDict()
 
     def read(self, ref: ImageRef) -> ImageRef:
-        """Return the ref with its bytes, or why they cannot be had; as it is where no row is meant."""
+        """Return the ref with its bytes or a fault; unchanged if it is not in a Parquet file."""
         if ref.location.row_group is None:
             return ref
         started = time.perf_counter()
@@ -142,12 +146,12 @@ class RowReader:
         return replace(ref, data=data, read_s=time.perf_counter() - started)
 
     def close(self) -> None:
-        """Close the files that are open."""
+        """Close all files."""
         self._groups.clear()
         self._close_unused()
 
     def _bytes(self, location: ImageLocation) -> bytes:
-        # With its size: a file written anew is refused to the rows planned before, not to the others.
+        # The planned size is part of the key: a file rewritten later is refused only for earlier rows.
         file_key: _FileKey = (location.path, location.file_bytes)
         file = self._files.get(file_key)
         if file is None:
@@ -180,7 +184,7 @@ _GroupKey = tuple[Location, int | None, str | None, int | None]
 
 
 class _OpenFile:
-    """A Parquet file, or why it cannot be read."""
+    """A Parquet file, or the reason why it cannot be read."""
 
     def __init__(self, location: ImageLocation) -> None:
         self.parquet: Any = None
@@ -197,7 +201,7 @@ class _OpenFile:
 
 
 class _OpenGroup:
-    """A row group that is being read, or why it cannot be."""
+    """A row group being read, or the reason why it cannot be read."""
 
     def __init__(self, parquet: Any, location: ImageLocation) -> None:
         assert location.member is not None and location.row_group is not None
@@ -209,19 +213,19 @@ class _OpenGroup:
         self._rows = _values(parquet, location.member, location.row_group)
 
     def is_ahead(self, index: int) -> bool:
-        """Say whether a row is still to come, or was the last that was read."""
+        """Return whether a row comes next, later, or was the last one read."""
         return index >= self._next - 1
 
     def read(self, index: int) -> bytes:
-        """Return the bytes of a row that is_ahead.
+        """Return the bytes of a row for which ``is_ahead`` is true.
 
         Raises:
-            ReadError: there are none.
+            ReadError: the row has no bytes, or cannot be read.
         """
         if self._fault is not None:
             raise ReadError(self._fault)
         if index >= self._next:
-            self._last = None  # should advancing fail
+            self._last = None  # in case advancing fails
             self._last = self._advance(index)
         if not self._last:
             raise ReadError("empty: 0 bytes")
@@ -235,24 +239,24 @@ class _OpenGroup:
         except (OSError, pa.ArrowException) as error:
             self._fault = f"row group {self._row_group} is damaged: {first_line(error)}"
             raise ReadError(self._fault) from None
-        except ReadError as error:  # no such column: nor for the other rows
+        except ReadError as error:  # no such column, for any row
             self._fault = str(error)
             raise
         if value is None:
-            self._fault = "the file is damaged: a row group is shorter than it says"
+            self._fault = "the file is damaged: a row group is shorter than its metadata says"
             raise ReadError(self._fault)
         self._next = index + 1
         data = bytes_of(value)
         if self._next == self._num_rows:
-            self._rows = iter(())  # lets go of its last page
+            self._rows = iter(())  # release the last page
         return data
 
 
 def _values(parquet: Any, member: str, row_group: int) -> Iterator[Any]:
-    """Yield the cells of a column of a row group, some 4 MB at a time.
+    """Yield the cells of a column of a row group, decoding some 4 MB at a time.
 
     Raises:
-        ReadError, OSError, ArrowException: with the first cell, or at one that is damaged.
+        ReadError, OSError, ArrowException: the column, or a cell of it, cannot be read.
     """
     chunk = column_chunk(parquet, member, row_group)
     batch_rows = 1

@@ -1,8 +1,8 @@
-"""Reading images out of object stores ahead of the decoders: many requests at a time, batches in order.
+"""Reading images from object stores before they are decoded, in parallel, batches in order.
 
-A decoding process reads one image after the other, which over a network is mostly waiting, and its clock
-would run while a store that is away is waited for. So whoever decodes reads for its processes; none of
-them ever talks to a store. A store that does not answer ends the work: it rejects no image.
+A decoding process reads one image at a time, which over a network is mostly waiting, and its time limit
+would include retries. So the main process reads for its workers, which never access a store. A store
+that does not respond ends the work; no image is rejected for it.
 """
 
 import contextlib
@@ -23,24 +23,29 @@ from .image_bytes import ImageLocation, read_image_bytes
 from .parquet_cells import ReadError
 
 READ_AHEAD_BYTES = 1 << 28
-"""Bytes of images, as planned, that may be under way or wait, beside the one batch that always may."""
+"""Bytes of images, by their planned sizes, that may be requested or wait. One batch always may."""
 
-_NOWHERE = ImageLocation(path=Path())
+_NO_LOCATION = ImageLocation(path=Path())
 
 _Batch = tuple[Any, Sequence[ImageRef]]
-_Coming = tuple[Any, list["ImageRef | Future[ImageRef]"], int]
+_Pending = tuple[Any, list["ImageRef | Future[ImageRef]"], int]
 
 
 def prefetch_remote(
     batches: Iterable[_Batch], *, max_bytes: int = READ_AHEAD_BYTES, max_batches: int = 8
 ) -> Generator[_Batch]:
-    """Yield the batches, the images that lie in object stores with their bytes, or why they have none.
+    """Yield the batches; images in object stores get their bytes or a fault.
 
-    Rows of Parquet files are left to parquet_images.py. Batches are taken ahead from the first one on
-    that needs it, at most max_batches whatever they hold; a corpus of this machine costs nothing.
+    Batches are taken early, starting at the first one that needs it; a local corpus costs nothing. Rows
+    of Parquet files are left to prefetch_parquet.
+
+    Args:
+        batches: (tag, images) pairs.
+        max_bytes: bytes of images that may be requested or wait.
+        max_batches: most batches that are taken early.
 
     Raises:
-        StorageError: a store does not answer.
+        StorageError: a store does not respond.
     """
     source = iter(batches)
     for batch in source:
@@ -51,10 +56,12 @@ def prefetch_remote(
 
 
 def strip_location(ref: ImageRef) -> ImageRef:
-    """Return a ref as a decoding process needs it: without its location, where its bytes were read."""
+    """Return a ref without its URL if its bytes were read: decoding processes do not need it."""
     is_read = ref.data is not None or ref.fault is not None
     return (
-        replace(ref, location=_NOWHERE) if is_read and isinstance(ref.location.path, UPath) else ref
+        replace(ref, location=_NO_LOCATION)
+        if is_read and isinstance(ref.location.path, UPath)
+        else ref
     )
 
 
@@ -65,7 +72,7 @@ def _is_wanted(ref: ImageRef) -> bool:
 
 
 def _read_ahead(source: Iterator[_Batch], max_bytes: int, max_batches: int) -> Generator[_Batch]:
-    coming: deque[_Coming] = deque()
+    pending: deque[_Pending] = deque()
     num_bytes = 0
     with contextlib.closing(Threads(REQUESTS, "remote-images")) as threads:
         for tag, refs in source:
@@ -73,13 +80,13 @@ def _read_ahead(source: Iterator[_Batch], max_bytes: int, max_batches: int) -> G
                 threads.submit(lambda ref=ref: _read(ref)) if _is_wanted(ref) else ref
                 for ref in refs
             ]
-            coming.append((tag, found, sum(map(_planned_bytes, refs))))
-            num_bytes += coming[-1][2]
-            while len(coming) > 1 and (len(coming) > max_batches or num_bytes > max_bytes):
-                num_bytes -= coming[0][2]
-                yield _finished(coming.popleft())
-        while coming:
-            yield _finished(coming.popleft())
+            pending.append((tag, found, sum(map(_planned_bytes, refs))))
+            num_bytes += pending[-1][2]
+            while len(pending) > 1 and (len(pending) > max_batches or num_bytes > max_bytes):
+                num_bytes -= pending[0][2]
+                yield _finished(pending.popleft())
+        while pending:
+            yield _finished(pending.popleft())
 
 
 def _planned_bytes(ref: ImageRef) -> int:
@@ -88,8 +95,8 @@ def _planned_bytes(ref: ImageRef) -> int:
     return (ref.location.file_bytes if ref.location.offset is None else ref.location.length) or 0
 
 
-def _finished(coming: _Coming) -> _Batch:
-    tag, found, _ = coming
+def _finished(pending: _Pending) -> _Batch:
+    tag, found, _ = pending
     return tag, [ref.result() if isinstance(ref, Future) else ref for ref in found]
 
 

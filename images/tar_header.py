@@ -1,34 +1,34 @@
-"""One header of a tar archive: the 512 bytes that stand before each member's data.
+"""The 512-byte header before each member of a tar archive: name, kind and size.
 
-Only what tells a member's name, kind and size; walking a whole archive is precompute/sources/tar.py.
+precompute/sources/readers/tar.py walks a whole archive.
 Source: POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format".
 """
 
 from dataclasses import dataclass
 
 BLOCK = 512
-"""Bytes of a header; a member's data are padded to whole blocks."""
+"""Bytes of a header; the data of a member are padded to whole blocks."""
 
 REGULAR_KINDS = (b"0", b"\0", b"7")
-"""Type flags of plain files: POSIX, version 7, and "contiguous", which all programs read as plain."""
+"""Type flags of regular files: POSIX, version 7, and "contiguous", which is read as regular."""
 
 
 @dataclass(frozen=True, slots=True)
 class TarHeader:
-    """What a header says by itself; a longer name or size may stand in a header before it."""
+    """The fields of one header. A longer name or size may be in an extended header before it."""
 
     name: bytes
-    """As stored, prefix and name joined."""
+    """The stored bytes, prefix and name joined."""
 
     size: int
-    """Bytes of the member's data."""
+    """Bytes of the data of the member."""
 
     kind: bytes
     """The type flag, one byte."""
 
 
 def parse_header(block: bytes) -> TarHeader | None:
-    """Return what a block says; None where it is no header (its checksum does not fit)."""
+    """Return the header in a block, or None if its checksum does not match."""
     if len(block) != BLOCK:
         return None
     recorded = _number(block[148:156])
@@ -37,14 +37,14 @@ def parse_header(block: bytes) -> TarHeader | None:
     if recorded not in (total, _signed(total, block)) or size is None:
         return None
     name = block[:100].split(b"\0", 1)[0]
-    if block[257:263] == b"ustar\0":  # GNU's "ustar " keeps times where POSIX has the prefix
+    if block[257:263] == b"ustar\0":  # GNU's "ustar " has times in place of the prefix
         prefix = block[345:500].split(b"\0", 1)[0]
         name = prefix + b"/" + name if prefix else name
     return TarHeader(name, size, block[156:157])
 
 
 def _signed(total: int, block: bytes) -> int:
-    """Return the sum as old programs made it, of signed bytes; the same where all are ASCII."""
+    """Return the checksum of old programs, which added signed bytes; the same if all are ASCII."""
     if block.isascii():
         return total
     num_high = sum(byte > 127 for byte in block) - sum(byte > 127 for byte in block[148:156])
@@ -52,7 +52,7 @@ def _signed(total: int, block: bytes) -> int:
 
 
 def _number(field: bytes) -> int | None:
-    """Return a field's number, octal digits or GNU's base 256; None where it is neither."""
+    """Return the number in a field, in octal digits or base 256 (GNU), or None for anything else."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.split(b"\0", 1)[0].strip()

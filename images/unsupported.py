@@ -1,4 +1,4 @@
-"""Why bytes that Pillow does not open are no picture that is read here."""
+"""Reasons why bytes are not an image that Pillow opens."""
 
 import re
 
@@ -14,7 +14,7 @@ _DAMAGED = (
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
 )
-"""How the formats begin that are read: their header is damaged, or the file is cut within it."""
+"""First bytes of supported formats: the header is damaged or truncated."""
 
 _UNREAD = (
     (b"\xff\x0a", "JPEG XL"),
@@ -41,19 +41,19 @@ _BRANDS = {
     ),
     b"crx ": "Canon raw (CR3)",
 }
-"""Of files that begin with a box ``ftyp``; all others are films."""
+"""Brands of files that begin with a box ``ftyp``; all others are videos."""
 
-_LEAST_TEXT = 8  # characters: fewer are text by chance
+_MIN_TEXT = 8  # characters: fewer may be text by chance
 
 
 def why_no_picture(data: bytes) -> str:
-    """Return the reason for which bytes are rejected that no reader of Pillow took."""
+    """Return why bytes that no reader of Pillow accepts are rejected."""
     start = data[:512]
     for begins, name in _DAMAGED:
         if start.startswith(begins):
-            return f"damaged image: a {name} that is cut, or whose header is damaged"
+            return f"damaged image: a {name} that is truncated, or whose header is damaged"
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return "damaged image: a WebP that is cut, or whose header is damaged"
+        return "damaged image: a WebP that is truncated, or whose header is damaged"
     if start[4:8] == b"ftyp":
         return _of_boxes(start)
     for begins, name in _UNREAD:
@@ -66,14 +66,14 @@ def _of_boxes(start: bytes) -> str:
     end = min(int.from_bytes(start[:4], "big"), len(start))
     brands = [start[8:12], *(start[at : at + 4] for at in range(16, end, 4))]
     named = [_BRANDS[brand] for brand in brands if brand in _BRANDS]
-    # An AVIF names mif1, too; which of the two it is its other brands say.
+    # An AVIF has the brand mif1 too; its other brands tell them apart.
     if "AVIF" in named:
-        return "damaged image: an AVIF that is cut or damaged, or Pillow here lacks its codec"
+        return "damaged image: an AVIF that is truncated or damaged, or Pillow was built without its codec"
     return _unread(named[0] if named else "MP4 or QuickTime video")
 
 
 def _unread(name: str) -> str:
-    return f"{name}: this format is not read; convert it to JPEG, PNG or WebP"
+    return f"{name}: unsupported format; convert it to JPEG, PNG or WebP"
 
 
 def _of_text(start: bytes) -> str | None:
@@ -92,7 +92,7 @@ def _of_text(start: bytes) -> str | None:
     if re.match(rb"\{\s*(\"|\})|\[\s*[\[{\"\]]", text):
         return "it is JSON"
     line = text.partition(b"\n")[0][:40].strip()
-    if len(line) >= _LEAST_TEXT and all(32 <= byte < 127 for byte in line):
+    if len(line) >= _MIN_TEXT and all(32 <= byte < 127 for byte in line):
         return f'it is text, "{line.decode()}"'
     return None
 

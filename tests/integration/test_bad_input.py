@@ -377,7 +377,7 @@ def test_the_measure_would_see_a_picture_that_is_not_turned_or_another_frame(
     [
         ("c/empty", "empty: 0 bytes"),
         ("c/page", "not an image: it is a web page"),
-        ("c/postscript", "PostScript: this format is not read; convert it to JPEG, PNG or WebP"),
+        ("c/postscript", "PostScript: unsupported format; convert it to JPEG, PNG or WebP"),
         ("c/text", 'not an image: it is text, "not a picture"'),
         ("c/dangling", "no such file"),
         ("c/itself", "cannot be read: Too many levels of symbolic links"),

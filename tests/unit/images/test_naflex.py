@@ -137,5 +137,5 @@ def test_a_patch_is_its_pixels_row_by_row() -> None:
 
 def test_a_picture_too_long_for_the_grid_is_refused() -> None:
     image = Image.new("RGB", (17_000_000, 1))
-    with pytest.raises(PixelError, match="too long: 17000000 x 1 pixels do not go into 1 patches"):
+    with pytest.raises(PixelError, match="too long: 17000000 x 1 pixels do not fit into 1 patches"):
         render_patches(image, [WHOLE_IMAGE], patch_size=16, max_num_patches=1, resample=BILINEAR)

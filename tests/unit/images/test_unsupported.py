@@ -9,7 +9,7 @@ from PIL import Image
 from siglip2_cache.images.pixels import PixelError, decode_rgb
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
-UNREAD = "this format is not read; convert it to JPEG, PNG or WebP"
+UNREAD = "unsupported format; convert it to JPEG, PNG or WebP"
 
 
 def reason_of(data: bytes) -> str:
@@ -63,15 +63,18 @@ def test_what_is_no_picture_is_named(data: bytes, reason: str) -> None:
 def test_a_picture_whose_header_is_damaged_is_called_a_damaged_picture(
     format: str, name: str
 ) -> None:
-    assert reason_of(encoded(format)[:30]).startswith(f"damaged image: {name} that is cut")
+    assert reason_of(encoded(format)[:30]).startswith(f"damaged image: {name} that is truncated")
 
 
 def test_a_png_whose_header_fails_its_checksum_is_a_damaged_png() -> None:
     data = bytearray(encoded("PNG"))
     data[29] ^= 1
-    assert reason_of(bytes(data)) == "damaged image: a PNG that is cut, or whose header is damaged"
+    assert (
+        reason_of(bytes(data))
+        == "damaged image: a PNG that is truncated, or whose header is damaged"
+    )
 
 
 def test_a_tiff_that_is_cut_before_its_directory_is_a_damaged_tiff() -> None:
     data = encoded("TIFF", compression="tiff_lzw")
-    assert reason_of(data[: len(data) // 2]).startswith("damaged image: a TIFF that is cut")
+    assert reason_of(data[: len(data) // 2]).startswith("damaged image: a TIFF that is truncated")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from siglip2_cache import siglip
 from siglip2_cache.errors import CheckpointError, DiskFullError, SettingError
 from siglip2_cache.images.naflex import render_patches
-from siglip2_cache.images.pixels import resized
+from siglip2_cache.images.pixels import resize
 from siglip2_cache.store.format.views import WHOLE_IMAGE
 from siglip2_cache.student.export import export
 from siglip2_cache.student.export import tokenizer as export_tokenizer
@@ -150,7 +150,7 @@ def image_row(model: Any, checkpoint: siglip.Checkpoint, picture: Image.Image) -
     """Our own embedding of a picture, (1, D)."""
     recipe = checkpoint.image
     if isinstance(recipe, siglip.SquashRecipe):
-        pixels = torch.from_numpy(np.array(resized(picture, recipe.size, recipe.resample)))[None]
+        pixels = torch.from_numpy(np.array(resize(picture, recipe.size, recipe.resample)))[None]
         return siglip.embed_image_pixels(model, checkpoint, pixels, compute_dtype="float32")
     patches, [(rows, columns)] = render_patches(
         picture,
