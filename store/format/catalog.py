@@ -1,7 +1,7 @@
-"""The catalog: what the corpus holds, in Parquet tables that any reader opens.
+"""The catalog of a corpus: Parquet tables that any reader opens.
 
-Parts are written by the planner through encode_part and named, with their checksums, by the record of
-their generation. A part holds whole rows in order; a table of one generation may have many parts or none.
+The planner encodes parts with encode_part, and the record of their generation names them with their
+checksums. A part contains rows in order; a table may have many parts in a generation, or none.
 """
 
 import io
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 Table = Literal["files", "samples", "captions", "texts", "views", "prompts", "problems"]
 
 PART_ROWS = 1_000_000
-"""Rows in one part. A part is held in memory while it is encoded: some 100 MB."""
+"""Rows in one part. A part is encoded in memory: some 100 MB."""
 
 _ROW_GROUP_ROWS = 65_536
 
@@ -105,9 +105,9 @@ IMAGES_SCHEMA = pa.schema(
         pa.field("sha256", pa.binary(32)),
     ]
 )
-"""Columns of teachers/<name>/images/: the picture as the teacher saw it; null where it was rejected."""
+"""Columns of teachers/<name>/images/: size and hash of the image as embedded, null if rejected."""
 
-# Ascending integers and sorted names shrink to a byte or two; hashes and float fractions do not.
+# Ascending integers and sorted names compress to a byte or two; hashes and fractions do not.
 _ENCODINGS: dict[Any, str] = {
     pa.int64(): "DELTA_BINARY_PACKED",
     pa.float32(): "PLAIN",
@@ -119,7 +119,7 @@ _FEW_VALUES = {"source", "label", "lang", "template", "reason"}
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a table as its generation's record describes it."""
+    """One part of a table, as the record of its generation describes it."""
 
     path: str
     table: Table
@@ -129,7 +129,7 @@ class Part:
 
 
 def encode_table(frame: pl.DataFrame, schema: pa.Schema) -> bytes:
-    """Return a frame as the bytes of one Parquet file: equal frames give equal bytes."""
+    """Return a frame as the bytes of a Parquet file; equal frames give equal bytes."""
     table = frame.select(schema.names).to_arrow().cast(schema)
     sink = io.BytesIO()
     few = [name for name in schema.names if name in _FEW_VALUES]
@@ -147,14 +147,14 @@ def encode_table(frame: pl.DataFrame, schema: pa.Schema) -> bytes:
 
 
 def encode_part(table: Table, frame: pl.DataFrame) -> bytes:
-    """Return a part of a catalog table as Parquet bytes."""
+    """Return a part of a catalog table as the bytes of a Parquet file."""
     return encode_table(frame, SCHEMAS[table])
 
 
 def scan_table(table: Table, paths: Iterable[Path]) -> pl.LazyFrame:
-    """Return a table's parts as one lazy frame; an empty one with its columns where there is none.
+    """Return the parts of a table as one lazy frame, which is empty if there are no parts.
 
-    A column that an earlier format version did not have is null in its parts.
+    A column that an earlier format version lacks is null in its parts.
     """
     found = list(paths)
     empty = empty_table(table)
@@ -171,17 +171,17 @@ def scan_table(table: Table, paths: Iterable[Path]) -> pl.LazyFrame:
 
 
 def read_part(table: Table, path: Path) -> pl.DataFrame:
-    """Return one part of a table, with every column that scan_table gives."""
+    """Return one part of a table, with the same columns as scan_table."""
     return scan_table(table, [path]).collect()
 
 
 def read_table(path: Path) -> pl.DataFrame:
-    """Return one Parquet file; its path is no pattern, whatever characters it holds."""
+    """Return a Parquet file; its path is not a pattern, even if it contains ``*``."""
     return pl.read_parquet(path, hive_partitioning=False, glob=False)
 
 
 def empty_table(table: Table) -> pl.DataFrame:
-    """Return a table of no rows with the columns of its schema."""
+    """Return an empty table with the columns of its schema."""
     return cast(pl.DataFrame, pl.from_arrow(SCHEMAS[table].empty_table()))
 
 

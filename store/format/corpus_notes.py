@@ -1,30 +1,30 @@
-"""What a plan says of a corpus that holds more than was taken: kept in the cache, shown by ``info``."""
+"""Notes of a plan about parts of a corpus that were not used; stored in the cache, shown by ``info``."""
 
 from dataclasses import dataclass
 
 _MAX_SHOWN_CHARACTERS = 90
-"""Of the place of a note's first thing, from its end."""
+"""Most characters of the location of the first item, counted from its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """Things of one kind that were seen in a source and not used, or that it lacks."""
+    """Items of one kind that a source contains and were not used, or that it lacks."""
 
     source: str
-    """Name of the source; empty for none."""
+    """Namespace of the source; empty for none."""
 
     what: str
-    """What they are, a lower-case plural: ``files ending in .heic, not read as images``."""
+    """The items, a lower-case plural: ``files ending in .heic, not read as images``."""
 
     count: int
     first: str = ""
-    """Where the first of them is; empty where they have no place."""
+    """Location of the first item; empty if it has none."""
 
     remedy: str
-    """What takes them, or what was looked for instead."""
+    """How to use the items, or what was expected instead."""
 
     def line(self) -> str:
-        """Return the note for people, one line."""
+        """Return the note as one line."""
         first = self.first
         if len(first) > _MAX_SHOWN_CHARACTERS:
             first = "..." + first[-_MAX_SHOWN_CHARACTERS:]

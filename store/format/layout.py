@@ -1,14 +1,14 @@
 """Every path in a cache.
 
 CACHE/
-  cache.json                              record of generation 0 of the catalog; a cache is one once it stands
+  cache.json                              record of generation 0 of the catalog; makes the folder a cache
   catalog/append-00001.json               record of each later generation
   catalog/<table>-00000.parquet           parts of the catalog's tables
   teachers/<name>/teacher.json            record: identity, embed_dim, scale and bias
   teachers/<name>/image.zarr, text.zarr   targets
-  teachers/<name>/images/00000.parquet    what the teacher saw, one file a unit
+  teachers/<name>/images/00000.parquet    sizes and hashes of the images of a unit
   teachers/<name>/commits/image-00000.json, text-00000.json   record of each unit
-  teachers/<name>/commits/arrays-00001.json                   record of the arrays' growth, a generation
+  teachers/<name>/commits/arrays-00001.json                   record of array shapes of a generation
   indexes/<name>/image.faiss, text.faiss, image-view1.faiss   approximate indexes, derived from targets
   indexes/<name>/image.json, ...                              record of each index
 """
@@ -37,12 +37,12 @@ _TEACHER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def other_modality(modality: Modality) -> Modality:
-    """Return texts' for images', images' for texts'."""
+    """Return "text" for "image" and the reverse."""
     return "text" if modality == "image" else "image"
 
 
 def generation_record(generation: int) -> str:
-    """Return the record of a generation of the catalog; generation 0 is the cache's first plan."""
+    """Return the path of the record of a generation; generation 0 is the first plan."""
     return CACHE_RECORD if generation == 0 else f"{CATALOG}/append-{generation:05d}.json"
 
 
@@ -52,110 +52,110 @@ def catalog_part(table: str, part: int) -> str:
 
 
 def kept_scan(digest: str, part: int) -> str:
-    """Return where the planner keeps a part of what it scanned; means nothing to readers."""
+    """Return the path of a part of a scan that the planner keeps; readers ignore it."""
     return f"{CATALOG}/{_KEPT_SCAN}{digest}-{part:05d}.partial"
 
 
 def is_kept_scan(name: str) -> bool:
-    """Say whether a file name in catalog/ is one of kept_scan, or half of one."""
+    """Return whether a file name in catalog/ is that of a kept scan, complete or not."""
     return name.startswith(_KEPT_SCAN) and name.endswith(".partial")
 
 
 def is_teacher_name(name: str) -> bool:
-    """Say whether a name can be a folder under teachers/."""
+    """Return whether a name is allowed as a folder in teachers/."""
     return _TEACHER_NAME.fullmatch(name) is not None
 
 
 def teacher_names(names: Iterable[str]) -> list[str]:
-    """Return those of the names in teachers/ that can be a teacher's folder."""
+    """Return the names in teachers/ that can be the folder of a teacher."""
     return [name for name in names if is_teacher_name(name)]
 
 
 def teacher_folder(teacher: str) -> str:
-    """Return the folder of one teacher."""
+    """Return the folder of a teacher."""
     return f"{TEACHERS}/{teacher}"
 
 
 def teacher_record(teacher: str) -> str:
-    """Return the record that makes a teacher part of the cache."""
+    """Return the path of the record of a teacher."""
     return f"{teacher_folder(teacher)}/teacher.json"
 
 
 def commits_folder(teacher: str) -> str:
-    """Return the folder of a teacher's unit records."""
+    """Return the folder of the unit records of a teacher."""
     return f"{teacher_folder(teacher)}/commits"
 
 
 def unit_record(teacher: str, modality: Modality, unit: int, attempt: int = 0) -> str:
-    """Return the record of one attempt at a unit, e.g. ``.../commits/image-00003.r1.json``."""
+    """Return the path of the record of an attempt at a unit, e.g. ``.../commits/image-00003.r1.json``."""
     suffix = f".r{attempt}" if attempt else ""
     return f"{commits_folder(teacher)}/{modality}-{unit:05d}{suffix}.json"
 
 
 def arrays_record(teacher: str, generation: int) -> str:
-    """Return the record of the arrays' shapes for a generation after the teacher's first."""
+    """Return the path of the record of array shapes for a generation after the first of the teacher."""
     return f"{commits_folder(teacher)}/arrays-{generation:05d}.json"
 
 
 def array_folder(teacher: str, modality: Modality) -> str:
-    """Return a Zarr array's folder."""
+    """Return the folder of a Zarr array."""
     return f"{teacher_folder(teacher)}/{modality}.zarr"
 
 
 def array_metadata(teacher: str, modality: Modality) -> str:
-    """Return the path of a Zarr array's metadata."""
+    """Return the path of the metadata of a Zarr array."""
     return f"{array_folder(teacher, modality)}/zarr.json"
 
 
 def shard(teacher: str, modality: Modality, unit: int) -> str:
-    """Return the path of a unit's shard: Zarr's default chunk key, one index per dimension."""
+    """Return the path of the shard of a unit: the default chunk key of Zarr."""
     zeros = "0/0" if modality == "image" else "0"
     return f"{array_folder(teacher, modality)}/c/{unit}/{zeros}"
 
 
 def images_part(teacher: str, unit: int) -> str:
-    """Return the path of what the teacher saw in an image unit."""
+    """Return the path of the sizes and hashes of the images of a unit."""
     return f"{teacher_folder(teacher)}/images/{unit:05d}.parquet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexId:
-    """Where the index over one teacher's targets of one modality lies."""
+    """Identifies the index over the targets of one teacher and modality, and gives its paths."""
 
     teacher: str
     modality: Modality
     view: int = 0
-    """View of images that was indexed; 0 for texts."""
+    """The indexed view of images; 0 for texts."""
 
     @property
     def folder(self) -> str:
-        """Folder of all indexes of the teacher."""
+        """The folder of all indexes of the teacher."""
         return f"{INDEXES}/{self.teacher}"
 
     @property
     def stem(self) -> str:
-        """What the paths of its files begin with, e.g. ``indexes/so400m/image-view1``."""
+        """The start of the paths of its files, e.g. ``indexes/so400m/image-view1``."""
         view = f"-view{self.view}" if self.view else ""
         return f"{self.folder}/{self.modality}{view}"
 
     @property
     def file(self) -> str:
-        """The index as faiss writes it."""
+        """The path of the index in the format of faiss."""
         return f"{self.stem}.faiss"
 
     @property
     def record(self) -> str:
-        """The record that makes it an index."""
+        """The path of its record."""
         return f"{self.stem}.json"
 
     @property
     def state(self) -> str:
-        """The record of how far its making has come."""
+        """The path of the state of an unfinished index."""
         return f"{self.stem}.json.partial"
 
 
 def parse_index_record(path: str) -> IndexId | None:
-    """Return the place whose record has this path; None for any other path."""
+    """Return the index whose record has this path, or None for any other path."""
     match = _INDEX_RECORD.fullmatch(path)
     if match is None:
         return None
@@ -164,26 +164,26 @@ def parse_index_record(path: str) -> IndexId | None:
 
 
 def parse_unit_record(name: str) -> tuple[Modality, int, int] | None:
-    """Return (modality, unit, attempt) of a file name in commits/; None for any other name."""
+    """Return (modality, unit, attempt) for the file name of a unit record, or None for any other name."""
     record = _RECORD_NAME.fullmatch(name)
     commit = _UNIT_COMMIT.fullmatch(record["commit"]) if record else None
     if record is None or commit is None:
         return None
     modality: Modality = "image" if commit["modality"] == "image" else "text"
     unit, attempt = int(commit["unit"]), int(record["attempt"] or 0)
-    is_ours = unit_record("", modality, unit, attempt).endswith(f"/{name}")  # no other padding
+    is_ours = unit_record("", modality, unit, attempt).endswith(f"/{name}")  # refuse other padding
     return (modality, unit, attempt) if is_ours else None
 
 
 def is_garbage_name(path: str) -> bool:
-    """Say whether a file is a partial or an intent (commits.py): never data, whatever it holds."""
+    """Return whether a path is that of a partial file or an intent, which are never data."""
     return path.endswith((".partial", ".intent"))
 
 
 def record_of_staged(path: str) -> str | None:
-    """Return the record that a staged file ``<path>.<commit>`` waits for; None if it is no such name.
+    """Return the path of the record of a staged file ``<path>.<commit>``, or None for any other name.
 
-    The commit is the record's name without ``.json``: ``cache``, ``append-00001``, ``teacher``,
+    The commit is the name of the record without ``.json``: ``cache``, ``append-00001``, ``teacher``,
     ``arrays-00001``, ``image-00003`` or ``image-00003.r1``.
     """
     match = re.search(r"\.(?P<commit>[a-z]+(?:-[0-9]+)?(?:\.r[0-9]+)?)$", path)

@@ -1,8 +1,8 @@
-"""Targets on disk: standard sharded Zarr v3 that is also a memory map.
+"""Targets on disk: sharded Zarr v3 arrays that can also be memory-mapped.
 
-A shard is its unit's rows as raw little-endian float16 in row order, then Zarr's index of inner chunks
-(offset and length of each, uint64) and the index's CRC-32C. Inner chunks that hold no row of the unit
-are marked absent, as Zarr allows, so a short unit is a short file.
+A shard contains the rows of a unit as raw little-endian float16 in row order, then the index of inner
+chunks of Zarr (offset and length of each, uint64) and the CRC-32C of the index. Inner chunks without a
+row of the unit are marked absent, as Zarr allows, so a short unit is a short file.
 """
 
 import json
@@ -22,51 +22,51 @@ from .layout import Modality
 
 DTYPE = np.dtype("<f2")
 NORM_TOLERANCE = 2e-3
-"""How far from 1 a target's norm may be: float16 rounds each value to 2**-11 of itself, 5e-4 at most."""
+"""Largest distance of a norm from 1: float16 rounds each value by at most 2**-11 of itself, 5e-4."""
 
 _ABSENT = 2**64 - 1
 _MAX_CHUNK_ROWS = 64
-"""64 rows of 1152 x fp16 are 147 kB: one request to an object store, 17 bytes of index a chunk."""
+"""64 rows of 1152 float16 values are 147 kB, one request to an object store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayLayout:
-    """Shape of a target array and of its shards."""
+    """The shape of an array of targets and of its shards."""
 
     modality: Modality
     num_rows: int
-    """Rows of the array: one more than the last planned row. Gaps are among them."""
+    """Rows of the array, gaps included: one more than the last planned row."""
 
     num_views: int
-    """Views an image; 1 for texts, whose arrays have no such dimension."""
+    """Views of an image; 1 for texts, whose arrays have no dimension for views."""
 
     embed_dim: int
     shard_rows: int
 
     @property
     def chunk_rows(self) -> int:
-        """Rows of an inner chunk: the largest power of two up to 64 that divides shard_rows."""
+        """Rows of an inner chunk: the largest power of two up to 64 that divides ``shard_rows``."""
         return min(_MAX_CHUNK_ROWS, self.shard_rows & -self.shard_rows)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row: (views, embed_dim) or (embed_dim,)."""
+        """The shape of a row: (views, embed_dim) or (embed_dim,)."""
         if self.modality == "image":
             return (self.num_views, self.embed_dim)
         return (self.embed_dim,)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the whole array."""
+        """The shape of the array."""
         return (self.num_rows, *self.row_shape)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """The bytes of a row."""
         return int(np.prod(self.row_shape)) * DTYPE.itemsize
 
     def shard_bytes(self, num_rows: int) -> int:
-        """Bytes of a shard that holds this many rows."""
+        """Return the bytes of a shard with this many rows."""
         num_chunks = -(-num_rows // self.chunk_rows)
         return num_chunks * self.chunk_rows * self.row_bytes + self._index_bytes
 
@@ -75,7 +75,7 @@ class ArrayLayout:
         return self.shard_rows // self.chunk_rows * 16 + 4
 
     def metadata(self) -> dict[str, Any]:
-        """Return the array's zarr.json."""
+        """Return the content of zarr.json."""
         rest = list(self.row_shape)
         names = ["row", "view", "embed_dim"] if self.modality == "image" else ["row", "embed_dim"]
         little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -102,7 +102,7 @@ class ArrayLayout:
         }
 
     def matches_map(self, metadata: dict[str, Any]) -> bool:
-        """Say whether shards of this zarr.json can be memory-mapped as this layout describes."""
+        """Return whether shards with this zarr.json can be memory-mapped with this layout."""
         ours = self.metadata()
         return all(
             metadata.get(name) == ours[name]
@@ -111,10 +111,10 @@ class ArrayLayout:
 
 
 def parse_metadata(data: bytes, *, where: str) -> dict[str, Any]:
-    """Return a zarr.json.
+    """Return the content of a zarr.json.
 
     Raises:
-        DamagedCacheError: it is no JSON object.
+        DamagedCacheError: the data are not a JSON object.
     """
     try:
         found: object = json.loads(data)
@@ -126,7 +126,7 @@ def parse_metadata(data: bytes, *, where: str) -> dict[str, Any]:
 
 
 def encode_shard(layout: ArrayLayout, values: NDArray[np.float16]) -> bytearray:
-    """Return the bytes of the shard that holds these rows, (n, *row_shape), n at least 1."""
+    """Return the bytes of a shard with these rows, (n, *row_shape), n at least 1."""
     assert values.shape[1:] == layout.row_shape and values.dtype == np.float16
     num_present = -(-len(values) // layout.chunk_rows)
     chunk_bytes = layout.chunk_rows * layout.row_bytes
@@ -141,10 +141,10 @@ def encode_shard(layout: ArrayLayout, values: NDArray[np.float16]) -> bytearray:
 
 
 def map_shard(path: Path, layout: ArrayLayout, num_rows: int) -> NDArray[np.float16]:
-    """Return a unit's rows as a read-only memory map (num_rows, *row_shape) float16.
+    """Return the rows of a unit as a read-only memory map (num_rows, *row_shape) float16.
 
     Raises:
-        DamagedCacheError: the file is not the shard that its unit's record describes.
+        DamagedCacheError: the file does not match the record of its unit.
     """
     with open_shard(path, layout, num_rows) as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -153,37 +153,37 @@ def map_shard(path: Path, layout: ArrayLayout, num_rows: int) -> NDArray[np.floa
 
 
 def open_shard(path: Path, layout: ArrayLayout, num_rows: int) -> BufferedReader:
-    """Return a shard's file, open, its length and its index checked: it can be mapped.
+    """Return the open file of a shard after checking its length and index, so that it can be mapped.
 
     Raises:
-        DamagedCacheError: the file is not the shard that its unit's record describes.
+        DamagedCacheError: the file does not match the record of its unit.
     """
     try:
         file = path.open("rb")
     except FileNotFoundError:
         raise DamagedCacheError(
-            f"shard {path} is missing, though its unit was committed; run siglip2-cache verify"
+            f"shard {path} is missing although its unit is committed; run siglip2-cache verify"
         ) from None
     index = shard_index(layout, num_rows)
     num_bytes = file.seek(0, os.SEEK_END)
     file.seek(max(0, num_bytes - len(index)))
     if num_bytes != layout.shard_bytes(num_rows) or file.read() != index:
         file.close()
-        wrong = describe_other_shard(str(path), num_bytes, layout, num_rows)
-        raise DamagedCacheError(f"{wrong}; run siglip2-cache verify")
+        message = describe_mismatch(str(path), num_bytes, layout, num_rows)
+        raise DamagedCacheError(f"{message}; run siglip2-cache verify")
     return file
 
 
-def describe_other_shard(where: str, num_bytes: int, layout: ArrayLayout, num_rows: int) -> str:
-    """Return, for people, that a file is not the shard that a record describes."""
+def describe_mismatch(where: str, num_bytes: int, layout: ArrayLayout, num_rows: int) -> str:
+    """Return the message that a file does not match the record of its unit."""
     return (
-        f"shard {where} ({num_bytes:,} bytes) is not what its unit's record describes "
+        f"shard {where} ({num_bytes:,} bytes) does not match the record of its unit "
         f"({num_rows} rows, {layout.shard_bytes(num_rows):,} bytes, chunks in row order)"
     )
 
 
 def shard_index(layout: ArrayLayout, num_rows: int) -> bytes:
-    """Return the index that the shard of so many rows ends with."""
+    """Return the index at the end of a shard with this many rows."""
     return _encode_index(layout, -(-num_rows // layout.chunk_rows))
 
 

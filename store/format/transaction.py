@@ -1,22 +1,22 @@
-"""Publishing several files as one: all of them become visible with a record, or none does.
+"""Commits: several files become visible together with their record, or not at all.
 
 A *commit* is a set of files and the record that names them with their checksums. Its steps:
 
-1. Every file is written under a name of its own (``<path>.<commit>.<token>.partial``) and synced.
-2. An *intent* (``<record>.intent``), which names those partial files and holds the record, is created
-   exclusively. This decides: of several processes that make one commit, exactly one creates it.
-3. The intent is *rolled forward*: each partial is renamed to its final name, the record is created
-   exclusively, the intent removed. Every step is synced before the next and can be repeated by
-   anyone, so a process that finds another's intent finishes it instead of waiting: no lock is left
-   behind by a process that died.
+1. Every file is written under a temporary name (``<path>.<commit>.<token>.partial``) and synced.
+2. An *intent* (``<record>.intent``), which names the partial files and contains the record, is created
+   exclusively. If several processes make the same commit, exactly one creates it.
+3. The intent is *rolled forward*: each partial file is renamed to its final name, the record is created
+   exclusively, the intent is removed. Every step is synced before the next, and any process can repeat
+   it. So a process that finds the intent of another one finishes it, and a process that dies leaves no
+   lock behind.
 
-So a record never names bytes other than those on disk, even when two processes made the same unit
-with different bytes. A power cut leaves partials (garbage), or an intent (finished by the next build).
+So the bytes on disk are always those of the record, even if two processes made the same unit with
+different bytes. A power cut leaves partial files (garbage) or an intent (finished by the next build).
 
-A unit can be committed again (rejected rows tried once more, a torn record): that is another *attempt*,
-``<commit>.r1.json`` after ``<commit>.json``. The highest attempt counts, and where that is torn the
-unit is not committed. Lower ones are never removed: a slow process could otherwise take the unit for
-an uncommitted one.
+A unit can be committed again, to retry rejected rows or to replace a damaged record. That is another
+*attempt*: ``<commit>.r1.json`` after ``<commit>.json``. The highest attempt counts; if its record is
+damaged, the unit is not committed. Lower attempts are never removed, so that no slow process mistakes the
+unit for an uncommitted one.
 """
 
 import re
@@ -31,17 +31,17 @@ from .layout import is_garbage_name, record_of_staged
 from .record_fields import read_fields
 from .records import Record, encode_record, sha256_hex
 
-_MEND_INTENT = "remove that .intent file and run the same build again"
+_REMEDY = "remove that .intent file and run the same build again"
 _TOKEN_PARTIAL = re.compile(r"\.[0-9a-f]{12}\.partial$")
 
 
 @dataclass
 class Transaction:
-    """One commit in the making. Files are staged one by one, so that none need stay in memory."""
+    """A commit being made. Files are staged one by one, so that none stays in memory."""
 
     files: Storage
     record: str
-    """Path of the record (layout.py)."""
+    """Path of the record."""
 
     def __post_init__(self) -> None:
         self._token = secrets.token_hex(6)
@@ -49,13 +49,13 @@ class Transaction:
         self._described: dict[str, dict[str, Any]] = {}
 
     def add(self, path: str, data: bytes | bytearray | memoryview, **described: Any) -> None:
-        """Stage one file durably; ``described`` goes into the record beside its checksum."""
+        """Stage a file durably. The record will contain ``described`` and the checksum."""
         commit = PurePosixPath(self.record).name.removesuffix(".json")
         partial = f"{path}.{commit}.{self._token}.partial"
         self._staged[path] = partial
         try:
             self.files.write(partial, data)
-        except BaseException:  # a full disk must not keep what nobody will publish
+        except BaseException:  # remove what will not be published from a full disk
             self.abandon()
             raise
         self._described[path] = {
@@ -66,28 +66,28 @@ class Transaction:
 
     @property
     def described(self) -> dict[str, dict[str, Any]]:
-        """What the record will say of each staged file."""
+        """The description of each staged file in the record."""
         return dict(self._described)
 
     def commit(self, fields: Record) -> bool:
-        """Publish the staged files and the record; False where another process did so before us.
+        """Publish the staged files and the record. Return False if another process was first.
 
-        Either way a whole commit stands on disk afterwards.
+        In both cases a complete commit is on disk afterwards.
         """
         self.files.sync_folders(self._staged.values())
         intent = {"record": {**fields, "files": self._described}, "staged": self._staged}
         is_ours = not self.files.exists(self.record) and _create(
             self.files, intent_path(self.record), encode_record(intent), token=self._token
         )
-        # Our intent may stand where a finished one stood a moment ago. That one's record came before
-        # its removal, so roll_forward sees the record and drops ours.
+        # Our intent may replace one that was just finished and removed. Its record was created before
+        # the removal, so roll_forward sees the record and removes our intent.
         roll_forward(self.files, self.record)
         won = is_ours and self._is_published_ours(fields)
         self.abandon()
         return won
 
     def abandon(self) -> None:
-        """Remove what was staged and not published."""
+        """Remove the files that were staged and not published."""
         self.files.remove_all(self._staged.values())
 
     def _is_published_ours(self, fields: Record) -> bool:
@@ -96,29 +96,29 @@ class Transaction:
 
 
 def intent_path(record: str) -> str:
-    """Return the path of the intent that stands before a record."""
+    """Return the path of the intent of a record."""
     return f"{record}.intent"
 
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A commit that was decided, and may not be finished."""
+    """A commit that is decided, and may be unfinished."""
 
     record: Record
-    """Fields of the record to be."""
+    """Fields of the record."""
 
     files: dict[str, dict[str, Any]]
-    """What the record says of its files."""
+    """Descriptions of the files."""
 
     staged: dict[str, str]
-    """Final path to partial."""
+    """Path of the partial file by final path."""
 
 
 def read_intent(data: bytes, *, where: str) -> Intent:
-    """Return what an intent says.
+    """Return the intent in a file.
 
     Raises:
-        DamagedCacheError, FormatVersionError: it cannot be used.
+        DamagedCacheError, FormatVersionError: it cannot be read.
     """
     fields = read_fields(data, where=where)
     files = fields.fields("record").files()
@@ -126,23 +126,23 @@ def read_intent(data: bytes, *, where: str) -> Intent:
 
 
 def roll_forward(files: Storage, record: str) -> bool:
-    """Finish a commit whose intent stands, whoever made it; True where the record then stands.
+    """Finish a commit if its intent exists. Return whether the record then exists.
 
     Raises:
-        DamagedCacheError: the intent, or a file it staged, was damaged from outside.
+        DamagedCacheError: the intent or a staged file was damaged from outside.
     """
     intent_file = intent_path(record)
     try:
         data = files.read(intent_file)
-    except (FileNotFoundError, NotADirectoryError):  # a stray file has a folder's place
+    except (FileNotFoundError, NotADirectoryError):  # a file may have the name of the folder
         return files.exists(record)
     if files.exists(record):
         files.remove(intent_file)
         return True
     try:
         intent = read_intent(data, where=files.where(intent_file))
-    except DamagedCacheError as error:  # without hard links a crash can tear it (files.py)
-        raise DamagedCacheError(f"{error}; {_MEND_INTENT}") from None
+    except DamagedCacheError as error:  # without hard links a crash can truncate it (io/local.py)
+        raise DamagedCacheError(f"{error}; {_REMEDY}") from None
     renamed_before = {
         path: intent.files[path]
         for path, is_renamed in files.rename_all(intent.staged).items()
@@ -150,11 +150,13 @@ def roll_forward(files: Storage, record: str) -> bool:
     }
     for path in files.named_before(renamed_before, intent_file):
         if not _is_in_place(files, path, intent.files[path]):
-            if files.exists(record):  # another process finished it, and a later attempt came
+            if files.exists(
+                record
+            ):  # another process finished it, and a later attempt replaced the file
                 return True
             raise DamagedCacheError(
-                f"{files.where(path)} is not what the unfinished commit "
-                f"{files.where(intent_file)} names; {_MEND_INTENT}"
+                f"{files.where(path)} does not match the unfinished commit "
+                f"{files.where(intent_file)}; {_REMEDY}"
             )
     files.sync_folders(intent.staged)
     _create(files, record, encode_record(intent.record), token=secrets.token_hex(6))
@@ -163,9 +165,9 @@ def roll_forward(files: Storage, record: str) -> bool:
 
 
 def clear_garbage(files: Storage, folder: str = "") -> list[str]:
-    """Remove partials and intents of commits whose record stands; return their paths.
+    """Remove partial files and intents of finished commits, and return their paths.
 
-    Those of unfinished commits stay: a process may be writing them.
+    Those of unfinished commits are kept: a process may be writing them.
     """
     found: list[str] = []
     for path in files.walk():
@@ -179,19 +181,19 @@ def clear_garbage(files: Storage, folder: str = "") -> list[str]:
 
 
 def _create(files: Storage, path: str, data: bytes, *, token: str) -> bool:
-    """Create a record or its intent; False where the name is taken, or the record came first."""
+    """Create a record or its intent. Return False if the name exists, or the record came first."""
     try:
         return files.create(path, data, token=token)
-    except FileNotFoundError:  # our partial: the record stands, and another process cleared garbage
+    except FileNotFoundError:  # the record exists, and another process removed our partial file
         return False
 
 
 def _record_of_garbage(path: str) -> str | None:
-    """Return the record that a partial or an intent belongs to."""
+    """Return the record of a partial file or an intent."""
     bare = _TOKEN_PARTIAL.sub("", path)
     if bare.endswith(".intent"):
         return bare.removesuffix(".intent")
-    if bare.endswith(".json"):  # the partial of a record itself
+    if bare.endswith(".json"):  # a partial file of the record itself
         return bare
     return record_of_staged(bare)
 

@@ -1,9 +1,9 @@
-"""Views: which part of an image a target belongs to.
+"""Views: the part of an image that a target belongs to.
 
 View 0 is the whole image. Views 1..K-1 are random-resized crops with flips, drawn in the unit square
-from (seed, key, view), so that planning reads no pixel and every machine draws the same. Only
-addition, multiplication, division and square root are used: IEEE 754 rounds these alike everywhere,
-which it does not promise of exp and log.
+from (seed, key, view), so that planning reads no pixels and every machine draws the same. Only addition,
+multiplication, division and square root are used: IEEE 754 defines their rounding, unlike that of exp
+and log.
 """
 
 import hashlib
@@ -18,27 +18,27 @@ from numpy.typing import NDArray
 from ...errors import SettingError
 
 VIEW_CODE_VERSION = 1
-"""Raised when the same fractions would give other pixels; part of every teacher's identity."""
+"""Increased when the same fractions would give other pixels; part of the identity of a teacher."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewPolicy:
-    """How the views of a cache were drawn; recorded whole in cache.json."""
+    """How the views of a cache were drawn; recorded in cache.json."""
 
     num_views: int = 1
-    """Views of each image, the whole image included."""
+    """Number of views of each image, including the whole image."""
 
     seed: int = 0
-    """Seed of the draws."""
+    """Random seed."""
 
     min_area: float = 0.25
-    """Smallest share of the image's area in a crop; the largest is 1."""
+    """Smallest area of a crop as a fraction of the image; the largest is 1."""
 
     max_aspect: float = 4 / 3
-    """Largest aspect ratio of a crop relative to the image's own; the smallest is its inverse."""
+    """Largest aspect ratio of a crop relative to that of the image; the smallest is its inverse."""
 
     flip_probability: float = 0.5
-    """Share of views 1..K-1 that are mirrored left to right."""
+    """Probability that a view other than 0 is mirrored left to right."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_views <= 256:
@@ -57,7 +57,7 @@ class ViewPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ViewBox:
-    """One view: fractions of the upright image (float32 values), and whether it is mirrored."""
+    """One view: a box in fractions of the upright image (float32 values), and whether it is mirrored."""
 
     top: float
     left: float
@@ -78,9 +78,10 @@ def draw_view(policy: ViewPolicy, key: str, view: int) -> ViewBox:
 
 
 def draw_views(policy: ViewPolicy, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Return the boxes of every view of some samples, as columns: top, left, height, width, flip.
+    """Return the boxes of all views of some samples as columns: top, left, height, width, flip.
 
-    Each is (len(keys), num_views), float32 or bool; equal to draw_view, and seven times as quick.
+    Each column is (len(keys), num_views) float32 or bool. The values are those of draw_view, seven times
+    as fast.
     """
     shape = (len(keys), policy.num_views)
     columns: dict[str, NDArray[Any]] = {
@@ -96,7 +97,7 @@ def draw_views(policy: ViewPolicy, keys: Sequence[str]) -> dict[str, NDArray[Any
 def pixel_box(box: ViewBox, width: int, height: int) -> tuple[int, int, int, int]:
     """Return (left, top, right, bottom) in whole pixels of an upright image, at least 1 x 1.
 
-    The one place where fractions become pixels, for teacher and student alike.
+    Teacher and student both convert fractions to pixels with this function.
     """
     left, right = _pixel_span(box.left, box.width, width)
     top, bottom = _pixel_span(box.top, box.height, height)
@@ -108,7 +109,7 @@ def _message(policy: ViewPolicy, key: str, view: int) -> bytes:
 
 
 def _draw(policy: ViewPolicy, messages: Iterable[bytes]) -> tuple[NDArray[Any], ...]:
-    """Return (top, left, height, width) float32 and flip of a crop for each message."""
+    """Return (top, left, height, width) float32 and flip bool of a crop for each message."""
     hashes = (
         hashlib.blake2b(each, digest_size=40, person=b"siglip2-view-1").digest()
         for each in messages
@@ -124,7 +125,7 @@ def _draw(policy: ViewPolicy, messages: Iterable[bytes]) -> tuple[NDArray[Any], 
 
 
 def _draw_aspect(u: NDArray[np.float64], limit: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ratios in [1/limit, limit], as often below 1 as above."""
+    """Return aspect ratios in [1/limit, limit], with equal probability below and above 1."""
     spread = (limit - 1) * np.abs(2 * u - 1)
     return np.where(u >= 0.5, 1 + spread, 1 / (1 + spread))
 

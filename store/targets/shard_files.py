@@ -60,7 +60,7 @@ class ShardFiles:
                 return [self._fetch_again(unit) for unit in units]
         except FileNotFoundError as error:
             raise DamagedCacheError(
-                f"a shard is missing ({error}), though its unit was committed; run siglip2-cache verify"
+                f"a shard is missing ({error}) although its unit is committed; run siglip2-cache verify"
             ) from None
 
     def _fetch_again(self, unit: int) -> Path:

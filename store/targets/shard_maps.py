@@ -89,7 +89,7 @@ class Shards:
         shard = self._files.where(unit)
         if not self._files.exists(unit):  # zarr would give its fill value
             raise DamagedCacheError(
-                f"shard {shard} is missing, though its unit was committed; run siglip2-cache verify"
+                f"shard {shard} is missing although its unit is committed; run siglip2-cache verify"
             )
         path = self._files.array_folder
         row = unit * self._array.shard_rows + first

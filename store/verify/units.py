@@ -13,7 +13,7 @@ from ..cache import Cache
 from ..format import layout
 from ..format.layout import Modality
 from ..format.manifest import Unit
-from ..format.shard import NORM_TOLERANCE, describe_other_shard
+from ..format.shard import NORM_TOLERANCE, describe_mismatch
 from ..format.teacher_record import TeacherRecord
 from ..format.unit_records import UnitRecord
 from .files import Checked, FileChecker
@@ -95,7 +95,7 @@ class UnitChecker:
         if self._is_raw and not reader.is_whole:
             where = self._cache.files.where(layout.shard(self._teacher, unit.modality, unit.number))
             raise CacheError(
-                describe_other_shard(where, reader.num_bytes, self._array, unit.rows.count)
+                describe_mismatch(where, reader.num_bytes, self._array, unit.rows.count)
             )
         if self._is_raw:
             return reader.norms_NV

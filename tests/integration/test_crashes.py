@@ -272,7 +272,7 @@ def test_a_torn_commit_record_costs_its_unit_and_nothing_else(
     record.write_bytes(record.read_bytes()[:100])
     torn = open_cache(tmp_path / "cache")
     assert torn.image_targets().available([3, 4, 7, 8]).tolist() == [True, False, False, True]
-    assert any("not a whole record (100 bytes)" in f for f in verify_cache(torn).faults)
+    assert any("not a complete record (100 bytes)" in f for f in verify_cache(torn).faults)
     assert run_build(corpus, tmp_path / "cache", tiny_checkpoint).returncode == 0
     mended = open_cache(tmp_path / "cache")
     assert verify_cache(mended).faults == []

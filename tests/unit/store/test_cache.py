@@ -349,7 +349,7 @@ def test_a_damaged_or_torn_record_is_named(copied: Path, record: str) -> None:
     (copied / record).write_bytes(whole[:100])
     with pytest.raises(
         DamagedCacheError,
-        match=rf"{copied}/{record} is not a whole record \(100 bytes\); it was torn",
+        match=rf"{copied}/{record} is not a complete record \(100 bytes\); it was truncated",
     ):
         open_cache(copied)
 

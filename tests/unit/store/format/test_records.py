@@ -57,13 +57,15 @@ def test_every_flipped_bit_is_noticed() -> None:
 def test_every_torn_record_is_noticed() -> None:
     data = encode_record(FIELDS)
     for length in range(len(data) - 1):  # the last newline means nothing
-        with pytest.raises(DamagedCacheError, match=rf"x is not a whole record \({length} bytes\)"):
+        with pytest.raises(
+            DamagedCacheError, match=rf"x is not a complete record \({length} bytes\)"
+        ):
             decode_record(data[:length], where="x")
 
 
 @pytest.mark.parametrize("data", [b"[]", b"3", b'"text"', b"null", b"\xff\xfe", b"{}", b"\0" * 100])
 def test_what_is_no_record_is_called_so(data: bytes) -> None:
-    with pytest.raises(DamagedCacheError, match="it was torn or overwritten"):
+    with pytest.raises(DamagedCacheError, match="it was truncated or overwritten"):
         decode_record(data, where="x")
 
 
@@ -71,8 +73,8 @@ def test_a_changed_record_is_named_with_both_checksums() -> None:
     data = encode_record(FIELDS)
     body = data.rpartition(MARK)[0]
     changed = data.replace(b'"unit": 3', b'"unit": 4')
-    expected = rf"/c/cache.json has checksum {sha256_hex(body)}, its content gives [0-9a-f]{{64}}; "
-    with pytest.raises(DamagedCacheError, match=expected + "it was changed since it was written"):
+    expected = rf"/c/cache.json has checksum {sha256_hex(body)}, its content has [0-9a-f]{{64}}; "
+    with pytest.raises(DamagedCacheError, match=expected + "it was changed after it was written"):
         decode_record(changed, where="/c/cache.json")
 
 
@@ -81,7 +83,7 @@ def test_a_record_of_a_later_version_is_refused_by_number() -> None:
     data = body + MARK + sha256_hex(body).encode() + b'"\n}\n'
     with pytest.raises(
         FormatVersionError,
-        match=r"x has format version 3, this siglip2-cache reads versions 1 and 2; install the siglip2-cache",
+        match=r"x has format version 3, this release reads versions 1 and 2; install the siglip2-cache",
     ):
         decode_record(data, where="x")
 

@@ -138,7 +138,7 @@ def test_every_flipped_bit_of_the_index_is_refused(tmp_path: Path) -> None:
         damaged = bytearray(data)
         damaged[position] ^= 1
         path.write_bytes(damaged)
-        with pytest.raises(DamagedCacheError, match=r"is not what its unit's record describes"):
+        with pytest.raises(DamagedCacheError, match=r"does not match the record of its unit"):
             map_shard(path, layout, 3)
 
 

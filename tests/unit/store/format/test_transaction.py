@@ -436,7 +436,7 @@ def test_a_torn_intent_and_a_staged_file_that_was_damaged_say_how_to_go_on(
     intent = files.read(intent_path(RECORD))
     files.write(intent_path(RECORD), intent[:100])
     with pytest.raises(
-        DamagedCacheError, match=rf"is not a whole record \(100 bytes\).*; {remedy}"
+        DamagedCacheError, match=rf"is not a complete record \(100 bytes\).*; {remedy}"
     ):
         roll_forward(files, RECORD)
     files.write(intent_path(RECORD), intent)

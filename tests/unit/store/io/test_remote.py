@@ -80,7 +80,7 @@ def test_an_object_that_may_be_of_an_earlier_attempt_is_compared(
     files.write("shard", b"SHARD" if age == "older" else b"before")
     if age == "older":
         objects["/bucket/cache/shard"].created -= timedelta(hours=1)
-    with pytest.raises(DamagedCacheError, match=r"shard is not what the unfinished commit"):
+    with pytest.raises(DamagedCacheError, match=r"shard does not match the unfinished commit"):
         roll_forward(files, RECORD)
     files.write("shard", b"shard")
     objects["/bucket/cache/shard"].created -= timedelta(hours=1)

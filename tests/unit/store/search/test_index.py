@@ -409,7 +409,7 @@ class TestStaleness:
         (root / "indexes" / TEACHER / "image.json").write_text("{")
         heard = Heard()
         assert not build(root, progress=heard).was_there
-        assert "is not a whole record" in heard.said[0]
+        assert "is not a complete record" in heard.said[0]
 
 
 class TestResuming:
@@ -520,7 +520,7 @@ class TestLookingAfter:
         assert "cannot be read (No such file or directory)" in fault
         (copied / "indexes/tiny/image-view1.json").write_text("{")
         [fault] = verify_cache(open_cache(copied)).faults
-        assert "is not a whole record" in fault
+        assert "is not a complete record" in fault
 
     def test_a_stale_index_is_a_note_and_info_says_so(self, copied: Path) -> None:
         change_record(

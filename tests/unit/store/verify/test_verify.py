@@ -306,7 +306,7 @@ def test_files_of_a_plan_that_was_not_finished_are_no_orphans(copied: Path) -> N
 def test_a_torn_intent_is_named_with_what_to_do(copied: Path) -> None:
     (copied / f"{COMMITS}/image-00009.json.intent").write_bytes(b"{")
     [fault] = faults(copied)
-    assert fault.startswith(f"{COMMITS}/image-00009.json.intent is not a whole record")
+    assert fault.startswith(f"{COMMITS}/image-00009.json.intent is not a complete record")
     assert fault.endswith("remove that file and run the same build again")
 
 
@@ -408,7 +408,7 @@ def test_a_shard_that_is_not_its_units_is_named(copied: Path) -> None:
     rewrite(copied, path, other, record=f"{COMMITS}/text-00002.json")
     [fault] = faults(copied)
     assert "c/2/0 " in fault
-    assert "is not what its unit's record describes (3 rows" in fault
+    assert "does not match the record of its unit (3 rows" in fault
 
 
 @pytest.mark.parametrize(
@@ -488,7 +488,7 @@ def test_a_catalog_that_contradicts_itself_is_named(
 
 def test_a_damaged_plan_cannot_be_opened_at_all(copied: Path) -> None:
     (copied / "cache.json").write_bytes(b"{}")
-    with pytest.raises(DamagedCacheError, match=r"cache\.json is not a whole record"):
+    with pytest.raises(DamagedCacheError, match=r"cache\.json is not a complete record"):
         verify(copied)
 
 
