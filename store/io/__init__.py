@@ -1,1 +1,1 @@
-"""Files of a cache: on this machine and in object stores, behind one protocol."""
+"""Files of a cache, on this machine and in object stores, behind one protocol."""

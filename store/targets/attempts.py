@@ -1,8 +1,8 @@
-"""Fetching a unit's files while somebody commits the unit again (``build --retry-rejected``).
+"""Fetching files of a unit while another process commits the unit again (``build --retry-rejected``).
 
-Another attempt replaces the files of the one before, and an object store keeps no old ones: who knows
-only the earlier record is then given bytes that do not fit it. The later record, or the intent that
-comes before it, says what they are. Rows that had a target have it still.
+A new attempt replaces the files of the earlier one, and an object store keeps no old files. A reader that
+knows the earlier record then gets bytes that do not match it. The later record, or its intent, describes
+them. Rows that had a target keep it.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from ..format.record_fields import read_fields
 from ..format.transaction import read_intent
 from ..io.storage import Storage
 
-_LOOKS = 3
-"""An intent that was listed may be finished, and another attempt begun, before it is read."""
+_MAX_LOOKUPS = 3
+"""An intent that is listed may be finished, and another attempt started, before it is read."""
 
 
 def fetch_unit_file(
@@ -30,24 +30,24 @@ def fetch_unit_file(
     modality: Modality,
     unit: int,
 ) -> tuple[Path, Mapping[str, Any]]:
-    """Return a file of a unit as one of this machine, and what describes it now.
+    """Return a local file with the bytes of a file of a unit, and its current description.
 
     Args:
         files: the cache.
-        path: of the file.
-        described: what the unit's record said of it when that was read.
+        path: the file.
+        described: its description in the record of the unit that was read.
         teacher: name of the teacher.
-        modality: of the unit.
-        unit: its number.
+        modality: modality of the unit.
+        unit: number of the unit.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamagedCacheError: it is what no attempt at the unit describes.
+        FileNotFoundError: the file does not exist.
+        DamagedCacheError: the file matches no attempt at the unit.
     """
     try:
         return files.fetch(path, described), described
     except DamagedCacheError:
-        for _ in range(_LOOKS):
+        for _ in range(_MAX_LOOKUPS):
             for other in _descriptions(files, path, teacher, modality, unit):
                 with contextlib.suppress(DamagedCacheError):
                     return files.fetch(path, other), other
@@ -57,7 +57,7 @@ def fetch_unit_file(
 def _descriptions(
     files: Storage, path: str, teacher: str, modality: Modality, unit: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield what records and intents of a unit say of a file, the latest attempt first."""
+    """Yield the descriptions of a file in the records and intents of a unit, the latest attempt first."""
     folder = layout.commits_folder(teacher)
     found: list[tuple[int, str]] = []
     for name in files.names(folder):
@@ -69,8 +69,8 @@ def _descriptions(
         with contextlib.suppress(FileNotFoundError, DamagedCacheError):
             data = files.read(where)
             if name.endswith(".intent"):
-                said = read_intent(data, where=where).files
+                described = read_intent(data, where=where).files
             else:
-                said = read_fields(data, where=where).files()
-            if path in said:
-                yield said[path]
+                described = read_fields(data, where=where).files()
+            if path in described:
+                yield described[path]

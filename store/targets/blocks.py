@@ -1,4 +1,4 @@
-"""Reading all targets of a teacher once, in row order, in bounded memory: for searches and indexes.
+"""Reading all targets of a teacher once, in row order, in limited memory, for searches and indexes.
 
 Shape letters in this file:
     B = rows of a block, D = embed_dim.
@@ -21,21 +21,21 @@ from .targets import Targets
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 
 BLOCK_BYTES = 1 << 26
-"""Of a block in float32: 14,563 rows of 1152. Larger ones are no faster; two are held, and two of half
-the size, as they were read."""
+"""Bytes of a block in float32: 14,563 rows of 1152 values. Larger blocks are no faster. Memory holds two
+of them, and two in float16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows that have a target, ascending; valid until the next block is asked for."""
+    """Rows that have a target, ascending; valid until the next block is requested."""
 
     rows_B: NDArray[np.int64]
 
     values_BD: NDArray[np.float16]
-    """As stored."""
+    """The stored targets."""
 
     unit_BD: NDArray[np.float32]
-    """The same, normalised anew: float16 rounds a norm by some 1e-5, as much as neighbours differ."""
+    """The same, normalised again: float16 changes a norm by 1e-5, as much as neighbours differ."""
 
 
 def read_blocks(
@@ -45,21 +45,19 @@ def read_blocks(
     rows: NDArray[np.int64] | None = None,
     block_rows: int | None = None,
 ) -> Iterator[Block]:
-    """Yield every target of one view, block by block; the next block is read while one is in use.
+    """Yield all targets of one view in blocks; the next block is read in the background.
 
-    No block is empty.
-
-    What has no target is not there: gaps, rows that are not committed, rejected or not finite.
+    Gaps and rows that are not committed, rejected or not finite are left out. No block is empty.
 
     Args:
-        targets: of a modality by a teacher.
-        view: of images; 0 for texts.
-        rows: (R,) ascending: only these; None: all.
-        block_rows: at most so many rows a block; None: BLOCK_BYTES.
+        targets: the targets.
+        view: view of images; 0 for texts.
+        rows: (R,) ascending rows to which blocks are limited; None: all.
+        block_rows: most rows of a block; None: as many as BLOCK_BYTES hold.
 
     Raises:
         RowUnavailableError: there is no such view.
-        DamagedCacheError: a shard is missing or not what its record describes.
+        DamagedCacheError: a shard is missing, or does not match its record.
     """
     num_views = targets.shape[1] if targets.modality == "image" else 1
     if not 0 <= view < num_views:
@@ -79,7 +77,7 @@ def read_blocks(
 
 
 def rows_of_block(targets: Targets) -> int:
-    """Return how many rows BLOCK_BYTES hold in float32, or as stored, with all their views."""
+    """Return how many rows fit into BLOCK_BYTES in float32, and with all views in float16."""
     num_views = targets.shape[1] if targets.modality == "image" else 1
     return max(1, BLOCK_BYTES // (targets.shape[-1] * max(4, 2 * num_views)))
 
@@ -87,7 +85,7 @@ def rows_of_block(targets: Targets) -> int:
 def _pieces(
     targets: Targets, rows: NDArray[np.int64] | None, size: int
 ) -> Iterator[list[tuple[int, int, int]]]:
-    """Yield what each block is read from: parts of units, (unit, first position, number of rows)."""
+    """Yield the parts of units of each block: (unit, first position, number of rows)."""
     pieces: list[tuple[int, int, int]] = []
     room = size
     for unit, num_rows in targets.committed():
@@ -111,7 +109,7 @@ def _pieces(
 
 
 class _Buffer:
-    """Memory for one block, used again and again: fresh pages cost as much as what is done with them."""
+    """Memory for one block, reused: fresh pages cost as much as the computation."""
 
     def __init__(self, targets: Targets, size: int) -> None:
         self._stored = np.empty((size, *targets.shape[1:]), np.float16)
@@ -124,7 +122,7 @@ class _Buffer:
         pieces: list[tuple[int, int, int]],
         wanted: NDArray[np.int64] | None,
     ) -> Block:
-        """Return the block that the pieces make."""
+        """Return the block of some pieces."""
         size = 0
         for unit, first, count in pieces:
             targets.read_part(unit, first, self._stored[size : size + count])
@@ -153,7 +151,7 @@ class _Buffer:
 def to_float32(
     values_BD: NDArray[np.float16], out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """Return the same numbers in float32; faiss converts several times as fast as numpy."""
+    """Return the same values in float32, converted by faiss, several times as fast as numpy."""
     values_BD = np.ascontiguousarray(values_BD)
     out = np.empty(values_BD.shape, np.float32) if out is None else out
     codec = _faiss.ScalarQuantizer(values_BD.shape[1], _faiss.ScalarQuantizer.QT_fp16)

@@ -1,6 +1,6 @@
-"""Reading rows of an object store one by one, where the shards do not fit on this machine.
+"""Reading single rows from an object store by ranges, if its shards do not fit on this machine.
 
-Shape letters in this file: B = rows asked for, D = embed_dim.
+Shape letters in this file: B = rows requested, R = rows of a run, D = embed_dim.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from ..io.requests import read_bytes
 from .shard_files import ShardFiles
 
 _GAP_ROWS = 8
-"""Rows in between that are read as well rather than asking twice."""
+"""Rows between two requested rows that are read too, to save a request."""
 
 
 class RowRequests:
-    """A request for each run of rows, many at a time."""
+    """Reads rows with one request for each run of rows, in parallel."""
 
     def __init__(self, files: ShardFiles) -> None:
         self._files = files
@@ -31,15 +31,20 @@ class RowRequests:
         position_B: NDArray[np.int64],
         out_BD: NDArray[np.float16],
     ) -> None:
-        """Fill ``out`` with one vector each: of a unit, at a position (row in the unit * views + view).
+        """Fill ``out_BD`` with vectors.
+
+        Args:
+            unit_B: the unit of each vector.
+            position_B: its position in the unit, row * views + view.
+            out_BD: the vectors.
 
         Raises:
             DamagedCacheError: a shard is missing or too short.
-            StorageError: the store does not answer.
+            StorageError: the store does not respond.
         """
         order_B = np.lexsort((position_B, unit_B))
-        # Threads of this call alone: a forked process would wait for ever for those of its parent, and
-        # what is still to be asked for ends with the first request that fails.
+        # New threads for each call: a forked process would wait forever for threads of its parent, and
+        # the first request that fails cancels the rest.
         found = map_parallel(
             lambda run_R: self._read_run(unit_B[run_R], position_B[run_R]),
             _runs(unit_B, position_B, order_B),
@@ -65,19 +70,19 @@ class RowRequests:
 
 
 def make_requests(files: ShardFiles) -> RowRequests | None:
-    """Return what reads rows one by one; None where shards fit on this machine, or are no raw rows."""
+    """Return a reader of single rows, or None if the shards fit on this machine or are not raw rows."""
     if not files.are_remote or files.fit_locally():
         return None
     try:
         return RowRequests(files) if files.have_raw_rows else None
-    except DamagedCacheError:  # whoever reads a shard will say what is wrong
+    except DamagedCacheError:  # reported when a shard is read
         return None
 
 
 def _runs(
     unit_B: NDArray[np.int64], position_B: NDArray[np.int64], order_B: NDArray[np.int64]
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield which of the rows asked for are read by one request each, in order of place."""
+    """Yield the requested rows of each request, as indexes, in order of unit and position."""
     if len(order_B) == 0:
         return
     is_far = (np.diff(unit_B[order_B]) != 0) | (np.diff(position_B[order_B]) > _GAP_ROWS)

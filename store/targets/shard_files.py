@@ -1,4 +1,4 @@
-"""Where the shards of an array lie, and getting them onto this machine where that is elsewhere."""
+"""The files of the shards of an array, copied to this machine if they are in an object store."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,7 +15,7 @@ from .attempts import fetch_unit_file
 
 
 class ShardFiles:
-    """The files of an array's shards; copies of them, where the cache lies in an object store."""
+    """The files of the shards of an array, or local copies of them."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class ShardFiles:
         teacher: str,
         commits: Mapping[int, UnitRecord],
     ) -> None:
-        """Remember them; ``commits`` are the committed units by number."""
+        """Fetch nothing yet; ``commits`` are the committed units by number."""
         self._files, self.array, self._teacher = files, array, teacher
         self._described: dict[int, Mapping[str, Any]] = {}
         if files.is_remote:  # local files are mapped where they are
@@ -33,7 +33,7 @@ class ShardFiles:
 
     @property
     def array_folder(self) -> str:
-        """The Zarr array, for programs that open one."""
+        """The full path or URL of the Zarr array."""
         return self._files.where(layout.array_folder(self._teacher, self.array.modality))
 
     @property
@@ -42,21 +42,21 @@ class ShardFiles:
         return self._files.is_remote
 
     def path(self, unit: int) -> Path:
-        """Return a unit's shard as a file of this machine; it need not be there.
+        """Return the shard of a unit as a local file. A file on this machine may be missing.
 
         Raises:
-            DamagedCacheError: an object is missing, or not the one its record describes.
+            DamagedCacheError: the object is missing, or does not match its record.
         """
         [path] = self.paths([unit])
         return path
 
     def paths(self, units: Sequence[int]) -> list[Path]:
-        """Return several as path; objects are fetched some at a time."""
+        """Return the shards of several units as local files; objects are fetched in parallel."""
         wanted = [(self._shard(unit), self._described.get(unit, {})) for unit in units]
         try:
             try:
                 return self._files.fetch_all(wanted)
-            except DamagedCacheError:  # one of them, perhaps for it was committed again
+            except DamagedCacheError:  # perhaps one of the units was committed again
                 return [self._fetch_again(unit) for unit in units]
         except FileNotFoundError as error:
             raise DamagedCacheError(
@@ -75,15 +75,15 @@ class ShardFiles:
         return found
 
     def where(self, unit: int) -> str:
-        """Return a unit's shard, for messages."""
+        """Return the full path or URL of the shard of a unit, for messages."""
         return self._files.where(self._shard(unit))
 
     def location(self, unit: int) -> Location:
-        """Return where a unit's shard lies."""
+        """Return the location of the shard of a unit."""
         return self._files.root / self._shard(unit)
 
     def exists(self, unit: int) -> bool:
-        """Say whether a unit's shard is there."""
+        """Return whether the shard of a unit exists."""
         return self._files.exists(self._shard(unit))
 
     def fit_locally(self) -> bool:
@@ -92,10 +92,10 @@ class ShardFiles:
 
     @cached_property
     def have_raw_rows(self) -> bool:
-        """Whether the array's metadata, which is read once, describes shards that are raw rows.
+        """Whether shards contain raw rows, according to the metadata of the array.
 
         Raises:
-            DamagedCacheError: there is no metadata, or it is no JSON.
+            DamagedCacheError: the metadata are missing or not JSON.
         """
         path = layout.array_metadata(self._teacher, self.array.modality)
         try:

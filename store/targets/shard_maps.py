@@ -1,7 +1,7 @@
-"""Shards in memory: mapped one by one, or all into one range of addresses.
+"""Memory maps of shards: one map a shard, or all in one range of addresses.
 
-Both are read-only and shared with every process that reads the cache; what is not mappable
-(compressed, or chunked otherwise by another program) is read by zarr-python instead.
+Maps are read-only and shared by all processes that read the cache. Shards that cannot be mapped
+(compressed, or written with other chunks by another program) are read by zarr-python.
 """
 
 import ctypes
@@ -20,23 +20,23 @@ from ...formatting import first_line
 from ..format.shard import DTYPE, map_shard, open_shard
 from .shard_files import ShardFiles
 
-_MOST_OPEN_SHARDS = 512
-_MOST_MAPPED_SHARDS = 32_768
-"""Linux allows a process 65,530 maps."""
+_MAX_OPEN_SHARDS = 512
+_MAX_MAPPED_SHARDS = 32_768
+"""Linux allows 65,530 maps in a process."""
 
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000  # <bits/mman.h>, of x86 and Arm alike
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def as_items(rows_ND: NDArray[np.float16]) -> NDArray[np.void]:
-    """Return (N,) items of one row each: numpy then copies rows whole, not value by value."""
+    """Return (N,) items of one row each, so that numpy copies rows, not single values."""
     return rows_ND.view(np.dtype((np.void, rows_ND.shape[1] * DTYPE.itemsize)))[:, 0]
 
 
 class Shards:
-    """A bounded set of memory maps, the least recently used dropped first.
+    """A limited number of memory maps; the least recently used ones are closed first.
 
-    Each map holds a file descriptor; a process is often allowed no more than 256 or 1,024.
+    Each map holds a file descriptor, and processes are often limited to 256 or 1,024.
     """
 
     def __init__(self, files: ShardFiles) -> None:
@@ -48,10 +48,10 @@ class Shards:
         return {**self.__dict__, "_open": OrderedDict()}
 
     def rows_of(self, unit: int, num_rows: int) -> NDArray[np.float16]:
-        """Return a unit's rows (num_rows, [views,] embed_dim).
+        """Return the rows of a unit (num_rows, [views,] embed_dim).
 
         Raises:
-            DamagedCacheError: the shard or the array's metadata is missing or damaged.
+            DamagedCacheError: the shard or the metadata of the array are missing or damaged.
         """
         rows = self._open.pop(unit, None)
         if rows is None:
@@ -62,13 +62,13 @@ class Shards:
         return rows
 
     def read_into(self, unit: int, num_rows: int, first: int, out: NDArray[np.float16]) -> None:
-        """Fill ``out`` (n, *row_shape), contiguous, with a unit's rows from position ``first`` on.
+        """Fill a contiguous ``out`` (n, *row_shape) with rows of a unit from position ``first`` on.
 
-        The file is read, not mapped: pages of a map that have been read count as this process's
-        memory until the system wants them back.
+        The file is read, not mapped: pages of a map count as memory of this process until the system
+        reclaims them.
 
         Raises:
-            DamagedCacheError: as rows_of.
+            DamagedCacheError: the shard or the metadata of the array are missing or damaged.
         """
         if not self._files.have_raw_rows:
             out[:] = self._read_with_zarr(unit, first, len(out))
@@ -87,7 +87,7 @@ class Shards:
         import zarr
 
         shard = self._files.where(unit)
-        if not self._files.exists(unit):  # zarr would give its fill value
+        if not self._files.exists(unit):  # zarr would return its fill value
             raise DamagedCacheError(
                 f"shard {shard} is missing although its unit is committed; run siglip2-cache verify"
             )
@@ -95,42 +95,42 @@ class Shards:
         row = unit * self._array.shard_rows + first
         try:
             rows = zarr.open_array(path, mode="r")[row : row + num_rows]
-        except Exception as error:  # codecs raise what they like
+        except Exception as error:  # codecs raise any kind of error
             raise DamagedCacheError(
                 f"shard {shard} cannot be decoded ({first_line(error)}); run siglip2-cache verify"
             ) from None
         return np.ascontiguousarray(rows, DTYPE)
 
 
-class Span:
-    """All shards of an array mapped side by side, so that a row's number is its address.
+class ArrayMap:
+    """All shards of an array mapped side by side, so that the number of a row gives its address.
 
-    A range of addresses as long as the array is reserved, which takes no memory; shards are mapped
-    into it when first needed and hold no file open. Reading rows is then one copy, as from one flat
-    file. Where no shard is placed the addresses hold zeros, which nobody is given.
+    A range of addresses for the whole array is reserved, which takes no memory. Shards are mapped into it
+    when they are first needed, and hold no file open. Reading rows is then one copy, as from one file.
+    Addresses without a shard read as zeros and are never returned.
     """
 
     def __init__(self, files: ShardFiles, num_units: int) -> None:
         self._files, self._array = files, files.array
         array = files.array
         self._unit_bytes = array.shard_rows * array.row_bytes
-        self.is_placed = np.zeros(num_units, np.bool_)
+        self.is_mapped = np.zeros(num_units, np.bool_)
         num_bytes = num_units * self._unit_bytes
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        # Readable, though there is nothing to read: a debugger that shows the array finds zeros.
+        # Readable although empty, so that a debugger that shows the array finds zeros.
         self._address = _map_memory(None, num_bytes, mmap.PROT_READ, flags, -1)
         memory = (ctypes.c_uint8 * num_bytes).from_address(self._address)
         weakref.finalize(memory, _libc().munmap, self._address, num_bytes)
         rows_ND = np.frombuffer(memoryview(memory), DTYPE).reshape(-1, array.embed_dim)
         rows_ND.flags.writeable = False
         self.rows_ND: NDArray[np.float16] = rows_ND
-        """(units * shard_rows * views, embed_dim); only rows of placed shards mean anything."""
+        """(units * shard_rows * views, embed_dim); only rows of mapped shards are valid."""
 
-    def place(self, unit: int, num_rows: int) -> None:
-        """Map a unit's shard to its addresses.
+    def map_unit(self, unit: int, num_rows: int) -> None:
+        """Map the shard of a unit to its addresses.
 
         Raises:
-            DamagedCacheError: the file is not the shard that its unit's record describes.
+            DamagedCacheError: the file does not match the record of its unit.
         """
         with open_shard(self._files.path(unit), self._array, num_rows) as file:
             _map_memory(
@@ -140,30 +140,30 @@ class Span:
                 mmap.MAP_SHARED | _MAP_FIXED,
                 file.fileno(),
             )
-        self.is_placed[unit] = True
+        self.is_mapped[unit] = True
 
 
-def make_span(files: ShardFiles) -> Span | None:
-    """Return a span over an array; None where shards cannot lie side by side, or need not."""
+def make_array_map(files: ShardFiles) -> ArrayMap | None:
+    """Return a map of a whole array, or None if its shards cannot be mapped side by side."""
     array = files.array
     num_units = -(-array.num_rows // array.shard_rows)
     is_aligned = array.shard_rows * array.row_bytes % mmap.PAGESIZE == 0
-    if not (sys.platform == "linux" and is_aligned and 1 <= num_units <= _MOST_MAPPED_SHARDS):
+    if not (sys.platform == "linux" and is_aligned and 1 <= num_units <= _MAX_MAPPED_SHARDS):
         return None
     try:
         if not (files.fit_locally() and files.have_raw_rows):
             return None
-        return Span(files, num_units)
-    except (OSError, DamagedCacheError):  # few addresses left, or verify will say what is wrong
+        return ArrayMap(files, num_units)
+    except (OSError, DamagedCacheError):  # too few addresses; or damage, which verify reports
         return None
 
 
 def max_open_shards() -> int:
-    """Return how many shards to hold open: a quarter of what the process may open, 512 at most."""
+    """Return how many shards to keep open: a quarter of the limit of the process, at most 512."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
-        return _MOST_OPEN_SHARDS
-    return max(8, min(_MOST_OPEN_SHARDS, soft // 4))
+        return _MAX_OPEN_SHARDS
+    return max(8, min(_MAX_OPEN_SHARDS, soft // 4))
 
 
 def _libc() -> ctypes.CDLL:

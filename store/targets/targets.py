@@ -1,4 +1,4 @@
-"""Reading targets: rows in any order, straight from memory-mapped shards."""
+"""Reading targets: rows in any order, from memory-mapped shards."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,14 +14,14 @@ from ..format.unit_records import CommittedUnits
 from ..io.storage import Storage
 from .ranged_rows import make_requests
 from .shard_files import ShardFiles
-from .shard_maps import Shards, as_items, make_span
+from .shard_maps import Shards, as_items, make_array_map
 
 
 class Targets:
-    """The cached embeddings of one modality by one teacher.
+    """The cached embeddings of one modality by one teacher, as committed when the cache was opened.
 
-    Picklable, and safe to use in forked, forkserver and spawned processes: maps are read-only and
-    opened again where needed. What was committed when the cache was opened is what is seen.
+    Can be pickled, and used in forked, forkserver and spawned processes: maps are read-only and opened
+    again if needed.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Targets:
         for number, commit in units.items():
             if number < num_units:
                 self._committed_rows[number] = commit.num_rows
-        # Rows below the first that is a gap or not committed.
+        # All rows below this one are committed.
         is_full = self._committed_rows == array.shard_rows
         num_full = num_units if is_full.all() else int(np.argmin(is_full))
         partial = int(self._committed_rows[num_full]) if num_full < num_units else 0
@@ -55,29 +55,29 @@ class Targets:
         self._reasons = {unit: commit.rejected for unit, commit in units.items() if commit.rejected}
         self._files = ShardFiles(files, array, teacher, units)
         self._shards = Shards(self._files)
-        self._span = make_span(self._files)
+        self._map = make_array_map(self._files)
         self._requests = make_requests(self._files)
 
     @property
     def modality(self) -> Modality:
-        """Whether these are image or text targets."""
+        """The modality: image or text."""
         return self._array.modality
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(rows, views, embed_dim) of images, (text_rows, embed_dim) of texts; gaps are counted."""
+        """The shape: (rows, views, embed_dim) or (text_rows, embed_dim), gaps included."""
         return self._array.shape
 
     @property
     def dtype(self) -> np.dtype[np.float16]:
-        """Always little-endian float16."""
+        """The dtype: little-endian float16."""
         return DTYPE
 
     def __len__(self) -> int:
         return self._array.num_rows
 
     def read(self, rows: ArrayLike, views: ArrayLike | None = None) -> NDArray[np.float16]:
-        """Return targets in the order asked, (B, embed_dim) float16, L2-normalised.
+        """Return targets in the order requested, (B, embed_dim) float16, L2-normalised.
 
         Args:
             rows: (B,) row numbers (text_row for texts), in any order, repeats allowed.
@@ -85,7 +85,7 @@ class Targets:
 
         Raises:
             RowUnavailableError: a row is out of range, a gap, not committed, or rejected; the
-                message names the first such row. read_masked gives a mask instead.
+                message names the first such row. read_masked returns a mask instead.
         """
         rows_B = _as_rows(rows)
         unit_B = self._units_of(rows_B)
@@ -100,10 +100,14 @@ class Targets:
     def read_masked(
         self, rows: ArrayLike, views: ArrayLike | None = None
     ) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-        """Return (targets, valid): as read, but a row without a target is NaN and False.
+        """Return targets and a mask; rows without a target are NaN and False.
+
+        Args:
+            rows: (B,) row numbers (text_row for texts), in any order, repeats allowed.
+            views: None for view 0, one view for all rows, or (B,) one view a row. Images only.
 
         Returns:
-            (B, embed_dim) float16 and (B,) bool.
+            (B, embed_dim) float16 targets and (B,) bool.
         """
         rows_B = _as_rows(rows)
         valid_B = self.available(rows_B)
@@ -114,7 +118,7 @@ class Targets:
         return out, valid_B
 
     def available(self, rows: ArrayLike) -> NDArray[np.bool_]:
-        """Return (B,) bool: whether each row has a target."""
+        """Return whether each row has a target, (B,) bool."""
         rows_B = _as_rows(rows)
         inside_B = (rows_B >= 0) & (rows_B < self._array.num_rows)
         safe_B = np.where(inside_B, rows_B, 0)
@@ -128,7 +132,7 @@ class Targets:
         return inside_B & committed_B
 
     def available_rows(self) -> NDArray[np.int64]:
-        """Return every row that has a target, ascending, int64 (8 bytes a row of memory)."""
+        """Return all rows that have a target, ascending, int64 (8 bytes of memory a row)."""
         starts = np.arange(len(self._committed_rows)) * self._array.shard_rows
         spans = [
             np.arange(start, start + count)
@@ -140,7 +144,7 @@ class Targets:
         return np.delete(rows, at[is_among]) if is_among.any() else rows
 
     def read_unit(self, unit: int) -> NDArray[np.float16]:
-        """Return a committed unit's rows whole, as a read-only map (n, [views,] embed_dim).
+        """Return all rows of a committed unit as a read-only map (n, [views,] embed_dim).
 
         Rejected rows are NaN.
 
@@ -152,27 +156,27 @@ class Targets:
         return self._shards.rows_of(unit, int(self._committed_rows[unit]))
 
     def committed(self) -> list[tuple[int, int]]:
-        """Return (unit, number of its rows) of every committed unit, ascending; rejected rows count."""
+        """Return (unit, number of rows, rejected ones included) of every committed unit, ascending."""
         return [(unit, int(n)) for unit, n in enumerate(self._committed_rows) if n]
 
     def rows_of(self, unit: int) -> tuple[int, int]:
-        """Return the first row of a unit, and the row after its last committed one."""
+        """Return the first row of a unit and the row after its last committed one."""
         first = unit * self._array.shard_rows
         return first, first + int(self._committed_rows[unit])
 
     def read_part(self, unit: int, first: int, out: NDArray[np.float16]) -> None:
-        """Fill ``out`` (n, [views,] embed_dim) with a committed unit's rows from position ``first`` on.
+        """Fill ``out`` (n, [views,] embed_dim) with rows of a committed unit from position ``first`` on.
 
-        Unlike read_unit it maps nothing, so memory holds no more than ``out``.
+        Nothing is mapped, so memory holds no more than ``out``.
         """
         self._shards.read_into(unit, int(self._committed_rows[unit]), first, out)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_span": None}
+        return {**self.__dict__, "_map": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._span = make_span(self._files)
+        self._map = make_array_map(self._files)
         self._requests = make_requests(self._files)
 
     def _units_of(self, rows_B: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -190,16 +194,16 @@ class Targets:
         return rows_B // self._array.shard_rows
 
     def _one_map(self, unit_B: NDArray[np.int64]) -> NDArray[np.float16] | None:
-        """Return the map that all these rows lie in, if there is one, their shards put into it."""
-        if self._span is None:
+        """Return the map of the whole array with the shards of these rows, or None if there is no map."""
+        if self._map is None:
             return None
-        if not self._span.is_placed[unit_B].all():
-            units = [u for u in np.unique(unit_B).tolist() if not self._span.is_placed[u]]
+        if not self._map.is_mapped[unit_B].all():
+            units = [u for u in np.unique(unit_B).tolist() if not self._map.is_mapped[u]]
             if len(units) > 1:
-                self._files.paths(units)  # fetched together, where they are elsewhere
+                self._files.paths(units)  # fetches objects in parallel
             for unit in units:
-                self._span.place(unit, int(self._committed_rows[unit]))
-        return self._span.rows_ND
+                self._map.map_unit(unit, int(self._committed_rows[unit]))
+        return self._map.rows_ND
 
     def _take(
         self,
@@ -252,13 +256,10 @@ class Targets:
         root, last = self._root, self._array.num_rows - 1
         if not 0 <= row <= last:
             holds = f"{name}s 0..{last}" if last >= 0 else f"no {self.modality}s"
-            return (
-                f"{name} {row} is not in {root}, which holds {holds}; "
-                "it was probably taken from another cache"
-            )
+            return f"{name} {row} is not in {root}, which holds {holds}; it is probably from another cache"
         unit, position = divmod(row, self._array.shard_rows)
         if position >= self._planned_rows[unit]:
-            return f"{name} {row} of {root} is a gap: no sample was planned there"
+            return f"{name} {row} of {root} is a gap without a sample"
         if position >= self._committed_rows[unit]:
             return (
                 f"{name} {row} of {root} has no target by {self.teacher} yet: {self.modality} unit "
@@ -267,7 +268,7 @@ class Targets:
         reason = self._reasons.get(unit, {}).get(row, "unknown reason")
         return (
             f"{name} {row} of {root} was rejected by {self.teacher}: {reason}; "
-            "siglip2-cache build --retry-rejected tries it again"
+            "siglip2-cache build --retry-rejected retries it"
         )
 
 
@@ -281,7 +282,7 @@ def _as_rows(rows: ArrayLike) -> NDArray[np.int64]:
 
 
 def _group(unit_B: NDArray[np.int64]) -> Iterable[tuple[int, NDArray[np.int64]]]:
-    """Yield (unit, positions in unit_B) so that each shard is visited once a read."""
+    """Yield each unit once, with its indexes in ``unit_B``."""
     if len(unit_B) == 0:
         return
     order = np.argsort(unit_B, kind="stable")

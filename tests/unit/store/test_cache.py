@@ -140,15 +140,15 @@ def test_the_rows_that_have_a_target_are_known(either: "ForeignCache") -> None:
 @pytest.mark.parametrize(
     ("modality", "row", "message"),
     [
-        ("image", -1, "row -1 is not in {}, which holds rows 0..21; it was probably taken from"),
-        ("image", 22, "row 22 is not in {}, which holds rows 0..21; it was probably taken from"),
+        ("image", -1, "row -1 is not in {}, which holds rows 0..21; it is probably from"),
+        ("image", 22, "row 22 is not in {}, which holds rows 0..21; it is probably from"),
         ("text", 2**40, f"text_row {2**40} is not in {{}}, which holds text_rows 0..14; "),
-        ("image", 16, "row 16 of {} is a gap: no sample was planned there"),
-        ("text", 11, "text_row 11 of {} is a gap: no sample was planned there"),
+        ("image", 16, "row 16 of {} is a gap without a sample"),
+        ("text", 11, "text_row 11 of {} is a gap without a sample"),
         (
             *("image", 8),
             "row 8 of {} was rejected by tiny: no such file; siglip2-cache build --retry-rejected "
-            "tries it again",
+            "retries it",
         ),
         ("text", 3, "text_row 3 of {} was rejected by tiny: the teacher returned an embedding"),
     ],

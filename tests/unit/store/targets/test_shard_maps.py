@@ -43,9 +43,9 @@ def cache_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 def singly(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Targets:
     """The same targets, read from shards mapped one by one."""
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_MOST_MAPPED_SHARDS", 0)
+        patch.setattr(shards, "_MAX_MAPPED_SHARDS", 0)
         targets = cache.renewed().image_targets()
-    assert targets._span is None
+    assert targets._map is None
     return targets
 
 
@@ -58,7 +58,7 @@ def test_rows_are_those_of_shards_mapped_one_by_one(
 ) -> None:
     cache = open_cache(cache_folder)
     together, alone = cache.image_targets(), singly(cache, monkeypatch)
-    assert together._span is not None
+    assert together._map is not None
     chooser = np.random.default_rng(0)
     for _ in range(20):
         rows = chooser.choice(together.available_rows(), 100)
@@ -136,5 +136,5 @@ def test_where_no_addresses_are_left_shards_are_mapped_one_by_one(
     expected = open_cache(cache_folder).image_targets().read([0, 100])
     monkeypatch.setattr(shards, "_map_memory", refuse)
     targets = open_cache(cache_folder).image_targets()
-    assert targets._span is None
+    assert targets._map is None
     np.testing.assert_array_equal(targets.read([0, 100]), expected)
