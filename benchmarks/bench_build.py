@@ -41,7 +41,7 @@ from teacher_peak import matmul_flops_per_s, squash
 
 from siglip2_cache.images.pixels import decode_rgb, render_views
 from siglip2_cache.precompute.build import BuildConfig, BuildSummary, build
-from siglip2_cache.precompute.planning.plan import PlanConfig
+from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.precompute.teacher.teacher import SiglipTeacher
 from siglip2_cache.siglip import find_architecture, resolve_checkpoint
 from siglip2_cache.store.format.views import WHOLE_IMAGE

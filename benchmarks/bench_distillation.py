@@ -164,7 +164,7 @@ def make_cache(
     args: argparse.Namespace, folder: Path, config: CorpusConfig | None, *, num_views: int = 1
 ) -> Path:
     from siglip2_cache.precompute.build import BuildConfig, build
-    from siglip2_cache.precompute.planning.plan import PlanConfig
+    from siglip2_cache.precompute.planning.config import PlanConfig
 
     table = folder / "captions.jsonl"
     if config is not None and not table.exists():

@@ -82,7 +82,7 @@ def run_steps(args: argparse.Namespace, work: Path) -> dict[str, Any]:
 def prepare(args: argparse.Namespace, work: Path) -> None:
     """Write checkpoints, pictures, and the cache of the teacher's targets."""
     from siglip2_cache.precompute.build import BuildConfig, build
-    from siglip2_cache.precompute.planning.plan import PlanConfig
+    from siglip2_cache.precompute.planning.config import PlanConfig
 
     teacher = make_checkpoint(args.teacher, work / "teacher", dtype="bfloat16")
     make_checkpoint(args.student, work / "student", dtype="float32", seed=1)

@@ -10,7 +10,7 @@ which for the H100 is assumed and for two CPU cores was measured.
 from dataclasses import dataclass
 
 from siglip2_cache.precompute.estimate.costs import IMAGE_BYTES, PEAK_TFLOPS, Workload, array_bytes
-from siglip2_cache.precompute.planning.plan import default_shard_rows
+from siglip2_cache.precompute.planning.config import default_shard_rows
 from siglip2_cache.siglip import find_architecture
 from siglip2_cache.store.format.layout import MODALITIES
 

@@ -283,7 +283,7 @@ def build(
     from ..precompute.dry_run import dry_run_lines
     from ..precompute.executor.progress import make_progress
     from ..precompute.executor.worker import BuildInterrupted
-    from ..precompute.planning.plan import PlanConfig
+    from ..precompute.planning.config import PlanConfig
     from ..precompute.ranks import find_rank
     from ..precompute.sources import TableColumns
     from ..precompute.summary import summary_lines

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import CacheError
 from ..precompute.build import BuildConfig, build
-from ..precompute.planning.plan import PlanConfig
+from ..precompute.planning.config import PlanConfig
 from ..student.config import TrainConfig
 from ..student.training.trainer import train
 from .architecture import CHECKPOINTS, Size, write_architecture

@@ -10,7 +10,8 @@ from ..siglip import COMPUTE_DTYPES, check_max_num_patches
 from ..store.format.layout import MODALITIES, Modality
 from ..store.io.location import Location
 from .executor.unit import StageTimes
-from .planning.plan import Plan, PlanConfig
+from .planning.config import PlanConfig
+from .planning.plan import Plan
 from .ranks import ProcessRank
 from .teacher.identity import TeacherChoices
 

@@ -15,10 +15,10 @@ from ..store.io.location import Location, join, parse_location
 from ..store.io.storage import open_storage
 from .config import BuildConfig
 from .estimate.disk import unit_bytes
-from .planning.part_writer import Findings
-from .planning.plan import Plan, make_plan, name_sources, open_if_planned
+from .planning.findings import Findings, finding_lines
+from .planning.plan import Plan, make_plan, open_if_planned
+from .planning.source_names import name_sources
 from .sources import Sample, scan
-from .summary import finding_lines
 from .teacher.embedder import Embedder, split_images
 from .teacher.identity import TeacherChoices, find_teacher, restore_checkpoint
 from .teacher.teacher import TeacherFactory, load_teacher

@@ -1,18 +1,14 @@
-"""The lines a build ends with."""
+"""The lines printed at the end of a build."""
 
 import shlex
-from collections.abc import Sequence
 
-from ..formatting import format_count, format_seconds
-from ..store.format.corpus_notes import Note
+from ..formatting import format_seconds
 from .config import BuildConfig, BuildSummary
-from .planning.part_writer import Findings
-
-_NOTES_SHOWN = 6
+from .planning.findings import finding_lines
 
 
 def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:
-    """Return what a person wants to know after a build."""
+    """Return a summary of a build for people."""
     list_all = f"siglip2-cache info {shlex.quote(str(config.cache))} --rejected lists them all"
     lines = finding_lines(summary.plan.findings, list_all)
     if summary.num_units == 0 and config.retry_rejected and summary.num_rejected:
@@ -30,66 +26,6 @@ def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:
         lines += _stage_lines(summary)
     lines += _rejected_lines(summary, list_all)
     lines.append(f"cache      {config.cache}, teacher {summary.teacher}")
-    return lines
-
-
-def finding_lines(findings: Findings, list_all: str) -> list[str]:
-    """Return what planning found that is new, gone, changed or unreadable.
-
-    ``list_all`` says what shows more of the latter than the first few.
-    """
-    lines: list[str] = []
-    if findings.num_samples or findings.num_texts:
-        again = f" ({findings.num_known:,} were there before)" if findings.num_known else ""
-        lines.append(
-            f"planned    {findings.num_samples:,} images{again}, {findings.num_captions:,} captions, "
-            f"{findings.num_texts:,} unique texts"
-            + (f", {findings.num_prompts:,} prompts" if findings.num_prompts else "")
-        )
-    if findings.label_note:
-        lines.append(f"labels     {findings.label_note}")
-    if findings.unprompted:
-        few = ", ".join(repr(label[:40]) for label in findings.unprompted[:3])
-        lines.append(
-            f"labels     {format_count(len(findings.unprompted), 'label')} of the corpus without a prompt "
-            f"({few}{', ...' if len(findings.unprompted) > 3 else ''}): zero-shot leaves their images "
-            "out; name them in --labels"
-        )
-    if findings.num_folded_rows:
-        lines.append(
-            f"folded     {findings.num_folded_rows + findings.num_folded_pictures:,} rows name "
-            f"{format_count(findings.num_folded_pictures, 'image')}: each is one sample, with the "
-            "captions of all its rows and the key of the first"
-        )
-    if findings.num_kept:
-        lines.append(
-            f"kept       {format_count(findings.num_kept, 'sample')} as recorded, where the corpus now "
-            f"differs: {findings.kept}"
-        )
-    lines += note_lines(findings.notes, list_all)
-    if findings.num_gone:
-        lines.append(
-            f"gone       {findings.num_gone:,} samples are no longer in the corpus and keep their "
-            f"rows: {_few(findings.gone, findings.num_gone)}"
-        )
-    if findings.num_changed:
-        lines.append(
-            f"changed    the files of {findings.num_changed:,} samples have another size or time than "
-            f"when planned, their targets stay: {_few(findings.changed, findings.num_changed)}"
-        )
-    if findings.num_problems:
-        lines.append(f"problems   {findings.num_problems:,} things could not be read:")
-        lines += [f"           {problem}" for problem in findings.problems]
-        if findings.num_problems > len(findings.problems):
-            lines.append(f"           ... {list_all}")
-    return lines
-
-
-def note_lines(notes: Sequence[Note], list_all: str) -> list[str]:
-    """Return what was seen in the corpus and not used, or is not there: the first few notes."""
-    lines = [f"note       {note.line()}" for note in notes[:_NOTES_SHOWN]]
-    if len(notes) > len(lines):
-        lines.append(f"           ... {len(notes) - len(lines)} notes more: {list_all}")
     return lines
 
 
@@ -124,7 +60,3 @@ def _rejected_lines(summary: BuildSummary, list_all: str) -> list[str]:
         lines.append(f"           ... {list_all}")
     lines.append("           --retry-rejected tries them again")
     return lines
-
-
-def _few(keys: list[str], count: int) -> str:
-    return ", ".join(keys) + (", ..." if count > len(keys) else "")

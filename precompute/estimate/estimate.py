@@ -11,7 +11,7 @@ from typing import Literal
 from ...errors import SettingError
 from ...siglip import Architecture
 from ...store.format.views import ViewPolicy
-from ..planning.plan import check_shard_rows
+from ..planning.config import check_shard_rows
 from . import costs
 from .costs import Workload
 

@@ -7,7 +7,7 @@ from ...formatting import format_bytes
 from ...siglip import TEXT_FORMULA, VIEW_FORMULA, Architecture, find_architecture
 from ...store.format.catalog import PART_ROWS
 from ...store.io.range_file import PIECE_BYTES
-from ..planning.plan import default_shard_rows
+from ..planning.config import default_shard_rows
 from . import costs
 from .costs import array_bytes
 from .estimate import ASSUMED_IMAGE_BYTES, Capacity, CapacityConfig, Quantity, Unit

@@ -1,4 +1,4 @@
-"""What a corpus now says otherwise of samples that a cache holds: refused, or passed over and counted."""
+"""Changes in the corpus of samples that a cache already has: refused, or ignored and counted."""
 
 import heapq
 
@@ -6,24 +6,24 @@ import polars as pl
 
 from ...errors import SettingError
 from ...formatting import format_count
-from .existing import FROZEN, Known
+from .existing import FROZEN, ExistingCatalog
 from .spill import Buckets, Scratch
 
 _SHOWN = 3
 _MOST_CHARACTERS = 24
-"""Of a value in a message."""
+"""Length of a value in a message."""
 
 
 class Changes:
-    """Counts the recorded samples that differ from the corpus; remembers the first few."""
+    """Counts the recorded samples that differ from the corpus, and keeps the first few."""
 
-    def __init__(self, known: Known, scratch: Scratch) -> None:
-        self._known, self._scratch = known, scratch
+    def __init__(self, existing: ExistingCatalog, scratch: Scratch) -> None:
+        self._existing, self._scratch = existing, scratch
         self._fact_rows = Buckets(scratch, {"row": pl.Int64()})
         self._num_facts = 0
         self._facts: list[tuple[int, str, str]] = []  # row, key, what differs
-        self._num_captions = 0  # of samples that differ in nothing else
-        self._rows: list[int] = []  # of those
+        self._num_captions = 0  # samples that differ only in their captions
+        self._rows: list[int] = []  # the first of those
 
     @property
     def count(self) -> int:
@@ -31,14 +31,14 @@ class Changes:
         return self._num_facts + self._num_captions
 
     def add_facts(self, joined: pl.DataFrame) -> None:
-        """Take the samples that name another image, place or label than recorded.
+        """Add the samples whose image, location or label differs from the recorded one.
 
         Args:
-            joined: samples of the plan, joined with what the cache has under their keys.
+            joined: samples of the plan, joined with those of the cache by key.
         """
-        known = joined.filter(pl.col("row").is_not_null())
+        recorded = joined.filter(pl.col("row").is_not_null())
         differs = [pl.col(f"old_{name}").ne_missing(pl.col(name)) for name in FROZEN]
-        changed = known.filter(pl.any_horizontal(differs)).sort("row")
+        changed = recorded.filter(pl.any_horizontal(differs)).sort("row")
         self._num_facts += changed.height
         self._fact_rows.append(changed, pl.col("row") // self._scratch.bucket_rows)
         found = [(row["row"], row["key"], _describe(row)) for row in changed[:_SHOWN].to_dicts()]
@@ -49,24 +49,24 @@ class Changes:
 
         Args:
             rows: seq, row and is_new of every sample of the plan.
-            captions: row, text_row (null: a text that the cache has not) and lang, of recorded samples,
+            captions: row, text_row (null for a text that is not in the cache) and lang, of recorded samples,
                 by row // bucket_rows.
         """
-        if self._known.cache is None:
+        if self._existing.cache is None:
             return
         scratch, bucket_rows = self._scratch, self._scratch.bucket_rows
-        known_rows = Buckets(scratch, {"row": pl.Int64()})
+        existing_rows = Buckets(scratch, {"row": pl.Int64()})
         for number in rows.numbers():
-            known = rows.collect(number).filter(~pl.col("is_new"))
-            known_rows.append(known, pl.col("row") // bucket_rows)
+            recorded_rows = rows.collect(number).filter(~pl.col("is_new"))
+            existing_rows.append(recorded_rows, pl.col("row") // bucket_rows)
         recorded = Buckets(scratch, captions.schema)
-        if known_rows.numbers():
-            for frame in self._known.parts("captions"):
+        if existing_rows.numbers():
+            for frame in self._existing.parts("captions"):
                 recorded.append(frame, pl.col("row") // bucket_rows)
-        for number in known_rows.numbers():
+        for number in existing_rows.numbers():
             ours = _lists_by_row(captions.collect(number), "now")
             theirs = _lists_by_row(recorded.collect(number), "recorded")
-            both = known_rows.collect(number).join(ours, on="row", how="left")
+            both = existing_rows.collect(number).join(ours, on="row", how="left")
             both = both.join(theirs, on="row", how="left")
             both = both.join(self._fact_rows.collect(number), on="row", how="anti")
             changed = both.filter(pl.col("now").ne_missing(pl.col("recorded"))).sort("row")
@@ -74,38 +74,42 @@ class Changes:
             self._rows = heapq.nsmallest(_SHOWN, [*self._rows, *changed["row"][:_SHOWN]])
 
     def describe(self) -> str:
-        """Return how many differ in what, and the first few."""
+        """Return what differs, in how many samples, and the first few."""
         parts: list[str] = []
         if self._num_captions:
             keys = ", ".join(map(_show, self._keys(self._rows)))
             parts.append(f"captions of {self._num_captions:,}: {keys}{_more(self._num_captions)}")
         if self._num_facts:
             first = ", ".join(f"{_show(key)} had {what}" for _, key, what in self._facts)
-            parts.append(f"place or label of {self._num_facts:,}: {first}{_more(self._num_facts)}")
+            parts.append(
+                f"location or label of {self._num_facts:,}: {first}{_more(self._num_facts)}"
+            )
         return "; ".join(parts)
 
     def refuse(self) -> None:
-        """Refuse the plan where samples differ.
+        """Refuse the plan if samples differ.
 
         Raises:
-            SettingError: says how many, and which.
+            SettingError: gives their number and the first few.
         """
         if not self.count:
             return
         raise SettingError(
-            f"{format_count(self.count, 'sample')} of {self._known.root} differ from the corpus "
-            f"({self.describe()}); restore them or give them new keys; or keep what is recorded and add "
-            "what is new: --changed skip"
+            f"{format_count(self.count, 'sample')} of {self._existing.root} differ from the corpus "
+            f"({self.describe()}); restore them, or give them new keys; or keep them as recorded and add "
+            "only what is new: --changed skip"
         )
 
     def _keys(self, rows: list[int]) -> list[str]:
-        assert self._known.cache is not None
-        found = self._known.cache.samples().filter(pl.col("row").is_in(rows)).select("row", "key")
+        assert self._existing.cache is not None
+        found = (
+            self._existing.cache.samples().filter(pl.col("row").is_in(rows)).select("row", "key")
+        )
         return found.collect().sort("row")["key"].to_list()
 
 
 def _describe(row: dict[str, object]) -> str:
-    """Return what the cache has and what the corpus says, of the first thing that differs."""
+    """Return the recorded and the current value of the first column that differs."""
     name = next(name for name in FROZEN if row[f"old_{name}"] != row[name])
     return f"{FROZEN[name]} {_show(row[f'old_{name}'])} and now has {_show(row[name])}"
 

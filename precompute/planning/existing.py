@@ -1,4 +1,4 @@
-"""What a cache already holds, as a plan that appends to it needs to know it."""
+"""The catalog that a cache already has, for a plan that appends to it."""
 
 from collections.abc import Iterator
 
@@ -18,9 +18,9 @@ FROZEN = {
     "index": "row",
     "label": "label",
 }
-"""Columns of a sample that a later plan may not change, and what a message calls them."""
+"""Columns of a sample that a later plan must not change, and their names in messages."""
 
-KNOWN_SAMPLE = {
+EXISTING_SAMPLE = {
     "key": pl.String(),
     "row": pl.Int64(),
     "source": pl.String(),
@@ -33,11 +33,11 @@ KNOWN_SAMPLE = {
     "old_bytes": pl.Int64(),
     "old_mtime": pl.Int64(),
 }
-"""Columns of Known.samples."""
+"""Columns of ExistingCatalog.samples()."""
 
 
-class Known:
-    """The catalog so far, part by part; empty where there is no cache yet."""
+class ExistingCatalog:
+    """The catalog so far, part by part; empty if there is no cache yet."""
 
     def __init__(self, cache: Cache | None) -> None:
         self.cache = cache
@@ -54,23 +54,23 @@ class Known:
         return str(self.cache.root) if self.cache else "the cache"
 
     def num_parts(self, table: Table) -> int:
-        """Return how many parts a table has."""
+        """Return the number of parts of a table."""
         return len(self.cache.manifest.parts(table)) if self.cache else 0
 
     def parts(self, table: Table) -> Iterator[pl.DataFrame]:
-        """Yield a table's parts in order, each whole."""
+        """Yield the parts of a table in order."""
         if self.cache is not None:
             for part in self.cache.manifest.parts(table):
                 frame = read_part(table, self.cache.part_file(part))
-                if len(frame) != part.num_rows:  # a folder in its place is read as no rows
+                if len(frame) != part.num_rows:  # polars reads a folder in its place as no rows
                     raise DamagedCacheError(
-                        f"{part.path} is damaged: {len(frame):,} rows where {part.num_rows:,} were "
-                        f"planned; run siglip2-cache verify {self.root}"
+                        f"{part.path} is damaged: it has {len(frame):,} rows instead of "
+                        f"{part.num_rows:,}; run siglip2-cache verify {self.root}"
                     )
                 yield frame
 
     def samples(self) -> Iterator[pl.DataFrame]:
-        """Yield the samples with their source and what their file was like when planned."""
+        """Yield the samples with their source, and the size and time of their file when planned."""
         for samples in self.parts("samples"):
             assert self.cache is not None
             if samples.is_empty():
@@ -86,19 +86,19 @@ class Known:
             joined = samples.join(named.collect(), on="file", how="left").rename(
                 {name: f"old_{name}" for name in FROZEN if name != "path"}
             )
-            yield joined.select(*KNOWN_SAMPLE)
+            yield joined.select(*EXISTING_SAMPLE)
 
     def problems(self) -> pl.DataFrame:
-        """Return source, place and reason of the problems that are known."""
+        """Return source, place and reason of the recorded problems."""
         frames = [f.select("source", "place", "reason") for f in self.parts("problems")]
         return pl.concat(frames or [empty_table("problems").select("source", "place", "reason")])
 
     def prompts(self) -> set[tuple[str, str, str | None, str]]:
-        """Return (label, template, lang, text) of the prompts that are known."""
+        """Return (label, template, lang, text) of the recorded prompts."""
         if self.cache is None:
             return set()
         prompts = self.cache.table("prompts").collect()
-        # Only the prompts' own texts: all of them may be more than memory holds.
+        # Only the texts of the prompts: all texts may not fit in memory.
         wanted = prompts["text_row"].unique().implode()
         texts = self.cache.texts().filter(pl.col("text_row").is_in(wanted)).collect()
         joined = prompts.join(texts, on="text_row", how="left")

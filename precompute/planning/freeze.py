@@ -1,16 +1,14 @@
 """Freezing the catalog: samples get rows, unique texts get text rows, in bounded memory.
 
-The order is that of the sources, given in order: samples by first sight, texts by first appearance.
-What is already in the cache is met first and keeps its rows. Uniqueness is decided in buckets by hash,
-order restored in buckets by position, so the result depends neither on the number of buckets nor on
-the hash function.
+Samples and texts are numbered in the order of their first appearance in the sources; those of the cache keep
+their rows. Duplicates are found in buckets by hash, and order is restored in buckets by position, so the
+result depends neither on the number of buckets nor on the hash function.
 
-Steps: scan the sources -> fold rows of one picture -> match keys -> number samples -> match texts -> number
+Steps: scan the sources -> merge rows of one image -> match keys -> number samples -> match texts -> number
 texts -> join captions.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import polars as pl
@@ -21,14 +19,16 @@ from ...store.format.catalog import SCHEMAS, TABLES
 from ...store.format.views import ViewPolicy, draw_views
 from ..sources import Source
 from .changes import Changes
-from .existing import Known
-from .group_rows import KINDS, fold_rows
-from .keys import RepeatedKeys, by_key, find_standing
-from .part_writer import Findings, PartWriter, Sink
+from .existing import ExistingCatalog
+from .findings import Findings
+from .keys import RepeatedKeys, by_key, find_existing
+from .merge_rows import KINDS, merge_rows
+from .part_writer import PartWriter, Sink
 from .prompts import Prompt
 from .scan import SCAN_ROWS, SCANNED, Scanner
-from .spill import Buckets, Scratch, Spool
-from .unused import NoteBook
+from .spill import Buckets, Scratch, SpillBuffer
+from .text_rows import CAPTION, join_rows, resolve_texts
+from .unused import UnusedCounts
 
 _NOT_OF_A_SAMPLE = {"texts", "langs", "reason", "count", "remedy"}
 _SAMPLE = {
@@ -36,21 +36,12 @@ _SAMPLE = {
     "source": pl.String(),
     **{name: dtype for name, dtype in SCANNED.items() if name not in _NOT_OF_A_SAMPLE},
 }
-# seq -1 - i: the text of prompt i, which belongs to no sample
-_CAPTION = {"cap": pl.Int64(), "seq": pl.Int64(), "text": pl.String(), "lang": pl.String()}
-_OF_SAMPLE = {**_CAPTION, "is_new": pl.Boolean()}
-_RESOLVED = {
-    "cap": pl.Int64(),
-    "seq": pl.Int64(),
-    "lang": pl.String(),
-    "text_row": pl.Int64(),
-}
 _SHOWN = 5
-"""Keys and problems that a finding names."""
+"""Keys and problems shown in a finding."""
 
 
 class Freezer:
-    """One plan over some sources, appended to what a cache already has (None: a new cache)."""
+    """Makes the catalog of some sources, or appends to the catalog of a cache."""
 
     def __init__(
         self,
@@ -62,34 +53,36 @@ class Freezer:
         skips_changed: bool = False,
         has_prefixes: bool = False,
     ) -> None:
-        """Args:
-        cache: what is appended to.
-        views: how views are drawn.
-        sink: takes the parts of the catalog.
-        scratch: the plan's temporary space.
-        skips_changed: leave recorded samples that differ in the corpus as they are, instead of refusing.
-        has_prefixes: keys of all sources have the name of their file before them.
+        """Start with the catalog of a cache, or an empty one.
+
+        Args:
+            cache: the cache to append to; None: a new one.
+            views: how views are drawn.
+            sink: takes the parts of the catalog.
+            scratch: temporary space.
+            skips_changed: keep samples that have changed in the corpus as recorded, instead of refusing.
+            has_prefixes: keys of all sources are prefixed with the name of their file.
         """
-        self._known = Known(cache)
+        self._existing = ExistingCatalog(cache)
         self._skips_changed, self._has_prefixes = skips_changed, has_prefixes
         self._views, self._scratch = views, scratch
-        self.first_row = self._known.next_row
-        self.first_text_row = self._known.next_text_row
-        self._next_file = self._known.num_files
-        self._writers = {t: PartWriter(t, self._known.num_parts(t), sink) for t in TABLES}
+        self.first_row = self._existing.next_row
+        self.first_text_row = self._existing.next_text_row
+        self._next_file = self._existing.num_files
+        self._writers = {t: PartWriter(t, self._existing.num_parts(t), sink) for t in TABLES}
         self.findings = Findings()
         self.labels: dict[str, None] = {}
         self._num_seqs = 0
         self._num_caps = 0
         self._samples = Buckets(scratch, _SAMPLE)
-        self._captions: Spool = scratch.spool()
+        self._captions: SpillBuffer = scratch.new_buffer()
         self._prompts: list[Prompt] = []
         self._names: set[str] = set()
-        self._notes = NoteBook()
-        self._known_problems = self._known.problems()
+        self._notes = UnusedCounts()
+        self._existing_problems = self._existing.problems()
 
     def scan(self, sources: Sequence[tuple[str, Source]], scanner: Scanner) -> None:
-        """Read the sources, (namespace, source) in order.
+        """Read the sources, (name, source) in order.
 
         Raises:
             SourceError: a source as a whole cannot be read.
@@ -99,61 +92,64 @@ class Freezer:
             for frame in scanner.frames(source):
                 self._add_frame(name, frame)
         if self._num_seqs == 0:
-            places = ", ".join(str(source.location) for _, source in sources)
+            locations = ", ".join(str(source.location) for _, source in sources)
             shown = "; ".join(self.findings.problems)
             raise SourceError(
-                f"no images in {places}" + (f" ({shown})" if shown else "; is it the right folder?")
+                f"no images in {locations}"
+                + (f" ({shown})" if shown else "; is it the right folder?")
             )
-        self._fold({name for name, source in sources if source.kind in KINDS})
+        self._merge_rows({name for name, source in sources if source.kind in KINDS})
         self.findings.notes = self._notes.notes(sources)
 
-    def _fold(self, names: set[str]) -> None:
-        """Make rows of one picture one sample, of sources that may have such."""
+    def _merge_rows(self, names: set[str]) -> None:
+        """Merge rows of one image into one sample, in sources that may have such rows."""
         if not names:
             return
-        standing = find_standing(self._samples, self._known, self._scratch)
-        folded = fold_rows(self._samples, self._captions, names, standing, self._scratch)
-        if folded is None:
+        existing = find_existing(self._samples, self._existing, self._scratch)
+        merged = merge_rows(self._samples, self._captions, names, existing, self._scratch)
+        if merged is None:
             return
-        self._samples, self._captions = folded.samples, folded.captions
-        self._num_caps = folded.captions.num_rows
-        self.findings.num_folded_rows = folded.num_rows
-        self.findings.num_folded_pictures = folded.num_pictures
-        self._write_problems(folded.problems)
+        self._samples, self._captions = merged.samples, merged.captions
+        self._num_caps = merged.captions.num_rows
+        self.findings.num_merged_rows = merged.num_rows
+        self.findings.num_merged_images = merged.num_images
+        self._write_problems(merged.problems)
 
     def add_prompts(self, prompts: Iterable[Prompt], note: str = "") -> None:
-        """Add zero-shot prompts after all captions; those the cache has are passed over.
+        """Add zero-shot prompts after all captions; skip those that are in the cache.
 
         Args:
             prompts: all of them.
-            note: what the user should know of how labels were understood.
+            note: how the labels of the corpus were understood, for the user.
         """
         prompts = list(prompts)
         if prompts:
             unprompted = sorted(self.labels.keys() - {prompt.label for prompt in prompts})
             self.findings.unprompted = unprompted
         self.findings.label_note = note
-        known = self._known.prompts()
-        new = [p for p in prompts if (p.label, p.template, p.lang, p.text) not in known]
+        existing = self._existing.prompts()
+        new = [p for p in prompts if (p.label, p.template, p.lang, p.text) not in existing]
         lines = [(self._num_caps + i, -1 - i, p.text, p.lang) for i, p in enumerate(new)]
-        self._captions.append(pl.DataFrame(lines, schema=_CAPTION, orient="row"))
+        self._captions.append(pl.DataFrame(lines, schema=CAPTION, orient="row"))
         self._num_caps += len(new)
         self._prompts = new
         self.findings.num_prompts = len(new)
 
     def freeze(self) -> Findings:
-        """Number everything and hand the catalog's parts to the sink.
+        """Number everything, write the catalog's parts to the sink, and return the findings.
 
         Raises:
             DuplicateKeyError: two samples have one key.
-            SettingError: known samples are others than in the cache, and these are not to be skipped.
+            SettingError: samples of the cache have changed, and skips_changed is not set.
         """
-        changes = Changes(self._known, self._scratch)
+        changes = Changes(self._existing, self._scratch)
         matched = self._match_keys(changes)
         rows = self._number_samples(matched)
-        resolved = self._resolve_texts(rows)
-        known_captions = self._join_captions(resolved, rows)
-        changes.add_captions(rows, known_captions)
+        resolved, self.findings.num_texts = resolve_texts(
+            self._captions, rows, self._existing, self._writers["texts"], self._scratch
+        )
+        existing_captions = self._join_captions(resolved, rows)
+        changes.add_captions(rows, existing_captions)
         if not self._skips_changed:
             changes.refuse()
         self.findings.num_kept, self.findings.kept = changes.count, changes.describe()
@@ -164,7 +160,7 @@ class Freezer:
     # -- scanning
 
     def _add_frame(self, name: str, frame: pl.DataFrame) -> None:
-        """Spool one frame of a source (scan.py): samples, captions; write problems; count what is unused."""
+        """Add a frame of a source (scan.py): samples, captions, problems and unused items."""
         is_problem, is_unused = pl.col("reason").is_not_null(), pl.col("count").is_not_null()
         self._add_problems(name, frame.filter(is_problem & ~is_unused))
         self._notes.add_unused(name, frame.filter(is_unused))
@@ -182,7 +178,7 @@ class Freezer:
             cap=pl.int_range(pl.len(), dtype=pl.Int64) + self._num_caps
         )
         self._samples.append(samples, pl.col("seq") // self._scratch.bucket_rows)
-        self._captions.append(captions.select(*_CAPTION))
+        self._captions.append(captions.select(*CAPTION))
         self._num_seqs += samples.height
         self._num_caps += captions.height
         labels = samples["label"].drop_nulls().unique(maintain_order=True)
@@ -194,7 +190,7 @@ class Freezer:
 
     def _write_problems(self, problems: pl.DataFrame) -> None:
         new = problems.join(
-            self._known_problems,
+            self._existing_problems,
             on=["source", "place", "reason"],
             how="anti",
             maintain_order="left",
@@ -209,10 +205,10 @@ class Freezer:
     # -- samples
 
     def _match_keys(self, changes: Changes) -> Buckets:
-        """Return (seq, row of a known sample or null, ...) by seq; refuse duplicate keys."""
+        """Return (seq, row of the cache's sample or null) by seq; refuse repeated keys."""
         matched = Buckets(self._scratch, {"seq": pl.Int64(), "row": pl.Int64()})
         repeated = RepeatedKeys()
-        for ours, theirs in by_key(self._samples, self._known, self._scratch):
+        for ours, theirs in by_key(self._samples, self._existing, self._scratch):
             joined = ours.join(theirs.rename({"source": "owner"}), on="key", how="left")
             repeated.add(joined)
             changes.add_facts(joined)
@@ -226,7 +222,7 @@ class Freezer:
         differs = pl.col("num_bytes").ne_missing(pl.col("old_bytes")) | pl.col(
             "mtime_ns"
         ).ne_missing(pl.col("old_mtime"))
-        # A tar that grew holds its old members where they were: their places were compared.
+        # A tar that has grown still has its old members: their offsets are compared elsewhere.
         is_member = pl.col("member").is_not_null() & pl.col("offset").is_not_null()
         is_grown = is_member & (pl.col("num_bytes") > pl.col("old_bytes"))
         changed = joined.filter(
@@ -260,7 +256,7 @@ class Freezer:
             frame = frame.with_columns(row=pl.when("is_new").then(ordinal).otherwise("row"))
             rows.append(frame, pl.col("seq") // self._scratch.bucket_rows)
             new = frame.filter("is_new")
-            self.findings.num_known += frame.height - new.height
+            self.findings.num_existing += frame.height - new.height
             if new.height:
                 last_file = self._write_samples(new, last_file)
             next_row += new.height
@@ -270,7 +266,7 @@ class Freezer:
     def _write_samples(
         self, new: pl.DataFrame, last_file: tuple[str, str] | None
     ) -> tuple[str, str]:
-        """Write one bucket of new samples; files that follow each other and are one share a number."""
+        """Write one bucket of new samples; consecutive samples of one file share its number."""
         before = last_file or ("", "")
         is_other = (
             pl.col("source").ne(pl.col("source").shift(1).fill_null(before[0]))
@@ -291,70 +287,12 @@ class Freezer:
         self.findings.num_missing_files += int(new["num_bytes"].null_count())
         return new["source"][-1], new["path"][-1]
 
-    # -- texts
-
-    def _resolve_texts(self, rows: Buckets) -> Buckets:
-        """Write the new unique texts of new samples and prompts; return (cap, seq, lang, text_row) by cap.
-
-        text_row is null where a known sample has a text that the cache has not.
-        """
-        scratch, bucket_rows = self._scratch, self._scratch.bucket_rows
-        by_cap = Buckets(scratch, _RESOLVED)
-        first_seen = Buckets(scratch, {"first": pl.Int64(), "text": pl.String()})
-        waiting = Buckets(
-            scratch,
-            {"cap": pl.Int64(), "seq": pl.Int64(), "lang": pl.String(), "first": pl.Int64()},
-        )
-        is_unseen = pl.col("text_row").is_null() & pl.col("is_new")
-        for ours in self._captions_with_known_text_rows(rows):
-            by_cap.append(ours.filter(~is_unseen), pl.col("cap") // bucket_rows)
-            new = ours.filter(is_unseen)
-            by_first = pl.col("first") // bucket_rows
-            first_seen.append(new.filter(pl.col("cap") == pl.col("first")), by_first)
-            waiting.append(new, by_first)
-        next_text_row = self.first_text_row
-        for number in first_seen.numbers():
-            texts = first_seen.collect(number).sort("first").with_row_index("i")
-            texts = texts.with_columns(text_row=next_text_row + pl.col("i").cast(pl.Int64))
-            next_text_row += texts.height
-            self._writers["texts"].write(texts.select("text_row", "text"))
-            found = waiting.collect(number).join(texts.select("first", "text_row"), on="first")
-            by_cap.append(found, pl.col("cap") // bucket_rows)
-        self.findings.num_texts = next_text_row - self.first_text_row
-        return by_cap
-
-    def _captions_with_known_text_rows(self, rows: Buckets) -> Iterator[pl.DataFrame]:
-        """Yield captions by hash of text: with the cap of the first new one of equal texts, and text_row."""
-        num_known = self._known.num_texts
-        count = self._scratch.num_buckets(self._captions.num_rows + num_known)
-        by_text = pl.col("text").hash(seed=0) % count
-        known = Buckets(self._scratch, {"text": pl.String(), "text_row": pl.Int64()})
-        for frame in self._known.parts("texts"):
-            known.append(frame, by_text)
-        captions = Buckets(self._scratch, _OF_SAMPLE)
-        collect = lru_cache(maxsize=1)(rows.collect)  # frames follow each other in a bucket
-        for frame in self._captions.frames():
-            captions.append(self._mark_new(frame, collect), by_text)
-        first = pl.col("cap").filter(pl.col("is_new")).min().over("text")
-        for number in captions.numbers():
-            ours = captions.collect(number).with_columns(first=first)
-            yield ours.join(known.collect(number), on="text", how="left")
-
-    def _mark_new(
-        self, captions: pl.DataFrame, rows: Callable[[int], pl.DataFrame]
-    ) -> pl.DataFrame:
-        """Add is_new: of a sample that the cache has not, or a prompt."""
-        if self._known.cache is None:
-            return captions.with_columns(is_new=pl.lit(True))
-        found = _join_rows(captions, rows, self._scratch.bucket_rows)
-        return found.with_columns(pl.col("is_new").fill_null(True))
-
     # -- captions
 
     def _join_captions(self, resolved: Buckets, rows: Buckets) -> Buckets:
-        """Write captions of new samples and prompts; return those of known samples by row."""
+        """Write captions of new samples and prompts; return those of the cache's samples by row."""
         bucket_rows = self._scratch.bucket_rows
-        known = Buckets(
+        existing = Buckets(
             self._scratch, {"row": pl.Int64(), "text_row": pl.Int64(), "lang": pl.String()}
         )
         for number in resolved.numbers():
@@ -363,12 +301,12 @@ class Freezer:
             frame = frame.filter(pl.col("seq") >= 0)
             if frame.height == 0:
                 continue
-            joined = _join_rows(frame, rows.collect, bucket_rows)
+            joined = join_rows(frame, rows.collect, bucket_rows)
             new = joined.filter("is_new")
             self._writers["captions"].write(new.select("row", "text_row", "lang"))
             self.findings.num_captions += new.height
-            known.append(joined.filter(~pl.col("is_new")), pl.col("row") // bucket_rows)
-        return known
+            existing.append(joined.filter(~pl.col("is_new")), pl.col("row") // bucket_rows)
+        return existing
 
     def _write_prompts(self, frame: pl.DataFrame) -> None:
         if frame.height == 0:
@@ -394,19 +332,3 @@ def _draw_views(policy: ViewPolicy, keys: pl.Series, rows: pl.Series) -> pl.Data
         **{name: each.ravel() for name, each in draw_views(policy, keys.to_list()).items()},
     }
     return pl.DataFrame(columns)
-
-
-def _join_rows(
-    captions: pl.DataFrame, rows: Callable[[int], pl.DataFrame], bucket_rows: int
-) -> pl.DataFrame:
-    """Return captions, in order of samples, with row and is_new of the sample that each belongs to.
-
-    One bucket of rows at a time: few captions may lie far apart.
-    """
-    parts = captions.with_columns(_bucket=pl.col("seq") // bucket_rows).partition_by(
-        "_bucket", maintain_order=True, as_dict=True, include_key=False
-    )
-    return pl.concat(
-        part.join(rows(number), on="seq", how="left", maintain_order="left")
-        for (number,), part in parts.items()
-    )

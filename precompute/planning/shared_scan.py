@@ -21,8 +21,10 @@ from ...images.main_module import hide_main_module
 from ...store.io.location import Location
 from ...store.io.storage import Storage, open_storage
 from ..ranks import ProcessRank
-from .plan import PlanConfig, name_sources, open_if_planned
+from .config import PlanConfig
+from .plan import open_if_planned
 from .scan import Scanner
+from .source_names import name_sources
 
 _JOIN_TIMEOUT_S = 5.0
 """Longest wait at the end for the current piece, so that its scan is not left behind in the cache."""

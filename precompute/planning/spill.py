@@ -1,7 +1,7 @@
-"""Tables larger than memory: frames kept in memory up to a limit, then in scratch files.
+"""Tables larger than memory: frames kept in memory up to a limit, then spilled to scratch files.
 
-The planner sorts and joins by buckets (a share of the keys, a range of rows): each bucket fits in
-memory, and what comes out does not depend on how many there were.
+The planner sorts and joins by buckets (a hash of the keys, a range of rows): each bucket fits in memory,
+and the result does not depend on the number of buckets.
 """
 
 import shutil
@@ -15,11 +15,11 @@ BUCKET_ROWS = 2_000_000
 """Rows of a bucket: about 300 MB of captions."""
 
 MEMORY_LIMIT_BYTES = 512 * 2**20
-"""What all spools of one plan may hold in memory together before they go to disk."""
+"""Memory of all buffers of one plan together, before they are spilled to disk."""
 
 
 class Scratch:
-    """A temporary folder and the memory that its spools share. A context manager."""
+    """A temporary folder, and the memory that its buffers share. A context manager."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Scratch:
         self._folder: Path | None = None
         self._num_bytes = 0
         self._num_files = 0
-        self._spools: list[Spool] = []
+        self._buffers: list[SpillBuffer] = []
 
     def __enter__(self) -> "Scratch":
         return self
@@ -43,33 +43,33 @@ class Scratch:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def spool(self) -> "Spool":
-        """Return a new, empty spool."""
-        spool = Spool(self)
-        self._spools.append(spool)
-        return spool
+    def new_buffer(self) -> "SpillBuffer":
+        """Return a new, empty buffer."""
+        buffer = SpillBuffer(self)
+        self._buffers.append(buffer)
+        return buffer
 
     def num_buckets(self, num_rows: int) -> int:
-        """Return how many buckets this many rows want, at least 1."""
+        """Return the number of buckets for so many rows, at least 1."""
         return max(1, -(-num_rows // self.bucket_rows))
 
-    def account(self, num_bytes: int) -> None:
-        """Add to the bytes in memory; above the limit everything goes to disk."""
+    def add_bytes(self, num_bytes: int) -> None:
+        """Add to the bytes in memory; above the limit, spill all buffers to disk."""
         self._num_bytes += num_bytes
         if self._num_bytes > self._limit:
-            for spool in self._spools:
-                spool.flush()
+            for buffer in self._buffers:
+                buffer.flush()
             self._num_bytes = 0
 
     def new_file(self) -> Path:
-        """Return a path in the scratch folder that nothing has used."""
+        """Return an unused path in the scratch folder."""
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="siglip2-cache-plan-", dir=self._parent))
         self._num_files += 1
         return self._folder / f"{self._num_files:08d}.arrow"
 
 
-class Spool:
+class SpillBuffer:
     """Frames of one schema in the order they were appended."""
 
     def __init__(self, scratch: Scratch) -> None:
@@ -84,7 +84,7 @@ class Spool:
             return
         self._frames.append(frame)
         self.num_rows += frame.height
-        self._scratch.account(int(frame.estimated_size()))
+        self._scratch.add_bytes(int(frame.estimated_size()))
 
     def flush(self) -> None:
         """Move what is in memory to a scratch file."""
@@ -101,40 +101,40 @@ class Spool:
         yield from list(self._frames)
 
     def collect(self, schema: pl.Schema) -> pl.DataFrame:
-        """Return everything as one frame; an empty one of the schema given if nothing came."""
+        """Return all rows as one frame, an empty one of the given schema if there are none."""
         frames = list(self.frames())
         return pl.concat(frames) if frames else pl.DataFrame(schema=schema)
 
 
 class Buckets:
-    """Spools by number; a frame is split over them by a column of bucket numbers."""
+    """Buffers by number; an expression assigns each row of a frame to one of them."""
 
     def __init__(self, scratch: Scratch, schema: Mapping[str, pl.DataType]) -> None:
         self._scratch = scratch
         self.schema = pl.Schema(schema)
-        self._spools: dict[int, Spool] = {}
+        self._buffers: dict[int, SpillBuffer] = {}
 
     def append(self, frame: pl.DataFrame, bucket: pl.Expr) -> None:
-        """Split a frame: each row goes to the bucket that the expression gives it."""
+        """Add each row of a frame to the bucket that the expression returns for it."""
         frame = frame.select(*self.schema.names(), bucket.cast(pl.Int64).alias("_bucket"))
         if frame.height == 0:
             return
         parts = frame.partition_by("_bucket", maintain_order=True, include_key=False, as_dict=True)
         for (number,), part in parts.items():
-            if number not in self._spools:
-                self._spools[number] = self._scratch.spool()
-            self._spools[number].append(part.cast(self.schema))
+            if number not in self._buffers:
+                self._buffers[number] = self._scratch.new_buffer()
+            self._buffers[number].append(part.cast(self.schema))
 
     def numbers(self) -> list[int]:
-        """Return the numbers of the buckets that hold something, ascending."""
-        return sorted(self._spools)
+        """Return the numbers of the buckets that are not empty, ascending."""
+        return sorted(self._buffers)
 
     @property
     def num_rows(self) -> int:
         """Rows of all buckets."""
-        return sum(spool.num_rows for spool in self._spools.values())
+        return sum(buffer.num_rows for buffer in self._buffers.values())
 
     def collect(self, number: int) -> pl.DataFrame:
         """Return one bucket whole."""
-        spool = self._spools.get(number)
-        return spool.collect(self.schema) if spool else pl.DataFrame(schema=self.schema)
+        buffer = self._buffers.get(number)
+        return buffer.collect(self.schema) if buffer else pl.DataFrame(schema=self.schema)

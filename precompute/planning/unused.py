@@ -1,4 +1,4 @@
-"""Counting what a corpus holds that a plan did not use, by source and kind."""
+"""Counting what a plan leaves unused in a corpus, by source and kind."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,11 +10,11 @@ from ..sources import Source
 from ..sources.fields.caption_search import captions_looked_for
 
 _MAX_KINDS = 200
-"""Of the notes of one source that are kept; the others, which are rarer or came later, are passed over."""
+"""Most notes of one source; kinds that come later are ignored."""
 
 
-class NoteBook:
-    """Adds up what the pieces of each source did not use, and which sources have no caption at all."""
+class UnusedCounts:
+    """Counts what is unused in each source, and finds sources without any caption."""
 
     def __init__(self) -> None:
         self._unused: dict[str, dict[tuple[str, str], Note]] = {}
@@ -22,7 +22,7 @@ class NoteBook:
         self._num_captioned: dict[str, int] = {}
 
     def add_unused(self, name: str, frame: pl.DataFrame) -> None:
-        """Add the lines of a frame (scan.py) that count something unused of a source."""
+        """Add the rows of a frame (scan.py) that count unused items of a source."""
         notes = self._unused.setdefault(name, {})
         columns = ("reason", "remedy", "count", "place")
         for what, remedy, count, place in frame.select(columns).iter_rows():
@@ -34,7 +34,7 @@ class NoteBook:
                 notes[what, remedy] = note
 
     def add_samples(self, name: str, samples: pl.DataFrame) -> None:
-        """Count samples of a source, and those with captions; known ones too."""
+        """Count samples of a source, and those with captions."""
         num_captioned = samples.select((pl.col("texts").list.len() > 0).sum()).item()
         self._num_samples[name] = self._num_samples.get(name, 0) + samples.height
         self._num_captioned[name] = self._num_captioned.get(name, 0) + int(num_captioned)

@@ -209,7 +209,7 @@ def test_a_new_tar_is_appended_and_known_rows_stay(tiny_checkpoint: Path, tmp_pa
     put_tar(tars / "000a.tar", range(20, 23))  # between the others by name
     after, summary = run(tars, tmp_path / "cache", tiny_checkpoint)
     assert summary.plan.findings.num_samples == 3
-    assert summary.plan.findings.num_known == 8
+    assert summary.plan.findings.num_existing == 8
     samples = after.samples().collect()
     assert samples["key"].to_list()[8:] == ["img020", "img021", "img022"]
     new = targets_of(after)
@@ -224,7 +224,7 @@ def test_a_tar_that_grew_keeps_its_known_rows(tiny_checkpoint: Path, tmp_path: P
     old = targets_of(before)
     put_tar(path, range(5, 7), mode="a")
     after, summary = run(path, tmp_path / "cache", tiny_checkpoint)
-    assert (summary.plan.findings.num_known, summary.plan.findings.num_samples) == (5, 2)
+    assert (summary.plan.findings.num_existing, summary.plan.findings.num_samples) == (5, 2)
     new = targets_of(after)
     assert list(new) == [f"img{i:03d}" for i in range(7)]
     for key, values in old.items():

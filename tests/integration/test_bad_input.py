@@ -595,7 +595,9 @@ def test_a_key_given_twice_names_both_places(tmp_path: Path, refused: Callable[.
     draw_image(0).save(folder / "c.png")
     # A namespace and a key that together are another's key.
     message = refused(f"n={two}", f"n={folder.parent}", tmp_path / "cache")
-    assert message.startswith(f"two sources are called 'n': {two} and {folder.parent}; name this ")
+    assert message.startswith(
+        f"two sources have the name 'n': {two} and {folder.parent}; give this "
+    )
     assert not (tmp_path / "cache" / "cache.json").exists()
 
 
@@ -642,7 +644,7 @@ def test_a_source_in_the_cache_or_given_twice_through_a_link_is_one_line(
     inside = write_folder_corpus(cache / "inside", 1)
     for place in (inside, cache):
         assert refused(f"x={place}", cache).startswith(
-            f"the source {place} lies in the folder of the cache, {cache}, which is to hold nothing "
+            f"the source {place} is in the folder of the cache, {cache}, which must hold nothing else"
         )
     (tmp_path / "link").symlink_to(corpus)
     message = refused(corpus, tmp_path / "link", tmp_path / "new")

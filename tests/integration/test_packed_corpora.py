@@ -176,7 +176,7 @@ def test_a_new_file_is_appended_and_the_known_rows_stay(
     write_file(corpus / "data" / "train-00003.parquet", [20, 21, 22])
     summary, cache = run(corpus, tmp_path / "cache", tiny_checkpoint)
     assert summary.plan.findings.num_samples == summary.num_images == 3
-    assert summary.plan.findings.num_known == 12
+    assert summary.plan.findings.num_existing == 12
     np.testing.assert_array_equal(images_of(cache)[:12], old)
     assert verify_cache(cache).faults == []
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from siglip2_cache.precompute.build import BuildConfig
-from siglip2_cache.precompute.planning.plan import PlanConfig
+from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.precompute.teacher.teacher import OutOfMemory
 from siglip2_cache.siglip import NaflexRecipe, SquashRecipe
 from siglip2_cache.store.io.location import Location

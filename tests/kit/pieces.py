@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from siglip2_cache.precompute.planning import plan
-from siglip2_cache.precompute.planning.plan import Plan, PlanConfig, make_plan
+from siglip2_cache.precompute.planning.config import PlanConfig
+from siglip2_cache.precompute.planning.plan import Plan, make_plan
 from siglip2_cache.precompute.sources import Caption, Piece, Problem, Sample
 from siglip2_cache.store.format.records import sha256_hex
 from siglip2_cache.store.io.local import LocalStorage

@@ -15,7 +15,7 @@ from siglip2_cache.precompute.estimate import costs
 from siglip2_cache.precompute.estimate.estimate import Capacity, CapacityConfig
 from siglip2_cache.precompute.estimate.formulas import reckon
 from siglip2_cache.precompute.estimate.report import capacity_json, capacity_lines
-from siglip2_cache.precompute.planning.plan import default_shard_rows
+from siglip2_cache.precompute.planning.config import default_shard_rows
 from siglip2_cache.siglip import find_architecture
 from siglip2_cache.store.format.catalog import IMAGES_SCHEMA, encode_part, encode_table
 from siglip2_cache.store.format.views import ViewPolicy, draw_views

@@ -32,10 +32,11 @@ from siglip2_cache.errors import DuplicateKeyError, SettingError, SourceError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.dry_run import dry_run
 from siglip2_cache.precompute.planning import freeze, part_writer
-from siglip2_cache.precompute.planning.plan import Plan, PlanConfig, make_plan
+from siglip2_cache.precompute.planning.config import PlanConfig
+from siglip2_cache.precompute.planning.findings import finding_lines
+from siglip2_cache.precompute.planning.plan import Plan, make_plan
 from siglip2_cache.precompute.planning.spill import Scratch
 from siglip2_cache.precompute.sources import Sample, TableColumns
-from siglip2_cache.precompute.summary import finding_lines
 from siglip2_cache.store.cache import Cache, relocate
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format import transaction as commits
@@ -155,7 +156,7 @@ def test_the_bytes_depend_on_neither_bucket_size_nor_memory_new_or_appended(
     assert len(cache.manifest.generations) == 2
     assert cache.num_samples == 20 + 24 + 11 + 11
     assert cache.num_texts == 7 + 4
-    assert found[0].findings.num_known == 44
+    assert found[0].findings.num_existing == 44
 
 
 def test_what_is_reported_does_not_depend_on_the_buckets_either(tmp_path: Path) -> None:
@@ -177,7 +178,8 @@ def test_what_is_reported_does_not_depend_on_the_buckets_either(tmp_path: Path) 
 PLAN_IN_A_PROCESS = """
 import sys
 from pathlib import Path
-from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.planning.config import PlanConfig
+from siglip2_cache.precompute.planning.plan import make_plan
 from siglip2_cache.store.io.local import LocalStorage
 cache, *sources = sys.argv[1:]
 make_plan(PlanConfig(sources=tuple(sources), num_views=2), LocalStorage(Path(cache)))
@@ -393,7 +395,8 @@ def test_a_unit_is_16384_rows_divided_by_the_views_down_to_a_power_of_two(
 # --- duplicate keys --------------------------------------------------------------------------
 
 REMEDY = (
-    r"use --prefix-keys \(its file's name before each\), another --key-column or names of sources"
+    r"use --prefix-keys \(prefixes each key with its file's name\), another --key-column or names of "
+    "sources"
 )
 
 
@@ -423,7 +426,7 @@ def test_two_images_of_one_name_are_a_duplicate_that_names_both_files(tmp_path: 
 
 def test_two_new_sources_under_one_name_are_refused(tmp_path: Path) -> None:
     one, two = (write_table_corpus(tmp_path / n, lines("a")) for n in ("one", "two"))
-    message = f"two sources are called '{{}}': {one} and {two}; .* otherwise with NAME={two}$"
+    message = f"two sources have the name '{{}}': {one} and {two}; .* with NAME={two}$"
     assert_refused(tmp_path / "cache", f"x={one}", f"x={two}", match=message.format("x"))
     assert_refused(tmp_path / "cache", one, two, match=message.format("captions"))
 
@@ -500,7 +503,7 @@ def test_new_samples_start_a_new_unit_and_what_was_there_stays(tmp_path: Path) -
         (1, 4, 1),
         (2, 8, 2),
     ]
-    assert (found.findings.num_samples, found.findings.num_known) == (2, 5)
+    assert (found.findings.num_samples, found.findings.num_existing) == (2, 5)
     assert (found.findings.num_texts, found.findings.num_captions) == (2, 4)
 
 
@@ -562,11 +565,11 @@ def test_removed_samples_keep_their_rows_and_are_reported_and_may_come_back(
     plan(cache, source)
     write_table_corpus(tmp_path / "corpus", lines("b"))
     found = plan(cache, source).findings
-    assert (found.num_gone, found.gone, found.num_known) == (2, ["a", "c"], 1)
+    assert (found.num_gone, found.gone, found.num_existing) == (2, ["a", "c"], 1)
     assert keys(cache) == {0: "a", 1: "b", 2: "c"}
     write_table_corpus(tmp_path / "corpus", lines("c", "b", "a"))
     found = plan(cache, source).findings
-    assert (found.num_gone, found.num_samples, found.num_known) == (0, 0, 3)
+    assert (found.num_gone, found.num_samples, found.num_existing) == (0, 0, 3)
     assert keys(cache) == {0: "a", 1: "b", 2: "c"}
 
 
@@ -614,8 +617,8 @@ def test_other_captions_under_a_known_key_are_refused_by_name(
             tmp_path / "cache",
             source,
             scratch=scratch,
-            match=r"^1 sample of .*cache differ from the corpus \(captions of 1: 'k3'\); restore them or "
-            "give them new keys; or keep what is recorded and add what is new: --changed skip$",
+            match=r"^1 sample of .*cache differ from the corpus \(captions of 1: 'k3'\); restore them, "
+            "or give them new keys; or keep them as recorded and add only what is new: --changed skip$",
         )
     write(now, name="k4")
     assert plan(tmp_path / "cache", source).findings.num_samples == 1
@@ -655,7 +658,7 @@ def test_sources_in_another_order_or_one_alone_append_to_what_they_are(tmp_path:
     write("abce", "a")
     found = plan(cache, one).findings
     assert keys(cache)[6] == "x/e"
-    assert (found.num_gone, found.num_known) == (0, 3), "the other source was not looked at"
+    assert (found.num_gone, found.num_existing) == (0, 3), "the other source was not looked at"
     found = plan(cache, two).findings
     assert (found.num_gone, found.gone) == (2, ["y/b", "y/d"])
     names = [source.name for source in open_cache(cache).manifest.sources]
@@ -685,7 +688,7 @@ def test_renaming_a_source_is_refused(tmp_path: Path) -> None:
     assert_refused(
         tmp_path / "cache",
         f"y={source}",
-        match=f"{source} is called 'x' in {tmp_path / 'cache'}, not 'y'; its keys were frozen",
+        match=f"{source} is named 'x' in {tmp_path / 'cache'}, not 'y'; its keys were recorded",
     )
 
 
@@ -696,7 +699,7 @@ def test_a_moved_corpus_is_the_same_under_corpus_root(tmp_path: Path) -> None:
     old.rename(new)
     write_folder_corpus(new / "photos", 1, first=3)
     found = plan(cache, new / "photos", corpus_roots={str(old): str(new)}).findings
-    assert (found.num_known, found.num_samples, found.num_gone) == (3, 1, 0)
+    assert (found.num_existing, found.num_samples, found.num_gone) == (3, 1, 0)
     assert open_cache(cache).corpus_root("") == new / "photos"
     assert list(keys(cache).values()) == ["img000", "img001", "img002", "img003"]
     assert not plan(cache, new / "photos").was_scanned
@@ -742,11 +745,11 @@ def test_another_corpus_beside_one_that_is_gone_needs_only_a_name(tmp_path: Path
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"shard_rows": 8}, "shard rows is 4 in .*cache and 8 was asked"),
-        ({"num_views": 2}, "views is 3 in .*cache and 2 was asked"),
-        ({"num_views": 1}, "views is 3 in .*cache and 1 was asked"),
-        ({"view_seed": 0}, "view seed is 7 in .*cache and 0 was asked"),
-        ({"view_min_area": 0.25}, "view min area is 0.5 in .*cache and 0.25 was asked"),
+        ({"shard_rows": 8}, "shard rows is 4 in .*cache and cannot be changed to 8"),
+        ({"num_views": 2}, "views is 3 in .*cache and cannot be changed to 2"),
+        ({"num_views": 1}, "views is 3 in .*cache and cannot be changed to 1"),
+        ({"view_seed": 0}, "view seed is 7 in .*cache and cannot be changed to 0"),
+        ({"view_min_area": 0.25}, "view min area is 0.5 in .*cache and cannot be changed to 0.25"),
     ],
 )
 def test_changed_settings_are_refused_with_old_and_new_value(
@@ -778,7 +781,7 @@ def test_settings_that_make_no_sense_are_refused(
 ) -> None:
     source = write_table_corpus(tmp_path / "corpus", lines("a"))
     assert_refused(tmp_path / "cache", source, match=message, **settings)
-    with pytest.raises(SettingError, match="no source was named"):
+    with pytest.raises(SettingError, match="no source was given"):
         PlanConfig(sources=())
     assert_refused(tmp_path / "cache", f" ={source}", match="has an empty name; write NAME=PATH")
 
@@ -1019,9 +1022,9 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     assert_refused(
         tmp_path / "home",
         source,
-        match=r"home is not empty and holds no cache \(thesis.tex is there\); name an empty or a new",
+        match=r"home is not empty and is not a cache \(it holds thesis.tex\); name an empty or a new",
     )
-    assert_refused(tmp_path / "corpus", source, match="holds no cache")
+    assert_refused(tmp_path / "corpus", source, match="is not a cache")
     with pytest.raises(SettingError, match=r"captions.jsonl is a file; name a folder"):
         plan(source, source)
 
@@ -1134,7 +1137,7 @@ def test_a_known_key_that_names_another_image_or_label_is_refused(
     plan(tmp_path / "cache", table)
     write_table_corpus(tmp_path / "corpus", [{**known[0], **change}, *lines("b", "c", label="cat")])
     assert_refused(
-        tmp_path / "cache", table, match=rf"\(place or label of 1: 'a' had {message}\); "
+        tmp_path / "cache", table, match=rf"\(location or label of 1: 'a' had {message}\); "
     )
 
 
@@ -1244,7 +1247,7 @@ def test_a_pattern_that_grew_is_not_taken_for_another_corpus(tmp_path: Path, oth
     with pytest.raises(
         SettingError,
         match=rf"{re.escape(str(new))} is new to the cache, which has {re.escape(str(old))} of the same "
-        rf"folder; .* say --corpus-root '{re.escape(str(old))}={re.escape(str(new))}'; .* NAME=",
+        rf"folder; .* use --corpus-root '{re.escape(str(old))}={re.escape(str(new))}'; .* NAME=",
     ):
         plan(tmp_path / "cache", new)
     roots = {str(old): str(new)}
@@ -1264,7 +1267,7 @@ def test_a_folder_that_became_another_kind_of_corpus_is_refused(tmp_path: Path) 
     draw_image(0).save(tmp_path / "shards" / "preview.png")
     with pytest.raises(
         SettingError,
-        match=r"shards was planned as webdataset and now looks like folder, which gives",
+        match=r"shards was planned as webdataset and now looks like folder, which would",
     ):
         plan(tmp_path / "cache", tmp_path / "shards")
     (tmp_path / "shards" / "preview.png").unlink()

@@ -6,14 +6,8 @@ from pathlib import Path
 import pytest
 
 from siglip2_cache.errors import SourceError
-from siglip2_cache.precompute.planning.prompts import (
-    Label,
-    Prompt,
-    Template,
-    make_prompts,
-    read_labels,
-    read_templates,
-)
+from siglip2_cache.precompute.planning.prompt_files import read_labels, read_templates
+from siglip2_cache.precompute.planning.prompts import Label, Prompt, Template, make_prompts
 
 
 def put(folder: Path, name: str, content: object) -> Path:
@@ -91,7 +85,7 @@ def test_a_label_that_stands_twice_is_refused_with_both_places(
         read_labels(path)
     of_language = " in en" if "en item" in places else ""
     places = places.format(path)
-    assert str(caught.value) == f"label 'dog'{of_language} stands twice: {path} {places}"
+    assert str(caught.value) == f"label 'dog'{of_language} is there twice: {path} {places}"
 
 
 def test_two_classes_may_share_a_name_in_a_second_language(tmp_path: Path) -> None:
@@ -113,13 +107,13 @@ def test_two_classes_may_share_a_name_in_a_second_language(tmp_path: Path) -> No
         ("l.json", {"dog": {"de": None}}, r"label 'dog' in de: the name is empty"),
         ("l.json", {"dog": ["a"], "cat": "b"}, r"label 'dog': the name is a list, expected text"),
         ("l.json", {"en": ["a", "b"], "de": ["c"]}, "numbers of names: 2 in en, 1 in de"),
-        ("l.json", '{"a": "b", "a": "c"}', r"l\.json: the name 'a' stands twice in one object"),
+        ("l.json", '{"a": "b", "a": "c"}', r"l\.json: the name 'a' is there twice in one object"),
         ("l.csv", "dog\ncat\n", r"l\.csv has no column 'label', it has 'dog'; a \.csv or \.tsv"),
         ("l.csv", "label,name\n ,dog\n", r"l\.csv line 2: the label is empty"),
         ("l.csv", "label,name\na,b,c\n", r"l\.csv line 2: 3 cells, but 2 columns"),
         ("l.csv", "label,name\n", r"l\.csv is empty"),
         ("l.jsonl", '{"label": "a"}\n{\n', r"l\.jsonl line 2: malformed JSON"),
-        ("l.xml", "<a/>", r"l\.xml is of no kind that can be read; expected \.txt, \.json, \.csv"),
+        ("l.xml", "<a/>", r"l\.xml is not a supported kind of file; expected \.txt, \.json, \.csv"),
     ],
 )
 def test_a_wrong_labels_file_is_refused_with_the_place(
@@ -130,7 +124,7 @@ def test_a_wrong_labels_file_is_refused_with_the_place(
 
 
 def test_a_missing_labels_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"there is no file .*/l\.txt; expected one ending in"):
+    with pytest.raises(SourceError, match=r"there is no file .*/l\.txt; expected a file ending in"):
         read_labels(tmp_path / "l.txt")
 
 
@@ -160,13 +154,13 @@ def test_templates_are_read_from_every_kind_of_file(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.txt", "a {}\na dog\n", r"t\.txt line 2: template 'a dog' holds {} 0 times; expected"),
-        ("t.txt", "{} or {}\n", r"t\.txt line 1: template '{} or {}' holds {} 2 times"),
-        ("t.json", {"de": ["ein {}", "{c}"]}, r"t\.json de item 2: template '{c}' holds {} 0"),
+        ("t.txt", "a {}\na dog\n", r"t\.txt line 2: template 'a dog' has {} 0 times; expected"),
+        ("t.txt", "{} or {}\n", r"t\.txt line 1: template '{} or {}' has {} 2 times"),
+        ("t.json", {"de": ["ein {}", "{c}"]}, r"t\.json de item 2: template '{c}' has {} 0"),
         ("t.json", {"de": "ein {}"}, r"the templates in 'de' are text, expected a list"),
-        ("t.csv", "template,lang\n,en\n", r"t\.csv line 2: template '' holds {} 0 times"),
+        ("t.csv", "template,lang\n,en\n", r"t\.csv line 2: template '' has {} 0 times"),
         ("t.jsonl", '{"template": 3}\n', r"t\.jsonl line 1: the template is a number, expected"),
-        ("t.txt", "a {}\na {}\n", r"template 'a {}' stands twice: .* line 1 and .* line 2$"),
+        ("t.txt", "a {}\na {}\n", r"template 'a {}' is there twice: .* line 1 and .* line 2$"),
     ],
 )  # fmt: skip
 def test_a_wrong_templates_file_is_refused_with_the_place(

@@ -9,13 +9,15 @@ import polars as pl
 import pytest
 
 from siglip2_cache.precompute.planning import shared_scan
-from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan, name_sources
+from siglip2_cache.precompute.planning.config import PlanConfig
+from siglip2_cache.precompute.planning.plan import make_plan
 from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.planning.shared_scan import (
     scan_in_processes,
     scan_in_thread,
     scan_slice,
 )
+from siglip2_cache.precompute.planning.source_names import name_sources
 from siglip2_cache.precompute.ranks import ProcessRank
 from siglip2_cache.precompute.sources import Piece
 from siglip2_cache.store.io.local import LocalStorage

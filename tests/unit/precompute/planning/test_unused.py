@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from siglip2_cache import open_cache
-from siglip2_cache.precompute.planning import plan
-from siglip2_cache.precompute.planning.part_writer import Findings
-from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.planning import source_names
+from siglip2_cache.precompute.planning.config import PlanConfig
+from siglip2_cache.precompute.planning.findings import Findings, finding_lines
+from siglip2_cache.precompute.planning.plan import make_plan
 from siglip2_cache.precompute.planning.unused import _MAX_KINDS
 from siglip2_cache.precompute.sources import Caption, Piece, Problem, Sample, Unused
-from siglip2_cache.precompute.summary import finding_lines
 from siglip2_cache.store.describe import describe, describe_lines
 from siglip2_cache.store.format.corpus_notes import Note
 from siglip2_cache.store.io.local import LocalStorage
@@ -54,7 +54,7 @@ def plan_shelf(
     monkeypatch: pytest.MonkeyPatch, cache: Path, *items: tuple[Sample | Problem, ...], **dry: bool
 ) -> Findings:
     shelf = Shelf(cache.parent / "shelf", items)
-    monkeypatch.setattr(plan, "open_source", lambda *_, **__: shelf)
+    monkeypatch.setattr(source_names, "open_source", lambda *_, **__: shelf)
     return make_plan(PlanConfig(sources=("shelf",)), LocalStorage(cache), **dry).findings
 
 
@@ -108,7 +108,7 @@ def test_kinds_without_end_do_not_fill_the_record(
     found = plan_shelf(monkeypatch, tmp_path / "c", (sample("a", "dog"), *many))
     assert len(found.notes) == _MAX_KINDS  # pyright: ignore[reportPrivateUsage]
     lines = finding_lines(found, "info lists them")
-    assert lines[-1].endswith("notes more: info lists them")
+    assert lines[-1].endswith("more notes: info lists them")
     assert len(lines) < 10
 
 

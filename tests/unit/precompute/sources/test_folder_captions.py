@@ -10,8 +10,9 @@ import pytest
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
-from siglip2_cache.precompute.planning.part_writer import Findings
-from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.planning.config import PlanConfig
+from siglip2_cache.precompute.planning.findings import Findings
+from siglip2_cache.precompute.planning.plan import make_plan
 from siglip2_cache.precompute.sources import (
     Problem,
     Sample,

@@ -13,7 +13,8 @@ from kit.privileges import open_folder, unprivileged
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
 from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
-from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.planning.config import PlanConfig
+from siglip2_cache.precompute.planning.plan import make_plan
 from siglip2_cache.precompute.sources.base import Problem, Sample, scan
 from siglip2_cache.precompute.sources.fields.columns import TableColumns
 from siglip2_cache.precompute.sources.folder import FolderSource

@@ -20,8 +20,10 @@ from kit.s3 import S3
 from siglip2_cache.errors import SettingError, SourceError, StorageError
 from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
 from siglip2_cache.precompute.planning import scan as scan_module
-from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan, name_sources
+from siglip2_cache.precompute.planning.config import PlanConfig
+from siglip2_cache.precompute.planning.plan import make_plan
 from siglip2_cache.precompute.planning.scan import Scanner
+from siglip2_cache.precompute.planning.source_names import name_sources
 from siglip2_cache.precompute.sources import Piece, Problem, Sample, open_source, scan
 from siglip2_cache.precompute.sources.listing import sizes_and_times
 from siglip2_cache.store.cache import Cache

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 
 from siglip2_cache.errors import SettingError, SourceError
-from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.planning.config import PlanConfig
+from siglip2_cache.precompute.planning.plan import make_plan
 from siglip2_cache.precompute.sources import Problem, Sample, Unused, open_source, scan
 from siglip2_cache.store.io.local import LocalStorage
 

@@ -23,7 +23,8 @@ from kit.privileges import open_folder, unprivileged
 from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
 from siglip2_cache.images.parquet_cells import ReadError
-from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.planning.config import PlanConfig
+from siglip2_cache.precompute.planning.plan import make_plan
 from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.sources.base import Caption, Problem, Sample, Unused, scan
 from siglip2_cache.precompute.sources.fields.caption_endings import parse_endings

@@ -9,7 +9,8 @@ import pytest
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SourceError
-from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.planning.config import PlanConfig
+from siglip2_cache.precompute.planning.plan import make_plan
 from siglip2_cache.precompute.sources import Sample, TableColumns, open_source, scan
 from siglip2_cache.precompute.sources.readers import json_records
 from siglip2_cache.store.io.local import LocalStorage

@@ -11,10 +11,10 @@ import pytest
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DuplicateKeyError, SettingError
-from siglip2_cache.precompute.planning.part_writer import Findings
-from siglip2_cache.precompute.planning.plan import PlanConfig, make_plan
+from siglip2_cache.precompute.planning.config import PlanConfig
+from siglip2_cache.precompute.planning.findings import Findings, finding_lines
+from siglip2_cache.precompute.planning.plan import make_plan
 from siglip2_cache.precompute.planning.spill import Scratch
-from siglip2_cache.precompute.summary import finding_lines
 from siglip2_cache.store.io.local import LocalStorage
 from siglip2_cache.store.verify.verify import verify_cache
 
@@ -70,9 +70,9 @@ def test_rows_of_one_picture_are_one_sample_though_others_stand_between(
         c: ["c 3", "c 6"],
     }
     assert (found.num_samples, found.num_captions, found.num_texts) == (3, 8, 8)
-    assert (found.num_folded_rows, found.num_folded_pictures) == (5, 3)
+    assert (found.num_merged_rows, found.num_merged_images) == (5, 3)
     assert (
-        "folded     8 rows name 3 images: each is one sample, with the captions of all its rows and "
+        "merged     8 rows name 3 images: each is one sample, with the captions of all its rows and "
         "the key of the first"
     ) in finding_lines(found, "")
 
@@ -99,8 +99,8 @@ def test_the_first_label_is_taken_and_others_are_told(tmp_path: Path) -> None:
     assert cache.samples().select("key", "label").collect().rows() == [("a", "cat"), ("b", "x")]
     assert found.num_problems == 4
     reasons = cache.table("problems").collect()["reason"].to_list()
-    assert reasons[0] == "its picture has the label 'cat' already; 'dog' is unused"
-    assert reasons[-1] == "3 more rows name a picture that has another label already"
+    assert reasons[0] == "its image already has the label 'cat'; 'dog' is unused"
+    assert reasons[-1] == "3 more rows have a label that differs from their image's"
 
 
 @pytest.mark.parametrize("scratch", SCRATCHES.values(), ids=SCRATCHES)
@@ -140,7 +140,7 @@ def test_pictures_that_differ_in_their_ending_alone_are_told_apart_by_prefixes(
 def test_prefixes_are_recorded_and_go_on_without_being_asked_again(tmp_path: Path) -> None:
     plan(tmp_path, write(tmp_path, row("a.jpg", "1")), prefix_keys=True)
     source = write(tmp_path, row("a.jpg", "1"), row("b.jpg", "2"))
-    assert plan(tmp_path, source).num_known == 1
+    assert plan(tmp_path, source).num_existing == 1
     assert samples(tmp_path) == {"a.jpg": ["1"], "b.jpg": ["2"]}
 
 
@@ -176,13 +176,13 @@ def test_what_changed_is_skipped_counted_and_leaves_no_trace(tmp_path: Path) -> 
     source = write(tmp_path, *now)
     with pytest.raises(SettingError, match=r"^5 samples of ") as error:
         plan(tmp_path, source)
-    told = "captions of 4: 'a', 'b', 'c', ...; place or label of 1: 'e' had label 'l' and now has 'other'"
+    told = "captions of 4: 'a', 'b', 'c', ...; location or label of 1: 'e' had label 'l' and now has 'other'"
     assert f"({told})" in str(error.value)
     found = plan(tmp_path, source, changed="skip")
     assert samples(tmp_path) == {**{n: [n] for n in "abcdef"}, "g": ["a edited"], "h": ["a"]}
     assert (found.num_samples, found.num_texts, found.num_kept) == (2, 1, 5)
     assert (
-        f"kept       5 samples as recorded, where the corpus now differs: {told}"
+        f"kept       5 samples as recorded, though changed in the corpus: {told}"
     ) in finding_lines(found, "")
 
 
