@@ -20,7 +20,7 @@ from .checkpoint import (
     with_max_num_patches,
 )
 from .device import resolve_compute_dtype, resolve_device
-from .files import file_sha256
+from .files import file_sha256, files_sha256, weight_files
 from .image import (
     RESAMPLE_NAMES,
     TRANSPARENCY,
@@ -71,6 +71,7 @@ __all__ = [
     "embed_image_pixels",
     "embed_token_ids",
     "file_sha256",
+    "files_sha256",
     "find_architecture",
     "find_text_cleaning",
     "load_model",
@@ -86,5 +87,6 @@ __all__ = [
     "shows_on_white",
     "unit_rows",
     "vision_tower",
+    "weight_files",
     "with_max_num_patches",
 ]

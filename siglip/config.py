@@ -80,9 +80,9 @@ def read_towers(folder: Path, *, allow_image_tower: bool = False) -> TowerSettin
         model_type, config = _IMAGE_TOWERS[model_type], {"vision_config": config}
     if model_type in _IMAGE_TOWERS:
         raise CheckpointError(
-            f"{folder} is an image tower alone (model_type {model_type!r}), without the tokenizer and the "
-            "text tower that are wanted here; name the whole checkpoint that it is part of (train "
-            "--towers image takes that one's image tower)"
+            f"{folder} is an image tower alone (model_type {model_type!r}), without tokenizer and text "
+            "tower, which are needed here; name the whole checkpoint that it is part of (train "
+            "--towers image takes an image tower alone)"
         )
     if model_type not in ("siglip", "siglip2"):
         raise CheckpointError(

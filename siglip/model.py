@@ -66,8 +66,11 @@ def load_trainable(checkpoint: Checkpoint, *, towers: Towers, is_new: bool) -> A
     model_class = both_class if towers == "both" else image_class
     if is_new:
         with _quiet_transformers():
-            config = config_class.from_pretrained(checkpoint.folder)
-            config = config if towers == "both" else config.vision_config
+            if checkpoint.has_text:
+                config = config_class.from_pretrained(checkpoint.folder)
+                config = config if towers == "both" else config.vision_config
+            else:
+                config = image_class.config_class.from_pretrained(checkpoint.folder)
             model = model_class._from_config(
                 config, dtype=torch.float32, attn_implementation="sdpa"
             )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from ...cores import cores_each, decoders_for
 from ...errors import SettingError
@@ -11,8 +11,10 @@ from ...siglip import (
     Checkpoint,
     checkpoint_identity,
     file_sha256,
+    files_sha256,
     resolve_checkpoint,
     resolve_device,
+    weight_files,
     with_max_num_patches,
 )
 from ...store.cache import Cache, open_cache
@@ -97,7 +99,10 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
     )
     teacher = cache.teacher(config.teacher)
     checkpoint = resolve_checkpoint(
-        config.student, revision=config.revision, has_weights=not config.from_scratch
+        config.student,
+        revision=config.revision,
+        has_weights=not config.from_scratch,
+        allow_image_tower=config.towers == "image",
     )
     if config.max_num_patches is not None:
         checkpoint = with_max_num_patches(checkpoint, config.max_num_patches)
@@ -264,8 +269,7 @@ def _num_workers(config: TrainConfig, launch: Launch) -> int:
 def _student_sha256(checkpoint: Checkpoint, *, is_new: bool) -> str:
     if is_new:
         return file_sha256(checkpoint.folder / "config.json")
-    identity = checkpoint_identity(checkpoint, compute_dtype="float32")
-    return cast(str, identity["weights_sha256"])
+    return files_sha256(weight_files(checkpoint.folder))
 
 
 def _or(value: float | None, default: float) -> float:

@@ -362,6 +362,22 @@ def test_an_image_tower_alone_leaves_as_one(made: Made, tiny_student: Path, tmp_
     assert type(model).__name__ == "SiglipVisionModel"
 
 
+def test_a_run_of_the_image_tower_begins_from_an_image_tower_alone(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoImageProcessor, SiglipModel
+
+    tower = tmp_path / "tower"
+    SiglipModel.from_pretrained(tiny_student).vision_model.save_pretrained(tower)
+    AutoImageProcessor.from_pretrained(tiny_student).save_pretrained(tower)
+    train_of(made.cache, tiny_student, tmp_path / "whole", towers="image")
+    train_of(made.cache, tower, tmp_path / "alone", towers="image")
+    losses = [[line["loss"] for line in metrics_of(tmp_path / name)] for name in ("whole", "alone")]
+    assert losses[0] == losses[1]
+    train_of(made.cache, tower, tmp_path / "new", towers="image", from_scratch=True)
+    assert (tmp_path / "new" / "model" / "model.safetensors").is_file()
+
+
 def test_a_naflex_student_learns_too(made: Made, naflex_student: Path, tmp_path: Path) -> None:
     from transformers import AutoModel
 
