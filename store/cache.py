@@ -1,4 +1,4 @@
-"""open_cache: what people use to read a cache."""
+"""Opening and reading a cache: open_cache and the class Cache."""
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +18,7 @@ from .format.teacher_record import TeacherRecord, read_teachers
 from .format.unit_records import CommittedUnits, read_committed_units
 from .format.views import ViewPolicy
 from .io.download_cache import LocalCopies
-from .io.location import Location, is_url, join, parse_location, relative_to
+from .io.location import Location, parse_location, relocate
 from .io.storage import open_storage
 from .targets.attempts import fetch_unit_file
 from .targets.targets import Targets
@@ -33,25 +33,25 @@ def open_cache(
     corpus_roots: Mapping[str, str] | None = None,
     copies: LocalCopies | None = None,
 ) -> "Cache":
-    """Return the cache in a folder. Unfinished caches open too, with what is committed.
+    """Return a cache. An unfinished cache opens too, with what is committed.
 
     Args:
-        path: the folder that holds cache.json, on this machine or by URL.
-        corpus_roots: old folder to new folder, where the corpus has moved since it was planned.
-        copies: of a cache in an object store, where what is read of it is kept on this machine;
-            None: the default folder, within four fifths of its disk.
+        path: the folder or URL that contains cache.json.
+        corpus_roots: old folder to new folder, if the corpus was moved after it was planned.
+        copies: where local copies of objects are kept, for a cache in an object store; None: the
+            default folder, within four fifths of its disk.
 
     Raises:
-        SettingError: the URL is none that can be read here.
+        SettingError: the URL is invalid or not supported.
         NotACacheError: there is no cache.
-        FormatVersionError: it was written by another format version.
-        DamagedCacheError: a record of its catalog or of a teacher is damaged.
+        FormatVersionError: the format version is not supported.
+        DamagedCacheError: a record of the catalog or of a teacher is damaged.
     """
     return Cache(parse_location(path), corpus_roots=corpus_roots or {}, copies=copies)
 
 
 class Cache:
-    """A cache, read-only. Picklable; columns of its tables are those of docs/format.md."""
+    """A cache, read-only. It can be pickled. docs/format.md describes the columns of its tables."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Cache:
         return {**self.__dict__, "_targets": {}}
 
     def renewed(self) -> "Cache":
-        """Return the cache as it is now. Records of units that were read are not read again."""
+        """Return the cache as it is now. Records that were read are not read again."""
         now = Cache(self.root, corpus_roots=self.corpus_roots, copies=self._copies)
         now._previous = {**self._previous, **self._commits}
         return now
@@ -85,59 +85,66 @@ class Cache:
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """Names of the teachers, sorted."""
+        """The names of the teachers, sorted."""
         return tuple(self.teacher_records)
 
     @property
     def num_samples(self) -> int:
-        """Samples in the catalog (rows of the arrays may be more: gaps)."""
+        """The number of samples. Arrays may have more rows, because of gaps."""
         return self.manifest.count("image")
 
     @property
     def num_texts(self) -> int:
-        """Unique texts in the catalog, prompts included."""
+        """The number of unique texts, prompts included."""
         return self.manifest.count("text")
 
     @property
     def num_views(self) -> int:
-        """Views of each image."""
+        """The number of views of each image."""
         return self.manifest.views.num_views
 
     @property
     def view_policy(self) -> ViewPolicy:
-        """How the views were drawn."""
+        """The policy by which the views were drawn."""
         return self.manifest.views
 
     @property
     def shard_rows(self) -> int:
-        """Rows in one unit."""
+        """The number of rows in a unit."""
         return self.manifest.shard_rows
 
     def samples(self) -> pl.LazyFrame:
-        """row, key, file, member, offset, length, row_group, index, label, source_sha256; by row."""
+        """Return the samples by row.
+
+        Columns: row, key, file, member, offset, length, row_group, index, label, source_sha256.
+        """
         return self.table("samples")
 
     def captions(self) -> pl.LazyFrame:
-        """row, text_row, lang; one line a caption of an image, by row. Prompts are not among them."""
+        """Return the captions of images by row, without prompts: row, text_row, lang."""
         return self.table("captions")
 
     def texts(self) -> pl.LazyFrame:
-        """text_row, text; one line a unique text, by text_row."""
+        """Return the unique texts by text_row: text_row, text."""
         return self.table("texts")
 
     def table(self, table: Table, among: Span | None = None) -> pl.LazyFrame:
-        """Return any table of the catalog: also files, views, prompts and problems.
+        """Return any table of the catalog, including files, views, prompts and problems.
 
-        Where ``among`` is given only the parts that may hold these rows are looked at
-        (Manifest.parts): a billion samples have a thousand, and more of views.
+        Args:
+            table: the table.
+            among: read only the parts that may contain these rows, as Manifest.parts defines them; a
+                billion samples have a thousand parts.
         """
         parts = self.manifest.parts(table, among)
         return scan_table(table, self._part_files(parts))
 
     def rejected(self, teacher: str | None = None, *, first: int | None = None) -> pl.LazyFrame:
-        """teacher, modality, row, key, reason; one line a rejected row (key null for texts), in order.
+        """Return the rejected rows in order: teacher, modality, row, key (null for texts), reason.
 
-        ``first``: only so many lines, without a look at the others.
+        Args:
+            teacher: only of this teacher; None: of all.
+            first: only this many rows.
         """
         frames = [pl.DataFrame(schema=_REJECTED)]
         for name in self.teachers if teacher is None else (self.teacher(teacher).name,):
@@ -157,16 +164,20 @@ class Cache:
         return joined.select("teacher", "modality", "row", "key", "reason")
 
     def _samples_of(self, rows: pl.Series) -> pl.LazyFrame:
-        """Return the samples of some rows, from the parts between the first of them and the last."""
+        """Return the samples of some rows, reading the parts between the first row and the last."""
         low, high = cast("int | None", rows.min()) or 0, cast("int | None", rows.max())
         among = Span(first=low, count=0 if high is None else high - low + 1)
         return self.table("samples", among).filter(pl.col("row").is_in(rows.implode()))
 
     def teacher(self, name: str | None = None) -> TeacherRecord:
-        """Return a teacher's record; None is the only teacher there is.
+        """Return the record of a teacher.
+
+        Args:
+            name: its name; None: the only teacher.
 
         Raises:
-            SettingError: no such teacher, or several and none named.
+            SettingError: there is no such teacher, or there are several and none is named.
+            NotACacheError: the cache has no teacher yet.
         """
         if name is None and len(self.teacher_records) == 1:
             return next(iter(self.teacher_records.values()))
@@ -174,7 +185,7 @@ class Cache:
             raise NotACacheError(f"{self.root} has no teacher yet; run siglip2-cache build")
         if name is None:
             raise SettingError(
-                f"{self.root} has several teachers, name one: {', '.join(self.teachers)}"
+                f"{self.root} has several teachers: {', '.join(self.teachers)}; name one"
             )
         if name not in self.teacher_records:
             raise SettingError(
@@ -183,7 +194,7 @@ class Cache:
         return self.teacher_records[name]
 
     def commits(self, teacher: str | None = None) -> CommittedUnits:
-        """Return a teacher's committed units as they were when first asked for."""
+        """Return the committed units of a teacher, as of the first call."""
         name = self.teacher(teacher).name
         if name not in self._commits:
             self._commits[name] = read_committed_units(
@@ -192,28 +203,28 @@ class Cache:
         return self._commits[name]
 
     def image_targets(self, teacher: str | None = None) -> Targets:
-        """Return the image targets of a teacher; None is the only one."""
+        """Return the image targets of a teacher; None: the only teacher."""
         return self.targets("image", teacher)
 
     def text_targets(self, teacher: str | None = None) -> Targets:
-        """Return the text targets of a teacher; None is the only one."""
+        """Return the text targets of a teacher; None: the only teacher."""
         return self.targets("text", teacher)
 
     def targets(self, modality: Modality, teacher: str | None = None) -> Targets:
-        """Return the targets of images or of texts of a teacher; None is the only one.
+        """Return the image or text targets of a teacher; None: the only teacher.
 
-        They are made when first asked for, which takes time in proportion to the units, and kept.
+        The first call takes time in proportion to the units; the result is kept.
         """
         record = self.teacher(teacher)
-        place = (record.name, modality)
-        if place not in self._targets:
+        key = (record.name, modality)
+        if key not in self._targets:
             array = self.manifest.array_layout(modality, record.embed_dim)
             commits = self.commits(record.name)
-            self._targets[place] = Targets(self.files, self.manifest, commits, record.name, array)
-        return self._targets[place]
+            self._targets[key] = Targets(self.files, self.manifest, commits, record.name, array)
+        return self._targets[key]
 
     def seen(self, teacher: str, unit: int) -> pl.DataFrame:
-        """Return row, width, height, sha256: the pictures of an image unit as a teacher saw them."""
+        """Return the images of a unit as a teacher embedded them: row, width, height, sha256."""
         path = layout.images_part(teacher, unit)
         try:
             commit = self.commits(teacher).units["image", unit]
@@ -234,7 +245,7 @@ class Cache:
             ) from None
 
     def part_file(self, part: Part) -> Path:
-        """Return one part of a catalog table as a file of this machine."""
+        """Return one part of a catalog table as a local file."""
         [file] = self._part_files([part])
         return file
 
@@ -244,44 +255,27 @@ class Cache:
         except FileNotFoundError as error:
             raise DamagedCacheError(
                 f"a part of the catalog of {self.root} is missing ({error}); restore it from a "
-                "backup, or build the cache anew"
+                "backup, or build the cache again"
             ) from None
 
     @property
     def sources(self) -> dict[str, SourceRecord]:
-        """The corpora of the cache by namespace (empty for none)."""
+        """The sources of the cache by namespace (empty for none)."""
         return {source.name: source for source in self.manifest.sources}
 
     def corpus_root(self, source: str) -> Location:
-        """Return where a source's files are now: its recorded root, or where corpus_roots moves it."""
+        """Return the current root of a source: as recorded, or moved by ``corpus_roots``."""
         return relocate(self.sources[source].root, self.corpus_roots)
 
 
 def _without_rows(seen: pl.DataFrame, rejected: Collection[int]) -> pl.DataFrame:
-    """Return what was seen, null for the rows that were rejected when the record was read: an attempt
-    that was committed since may have made them."""
+    """Return the images with nulls in the rows that were rejected when the record was read.
+
+    A later attempt may have embedded them.
+    """
     if not rejected:
         return seen
     is_theirs = pl.col("row").is_in(list(rejected))
     return seen.with_columns(
         pl.when(~is_theirs).then(pl.col(name)) for name in seen.columns if name != "row"
     )
-
-
-def relocate(folder: str, corpus_roots: Mapping[str, str]) -> Location:
-    """Return a folder or URL with its longest matching old prefix replaced by the new one.
-
-    Where the new folder lies below the old one, what is in it already has been moved before.
-    """
-    for old in sorted(corpus_roots, key=len, reverse=True):
-        new = corpus_roots[old]
-        if relative_to(folder, new) is not None and relative_to(new, old) is not None:
-            break
-        way = relative_to(folder, old)
-        if way is not None:
-            return join(_as_recorded(new), way) if way else _as_recorded(new)
-    return _as_recorded(folder)
-
-
-def _as_recorded(text: str) -> Location:
-    return parse_location(text) if is_url(text) else Path(text)

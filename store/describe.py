@@ -1,4 +1,4 @@
-"""What a cache holds, for ``siglip2-cache info``."""
+"""A description of a cache, for ``siglip2-cache info``."""
 
 import math
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from .search.index_record import describe_indexes, format_index_line
 
 
 def describe(cache: Cache) -> dict[str, Any]:
-    """Return plain values that say what a cache holds; one pass over the catalog's columns."""
+    """Return a description of a cache as plain values, reading columns of the catalog once."""
     captions = cache.captions()
     languages = (
         captions.group_by("lang").len().sort("len", "lang", descending=[True, False]).collect()
@@ -43,7 +43,7 @@ def describe(cache: Cache) -> dict[str, Any]:
 
 
 def describe_lines(found: dict[str, Any]) -> list[str]:
-    """Return a description for people."""
+    """Return a description as lines of text."""
     languages = ", ".join(f"{lang} {n:,}" for lang, n in list(found["languages"].items())[:8])
     lines = [
         f"cache      {found['cache']}",
@@ -57,7 +57,7 @@ def describe_lines(found: dict[str, Any]) -> list[str]:
     ]
     lines += [f"note       {Note(**note).line()}" for note in found["notes"]]
     if found["problems"]:
-        lines.append(f"problems   {found['problems']:,} things of the corpus could not be read")
+        lines.append(f"problems   {found['problems']:,} items of the corpus could not be read")
     for name, teacher in found["teachers"].items():
         lines += _teacher_lines(name, teacher)
     if not found["teachers"]:
@@ -66,7 +66,7 @@ def describe_lines(found: dict[str, Any]) -> list[str]:
 
 
 def list_rejected(cache: Cache) -> dict[str, Any]:
-    """Return every rejected row of every teacher, and everything of the corpus that was unreadable."""
+    """Return the rejected rows of every teacher, and the items of the corpus that were unreadable."""
     columns = ("source", "place", "key", "reason")
     return {
         "rejected_rows": cache.rejected().collect().to_dicts(),
@@ -75,7 +75,7 @@ def list_rejected(cache: Cache) -> dict[str, Any]:
 
 
 def rejected_lines(listed: dict[str, Any]) -> list[str]:
-    """Return list_rejected for people, a line each."""
+    """Return the result of list_rejected as lines of text."""
     lines: list[str] = []
     for row in listed["rejected_rows"]:
         key = "" if row["key"] is None else f" {row['key']}"

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...errors import NotACacheError, SettingError
-from ...store.cache import Cache, relocate
+from ...store.cache import Cache
 from ...store.format import layout
 from ...store.format.corpus_notes import Note
 from ...store.format.manifest import SourceRecord
@@ -14,6 +14,7 @@ from ...store.format.records import Record, sha256_hex
 from ...store.format.transaction import Transaction, roll_forward
 from ...store.format.views import ViewPolicy
 from ...store.io.foreign_files import is_stray
+from ...store.io.location import relocate
 from ...store.io.storage import Storage
 from ..sources import Source
 from ..sources.rekeyed import PREFIXED

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import SettingError
-from ...store.cache import Cache, relocate
+from ...store.cache import Cache
 from ...store.format.manifest import SourceRecord
-from ...store.io.location import Location, is_url, lies_in, parse_location
+from ...store.io.location import Location, is_url, lies_in, parse_location, relocate
 from ...store.io.requests import kind_of
 from ...store.io.storage import Storage
 from ..sources import Source, TableColumns, open_source

@@ -7,6 +7,7 @@ credentials is refused.
 import errno
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,26 @@ def join(folder: Location, relative_path: str) -> Location:
         if not parts:
             raise FileNotFoundError(errno.ENOENT, "the path leads out of the bucket", relative_path)
     return _make_url(protocol, "/".join(parts))
+
+
+def relocate(folder: str, corpus_roots: Mapping[str, str]) -> Location:
+    """Return the location of a recorded folder or URL after its longest matching prefix was replaced.
+
+    If the new folder is below the old one, whatever is below the new one has already been moved.
+
+    Args:
+        folder: the recorded location.
+        corpus_roots: old prefix to new prefix.
+    """
+    for old in sorted(corpus_roots, key=len, reverse=True):
+        new = corpus_roots[old]
+        if relative_to(folder, new) is not None and relative_to(new, old) is not None:
+            break
+        relative_path = relative_to(folder, old)
+        if relative_path is not None:
+            moved = parse_location(new) if is_url(new) else Path(new)
+            return join(moved, relative_path) if relative_path else moved
+    return parse_location(folder) if is_url(folder) else Path(folder)
 
 
 def without_secrets(text: str) -> str:

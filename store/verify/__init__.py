@@ -1,1 +1,1 @@
-"""Verifying a cache: files against checksums, values, catalog against arrays."""
+"""Verification of a cache: files against checksums, values, catalog against arrays."""

@@ -1,6 +1,6 @@
-"""Comparing the catalog with the plan: rows in order, no key twice, captions that belong to rows.
+"""Verification of the catalog: rows in order, unique keys, captions that refer to existing rows.
 
-Each part is read once, a part at a time, so that memory does not depend on the size of the corpus.
+Parts are read once and one at a time, so that memory does not depend on the size of the corpus.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from .files import Checked, FileChecker
 from .repeated_texts import counting_repeats
 
 _NAMES: dict[Table, tuple[str, str]] = {"samples": ("row", "key"), "texts": ("text_row", "text")}
-"""What numbers the lines of a table, and what may not stand twice in it."""
+"""The column that numbers the lines of a table, and the column whose values must be unique."""
 
 
 def check_catalog(cache: Cache, checker: FileChecker) -> Checked:
-    """Return what is wrong with the parts of the catalog, and with what they say."""
+    """Return the faults in the files and the content of the catalog."""
     check = _CatalogCheck(cache, checker)
     for table in TABLES:
         check.table(table)
-    if not check.found.damaged:  # else that is named, and what is read of the rest says nothing
+    if not check.found.damaged:  # the content of incomplete tables proves nothing
         check.found.faults += check.faults
     return check.found
 
@@ -38,10 +38,10 @@ class _CatalogCheck:
         self._files, self._manifest, self._checker = cache.files, cache.manifest, checker
         self.found = Checked()
         self.faults: list[str] = []
-        """Of what the tables say."""
+        """Faults in the content of the tables."""
 
     def table(self, table: Table) -> None:
-        """Read a table."""
+        """Check a table."""
         if table in _NAMES:
             self._numbered(table)
         elif table == "captions":
@@ -63,11 +63,11 @@ class _CatalogCheck:
             num_repeated = repeats.count()
         if not rows.are_all:
             self.faults.append(
-                f"catalog: the {row_name}s of {table} ({rows.num_lines:,}) are not those the plan "
-                f"records ({num_planned:,})"
+                f"catalog: the {row_name}s of {table} ({rows.num_lines:,}) differ from the plan "
+                f"({num_planned:,})"
             )
         if num_repeated:
-            self.faults.append(f"catalog: {num_repeated:,} {name}s stand twice")
+            self.faults.append(f"catalog: {num_repeated:,} {name}s are repeated")
 
     def _captions(self) -> None:
         spans = {row_name: _spans(self._manifest, table) for table, (row_name, _) in _NAMES.items()}
@@ -77,15 +77,13 @@ class _CatalogCheck:
             for row_name, planned in spans.items():
                 num_lost[row_name] += _num_outside(frame[row_name].to_numpy(), planned)
         self.faults += [
-            f"catalog: {lost:,} captions name a {row_name} that does not exist"
+            f"catalog: {lost:,} captions refer to a {row_name} that does not exist"
             for row_name, lost in num_lost.items()
             if lost
         ]
         recorded = sum(g.num_new_captions for g in self._manifest.generations)
         if num_captions != recorded:
-            self.faults.append(
-                f"catalog: {num_captions:,} captions where {recorded:,} were planned"
-            )
+            self.faults.append(f"catalog: {num_captions:,} captions, {recorded:,} were planned")
 
     def _views(self) -> None:
         num_views = self._manifest.views.num_views
@@ -96,7 +94,7 @@ class _CatalogCheck:
             self.faults.append(f"catalog: not every sample has {num_views} views")
 
     def _frames(self, table: Table, columns: Sequence[str]) -> Generator[pl.DataFrame]:
-        """Compare each part of a table with its record, and yield what it holds if that is sound."""
+        """Check each part of a table against its record, and yield its content if it is sound."""
         for generation in self._manifest.generations:
             owner = layout.generation_record(generation.number)
             for part in generation.parts:
@@ -108,7 +106,7 @@ class _CatalogCheck:
 
     @contextlib.contextmanager
     def _as_file(self, part: Part, owner: str) -> Generator[Path | None]:
-        """Compare a part with its record, and give a file that holds it; None where it is not sound."""
+        """Check a part against its record, and yield a local file with its bytes, or None if unsound."""
         path = self._files.local_path(part.path)
         if path is not None:
             yield (
@@ -122,31 +120,31 @@ class _CatalogCheck:
 
 
 class _Rows:
-    """Compares the lines of a table, as they come, with the rows that were planned."""
+    """Compares the lines of a table with the planned rows."""
 
     def __init__(self, spans: Sequence[Span], *, lines_each: int) -> None:
         self._spans, self._lines_each = spans, lines_each
         self._ends = np.cumsum([span.count * lines_each for span in spans])
-        self._is_other = False
+        self._differs = False
         self.num_lines = 0
 
     def take(self, rows: NDArray[np.int64]) -> None:
-        """Go on with some lines."""
+        """Compare the next lines."""
         lines = np.arange(self.num_lines, self.num_lines + len(rows))
         self.num_lines += len(rows)
         which = np.searchsorted(self._ends, lines, side="right")
-        if self._is_other or (len(which) and which[-1] == len(self._spans)):
-            self._is_other = True
+        if self._differs or (len(which) and which[-1] == len(self._spans)):
+            self._differs = True
             return
         starts = np.array([span.first for span in self._spans], np.int64)
         before = self._ends - [span.count * self._lines_each for span in self._spans]
         planned = starts[which] + (lines - before[which]) // self._lines_each
-        self._is_other = not np.array_equal(rows, planned)
+        self._differs = not np.array_equal(rows, planned)
 
     @property
     def are_all(self) -> bool:
-        """Whether the lines so far are those of every planned row, in order."""
-        return not self._is_other and self.num_lines == sum(self._ends[-1:])
+        """Whether the lines are those of all planned rows, in order."""
+        return not self._differs and self.num_lines == sum(self._ends[-1:])
 
 
 def _spans(manifest: Manifest, table: Table) -> list[Span]:
@@ -155,7 +153,7 @@ def _spans(manifest: Manifest, table: Table) -> list[Span]:
 
 
 def _num_outside(rows: NDArray[np.int64], spans: Sequence[Span]) -> int:
-    """Return how many of some rows lie in no span; spans are ascending."""
+    """Return how many rows are in none of the spans, which are ascending."""
     if not spans:
         return len(rows)
     firsts = np.array([span.first for span in spans], np.int64)

@@ -1,4 +1,4 @@
-"""Comparing files with what records say of them, each read once and held a piece at a time."""
+"""Verification of files against their records. Each file is read once, in pieces."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -11,18 +11,18 @@ from ..io.storage import Storage
 
 @dataclass(slots=True)
 class Checked:
-    """What reading some files said."""
+    """The result of checking some files."""
 
     faults: list[str] = field(default_factory=list[str])
     named: list[str] = field(default_factory=list[str])
-    """Paths, in the order in which they were looked at."""
+    """Paths of the checked files, in order."""
 
     damaged: set[str] = field(default_factory=set[str])
     num_files: int = 0
     num_bytes: int = 0
 
     def add(self, other: "Checked") -> None:
-        """Take over what other files said."""
+        """Add the result of checking other files."""
         self.faults += other.faults
         self.named += other.named
         self.damaged |= other.damaged
@@ -32,11 +32,11 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class FileChecker:
-    """Reads files of a cache. Each call reads its file once; may be called in several threads."""
+    """Checks files of a cache against their descriptions. May be called in several threads."""
 
     files: Storage
-    ahead: Mapping[str, Mapping[str, Any]]
-    """What standing intents say of the files that they put in place (unfinished.py)."""
+    unfinished: Mapping[str, Mapping[str, Any]]
+    """Descriptions of the files of unfinished commits, whose records do not exist yet."""
 
     def check(
         self,
@@ -46,14 +46,14 @@ class FileChecker:
         found: Checked,
         take: Callable[[bytes], object] = lambda piece: None,
     ) -> bool:
-        """Say whether a file holds the bytes that its record names.
+        """Return whether a file matches its description.
 
         Args:
-            path: of the file.
+            path: the file.
             described: its ``num_bytes`` and ``sha256``.
-            owner: path of the record.
-            found: is told what is wrong.
-            take: called with the file's bytes, piece by piece.
+            owner: path of the record with the description.
+            found: the result, to which faults are added.
+            take: called with each piece of the bytes.
         """
         found.named.append(path)
         digest, num_bytes = hashlib.sha256(), 0
@@ -63,7 +63,7 @@ class FileChecker:
                 num_bytes += len(piece)
                 take(piece)
         except OSError as error:
-            found.faults.append(f"{path} cannot be read ({error.strerror}), {owner} names it")
+            found.faults.append(f"{path} cannot be read ({error.strerror}); {owner} names it")
             found.damaged.add(path)
             return False
         found.num_files += 1
@@ -71,21 +71,19 @@ class FileChecker:
         holds = {"num_bytes": num_bytes, "sha256": digest.hexdigest()}
         if _is_same(holds, described):
             return True
-        if path in self.ahead and _is_same(holds, self.ahead[path]):
-            return False  # an unfinished commit has put it there, ahead of its record
+        if path in self.unfinished and _is_same(holds, self.unfinished[path]):
+            return False  # an unfinished commit renamed it before creating its record
         found.damaged.add(path)
-        size = f"{num_bytes:,} bytes where {described['num_bytes']:,} were written"
-        same = "its bytes have changed since they were written"
-        found.faults.append(
-            f"{path} is damaged: {same if num_bytes == described['num_bytes'] else size}; "
-            f"{_remedy(path, owner)}"
-        )
+        reason = "its bytes have changed"
+        if num_bytes != described["num_bytes"]:
+            reason = f"{num_bytes:,} bytes, {described['num_bytes']:,} were written"
+        found.faults.append(f"{path} is damaged: {reason}; {_remedy(path, owner)}")
         return False
 
     def read(
         self, path: str, described: Mapping[str, Any], owner: str, found: Checked
     ) -> bytes | None:
-        """Return the bytes of a file that is small, or None where it is damaged."""
+        """Return the bytes of a small file, or None if it is damaged."""
         pieces: list[bytes] = []
         self.check(path, described, owner, found, pieces.append)
         return None if path in found.damaged else b"".join(pieces)
@@ -99,7 +97,7 @@ def _remedy(path: str, owner: str) -> str:
     if path.startswith(layout.TEACHERS) and "/commits/" in owner and "/arrays-" not in owner:
         stem = owner.rsplit("/", 1)[1].split(".")[0]
         folder = owner.rsplit("/", 1)[0]
-        return f"remove {folder}/{stem}*.json and run the same build again to make the unit anew"
+        return f"remove {folder}/{stem}*.json and run the same build again to embed the unit again"
     if path.endswith("zarr.json"):
-        return "restore it from a backup, or write it anew from docs/format.md"
-    return "restore it from a backup, or build the cache anew"
+        return "restore it from a backup, or write it again by docs/format.md"
+    return "restore it from a backup, or build the cache again"

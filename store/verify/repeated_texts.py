@@ -1,9 +1,9 @@
-"""Counting texts that stand more than once among any number of them, in bounded memory.
+"""Counting repeated texts among any number of texts, in limited memory.
 
-Of each text 16 bytes are kept, two hashes of 64 bits. Up to HELD_ROWS of them are held in memory, 256 MiB;
-beyond that they go to files of a temporary folder, divided by hash so that equal texts meet in one file, and
-the files are looked at one after the other. A billion keys take 16 GB there. That two different texts of a
-billion have the same 128 bits has a chance of 1e-21.
+Two hashes of 64 bits are kept of each text. Up to HELD_ROWS of them are held in memory, 256 MiB. Further
+ones are written to files of a temporary folder, divided by hash so that equal texts are in the same file,
+and the files are counted one by one. A billion texts take 16 GB there. The probability that two different
+ones of a billion have equal hashes is 1e-21.
 """
 
 import tempfile
@@ -21,23 +21,23 @@ _SEEDS = (0, 1)
 
 @contextmanager
 def counting_repeats(num_rows: int) -> "Generator[Repeats]":
-    """Give what counts repeats among some ``num_rows`` texts; its files go when the body ends."""
+    """Yield a counter for ``num_rows`` texts, whose files are removed at the end."""
     with tempfile.TemporaryDirectory(prefix="siglip2-cache-verify-") as folder:
         yield Repeats(Path(folder), num_files=max(1, 2 * num_rows // HELD_ROWS))
 
 
 class Repeats:
-    """Counts the texts that were there before."""
+    """Counts texts that were added before."""
 
     def __init__(self, folder: Path, *, num_files: int) -> None:
-        """Start with none; use up to ``num_files`` files of a folder."""
+        """Start empty; use up to ``num_files`` files of a folder."""
         self._folder, self._num_files = folder, num_files
         self._held: list[NDArray[np.uint64]] = []
         self._num_held = 0
         self._has_files = False
 
     def add(self, texts: pl.Series) -> None:
-        """Take some texts, none of them null."""
+        """Add texts, none of them null."""
         hashes_N2 = np.stack([texts.hash(seed).to_numpy() for seed in _SEEDS], axis=1)
         self._held.append(hashes_N2)
         self._num_held += len(hashes_N2)
@@ -45,7 +45,7 @@ class Repeats:
             self._write_held()
 
     def count(self) -> int:
-        """Return how many texts were there before: the number of all less that of different ones."""
+        """Return how many texts are repetitions: all texts minus different texts."""
         if not self._has_files:
             return _num_repeated(self._take_held())
         self._write_held()

@@ -1,4 +1,4 @@
-"""Reading a shard once, piece by piece: the norms of its vectors, and whether it is laid out as it should be.
+"""Reading a shard once, in pieces: the norms of its vectors, and whether its layout is correct.
 
 Shape letters in this file: N = rows, V = vectors of a row (views of an image; 1 for a text).
 """
@@ -10,26 +10,26 @@ from ..format.shard import DTYPE, ArrayLayout, shard_index
 
 
 class ShardReader:
-    """Takes a shard of raw rows, and keeps a norm of each vector: 4 bytes of some 2,000."""
+    """Reads a shard of raw rows and keeps the norm of each vector, 4 bytes of some 2,000."""
 
     def __init__(self, array: ArrayLayout, num_rows: int) -> None:
-        """Start before the first byte of a shard of so many rows."""
+        """Start before the first byte of a shard with ``num_rows`` rows."""
         self._embed_dim = array.embed_dim
         self._vector_bytes = array.embed_dim * DTYPE.itemsize
         self._row_bytes = num_rows * array.row_bytes
         self._index = shard_index(array, num_rows)
         self._num_bytes_wanted = array.shard_bytes(num_rows)
-        self._rest = b""  # of a vector that a piece ends in
+        self._rest = b""  # the first bytes of an incomplete vector
         self._tail = bytearray()
         self._num_norms = 0
         num_vectors = array.row_bytes // self._vector_bytes
         self.norms_NV: NDArray[np.float32] = np.full((num_rows, num_vectors), np.nan, np.float32)
-        """(N, V) float32, NaN where a vector holds one."""
+        """(N, V) float32; NaN if a vector contains NaN."""
 
         self.num_bytes = 0
 
     def take(self, piece: bytes) -> None:
-        """Go on with the next bytes."""
+        """Read the next bytes."""
         start, self.num_bytes = self.num_bytes, self.num_bytes + len(piece)
         rows = self._rest + piece[: max(0, self._row_bytes - start)]
         num_vectors = len(rows) // self._vector_bytes
@@ -44,5 +44,5 @@ class ShardReader:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the bytes taken so far are a shard as its layout describes it."""
+        """Whether the bytes read so far are a complete shard with the expected layout."""
         return self.num_bytes == self._num_bytes_wanted and bytes(self._tail) == self._index

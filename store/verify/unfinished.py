@@ -1,7 +1,7 @@
-"""CommittedUnits that were decided and not finished: their intent stands, their record does not.
+"""Unfinished commits: their intent exists, their record does not.
 
-A process that is killed while it commits leaves one. That is no damage: everything it staged is durable,
-and the next build rolls it forward before it does anything else (commits.py).
+A process that is killed while it commits leaves one. It is not damaged: all staged files are durable, and
+the next build first rolls it forward (format/transaction.py).
 """
 
 from collections.abc import Iterable
@@ -17,19 +17,19 @@ _INTENT = ".intent"
 
 @dataclass(slots=True)
 class Unfinished:
-    """What standing intents are about to put in place."""
+    """The unfinished commits of a cache."""
 
     records: set[str] = field(default_factory=set[str])
-    """Records that the next build writes."""
+    """Paths of the records that the next build writes."""
 
     files: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
-    """By final path, what each record says of its files: their lengths and checksums."""
+    """Descriptions of the files of these records by final path."""
 
     staged: set[str] = field(default_factory=set[str])
-    """The intents, and the partial files they name."""
+    """Paths of the intents, and of the partial files they name."""
 
     damaged: list[str] = field(default_factory=list[str])
-    """One message an intent that cannot be read, with what to do."""
+    """A message for each intent that cannot be read, with the remedy."""
 
 
 def read_unfinished(files: Storage, paths: Iterable[str]) -> Unfinished:

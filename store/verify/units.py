@@ -1,4 +1,4 @@
-"""Comparing a teacher's units with their records: the bytes of their files, and what the files hold."""
+"""Verification of the units of a teacher: the bytes of their files, and the values in them."""
 
 import io
 from collections.abc import Callable
@@ -22,12 +22,12 @@ from .shard_reader import ShardReader
 
 @dataclass(slots=True)
 class UnitFound:
-    """What a unit's files said."""
+    """The result of checking a unit."""
 
     modality: Modality
     checked: Checked = field(default_factory=Checked)
     num_rows: int = 0
-    """Rows whose values were looked at."""
+    """Rows whose values were checked."""
 
     num_rejected: int = 0
 
@@ -44,14 +44,14 @@ class UnitChecker:
         *,
         is_raw: bool | None,
     ) -> None:
-        """Remember the array.
+        """Check nothing yet.
 
         Args:
             cache: the cache.
             record: the teacher.
-            modality: of the array.
-            checker: what reads files.
-            is_raw: whether shards are raw rows; None where the array's metadata does not say.
+            modality: modality of the array.
+            checker: checks the files.
+            is_raw: whether shards contain raw rows; None if the metadata of the array are damaged.
         """
         self._cache, self._teacher = cache, record.name
         self._modality: Modality = modality
@@ -59,7 +59,7 @@ class UnitChecker:
         self._checker, self._is_raw = checker, is_raw
 
     def check(self, unit: Unit, commit: UnitRecord) -> UnitFound:
-        """Return what is wrong with a committed unit. Memory holds a piece of its shard at a time."""
+        """Return the faults of a committed unit. Memory holds a piece of its shard at a time."""
         found = UnitFound(self._modality)
         owner = layout.unit_record(self._teacher, self._modality, unit.number, commit.attempt)
         shard = layout.shard(self._teacher, self._modality, unit.number)
@@ -75,9 +75,7 @@ class UnitChecker:
         ]
         faults = found.checked.faults
         if commit.num_rows != unit.rows.count:
-            faults.append(
-                f"{owner} has {commit.num_rows} rows where {unit.rows.count} were planned"
-            )
+            faults.append(f"{owner} has {commit.num_rows} rows, {unit.rows.count} were planned")
         elif all(sound) and self._is_raw is not None:
             try:
                 norms_NV = self._norms(unit, reader)
@@ -91,7 +89,7 @@ class UnitChecker:
         return found
 
     def _norms(self, unit: Unit, reader: ShardReader) -> NDArray[np.float32]:
-        """Return the norm of every vector, (N, V); a shard that is not of raw rows is read again."""
+        """Return the norm of every vector, (N, V). A shard without raw rows is read again."""
         if self._is_raw and not reader.is_whole:
             where = self._cache.files.where(layout.shard(self._teacher, unit.modality, unit.number))
             raise CacheError(
@@ -107,7 +105,7 @@ class UnitChecker:
     ) -> list[str]:
         rejected = np.array(sorted(commit.rejected), np.int64) - unit.rows.first
         if len(rejected) and not 0 <= rejected[0] <= rejected[-1] < len(norms_NV):
-            return [f"{owner} lists rejected rows that are not of its unit"]
+            return [f"{owner} lists rejected rows outside its unit"]
         is_rejected_N = np.zeros(len(norms_NV), np.bool_)
         is_rejected_N[rejected] = True
         is_nan_N = np.isnan(norms_NV).any(axis=1)
@@ -116,7 +114,7 @@ class UnitChecker:
         is_unit_N = (np.abs(norms_NV - 1) < NORM_TOLERANCE).all(axis=1)
         wrong = {
             "rejected but not NaN": is_rejected_N & ~is_nan_N,
-            "not finite, though not rejected": ~is_rejected_N & ~is_finite_N,
+            "not finite although not rejected": ~is_rejected_N & ~is_finite_N,
             "zero": ~is_rejected_N & is_zero_N,
             "not of norm 1": ~is_rejected_N & ~is_unit_N & is_finite_N & ~is_zero_N,
         }
@@ -136,10 +134,10 @@ def _wrong_images(part: str, data: bytes, unit: Unit, commit: UnitRecord, owner:
     try:
         frame = pl.read_parquet(io.BytesIO(data)).select("row", "sha256")
     except (pl.exceptions.PolarsError, OSError):
-        return [f"{part} is no table of the rows of {owner}"]
+        return [f"{part} is not a table of the rows of {owner}"]
     faults: list[str] = []
     if not np.array_equal(frame["row"].to_numpy(), np.arange(unit.rows.first, unit.rows.end)):
-        faults.append(f"{part} does not hold the rows of {owner}")
+        faults.append(f"{part} does not contain the rows of {owner}")
     if set(frame.filter(pl.col("sha256").is_null())["row"]) != set(commit.rejected):
-        faults.append(f"{part} lacks the hash of rows that {owner} does not list as rejected")
+        faults.append(f"{part} has other rejected rows than {owner}")
     return faults

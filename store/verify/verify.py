@@ -1,6 +1,6 @@
-"""Proving a cache: every byte against its checksum, arrays against the catalog, nothing left over.
+"""Verification of a cache: every byte against its checksum, arrays against the catalog, no other files.
 
-A flipped bit in a shard is silent to Zarr and to the memory map alike; only this finds it.
+Neither Zarr nor a memory map detects a flipped bit in a shard.
 """
 
 from collections.abc import Callable, Generator, Iterable
@@ -24,39 +24,38 @@ from .files import Checked, FileChecker
 from .unfinished import read_unfinished
 from .units import UnitChecker, UnitFound
 
-_UNITS_AT_ONCE = 8
-"""Of a cache in an object store, which one request does not keep busy. A piece of each is in memory."""
+_PARALLEL_UNITS = 8
+"""Units of a cache in an object store that are checked in parallel. A piece of each is in memory."""
 
 
 @dataclass(slots=True)
 class Report:
-    """What verifying found."""
+    """The result of verification."""
 
     faults: list[str] = field(default_factory=list[str])
-    """One line each; none: the cache is what its records say."""
+    """A line for each fault; empty for a sound cache."""
 
     notes: list[str] = field(default_factory=list[str])
-    """Worth knowing, no fault: a commit that a killed process left for the next build to finish, or an
-    index that is not used."""
+    """Findings that are not faults, such as an unfinished commit or an index that is not used."""
 
     num_files: int = 0
     num_bytes: int = 0
     num_rows: dict[Modality, int] = field(default_factory=lambda: dict.fromkeys(MODALITIES, 0))
-    """Rows whose values were looked at, over all teachers."""
+    """Rows whose values were checked, over all teachers."""
 
     num_rejected: int = 0
 
     @property
     def is_sound(self) -> bool:
-        """Say whether there is no fault."""
+        """Whether there are no faults."""
         return not self.faults
 
 
 def verify_cache(cache: Cache, *, on_file: Callable[[str], None] = lambda path: None) -> Report:
-    """Return what is wrong with a cache, reading every byte of it once.
+    """Return the faults of a cache, reading every byte of it once.
 
     Args:
-        cache: the cache as it was opened.
+        cache: the cache.
         on_file: called with the path of each file that was read, in order.
     """
     return _Verifier(cache, on_file).run()
@@ -79,7 +78,7 @@ class _Verifier:
         for record in self._cache.teacher_records.values():
             self._check_teacher(record)
         if not self._cache.teacher_records:
-            self._fault("the cache has no teacher: nothing is embedded; run siglip2-cache build")
+            self._fault("the cache has no teacher and no embeddings; run siglip2-cache build")
         self._check_indexes()
         self._check_orphans()
         return self._report
@@ -97,28 +96,26 @@ class _Verifier:
 
     def _note_unfinished(self) -> None:
         for record in sorted(self._unfinished.records):
-            self._report.notes.append(f"{record} was not finished; run the same build again")
+            self._report.notes.append(f"{record} is unfinished; run the same build again")
         self._report.faults += self._unfinished.damaged
         self._named |= self._unfinished.staged | self._unfinished.files.keys()
-
-    # -- teachers
 
     def _check_teacher(self, record: TeacherRecord) -> None:
         self._named.add(layout.teacher_record(record.name))
         is_raw = self._check_metadata(record)
         commits = self._cache.commits(record.name)
         for message in commits.damaged:
-            self._fault(f"{message}; run the same build again to make the unit anew")
+            self._fault(f"{message}; run the same build again to embed the unit again")
         for modality in MODALITIES:
             done = commits.units_of(modality)
-            open_units: list[int] = []
+            uncommitted: list[int] = []
             committed: list[tuple[Unit, UnitRecord]] = []
             for unit in self._cache.manifest.units(modality):
                 commit = done.get(unit.number)
                 if commit is None:
                     self._named |= _unit_files(record.name, unit)
                     if not _unit_files(record.name, unit) <= self._unfinished.files.keys():
-                        open_units.append(unit.number)
+                        uncommitted.append(unit.number)
                 else:
                     committed.append((unit, commit))
             checker = UnitChecker(
@@ -128,10 +125,10 @@ class _Verifier:
                 self._note(found.checked)
                 self._report.num_rows[modality] += found.num_rows
                 self._report.num_rejected += found.num_rejected
-            if open_units:
+            if uncommitted:
                 self._fault(
-                    f"{record.name}: {len(open_units):,} {modality} units are not embedded yet "
-                    f"(first: {open_units[0]}); run the same build again"
+                    f"{record.name}: {len(uncommitted):,} {modality} units are not embedded yet "
+                    f"(first: {uncommitted[0]}); run the same build again"
                 )
 
     def _check_units(
@@ -140,17 +137,20 @@ class _Verifier:
         if not self._cache.files.is_remote:
             yield from (checker.check(*each) for each in committed)
             return
-        begun = map_parallel(
+        results = map_parallel(
             lambda each: checker.check(*each),
             committed,
-            num_threads=_UNITS_AT_ONCE,
-            num_ahead=2 * _UNITS_AT_ONCE,
+            num_threads=_PARALLEL_UNITS,
+            num_ahead=2 * _PARALLEL_UNITS,
         )
-        yield from (found for _, found in begun)
+        yield from (found for _, found in results)
 
     def _check_metadata(self, record: TeacherRecord) -> dict[Modality, bool]:
-        """Compare the arrays' metadata with its record and the catalog; say of each array whose metadata
-        is sound whether its shards are raw rows."""
+        """Check the metadata of arrays against their record and the catalog.
+
+        Returns:
+            Whether the shards of each array with sound metadata contain raw rows.
+        """
         latest = self._cache.manifest.latest.number
         owner, files = layout.teacher_record(record.name), record.files
         for generation in range(record.generation + 1, latest + 1):
@@ -162,7 +162,7 @@ class _Verifier:
                 files = read_fields(self._cache.files.read(path), where=path).files()
                 owner = path
             except CacheError as error:
-                self._fault(f"{error}; remove it and run the same build again to make it anew")
+                self._fault(f"{error}; remove it and run the same build again")
                 self._named |= {layout.array_metadata(record.name, m) for m in MODALITIES}
                 return {}
         found = Checked()
@@ -186,7 +186,7 @@ class _Verifier:
             shape = metadata.get("shape")
             if shape != list(array.shape) and path not in self._unfinished.files:
                 found.faults.append(
-                    f"{path} has shape {shape}, the catalog wants {list(array.shape)}; "
+                    f"{path} has shape {shape}, the catalog needs {list(array.shape)}; "
                     "run the same build again"
                 )
         self._note(found)
@@ -194,13 +194,11 @@ class _Verifier:
 
     def _check_indexes(self) -> None:
         found = check_indexes(self._cache, self._on_file)
-        self._named |= found.known
+        self._named |= found.named
         self._report.faults += found.faults
         self._report.notes += found.notes
         self._report.num_files += found.num_files
         self._report.num_bytes += found.num_bytes
-
-    # -- what nobody names
 
     def _check_orphans(self) -> None:
         leftovers, strays = 0, list[str]()
@@ -212,19 +210,19 @@ class _Verifier:
             elif layout.is_garbage_name(path):
                 leftovers += 1
             elif not self._is_older_record(path):
-                self._fault(f"{path} is named by no record; if it is not yours, remove it")
+                self._fault(f"{path} is in no record; remove it unless you put it there")
         if strays:
             self._report.notes.append(
-                f"passed by: {format_count(len(strays), 'file')} of the desktop or the file system, the "
+                f"ignored: {format_count(len(strays), 'file')} of the desktop or the file system, the "
                 f"first {strays[0]}"
             )
         if leftovers:
             self._report.notes.append(
-                f"{leftovers} files of unfinished commits are left over; a finished build removes them"
+                f"{leftovers} temporary files of interrupted commits; a finished build removes them"
             )
 
     def _is_older_record(self, path: str) -> bool:
-        """Say whether a file is a unit's record (another attempt's, too) or an arrays record."""
+        """Return whether a file is a record of any attempt at a unit, or of array shapes."""
         folder, _, name = path.rpartition("/")
         is_commits = folder in {layout.commits_folder(t) for t in self._cache.teachers}
         is_unit = layout.parse_unit_record(name) is not None
@@ -232,7 +230,7 @@ class _Verifier:
 
 
 def _unit_files(teacher: str, unit: Unit) -> set[str]:
-    """Return the files that a unit's record would name: no strays where it is damaged or to come."""
+    """Return the files that the record of a unit names or would name."""
     shard = layout.shard(teacher, unit.modality, unit.number)
     if unit.modality == "text":
         return {shard}

@@ -235,8 +235,7 @@ def test_verify_finds_one_flipped_bit_and_names_the_file(
     assert (status, err) == (1, "")
     [fault] = json.loads(out)["faults"]
     assert fault.startswith(
-        f"{layout.shard('tiny', 'image', 1)} is damaged: its bytes have changed since they were "
-        "written; "
+        f"{layout.shard('tiny', 'image', 1)} is damaged: its bytes have changed; "
     )
     assert "run the same build again" in fault
 
@@ -488,7 +487,7 @@ def test_a_damaged_table_is_one_line_that_sends_to_verify_which_names_it(
     assert err.endswith("; siglip2-cache verify CACHE names the damaged file\n")
     status, out, _ = command("verify", root)
     assert status == 1
-    assert "FAULT      catalog/samples-00000.parquet is damaged: 4 bytes where " in out
+    assert "FAULT      catalog/samples-00000.parquet is damaged: 4 bytes, " in out
 
 
 def test_the_traceback_is_there_for_those_who_ask(

@@ -198,7 +198,7 @@ def test_what_is_not_there_is_named(planted: Path, query: Query, message: str) -
         ({"sample": 0}, "--sample must be at least 1, got 0"),
         ({"view": 2}, r"--view 2 is not in .* views 0\.\.1"),
         ({"teacher": "third"}, "no teacher 'third'"),
-        ({"teacher": None}, "several teachers, name one: first, second"),
+        ({"teacher": None}, "several teachers: first, second; name one"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(

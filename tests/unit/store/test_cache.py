@@ -562,7 +562,7 @@ def test_each_teacher_has_its_own_targets(twice: "ForeignCache") -> None:
 
 def test_of_several_teachers_one_must_be_named(twice: "ForeignCache") -> None:
     cache = open_cache(twice.root)
-    with pytest.raises(SettingError, match=r"has several teachers, name one: base, large"):
+    with pytest.raises(SettingError, match=r"has several teachers: base, large; name one"):
         cache.image_targets()
     with pytest.raises(SettingError, match=r"no teacher 'huge' in .*; it has base, large"):
         cache.text_targets("huge")

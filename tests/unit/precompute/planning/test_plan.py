@@ -37,13 +37,14 @@ from siglip2_cache.precompute.planning.findings import finding_lines
 from siglip2_cache.precompute.planning.plan import Plan, make_plan
 from siglip2_cache.precompute.planning.spill import Scratch
 from siglip2_cache.precompute.sources import Sample, TableColumns
-from siglip2_cache.store.cache import Cache, relocate
+from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format import transaction as commits
 from siglip2_cache.store.format.catalog import Part, Table
 from siglip2_cache.store.format.transaction import roll_forward
 from siglip2_cache.store.format.views import WHOLE_IMAGE, draw_view
 from siglip2_cache.store.io.local import LocalStorage
+from siglip2_cache.store.io.location import relocate
 from siglip2_cache.store.verify.verify import verify_cache
 
 RUN_BUILD = Path(__file__).parents[3] / "kit" / "run_build.py"

@@ -116,7 +116,7 @@ def test_readers_and_verify_pass_over_kept_scans_and_the_next_build_removes_them
     report = verify_cache(open_cache(cache))
     assert [fault for fault in report.faults if "scan-" in fault] == []
     [note] = report.notes
-    assert note.startswith("4 files of unfinished commits are left over; a finished build removes")
+    assert note.startswith("4 temporary files of interrupted commits; a finished build removes")
     plan_pieces(source, cache)
     assert kept(cache) == []
 

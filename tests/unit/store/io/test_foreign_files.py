@@ -46,9 +46,7 @@ def test_a_stray_in_any_folder_is_a_note(
     report = verify_cache(open_cache(root))
     assert report.faults == []
     where = f"{folder}/{stray}".removeprefix("/")
-    assert report.notes == [
-        f"passed by: 1 file of the desktop or the file system, the first {where}"
-    ]
+    assert report.notes == [f"ignored: 1 file of the desktop or the file system, the first {where}"]
 
 
 def test_a_run_begins_in_a_folder_that_holds_strays_alone(tmp_path: Path) -> None:

@@ -7,9 +7,8 @@ import pytest
 from upath import UPath
 
 from siglip2_cache.errors import SettingError
-from siglip2_cache.store.cache import relocate
 from siglip2_cache.store.io import location as locations
-from siglip2_cache.store.io.location import join, lies_in, parse_location, relative_to
+from siglip2_cache.store.io.location import join, lies_in, parse_location, relative_to, relocate
 
 
 @pytest.mark.parametrize(

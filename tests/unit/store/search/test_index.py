@@ -512,7 +512,7 @@ class TestLookingAfter:
         path.write_bytes(data)
         [fault] = verify_cache(open_cache(copied)).faults
         assert fault.startswith("indexes/tiny/image-view1.faiss is damaged: ")
-        assert fault.endswith(f"siglip2-cache index {copied} --view 1 makes it anew")
+        assert fault.endswith(f"siglip2-cache index {copied} --view 1 builds it again")
 
     def test_a_missing_file_and_a_torn_record_are_faults(self, copied: Path) -> None:
         (copied / "indexes/tiny/image-view1.faiss").unlink()
@@ -549,7 +549,7 @@ class TestLookingAfter:
         (copied / "indexes/gone/notes.txt").unlink()
         report = verify_cache(open_cache(copied))
         [fault] = report.faults
-        assert fault.startswith("indexes/tiny/notes.txt is named by no record")
+        assert fault.startswith("indexes/tiny/notes.txt is in no record")
         assert report.notes == [
             "indexes/gone/image-view1.json is of no teacher of this cache; remove it"
         ]

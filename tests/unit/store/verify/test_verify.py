@@ -175,8 +175,8 @@ def test_a_file_cut_short_is_named_with_both_lengths(copied: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     [fault] = faults(copied)
     assert fault == (
-        f"catalog/texts-00000.parquet is damaged: {length - 1:,} bytes where {length:,} were "
-        "written; restore it from a backup, or build the cache anew"
+        f"catalog/texts-00000.parquet is damaged: {length - 1:,} bytes, {length:,} were "
+        "written; restore it from a backup, or build the cache again"
     )
 
 
@@ -185,8 +185,8 @@ def test_a_damaged_shard_says_how_to_mend_it(copied: Path) -> None:
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
     [fault] = faults(copied)
     assert fault == (
-        "teachers/tiny/text.zarr/c/1/0 is damaged: its bytes have changed since they were written; "
-        f"remove {COMMITS}/text-00001*.json and run the same build again to make the unit anew"
+        "teachers/tiny/text.zarr/c/1/0 is damaged: its bytes have changed; "
+        f"remove {COMMITS}/text-00001*.json and run the same build again to embed the unit again"
     )
 
 
@@ -194,7 +194,7 @@ def test_an_orphan_is_named(copied: Path) -> None:
     for path in ("notes.txt", "catalog/samples-00003.parquet", "teachers/tiny/image.zarr/c/9/0/0"):
         (copied / path).parent.mkdir(parents=True, exist_ok=True)
         (copied / path).write_bytes(b"x")
-        assert faults(copied) == [f"{path} is named by no record; if it is not yours, remove it"]
+        assert faults(copied) == [f"{path} is in no record; remove it unless you put it there"]
         (copied / path).unlink()
 
 
@@ -204,7 +204,7 @@ def test_what_unfinished_commits_left_is_a_note(copied: Path) -> None:
     report = verify(copied)
     assert report.is_sound
     assert report.notes == [
-        "2 files of unfinished commits are left over; a finished build removes them"
+        "2 temporary files of interrupted commits; a finished build removes them"
     ]
 
 
@@ -263,7 +263,7 @@ def test_a_unit_whose_commit_was_not_finished_is_a_note(copied: Path, num_rename
     record = commit_and_die(copied, f"{COMMITS}/image-00003.json", files, num_renames=num_renames)
     report = verify(copied)
     assert (report.faults, report.is_sound) == ([], True)
-    assert report.notes == [f"{record} was not finished; run the same build again"]
+    assert report.notes == [f"{record} is unfinished; run the same build again"]
     assert roll_forward(LocalStorage(copied), record)
     assert verify(copied).notes == []
 
@@ -281,7 +281,7 @@ def test_another_attempt_at_a_unit_that_was_not_finished_is_a_note(
     )
     report = verify(copied)
     assert (report.faults, report.is_sound) == ([], True)
-    assert report.notes == [f"{record} was not finished; run the same build again"]
+    assert report.notes == [f"{record} is unfinished; run the same build again"]
     damaged = copied / paths[1]  # by somebody else, though a commit stands open
     damaged.write_bytes(damaged.read_bytes()[:-1])
     [fault] = faults(copied)
@@ -300,7 +300,7 @@ def test_files_of_a_plan_that_was_not_finished_are_no_orphans(copied: Path) -> N
     assert (copied / path).exists()
     report = verify(copied)
     assert report.faults == []
-    assert report.notes == ["catalog/append-00002.json was not finished; run the same build again"]
+    assert report.notes == ["catalog/append-00002.json is unfinished; run the same build again"]
 
 
 def test_a_torn_intent_is_named_with_what_to_do(copied: Path) -> None:
@@ -312,9 +312,7 @@ def test_a_torn_intent_is_named_with_what_to_do(copied: Path) -> None:
 
 def test_a_plan_without_teacher_is_no_finished_cache(copied: Path) -> None:
     shutil.rmtree(copied / "teachers")
-    assert faults(copied) == [
-        "the cache has no teacher: nothing is embedded; run siglip2-cache build"
-    ]
+    assert faults(copied) == ["the cache has no teacher and no embeddings; run siglip2-cache build"]
 
 
 def test_arrays_that_did_not_grow_with_the_catalog_are_named(copied: Path) -> None:
@@ -326,9 +324,9 @@ def test_arrays_that_did_not_grow_with_the_catalog_are_named(copied: Path) -> No
         record = "teachers/tiny/teacher.json"
         rewrite(copied, path, json.dumps(metadata).encode(), record=record)
     assert faults(copied) == [
-        "teachers/tiny/image.zarr/zarr.json has shape [15, 2, 8], the catalog wants [22, 2, 8]; "
+        "teachers/tiny/image.zarr/zarr.json has shape [15, 2, 8], the catalog needs [22, 2, 8]; "
         "run the same build again",
-        "teachers/tiny/text.zarr/zarr.json has shape [10, 8], the catalog wants [15, 8]; "
+        "teachers/tiny/text.zarr/zarr.json has shape [10, 8], the catalog needs [15, 8]; "
         "run the same build again",
     ]
 
@@ -359,8 +357,13 @@ def _scale(row: int, factor: float) -> Callable[[np.ndarray], None]:
 @pytest.mark.parametrize(
     ("modality", "unit", "change", "expected"),
     [
-        ("image", 3, _set(1, np.nan), "1 image rows of unit 3 are not finite, though not rejected"),
-        ("text", 0, _set(1, np.inf), "1 text rows of unit 0 are not finite, though not rejected"),
+        (
+            "image",
+            3,
+            _set(1, np.nan),
+            "1 image rows of unit 3 are not finite although not rejected",
+        ),
+        ("text", 0, _set(1, np.inf), "1 text rows of unit 0 are not finite although not rejected"),
         ("image", 3, _set(1, 0), "1 image rows of unit 3 are zero (first: row 19"),
         ("image", 3, _scale(1, 1.01), "1 image rows of unit 3 are not of norm 1 (first: row 19"),
         ("text", 2, _scale(0, 0.99), "1 text rows of unit 2 are not of norm 1 (first: row 12"),
@@ -393,13 +396,13 @@ def test_one_view_of_a_row_is_enough_to_be_wrong(copied: Path) -> None:
     change_rows(copied, "image", 0, change)
     zero, not_finite = sorted(faults(copied), reverse=True)
     assert "1 image rows of unit 0 are zero (first: row 0, " in zero
-    assert "1 image rows of unit 0 are not finite, though not rejected (first: row 2" in not_finite
+    assert "1 image rows of unit 0 are not finite although not rejected (first: row 2" in not_finite
 
 
 def test_a_unit_of_another_length_is_named(copied: Path) -> None:
     record = f"{COMMITS}/image-00002.json"
     change_record(copied, record, lambda fields: fields.update(num_rows=4))
-    assert faults(copied) == [f"{record} has 4 rows where 3 were planned"]
+    assert faults(copied) == [f"{record} has 4 rows, 3 were planned"]
 
 
 def test_a_shard_that_is_not_its_units_is_named(copied: Path) -> None:
@@ -414,13 +417,13 @@ def test_a_shard_that_is_not_its_units_is_named(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda frame: frame[1:], "does not hold the rows of "),
-        (lambda frame: frame.with_columns(pl.col("row") + 1), "does not hold the rows of "),
+        (lambda frame: frame[1:], "does not contain the rows of "),
+        (lambda frame: frame.with_columns(pl.col("row") + 1), "does not contain the rows of "),
         (
             lambda frame: frame.with_columns(
                 sha256=pl.when(pl.col("row") == 19).then(None).otherwise("sha256")
             ),
-            "lacks the hash of rows that ",
+            "has other rejected rows than ",
         ),
     ],
 )
@@ -441,37 +444,37 @@ def test_pictures_that_do_not_fit_their_unit_are_named(
         (
             "samples",
             lambda frame: frame[:-1],
-            ["catalog: the rows of samples (18) are not those the plan records (19)"],
+            ["catalog: the rows of samples (18) differ from the plan (19)"],
         ),
         (
             "samples",
             lambda frame: frame.reverse(),
-            ["catalog: the rows of samples (19) are not those the plan records (19)"],
+            ["catalog: the rows of samples (19) differ from the plan (19)"],
         ),
         (
             "samples",
             lambda frame: frame.with_columns(key=pl.lit("photos/0000")),
-            ["catalog: 4 keys stand twice"],
+            ["catalog: 4 keys are repeated"],
         ),
         (
             "texts",
             lambda frame: frame.with_columns(text=pl.lit("a cat")),
-            ["catalog: 3 texts stand twice"],
+            ["catalog: 3 texts are repeated"],
         ),
         (
             "captions",
             lambda frame: frame.with_columns(row=pl.lit(16, pl.Int64)),
-            ["catalog: 4 captions name a row that does not exist"],
+            ["catalog: 4 captions refer to a row that does not exist"],
         ),
         (
             "captions",
             lambda frame: frame.with_columns(text_row=pl.lit(10, pl.Int64)),
-            ["catalog: 4 captions name a text_row that does not exist"],
+            ["catalog: 4 captions refer to a text_row that does not exist"],
         ),
         (
             "captions",
             lambda frame: frame[1:],
-            ["catalog: 14 captions where 15 were planned"],
+            ["catalog: 14 captions, 15 were planned"],
         ),
         ("views", lambda frame: frame[1:], ["catalog: not every sample has 2 views"]),
     ],
