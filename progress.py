@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from .formatting import format_seconds, short_line
 from .streams import say_on_stderr
@@ -36,44 +36,24 @@ class Task:
         )
 
 
-class Display(Protocol):
-    """Where progress is shown."""
+class Display:
+    """Where progress is shown; this one shows nothing."""
 
     def say(self, message: str) -> None:
         """Print one line that stays."""
-        ...
 
     def show(self, task: Task, line: str, *, now: bool = False) -> None:
         """Show where a task is; ``now`` prints its line even if another was printed just before."""
-        ...
 
     def hide(self, task: Task) -> None:
         """Remove the bar of a task."""
-        ...
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
-        ...
 
 
-class SilentDisplay:
-    """Shows nothing."""
-
-    def say(self, message: str) -> None:
-        return
-
-    def show(self, task: Task, line: str, *, now: bool = False) -> None:
-        return
-
-    def hide(self, task: Task) -> None:
-        return
-
-    def stop(self) -> None:
-        return
-
-
-class PlainDisplay(SilentDisplay):
-    """Prints a line every ten seconds: for logs."""
+class _Log(Display):
+    """Prints a line every ten seconds."""
 
     def __init__(self) -> None:
         self._printed_at = time.monotonic()
@@ -87,8 +67,8 @@ class PlainDisplay(SilentDisplay):
             self.say(line)
 
 
-class RichDisplay:
-    """Draws a bar for each task on a terminal."""
+class _Bars(Display):
+    """Draws a bar for each task."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -105,13 +85,11 @@ class RichDisplay:
         self._bars.console.print(short_line(message), markup=False, highlight=False)
 
     def show(self, task: Task, line: str, *, now: bool = False) -> None:
+        total = task.total or None  # None: unknown, the bar only moves
         if task not in self._ids:
             self._bars.start()
-            self._ids[task] = self._bars.add_task(line, total=task.total or None)
-        # A total of 0 is not known: the bar only moves.
-        self._bars.update(
-            self._ids[task], description=line, completed=task.done, total=task.total or None
-        )
+            self._ids[task] = self._bars.add_task(line, total=total)
+        self._bars.update(self._ids[task], description=line, completed=task.done, total=total)
 
     def hide(self, task: Task) -> None:
         if task in self._ids:
@@ -121,6 +99,40 @@ class RichDisplay:
         self._bars.stop()
 
 
+def log_display() -> Display:
+    """Return a display that prints lines to stderr."""
+    return _Log()
+
+
 def make_display() -> Display:
-    """Return the display that fits where stderr goes."""
-    return RichDisplay() if sys.stderr.isatty() else PlainDisplay()
+    """Return the display that suits stderr: bars on a terminal, else lines."""
+    return _Bars() if sys.stderr.isatty() else _Log()
+
+
+class TaskProgress:
+    """Shows one task after another."""
+
+    def __init__(self, display: Display) -> None:
+        """Use a display."""
+        self._display = display
+        self._task = Task("", 0)
+
+    def say(self, message: str) -> None:
+        """Print one line that stays."""
+        self._display.say(message)
+
+    def start(self, task: str, total: int, done: int = 0) -> None:
+        """Start a task over so many rows; a total of 0 is unknown."""
+        self._display.hide(self._task)
+        self._task = Task(task, total, done)
+        self.advance(0)
+
+    def advance(self, num_rows: int) -> None:
+        """Count rows of the task."""
+        self._task.done += num_rows
+        self._display.show(self._task, self._task.line())
+
+    def stop(self) -> None:
+        """Close the display."""
+        self._display.hide(self._task)
+        self._display.stop()

@@ -41,8 +41,10 @@ from teacher_peak import matmul_flops_per_s, squash
 
 from siglip2_cache.images.pixels import decode_rgb, render_views
 from siglip2_cache.precompute.build import BuildConfig, BuildSummary, build
+from siglip2_cache.precompute.executor.progress import BuildProgress
 from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.precompute.teacher.teacher import SiglipTeacher
+from siglip2_cache.progress import Display
 from siglip2_cache.siglip import find_architecture, resolve_checkpoint
 from siglip2_cache.store.format.views import WHOLE_IMAGE
 
@@ -261,10 +263,11 @@ class TimedBuild:
     summary: BuildSummary
 
 
-class Clock:
+class Clock(BuildProgress):
     """A build's progress: takes the time at which the work starts and ends."""
 
     def __init__(self) -> None:
+        super().__init__(Display())
         self.started = self.stopped = 0.0
 
     def start(self, totals: object, units: object) -> None:
@@ -272,8 +275,6 @@ class Clock:
 
     def stop(self) -> None:
         self.stopped = time.perf_counter()
-
-    def say(self, message: str) -> None: ...
 
     def advance(self, modality: object, num_rows: int, num_rejected: int) -> None: ...
 

@@ -202,8 +202,9 @@ def run_job(job: Job) -> dict[str, float]:
     import torch
 
     torch.set_num_threads(1)
+    from siglip2_cache.progress import Display
     from siglip2_cache.student.config import TrainConfig
-    from siglip2_cache.student.training.progress import SilentProgress
+    from siglip2_cache.student.training.progress import TrainProgress
     from siglip2_cache.student.training.trainer import train
 
     config = TrainConfig(
@@ -222,7 +223,7 @@ def run_job(job: Job) -> dict[str, float]:
         save_every=job.steps,
         warmup_steps=job.steps // 10,
     )
-    train(config, progress=SilentProgress(), training=kind_of(job))
+    train(config, progress=TrainProgress(Display()), training=kind_of(job))
     lines = [json.loads(line) for line in (job.out / "metrics.jsonl").read_text().splitlines()]
     rates = [line["images_per_s"] for line in lines[len(lines) // 10 :]]
     return {

@@ -110,8 +110,9 @@ def in_process(args: argparse.Namespace, work: Path, mode: str) -> dict[str, Any
 
 
 def measure_step(args: argparse.Namespace) -> dict[str, Any]:
+    from siglip2_cache.progress import Display
     from siglip2_cache.student.config import TrainConfig
-    from siglip2_cache.student.training.progress import SilentProgress
+    from siglip2_cache.student.training.progress import TrainProgress
     from siglip2_cache.student.training.trainer import train
 
     times: list[dict[str, float]] = []
@@ -131,7 +132,7 @@ def measure_step(args: argparse.Namespace) -> dict[str, Any]:
         save_every=args.steps + WARM_STEPS,
     )
     started = time.perf_counter()
-    train(config, progress=SilentProgress(), training=kind_of(args, times))
+    train(config, progress=TrainProgress(Display()), training=kind_of(args, times))
     timed = times[WARM_STEPS:]
     return {
         "step_s": statistics.median(each["whole"] for each in timed),

@@ -25,6 +25,7 @@ from siglip2_cache import open_cache  # noqa: E402
 from siglip2_cache.precompute.build import build  # noqa: E402
 from siglip2_cache.precompute.config import BuildConfig  # noqa: E402
 from siglip2_cache.precompute.planning.plan import make_plan  # noqa: E402
+from siglip2_cache.progress import Display, TaskProgress  # noqa: E402
 from siglip2_cache.store.describe import describe  # noqa: E402
 from siglip2_cache.store.format.layout import IndexId  # noqa: E402
 from siglip2_cache.store.io.local import LocalStorage  # noqa: E402
@@ -39,22 +40,6 @@ BLOCK_ROWS = 256
 
 _LINEAR = 1.3
 """Times the growth of the units that seconds may grow and still be called in proportion."""
-
-
-class _Quiet:
-    """What an index reports to."""
-
-    def say(self, message: str) -> None:
-        pass
-
-    def start(self, task: str, total: int, done: int = 0) -> None:
-        pass
-
-    def advance(self, num_rows: int) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
 
 def make(folder: Path, num_units: int) -> None:
@@ -81,7 +66,7 @@ def index(folder: Path) -> None:
     """As ``siglip2-cache index --kind flat``, of which adding is copying."""
     cache = open_cache(folder / "cache")
     place = IndexId(teacher=cache.teachers[0], modality="image")
-    build_index(cache, place, progress=_Quiet(), kind="flat", block_rows=BLOCK_ROWS)
+    build_index(cache, place, progress=TaskProgress(Display()), kind="flat", block_rows=BLOCK_ROWS)
 
 
 def retry(folder: Path) -> None:

@@ -281,12 +281,13 @@ def build(
     from ..precompute.build import build as run_build
     from ..precompute.dry_run import dry_run as run_dry
     from ..precompute.dry_run import dry_run_lines
-    from ..precompute.executor.progress import make_progress
-    from ..precompute.executor.worker import BuildInterrupted
+    from ..precompute.executor.messages import BuildInterrupted
+    from ..precompute.executor.progress import BuildProgress
     from ..precompute.planning.config import PlanConfig
     from ..precompute.ranks import find_rank
     from ..precompute.sources import TableColumns
     from ..precompute.summary import summary_lines
+    from ..progress import make_display
 
     named = (image_column, caption_column, key_column, lang_column, label_column, encoding)
     columns = TableColumns(
@@ -340,7 +341,7 @@ def build(
         lines = dry_run_lines(run_dry(config, is_timed=time))
     else:
         try:
-            summary = run_build(config, progress=make_progress())
+            summary = run_build(config, progress=BuildProgress(make_display()))
         except (BuildInterrupted, KeyboardInterrupt) as error:  # the latter before the first batch
             say(str(error) or str(BuildInterrupted()), err=True)
             raise typer.Exit(130) from None

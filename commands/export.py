@@ -50,14 +50,14 @@ def embeddings(
 ) -> None:
     """Write embeddings, keys and captions as files that other tools read."""
     from ..neighbors.export.export import ExportConfig, export_cache
-    from ..neighbors.progress import make_progress
+    from ..progress import TaskProgress, make_display
     from ..store.cache import open_cache
 
     config = ExportConfig(
         out=out, format=format, among=among, teacher=teacher, view=view, thumbnails=thumbnails
     )
     opened = open_cache(cache, corpus_roots=parse_roots(corpus_root))
-    progress = make_progress()
+    progress = TaskProgress(make_display())
     try:
         exported = export_cache(opened, config, progress=progress)
     finally:

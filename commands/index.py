@@ -27,7 +27,7 @@ def index(
     The index is stored in the cache. Run the same command again to resume, or after the cache has grown.
     """
     from ..neighbors.config import modality_of
-    from ..neighbors.progress import make_progress
+    from ..progress import TaskProgress, make_display
     from ..store.cache import open_cache
     from ..store.search.index_build import build_index
     from ..store.search.index_query import resolve_index
@@ -35,7 +35,7 @@ def index(
 
     opened = open_cache(cache)
     index_id = resolve_index(opened, modality_of(among), teacher=teacher, view=view)
-    progress = make_progress()
+    progress = TaskProgress(make_display())
     try:
         built = build_index(opened, index_id, kind=kind, progress=progress)
     except KeyboardInterrupt:

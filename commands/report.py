@@ -46,9 +46,9 @@ def show_report(
     as_json: bool,
 ) -> None:
     """Search a cache with a progress line; print the report and write its page."""
-    from ..neighbors.progress import make_progress
+    from ..progress import TaskProgress, make_display
 
-    progress = make_progress()
+    progress = TaskProgress(make_display())
     progress.start("reading rows", config.num_rows_read())
     try:
         report = find(config, on_rows=progress.advance)

@@ -29,9 +29,10 @@ def train(
     Writes RUN/model, a folder for plain transformers, and shows a table of what was gained. Run the same
     command again to resume. On several GPUs: torchrun --nproc-per-node N -m siglip2_cache train ...
     """
+    from ..progress import make_display
     from ..student.config_file import make_config
     from ..student.launch import find_launch, said_once
-    from ..student.training.progress import make_progress
+    from ..student.training.progress import TrainProgress
     from ..student.training.summary import summary_lines
     from ..student.training.trainer import TrainInterrupted
     from ..student.training.trainer import train as run_train
@@ -40,7 +41,7 @@ def train(
     with said_once(launch):
         chosen = make_config(config, _given(context, settings))
     try:
-        summary = run_train(chosen, progress=make_progress())
+        summary = run_train(chosen, progress=TrainProgress(make_display()))
     except (TrainInterrupted, KeyboardInterrupt) as error:
         if launch.rank == 0:
             say(str(error) or "stopped; run the same command again to resume", err=True)

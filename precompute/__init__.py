@@ -1,0 +1,1 @@
+"""Building a cache: from a corpus and a teacher to committed targets."""

@@ -23,7 +23,7 @@ from .executor.in_process import InProcessEngine
 from .executor.local import LocalEngine, own_gpu
 from .executor.messages import WorkOrder
 from .executor.pending import describe_missing, find_jobs, roll_forward_units
-from .executor.progress import BuildProgress, Progress
+from .executor.progress import BuildProgress
 from .executor.totals import BuildTotals, compare_provenance
 from .executor.unit import Job
 from .executor.work_queue import WorkQueue
@@ -44,7 +44,7 @@ _REMEDY: dict[Modality, str] = {
 def build(
     config: BuildConfig,
     *,
-    progress: Progress | None = None,
+    progress: BuildProgress | None = None,
     make_teacher: TeacherFactory = load_teacher,
 ) -> BuildSummary:
     """Embed everything that the cache does not hold yet, and return a summary.
@@ -62,7 +62,7 @@ class _Build:
     """One run of a build."""
 
     def __init__(
-        self, config: BuildConfig, progress: Progress, make_teacher: TeacherFactory
+        self, config: BuildConfig, progress: BuildProgress, make_teacher: TeacherFactory
     ) -> None:
         self._config, self._progress, self._make_teacher = config, progress, make_teacher
         self._files = open_storage(parse_location(config.cache))

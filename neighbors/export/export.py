@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from ...errors import DiskFullError, SettingError
 from ...formatting import format_bytes
+from ...progress import TaskProgress
 from ...store.cache import Cache
 from ...store.format.layout import IndexId, Modality
 from ...store.io.local import LocalStorage
@@ -19,7 +20,6 @@ from ...store.io.location import lies_in
 from ...store.search.index_query import resolve_index
 from ...store.search.index_record import build_command
 from ...store.targets.blocks import read_blocks
-from ..progress import Progress
 from .atlas import NeighborColumn, atlas_lines, atlas_schema, show_command, with_pictures
 from .files import NpyFile, ParquetFile, RowsFile
 from .rows import SCHEMAS, describe_rows
@@ -82,7 +82,7 @@ class Exported:
     """The same for people."""
 
 
-def export_cache(cache: Cache, config: ExportConfig, *, progress: Progress) -> Exported:
+def export_cache(cache: Cache, config: ExportConfig, *, progress: TaskProgress) -> Exported:
     """Write a folder of files, all or nothing; reads and writes a block at a time.
 
     Rows without a target are left out, and counted.
@@ -113,7 +113,7 @@ def export_cache(cache: Cache, config: ExportConfig, *, progress: Progress) -> E
 
 
 def _export(
-    cache: Cache, config: ExportConfig, place: IndexId, folder: Path, progress: Progress
+    cache: Cache, config: ExportConfig, place: IndexId, folder: Path, progress: TaskProgress
 ) -> dict[str, Any]:
     """Write the rows of one modality; return what was written."""
     targets = cache.targets(place.modality, place.teacher)

@@ -2,43 +2,14 @@
 
 import time
 from collections.abc import Mapping
-from typing import Protocol
 
-from ...progress import Display, PlainDisplay, Task, make_display
+from ...progress import Display, Task, log_display
 from ...store.format.layout import Modality
 
 _NOUN: dict[Modality, str] = {"image": "images", "text": "texts"}
 
 
-class Progress(Protocol):
-    """Receives what a build has done while it runs."""
-
-    def say(self, message: str) -> None:
-        """Print one line that stays."""
-        ...
-
-    def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
-        """Set how many rows and units are to be made."""
-        ...
-
-    def grow(self, modality: Modality, num_rows: int) -> None:
-        """Add one unit of so many rows to the totals."""
-        ...
-
-    def advance(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
-        """Count embedded and rejected rows; negative where a unit has to be made again."""
-        ...
-
-    def unit_done(self, modality: Modality) -> None:
-        """Count a committed unit."""
-        ...
-
-    def stop(self) -> None:
-        """Close the display."""
-        ...
-
-
-class _Modality:
+class _Counts:
     """The counts of one modality."""
 
     def __init__(self, modality: Modality, num_rows: int, num_units: int) -> None:
@@ -56,33 +27,37 @@ class _Modality:
 
 
 class BuildProgress:
-    """Shows a build: a bar for images and one for texts, or lines of a log."""
+    """Shows what a build has done: one line or bar for images, one for texts."""
 
     def __init__(self, display: Display | None = None) -> None:
-        """Use a display; None: plain lines."""
-        self._display = display or PlainDisplay()
-        self._counts: dict[Modality, _Modality] = {}
+        """Use a display; None: lines on stderr."""
+        self._display = display or log_display()
+        self._counts: dict[Modality, _Counts] = {}
         self._last = time.monotonic()
 
     def say(self, message: str) -> None:
+        """Print one line that stays."""
         self._display.say(message)
 
     def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
+        """Set how many rows and units are to be made."""
         self._last = time.monotonic()
         for modality, total in totals.items():
-            self._counts[modality] = _Modality(modality, total, units[modality])
+            self._counts[modality] = _Counts(modality, total, units[modality])
             if total:
                 self._show(modality)
 
     def grow(self, modality: Modality, num_rows: int) -> None:
+        """Add one unit of so many rows to the totals."""
         counts = self._counts[modality]
         counts.rows.total += num_rows
         counts.num_units += 1
         self._show(modality)
 
     def advance(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
+        """Count embedded and rejected rows; negative if a unit has to be made again."""
         counts = self._counts[modality]
-        if not counts.has_started:  # where the modality before ended: its first rows took time too
+        if not counts.has_started:  # where the other modality ended: the first rows took time too
             counts.has_started, counts.rows.started = True, self._last
         self._last = time.monotonic()
         counts.rows.done += num_rows
@@ -90,18 +65,15 @@ class BuildProgress:
         self._show(modality)
 
     def unit_done(self, modality: Modality) -> None:
+        """Count a committed unit."""
         counts = self._counts[modality]
         counts.num_units_done += 1
         self._show(modality, now=counts.num_units_done == counts.num_units)
 
     def stop(self) -> None:
+        """Close the display."""
         self._display.stop()
 
     def _show(self, modality: Modality, *, now: bool = False) -> None:
         counts = self._counts[modality]
         self._display.show(counts.rows, counts.line(), now=now)
-
-
-def make_progress() -> Progress:
-    """Return the display that fits where stderr goes."""
-    return BuildProgress(make_display())

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...store.format.layout import MODALITIES, Modality
 from .messages import Ended, FinishedUnit
-from .progress import Progress
+from .progress import BuildProgress
 from .unit import StageTimes
 
 
@@ -13,7 +13,7 @@ class BuildTotals:
     """Counts what all workers of a build did, and shows it as it happens."""
 
     def __init__(
-        self, progress: Progress, on_provenance: Callable[[Mapping[str, Any]], None]
+        self, progress: BuildProgress, on_provenance: Callable[[Mapping[str, Any]], None]
     ) -> None:
         """Start at zero; ``on_provenance`` is called once, with the provenance of the first worker."""
         self.say = progress.say

@@ -9,13 +9,14 @@ Shape letters in this file:
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CacheError, SettingError
+from ...progress import TaskProgress
 from ..cache import Cache
 from ..format.layout import IndexId, other_modality
 from ..targets.blocks import Block, read_blocks
@@ -28,26 +29,6 @@ _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 
 SAVE_EVERY_S = 300.0
 """Seconds of adding that a crash can cost. A save writes all that was added so far."""
-
-
-class Progress(Protocol):
-    """What the making of an index reports."""
-
-    def say(self, message: str) -> None:
-        """Print one line that stays."""
-        ...
-
-    def start(self, task: str, total: int, done: int = 0) -> None:
-        """Begin a task over so many rows."""
-        ...
-
-    def advance(self, num_rows: int) -> None:
-        """Count rows of the task."""
-        ...
-
-    def stop(self) -> None:
-        """Leave the display."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +52,7 @@ def build_index(
     cache: Cache,
     index_id: IndexId,
     *,
-    progress: Progress,
+    progress: TaskProgress,
     kind: str = "auto",
     save_every_s: float = SAVE_EVERY_S,
     block_rows: int | None = None,
@@ -108,7 +89,7 @@ class _Builder:
         self,
         cache: Cache,
         index_id: IndexId,
-        progress: Progress,
+        progress: TaskProgress,
         kind: str,
         save_every_s: float,
         block_rows: int | None,

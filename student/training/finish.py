@@ -31,7 +31,7 @@ from ..export.model_card import CacheSummary, ModelCard
 from ..losses.pca_map import PcaMap, cosine_error
 from .distiller import Distiller
 from .plot import loss_plot
-from .progress import Progress
+from .progress import TrainProgress
 from .resolve import Resolved
 from .run_folder import RunFolder
 
@@ -95,7 +95,7 @@ def finish(
     distiller: Distiller,
     run: RunFolder,
     pca: PcaMap | None,
-    progress: Progress,
+    progress: TrainProgress,
 ) -> None:
     """Evaluate, export RUN/model and the map, draw RUN/loss.png; nothing where all that was done before
     with the weights of the last step.

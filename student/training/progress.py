@@ -1,47 +1,30 @@
 """What a training shows while it runs: the metrics of the last step."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from ...progress import Display, PlainDisplay, SilentDisplay, Task, make_display
-
-
-class Progress(Protocol):
-    """Receives what a training has done while it runs."""
-
-    def say(self, message: str) -> None:
-        """Print one line that stays."""
-        ...
-
-    def start(self, done: int, steps: int) -> None:
-        """Set how many steps there are, and how many were done before."""
-        ...
-
-    def step(self, metrics: Mapping[str, Any]) -> None:
-        """Report a step by its line of metrics.jsonl."""
-        ...
-
-    def stop(self) -> None:
-        """Close the display."""
-        ...
+from ...progress import Display, Task, log_display
 
 
-class StepProgress:
-    """Shows the last step: a bar on a terminal, or lines of a log."""
+class TrainProgress:
+    """Shows the last step of a training."""
 
     def __init__(self, display: Display | None = None) -> None:
-        """Use a display; None: plain lines."""
-        self._display = display or PlainDisplay()
+        """Use a display; None: lines on stderr."""
+        self._display = display or log_display()
         self._steps = Task("step", 0)
         self._is_first = True
 
     def say(self, message: str) -> None:
+        """Print one line that stays."""
         self._display.say(message)
 
     def start(self, done: int, steps: int) -> None:
+        """Set how many steps there are, and how many an earlier run has done."""
         self._steps, self._is_first = Task("step", steps, done), True
 
     def step(self, metrics: Mapping[str, Any]) -> None:
+        """Show a step, given its line of metrics.jsonl."""
         self._steps.done = metrics["step"]
         terms = ", ".join(f"{name} {metrics[name]:.4g}" for name in metrics["terms"])
         line = self._steps.line(
@@ -55,16 +38,5 @@ class StepProgress:
         self._is_first = False
 
     def stop(self) -> None:
+        """Close the display."""
         self._display.stop()
-
-
-class SilentProgress(StepProgress):
-    """Shows nothing: for processes other than the first."""
-
-    def __init__(self) -> None:
-        super().__init__(SilentDisplay())
-
-
-def make_progress() -> Progress:
-    """Return the display that fits where stderr goes."""
-    return StepProgress(make_display())

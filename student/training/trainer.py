@@ -14,6 +14,7 @@ import torch
 
 from ...errors import SettingError, TrainError
 from ...formatting import first_line
+from ...progress import Display
 from ...siglip import checkpoint_activations, load_trainable, logit_scale_and_bias, vision_tower
 from ..config import TrainConfig
 from ..config_file import as_plain, refuse_changes, to_yaml
@@ -27,7 +28,7 @@ from ..losses.objective import Columns, Objective
 from ..losses.pca_map import PcaMap, fit_pca_map
 from ..losses.text_bank import Bank
 from .distiller import Distiller
-from .progress import Progress, SilentProgress, StepProgress
+from .progress import TrainProgress
 from .resolve import Resolved, device_of, resolve
 from .run_folder import RunFolder, SavedState
 from .schedule import Optimizer, Schedule, make_schedule
@@ -66,7 +67,7 @@ class TrainSummary:
 def train(
     config: TrainConfig,
     *,
-    progress: Progress | None = None,
+    progress: TrainProgress | None = None,
     training: "type[Training] | None" = None,
 ) -> TrainSummary:
     """Train, evaluate and export; with the same settings again, go on or do nothing.
@@ -86,7 +87,7 @@ def train(
     with said_once(launch):
         device = device_of(config, launch)
     ranks = join_ranks(device, launch)
-    progress = (progress or StepProgress()) if ranks.is_first else SilentProgress()
+    progress = (progress or TrainProgress()) if ranks.is_first else TrainProgress(Display())
     try:
         if device.startswith("cuda:"):  # plain cuda is the current one already
             torch.cuda.set_device(device)
@@ -115,7 +116,7 @@ class Training:
     """One process's part of a training. Experiments override make_distiller and batches."""
 
     def __init__(
-        self, resolved: Resolved, ranks: Ranks, run: RunFolder | None, progress: Progress
+        self, resolved: Resolved, ranks: Ranks, run: RunFolder | None, progress: TrainProgress
     ) -> None:
         self._resolved, self._ranks, self._run, self._progress = resolved, ranks, run, progress
         self._config = resolved.config

@@ -24,7 +24,7 @@ from typer.main import get_command
 from siglip2_cache import __version__, open_cache
 from siglip2_cache.cli import app, main
 from siglip2_cache.precompute.build import build
-from siglip2_cache.precompute.executor.worker import BuildInterrupted
+from siglip2_cache.precompute.executor.messages import BuildInterrupted
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.views import ViewBox, pixel_box

@@ -20,8 +20,8 @@ from kit.patience import PATIENCE_S
 from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.executor import ray_cluster
+from siglip2_cache.precompute.executor.messages import WorkOrder
 from siglip2_cache.precompute.executor.ray_placement import place_workers
-from siglip2_cache.precompute.executor.worker import WorkOrder
 from siglip2_cache.siglip import resolve_checkpoint
 
 RUN_RAY = Path(__file__).parents[1] / "kit" / "run_ray.py"

@@ -26,8 +26,10 @@ from safetensors.torch import load_file
 
 from siglip2_cache.errors import SettingError, TrainError
 from siglip2_cache.precompute.build import build
+from siglip2_cache.progress import Display
 from siglip2_cache.student.config_file import make_config
 from siglip2_cache.student.launch import Launch
+from siglip2_cache.student.training.progress import TrainProgress
 from siglip2_cache.student.training.resolve import resolve
 from siglip2_cache.student.training.trainer import TrainSummary, train
 
@@ -42,16 +44,17 @@ _TIMES = {"images_per_s", "wait_share"}
 Command = Callable[..., tuple[int, str, str]]
 
 
-class Listening(SilentProgress):
+class Listening(TrainProgress):
     """Keeps what a training says and its metrics."""
 
     def __init__(self, on_step: Callable[[Any], None] = lambda _: None) -> None:
-        super().__init__()
+        super().__init__(Display())
+        self.said: list[str] = []
         self.steps: list[dict[str, Any]] = []
         self._on_step = on_step
 
-    def start(self, done: int, steps: int) -> None:  # type: ignore[override]
-        pass
+    def say(self, message: str) -> None:
+        self.said.append(message)
 
     def step(self, metrics: Any) -> None:
         self.steps.append(dict(metrics))

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from siglip2_cache.precompute.build import BuildConfig
+from siglip2_cache.precompute.executor.progress import BuildProgress
 from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.precompute.teacher.teacher import OutOfMemory
+from siglip2_cache.progress import Display
 from siglip2_cache.siglip import NaflexRecipe, SquashRecipe
 from siglip2_cache.store.io.location import Location
 
@@ -199,10 +201,11 @@ class Tally:
     num_rejected: Counter[str] = field(default_factory=lambda: Counter(image=0, text=0))
 
 
-class SilentProgress:
+class SilentProgress(BuildProgress):
     """Keeps what was said; can act when a unit is done."""
 
     def __init__(self, on_unit: Callable[[], None] = lambda: None) -> None:
+        super().__init__(Display())
         self.said: list[str] = []
         self.tally = Tally()
         self._on_unit = on_unit

@@ -21,18 +21,19 @@ import matplotlib.figure  # noqa: F401 - before the processes part
 import torch
 import transformers.models.siglip.modeling_siglip  # noqa: F401
 
+from siglip2_cache.progress import Display
 from siglip2_cache.student.config_file import make_config
-from siglip2_cache.student.training.progress import SilentProgress
+from siglip2_cache.student.training.progress import TrainProgress
 from siglip2_cache.student.training.trainer import TrainInterrupted, train
 
 _MOST_PROCESSES = 20
 
 
-class Dying(SilentProgress):
+class Dying(TrainProgress):
     """Counts steps and file operations, and ends the process at one of them."""
 
     def __init__(self, signal_at: tuple[int, int]) -> None:
-        super().__init__()
+        super().__init__(Display())
         self.num_ops = 0
         self._signal, self._at = signal_at
         for module, name in ((os, "fsync"), (os, "rename"), (shutil, "rmtree")):

@@ -15,6 +15,7 @@ from siglip2_cache.neighbors.nearest import NeighborsConfig, find_neighbors
 from siglip2_cache.neighbors.queries import Query, read_queries
 from siglip2_cache.neighbors.report import Caption, Report
 from siglip2_cache.neighbors.report_json import report_values
+from siglip2_cache.progress import Display, TaskProgress
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.search.exact import Neighbors, exact_neighbors
 from siglip2_cache.store.search.index_build import build_index
@@ -254,7 +255,9 @@ def test_an_index_says_what_it_finds_of_what_was_asked(
 ) -> None:
     root = shutil.copytree(planted, tmp_path / "cache")
     cache = open_cache(root)
-    build_index(cache, resolve_index(cache, "image", teacher="first"), progress=SilentTasks())
+    build_index(
+        cache, resolve_index(cache, "image", teacher="first"), progress=TaskProgress(Display())
+    )
     image, text = Query("key", "p03"), Query("text", "Picture 3")
 
     def said(*queries: Query, k: int = 3) -> str:
@@ -278,12 +281,3 @@ def test_an_index_says_what_it_finds_of_what_was_asked(
         "; 27 neighbours that there are were not found, --approximate left out finds all"
         in said(image, text, k=99)
     )  # one of 14 others, one of 15
-
-
-class SilentTasks:
-    """A progress display that shows nothing."""
-
-    def say(self, message: str) -> None: ...
-    def start(self, task: str, total: int, done: int = 0) -> None: ...
-    def advance(self, num_rows: int) -> None: ...
-    def stop(self) -> None: ...

@@ -23,7 +23,7 @@ from siglip2_cache.neighbors.export import atlas as export_atlas
 from siglip2_cache.neighbors.export import export
 from siglip2_cache.neighbors.export.export import ExportConfig, Exported, export_cache
 from siglip2_cache.neighbors.export.files import NpyFile
-from siglip2_cache.neighbors.progress import TaskProgress
+from siglip2_cache.progress import TaskProgress, log_display
 from siglip2_cache.store.search.index_build import build_index
 from siglip2_cache.store.search.index_query import resolve_index
 from siglip2_cache.store.targets import blocks as scan
@@ -37,7 +37,7 @@ TEXT_ROWS = [0, 1, 2, *range(4, 10), 12, 13, 14]
 
 def run(root: Path, out: Path, **settings: Any) -> Exported:
     return export_cache(
-        open_cache(root), ExportConfig(out=out, **settings), progress=TaskProgress()
+        open_cache(root), ExportConfig(out=out, **settings), progress=TaskProgress(log_display())
     )
 
 
@@ -189,7 +189,7 @@ class TestAtlas:
         root = shutil.copytree(foreign.root, tmp_path / "cache")
         exact = run(root, tmp_path / "exact", format="atlas", among="texts")
         cache = open_cache(root)
-        build_index(cache, resolve_index(cache, "text"), progress=TaskProgress())
+        build_index(cache, resolve_index(cache, "text"), progress=TaskProgress(log_display()))
         indexed = run(root, tmp_path / "indexed", format="atlas", among="texts")
         (root / "teachers/tiny/commits/text-00002.json").unlink()
         stale = run(root, tmp_path / "stale", format="atlas", among="texts")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, DiskFullError, SettingError, StorageError
+from siglip2_cache.progress import Display, TaskProgress
 from siglip2_cache.store.describe import describe, describe_lines
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.records import encode_record
@@ -39,10 +40,11 @@ NUM_ROWS = 3000
 IVF_FILE = layout.IndexId(teacher=TEACHER, modality="image").file
 
 
-class Heard:
+class Heard(TaskProgress):
     """A progress display that keeps what it was told."""
 
     def __init__(self) -> None:
+        super().__init__(Display())
         self.said: list[str] = []
         self.tasks: list[tuple[str, int, int]] = []
 
