@@ -1,4 +1,4 @@
-"""siglip2-cache neighbors as a user meets it."""
+"""siglip2-cache neighbors, duplicates, mismatched, outliers and agreement, as a user meets them."""
 
 import json
 import subprocess
