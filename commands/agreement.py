@@ -6,7 +6,6 @@ from .options import (
     AsJson,
     CacheArgument,
     CorpusRoot,
-    TeacherName,
     View,
     given_location,
     option,
@@ -17,8 +16,8 @@ from .report import Among, Html, Open, Seed, check_page, show_report
 
 def agreement(
     cache: CacheArgument,
-    against: Annotated[str, option("NAME", "The other teacher in the cache.")],
-    teacher: TeacherName = None,
+    teacher: Annotated[str, option("NAME", "A teacher in the cache.")],
+    against: Annotated[str, option("NAME", "Another teacher in the cache, to compare with.")],
     k: Annotated[int, option("N", "Nearest neighbours to compare.", name="-k")] = 10,
     sample: Annotated[int, option("N", "Random images to compare.")] = 1000,
     limit: Annotated[int, option("N", "Most images to show, the least overlap first.")] = 20,
