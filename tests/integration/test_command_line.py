@@ -88,7 +88,7 @@ def all_commands() -> Iterator[list[str]]:
         yield from ([name, below] for below in getattr(command, "commands", ()))
 
 
-@pytest.mark.parametrize("words", all_commands(), ids=" ".join)
+@pytest.mark.parametrize("words", [*all_commands()], ids=" ".join)
 def test_help_is_free_of_types_that_say_nothing(
     words: list[str],
     command: Command,
