@@ -85,8 +85,7 @@ def main() -> None:
     except Exception as error:
         # Errors of click, which typer may bring along as a copy: no class to import.
         if hasattr(error, "show") and hasattr(error, "exit_code"):
-            _print_usage_error(error)
-            sys.exit(error.exit_code)  # pyright: ignore
+            sys.exit(_print_usage_error(error))
         message = _explain(error)
         if message is None or os.environ.get("SIGLIP2_CACHE_DEBUG") == "1":
             raise
@@ -95,16 +94,17 @@ def main() -> None:
         sys.exit(1)
 
 
-def _print_usage_error(error: Any) -> None:
-    """Print what is wrong with a command line, the nearest right name, and where the help is."""
+def _print_usage_error(error: Any) -> int:
+    """Print what is wrong with a command line and the nearest right name; return the exit status."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
-        return
+        return error.exit_code
     nearest = getattr(error, "possibilities", None)
     message = f"{error.message}; did you mean {nearest[0]}?" if nearest else error.format_message()
     message = " ".join(message.split()).rstrip(".")
     help = f"{error.ctx.command_path} --help" if error.ctx else "siglip2-cache --help"
     say(f"error: {message[:1].lower()}{message[1:]} (see {help})", err=True)
+    return error.exit_code
 
 
 def _explain(error: Exception) -> str | None:

@@ -53,5 +53,9 @@ def _without_types(parameters: list[Any]) -> list[Any]:
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""  # instead of <bool>
         elif parameter.param_type_name == "argument":
-            parameter.display_type_rich = lambda ctx: ""  # instead of <str>
+            parameter.display_type_rich = _no_type  # instead of <str>
     return parameters
+
+
+def _no_type(ctx: Any) -> str:
+    return ""
