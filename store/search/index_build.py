@@ -1,6 +1,6 @@
-"""Making an approximate index over the targets of a teacher: trained and added by blocks, resumable.
+"""Building an approximate index over the targets of a teacher, in blocks.
 
-index_state.py keeps what is made on disk, so that a run that was killed is gone on with.
+index_checkpoint.py saves the unfinished index, so that an interrupted run can be resumed.
 
 Shape letters in this file:
     N = rows that have a target, S = rows of a sample, K = neighbours, D = embed_dim.
@@ -28,19 +28,19 @@ from .index_record import IndexRecord, fingerprint, read_index_record, write_ind
 _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 
 SAVE_EVERY_S = 300.0
-"""Seconds of adding that a crash can cost. A save writes all that was added so far."""
+"""Seconds between saves, the work that a crash can lose. A save writes the whole index so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltIndex:
-    """An index that stands, and how it came to be."""
+    """A finished index, and how it was built."""
 
     record: IndexRecord
     reason: str
-    """Why it is of this kind."""
+    """The reason for its kind."""
 
     was_there: bool
-    """Nothing was done: it was made before, from the same targets."""
+    """Whether it existed already, built from the same targets."""
 
     resumed_rows: int
     """Rows that an earlier, interrupted run had added."""
@@ -57,29 +57,29 @@ def build_index(
     save_every_s: float = SAVE_EVERY_S,
     block_rows: int | None = None,
 ) -> BuiltIndex:
-    """Make an index over the targets that are committed, or go on with one.
+    """Build an index over the committed targets, or resume an unfinished one.
 
-    Memory: up to twice the index, whose lists grow by doubling, and some 500 MB; while it is trained,
-    64 rows a list in float32.
+    Uses up to twice the memory of the index, whose lists grow by doubling, and some 500 MB; during training
+    64 rows of each list in float32.
 
     Args:
-        cache: as it was opened; an index of an unfinished build is stale once the build goes on.
-        index_id: which targets; index_search.resolve_index checks it.
-        progress: where to report.
+        cache: the cache. An index of an unfinished build is stale once the build continues.
+        index_id: the targets to index, from resolve_index.
+        progress: receives the progress.
         kind: auto, flat, ivf, ivfpq or hnsw.
         save_every_s: seconds between saves.
-        block_rows: rows read together; None: as store.scan.
+        block_rows: rows of a block; None: as read_blocks chooses.
 
     Raises:
-        SettingError: no such kind, no targets, or another process is making it.
-        DiskFullError: the disk has no room for the index; an earlier save is kept.
+        SettingError: there is no such kind, there are no targets, or another process is building it.
+        DiskFullError: the disk is full; an earlier save is kept.
     """
     builder = _Builder(cache, index_id, progress, kind, save_every_s, block_rows)
     with cache.files.locked(index_id.folder) as is_alone:
         if not is_alone:
             raise SettingError(
-                f"another siglip2-cache index is at work in {cache.files.where(index_id.folder)}; "
-                "wait for it, or stop it and run this again to go on"
+                f"another siglip2-cache index is running in {cache.files.where(index_id.folder)}; "
+                "wait for it, or stop it and run this again to resume"
             )
         return builder.run()
 
@@ -94,7 +94,7 @@ class _Builder:
         save_every_s: float,
         block_rows: int | None,
     ) -> None:
-        self._files, self._place, self._progress = cache.files, index_id, progress
+        self._files, self._index_id, self._progress = cache.files, index_id, progress
         self._save_every_s, self._block_rows = save_every_s, block_rows
         self._targets = cache.targets(index_id.modality, index_id.teacher)
         self._others = cache.targets(other_modality(index_id.modality), index_id.teacher)
@@ -117,18 +117,18 @@ class _Builder:
 
     def run(self) -> BuiltIndex:
         started = time.monotonic()
-        standing = self._standing()
-        if standing is not None:
+        existing = self._existing()
+        if existing is not None:
             self._state.clear()
-            standing = self._with_cross(standing)
-            return self._built(standing, started, was_there=True)
+            existing = self._with_cross(existing)
+            return self._built(existing, started, was_there=True)
         self._progress.say(f"{self._plan.kind} index {self._plan.factory}: {self._plan.reason}")
         index, next_row = self._state.resume(self._progress.say) or (None, 0)
         self._state.clear()
         if index is None:
             index = self._train()
         else:
-            self._progress.say(f"going on from {index.ntotal:,} of {len(self._rows_N):,} rows")
+            self._progress.say(f"resuming from {index.ntotal:,} of {len(self._rows_N):,} rows")
         resumed_rows = index.ntotal
         self._add(index, next_row)
         record = self._record(index, self._measure(index))
@@ -146,17 +146,17 @@ class _Builder:
             seconds=time.monotonic() - started,
         )
 
-    def _standing(self) -> IndexRecord | None:
-        """Return the record of the index that was to be made, if it was made before."""
+    def _existing(self) -> IndexRecord | None:
+        """Return the record of an equal index that exists already, or None."""
         try:
-            record = read_index_record(self._files, self._place)
+            record = read_index_record(self._files, self._index_id)
         except CacheError as error:
-            self._progress.say(f"making the index anew: {error}")
+            self._progress.say(f"building the index again: {error}")
             return None
         if record is None or record.fingerprint != self._fingerprint:
             return None
         is_same = (record.factory, record.parameters) == (self._plan.factory, self._plan.parameters)
-        is_whole = self._files.num_bytes(self._place.file) == record.num_bytes
+        is_whole = self._files.num_bytes(self._index_id.file) == record.num_bytes
         return record if is_same and is_whole else None
 
     def _train(self) -> Any:
@@ -194,15 +194,15 @@ class _Builder:
         self._state.save(index, int(self._rows_N[-1]) + 1)
 
     def _with_cross(self, record: IndexRecord) -> IndexRecord:
-        """Return the record of an index that stands, measured with the other modality, too."""
+        """Return the record of an existing index, with the recall of the other modality added."""
         if record.cross is not None or len(self._others.available_rows()) == 0:
             return record
-        self._progress.say(f"measuring what {self._others.modality}s find in the index that stands")
+        self._progress.say(f"measuring what {self._others.modality}s find in the existing index")
         [(path, described)] = record.files.items()
         index = _faiss.read_index(str(self._files.fetch(path, described)))
         found = self._measure(index)
         record = replace(record, search=found.search, recall=found.recall, cross=found.cross)
-        write_index_record(self._files, self._place, record)
+        write_index_record(self._files, self._index_id, record)
         return record
 
     def _measure(self, index: Any) -> Measured:
@@ -212,16 +212,16 @@ class _Builder:
             self._plan,
             self._targets,
             self._others,
-            view=self._place.view,
+            view=self._index_id.view,
             block_rows=self._block_rows,
             on_rows=self._progress.advance,
         )
 
     def _record(self, index: Any, found: Measured) -> IndexRecord:
         return IndexRecord(
-            teacher=self._place.teacher,
-            modality=self._place.modality,
-            view=self._place.view,
+            teacher=self._index_id.teacher,
+            modality=self._index_id.modality,
+            view=self._index_id.view,
             kind=self._plan.kind,
             factory=self._plan.factory,
             parameters=self._plan.parameters,
@@ -232,10 +232,10 @@ class _Builder:
             recall=found.recall,
             cross=found.cross,
             faiss_version=faiss.__version__,
-            files={self._place.file: self._state.described},
+            files={self._index_id.file: self._state.described},
         )
 
     def _blocks(self, rows: NDArray[np.int64]) -> Iterator[Block]:
         return read_blocks(
-            self._targets, view=self._place.view, rows=rows, block_rows=self._block_rows
+            self._targets, view=self._index_id.view, rows=rows, block_rows=self._block_rows
         )

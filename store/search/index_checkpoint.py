@@ -1,9 +1,8 @@
-"""What the making of an index leaves on disk: a run that was killed is gone on with, never mistaken.
+"""Saves of an unfinished index, from which an interrupted run is resumed.
 
-An index in the making has names that end in ``.partial``: the index so far, and the *state*, a record
-that names it, the first row that it lacks, and what it is being made from. The state is replaced by a
-rename, so it always names a whole file. At the end the file gets its final name, and then its record
-(index_record.py), which alone makes it an index.
+Their names end in ``.partial``: the index so far, and the *state*, a record of the file, the first row
+that it lacks, and its settings and targets. The state is replaced by a rename, so it always names a
+complete file. At the end the file gets its final name, and then its record (index_record.py).
 """
 
 import hashlib
@@ -24,38 +23,38 @@ _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 
 
 class IndexState:
-    """The saves of one index in the making. One process at a time may have it (Storage.locked)."""
+    """The saves of one unfinished index, used by one process at a time (Storage.locked)."""
 
     def __init__(self, files: Storage, index_id: IndexId, making: Mapping[str, Any]) -> None:
-        """Look at an index; ``making`` must be equal for a run to go on with what another one left."""
-        self._files, self._place, self._making = files, index_id, dict(making)
+        """Read nothing yet; a save is resumed only if its ``making`` is equal."""
+        self._files, self._index_id, self._making = files, index_id, dict(making)
         self._saved: str | None = None
-        """Path of the last save, which the state on disk names."""
+        """Path of the last save, as in the state on disk."""
         self.described: Mapping[str, Any] = {}
         """Size and checksum of the last save."""
 
     def resume(self, say: Callable[[str], None]) -> tuple[Any, int] | None:
-        """Return the index that an earlier run saved and the first row that it lacks, if any fits."""
+        """Return the index saved by an earlier run and the first row that it lacks, or None."""
         try:
-            data = self._files.read(self._place.state)
+            data = self._files.read(self._index_id.state)
         except FileNotFoundError:
             return None
         try:
-            return self._load(read_fields(data, where=self._files.where(self._place.state)))
-        except (StorageError, DiskFullError):  # what was saved is there, and would be begun anew
+            return self._load(read_fields(data, where=self._files.where(self._index_id.state)))
+        except (StorageError, DiskFullError):  # the save exists; starting again would lose it
             raise
         except CacheError as error:
-            say(f"an unfinished index is left aside: {error}")
+            say(f"an unfinished index is ignored: {error}")
             return None
 
     def save(self, index: Any, next_row: int) -> None:
-        """Keep the index so far, durably; the save before it is then removed.
+        """Save the index so far durably, and remove the previous save.
 
         Raises:
-            DiskFullError: the disk has no room; the save before it stays.
+            DiskFullError: the disk is full; the previous save is kept.
         """
-        path = f"{self._place.file}.{next_row}.partial"
-        if self._saved in (path, self._place.file):  # resumed where there is nothing left to add
+        path = f"{self._index_id.file}.{next_row}.partial"
+        if self._saved in (path, self._index_id.file):  # resumed with nothing left to add
             return
         digest, num_bytes = hashlib.sha256(), 0
         with self._files.writing(path) as append:
@@ -71,50 +70,50 @@ class IndexState:
         self._files.sync_folders([path])
         described = {"num_bytes": num_bytes, "sha256": digest.hexdigest()}
         state = {"making": self._making, "next_row": next_row, "files": {path: described}}
-        self._files.replace(self._place.state, encode_record(state))
+        self._files.replace(self._index_id.state, encode_record(state))
         if self._saved is not None:
             self._files.remove(self._saved)
         self._saved, self.described = path, described
 
     def publish(self, record: IndexRecord) -> None:
-        """Make the last save the index, in place of an older one."""
+        """Publish the last save as the index, replacing an older one."""
         assert self._saved is not None
-        if self._saved != self._place.file:
-            # The old index first ceases to be one: its record must not stand beside another file.
-            self._files.remove(self._place.record)
-            self._files.sync_folders([self._place.record])
-            self._files.rename(self._saved, self._place.file)
-            self._files.sync_folders([self._place.file])
-        write_index_record(self._files, self._place, record)
+        if self._saved != self._index_id.file:
+            # Remove the old record first: it must not exist beside another file.
+            self._files.remove(self._index_id.record)
+            self._files.sync_folders([self._index_id.record])
+            self._files.rename(self._saved, self._index_id.file)
+            self._files.sync_folders([self._index_id.file])
+        write_index_record(self._files, self._index_id, record)
         self._saved = None
         self.clear()
 
     def clear(self) -> None:
-        """Remove what the last save does not need: half a file, saves of runs that are left aside."""
-        kept = set[str]() if self._saved is None else {self._saved, self._place.state}
-        for name in self._files.names(self._place.folder):
-            path = f"{self._place.folder}/{name}"
-            is_ours = path.startswith(f"{self._place.stem}.") and path.endswith(".partial")
+        """Remove all partial files except those of the last save."""
+        kept = set[str]() if self._saved is None else {self._saved, self._index_id.state}
+        for name in self._files.names(self._index_id.folder):
+            path = f"{self._index_id.folder}/{name}"
+            is_ours = path.startswith(f"{self._index_id.stem}.") and path.endswith(".partial")
             if is_ours and path not in kept:
                 self._files.remove(path)
 
     def _load(self, state: Fields) -> tuple[Any, int]:
         if state.mapping("making") != self._making:
-            raise DamagedCacheError("it was begun from other targets, or as one of another kind")
+            raise DamagedCacheError("it was started with other targets or another kind")
         next_row, files = state.count("next_row"), state.files()
-        path = f"{self._place.file}.{next_row}.partial"
+        path = f"{self._index_id.file}.{next_row}.partial"
         if files.keys() != {path}:
             state.refuse("files", f"{path} alone")
         described = files[path]
-        # Its run may have been killed after the file had its final name, before it had its record.
-        for found in (path, self._place.file):
+        # The run may have been killed after the rename, before the record was written.
+        for found in (path, self._index_id.file):
             if self._files.exists(found) and self._files.describe(found) == described:
                 self._saved, self.described = found, described
                 return self._read(found, described), next_row
-        raise DamagedCacheError("its file is not what was saved")
+        raise DamagedCacheError("its file does not match its state")
 
     def _read(self, path: str, described: Mapping[str, Any]) -> Any:
         try:
             return _faiss.read_index(str(self._files.fetch(path, described)))
-        except RuntimeError as error:  # of faiss, which has no other
-            raise DamagedCacheError(f"{path} is no index: {first_line(error)}") from None
+        except RuntimeError as error:  # the only kind of error of faiss
+            raise DamagedCacheError(f"{path} is not an index: {first_line(error)}") from None

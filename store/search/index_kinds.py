@@ -1,4 +1,4 @@
-"""Kinds of approximate index: which one fits, how it is made, what it is searched with.
+"""Kinds of approximate index: choosing one, building it, and its search parameters.
 
 Shape letters in this file:
     B = rows of a block, D = embed_dim.
@@ -22,65 +22,65 @@ _faiss: Any = faiss  # its types lack what the C++ classes and functions have
 
 KINDS: tuple[str, ...] = ("auto", *get_args(Kind))
 SEED = 0
-"""Of the choice of rows to train on, and of those the recall is measured with."""
+"""Random seed for the rows of training and of measuring recall."""
 
 FLAT_ROWS = 100_000
-"""auto: up to here a scan of all rows takes a tenth of a second or so, and finds all there is."""
+"""auto: up to this many rows, an exact scan takes about 0.1 s."""
 
 IVF_BYTES = 1 << 34
-"""auto: up to here, 16 GiB, rows are kept whole (7 million of 1152); beyond, as codes."""
+"""auto: up to this size, 16 GiB, rows are kept in float16 (7 million of 1152 values); above, as codes."""
 
 _MIN_TRAIN_ROWS = 39
-"""Rows a centroid below which faiss warns that they are too few."""
+"""Rows of a centroid below which faiss warns."""
 
 _TRAIN_ROWS = 64
-"""Rows a list to train on, of the 39 to 256 that faiss takes; the time to train is in proportion."""
+"""Training rows of a list; faiss uses 39 to 256. Training takes time in proportion."""
 
-_LISTS_A_ROOT = 2
-"""Lists, as a multiple of the square root of the rows. A query is compared with all centroids and with the
-rows of nprobe lists: least work with as many lists as the root of rows times nprobe, here for nprobe 4.
-Adding takes time in proportion to the lists, training to their square."""
+_LISTS_PER_ROOT = 2
+"""Lists as a multiple of the square root of the rows. A query is compared with all centroids and with the
+rows of nprobe lists, which is fastest with sqrt(rows * nprobe) lists, here for nprobe 4. Adding takes time
+in proportion to the lists, training to their square."""
 
 _CODE_DIMENSIONS = 8
-"""Dimensions that one byte of a product quantizer stands for: 144 bytes for 1152 x float16, 2,304. What
-it finds is scored again by the stored rows, so codes need only be good enough for a first choice."""
+"""Dimensions of one byte of a product quantizer: 144 bytes for 1152 float16 values, which take 2,304.
+Candidates are ranked by the stored rows, so codes need only be good enough to propose them."""
 
 _HNSW_LINKS, _HNSW_DEPTH = 32, 128
-_LADDERS = {"nprobe": (1, 1024), "efSearch": (16, 1024)}
+_SEARCH_RANGES = {"nprobe": (1, 1024), "efSearch": (16, 1024)}
 _CANDIDATES: dict[Kind, tuple[int, ...]] = {
     "flat": (2,),
     "ivf": (2,),
     "hnsw": (2,),
     "ivfpq": (16, 32, 64, 128),
 }
-"""Rows that an index proposes for each neighbour wanted, least first: those of float16 are in nearly the
-right order, codes give a first choice. Of 60,000 drawn images, coded, 16 a neighbour held .94 of what images
-and .86 of what texts wanted, however many lists were looked into; 64 held .999 and .98."""
+"""Rows that an index proposes for each neighbour, fewest first. Rows in float16 are in nearly the right
+order; codes are not. For 60,000 synthetic images in codes, 16 candidates a neighbour contained .94 of the
+true neighbours of images and .86 of those of texts, with any number of lists; 64 contained .999 and .98."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexPlan:
-    """An index that is to be made."""
+    """The kind and parameters of an index to build."""
 
     kind: Kind
     reason: str
-    """Why this kind, for people."""
+    """The reason for the kind, for people."""
 
     factory: str
     parameters: Mapping[str, int]
 
 
 def plan_index(kind: str, num_rows: int, embed_dim: int) -> IndexPlan:
-    """Return how to index so many rows.
+    """Return the kind and parameters of an index for ``num_rows`` rows.
 
     Raises:
-        SettingError: no such kind, or too few rows for it.
+        SettingError: there is no such kind, or too few rows for it.
     """
     if kind not in KINDS:
         raise SettingError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     is_auto = kind == "auto"
     chosen, reason = _choose(num_rows, embed_dim) if is_auto else (_as_kind(kind), "as asked")
-    wanted_lists = round(_LISTS_A_ROOT * math.sqrt(num_rows))
+    wanted_lists = round(_LISTS_PER_ROOT * math.sqrt(num_rows))
     num_lists = max(1, min(wanted_lists, num_rows // _MIN_TRAIN_ROWS))
     match chosen:
         case "flat":
@@ -98,14 +98,14 @@ def plan_index(kind: str, num_rows: int, embed_dim: int) -> IndexPlan:
                     f"there are {num_rows:,}; use flat or ivf"
                 )
             factory = f"IVF{num_lists},PQ{_num_codes(embed_dim)}"
-    # The codes of a product quantizer want some of their own, however few lists there are.
+    # A product quantizer needs training rows for its codes, even with few lists.
     num_train = min(num_rows, max(_TRAIN_ROWS * num_lists, 256 * _MIN_TRAIN_ROWS))
     parameters = {"train_rows": num_train, "seed": SEED}
     return IndexPlan(kind=chosen, reason=reason, factory=factory, parameters=parameters)
 
 
 def make_index(plan: IndexPlan, embed_dim: int) -> Any:
-    """Return an empty faiss index, of inner products, as the plan says."""
+    """Return an empty faiss index of inner products."""
     index = _faiss.index_factory(embed_dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
     if plan.kind in ("ivf", "ivfpq"):
         clustering = ivf_of(index).cp
@@ -118,7 +118,7 @@ def make_index(plan: IndexPlan, embed_dim: int) -> Any:
 
 
 def train(index: Any, rows_BD: NDArray[np.float32]) -> None:
-    """Let an index learn its lists and codes; the lists on a GPU where faiss has one."""
+    """Train the lists and codes of an index; the lists on a GPU if faiss has one."""
     if has_gpu():
         flat = _faiss.IndexFlatIP(index.d)
         ivf_of(index).clustering_index = gpu = _faiss.index_cpu_to_all_gpus(flat)
@@ -130,9 +130,9 @@ def train(index: Any, rows_BD: NDArray[np.float32]) -> None:
 
 
 class Adder:
-    """Adds rows to an index; the search for the list of each runs on a GPU where faiss has one.
+    """Adds rows to an index, finding their lists on a GPU if faiss has one.
 
-    The index itself stays in main memory: it may be larger than a GPU's, and can be saved at any time.
+    The index stays in main memory: it may not fit on a GPU, and can be saved at any time.
     """
 
     def __init__(self, index: Any) -> None:
@@ -142,7 +142,7 @@ class Adder:
             self._quantizer = _faiss.index_cpu_to_all_gpus(_faiss.downcast_index(ivf.quantizer))
 
     def add(self, rows_B: NDArray[np.int64], unit_BD: NDArray[np.float32]) -> None:
-        """Add rows, L2-normalised, under their own numbers."""
+        """Add L2-normalised rows with their row numbers as ids."""
         if self._quantizer is None:
             self._index.add_with_ids(unit_BD, rows_B)
             return
@@ -153,11 +153,11 @@ class Adder:
 
 
 def list_searches(kind: Kind, factory: str) -> list[dict[str, int]]:
-    """Return what to try to search with, least work first; a flat index has one way."""
+    """Return search parameters to try, in order of work; a flat index has only one."""
     if kind == "flat":
         return [{"candidates": _CANDIDATES[kind][0]}]
     name = "efSearch" if kind == "hnsw" else "nprobe"
-    value, most = _LADDERS[name]
+    value, most = _SEARCH_RANGES[name]
     if name == "nprobe":
         most = min(most, int(factory.split(",")[0].removeprefix("IVF")))
     values: list[int] = []
@@ -172,7 +172,7 @@ def list_searches(kind: Kind, factory: str) -> list[dict[str, int]]:
 
 
 def widen_search(index: Any, search: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """Yield searches of more and more work, up to all lists; none where an index has no lists."""
+    """Yield search parameters with more and more lists, up to all; none for an index without lists."""
     nprobe = search.get("nprobe")
     while nprobe is not None and nprobe < ivf_of(index).nlist:
         nprobe = min(2 * nprobe, ivf_of(index).nlist)
@@ -180,13 +180,13 @@ def widen_search(index: Any, search: Mapping[str, int]) -> Iterator[dict[str, in
 
 
 def set_search(index: Any, search: Mapping[str, int]) -> None:
-    """Let an index search with these parameters of ours from now on."""
-    for name in search.keys() & _LADDERS.keys():
+    """Set the search parameters of an index."""
+    for name in search.keys() & _SEARCH_RANGES.keys():
         _faiss.ParameterSpace().set_index_parameter(index, name, search[name])
 
 
 def ivf_of(index: Any) -> Any:
-    """Return the inverted file within an index."""
+    """Return the inverted file of an index."""
     return _faiss.extract_index_ivf(index)
 
 
@@ -194,17 +194,17 @@ def _choose(num_rows: int, embed_dim: int) -> tuple[Kind, str]:
     num_bytes = 2 * num_rows * embed_dim
     rows, size = f"{num_rows:,} rows", format_bytes(num_bytes)
     if num_rows <= FLAT_ROWS:
-        return "flat", f"{rows} are at most {FLAT_ROWS:,}, a scan of all of them is quick"
+        return "flat", f"{rows} are at most {FLAT_ROWS:,}, so an exact scan is fast"
     if num_bytes <= IVF_BYTES:
-        return "ivf", f"{rows} are more than {FLAT_ROWS:,}, and their {size} can be kept whole"
-    return "ivfpq", f"{rows} of {size} are kept as codes, being more than {format_bytes(IVF_BYTES)}"
+        return "ivf", f"{rows} are more than {FLAT_ROWS:,}, and their {size} fit in memory"
+    return "ivfpq", f"{rows} of {size} exceed {format_bytes(IVF_BYTES)}, so codes are kept"
 
 
 def _as_kind(kind: str) -> Kind:
-    return next(known for known in get_args(Kind) if known == kind)
+    return next(each for each in get_args(Kind) if each == kind)
 
 
 def _num_codes(embed_dim: int) -> int:
-    """Return the bytes of a row's code: the largest divisor of its width, at most an eighth of it."""
+    """Return the bytes of the code of a row: the largest divisor of its width up to an eighth of it."""
     most = max(1, embed_dim // _CODE_DIMENSIONS)
     return max(m for m in range(1, most + 1) if embed_dim % m == 0)

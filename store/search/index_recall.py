@@ -1,7 +1,7 @@
-"""What an index is searched with, and what that finds: by queries of both modalities, beside exact search.
+"""Choosing search parameters of an index by its recall, compared with exact search.
 
-An image and its caption lie apart, so that what finds the nearest images of an image misses most of those
-of a text. Each modality's queries have a search of their own.
+Images and captions occupy different regions, so parameters that find the nearest images of an image miss
+most of those of a text. Queries of each modality have their own parameters.
 
 Shape letters in this file:
     N = rows, Q = queries, K = neighbours, D = embed_dim.
@@ -22,19 +22,19 @@ from .index_record import CrossSearch, Recall
 
 RECALL_AT = 10
 WANTED_RECALL = 0.95
-"""Searching takes the least work that finds so much."""
+"""The recall for which the parameters with the least work are chosen."""
 
 _SAME_RECALL = 0.002
-"""Codes have a limit of their own: past it, looking into more lists is work for nothing."""
+"""Codes limit the recall: parameters with more work that gain less than this are not chosen."""
 
 _RECALL_QUERIES = 500
-"""Of each modality. The standard error of a recall of 0.95 is then at most 0.01, and 1 M rows are searched
-in seconds."""
+"""Queries of each modality. The standard error of a recall of 0.95 is then at most 0.01, and 1 M rows are
+searched in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What an index finds."""
+    """The chosen search parameters and their recall."""
 
     search: Mapping[str, int]
     recall: Recall
@@ -51,16 +51,16 @@ def measure(
     block_rows: int | None = None,
     on_rows: Callable[[int], None] | None = None,
 ) -> Measured:
-    """Choose what queries of each modality are searched with, and measure what they find.
+    """Choose search parameters for queries of each modality, and return them with their recall.
 
     Args:
-        index: over the targets.
-        plan: how it was made.
-        targets: what was indexed.
-        others: those of the other modality by the same teacher; view 0 of images.
-        view: of the images indexed.
-        block_rows: rows read together; None: as store.scan.
-        on_rows: told the number of rows that exact search has looked at.
+        index: the index over the targets.
+        plan: its kind and parameters.
+        targets: the indexed targets.
+        others: the targets of the other modality by the same teacher; view 0 of images.
+        view: the indexed view of images.
+        block_rows: rows of a block; None: as read_blocks chooses.
+        on_rows: called with the number of rows that exact search has read.
     """
     own_Q, own_QD = _queries(targets, view)
     other_Q, other_QD = _queries(others, 0)
@@ -106,9 +106,9 @@ def measure(
 
 
 def recall_of(found_QK: NDArray[np.float64], exact_QK: NDArray[np.float64]) -> float | None:
-    """Return the share of the true nearest that was found, by their cosines; None if there are none.
+    """Return the fraction of the true neighbours that were found, or None if there are none.
 
-    Cosines, not rows, are compared: of rows that are equally near, any will do.
+    Cosines are compared, not rows, so that any of several equally near rows counts.
     """
     has_QK = np.isfinite(exact_QK)
     num_Q = has_QK.sum(axis=1)
@@ -120,17 +120,17 @@ def recall_of(found_QK: NDArray[np.float64], exact_QK: NDArray[np.float64]) -> f
 
 
 def choose_rows(rows_N: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Return a seeded choice of rows, ascending."""
+    """Return a random choice of rows, ascending, with a fixed seed."""
     chooser = np.random.default_rng(SEED)
     size = min(size, len(rows_N))
     return np.sort(chooser.choice(rows_N, size, replace=False, shuffle=False))
 
 
 def _queries(targets: Targets, view: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    """Return a choice of rows and their targets, those left out that have no direction."""
+    """Return a choice of rows that have a direction, and their targets."""
     rows_Q = choose_rows(targets.available_rows(), _RECALL_QUERIES)
     queries_QD = targets.read(rows_Q, view if targets.modality == "image" else None)
-    is_usable_Q = has_direction(queries_QD)  # as the blocks that were added
+    is_usable_Q = has_direction(queries_QD)  # as in the indexed blocks
     return rows_Q[is_usable_Q], queries_QD[is_usable_Q]
 
 

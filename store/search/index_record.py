@@ -1,7 +1,7 @@
-"""What the records of indexes say, and whether an index still fits its cache. Needs no faiss.
+"""Records of indexes, and whether an index matches its cache. Needs no faiss.
 
-An index is derived data: it can be deleted at any time and made again from the targets. It is one only
-while its record stands beside it, and it is used only while the record's fingerprint is the cache's.
+An index is derived data: it can be deleted at any time and built again from the targets. It exists only
+with its record, and is used only if the fingerprint in the record matches the cache.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ Kind = Literal["flat", "ivf", "ivfpq", "hnsw"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """What an index was made from: equal fingerprints, equal targets."""
+    """Identifies the indexed targets: equal fingerprints mean equal targets."""
 
     teacher: str
     catalog: str
@@ -31,30 +31,30 @@ class Fingerprint:
     """Committed units of the modality."""
 
     units: str
-    """SHA-256 over the checksums of their files, in order."""
+    """SHA-256 over the checksums of the files of the units, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recall:
-    """How many of the true nearest an index finds, measured with rows of one modality."""
+    """The fraction of the true neighbours that an index finds, for queries of one modality."""
 
     at: int
-    """Neighbours asked for."""
+    """Neighbours of each query."""
 
     value: float | None
-    """Share that was found, over all queries; None where there was nothing to find."""
+    """The fraction found over all queries; None if there were no neighbours."""
 
     num_queries: int
     seed: int
-    """Of the choice of the rows that were queries."""
+    """Random seed for the choice of queries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossSearch:
-    """How queries of the other modality are answered: a text among images, an image among texts.
+    """Search parameters for queries of the other modality: texts among images, images among texts.
 
-    They lie apart from what is indexed, so their nearest are spread over more lists: where images find
-    0.97 of theirs in 8 lists, texts may find 0.38.
+    Their neighbours are spread over more lists: with 8 lists where images find 0.97 of their neighbours,
+    texts may find 0.38.
     """
 
     search: Mapping[str, int]
@@ -70,34 +70,34 @@ class IndexRecord:
     view: int
     kind: Kind
     factory: str
-    """faiss's own words for it, such as ``IVF4096,SQfp16``."""
+    """Factory string of faiss, such as ``IVF4096,SQfp16``."""
 
     parameters: Mapping[str, Any]
-    """What else it was made with."""
+    """Other parameters with which it was built."""
 
     search: Mapping[str, int]
-    """What queries of its own modality are searched with: nprobe or efSearch; nothing for a flat one."""
+    """Search parameters for queries of its own modality: nprobe or efSearch; empty for a flat index."""
 
     num_rows: int
     embed_dim: int
     fingerprint: Fingerprint
     recall: Recall
-    """Of queries of its own modality."""
+    """Recall for queries of its own modality."""
 
     cross: CrossSearch | None
-    """None: nothing of the other modality had a target, or the record is of an older version."""
+    """None if the other modality had no targets, or an earlier release wrote the record."""
 
     faiss_version: str
     files: Mapping[str, Mapping[str, Any]]
 
     @property
     def num_bytes(self) -> int:
-        """Size of the index on disk."""
+        """The size of the index on disk."""
         return sum(described["num_bytes"] for described in self.files.values())
 
 
 def fingerprint(cache: Cache, index_id: IndexId) -> Fingerprint:
-    """Return what an index made of the cache as it was opened would be made from."""
+    """Return the fingerprint of the targets of a cache."""
     units = sorted(cache.commits(index_id.teacher).units_of(index_id.modality).items())
     lines = [
         f"{number} {path} {described['sha256']}"
@@ -113,19 +113,19 @@ def fingerprint(cache: Cache, index_id: IndexId) -> Fingerprint:
 
 
 def why_stale(record: IndexRecord, now: Fingerprint) -> str | None:
-    """Return what of the cache has changed since an index was made; None where nothing has."""
+    """Return what has changed in the cache since an index was built, or None if nothing has."""
     then, what = record.fingerprint, f"{record.modality} units"
     if then.num_units != now.num_units:
-        return f"{now.num_units:,} {what} are committed, it was made from {then.num_units:,}"
+        return f"{now.num_units:,} {what} are committed, it was built from {then.num_units:,}"
     if then.units != now.units:
-        return f"{what} were embedded anew since it was made"
+        return f"{what} were embedded again after it was built"
     if then.catalog != now.catalog:
-        return "the catalog has grown since it was made"
-    return None if then == now else f"it was made for teacher {then.teacher}"
+        return "the catalog has grown since it was built"
+    return None if then == now else f"it was built for teacher {then.teacher}"
 
 
 def build_command(cache: Cache, index_id: IndexId, kind: str | None = None) -> str:
-    """Return the command that makes an index."""
+    """Return the command that builds an index."""
     words = ["siglip2-cache index", str(cache.root)]
     words += [] if index_id.modality == "image" else ["--among texts"]
     words += [f"--teacher {index_id.teacher}"] if len(cache.teachers) > 1 else []
@@ -135,10 +135,10 @@ def build_command(cache: Cache, index_id: IndexId, kind: str | None = None) -> s
 
 
 def read_index_record(files: Storage, index_id: IndexId) -> IndexRecord | None:
-    """Return an index's record; None where there is none.
+    """Return the record of an index, or None if it does not exist.
 
     Raises:
-        DamagedCacheError, FormatVersionError: it cannot be used.
+        DamagedCacheError, FormatVersionError: the record cannot be read.
     """
     try:
         data = files.read(index_id.record)
@@ -152,8 +152,8 @@ def read_index_record(files: Storage, index_id: IndexId) -> IndexRecord | None:
 
 
 def _parse_record(record: Fields, index_id: IndexId) -> IndexRecord:
-    said = (record.text("teacher"), record.text("modality"), record.count("view"))
-    if said != (index_id.teacher, index_id.modality, index_id.view):
+    recorded = (record.text("teacher"), record.text("modality"), record.count("view"))
+    if recorded != (index_id.teacher, index_id.modality, index_id.view):
         record.refuse("teacher", f"those of {index_id.stem}")
     kind, found = record.text("kind"), record.files()
     if kind not in get_args(Kind):
@@ -203,12 +203,12 @@ def _parse_recall(recall: Fields) -> Recall:
 
 
 def write_index_record(files: Storage, index_id: IndexId, record: IndexRecord) -> None:
-    """Make an index one, durably; its file stands already."""
+    """Write the record of an index durably, after its file."""
     files.replace(index_id.record, encode_record(asdict(record)))
 
 
 def list_indexes(files: Storage) -> Iterator[IndexId]:
-    """Yield where a record of an index stands, whole or damaged, in the order of paths."""
+    """Yield the indexes that have a record, damaged or not, in the order of paths."""
     for teacher in files.names(INDEXES):
         for name in files.names(f"{INDEXES}/{teacher}"):
             index_id = parse_index_record(f"{INDEXES}/{teacher}/{name}")
@@ -217,7 +217,7 @@ def list_indexes(files: Storage) -> Iterator[IndexId]:
 
 
 def describe_indexes(cache: Cache, teacher: str) -> list[dict[str, Any]]:
-    """Return plain values that say which indexes of a teacher there are, for ``info``."""
+    """Return descriptions of the indexes of a teacher as plain values, for ``info``."""
     found: list[dict[str, Any]] = []
     for index_id in list_indexes(cache.files):
         if index_id.teacher != teacher:
@@ -235,7 +235,7 @@ def describe_indexes(cache: Cache, teacher: str) -> list[dict[str, Any]]:
 
 
 def summarize_index(record: IndexRecord) -> dict[str, Any]:
-    """Return what people want to know of an index."""
+    """Return a summary of an index as plain values."""
     return {
         "kind": record.kind,
         "factory": record.factory,
@@ -249,7 +249,7 @@ def summarize_index(record: IndexRecord) -> dict[str, Any]:
 
 
 def format_index_line(found: Mapping[str, Any]) -> str:
-    """Return one index of describe_indexes in words."""
+    """Return one description of describe_indexes as a line of text."""
     what = f"{found['modality']} index" + (f" of view {found['view']}" if found["view"] else "")
     if "fault" in found:
         return f"{what} cannot be used: {found['fault']}"
@@ -258,7 +258,7 @@ def format_index_line(found: Mapping[str, Any]) -> str:
 
 
 def format_index(found: Mapping[str, Any]) -> str:
-    """Return what a summary says of an index: kind, rows, size, and how well each modality searches it."""
+    """Return a summary as text: kind, rows, size, and the recall of both modalities."""
     own, other = found["modality"], other_modality(found["modality"])
     return (
         f"{found['kind']} ({found['factory']}), {found['rows']:,} rows, "
@@ -268,9 +268,9 @@ def format_index(found: Mapping[str, Any]) -> str:
 
 
 def format_recall(modality: str, found: Mapping[str, Any] | None) -> str:
-    """Return what queries of a modality find, and by what search; ``found`` has search and recall."""
+    """Return the recall of queries of a modality as text, with the search parameters."""
     if found is None or found["recall"]["value"] is None:
-        return f"of {modality}s not measured"
+        return f"recall of {modality}s not measured"
     recall = found["recall"]
     search = [f"{name} {value}" for name, value in found["search"].items() if name != "candidates"]
     by = f" ({', '.join(search)})" if search else ""

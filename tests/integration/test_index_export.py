@@ -43,7 +43,7 @@ def test_a_larger_one_says_what_it_finds_in_a_process_of_its_own(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert "nprobe " in done.stdout
     assert "measured   by 500 images of the cache, against exact search" in done.stdout
-    assert ", of texts not measured" in done.stdout
+    assert ", recall of texts not measured" in done.stdout
     assert done.stderr == "ivf index IVF76,SQfp16: as asked\n"  # not a warning of faiss
 
 

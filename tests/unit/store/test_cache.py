@@ -306,7 +306,9 @@ def test_a_file_is_no_cache(copied: Path) -> None:
 
 
 def test_an_empty_folder_is_no_cache(tmp_path: Path) -> None:
-    with pytest.raises(NotACacheError, match=r"it holds no cache\.json; siglip2-cache build makes"):
+    with pytest.raises(
+        NotACacheError, match=r"it contains no cache\.json; create one with siglip2-cache build"
+    ):
         open_cache(tmp_path)
 
 

@@ -93,8 +93,8 @@ def test_neighbours_are_those_of_float64_by_brute_force(
         some = slice(start, start + block_rows)
         found.add(block_of(case.rows[some], case.values[some]))
     expected = by_hand(case.rows, case.values, case.queries, k, case.exclude)
-    np.testing.assert_array_equal(found.found().rows_QK, expected.rows_QK)
-    np.testing.assert_array_equal(found.found().cosine_QK, expected.cosine_QK)
+    np.testing.assert_array_equal(found.neighbors().rows_QK, expected.rows_QK)
+    np.testing.assert_array_equal(found.neighbors().cosine_QK, expected.cosine_QK)
 
 
 def test_neighbours_do_not_depend_on_the_order_of_blocks() -> None:
@@ -107,15 +107,15 @@ def test_neighbours_do_not_depend_on_the_order_of_blocks() -> None:
         forward.add(block_of(rows[part], values[part]))
     for part in reversed(parts):
         backward.add(block_of(rows[part], values[part]))
-    np.testing.assert_array_equal(forward.found().rows_QK, backward.found().rows_QK)
+    np.testing.assert_array_equal(forward.neighbors().rows_QK, backward.neighbors().rows_QK)
 
 
 def test_more_equal_rows_than_faiss_was_asked_for_come_in_the_order_of_rows() -> None:
     values = np.repeat(unit(np.ones((1, 8))), 500, axis=0)
     found = Search(values[:1], 5, exclude_Q=[2])
     found.add(block_of(np.arange(500), values))
-    assert found.found().rows_QK.tolist() == [[0, 1, 3, 4, 5]]
-    assert found.found().cosine_QK.tolist() == [[1.0] * 5]
+    assert found.neighbors().rows_QK.tolist() == [[0, 1, 3, 4, 5]]
+    assert found.neighbors().cosine_QK.tolist() == [[1.0] * 5]
 
 
 def test_a_float32_tie_is_decided_by_the_exact_cosine() -> None:
@@ -127,7 +127,7 @@ def test_a_float32_tie_is_decided_by_the_exact_cosine() -> None:
     queries = values[30:31].copy()
     found = Search(queries, 2)
     found.add(block_of(np.arange(40), values))
-    assert found.found().rows_QK[0, 0] == 30
+    assert found.neighbors().rows_QK[0, 0] == 30
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -142,7 +142,7 @@ def test_rows_nearer_than_float32_can_tell_are_told_apart(seed: int) -> None:
     for start in range(0, 400, 100):
         found.add(block_of(rows[start : start + 100], values[start : start + 100]))
     expected = by_hand(rows, values, query, 10, np.array([-1]))
-    np.testing.assert_array_equal(found.found().rows_QK, expected.rows_QK)
+    np.testing.assert_array_equal(found.neighbors().rows_QK, expected.rows_QK)
 
 
 def test_cosines_of_rows_that_are_not_normalised_are_cosines() -> None:
@@ -158,7 +158,7 @@ def test_the_cosine_with_a_row_of_zeros_is_nan() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
 def test_a_query_without_a_direction_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="not finite, or zero"):
+    with pytest.raises(ValueError, match="zero or not finite"):
         Search(np.full((1, 4), value, np.float16), 3)
 
 
@@ -180,7 +180,7 @@ def test_a_gpu_is_asked_where_faiss_has_one(monkeypatch: pytest.MonkeyPatch, equ
     found.add(block_of(rows, values))
     assert asked == [3 + search.GPU_SLACK]
     expected = by_hand(rows, values, values[:2], 3, np.array([-1, -1]))
-    np.testing.assert_array_equal(found.found().rows_QK, expected.rows_QK)
+    np.testing.assert_array_equal(found.neighbors().rows_QK, expected.rows_QK)
 
 
 def test_float16_becomes_float32_without_rounding() -> None:

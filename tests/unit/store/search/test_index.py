@@ -156,7 +156,7 @@ class TestSearching:
     def test_a_query_without_direction_is_refused(self, root: Path) -> None:
         build(root, "flat")
         opened = open_index(open_cache(root), "image")
-        with pytest.raises(ValueError, match="a query is not finite, or zero"):
+        with pytest.raises(ValueError, match="a query is zero or not finite"):
             opened.neighbors(np.full((1, 32), np.nan, np.float16), 3)
 
     def test_recall_counts_rows_that_are_equally_near_as_found(self) -> None:
@@ -235,7 +235,7 @@ class TestBothModalities:
         texts = open_cache(root).text_targets().read([1])
         assert (opened.neighbors(texts, 3, is_other_Q=[True]).rows_QK >= 0).all()
         [line] = [x for x in describe_lines(describe(open_cache(root))) if " index: " in x]
-        assert line.endswith(", of texts not measured")
+        assert line.endswith(", recall of texts not measured")
         before = (root / IVF_FILE).stat().st_mtime_ns
         again = build(root)
         assert again.was_there
@@ -333,7 +333,7 @@ class TestStaleness:
         commit_unit(root, "image", 1, draw_vectors(NUM_ROWS), attempt=1, rejected=(1030,))
         with pytest.raises(
             SettingError,
-            match=rf"image units were embedded anew .*; siglip2-cache index {root} makes",
+            match=rf"image units were embedded again .*; siglip2-cache index {root} builds",
         ):
             open_index(open_cache(root), "image")
         assert build(root).record.num_rows == NUM_ROWS - 1
@@ -346,13 +346,13 @@ class TestStaleness:
         record.unlink()
         assert build(root).record.num_rows == 2048
         record.write_bytes(later)
-        with pytest.raises(SettingError, match=r"3 image units are committed, it was made from 2"):
+        with pytest.raises(SettingError, match=r"3 image units are committed, it was built from 2"):
             open_index(open_cache(root), "image")
 
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("catalog", "the catalog has grown since it was made"),
+            ("catalog", "the catalog has grown since it was built"),
             ("teacher", "it was made for teacher else"),
         ],
     )
@@ -362,7 +362,7 @@ class TestStaleness:
         build(root)
         path = root / "indexes" / TEACHER / "image.json"
         change_record(path, lambda fields: fields["fingerprint"].update({name: "else"}))
-        with pytest.raises(SettingError, match=rf"is of another state of the cache: {message}; "):
+        with pytest.raises(SettingError, match=rf"is stale: {message}; "):
             open_index(open_cache(root), "image")
 
     def test_texts_have_no_view_and_images_only_theirs(self, root: Path) -> None:
@@ -403,7 +403,7 @@ class TestStaleness:
         build(root)
         size = (root / IVF_FILE).stat().st_size
         (root / IVF_FILE).write_bytes(b"\0" * size)
-        with pytest.raises(DamagedCacheError, match="is no index that this faiss reads"):
+        with pytest.raises(DamagedCacheError, match="faiss cannot read "):
             open_index(open_cache(root), "image")
 
     def test_a_damaged_record_is_made_anew_with_a_word(self, root: Path) -> None:
@@ -421,7 +421,7 @@ class TestResuming:
         heard = Heard()
         built = build(root, progress=heard)
         assert built.resumed_rows == 1000
-        assert "going on from 1,000 of 3,000 rows" in heard.said
+        assert "resuming from 1,000 of 3,000 rows" in heard.said
         assert ("adding rows", NUM_ROWS, NUM_ROWS) in heard.tasks
         assert "training" not in [task for task, _, _ in heard.tasks]
         assert built.record == whole
@@ -462,7 +462,7 @@ class TestResuming:
         heard = Heard()
         built = build(root, progress=heard)
         assert built.resumed_rows == 0
-        assert "begun from other targets, or as one of another kind" in heard.said[-1]
+        assert "it was started with other targets or another kind" in heard.said[-1]
         assert index_files(root) == ["image.faiss", "image.json"]
 
     def test_a_save_that_was_damaged_is_left_aside_with_a_word(self, root: Path) -> None:
@@ -471,7 +471,7 @@ class TestResuming:
         save.write_bytes(save.read_bytes()[:-1] + b"x")
         heard = Heard()
         assert build(root, progress=heard).resumed_rows == 0
-        assert "its file is not what was saved" in heard.said[-1]
+        assert "its file does not match its state" in heard.said[-1]
 
     def test_a_full_disk_keeps_the_save_before(
         self, root: Path, monkeypatch: pytest.MonkeyPatch
@@ -484,7 +484,7 @@ class TestResuming:
         folder = layout.IndexId(teacher=TEACHER, modality="image").folder
         with LocalStorage(root).locked(folder) as is_alone:
             assert is_alone
-            with pytest.raises(SettingError, match="another siglip2-cache index is at work in"):
+            with pytest.raises(SettingError, match="another siglip2-cache index is running in"):
                 build(root)
         assert build(root).record.num_rows == NUM_ROWS
 
@@ -531,7 +531,7 @@ class TestLookingAfter:
         )
         report = verify_cache(open_cache(copied))
         assert report.faults == []
-        assert "is not used: 4 image units are committed, it was made from 2;" in report.notes[0]
+        assert "is not used: 4 image units are committed, it was built from 2;" in report.notes[0]
         lines = describe_lines(describe(open_cache(copied)))
         assert any("; not used: 4 image units are committed" in line for line in lines)
 
