@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from siglip2_cache.precompute.teacher.identity import finish_enrolments
+from siglip2_cache.precompute.teacher.identity import finish_interrupted_teachers
 from siglip2_cache.store.cache import open_cache
 from siglip2_cache.store.io.foreign_files import is_stray
 from siglip2_cache.store.io.local import LocalStorage
@@ -42,7 +42,7 @@ def test_a_stray_in_any_folder_is_a_note(
 ) -> None:
     root = shutil.copytree(foreign.root, tmp_path / "cache")
     (root / folder / stray).write_bytes(b"x")
-    finish_enrolments(LocalStorage(root))
+    finish_interrupted_teachers(LocalStorage(root))
     report = verify_cache(open_cache(root))
     assert report.faults == []
     where = f"{folder}/{stray}".removeprefix("/")
