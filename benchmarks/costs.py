@@ -2,26 +2,25 @@
 
     python benchmarks/costs.py
 
-Nothing is measured here. Bytes follow from the format, arithmetic from the architecture, both by the
-formulas of the package (siglip2-cache estimate shows them); time is that arithmetic divided by a rate,
-which for the H100 is assumed and for two CPU cores was measured.
+Nothing is measured here. Bytes follow from the format and arithmetic from the architecture, by the formulas
+of ``siglip2-cache estimate``; time is that arithmetic divided by a rate, which is assumed for the H100 and
+was measured for two CPU cores.
 """
 
 from dataclasses import dataclass
 
-from siglip2_cache.precompute.estimate.costs import IMAGE_BYTES, PEAK_TFLOPS, Workload, array_bytes
-from siglip2_cache.precompute.planning.config import default_shard_rows
+from siglip2_cache.precompute.estimate.config import PEAK_TFLOPS, EstimateConfig
+from siglip2_cache.precompute.estimate.estimate import estimate_build
 from siglip2_cache.siglip import find_architecture
-from siglip2_cache.store.format.layout import MODALITIES
 
 NUM_IMAGES = 1_000_000
 """Each with one caption of its own: a million unique texts."""
 
-H100_PEAK, H100_SHARE = PEAK_TFLOPS["h100"] * 1e12, 0.40
-"""bfloat16 FLOP/s that the vendor states, without sparsity; and the share of them that we assume."""
+H100_FLOPS_PER_S = PEAK_TFLOPS["h100"] * 1e12 * 0.40
+"""The vendor's dense bfloat16 peak, of which 40 % is assumed to be reached."""
 
 TWO_CORES_IMAGES_PER_S = 3.68
-"""What two CPU cores measured with so400m-patch14-224: benchmarks/results/build_xeon-2core_202611.md."""
+"""Measured on two CPU cores with so400m-patch14-224: benchmarks/results/build_xeon-2core_202611.md."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Cost:
 
     arch: str
     num_views: int
-    target_bytes: int
-    catalog_bytes: int
+    target_bytes: float
+    catalog_bytes: float
     flops: float
 
     def hours_at(self, flops_per_s: float) -> float:
@@ -41,22 +40,14 @@ class Cost:
 
 def cost_of(arch: str, num_views: int) -> Cost:
     """Return the cost of NUM_IMAGES images in that many views, and as many texts."""
-    architecture = find_architecture(arch)
-    workload = Workload(
-        num_images=NUM_IMAGES,
-        num_captions=NUM_IMAGES,
-        num_texts=NUM_IMAGES,
-        num_views=num_views,
-        num_files=NUM_IMAGES // 10_000,
-    )
-    shard_rows = default_shard_rows(num_views)
-    arrays = [workload.array(m, architecture.embed_dim, shard_rows) for m in MODALITIES]
+    found = estimate_build(EstimateConfig(teacher=arch, num_images=NUM_IMAGES, num_views=num_views))
+    target_bytes = found["image_targets"] + found["text_targets"]
     return Cost(
         arch=arch,
         num_views=num_views,
-        target_bytes=sum(map(array_bytes, arrays)),
-        catalog_bytes=sum(workload.catalog_bytes.values()) + IMAGE_BYTES * NUM_IMAGES,
-        flops=workload.flops_of_images(architecture) + workload.flops_of_texts(architecture),
+        target_bytes=target_bytes,
+        catalog_bytes=found["bytes"] - target_bytes - found["unit_records"],
+        flops=found["all_images"] + found["all_texts"],
     )
 
 
@@ -70,7 +61,7 @@ def table_lines() -> list[str]:
     for arch in ("base-patch16-224", "so400m-patch14-224", "so400m-patch14-384"):
         for num_views in (1, 5):
             cost = cost_of(arch, num_views)
-            hours = cost.hours_at(H100_PEAK * H100_SHARE)
+            hours = cost.hours_at(H100_FLOPS_PER_S)
             days = cost.hours_at(two_cores) / 24
             lines.append(
                 f"| {arch} | {num_views} | {cost.target_bytes / 1e9:.1f} GB | "

@@ -90,12 +90,12 @@ def estimate(
 
     Each number is shown with its formula. For a corpus that exists, use siglip2-cache build --dry-run.
     """
-    from ..precompute.estimate.estimate import CapacityConfig
-    from ..precompute.estimate.formulas import reckon
-    from ..precompute.estimate.report import capacity_json, capacity_lines
+    from ..precompute.estimate.config import EstimateConfig
+    from ..precompute.estimate.estimate import estimate_build
+    from ..precompute.estimate.report import estimate_json, estimate_lines
 
-    found = reckon(
-        CapacityConfig(
+    found = estimate_build(
+        EstimateConfig(
             teacher=teacher,
             num_images=parse_count("images", images),
             num_views=views,
@@ -113,7 +113,7 @@ def estimate(
             images_per_tar=parse_count("images per tar", images_per_tar),
         )
     )
-    print_found(capacity_json(found), capacity_lines(found), as_json)
+    print_found(estimate_json(found), estimate_lines(found), as_json)
 
 
 def parse_count(what: str, text: str) -> int:

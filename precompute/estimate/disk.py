@@ -1,4 +1,4 @@
-"""How many bytes a build writes, and whether the disk has room for them."""
+"""How many bytes a build writes, and whether they fit on the disk."""
 
 import shutil
 from collections import Counter
@@ -10,14 +10,16 @@ from ...formatting import format_bytes
 from ...store.cache import Cache
 from ...store.format.layout import MODALITIES, Modality
 from ...store.format.shard import ArrayLayout
-from .costs import IMAGE_BYTES
+
+IMAGE_BYTES = 36
+"""Expected bytes of a row of teachers/<name>/images; 32 of them are a hash."""
 
 _IMAGES_ROW_BYTES = IMAGE_BYTES + 8
-"""One row of teachers/<name>/images, with some room."""
+"""The same with some margin."""
 
 
 def unit_bytes(array: ArrayLayout, num_rows: int) -> int:
-    """Return the bytes of a unit's files: exact for its shard, near for its images table."""
+    """Return the bytes of a unit's files: exact for its shard, approximate for its images table."""
     images = _IMAGES_ROW_BYTES * num_rows if array.modality == "image" else 0
     return array.shard_bytes(num_rows) + images
 
@@ -34,17 +36,17 @@ def bytes_to_write(cache: Cache, embed_dim: int, done: set[tuple[Modality, int]]
 
 
 def refuse_small_disk(cache: Cache, embed_dim: int, done: set[tuple[Modality, int]]) -> None:
-    """Refuse a build that the disk has no room for.
+    """Refuse a build that does not fit on the disk.
 
     Raises:
-        DiskFullError: the units that are not done need more than is free.
+        DiskFullError: the units that are not done need more than the free space.
     """
-    if isinstance(cache.root, UPath):  # a store says of no end
+    if isinstance(cache.root, UPath):  # object stores do not report their free space
         return
     needed = bytes_to_write(cache, embed_dim, done)
     free = shutil.disk_usage(cache.root).free
     if needed > free:
         raise DiskFullError(
             f"the disk of {cache.root} has {format_bytes(free)} free and this build writes "
-            f"{format_bytes(needed)}; free some, or build on another disk"
+            f"{format_bytes(needed)}; free some space, or build on another disk"
         )

@@ -1,25 +1,38 @@
-"""The numbers of a plan, group by group, each with its formula; capacity.py says what is asked."""
+"""The formulas of an estimate, group by group: every number with the formula it comes from."""
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from ...formatting import format_bytes
-from ...siglip import TEXT_FORMULA, VIEW_FORMULA, Architecture, find_architecture
-from ...store.format.catalog import PART_ROWS
+from ...siglip import TEXT_FORMULA, VIEW_FORMULA, Architecture
+from ...store.format.catalog import PART_ROWS, Table
+from ...store.format.layout import Modality
+from ...store.format.shard import ArrayLayout
 from ...store.io.range_file import PIECE_BYTES
 from ..planning.config import default_shard_rows
-from . import costs
-from .costs import array_bytes
-from .estimate import ASSUMED_IMAGE_BYTES, Capacity, CapacityConfig, Quantity, Unit
+from .config import PEAK_TFLOPS, EstimateConfig
+from .disk import IMAGE_BYTES
+
+SAMPLE_BYTES, VIEW_BYTES, TEXT_BYTES, CAPTION_BYTES, FILE_BYTES = 7, 16, 34, 4, 6
+"""Expected bytes of a row in the catalog's Parquet, compressed: a sample in an archive, a view, a text with
+its first caption, another caption of that text, a file. Web corpora measure so; longer keys and captions
+take more."""
+
+_RECORD_BYTES = 800
+"""Bytes of a unit's record."""
+
+_ASSUMED_IMAGE_BYTES = 100_000
 
 _LONE_READ_BYTES = 64 << 10
-"""Of a request for a header, where the image before it is too large to be read over."""
+"""Bytes of a request for one tar header, if the image before it is too large to read through."""
 
-_READ_OVER_BYTES = PIECE_BYTES // 2
-"""Images up to this size are read over."""
+_READ_THROUGH_BYTES = PIECE_BYTES // 2
+"""Images up to this size are read through, not skipped."""
 
 _TAR_SAMPLE_BYTES = 1_792
-"""Of a tar beside the bytes of an image: its header, 256 of padding, and a member with a caption."""
+"""Bytes of a tar for each sample beside its image: a header, 256 of padding, and a caption member."""
 
 _DECODE_S = 0.0035
 """Of one core, for a photograph of 640 x 426 to 224 px: benchmarks/results/decode_xeon-2core_202611.md."""
@@ -27,49 +40,68 @@ _DECODE_S = 0.0035
 _SCAN_SAMPLES_PER_S, _FREEZE_SAMPLES_PER_S, _VIEWS_PER_S = 15_000, 110_000, 500_000
 _KEPT_SAMPLE_BYTES, _SCRATCH_SAMPLE_BYTES = 76, 232
 _RECORDS_PER_S, _DRIVER_BYTES, _RECORD_MEMORY_BYTES = 20_000, 120_000_000, 2_000
-"""Of one core, and of its memory and disk: benchmarks/results/scale_xeon-2core_202611.md."""
+"""Of one core, its memory and its disk: benchmarks/results/scale_xeon-2core_202611.md."""
 
 _MANY_UNITS = 100_000
 _LARGE_SHARD_BYTES = 200_000_000
 
-_Number = tuple[str, float, Unit, str]
+Unit = Literal["", "B", "B/s", "FLOP", "FLOP/s", "s", "h", "/s"]
+_Row = tuple[str, float, Unit, str]
 """Name, value, unit and formula of a Quantity."""
 
 
-def reckon(config: CapacityConfig) -> Capacity:
-    """Return what a build would take. Reads at most a checkpoint's settings.
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """One number and where it comes from."""
 
-    Raises:
-        CheckpointError: nothing is known of the teacher.
-        SettingError: the teacher is of fixed resolution, and a number of patches was asked for.
-    """
-    architecture = find_architecture(config.teacher, max_num_patches=config.max_num_patches)
-    reckoner = _Reckoner(config, architecture)
-    return Capacity(
-        config=config,
-        architecture=architecture,
-        quantities=tuple(reckoner.quantities()),
-        notes=tuple(reckoner.notes()),
-    )
+    group: str
+    name: str
+    value: float
+    unit: Unit
+    formula: str
 
 
-class _Reckoner:
-    """The numbers of one capacity."""
+class Formulas:
+    """The formulas of one estimate, group by group."""
 
-    def __init__(self, config: CapacityConfig, architecture: Architecture) -> None:
-        self._config, self._arch, self._work = config, architecture, config.workload
-        self._rows = config.shard_rows or default_shard_rows(config.num_views)
-        self._images = self._work.array("image", architecture.embed_dim, self._rows)
-        self._texts = self._work.array("text", architecture.embed_dim, self._rows)
-        self._num_units = (
-            -(-self._work.num_images // self._rows),
-            -(-self._work.num_texts // self._rows),
+    def __init__(self, config: EstimateConfig, arch: Architecture) -> None:
+        """Derive what several formulas need."""
+        self.config, self.arch = config, arch
+        self.images, self.texts = config.num_images, config.num_unique_texts
+        self.views, self.dim = config.num_views, arch.embed_dim
+        self.rows = config.shard_rows or default_shard_rows(self.views)
+        self.image_units, self.text_units = (
+            -(-self.images // self.rows),
+            -(-self.texts // self.rows),
         )
-        self._peak = config.peak_tflops or costs.PEAK_TFLOPS[config.gpu]
-        flops_per_s = self._peak * 1e12 * config.mfu
-        self._sample_flops = config.num_views * architecture.flops_of_view
-        self._images_per_s = config.images_per_s or flops_per_s / self._sample_flops
-        self._texts_per_s = config.texts_per_s or flops_per_s / architecture.flops_of_text
+        self.units = self.image_units + self.text_units
+        self.tars = -(-self.images // config.images_per_tar)
+        self.lines: dict[Table, int] = {
+            "files": self.tars,
+            "samples": self.images,
+            "captions": config.num_captions,
+            "texts": self.texts,
+            "views": self.images * self.views
+            if self.views > 1
+            else 0,  # no box of a lone whole image
+        }
+        self.peak = config.peak_tflops or PEAK_TFLOPS[config.gpu]
+        flops_per_s = self.peak * 1e12 * config.mfu
+        self.images_per_s = config.images_per_s or flops_per_s / (self.views * arch.flops_of_view)
+        self.texts_per_s = config.texts_per_s or flops_per_s / arch.flops_of_text
+        self.image_bytes = config.image_bytes or _ASSUMED_IMAGE_BYTES
+        assumed = "" if config.image_bytes else " an image (assumed)"
+        self.image_size = f"{format_bytes(self.image_bytes)}{assumed}"
+
+    def _array(self, modality: Modality, shard_rows: int) -> ArrayLayout:
+        is_image = modality == "image"
+        return ArrayLayout(
+            modality=modality,
+            num_rows=self.images if is_image else self.texts,
+            num_views=self.views if is_image else 1,
+            embed_dim=self.dim,
+            shard_rows=shard_rows,
+        )
 
     def quantities(self) -> Iterator[Quantity]:
         """Yield every number, group by group."""
@@ -85,29 +117,31 @@ class _Reckoner:
             "resume": self._resume,
             "training": self._training,
         }
-        for group, numbers in groups.items():
-            for number in numbers():
-                yield Quantity(group, *number)
+        for group, rows in groups.items():
+            yield from (Quantity(group, *row) for row in rows())
 
-    def _units(self) -> Iterator[_Number]:
-        work, rows, views = self._work, self._rows, self._work.num_views
-        image_units, text_units = self._num_units
-        why = "" if self._config.shard_rows else f" (16,384 / {views} views, to a power of two)"
-        yield "image_units", image_units, "", f"{work.num_images:,} images / {rows:,} rows{why}"
-        yield "text_units", text_units, "", f"{work.num_texts:,} texts / {rows:,} rows"
-        shard, dim = self._images.shard_bytes(rows), self._arch.embed_dim
-        how = f"{rows:,} rows x {views} views x {dim:,} x 2 B, and an index"
-        yield "image_shard", shard, "B", how
+    def _units(self) -> Iterator[_Row]:
+        rows, views = f"{self.rows:,} rows", self.views
+        why = "" if self.config.shard_rows else f" (16,384 / {views} views, to a power of two)"
+        yield "image_units", self.image_units, "", f"{self.images:,} images / {rows}{why}"
+        yield "text_units", self.text_units, "", f"{self.texts:,} texts / {rows}"
+        shard = self._array("image", self.rows).shard_bytes(self.rows)
+        yield (
+            "image_shard",
+            shard,
+            "B",
+            f"{rows} x {views} views x {self.dim:,} x 2 B, and an index",
+        )
         how = "3 shards: one fills, one is written, and its bytes; beside teacher and pixels"
         yield "worker_memory", 3 * shard, "B", how
 
-    def _objects(self) -> Iterator[_Number]:
-        units, parts = sum(self._num_units), self._work.catalog_parts
+    def _objects(self) -> Iterator[_Row]:
+        parts = {table: -(-lines // PART_ROWS) for table, lines in self.lines.items()}
         named = ", ".join(f"{table} {count:,}" for table, count in parts.items() if count)
         counts = {
-            "shards": (units, "one a unit"),
-            "image_tables": (self._num_units[0], "one an image unit"),
-            "records": (units, "one a unit"),
+            "shards": (self.units, "one a unit"),
+            "image_tables": (self.image_units, "one an image unit"),
+            "records": (self.units, "one a unit"),
             "catalog_parts": (sum(parts.values()), f"of {PART_ROWS:,} lines: {named}"),
             "settings": (4, "cache.json, teacher.json, a zarr.json for each modality"),
         }
@@ -116,196 +150,176 @@ class _Reckoner:
         total = sum(count for count, _ in counts.values())
         yield "objects", total, "", "the sum; each is written once"
 
-    def _bytes(self) -> Iterator[_Number]:
-        work, dim, units = self._work, self._arch.embed_dim, sum(self._num_units)
-        images, texts, files = work.num_images, work.num_texts, work.num_files
-        lines, sizes = work.catalog_lines, work.catalog_bytes
-        views, more = lines["views"], lines["captions"] - texts
-        index = f"and 16 B of index for {self._images.chunk_rows} rows"
-        found = {
+    def _bytes(self) -> Iterator[_Row]:
+        images, texts, dim, lines = self.images, self.texts, self.dim, self.lines
+        image_array, text_array = self._array("image", self.rows), self._array("text", self.rows)
+        index = f"and 16 B of index for {image_array.chunk_rows} rows"
+        more = lines["captions"] - texts
+        sizes = {
             "image_targets": (
-                array_bytes(self._images),
-                f"{images:,} images x {work.num_views} views x {dim:,} x 2 B, {index}",
+                _array_bytes(image_array),
+                f"{images:,} images x {self.views} views x {dim:,} x 2 B, {index}",
             ),
-            "text_targets": (array_bytes(self._texts), f"{texts:,} texts x {dim:,} x 2 B, {index}"),
+            "text_targets": (_array_bytes(text_array), f"{texts:,} texts x {dim:,} x 2 B, {index}"),
             "pictures": (
-                costs.IMAGE_BYTES * images,
-                f"{images:,} images x {costs.IMAGE_BYTES} B: sha256, size",
-            ),
-            "samples": (sizes["samples"], f"{images:,} images x {costs.SAMPLE_BYTES} B (expected)"),
-            "files": (sizes["files"], f"{files:,} tars x {costs.FILE_BYTES} B (expected)"),
-            "views": (sizes["views"], f"{views:,} views x {costs.VIEW_BYTES} B (expected)"),
-            "texts": (
-                sizes["texts"],
-                f"{texts:,} texts x {costs.TEXT_BYTES} B, a caption each (expected)",
-            ),
-            "captions": (
-                sizes["captions"],
-                f"{more:,} captions more x {costs.CAPTION_BYTES} B (expected)",
-            ),
-            "unit_records": (
-                costs.RECORD_BYTES * units,
-                f"{units:,} units x {costs.RECORD_BYTES} B",
+                IMAGE_BYTES * images,
+                f"{images:,} images x {IMAGE_BYTES} B: sha256, size",
             ),
         }
-        for name, (num_bytes, formula) in found.items():
+        expected = {
+            "samples": (images, "images", SAMPLE_BYTES, ""),
+            "files": (self.tars, "tars", FILE_BYTES, ""),
+            "views": (lines["views"], "views", VIEW_BYTES, ""),
+            "texts": (texts, "texts", TEXT_BYTES, ", a caption each"),
+            "captions": (more, "captions more", CAPTION_BYTES, ""),
+        }
+        for name, (count, what, each, and_more) in expected.items():
+            sizes[name] = (each * count, f"{count:,} {what} x {each} B{and_more} (expected)")
+        sizes["unit_records"] = (
+            _RECORD_BYTES * self.units,
+            f"{self.units:,} units x {_RECORD_BYTES} B",
+        )
+        for name, (num_bytes, formula) in sizes.items():
             if num_bytes:
                 yield name, num_bytes, "B", formula
-        yield "bytes", sum(size for size, _ in found.values()), "B", "the sum"
+        yield "bytes", sum(size for size, _ in sizes.values()), "B", "the sum"
 
-    def _arithmetic(self) -> Iterator[_Number]:
-        work, arch = self._work, self._arch
+    def _arithmetic(self) -> Iterator[_Row]:
+        arch = self.arch
         most = ", N at most" if arch.is_naflex else ""
         formula = f"{VIEW_FORMULA}; {_letters(arch.view_sizes)}{most}"
         yield "view", arch.flops_of_view, "FLOP", formula
         yield "text", arch.flops_of_text, "FLOP", f"{TEXT_FORMULA}; {_letters(arch.text_sizes)}"
-        formula = f"{work.num_images:,} images x {work.num_views} views x view"
-        yield "all_images", work.flops_of_images(arch), "FLOP", formula
-        yield "all_texts", work.flops_of_texts(arch), "FLOP", f"{work.num_texts:,} texts x text"
+        all_images = self.images * self.views * arch.flops_of_view
+        yield (
+            "all_images",
+            all_images,
+            "FLOP",
+            f"{self.images:,} images x {self.views} views x view",
+        )
+        yield "all_texts", self.texts * arch.flops_of_text, "FLOP", f"{self.texts:,} texts x text"
 
-    def _worker(self) -> Iterator[_Number]:
-        config = self._config
+    def _worker(self) -> Iterator[_Row]:
+        config, arch = self.config, self.arch
         vendor = "as given" if config.peak_tflops else f"{config.gpu}, by its vendor"
-        formula = f"{self._peak:,g} TFLOP/s ({vendor}) x {config.mfu:g} (assumed)"
-        yield "gpu", self._peak * 1e12 * config.mfu, "FLOP/s", formula
-        for name, rate, measured, flops, formula in (
-            (
-                "images_per_s",
-                self._images_per_s,
-                config.images_per_s,
-                self._sample_flops,
-                f"gpu / ({self._work.num_views} views x view)",
-            ),
-            (
-                "texts_per_s",
-                self._texts_per_s,
-                config.texts_per_s,
-                self._arch.flops_of_text,
-                "gpu / text",
-            ),
-        ):
-            if measured is not None:
-                share = measured * flops / (self._peak * 1e12)
-                formula = f"as given, measured: {share:.2g} of {self._peak:,g} TFLOP/s"
-            yield name, rate, "/s", formula
+        formula = f"{self.peak:,g} TFLOP/s ({vendor}) x {config.mfu:g} (assumed)"
+        yield "gpu", self.peak * 1e12 * config.mfu, "FLOP/s", formula
+        formula = f"gpu / ({self.views} views x view)"
+        if config.images_per_s is not None:
+            formula = self._measured(config.images_per_s * self.views * arch.flops_of_view)
+        yield "images_per_s", self.images_per_s, "/s", formula
+        formula = "gpu / text"
+        if config.texts_per_s is not None:
+            formula = self._measured(config.texts_per_s * arch.flops_of_text)
+        yield "texts_per_s", self.texts_per_s, "/s", formula
         formula = (
             f"images per s x {_DECODE_S * 1000:g} ms: a photograph of 640 x 426 to 224 px, on a Xeon "
             "(measured); larger ones and more views take more"
         )
-        yield "decoding_cores", self._images_per_s * _DECODE_S, "", formula
+        yield "decoding_cores", self.images_per_s * _DECODE_S, "", formula
 
-    def _time(self) -> Iterator[_Number]:
-        work, gpus = self._work, self._config.num_gpus
-        image_h = work.num_images / self._images_per_s / 3600
-        text_h = work.num_texts / self._texts_per_s / 3600
-        yield "gpu_hours_images", image_h, "h", f"{work.num_images:,} / images per s / 3600"
-        yield "gpu_hours_texts", text_h, "h", f"{work.num_texts:,} / texts per s / 3600"
-        hours = image_h + text_h
-        yield "gpu_hours", hours, "h", "the sum"
-        yield "wall_time", hours * 3600 / gpus, "s", f"gpu hours / {gpus:,} workers"
-        formula = f"{self._rows:,} rows / images per s: what a killed worker loses at most"
-        yield "image_unit_time", self._rows / self._images_per_s, "s", formula
+    def _measured(self, flops_per_s: float) -> str:
+        share = flops_per_s / (self.peak * 1e12)
+        return f"as given, measured: {share:.2g} of {self.peak:,g} TFLOP/s"
 
-    def _network(self) -> Iterator[_Number]:
-        gpus, size = self._config.num_gpus, self._image_bytes
-        row_bytes = self._images.row_bytes + costs.IMAGE_BYTES
-        read, written = self._images_per_s * size, self._images_per_s * row_bytes
-        yield "read_by_a_worker", read, "B/s", f"images per s x {self._image_size}"
+    def _time(self) -> Iterator[_Row]:
+        gpus, image_h = self.config.num_gpus, self.images / self.images_per_s / 3600
+        text_h = self.texts / self.texts_per_s / 3600
+        yield "gpu_hours_images", image_h, "h", f"{self.images:,} / images per s / 3600"
+        yield "gpu_hours_texts", text_h, "h", f"{self.texts:,} / texts per s / 3600"
+        yield "gpu_hours", image_h + text_h, "h", "the sum"
+        yield "wall_time", (image_h + text_h) * 3600 / gpus, "s", f"gpu hours / {gpus:,} workers"
+        formula = f"{self.rows:,} rows / images per s: what a killed worker loses at most"
+        yield "image_unit_time", self.rows / self.images_per_s, "s", formula
+
+    def _network(self) -> Iterator[_Row]:
+        gpus, rate = self.config.num_gpus, self.images_per_s
+        row_bytes = self._array("image", self.rows).row_bytes + IMAGE_BYTES
+        read = rate * self.image_bytes
+        yield "read_by_a_worker", read, "B/s", f"images per s x {self.image_size}"
         formula = f"images per s x {row_bytes:,} B of targets and pictures"
-        yield "written_by_a_worker", written, "B/s", formula
+        yield "written_by_a_worker", rate * row_bytes, "B/s", formula
         yield "read_by_all", read * gpus, "B/s", f"{gpus:,} workers x read by a worker"
         formula = f"{gpus:,} workers x images per s: a ranged read each"
-        yield "requests_by_all", self._images_per_s * gpus, "/s", formula
+        yield "requests_by_all", rate * gpus, "/s", formula
 
-    def _planning(self) -> Iterator[_Number]:
-        images, tars, each = (
-            self._work.num_images,
-            self._work.num_files,
-            self._config.images_per_tar,
-        )
+    def _planning(self) -> Iterator[_Row]:
+        images, tars, each = self.images, self.tars, self.config.images_per_tar
         yield "tars", tars, "", f"{images:,} images / {each:,} a tar"
-        if self._image_bytes <= _READ_OVER_BYTES:
-            sample = self._image_bytes + _TAR_SAMPLE_BYTES
+        num_bytes, requests = images * _LONE_READ_BYTES, images
+        what = f"{images:,} headers x {_LONE_READ_BYTES:,} B: images are passed over"
+        how = "one an image"
+        if self.image_bytes <= _READ_THROUGH_BYTES:
+            sample = self.image_bytes + _TAR_SAMPLE_BYTES
             num_bytes = images * sample
             requests = tars * math.ceil(min(each, images) * sample / PIECE_BYTES)
-            what = (
-                f"{images:,} x ({self._image_size} + {_TAR_SAMPLE_BYTES:,} B of tar), read through"
-            )
+            in_tar = f"{_TAR_SAMPLE_BYTES:,} B of tar"
+            what = f"{images:,} x ({self.image_size} + {in_tar}), read through"
             how = f"{tars:,} tars in pieces of {PIECE_BYTES:,} B"
-        else:
-            num_bytes, requests = images * _LONE_READ_BYTES, images
-            what = f"{images:,} headers x {_LONE_READ_BYTES:,} B: images are passed over"
-            how = "one an image"
         yield "remote_bytes", num_bytes, "B", f"{what}; of local tars headers alone"
         yield "remote_requests", requests, "", how
         formula = f"{images:,} / {_SCAN_SAMPLES_PER_S:,} a second of a core (measured, local tars)"
         yield "scan_time", images / _SCAN_SAMPLES_PER_S, "s", formula
-        views = self._work.catalog_lines["views"]
+        views = self.lines["views"]
         drawn = f" + {views:,} views / {_VIEWS_PER_S:,}" if views else ""
         formula = f"{images:,} / {_FREEZE_SAMPLES_PER_S:,} a second{drawn} (measured), one process"
         yield "freeze_time", images / _FREEZE_SAMPLES_PER_S + views / _VIEWS_PER_S, "s", formula
-        sizes = _KEPT_SAMPLE_BYTES, _SCRATCH_SAMPLE_BYTES
-        formula = (
-            f"{images:,} x {sizes[0]} B of kept scans in the cache (measured), until it stands"
-        )
-        yield "kept_scans", images * sizes[0], "B", formula
-        formula = f"{images:,} x {sizes[1]} B in TMPDIR (measured), while it freezes"
-        yield "scratch", images * sizes[1], "B", formula
+        for name, size, where in (
+            (
+                "kept_scans",
+                _KEPT_SAMPLE_BYTES,
+                "of kept scans in the cache (measured), until it stands",
+            ),
+            ("scratch", _SCRATCH_SAMPLE_BYTES, "in TMPDIR (measured), while it freezes"),
+        ):
+            yield name, images * size, "B", f"{images:,} x {size} B {where}"
 
-    def _resume(self) -> Iterator[_Number]:
-        units = sum(self._num_units)
-        formula = f"{units:,} records x {costs.RECORD_BYTES} B, a request each, 32 at a time"
-        yield "records_read", units * costs.RECORD_BYTES, "B", formula
+    def _resume(self) -> Iterator[_Row]:
+        units = self.units
+        formula = f"{units:,} records x {_RECORD_BYTES} B, a request each, 32 at a time"
+        yield "records_read", units * _RECORD_BYTES, "B", formula
         formula = f"{units:,} records / {_RECORDS_PER_S:,} a second (measured, a local disk)"
         yield "resume_time", units / _RECORDS_PER_S, "s", formula
-        memory = _DRIVER_BYTES + units * _RECORD_MEMORY_BYTES
         formula = (
             f"{format_bytes(_DRIVER_BYTES)} + {units:,} records x {_RECORD_MEMORY_BYTES:,} B "
             "(measured), without the teacher"
         )
-        yield "driver_memory", memory, "B", formula
+        yield "driver_memory", _DRIVER_BYTES + units * _RECORD_MEMORY_BYTES, "B", formula
 
-    def _training(self) -> Iterator[_Number]:
-        dim = self._arch.embed_dim
-        formula = f"1,000 images/s x (a view + a text) x {dim:,} x 2 B, beside the pixels"
-        yield "targets_read", 1000 * 2 * 2 * dim, "B/s", formula
-
-    @property
-    def _image_bytes(self) -> float:
-        return self._config.image_bytes or ASSUMED_IMAGE_BYTES
-
-    @property
-    def _image_size(self) -> str:
-        assumed = "" if self._config.image_bytes else " an image (assumed)"
-        return f"{format_bytes(self._image_bytes)}{assumed}"
+    def _training(self) -> Iterator[_Row]:
+        formula = f"1,000 images/s x (a view + a text) x {self.dim:,} x 2 B, beside the pixels"
+        yield "targets_read", 1000 * 2 * 2 * self.dim, "B/s", formula
 
     def notes(self) -> Iterator[str]:
-        """Yield what a reader should know of the numbers."""
-        config = self._config
+        """Yield what a reader should know about the numbers."""
+        config = self.config
         if config.images_per_s is None or config.texts_per_s is None:
             yield (
                 "the rates are no measurements: siglip2-cache build SOURCE CACHE --teacher "
-                f"{self._arch.name} --views {config.num_views} --dry-run --time prints images/s and "
+                f"{self.arch.name} --views {self.views} --dry-run --time prints images/s and "
                 "texts/s of a worker; give them with --images-per-s and --texts-per-s"
             )
         yield "wall time is without planning and loading the teacher, and decoding must keep up"
-        rows = self._fewer_units()
-        if rows != self._rows:
-            array = self._work.array("image", self._arch.embed_dim, rows)
+        rows = self._rows_for_fewer_units()
+        if rows != self.rows:
+            shard = format_bytes(self._array("image", rows).shard_bytes(rows))
             yield (
-                f"--shard-rows {rows} makes {-(-self._work.num_images // rows):,} image units, with "
-                f"shards of {format_bytes(array.shard_bytes(rows))}: fewer objects, a quicker resume"
+                f"--shard-rows {rows} makes {-(-self.images // rows):,} image units, with "
+                f"shards of {shard}: fewer objects, a quicker resume"
             )
 
-    def _fewer_units(self) -> int:
-        """Return rows for units that are not so many, while their shards are not too large."""
-        rows, row_bytes = self._rows, self._images.row_bytes
-        while (
-            -(-self._work.num_images // rows) > _MANY_UNITS
-            and 2 * rows * row_bytes <= _LARGE_SHARD_BYTES
-        ):
+    def _rows_for_fewer_units(self) -> int:
+        """Return rows of a unit that make fewer units, while the shards stay small enough."""
+        rows, row_bytes = self.rows, self._array("image", self.rows).row_bytes
+        while -(-self.images // rows) > _MANY_UNITS and 2 * rows * row_bytes <= _LARGE_SHARD_BYTES:
             rows *= 2
         return rows
+
+
+def _array_bytes(array: ArrayLayout) -> int:
+    """Return the exact bytes of all shards of an array without gaps."""
+    num_full, rest = divmod(array.num_rows, array.shard_rows)
+    return num_full * array.shard_bytes(array.shard_rows) + (array.shard_bytes(rest) if rest else 0)
 
 
 def _letters(sizes: Mapping[str, int]) -> str:

@@ -1,23 +1,24 @@
-"""What a build would take, for people and for programs."""
+"""An estimate as lines for people and as JSON for programs."""
 
 from typing import Any
 
 from ...formatting import format_bytes, format_count, format_seconds
-from .estimate import Capacity, Quantity
+from .estimate import Estimate
+from .formulas import Quantity
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 
-def capacity_lines(found: Capacity) -> list[str]:
-    """Return the numbers of a plan, a line each: group, name, number, formula."""
-    config, work, arch = found.config, found.config.workload, found.architecture
-    views = f" x {work.num_views} views" if work.num_views > 1 else ""
+def estimate_lines(found: Estimate) -> list[str]:
+    """Return an estimate for people, one line a number: group, name, number, formula."""
+    config, arch = found.config, found.architecture
+    views = f" x {config.num_views} views" if config.num_views > 1 else ""
     most = "at most " if arch.is_naflex else ""
     lines = [
         f"teacher    {arch.name}: embeddings of {arch.embed_dim:,}, {most}"
         f"{arch.num_patches:,} patches a view, {arch.text_tokens} tokens a text",
-        f"corpus     {work.num_images:,} images{views}, {format_count(work.num_captions, 'caption')}, "
-        f"{format_count(work.num_texts, 'unique text')}",
+        f"corpus     {config.num_images:,} images{views}, {format_count(config.num_captions, 'caption')}, "
+        f"{format_count(config.num_unique_texts, 'unique text')}",
         f"workers    {config.num_gpus:,}",
     ]
     group = ""
@@ -30,21 +31,21 @@ def capacity_lines(found: Capacity) -> list[str]:
     return [*lines, "", *(f"note       {note}" for note in found.notes)]
 
 
-def capacity_json(found: Capacity) -> dict[str, Any]:
-    """Return a plan as JSON values: every number by group and name, with unit and formula."""
+def estimate_json(found: Estimate) -> dict[str, Any]:
+    """Return an estimate as JSON values: every number by group and name, with unit and formula."""
     groups: dict[str, dict[str, Any]] = {}
     for each in found.quantities:
         numbers = groups.setdefault(each.group.replace(" ", "_"), {})
         numbers[each.name] = {"value": each.value, "unit": each.unit, "formula": each.formula}
-    work = found.config.workload
+    config = found.config
     return {
         "teacher": found.architecture.name,
         "embed_dim": found.architecture.embed_dim,
-        "images": work.num_images,
-        "views": work.num_views,
-        "captions": work.num_captions,
-        "texts": work.num_texts,
-        "workers": found.config.num_gpus,
+        "images": config.num_images,
+        "views": config.num_views,
+        "captions": config.num_captions,
+        "texts": config.num_unique_texts,
+        "workers": config.num_gpus,
         **groups,
         "notes": list(found.notes),
     }
@@ -70,7 +71,7 @@ def _show(quantity: Quantity) -> str:
 
 
 def _with_prefix(value: float, unit: str) -> str:
-    """Return a number for people with a metric prefix: 669.0 GFLOP."""
+    """Return a number with a metric prefix, such as 669.0 GFLOP."""
     for prefix in _PREFIXES:
         if value < 1000 or prefix == _PREFIXES[-1]:
             return f"{value:,.1f} {prefix}{unit}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from siglip2_cache.precompute.planning import plan
+from siglip2_cache.precompute.planning import source_names
 from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.precompute.planning.plan import Plan, make_plan
 from siglip2_cache.precompute.sources import Caption, Piece, Problem, Sample
@@ -72,13 +72,13 @@ class PieceSource:
 
 def plan_pieces(source: PieceSource, cache: Path, *, is_dry_run: bool = False) -> Plan:
     """Plan one source that no path would open."""
-    opened = plan.open_source
-    plan.open_source = lambda *_, **__: source
+    opened = source_names.open_source
+    source_names.open_source = lambda *_, **__: source
     try:
         config = PlanConfig(sources=(str(source.location),))
         return make_plan(config, LocalStorage(cache), is_dry_run=is_dry_run)
     finally:
-        plan.open_source = opened
+        source_names.open_source = opened
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from kit.fakes import config_of, write_folder_corpus
 
 from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute.dry_run import dry_run
-from siglip2_cache.precompute.estimate import costs
-from siglip2_cache.precompute.estimate.estimate import Capacity, CapacityConfig
-from siglip2_cache.precompute.estimate.formulas import reckon
-from siglip2_cache.precompute.estimate.report import capacity_json, capacity_lines
+from siglip2_cache.precompute.estimate import disk, formulas
+from siglip2_cache.precompute.estimate.config import EstimateConfig
+from siglip2_cache.precompute.estimate.estimate import Estimate, estimate_build
+from siglip2_cache.precompute.estimate.report import estimate_json, estimate_lines
 from siglip2_cache.precompute.planning.config import default_shard_rows
 from siglip2_cache.siglip import find_architecture
 from siglip2_cache.store.format.catalog import IMAGES_SCHEMA, encode_part, encode_table
@@ -23,17 +23,17 @@ from siglip2_cache.store.format.views import ViewPolicy, draw_views
 BASE = find_architecture("base-patch16-224")
 
 
-def capacity(**settings: Any) -> Capacity:
+def estimated(**settings: Any) -> Estimate:
     settings = {"teacher": "base-patch16-224", "num_images": 1_000_000, **settings}
-    return reckon(CapacityConfig(**settings))
+    return estimate_build(EstimateConfig(**settings))
 
 
-def numbers(found: Capacity, group: str) -> dict[str, float]:
+def numbers(found: Estimate, group: str) -> dict[str, float]:
     return {each.name: each.value for each in found.quantities if each.group == group}
 
 
 def test_units_and_objects_by_hand() -> None:
-    found = capacity(num_images=2_500_001, num_views=4, captions_per_image=2)
+    found = estimated(num_images=2_500_001, num_views=4, captions_per_image=2)
     assert numbers(found, "units") == {
         "image_units": 611,  # of 4,096
         "text_units": 1221,
@@ -52,7 +52,7 @@ def test_units_and_objects_by_hand() -> None:
 
 
 def test_a_billion_images_have_the_bytes_of_the_design() -> None:
-    found = capacity(num_images=10**9, num_views=5, teacher="so400m-patch14-384")
+    found = estimated(num_images=10**9, num_views=5, teacher="so400m-patch14-384")
     sizes = numbers(found, "bytes")
     assert sizes.pop("bytes") == pytest.approx(sum(sizes.values()))
     targets = sizes.pop("image_targets") + sizes.pop("text_targets")
@@ -62,16 +62,16 @@ def test_a_billion_images_have_the_bytes_of_the_design() -> None:
 
 
 def test_texts_that_images_share_are_embedded_once_and_their_captions_kept() -> None:
-    found = capacity(captions_per_image=5, num_texts=3_000_000)
+    found = estimated(captions_per_image=5, num_texts=3_000_000)
     assert found["text_units"] == 184
-    assert numbers(found, "bytes")["captions"] == 2_000_000 * costs.CAPTION_BYTES
+    assert numbers(found, "bytes")["captions"] == 2_000_000 * formulas.CAPTION_BYTES
     assert found["all_texts"] == 3_000_000 * BASE.flops_of_text
-    assert "captions" not in numbers(capacity(), "bytes")
-    assert "views" not in numbers(capacity(), "bytes")  # a whole image has no box
+    assert "captions" not in numbers(estimated(), "bytes")
+    assert "views" not in numbers(estimated(), "bytes")  # a whole image has no box
 
 
 def test_time_is_arithmetic_over_the_share_of_the_peak() -> None:
-    found = capacity(num_views=3, num_gpus=8, peak_tflops=100, mfu=0.25)
+    found = estimated(num_views=3, num_gpus=8, peak_tflops=100, mfu=0.25)
     hours = 1e6 * 3 * BASE.flops_of_view / 25e12 / 3600
     text_hours = 1e6 * BASE.flops_of_text / 25e12 / 3600
     assert found["gpu_hours_images"] == pytest.approx(hours)
@@ -82,7 +82,7 @@ def test_time_is_arithmetic_over_the_share_of_the_peak() -> None:
 
 
 def test_a_measured_rate_takes_the_place_of_the_formula_and_says_so() -> None:
-    found = capacity(images_per_s=50, num_gpus=2, image_bytes=2e5, num_views=2)
+    found = estimated(images_per_s=50, num_gpus=2, image_bytes=2e5, num_views=2)
     assert found["gpu_hours_images"] == pytest.approx(1e6 / 50 / 3600)
     assert found["read_by_a_worker"] == 50 * 2e5
     assert found["read_by_all"] == 2 * 50 * 2e5
@@ -91,26 +91,26 @@ def test_a_measured_rate_takes_the_place_of_the_formula_and_says_so() -> None:
     share = 50 * 2 * BASE.flops_of_view / 989e12
     assert line.formula == f"as given, measured: {share:.2g} of 989 TFLOP/s"
     assert any("--texts-per-s" in note for note in found.notes)
-    found = capacity(images_per_s=50, texts_per_s=400)
+    found = estimated(images_per_s=50, texts_per_s=400)
     assert found["gpu_hours_texts"] == pytest.approx(1e6 / 400 / 3600)
     assert not any("--texts-per-s" in note for note in found.notes)
 
 
 def test_remote_tars_are_read_through_unless_their_images_are_large() -> None:
-    found = capacity(image_bytes=100_000)
+    found = estimated(image_bytes=100_000)
     tar = 10_000 * (100_000 + 1_792)
     assert found["tars"] == 100
     assert found["remote_bytes"] == 100 * tar
     assert found["remote_requests"] == 100 * -(-tar // 2**23)
-    found = capacity(image_bytes=5e6)
+    found = estimated(image_bytes=5e6)
     assert (found["remote_bytes"], found["remote_requests"]) == (1e6 * 2**16, 1e6)
 
 
 def test_a_note_says_how_to_have_fewer_units() -> None:
-    found = capacity(num_images=10**9, num_views=5, teacher="so400m-patch14-384")
+    found = estimated(num_images=10**9, num_views=5, teacher="so400m-patch14-384")
     [note] = [note for note in found.notes if note.startswith("--shard-rows")]
     assert note.startswith("--shard-rows 16384 makes 61,036 image units, with shards of 188.7 MB")
-    better = capacity(
+    better = estimated(
         num_images=10**9, num_views=5, teacher="so400m-patch14-384", shard_rows=16_384
     )
     assert better["image_units"] == 61_036
@@ -120,13 +120,13 @@ def test_a_note_says_how_to_have_fewer_units() -> None:
     assert not any(note.startswith("--shard-rows") for note in better.notes)
 
 
-def test_what_a_dry_run_counts_of_a_corpus_is_what_was_reckoned(
+def test_what_a_dry_run_counts_of_a_corpus_is_what_was_estimated(
     tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     corpus = write_folder_corpus(tmp_path / "corpus", 30)
     config = config_of(corpus, tmp_path / "cache", tiny_checkpoint, shard_rows=8, num_views=2)
     counted = dry_run(config, is_timed=False)
-    found = capacity(
+    found = estimated(
         teacher=str(tiny_checkpoint),
         num_images=30,
         num_texts=counted.num_texts,
@@ -134,7 +134,7 @@ def test_what_a_dry_run_counts_of_a_corpus_is_what_was_reckoned(
         shard_rows=8,
     )
     assert counted.num_units == {"image": found["image_units"], "text": found["text_units"]}
-    images = 30 * (costs.IMAGE_BYTES + 8)  # of which a build asks for some more
+    images = 30 * (disk.IMAGE_BYTES + 8)  # a build leaves some margin
     targets = numbers(found, "bytes")
     assert counted.num_target_bytes - images == targets["image_targets"] + targets["text_targets"]
 
@@ -156,7 +156,7 @@ def nothing(*names: str) -> list[pl.Expr]:
     ("expected", "measure"),
     [
         (
-            costs.SAMPLE_BYTES,
+            formulas.SAMPLE_BYTES,
             lambda lengths: encode_part(
                 "samples",
                 pl.DataFrame(
@@ -172,7 +172,7 @@ def nothing(*names: str) -> list[pl.Expr]:
             ),
         ),
         (
-            costs.FILE_BYTES,
+            formulas.FILE_BYTES,
             lambda lengths: encode_part(
                 "files",
                 pl.DataFrame(
@@ -186,7 +186,7 @@ def nothing(*names: str) -> list[pl.Expr]:
             ),
         ),
         (
-            costs.CAPTION_BYTES,
+            formulas.CAPTION_BYTES,
             lambda lengths: encode_part(
                 "captions",
                 pl.DataFrame(
@@ -198,7 +198,7 @@ def nothing(*names: str) -> list[pl.Expr]:
             ),
         ),
         (
-            costs.VIEW_BYTES,
+            formulas.VIEW_BYTES,
             lambda lengths: encode_part(
                 "views",
                 pl.DataFrame(
@@ -216,7 +216,7 @@ def nothing(*names: str) -> list[pl.Expr]:
             ),
         ),
         (
-            costs.IMAGE_BYTES,
+            disk.IMAGE_BYTES,
             lambda lengths: encode_table(
                 pl.DataFrame(
                     {
@@ -259,11 +259,11 @@ def test_lines_of_the_tables_take_no_more_than_expected_and_not_much_less(
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
-        capacity(**settings)
+        estimated(**settings)
 
 
 def test_no_captions_are_no_texts() -> None:
-    found = capacity(captions_per_image=0)
+    found = estimated(captions_per_image=0)
     assert (found["text_units"], found["gpu_hours_texts"]) == (0, 0)
 
 
@@ -274,11 +274,11 @@ def test_the_rows_of_a_unit_are_those_that_a_build_chooses() -> None:
 
 
 def test_every_number_has_a_name_of_its_own_a_line_and_a_formula() -> None:
-    found = capacity(num_views=2, captions_per_image=2, num_texts=1_500_000)
+    found = estimated(num_views=2, captions_per_image=2, num_texts=1_500_000)
     names = [each.name for each in found.quantities]
     assert len(set(names)) == len(names)
     assert all(each.formula for each in found.quantities)
-    lines, values = capacity_lines(found), capacity_json(found)
+    lines, values = estimate_lines(found), estimate_json(found)
     for each in found.quantities:
         assert any(each.name.replace("_", " ") in line and each.formula in line for line in lines)
         number = values[each.group.replace(" ", "_")][each.name]

@@ -412,7 +412,7 @@ def test_a_key_given_twice_in_one_source_names_the_first_such_key_and_both_place
         tmp_path / "cache",
         source,
         error=DuplicateKeyError,
-        match=rf"3 keys are given twice, first 'y', at {table} line 2 and at {table} line 5; .*{REMEDY}",
+        match=rf"3 keys are given twice, the first 'y', at {table} line 2 and at {table} line 5; .*{REMEDY}",
         scratch=scratch,
     )
     assert not (tmp_path / "cache").exists()
@@ -725,8 +725,8 @@ def test_a_moved_corpus_without_corpus_root_is_refused_with_the_remedy(
     new.parent.mkdir()
     old.rename(new)
     remedy = re.escape(f"--corpus-root {old}={new}")
-    assert_refused(tmp_path / "cache", f"{name}{new}", match=rf"corpus moved, say {remedy}")
-    assert_refused(tmp_path / "cache", f"{new}", match=rf"corpus moved, say {remedy}")
+    assert_refused(tmp_path / "cache", f"{name}{new}", match=rf"corpus moved, use {remedy}")
+    assert_refused(tmp_path / "cache", f"{new}", match=rf"corpus moved, use {remedy}")
 
 
 def test_another_corpus_beside_one_that_is_gone_needs_only_a_name(tmp_path: Path) -> None:
@@ -759,7 +759,7 @@ def test_changed_settings_are_refused_with_old_and_new_value(
     recorded = {"shard_rows": 4, "num_views": 3, "view_seed": 7, "view_min_area": 0.5}
     source = write_table_corpus(tmp_path / "corpus", lines("a"))
     plan(tmp_path / "cache", source, **recorded)
-    remedy = "; it is fixed for a cache: leave the option out, or build a new cache"
+    remedy = "; leave the option out, or build a new cache"
     assert_refused(tmp_path / "cache", source, match=message + remedy, **asked)
     plan(tmp_path / "cache", source, **recorded)
     write_table_corpus(tmp_path / "corpus", lines("a", "b"))
@@ -1215,7 +1215,7 @@ def test_a_source_planned_with_such_dots_in_its_keys_keeps_them(
 ) -> None:
     source = pack_folder(tmp_path / "a.tar", 0)
     with monkeypatch.context() as before:
-        before.setattr("siglip2_cache.precompute.planning.plan.RULES", {})
+        before.setattr("siglip2_cache.precompute.planning.source_names.RULES", {})
         plan(tmp_path / "cache", source)
     found = plan(tmp_path / "cache", pack_folder(source, 0, 1)).findings
     assert (found.num_gone, list(keys(tmp_path / "cache").values())) == (0, ["./x/k0", "./x/k1"])

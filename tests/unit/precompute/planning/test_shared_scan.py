@@ -105,7 +105,7 @@ def test_processes_end_with_the_plan(
 ) -> None:
     monkeypatch.setattr(shared_scan, "_PIECES_EACH", 3)
     monkeypatch.setattr(shared_scan, "num_cores", lambda: 3)
-    plan = make_plan(config, files, helping=lambda: scan_in_processes(config, files))
+    plan = make_plan(config, files, scan_ahead=lambda: scan_in_processes(config, files))
     assert plan.findings.num_samples == 2 * NUM_SHARDS
     assert not [name for name in files.names("catalog") if name.startswith("scan-")]
     with scan_in_processes(config, files) as processes:
