@@ -471,7 +471,9 @@ def test_a_build_that_is_killed_takes_a_worker_along_that_hangs_on_a_file(
 
 def test_workers_that_cannot_start_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "dying.py").write_text("import os\ndef work(*_):\n    os._exit(3)\n")
-    start = "from siglip2_cache.images import decoder; import dying; decoder.work = dying.work"
+    start = (
+        "from siglip2_cache.images import decode_pool; import dying; decode_pool.work = dying.work"
+    )
     with decoding(tmp_path, draw_images(tmp_path / "images", 1), start) as process:
         assert process.wait(PATIENCE_S) == 1
     last = (tmp_path / "errors.txt").read_text().splitlines()[-1]

@@ -396,7 +396,9 @@ def test_a_torn_highest_attempt_means_the_unit_is_not_committed(copied: Path) ->
     with pytest.raises(RowUnavailableError, match="image unit 1 is not committed"):
         cache.image_targets().read([7])
     [message] = cache.commits().damaged
-    assert message.startswith(f"{copied}/teachers/tiny/commits/image-00001.r1.json is not a whole")
+    assert message.startswith(
+        f"{copied}/teachers/tiny/commits/image-00001.r1.json is not a complete"
+    )
 
 
 def test_a_torn_lower_attempt_means_nothing(copied: Path, foreign: "ForeignCache") -> None:

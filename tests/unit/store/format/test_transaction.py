@@ -442,7 +442,7 @@ def test_a_torn_intent_and_a_staged_file_that_was_damaged_say_how_to_go_on(
     files.write(intent_path(RECORD), intent)
     [partial] = [path for path in files.walk() if path.startswith(PATHS[1])]
     files.remove(partial)
-    with pytest.raises(DamagedCacheError, match=rf"{PATHS[1]} is not what the .*; {remedy}"):
+    with pytest.raises(DamagedCacheError, match=rf"{PATHS[1]} does not match the .*; {remedy}"):
         roll_forward(files, RECORD)
     files.remove(intent_path(RECORD))
     assert stage(files, "b").commit({"who": "b"})

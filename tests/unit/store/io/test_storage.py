@@ -128,7 +128,7 @@ def test_a_file_is_fetched_to_this_machine(storage: Storage) -> None:
     assert storage.fits_locally(3)
     assert storage.local_path("a/one") == (None if storage.is_remote else found)
     with pytest.raises(FileNotFoundError):
-        storage.fetch("gone", described(b"1")).read_bytes()
+        storage.fetch("gone", described(b"other")).read_bytes()
 
 
 def test_a_path_is_named_in_full_in_messages(storage: Storage) -> None:

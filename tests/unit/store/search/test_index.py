@@ -353,7 +353,7 @@ class TestStaleness:
         ("name", "message"),
         [
             ("catalog", "the catalog has grown since it was built"),
-            ("teacher", "it was made for teacher else"),
+            ("teacher", "it was built for teacher else"),
         ],
     )
     def test_another_catalog_or_teacher_makes_it_stale(
@@ -553,7 +553,7 @@ class TestLookingAfter:
         [fault] = report.faults
         assert fault.startswith("indexes/tiny/notes.txt is in no record")
         assert report.notes == [
-            "indexes/gone/image-view1.json is of no teacher of this cache; remove it"
+            "indexes/gone/image-view1.json belongs to no teacher of this cache; remove it"
         ]
 
     def test_a_record_of_another_program_version_is_named(self, copied: Path) -> None:

@@ -163,7 +163,7 @@ def test_a_missing_file_is_named(each: Path) -> None:
         if not _is_record(path):
             [fault] = faults(each)
             assert path in fault
-            assert "cannot be read (No such file or directory), " in fault
+            assert "cannot be read (No such file or directory); " in fault
         else:
             assert faults(each), path
         (each / path).write_bytes(whole)
