@@ -223,7 +223,7 @@ def run_job(job: Job) -> dict[str, float]:
         save_every=job.steps,
         warmup_steps=job.steps // 10,
     )
-    train(config, progress=TrainProgress(Display()), training=kind_of(job))
+    train(config, progress=TrainProgress(Display()), trainer_class=kind_of(job))
     lines = [json.loads(line) for line in (job.out / "metrics.jsonl").read_text().splitlines()]
     rates = [line["images_per_s"] for line in lines[len(lines) // 10 :]]
     return {
@@ -256,21 +256,21 @@ def baseline(args: argparse.Namespace, held_out: Path) -> tuple[float, float]:
 
 
 def kind_of(job: Job) -> Any:
-    """Return the kind of Training that a run needs; None: the plain one."""
+    """Return the kind of Trainer that a run needs; None: the plain one."""
     way = job.way
     if not (way.is_separate or way.is_online):
         return None
-    from siglip2_cache.student.training.trainer import Training, make_distiller
+    from siglip2_cache.student.training.trainer import Trainer, make_distiller
 
     if way.is_separate:
 
-        class SeparateMaps(Training):
+        class SeparateMaps(Trainer):
             def make_distiller(self, resolved: Any) -> Any:
                 return make_distiller(resolved, distiller_of_two_maps())
 
         return SeparateMaps
 
-    class OnlineTeacher(Training):
+    class OnlineTeacher(Trainer):
         def batches(self, loader: Any, done: int) -> Iterator[Any]:
             teacher = load_online_teacher(job.checkpoints)
             for batch in super().batches(loader, done):
@@ -303,7 +303,7 @@ def distiller_of_two_maps() -> Any:
 
         def fit_maps(self, images: Any, texts: Any, ranks: Any) -> None:
             super().fit_maps(images, None, ranks)
-            self.text_projection.take_in(*texts, ranks)
+            self.text_projection.add_rows(*texts, ranks)
             self.text_projection.fit()
 
     return TwoMaps

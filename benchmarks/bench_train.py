@@ -132,7 +132,7 @@ def measure_step(args: argparse.Namespace) -> dict[str, Any]:
         save_every=args.steps + WARM_STEPS,
     )
     started = time.perf_counter()
-    train(config, progress=TrainProgress(Display()), training=kind_of(args, times))
+    train(config, progress=TrainProgress(Display()), trainer_class=kind_of(args, times))
     timed = times[WARM_STEPS:]
     return {
         "step_s": statistics.median(each["whole"] for each in timed),
@@ -157,12 +157,12 @@ def peak_bytes(args: argparse.Namespace) -> int:
 
 
 def kind_of(args: argparse.Namespace, times: list[dict[str, float]]) -> Any:
-    """Return a Training whose steps are timed, from batch to batch, in one of the modes."""
+    """Return a Trainer whose steps are timed, from batch to batch, in one of the modes."""
     import torch
 
-    from siglip2_cache.student.training.trainer import Training
+    from siglip2_cache.student.training.trainer import Trainer
 
-    class Timed(Training):
+    class Timed(Trainer):
         def batches(self, loader: Any, done: int) -> Iterator[Any]:
             source = super().batches(loader, done)
             if args.mode == "memory":
@@ -237,7 +237,8 @@ def measure_loss(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from siglip2_cache.siglip import resolve_device
-    from siglip2_cache.student.losses.functional import soft_sigmoid_distillation_loss
+    from siglip2_cache.student.losses.pair_labels import SoftLabels
+    from siglip2_cache.student.losses.pairwise_bce import pairwise_sum
 
     N, D, E = args.pairs, 768, 1152
     device = resolve_device(args.device)
@@ -250,8 +251,9 @@ def measure_loss(args: argparse.Namespace) -> dict[str, Any]:
     teachers = rows(E), rows(E)
     before = peak_bytes(args)
     started = time.perf_counter()
-    settings = {"scale": 115.0, "bias": -16.8, "teacher_scale": 115.0, "teacher_bias": -16.8}
-    soft_sigmoid_distillation_loss(image_ND, text_ND, *teachers, **settings).backward()
+    logit = {"scale": 115.0, "bias": -16.8}
+    labels = SoftLabels(teacher_image_NE=teachers[0], teacher_text_ME=teachers[1], **logit)
+    (pairwise_sum(image_ND, text_ND, labels, **logit).loss_sum / N).backward()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started

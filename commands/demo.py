@@ -25,7 +25,7 @@ def demo(
     a table that compares students trained with and without the teacher. Run it again to resume.
     """
     from ..demo.steps import TourConfig
-    from ..demo.tour import give_tour
+    from ..demo.tour import run_tour
 
     app = context.find_root().command
 
@@ -33,6 +33,6 @@ def demo(
         """Run a command in this process, which has imported torch; errors reach main()."""
         return app.main(list(arguments), standalone_mode=False) or 0
 
-    status = give_tour(TourConfig(out=out, seed=seed, is_quick=quick), run)
+    status = run_tour(TourConfig(out=out, seed=seed, is_quick=quick), run)
     if status:
         raise typer.Exit(status)

@@ -31,14 +31,14 @@ def train(
     """
     from ..progress import make_display
     from ..student.config_file import make_config
-    from ..student.launch import find_launch, said_once
+    from ..student.launch import find_launch, raised_once
     from ..student.training.progress import TrainProgress
     from ..student.training.summary import summary_lines
     from ..student.training.trainer import TrainInterrupted
     from ..student.training.trainer import train as run_train
 
     launch = find_launch()
-    with said_once(launch):
+    with raised_once(launch):
         chosen = make_config(config, _given(context, settings))
     try:
         summary = run_train(chosen, progress=TrainProgress(make_display()))

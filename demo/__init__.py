@@ -1,1 +1,1 @@
-"""Data that the project makes for itself: a generated corpus, and small models that learn it."""
+"""The guided tour, and its data: a generated corpus and small models."""

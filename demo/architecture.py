@@ -1,9 +1,9 @@
-"""Two small SigLIP architectures for the generated corpus, and the tokenizer they share.
+"""Two small SigLIP architectures for the generated corpus, and their tokenizer.
 
     python -m siglip2_cache.demo.architecture teacher OUT
 
-A folder holds what a checkpoint has beside its weights: config.json, the tokenizer's files and the
-image processor's. The tokenizer knows the words of the corpus's captions and no others.
+The folder has all files of a checkpoint except the weights: config.json, tokenizer and image processor. The
+vocabulary of the tokenizer is the words of the corpus's captions.
 """
 
 import argparse
@@ -25,15 +25,15 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 """The shipped models: teacher/ and student/."""
 
 MAX_TEXT_TOKENS = 16
-"""The longest captions have 15 words, and eos. Of SigLIP's 64 the rest would be padding."""
+"""The longest captions have 15 words and eos; with SigLIP's 64 the rest would be padding."""
 
 _SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")  # ids 0 to 3, as in SigLIP 2
-_PUNCTUATION = r"[\p{P}&&[^'\-]]"  # not that of d'une and au-dessus
+_PUNCTUATION = r"[\p{P}&&[^'\-]]"  # keeps d'une and au-dessus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Towers:
-    """Sizes of both towers of one model; the embedding is as wide as they are."""
+    """Sizes of both towers of one model; the embedding has their width."""
 
     width: int
     mlp: int
@@ -54,11 +54,10 @@ TOWERS: dict[Size, Towers] = {
 
 
 def write_architecture(size: Size, folder: str | Path) -> Path:
-    """Return the folder, with every file of a checkpoint but its weights; the same bytes each time.
+    """Write all files of a checkpoint except the weights, always the same bytes; return the folder.
 
-    transformers makes a model with random weights of it by
-    ``AutoModel.from_config(AutoConfig.from_pretrained(folder))``; its logit_scale and logit_bias are
-    then 0, to be set to log 10 and -10.
+    ``AutoModel.from_config(AutoConfig.from_pretrained(folder))`` makes a model with random weights; set its
+    logit_scale and logit_bias, which are 0, to log 10 and -10.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +101,7 @@ def _config(towers: Towers, vocab_size: int) -> dict[str, Any]:
 
 
 def _tokenizer() -> Any:
-    """Words between spaces, Chinese cut into its words, capitals and punctuation ignored."""
+    """Return a tokenizer of words: splits at spaces, splits Chinese words, ignores case and punctuation."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     normalizer: Any = normalizers.Sequence(
@@ -129,7 +128,7 @@ def _tokenizer() -> Any:
 
 
 def _every_text() -> Iterator[str]:
-    """Texts in which every word of a caption stands: each object both large and small."""
+    """Yield texts with every word of all captions: each object both large and small."""
     for i, (large, small) in enumerate(zip(THINGS, THINGS[::-1], strict=True)):
         scene = Scene(large, RELATIONS[i % len(RELATIONS)], small)
         yield from (caption.text for caption in every_caption(scene))
@@ -174,7 +173,7 @@ def main() -> int:
     parser.add_argument("size", choices=sorted(TOWERS))
     parser.add_argument("out", type=Path)
     given = parser.parse_args()
-    print(f"wrote {write_architecture(given.size, given.out)}: no weights in it")
+    print(f"wrote {write_architecture(given.size, given.out)}, without weights")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""Captions of a scene: which words say how much of it.
+"""Captions of a scene, full or vague.
 
-A full caption gives colour and shape of both objects and how they stand, beginning with either of
-them; a third of these name the sizes too. A vague one leaves out the colours, the relation, the
-shapes, or the small object. All of them are true.
+A full caption has colour and shape of both objects and their relation, starting with either of them; a
+third of these have the sizes too. A vague one leaves out the colours, the relation, the shapes, or the small
+object. All captions are true.
 """
 
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ from itertools import product
 from random import Random
 from typing import Literal
 
-from .draws import pick, shuffled
-from .grammar import LANGUAGES, Language, Said, Size
+from .grammar import LANGUAGES, Language, Mention, Size
+from .random_draws import pick, shuffled
 from .scenes import OPPOSITE, Scene, Thing
 
 Kind = Literal["full", "sized", "pair", "shapes", "colours", "single", "sized single"]
 
 _FULL: tuple[Kind, ...] = ("full", "full", "sized")
-# Mostly shapes: of one batch hardly any two pictures differ by their shapes alone. When one caption
-# in 30 told only shapes, and places were wider apart, a small model knew colours and places after
-# 300 steps and no shape yet after 900.
+# Mostly shapes: in one batch hardly any two pictures differ only in shape. When one caption in 30 had only
+# shapes, and positions varied more, a small model had learned colours and positions after 300 steps but no
+# shape after 900.
 _VAGUE: tuple[Kind, ...] = ("shapes",) * 7 + ("pair", "pair", "colours", "single", "sized single")
 
 
@@ -34,7 +34,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How a caption is put, whatever the scene."""
+    """The form of a caption, independent of the scene."""
 
     language: Language
     kind: Kind
@@ -43,19 +43,19 @@ class _Form:
     """Words of the relation."""
 
     is_swapped: bool
-    """Begins with the small object."""
+    """Starts with the small object."""
 
 
 def draw_captions(
     scene: Scene, num_captions: int, rng: Random, *, vague_rate: float
 ) -> list[Caption]:
-    """Different captions of a scene; no language comes again before all have been used.
+    """Return different captions of a scene; a language repeats only after all have been used.
 
     Args:
-        scene: what they tell of.
-        num_captions: at most 20; there are about a hundred different ones.
-        rng: drawn from with ``random()`` alone.
-        vague_rate: how likely each is vague.
+        scene: the scene.
+        num_captions: at most 20; about a hundred exist.
+        rng: only its ``random()`` is called.
+        vague_rate: probability that a caption is vague.
     """
     found: dict[Caption, None] = {}
     langs: list[str] = []
@@ -69,13 +69,13 @@ def draw_captions(
 
 
 def class_names(thing: Thing) -> dict[str, str]:
-    """What each language calls a picture's large object, as in its captions."""
-    said = Said(thing.colour, thing.shape, "large")
-    return {lang: language.phrase(said)[""] for lang, language in LANGUAGES.items()}
+    """Return the name of a large object in each language, as in captions."""
+    mention = Mention(thing.colour, thing.shape, "large")
+    return {lang: language.phrase(mention)[""] for lang, language in LANGUAGES.items()}
 
 
 def class_templates() -> dict[str, list[str]]:
-    """The sentences that captions put a lone object into, with ``{}`` for it, by language."""
+    """Return the sentences about a single object, with ``{}`` for it, by language."""
     return {
         lang: [sentence.replace("{a}", "{}") for sentence in language.single]
         for lang, language in LANGUAGES.items()
@@ -83,17 +83,17 @@ def class_templates() -> dict[str, list[str]]:
 
 
 def every_caption(scene: Scene) -> Iterator[Caption]:
-    """Everything that a caption of a scene may say, in a fixed order; some come again."""
+    """Yield all possible captions of a scene, in a fixed order; some repeat."""
     for lang, language in LANGUAGES.items():
         for kind, is_swapped in _kinds():
             places = language.places[OPPOSITE[scene.relation] if is_swapped else scene.relation]
             for sentence, place in product(_sentences(language, kind), places):
                 form = _Form(language, kind, sentence, place, is_swapped)
-                yield Caption(_say(scene, form), lang)
+                yield Caption(_render(scene, form), lang)
 
 
 def _kinds() -> Iterator[tuple[Kind, bool]]:
-    """Each kind, and whether it begins with the small object."""
+    """Yield each kind, and whether it starts with the small object."""
     for kind in dict.fromkeys(_FULL + _VAGUE):
         yield kind, False
         if _may_swap(kind):
@@ -107,11 +107,11 @@ def _draw_caption(scene: Scene, lang: str, rng: Random, vague_rate: float) -> Ca
     relation = OPPOSITE[scene.relation] if is_swapped else scene.relation
     sentence = pick(_sentences(language, kind), rng)
     form = _Form(language, kind, sentence, pick(language.places[relation], rng), is_swapped)
-    return Caption(_say(scene, form), lang)
+    return Caption(_render(scene, form), lang)
 
 
 def _may_swap(kind: Kind) -> bool:
-    return kind not in ("single", "sized single")  # which speak of the large object
+    return kind not in ("single", "sized single")  # these mention only the large object
 
 
 def _sentences(language: Language, kind: Kind) -> tuple[str, ...]:
@@ -124,8 +124,11 @@ def _sentences(language: Language, kind: Kind) -> tuple[str, ...]:
             return language.full
 
 
-def _say(scene: Scene, form: _Form) -> str:
-    large, small = _said(scene.large, form.kind, "large"), _said(scene.small, form.kind, "small")
+def _render(scene: Scene, form: _Form) -> str:
+    large, small = (
+        _mention(scene.large, form.kind, "large"),
+        _mention(scene.small, form.kind, "small"),
+    )
     first, second = (small, large) if form.is_swapped else (large, small)
     phrase = form.language.phrase
     words = {f"a{case}": text for case, text in phrase(first).items()}
@@ -133,8 +136,8 @@ def _say(scene: Scene, form: _Form) -> str:
     return form.sentence.format(**words, place=form.place.format(**words))
 
 
-def _said(thing: Thing, kind: Kind, size: Size) -> Said:
-    return Said(
+def _mention(thing: Thing, kind: Kind, size: Size) -> Mention:
+    return Mention(
         colour=None if kind == "shapes" else thing.colour,
         shape=None if kind == "colours" else thing.shape,
         size=size if kind in ("sized", "sized single") else None,

@@ -1,16 +1,16 @@
-"""Write the generated corpus that tests, experiments and the demo learn from.
+"""Write the generated corpus of tests, experiments and the demo.
 
     python -m siglip2_cache.demo.corpus OUT --images 8000 --seed 1 --missing 0.3 --mismatched 0.45
     python -m siglip2_cache.demo.corpus HELD_OUT --images 1000 --seed 2 --held-out --vague 0
 
-The folder is what a build takes::
+The folder is a source for a build::
 
     OUT/captions.jsonl    image, key, captions, label, scene
     OUT/images/000000.png
     OUT/labels.json       for --labels: the 40 classes, named in every language
     OUT/templates.json    for --templates
 
-A label is colour and shape of the *large* object. Equal settings give equal bytes on every machine.
+The label is colour and shape of the *large* object. Equal settings give equal bytes on every machine.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 from ..errors import CacheError, SettingError
 from .captions import Caption, class_names, class_templates, draw_captions
 from .drawing import draw_scene, encode_png
-from .draws import pick, shuffled
+from .random_draws import pick, shuffled
 from .scenes import THINGS, Layout, Scene, layouts
 
 _MOST_CAPTIONS = 20
@@ -36,26 +36,26 @@ class CorpusConfig:
     """Settings of one generated corpus."""
 
     num_images: int
-    """Pictures. Layouts are used in random order, none again before all have been."""
+    """Number of pictures. Layouts come in random order and repeat only after all have been used."""
 
     seed: int = 0
-    """Of everything drawn. Another seed gives other pictures of other scenes."""
+    """Random seed."""
 
     held_out: bool = False
-    """Show the layouts that no training corpus shows (one in three), instead of the others."""
+    """Use the held-out layouts (one in three), which no training corpus shows."""
 
     missing_rate: float = 0.0
-    """Part of the images that have no caption, in [0, 1]."""
+    """Share of images without a caption, in [0, 1]."""
 
     mismatched_rate: float = 0.0
-    """Part of those with captions whose captions, all of them, are of another layout, in [0, 1]."""
+    """Share of images with captions whose captions are all of another layout, in [0, 1]."""
 
     vague_rate: float = 0.4
-    """How likely a caption is vague: true, but of other layouts too. With 0 every caption fits one
-    layout alone, so that retrieval among held-out images can reach 1."""
+    """Probability that a caption is vague: true, but of other layouts too. With 0 every caption fits only
+    one layout, so that retrieval among held-out images can reach 1."""
 
     captions_per_image: int = 5
-    """1 to 20; five captions are in five languages."""
+    """Captions of each image, 1 to 20; five captions are in five languages."""
 
     def __post_init__(self) -> None:
         if self.num_images < 1:
@@ -76,21 +76,21 @@ class CorpusSummary:
     """What was written."""
 
     table: Path
-    """captions.jsonl: the corpus, as a build takes it."""
+    """captions.jsonl, a source for a build."""
 
     num_images: int
     num_missing: int
-    """Images without a caption."""
+    """Number of images without a caption."""
 
     num_mismatched: int
-    """Images with the captions of another layout."""
+    """Number of images with captions of another layout."""
 
     num_captions: int
     num_texts: int
-    """Different ones among the captions."""
+    """Number of different captions."""
 
     num_layouts: int
-    """Different ones among the images."""
+    """Number of different layouts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +101,17 @@ class _Sample:
 
 
 def write_corpus(config: CorpusConfig, folder: str | Path) -> CorpusSummary:
-    """Write the corpus into a new or empty folder and return what it holds.
+    """Write the corpus into a new or empty folder; return its counts.
 
-    The rates change captions alone: a corpus with others has the same pictures, and where captions
-    are neither missing nor mismatched the same captions.
+    The rates change only captions: with other rates the pictures are the same, and so are captions that are
+    neither missing nor mismatched.
 
     Raises:
-        SettingError: the folder holds something already.
+        SettingError: the folder is not empty.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SettingError(f"{folder} holds something already; name a folder that is new or empty")
+        raise SettingError(f"{folder} is not empty; name a new or empty folder")
     (folder / "images").mkdir(parents=True)
     missing, mismatched = _faults(config)
     lines: list[str] = []
@@ -144,7 +144,7 @@ def _rng(config: CorpusConfig, what: str) -> Random:
 
 
 def _faults(config: CorpusConfig) -> tuple[set[int], set[int]]:
-    """Numbers of the images whose captions are missing, and mismatched; exactly as many as asked."""
+    """Return the numbers of images with missing and with mismatched captions, exactly at the rates."""
     order = shuffled(range(config.num_images), _rng(config, "faults"))
     num_missing = round(config.num_images * config.missing_rate)
     num_mismatched = round((config.num_images - num_missing) * config.mismatched_rate)
@@ -188,7 +188,7 @@ def _line(image: str, i: int, config: CorpusConfig, sample: _Sample) -> dict[str
         "key": f"{'held-out' if config.held_out else 'train'}-{config.seed}-{i:06d}",
         "captions": [{"text": each.text, "lang": each.lang} for each in sample.captions],
         "label": scene.large.name,
-        "scene": [scene.large.name, scene.relation, scene.small.name],  # a build leaves it alone
+        "scene": [scene.large.name, scene.relation, scene.small.name],  # ignored by a build
     }
 
 
@@ -197,7 +197,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_bytes(text.encode())  # not write_text, which ends lines as the machine does
+    path.write_bytes(text.encode())  # not write_text, whose line ends depend on the machine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -209,13 +209,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="new or empty folder")
     parser.add_argument("--images", type=int, required=True, help="number of pictures")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--missing", type=float, default=0.0, help="rate of images without caption")
     parser.add_argument(
-        *("--mismatched",), type=float, default=0.0, help="rate, of those with, of wrong captions"
+        "--missing", type=float, default=0.0, help="share of images without a caption"
     )
-    parser.add_argument("--vague", type=float, default=0.4, help="rate of captions that say less")
-    parser.add_argument("--captions", type=int, default=5, help="captions an image")
-    parser.add_argument("--held-out", action="store_true", help="layouts that training never shows")
+    parser.add_argument(
+        *("--mismatched",), type=float, default=0.0, help="share of the others with wrong captions"
+    )
+    parser.add_argument("--vague", type=float, default=0.4, help="share of vague captions")
+    parser.add_argument("--captions", type=int, default=5, help="captions of each image")
+    parser.add_argument(
+        "--held-out", action="store_true", help="use layouts that training never shows"
+    )
     given = parser.parse_args(arguments)
     try:
         config = CorpusConfig(
@@ -233,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(
         f"wrote {summary.table}: {summary.num_images:,} images of {summary.num_layouts:,} layouts, "
-        f"{summary.num_missing:,} without captions, {summary.num_mismatched:,} with those of another; "
+        f"{summary.num_missing:,} without captions, {summary.num_mismatched:,} with wrong ones; "
         f"{summary.num_captions:,} captions, {summary.num_texts:,} different"
     )
     return 0

@@ -1,8 +1,8 @@
-"""Pictures of scenes: 32 pixels square, smooth edges, jittered place, size and colour, some noise.
+"""Pictures of scenes: 32 x 32 pixels, smooth edges, jittered position, size and colour, some noise.
 
-The bytes of a picture are the same on every machine: the draws are of Python's promised kind, the
-arithmetic is of single IEEE operations, and the PNG is written uncompressed by hand, because zlib
-and its replacements compress to different bytes.
+The bytes of a picture are equal on every machine: the draws are reproducible (random_draws.py), the
+arithmetic uses single IEEE operations, and the PNG is uncompressed, because zlib and its replacements
+compress to different bytes.
 Letters in this file: H = W = 32 pixels, S = 4 samples a pixel and direction.
 """
 
@@ -14,7 +14,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from .draws import between
+from .random_draws import between
 from .scenes import Colour, Scene, Shape, Thing
 
 IMAGE_SIZE = 32
@@ -31,7 +31,7 @@ RGB: dict[Colour, tuple[int, int, int]] = {
     "white": (240, 240, 240),
     "black": (20, 20, 20),
 }
-"""Before jitter of up to COLOUR_JITTER and noise of up to NOISE a channel."""
+"""Colours before a jitter of at most COLOUR_JITTER and noise of at most NOISE a channel."""
 
 COLOUR_JITTER = 10
 NOISE = 5
@@ -41,13 +41,13 @@ _TINT = 8.0
 _LARGE = (7.6, 8.0)  # half the width of an object, in pixels
 _SMALL = (5.4, 5.9)
 _MARGIN = 0.5
-_JITTER = 1.0  # of a place, in pixels
+_JITTER = 1.0  # of a position, in pixels
 _SAMPLES = 4
 _STEPS = (np.arange(IMAGE_SIZE * _SAMPLES) + 0.5) / _SAMPLES  # (H * S,): centres of the samples
 
 
 def draw_scene(scene: Scene, rng: Random) -> NDArray[np.uint8]:
-    """Return (H, W, 3) pixels; another draw gives another picture of the same scene."""
+    """Return a random picture of a scene, (H, W, 3) pixels."""
     pixels = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3))
     grey = between(*_GREY, rng)
     pixels[:] = [grey + between(-_TINT, _TINT, rng) for _ in range(3)]
@@ -61,11 +61,11 @@ def draw_scene(scene: Scene, rng: Random) -> NDArray[np.uint8]:
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Return a PNG of (H, W, 3) pixels with at most 65,535 bytes of them, not compressed."""
+    """Return an uncompressed PNG of (H, W, 3) pixels, at most 65,535 bytes of them."""
     height, width, _ = pixels.shape
     rows = np.insert(pixels.reshape(height, -1), 0, 0, axis=1).tobytes()  # 0: no filter
     size = len(rows)
-    stored = struct.pack("<BHH", 1, size, size ^ 0xFFFF) + rows  # one last block, as it is
+    stored = struct.pack("<BHH", 1, size, size ^ 0xFFFF) + rows  # one final block, stored
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         (
             _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
@@ -87,10 +87,10 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 def _places(
     scene: Scene, radii: tuple[float, float], rng: Random
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Centres (x, y) of the large and the small object, which do not touch.
+    """Return the centres (x, y) of the large and the small object, which do not touch.
 
-    Along the axis of the relation each lies near its end of the picture, across it both lie near
-    the middle: shapes are learned more slowly than colours, all the more the further they stray.
+    Along the axis of the relation each is near its end of the picture, across it both are near the middle:
+    the more positions vary, the more slowly shapes are learned.
     """
     large, small = radii
     is_large_first = scene.relation in ("left", "above")
@@ -105,9 +105,9 @@ def _places(
 
 
 def _coverage(shape: Shape, x: float, y: float, radius: float) -> NDArray[np.float64]:
-    """Return (H, W): which part of each pixel an object covers that is 2 * radius wide and high.
+    """Return (H, W): the part of each pixel covered by an object, which is 2 * radius wide and high.
 
-    The shapes cover different parts of their square: 1, 0.79, 0.5 and 0.44.
+    The shapes cover different parts of that square: 1, 0.79, 0.5 and 0.44.
     """
     u = (_STEPS[None, :] - x) / radius  # (1, W * S)
     v = (_STEPS[:, None] - y) / radius  # (H * S, 1)
@@ -129,6 +129,6 @@ def _colour(thing: Thing, rng: Random) -> list[float]:
 
 
 def _noise(seed: str, size: int) -> NDArray[np.float64]:
-    """Whole numbers of [-NOISE, NOISE]."""
+    """Return whole numbers in [-NOISE, NOISE]."""
     drawn = np.frombuffer(hashlib.shake_256(seed.encode()).digest(size), np.uint8)
     return (drawn % (2 * NOISE + 1)).astype(np.float64) - NOISE

@@ -1,4 +1,4 @@
-"""Noun phrases and sentences of five languages, with articles, genders and cases that agree."""
+"""Noun phrases and sentences in five languages, with matching articles, genders and cases."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,38 +10,40 @@ Size = Literal["large", "small"]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a caption says of one object; None is left unsaid."""
+class Mention:
+    """The properties of one object that a caption mentions; None: not mentioned."""
 
     colour: Colour | None
     shape: Shape | None
     size: Size | None
 
 
-Phrase = Callable[[Said], dict[str, str]]
+Phrase = Callable[[Mention], dict[str, str]]
 """Noun phrases by case: ``""``, in German ``_dat``, in French ``_of`` (with its ``de``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Language:
+    """The phrases and sentences of one language."""
+
     phrase: Phrase
     places: dict[Relation, tuple[str, ...]]
-    """Where something stands as seen from ``{b}``."""
+    """Positions relative to ``{b}``."""
 
     full: tuple[str, ...]
-    """Sentences of ``{a}`` and its ``{place}``."""
+    """Sentences with ``{a}`` and its ``{place}``."""
 
     pair: tuple[str, ...]
-    """Sentences of ``{a}`` and ``{b}`` that leave the relation out."""
+    """Sentences with ``{a}`` and ``{b}``, without their relation."""
 
     single: tuple[str, ...]
-    """Sentences of ``{a}`` alone."""
+    """Sentences with ``{a}`` alone."""
 
 
-def _english(said: Said) -> dict[str, str]:
-    if said.shape is None:
-        return {"": f"something {said.colour}"}
-    words = [word for word in (said.size, said.colour, said.shape) if word]
+def _english(mention: Mention) -> dict[str, str]:
+    if mention.shape is None:
+        return {"": f"something {mention.colour}"}
+    words = [word for word in (mention.size, mention.colour, mention.shape) if word]
     article = "an" if words[0][0] in "aeiou" else "a"
     return {"": " ".join([article, *words])}
 
@@ -55,20 +57,20 @@ _DE_COLOURS: dict[Colour, str] = {
 _DE_SIZES = {"large": "groß", "small": "klein"}
 
 
-def _german(said: Said) -> dict[str, str]:
-    if said.shape is None:
-        assert said.colour is not None
-        name = "Orange" if said.colour == "orange" else _DE_COLOURS[said.colour].capitalize()
+def _german(mention: Mention) -> dict[str, str]:
+    if mention.shape is None:
+        assert mention.colour is not None
+        name = "Orange" if mention.colour == "orange" else _DE_COLOURS[mention.colour].capitalize()
         return dict.fromkeys(("", "_dat"), f"etwas in {name}")
-    adjectives = [_DE_SIZES[said.size]] if said.size else []
-    adjectives += [_DE_COLOURS[said.colour]] if said.colour else []
-    ends = {"": "er" if said.shape == "circle" else "es", "_dat": "en"}  # the others are neuter
+    adjectives = [_DE_SIZES[mention.size]] if mention.size else []
+    adjectives += [_DE_COLOURS[mention.colour]] if mention.colour else []
+    ends = {"": "er" if mention.shape == "circle" else "es", "_dat": "en"}  # the others are neuter
     return {
         case: " ".join(
             [
                 "einem" if case else "ein",
                 *(word if word == "rosa" else word + end for word in adjectives),
-                _DE_SHAPES[said.shape],
+                _DE_SHAPES[mention.shape],
             ]
         )
         for case, end in ends.items()
@@ -91,15 +93,15 @@ _FR_COLOURS: dict[Colour, tuple[str, str]] = {
 _FR_SIZES = {"large": ("grand", "grande"), "small": ("petit", "petite")}
 
 
-def _french(said: Said) -> dict[str, str]:
-    is_feminine = said.shape == "cross"
-    colour = [_FR_COLOURS[said.colour][is_feminine]] if said.colour else []
-    if said.shape is None:
+def _french(mention: Mention) -> dict[str, str]:
+    is_feminine = mention.shape == "cross"
+    colour = [_FR_COLOURS[mention.colour][is_feminine]] if mention.colour else []
+    if mention.shape is None:
         something = " ".join(["quelque chose de", *colour])
         return {"": something, "_of": f"de {something}"}
-    size = [_FR_SIZES[said.size][is_feminine]] if said.size else []
+    size = [_FR_SIZES[mention.size][is_feminine]] if mention.size else []
     article = "une" if is_feminine else "un"
-    phrase = " ".join([article, *size, _FR_SHAPES[said.shape], *colour])
+    phrase = " ".join([article, *size, _FR_SHAPES[mention.shape], *colour])
     return {"": phrase, "_of": f"d'{phrase}"}
 
 
@@ -119,14 +121,14 @@ _ES_COLOURS: dict[Colour, tuple[str, str]] = {
 _ES_SIZES = {"large": ("grande", "grande"), "small": ("pequeño", "pequeña")}
 
 
-def _spanish(said: Said) -> dict[str, str]:
-    is_feminine = said.shape == "cross"
-    colour = [_ES_COLOURS[said.colour][is_feminine]] if said.colour else []
-    if said.shape is None:
+def _spanish(mention: Mention) -> dict[str, str]:
+    is_feminine = mention.shape == "cross"
+    colour = [_ES_COLOURS[mention.colour][is_feminine]] if mention.colour else []
+    if mention.shape is None:
         return {"": " ".join(["algo", *colour])}
-    size = [_ES_SIZES[said.size][is_feminine]] if said.size else []
+    size = [_ES_SIZES[mention.size][is_feminine]] if mention.size else []
     article = "una" if is_feminine else "un"
-    return {"": " ".join([article, _ES_SHAPES[said.shape], *colour, *size])}
+    return {"": " ".join([article, _ES_SHAPES[mention.shape], *colour, *size])}
 
 
 _ZH_SHAPES = {"circle": "圆形", "square": "正方形", "triangle": "三角形", "cross": "十字形"}
@@ -146,15 +148,15 @@ CHINESE_WORDS: tuple[str, ...] = (
     *_ZH_COLOURS.values(),
     *_ZH_SHAPES.values(),
 )
-"""Chinese writes no spaces: what its sentences are cut into."""
+"""The words that the tokenizer cuts Chinese sentences into; Chinese has no spaces."""
 
 
-def _chinese(said: Said) -> dict[str, str]:
-    colour = f"{_ZH_COLOURS[said.colour]}的" if said.colour else ""
-    if said.shape is None:
+def _chinese(mention: Mention) -> dict[str, str]:
+    colour = f"{_ZH_COLOURS[mention.colour]}的" if mention.colour else ""
+    if mention.shape is None:
         return {"": f"{colour}东西"}
-    size = _ZH_SIZES[said.size] if said.size else ""
-    return {"": f"一个{colour}{size}{_ZH_SHAPES[said.shape]}"}
+    size = _ZH_SIZES[mention.size] if mention.size else ""
+    return {"": f"一个{colour}{size}{_ZH_SHAPES[mention.shape]}"}
 
 
 LANGUAGES: dict[str, Language] = {

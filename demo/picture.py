@@ -1,4 +1,4 @@
-"""The result of a tour as a picture: how both students learned, and what they then find."""
+"""The result of a tour as a picture: losses of both trainings, and held-out recall."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -11,18 +11,18 @@ from .result import CONTRASTIVE, DISTILLED, START, TEACHER, Result, mean_recall
 
 _COLOURS = {TEACHER: "#7a7a7a", START: "#c9c9c9", CONTRASTIVE: "#c4622d", DISTILLED: "#1f5a91"}
 _POINTS = 40
-"""Of a smoothed line at least."""
+"""Least number of points of a smoothed line."""
 
 Metrics = Sequence[Mapping[str, Any]]
 """One object a step, the lines of a run's metrics.jsonl."""
 
 
 def draw_picture(metrics: Mapping[str, Metrics], result: Result) -> bytes:
-    """Return a PNG of three panels: what the captions say, what the teacher says, held-out recall.
+    """Return a PNG of three panels: contrastive loss, soft loss, held-out recall.
 
     Args:
-        metrics: of both trainings, by the column of the result.
-        result: of the same tour.
+        metrics: metrics of both trainings, by column of the result.
+        result: result of the same tour.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -32,12 +32,12 @@ def draw_picture(metrics: Mapping[str, Metrics], result: Result) -> bytes:
     captions, teacher, recall = figure.subplots(1, 3)
     for name, lines in metrics.items():
         _line(captions, lines, "contrastive", label=name, color=_COLOURS[name])
-    captions.set_title("loss against the captions, of which many are wrong", fontsize=10)
+    captions.set_title("contrastive loss (many captions are wrong)", fontsize=10)
     distilled = metrics[DISTILLED]
     _line(teacher, distilled, "soft", label=DISTILLED, color=_COLOURS[DISTILLED])
     floor = {"label": "teacher's entropy", "color": _COLOURS[TEACHER], "linestyle": "--"}
     _line(teacher, distilled, "soft_floor", **floor)
-    teacher.set_title("loss against the teacher's probabilities", fontsize=10)
+    teacher.set_title("soft loss (teacher's probabilities)", fontsize=10)
     for axes in (captions, teacher):
         axes.set_xlabel("step", fontsize=9)
         axes.grid(alpha=0.25)
@@ -63,4 +63,4 @@ def _bars(axes: Any, result: Result) -> None:
     bars = axes.bar(names, heights, color=[_COLOURS[name] for name in names], width=0.65)
     axes.bar_label(bars, labels=[f"{height:.2f}" for height in heights], fontsize=9, padding=2)
     axes.set_ylim(0, 1)
-    axes.set_title(f"R@1 on {result.num_images:,} clean scenes never shown", fontsize=10)
+    axes.set_title(f"R@1 on {result.num_images:,} clean held-out scenes", fontsize=10)

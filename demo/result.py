@@ -1,4 +1,4 @@
-"""What came of a tour: the numbers of four models side by side, and what they say."""
+"""The result of a tour: a table of four models, and the conclusion."""
 
 import json
 import math
@@ -10,31 +10,31 @@ from typing import Any
 from ..formatting import format_count
 
 TEACHER, START, CONTRASTIVE, DISTILLED = "teacher", "start", "contrastive only", "distilled"
-"""The columns, in order."""
+"""Columns of the table, in order."""
 
 _WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The numbers of one tour."""
+    """Evaluations of one tour."""
 
     columns: Mapping[str, Mapping[str, Any]]
-    """Each model's evaluation, as ``siglip2-cache eval --json`` has it."""
+    """Evaluation of each model, from ``siglip2-cache eval --json``."""
 
     num_parameters: Mapping[str, int]
-    """By column."""
+    """Number of parameters, by column."""
 
     num_images: int
-    """Held-out scenes, each with captions of its own."""
+    """Number of held-out scenes with captions."""
 
 
 def read_result(evaluations: Mapping[str, Path], models: Mapping[str, Path]) -> Result:
-    """Return what evaluations found, by column; the teacher's column stands in each of them.
+    """Return the evaluations by column; each file also has the teacher's column.
 
     Args:
-        evaluations: outputs of ``siglip2-cache eval --json`` over one cache, by column.
-        models: folders of all models, by column.
+        evaluations: outputs of ``siglip2-cache eval --json`` on one cache, by column.
+        models: folder of each model, by column.
     """
     found = {name: json.loads(path.read_text("utf-8")) for name, path in evaluations.items()}
     columns = {name: each["columns"]["model"] for name, each in found.items()}
@@ -47,7 +47,7 @@ def read_result(evaluations: Mapping[str, Path], models: Mapping[str, Path]) -> 
 
 
 def table_lines(result: Result) -> list[str]:
-    """Return a table: a row a number, a column a model, plain text, aligned."""
+    """Return the lines of a table: one row a metric, one column a model."""
     names = list(result.columns)
     rows = [("", names)]
     for way, words in _WAYS.items():
@@ -55,7 +55,7 @@ def table_lines(result: Result) -> list[str]:
             values = [column["retrieval"]["all"][way][k] for column in result.columns.values()]
             rows.append((f"{words}, R@{k}", [f"{value:.3f}" for value in values]))
     overlaps = [column["neighbour_overlap"] for column in result.columns.values()]
-    rows.append(("10 nearest images as the teacher's", [f"{value:.3f}" for value in overlaps]))
+    rows.append(("10 nearest images, overlap", [f"{value:.3f}" for value in overlaps]))
     rows.append(("parameters", [f"{result.num_parameters[name]:,}" for name in names]))
     width = max(len(label) for label, _ in rows)
     widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(names))]
@@ -65,19 +65,21 @@ def table_lines(result: Result) -> list[str]:
 
 
 def verdict(result: Result) -> str:
-    """Return in one sentence which student finds more, and whether chance could have done it."""
+    """Return a sentence: which student has the higher recall, and whether that may be chance."""
     recalls = {name: mean_recall(column) for name, column in result.columns.items()}
     ours, theirs = recalls[DISTILLED], recalls[CONTRASTIVE]
     chance = 2 * _standard_error(ours, theirs, result.num_images)
     if ours - theirs > chance:
-        said = "the distilled student beats the contrastive one"
+        outcome = "the distilled student beats the contrastive one"
     elif theirs - ours > chance:
-        said = "the distilled student is worse than the contrastive one"
+        outcome = "the distilled student is worse than the contrastive one"
     else:
-        said = "the distilled student does not beat the contrastive one by more than chance"
-    fell = ", below where it started" if ours < recalls[START] else ""
+        outcome = (
+            "the distilled student does not differ from the contrastive one by more than chance"
+        )
+    fell = ", below its start" if ours < recalls[START] else ""
     return (
-        f"{said}: R@1 is {ours:.3f} against {theirs:.3f}{fell}; the start's is {recalls[START]:.3f}, the "
+        f"{outcome}: R@1 is {ours:.3f} against {theirs:.3f}{fell}; the start's is {recalls[START]:.3f}, the "
         f"teacher's {recalls[TEACHER]:.3f} (mean of both ways, {format_count(result.num_images, 'scene')}; "
         f"chance makes differences up to {chance:.3f})"
     )
@@ -90,9 +92,9 @@ def mean_recall(column: Mapping[str, Any]) -> float:
 
 
 def _standard_error(ours: float, theirs: float, num_images: int) -> float:
-    """Return that of the difference of two recalls, taken as independent, which makes it large.
+    """Return the standard error of the difference of two recalls, taken as independent (a large estimate).
 
-    The captions of one scene count once: they are right or wrong together more often than not.
+    The captions of one scene count once, because they are mostly right or wrong together.
     """
     return math.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / num_images)
 

@@ -1,7 +1,7 @@
-"""What a picture of the generated corpus shows: a large object and a small one beside it.
+"""The scenes of the generated corpus: a large object and a small one beside it.
 
-A *layout* says which object stands left (or above) and which right (or below); it leaves open which
-of the two is large. There are 40 objects, so 40 * 39 * 2 = 3,120 layouts and 6,240 scenes.
+A *layout* has one object at the left (or above) and one at the right (or below); either of the two may be
+large. There are 40 objects, so 40 * 39 * 2 = 3,120 layouts and 6,240 scenes.
 """
 
 import hashlib
@@ -38,13 +38,13 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """Its English name, such as ``red circle``; of the large object it is the picture's label."""
+        """English name, such as ``red circle``; that of the large object is the picture's label."""
         return f"{self.colour} {self.shape}"
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The large object, where it stands as seen from the small one, and the small one."""
+    """The large object, its position relative to the small one, and the small one."""
 
     large: Thing
     relation: Relation
@@ -56,15 +56,15 @@ class Layout:
     """Two different objects in a row or in a column."""
 
     first: Thing
-    """The one at the left, or above."""
+    """The object at the left, or above."""
 
     relation: Literal["left", "above"]
-    """Where the first stands as seen from the second."""
+    """Position of the first relative to the second."""
 
     second: Thing
 
     def scene(self, *, is_first_large: bool) -> Scene:
-        """The layout with one of its objects large."""
+        """Return the scene in which one of the objects is large."""
         if is_first_large:
             return Scene(self.first, self.relation, self.second)
         return Scene(self.second, OPPOSITE[self.relation], self.first)
@@ -74,10 +74,10 @@ THINGS: tuple[Thing, ...] = tuple(Thing(colour, shape) for colour in COLOURS for
 
 
 def layouts(*, held_out: bool) -> list[Layout]:
-    """Every layout of one side of the division, in a fixed order.
+    """Return all held-out or all other layouts, in a fixed order.
 
-    One in three, 1,040 of them, is held out, by its hash: no training corpus shows it, with either
-    object large. A tenth would be too few for a gallery of 1,000 different ones.
+    One in three, 1,040 of them, is held out, by its hash: no training corpus shows it, with either object
+    large. A tenth would be too few for 1,000 different held-out scenes.
     """
     every = sorted(_all_layouts(), key=_hash)
     num_held_out = len(every) // 3

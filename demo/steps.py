@@ -10,10 +10,10 @@ from .architecture import CHECKPOINTS, Size
 
 COMMAND = ("siglip2-cache",)
 CORPUS = ("python", "-m", "siglip2_cache.demo.corpus")
-"""The two programs that are run."""
+"""The two programs that a tour runs."""
 
 _LINE_WIDTH = 100
-_ROWS_ASKED_AGAIN = 16
+_VERIFY_SAMPLE = 16
 _QUERIES = (
     "a blue square above a brown cross",
     "ein schwarzes Quadrat",
@@ -26,13 +26,13 @@ class TourConfig:
     """Settings of one tour."""
 
     out: Path
-    """Folder that everything goes into, new or of a tour before."""
+    """Folder for all files, new or of an earlier tour."""
 
     seed: int = 0
-    """Of the corpora and of both trainings."""
+    """Random seed of the corpora and of both trainings."""
 
     is_quick: bool = False
-    """A tenth of the images and of the steps: whether it runs, not what it is worth."""
+    """Use a tenth of the images and steps: to test the commands, not the result."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -40,19 +40,22 @@ class TourConfig:
 
     @property
     def num_images(self) -> int:
+        """Number of training scenes."""
         return 400 if self.is_quick else 4000
 
     @property
     def num_held_out(self) -> int:
+        """Number of held-out scenes."""
         return 100 if self.is_quick else 1000
 
     @property
     def num_steps(self) -> int:
+        """Steps of each training."""
         return 40 if self.is_quick else 400
 
 
-class Places:
-    """Where a tour leaves what it makes."""
+class TourPaths:
+    """Paths of a tour's files."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -61,10 +64,10 @@ class Places:
         self.contrastive, self.distilled = out / "contrastive", out / "distilled"
         self.page, self.picture = out / "neighbors.html", out / "result.png"
         self.start = checkpoint("student")
-        """Shipped, not made."""
+        """Folder of a shipped model."""
 
     def evaluation(self, of: str) -> Path:
-        """Return the file of one model's evaluation: start, contrastive or distilled."""
+        """Return the file of a model's evaluation: start, contrastive or distilled."""
         return self.out / f"eval-{of}.json"
 
 
@@ -73,7 +76,7 @@ class Step:
     """One command of the tour."""
 
     purpose: str
-    """What it is for, in one line."""
+    """Purpose, in one line."""
 
     program: tuple[str, ...]
     """COMMAND or CORPUS."""
@@ -81,13 +84,13 @@ class Step:
     arguments: tuple[str, ...]
 
     into: Path | None = None
-    """File that its output goes to, as the shell's ``>`` does; None: it is shown."""
+    """File for its output, like the shell's ``>``; None: show the output."""
 
     made: Path | None = None
-    """Its last file, where the command refuses to run again; None: it goes on by itself."""
+    """Last file that it writes, if it cannot run again; None: it resumes by itself."""
 
     def as_typed(self) -> str:
-        """Return the command for a shell, long ones in several lines."""
+        """Return the command for a shell; a long one has several lines."""
         pieces: list[str] = []
         for word in (*self.program, *self.arguments):
             if word.startswith("-") or not pieces:
@@ -106,7 +109,7 @@ class Step:
 
 
 def checkpoint(size: Size) -> Path:
-    """Return the folder of a shipped model, from the current folder where it lies below it."""
+    """Return the folder of a shipped model, relative to the current folder if it is below."""
     folder = CHECKPOINTS / size
     here = Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
@@ -124,17 +127,17 @@ def tour_steps(config: TourConfig) -> list[Step]:
 
 
 def _data_steps(config: TourConfig) -> Iterator[Step]:
-    at = Places(config.out)
+    at = TourPaths(config.out)
     faults = ("--missing", "0.3", "--mismatched", "0.45")
     seed = ("--seed", str(config.seed))
     yield Step(
-        purpose="Draw scenes with captions as the web has them: 30 % missing, 45 % of the others wrong",
+        purpose="Generate scenes with captions like those of the web: 30 % missing, 45 % of the others wrong",
         program=CORPUS,
         arguments=(str(at.scenes), "--images", str(config.num_images), *seed, *faults),
         made=at.scenes / "captions.jsonl",
     )
     yield Step(
-        purpose="Draw scenes to test on: arrangements that no training shows, all captions right",
+        purpose="Generate test scenes: layouts that no training shows, all captions correct",
         program=CORPUS,
         arguments=(
             *(str(at.held_out), "--images", str(config.num_held_out), *seed),
@@ -145,71 +148,71 @@ def _data_steps(config: TourConfig) -> Iterator[Step]:
 
 
 def _cache_steps(config: TourConfig) -> Iterator[Step]:
-    at = Places(config.out)
+    at = TourPaths(config.out)
     teacher = ("--teacher", str(checkpoint("teacher")))
     seed = ("--seed", str(config.seed))
     yield Step(
-        purpose="Run the teacher once over every image and every different caption; keep its embeddings",
+        purpose="Build a cache: embed every image and every different caption with the teacher, once",
         program=COMMAND,
         arguments=("build", str(at.scenes / "captions.jsonl"), str(at.scenes_cache), *teacher),
     )
     yield Step(
-        purpose="The same for the test scenes",
+        purpose="Build a cache of the test scenes",
         program=COMMAND,
         arguments=("build", str(at.held_out / "captions.jsonl"), str(at.held_out_cache), *teacher),
     )
     yield Step(
-        purpose="See what a cache holds",
+        purpose="Show what a cache contains",
         program=COMMAND,
         arguments=("info", str(at.scenes_cache)),
     )
     yield Step(
-        purpose="Prove it: every checksum, and some rows embedded again by the live teacher",
+        purpose="Verify the cache: all checksums, and some rows embedded again by the teacher",
         program=COMMAND,
-        arguments=("verify", str(at.scenes_cache), "--sample", str(_ROWS_ASKED_AGAIN), *seed),
+        arguments=("verify", str(at.scenes_cache), "--sample", str(_VERIFY_SAMPLE), *seed),
     )
     yield Step(
-        purpose="Ask which captions are wrong: the teacher sees it, though nobody told it",
+        purpose="Find mismatched captions: those that the teacher scores lowest",
         program=COMMAND,
         arguments=("mismatched", str(at.scenes_cache), "--limit", "3"),
     )
 
 
 def _training_steps(config: TourConfig) -> Iterator[Step]:
-    at = Places(config.out)
+    at = TourPaths(config.out)
 
     def train(out: Path, *weights: str) -> tuple[str, ...]:
         return (
             *("train", str(at.scenes_cache), "--student", str(at.start), "--out", str(out)),
             *("--steps", str(config.num_steps), "--global-batch-size", "128", "--lr", "1e-3"),
-            # The clean scenes are the test: captions held out of these would be as wrong as the rest.
+            # The test scenes replace a held-out share, whose captions would be as wrong as the others.
             *("--warmup-steps", str(config.num_steps // 10), "--val-share", "0"),
             *("--seed", str(config.seed)),
             *(word for weight in weights for word in ("--weight", weight)),
         )
 
     yield Step(
-        purpose="Train a student on these captions alone, as if there were no teacher",
+        purpose="Train a student on these captions alone, without the teacher",
         program=COMMAND,
         arguments=train(at.contrastive, "contrastive=1", "soft=0", "cosine=0"),
     )
     yield Step(
-        purpose="Train the same student, from the same start, from the cached embeddings",
+        purpose="Train the same student from the cached embeddings",
         program=COMMAND,
         arguments=train(at.distilled),
     )
 
 
 def _evaluation_steps(config: TourConfig) -> Iterator[Step]:
-    at = Places(config.out)
+    at = TourPaths(config.out)
     models = {
-        "start": ("Test where both students started", at.start),
-        "contrastive": ("Test the student of the captions alone", at.contrastive / "model"),
-        "distilled": ("Test the distilled student", at.distilled / "model"),
+        "start": ("Evaluate the initial student", at.start),
+        "contrastive": ("Evaluate the student trained on captions alone", at.contrastive / "model"),
+        "distilled": ("Evaluate the distilled student", at.distilled / "model"),
     }
     for name, (purpose, model) in models.items():
         yield Step(
-            purpose=f"{purpose}, on the scenes that no training showed",
+            purpose=f"{purpose} on the test scenes",
             program=COMMAND,
             arguments=("eval", str(model), str(at.held_out_cache), "--split", "all", "--json"),
             into=at.evaluation(name),
@@ -217,11 +220,11 @@ def _evaluation_steps(config: TourConfig) -> Iterator[Step]:
 
 
 def _page_step(config: TourConfig) -> Step:
-    at = Places(config.out)
+    at = TourPaths(config.out)
     texts = (word for text in _QUERIES for word in ("--text", text))
     keys = (f"held-out-{config.seed}-{i:06d}" for i in (3, 8))
     return Step(
-        purpose="Look at what the teacher finds near some texts and some scenes, as a page too",
+        purpose="Show the nearest neighbours of some texts and scenes, also as a page",
         program=COMMAND,
         arguments=(
             *("neighbors", str(at.held_out_cache), *texts),

@@ -1,6 +1,6 @@
-"""The guided tour: the commands that matter, one after the other, on data that is made for it.
+"""The guided tour: the main commands, one after the other, on generated data.
 
-Each is printed as a user would type it and then run by the code that runs it for a user.
+Each command is printed as a user would type it, and run by the same code.
 """
 
 import contextlib
@@ -34,10 +34,10 @@ from .result import (
     table_lines,
     verdict,
 )
-from .steps import CORPUS, Places, Step, TourConfig, checkpoint, tour_steps
+from .steps import CORPUS, Step, TourConfig, TourPaths, checkpoint, tour_steps
 
 _SETTINGS = "demo.json"
-"""In the tour's folder: its settings, so that a second tour goes on and another's folder is refused."""
+"""File of the tour's settings: the same tour resumes, a tour with other settings is refused."""
 
 _THREADS = "OMP_NUM_THREADS"
 
@@ -45,21 +45,21 @@ Run = Callable[[Sequence[str]], int]
 """Runs siglip2-cache with arguments in this process; returns the exit status."""
 
 
-def give_tour(config: TourConfig, run: Run) -> int:
-    """Run every command of the tour and show what came of it; return the exit status.
+def run_tour(config: TourConfig, run: Run) -> int:
+    """Run every command of the tour and show the result; return the exit status.
 
-    A tour that was stopped goes on where it was, a finished one shows its result again.
+    A stopped tour resumes; a finished one shows its result again.
 
     Raises:
-        SettingError: the folder holds something else, or a tour with other settings.
+        SettingError: the folder has other files, or a tour with other settings.
     """
     started = time.monotonic()
-    _take(config)
+    _check_folder(config)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     for line in _opening_lines(config):
         console.print(line)
     with _one_thread():
-        status = _walk(config, run, console)
+        status = _run_steps(config, run, console)
     if status:
         return status
     result = _read(config)
@@ -70,12 +70,12 @@ def give_tour(config: TourConfig, run: Run) -> int:
     return 0
 
 
-def _walk(config: TourConfig, run: Run, console: Console) -> int:
+def _run_steps(config: TourConfig, run: Run, console: Console) -> int:
     steps = tour_steps(config)
     for number, step in enumerate(steps, 1):
         console.print(f"\n{number}/{len(steps)}  {step.purpose}", style="bold")
         console.print(f"$ {step.as_typed()}", style="cyan")
-        status = _do(step, run, console)
+        status = _run_step(step, run, console)
         if status:
             return status
     return 0
@@ -83,45 +83,45 @@ def _walk(config: TourConfig, run: Run, console: Console) -> int:
 
 @contextlib.contextmanager
 def _one_thread() -> Generator[None]:
-    """Let torch, which is imported later, compute in one thread, unless the user has said how many.
+    """Let torch, which is imported later, use one thread, unless the user has set a number.
 
-    Models this small gain little from a second thread; where other programs take turns on the
-    cores, two threads that wait for each other trained 28 images a second, and one 780.
+    Models this small gain little from a second thread. On busy cores two threads that wait for each other
+    trained 28 images a second, one thread 780.
     """
-    had = os.environ.get(_THREADS)
+    before = os.environ.get(_THREADS)
     os.environ.setdefault(_THREADS, "1")
     try:
         yield
     finally:
-        if had is None:
+        if before is None:
             del os.environ[_THREADS]
 
 
-def _take(config: TourConfig) -> None:
-    """Make the folder a tour's, or see that it is this one's."""
+def _check_folder(config: TourConfig) -> None:
+    """Write the settings into a new folder, or compare them with those of the tour that is there."""
     out, wanted = config.out, _settings(config)
     if out.exists() and not out.is_dir():
-        raise SettingError(f"{out} is a file; name a folder by --out")
+        raise SettingError(f"{out} is a file; name a folder with --out")
     path = out / _SETTINGS
     if not path.exists():
         others = sorted(p.name for p in out.iterdir()) if out.exists() else []
         others = [n for n in others if n != f"{_SETTINGS}.partial" and not is_stray(n)]
         if others:
             raise SettingError(
-                f"{out} holds {others[0]} and no {_SETTINGS}, so it is not of a demo; name a new "
-                "folder by --out"
+                f"{out} has {others[0]} and no {_SETTINGS}, so it is not the folder of a demo; name a new "
+                "folder with --out"
             )
         _write(path, json.dumps(wanted, indent=1) + "\n")
     try:
         found: Any = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise SettingError(
-            f"{path} cannot be read ({first_line(error)}); remove {out}, or name another folder by --out"
+            f"{path} cannot be read ({first_line(error)}); remove {out}, or name another folder with --out"
         ) from None
     if found != wanted:
         raise SettingError(
-            f"{out} is of a demo with {_words(found)}, now it is {_words(wanted)}; remove it, or name "
-            "another folder by --out"
+            f"{out} is the folder of a demo with {_words(found)}, not {_words(wanted)}; remove it, or name "
+            "another folder with --out"
         )
 
 
@@ -135,22 +135,22 @@ def _words(settings: Any) -> str:
 
 def _opening_lines(config: TourConfig) -> Iterator[str]:
     yield (
-        "A tour of siglip2-cache: pictures of two drawn things, a small teacher that knows them, and a "
-        "student a fifth its size."
+        "A tour of siglip2-cache: generated pictures of two objects, a small teacher, and a student a fifth "
+        "of its size."
     )
     yield (
-        f"No network, no GPU; everything goes into {config.out}. Run it again to go on after Ctrl-C."
+        f"No network, no GPU; all files are written to {config.out}. After Ctrl-C, run it again to resume."
     )
     if config.is_quick:
-        yield "--quick: a tenth of the images and steps; it shows that all runs, and its numbers mean little."
+        yield "--quick: a tenth of the images and steps, to test the commands; the results mean little."
     exports = list(_exports())
     if exports:
-        yield "Before you type the commands yourself (one thread suits models this small):"
+        yield "To type the commands yourself, first run (one thread is best for models this small):"
         yield from (f"$ export {each}" for each in exports)
 
 
 def _exports() -> Iterator[str]:
-    """Yield what a shell has to set that types the commands."""
+    """Yield the variables that a shell needs for the commands."""
     programs = Path(sys.executable).parent
     found = [shutil.which(name) for name in ("siglip2-cache", "python")]
     if any(name is None or Path(name).parent != programs for name in found):
@@ -159,9 +159,9 @@ def _exports() -> Iterator[str]:
         yield f"{_THREADS}=1"
 
 
-def _do(step: Step, run: Run, console: Console) -> int:
+def _run_step(step: Step, run: Run, console: Console) -> int:
     if step.made is not None and step.made.exists():
-        console.print(f"done before: {step.made} is there")
+        console.print(f"already done: {step.made} exists")
         return 0
     if step.into is not None:
         output = io.StringIO()
@@ -172,13 +172,13 @@ def _do(step: Step, run: Run, console: Console) -> int:
         return status
     if step.program == CORPUS:
         assert step.made is not None
-        if step.made.parent.exists():  # its last file is missing
-            console.print(f"not finished before, made anew: {step.made.parent}")
+        if step.made.parent.exists():  # incomplete: its last file is missing
+            console.print(f"incomplete, writing it again: {step.made.parent}")
             shutil.rmtree(step.made.parent)
         status = corpus.main(step.arguments)
     else:
         status = run(step.arguments)
-    sys.stdout.flush()  # in a pipe, progress on stderr would come before it
+    sys.stdout.flush()  # in a pipe, progress on stderr would overtake it
     return status
 
 
@@ -189,7 +189,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _read(config: TourConfig) -> Result:
-    at = Places(config.out)
+    at = TourPaths(config.out)
     return read_result(
         {
             START: at.evaluation("start"),
@@ -206,7 +206,7 @@ def _read(config: TourConfig) -> Result:
 
 
 def _draw(config: TourConfig, result: Result) -> None:
-    at = Places(config.out)
+    at = TourPaths(config.out)
     runs = {CONTRASTIVE: at.contrastive, DISTILLED: at.distilled}
     metrics = {
         name: [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
@@ -216,18 +216,18 @@ def _draw(config: TourConfig, result: Result) -> None:
 
 
 def _closing_lines(config: TourConfig, result: Result, seconds: float) -> Iterator[str]:
-    at = Places(config.out)
+    at = TourPaths(config.out)
     yield from table_lines(result)
     yield ""
-    said = verdict(result)
-    yield from textwrap.wrap(f"{said[0].upper()}{said[1:]}.", 100)
+    sentence = verdict(result)
+    yield from textwrap.wrap(f"{sentence[0].upper()}{sentence[1:]}.", 100)
     if config.is_quick:
-        yield "With --quick this means little: both students have hardly begun. Leave it out."
+        yield "With --quick the results mean little, since both trainings are short."
     yield ""
     yield f"page       {at.page}"
-    yield f"picture    {at.picture} (both trainings: {at.contrastive}/loss.png, {at.distilled}/loss.png)"
+    yield f"picture    {at.picture} (losses: {at.contrastive}/loss.png, {at.distilled}/loss.png)"
     yield f"student    {at.distilled / 'model'}, for plain transformers"
     yield f"caches     {at.scenes_cache}, {at.held_out_cache}"
     size = sum(path.stat().st_size for path in at.out.rglob("*") if path.is_file())
-    yield f"all of it  {at.out}, {format_bytes(size)}; to remove it: rm -r {shlex.quote(str(at.out))}"
+    yield f"total      {at.out}, {format_bytes(size)}; to remove it: rm -r {shlex.quote(str(at.out))}"
     yield f"took       {format_seconds(seconds)}"

@@ -1,11 +1,10 @@
-"""Train the two small models that are shipped: the teacher, and the student's start.
+"""Train the two shipped models: the teacher and the initial student.
 
     python -m siglip2_cache.demo.train_teacher WORK [--only teacher|student] [--quick]
 
-Both learn from clean captions alone, by the trainer that users have: contrastive, from random weights.
-A training reads a cache, and a cache needs a teacher; here it is an untrained model, to whose targets
-every weight but the contrastive one is 0. WORK/teacher and WORK/student are then what
-demo/checkpoints holds; WORK may be removed afterwards.
+Both are trained on clean captions, with the contrastive loss, from random weights. Training reads a cache,
+and a cache needs a teacher; here it is an untrained model, whose targets have weight 0. Copy
+WORK/teacher/model and WORK/student/model to demo/checkpoints; then WORK may be removed.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from .corpus import CorpusConfig, write_corpus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How one of them is made."""
+    """Settings of one model."""
 
     num_images: int
     steps: int
@@ -38,7 +37,7 @@ RECIPES: dict[Size, Recipe] = {
     "teacher": Recipe(
         num_images=16_000, steps=5_000, batch_size=128, lr=1e-3, vague_rate=0.0, seed=11
     ),
-    # Stopped early: a start that knows a little, as a pretrained Base does of a new corpus.
+    # Stopped early: it knows a little, like a pretrained Base on a new corpus.
     "student": Recipe(
         num_images=4_000, steps=300, batch_size=128, lr=1e-3, vague_rate=0.4, seed=12
     ),
@@ -47,7 +46,7 @@ _QUICK = Recipe(num_images=200, steps=4, batch_size=32, lr=1e-3, vague_rate=0.0,
 
 
 def make_model(size: Size, work: Path, recipe: Recipe) -> Path:
-    """Return the folder of a model trained on a generated corpus; run again, it goes on."""
+    """Return the folder of a model trained on a generated corpus; run again to resume."""
     corpus = work / f"corpus-{size}"
     table = corpus / "captions.jsonl"
     if not table.exists():
@@ -67,7 +66,7 @@ def make_model(size: Size, work: Path, recipe: Recipe) -> Path:
             out=work / size,
             from_scratch=True,
             weights={"soft": 0.0, "cosine": 0.0, "contrastive": 1.0},
-            teacher_scale=10.0,  # where the student's own begins
+            teacher_scale=10.0,  # initial scale of the student
             teacher_bias=-10.0,
             steps=recipe.steps,
             global_batch_size=recipe.batch_size,
@@ -81,7 +80,7 @@ def make_model(size: Size, work: Path, recipe: Recipe) -> Path:
 
 
 def _untrained(folder: Path) -> Path:
-    """Return a small model of random weights, for a cache whose targets nobody reads."""
+    """Return the folder of a small model with random weights, for a cache whose targets are not used."""
     import torch
 
     from ..siglip import load_trainable, resolve_checkpoint
@@ -98,7 +97,7 @@ def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m siglip2_cache.demo.train_teacher",
-        description="Train the small teacher and the small student's start.",
+        description="Train the small teacher and the small initial student.",
     )
     parser.add_argument("work", type=Path, help="folder for corpora, caches and runs")
     parser.add_argument("--only", choices=sorted(RECIPES))

@@ -1,1 +1,1 @@
-"""Looking at a cache: what is near what, what is doubled, mismatched, far from everything."""
+"""Reports on a cache: neighbours, duplicates, mismatched captions, outliers, agreement of teachers."""

@@ -1,4 +1,4 @@
-"""Two teachers of one cache: where do they disagree about what is near?
+"""Agreement of two teachers of one cache about the nearest neighbours of images.
 
 Shape letters in this file:
     S = rows of the sample, K = neighbours.
@@ -21,16 +21,16 @@ from .report import Group, Item, Report
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgreementConfig(ReportConfig):
-    """Whom to compare, and how much is shown."""
+    """Settings of find_disagreements."""
 
     other_teacher: str
     """Name of the other teacher."""
 
     sample: int = 1000
-    """Images whose neighbours are compared, a seeded choice."""
+    """Images whose neighbours are compared, a random sample."""
 
     limit: int = 20
-    """Images shown, those of least overlap first."""
+    """Most images in the report, those of least overlap first."""
 
     def num_rows_read(self) -> int:
         """Return the number of rows that the search reads, once for each teacher."""
@@ -40,9 +40,9 @@ class AgreementConfig(ReportConfig):
 def find_disagreements(
     config: AgreementConfig, *, on_rows: Callable[[int], None] | None = None
 ) -> Report:
-    """Return how many of an image's k nearest two teachers share, and the images where it is fewest.
+    """Return the overlap of two teachers' k nearest neighbours, and the images where it is least.
 
-    Only what both teachers have embedded is looked at; an image is not its own neighbour.
+    Only rows embedded by both teachers are compared; an image is not its own neighbour.
 
     Raises:
         SettingError: a teacher or the view cannot be used, or they have too little in common.
@@ -51,7 +51,7 @@ def find_disagreements(
     second = cache.teacher(config.other_teacher).name
     if first == second:
         raise SettingError(
-            f"--against {second!r} is the teacher itself; name another of {cache.root}"
+            f"{second!r} is compared with itself; name another teacher of {cache.root}"
         )
     common = _common_rows(cache, "image", first, second)
     rows = common if config.modality == "image" else _common_rows(cache, "text", first, second)
@@ -89,14 +89,14 @@ def find_disagreements(
     mean = float(shared_S.mean() / k)
     chance = k / (len(rows) - is_own)
     return Report(
-        title="Against each other",
+        title="Agreement of teachers",
         cache=cache.root,
         teachers=(first, second),
         summary=(
-            f"{len(chosen):,} of {len(common):,} images that both have, seed {config.seed}: their {k} "
+            f"{len(chosen):,} of {len(common):,} images embedded by both, seed {config.seed}; their {k} "
             f"nearest of {len(rows):,} {config.among}",
             f"overlap@{k} {mean:.4f} (by chance {chance:.4f}); {int((shared_S == 0).sum()):,} images "
-            f"share none; shown: the {len(worst):,} of least overlap",
+            f"share none; showing the {len(worst):,} of least overlap",
         ),
         groups=tuple(_groups(config, cache, chosen, found, shared_S, worst, k)),
         values={
@@ -129,7 +129,7 @@ def _groups(
     worst: NDArray[np.int64],
     k: int,
 ) -> Iterator[Group]:
-    """Yield two groups an image, one a teacher."""
+    """Yield two groups for each image, one a teacher."""
     queries = image_items(cache, chosen[worst].tolist(), view=config.view)
     near = {
         row for each in found.values() for row in each.rows_QK[worst].ravel().tolist() if row >= 0

@@ -1,7 +1,7 @@
-"""Images, or texts, that are the same or nearly: clusters by bytes first, then by embedding.
+"""Duplicates: clusters of images or texts with equal bytes or near embeddings.
 
 Shape letters in this file:
-    N = rows that are compared, B = rows of a block, P = pairs, D = embed_dim.
+    N = compared rows, B = rows of a block, P = pairs, D = embed_dim.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,23 +22,24 @@ from .items import items_of
 from .report import Group, Item, Report
 
 _SCORED_AT_ONCE = 1 << 22
-"""Cosines in one float32 matrix: 16 MB. Where a teacher finds all alike, each may be a pair."""
+"""Cosines in one float32 matrix, 16 MB. In the worst case each of them is a pair."""
 
-_GATHERED_ROWS = 16_384  # of pairs that are scored exactly, at a time: 38 MB of 1152
+_GATHERED_ROWS = 16_384
+"""Pairs that are scored exactly at a time: 38 MB for width 1152."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DuplicatesConfig(ReportConfig):
-    """What counts as nearly the same, and how much is shown."""
+    """Settings of find_duplicates."""
 
     above: float = 0.95
-    """Least cosine of two rows that belong together."""
+    """Least cosine of a duplicate."""
 
     limit: int | None = 20
-    """Clusters shown, the largest first; None: all."""
+    """Most clusters in the report, the largest first; None: all."""
 
     members: int | None = 50
-    """Members shown of a cluster; None: all."""
+    """Most members of a cluster in the report; None: all."""
 
     def __post_init__(self) -> None:
         ReportConfig.__post_init__(self)
@@ -49,11 +50,11 @@ class DuplicatesConfig(ReportConfig):
 def find_duplicates(
     config: DuplicatesConfig, *, on_rows: Callable[[int], None] | None = None
 ) -> Report:
-    """Return the clusters of images with equal bytes, or with embeddings of cosine ``above`` or more.
+    """Return clusters of images with equal bytes, or with embeddings of cosine ``above`` or more.
 
-    The first of a cluster stands for it: every other member is a copy, or has that cosine, to the
-    first. Images that stand for two clusters are less alike than that. Time grows with the square of
-    the number of different pictures; memory by some 60 bytes an image.
+    Every member of a cluster has equal bytes or such a cosine to the first one; the first members of two
+    clusters do not. Time grows with the square of the number of different pictures; memory is about 60
+    bytes an image.
 
     Raises:
         SettingError: the teacher or the view cannot be used.
@@ -71,7 +72,7 @@ def find_duplicates(
         if config.modality == "image"
         else np.arange(len(rows_N))
     )
-    # One of each set of equal pictures is compared: the first.
+    # Of equal pictures only the first is compared.
     first_N = np.flatnonzero(same_N == np.arange(len(rows_N)))
     found = Clusters(same_N)
     num_pairs = 0
@@ -86,23 +87,23 @@ def find_duplicates(
     num_compared = len(first_N) * (len(first_N) - 1) // 2
     largest = max((len(cluster) for cluster in clusters), default=0)
     summary = [
-        f"{len(rows_N):,} {config.among} looked at, {len(first_N):,} different; "
-        f"{num_compared:,} pairs compared, {num_pairs:,} of cosine {config.above:g} or more"
+        f"{len(rows_N):,} {config.among}, {len(first_N):,} of them different; "
+        f"{num_compared:,} pairs compared, {num_pairs:,} with cosine {config.above:g} or more"
         + config.left_out(cache, len(rows_N)),
         f"{format_count(len(clusters), 'cluster')} of {num_members:,} {config.among}: "
         f"{format_count(len(rows_N) - len(first_N), 'link')} by equal bytes, "
         f"{found.num_near:,} by embedding"
-        + (f"; the {len(shown):,} largest are shown" if len(shown) < len(clusters) else ""),
+        + (f"; showing the {len(shown):,} largest" if len(shown) < len(clusters) else ""),
     ]
     if found.num_left:
         summary.append(
-            f"{found.num_left:,} more are as near to a member, but not to the first, of a cluster: "
-            "they stand in none"
+            f"{found.num_left:,} more are near a member of a cluster but not near its first; they are in no "
+            "cluster"
         )
     if largest > max(10, len(rows_N) // 2):
         summary.append(
-            f"one cluster holds {largest:,}: {teacher} cannot tell most of these apart at "
-            f"{config.above:g}, try a higher --above"
+            f"one cluster has {largest:,} members: for {teacher} most of these are alike at "
+            f"{config.above:g}; try a higher --above"
         )
     return Report(
         title="Duplicates",
@@ -133,20 +134,20 @@ def near_pairs(
     view: int = 0,
     on_rows: Callable[[int], None] | None = None,
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield the pairs of different rows whose cosine is at least ``above``, each once: (P, 2) rows.
+    """Yield the pairs of different rows with a cosine of at least ``above``, each once: (P, 2) rows.
 
-    The first of a pair is the smaller row. Before a row comes as the first of a pair, it has come as
-    the second of all its pairs; those that have one first and come together stand together.
+    The first of a pair is the smaller row. A row is first of a pair only after all pairs in which it is
+    second; the pairs of one first row in one array are adjacent.
 
     Args:
-        targets: of a modality by a teacher.
-        rows_N: ascending; the rows to compare.
-        above: of the stored values; pairs within rounding of it are decided in float64.
-        view: of images.
-        on_rows: told the number of rows that have been compared with all.
+        targets: embeddings of a modality.
+        rows_N: rows to compare, ascending.
+        above: least cosine of the stored values; close calls are decided in float64.
+        view: view of images.
+        on_rows: called with the number of rows that were compared with all others.
     """
     for block in read_blocks(targets, view=view, rows=rows_N):
-        # Rows of earlier blocks have met these already.
+        # Rows of earlier blocks were compared with these already.
         later_N = rows_N[np.searchsorted(rows_N, block.rows_B[0]) :]
         for other in read_blocks(targets, view=view, rows=later_N):
             yield from _pairs_of_blocks(block, other, above)
@@ -163,38 +164,38 @@ def _pairs_of_blocks(one: Block, other: Block, above: float) -> Iterator[NDArray
         score_P = score_BB[i_P, j_P]
         i_P += start
         keep_P = one.rows_B[i_P] < other.rows_B[j_P]
-        near_P = np.flatnonzero(keep_P & (score_P < above + margin))  # decided in float64
+        near_P = np.flatnonzero(keep_P & (score_P < above + margin))  # decide in float64
         for some in np.array_split(near_P, 1 + len(near_P) // _GATHERED_ROWS):
             keep_P[some] = cosines(one.values_BD[i_P[some]], other.values_BD[j_P[some]]) >= above
         yield np.stack([one.rows_B[i_P[keep_P]], other.rows_B[j_P[keep_P]]], axis=1)
 
 
 class Clusters:
-    """Rows gathered around the first of each cluster, by their positions 0 to N - 1.
+    """Clusters of rows, each around its first one; rows are positions 0 to N - 1.
 
-    A link to any member would chain strangers: of 77 photographs so joined, some had a cosine of .44 to
-    the first, where .95 was asked for.
+    Linking to any member would chain unrelated rows: of 77 photographs joined that way at .95, some had a
+    cosine of .44 to the first.
     """
 
     def __init__(self, same_N: NDArray[np.int64]) -> None:
-        """Begin with the copies of each row that has some.
+        """Start with clusters of equal bytes.
 
         Args:
-            same_N: for each row the first of equal bytes; pairs are of such first ones alone.
+            same_N: for each row the first one with equal bytes; pairs are of such first ones only.
         """
         self._same_N, self._leader_N = same_N, same_N.copy()
         self._is_near_N = np.zeros(len(same_N), np.bool_)
 
     def add(self, one_P: NDArray[np.int64], other_P: NDArray[np.int64]) -> None:
-        """Take near pairs, in the order of near_pairs."""
+        """Add near pairs, in the order of near_pairs."""
         self._is_near_N[one_P] = self._is_near_N[other_P] = True
         starts = np.flatnonzero(np.diff(one_P, prepend=-1))
         for one, others in zip(one_P[starts], np.split(other_P, starts[1:]), strict=False):
-            if self._leader_N[one] == one:  # else it is in a cluster, and not its first
+            if self._leader_N[one] == one:  # otherwise it is a later member of a cluster
                 self._leader_N[others[self._leader_N[others] == others]] = one
 
     def sets(self) -> list[NDArray[np.int64]]:
-        """Return the clusters of two or more, the largest first; each ascending, so its first leads."""
+        """Return the clusters of two or more, the largest first; the members of each ascend."""
         leader_N = self._leader_N[self._same_N]
         order = np.argsort(leader_N, kind="stable")
         borders = np.flatnonzero(np.diff(leader_N[order])) + 1
@@ -203,13 +204,13 @@ class Clusters:
 
     @property
     def num_near(self) -> int:
-        """Rows that are in a cluster for their cosine to the first of it, copies not counted."""
+        """Number of rows in a cluster by their cosine to its first, without copies."""
         is_first_N = self._same_N == np.arange(len(self._same_N))
         return int((is_first_N & (self._leader_N != self._same_N)).sum())
 
     @property
     def num_left(self) -> int:
-        """Rows that are near a member of a cluster and in none themselves."""
+        """Number of rows that are near a member of a cluster and in no cluster."""
         is_in_N = np.zeros(len(self._same_N), np.bool_)
         for each in self.sets():
             is_in_N[each] = True
@@ -217,7 +218,7 @@ class Clusters:
 
 
 def _equal_bytes(cache: Cache, teacher: str, rows_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each row the position of the first whose picture has the same bytes."""
+    """Return for each row the position of the first picture with the same bytes."""
     units = sorted(cache.commits(teacher).units_of("image"))
     seen = [cache.seen(teacher, unit).select("row", "sha256") for unit in units]
     digests = (
@@ -258,7 +259,7 @@ def _groups(
         yield Group(
             query=None,
             items=tuple(members),
-            heading=f"cluster {number}: {size:,} {config.among}; cosines are to the first"
-            + (f"; {len(rows):,} are shown" if len(rows) < size else ""),
+            heading=f"cluster {number}: {size:,} {config.among}; cosines to the first"
+            + (f"; showing {len(rows):,}" if len(rows) < size else ""),
             values={"size": size},
         )

@@ -1,4 +1,4 @@
-"""Rows of a cache with what the catalog says of them: keys and captions of images, holders of texts."""
+"""Images and texts of a cache with their catalog entries: keys, captions, languages."""
 
 from collections.abc import Iterable
 
@@ -8,11 +8,11 @@ from ..store.cache import Cache
 from .report import Caption, Item
 
 _SHOWN_KEYS = 3
-"""Keys of the images that hold a text: a caption such as "image" may have a million."""
+"""Most keys of images with one caption; a caption such as "image" may have a million."""
 
 
 def image_items(cache: Cache, rows: Iterable[int], *, view: int = 0) -> dict[int, Item]:
-    """Return images by row; rows that the catalog does not hold are left out."""
+    """Return images by row, without rows that are not in the catalog."""
     wanted = sorted(set(rows))
     among = pl.col("row").is_in(wanted)
     lines = cache.captions().filter(among).collect()
@@ -35,7 +35,7 @@ def image_items(cache: Cache, rows: Iterable[int], *, view: int = 0) -> dict[int
 
 
 def text_items(cache: Cache, text_rows: Iterable[int]) -> dict[int, Item]:
-    """Return texts by text_row, each with its languages, the keys that hold it, what it prompts for."""
+    """Return texts by text_row, with languages, keys of images, and classes they are prompts for."""
     wanted = sorted(set(text_rows))
     among = pl.col("text_row").is_in(wanted)
     lines = cache.captions().filter(among).collect()
@@ -77,7 +77,7 @@ def items_of(cache: Cache, kind: str, rows: Iterable[int], *, view: int = 0) -> 
 
 
 def own_text_rows(cache: Cache, rows: Iterable[int]) -> dict[int, set[int]]:
-    """Return the text_rows of the captions of each image."""
+    """Return the text_rows of the captions of each image, by row."""
     lines = cache.captions().filter(pl.col("row").is_in(sorted(set(rows))))
     own: dict[int, set[int]] = {}
     for row, text_row in lines.select("row", "text_row").collect().iter_rows():

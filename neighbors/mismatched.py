@@ -1,7 +1,6 @@
-"""Pairs of an image and its own caption that the teacher thinks least of.
+"""Mismatched captions: the pairs of an image and its caption that the teacher scores lowest.
 
-Shape letters in this file:
-    P = pairs.
+Shape letter in this file: P = pairs.
 """
 
 import math
@@ -21,15 +20,15 @@ from .items import image_items, own_text_rows, text_items
 from .report import Group, Item, Report
 
 _PAIRS_AT_ONCE = 32_768
-"""Pairs read together: at most 151 MB of memory maps of 1152, let go before the next."""
+"""Pairs read at a time: at most 151 MB of memory maps for width 1152, released before the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MismatchedConfig(ReportConfig):
-    """How much is shown."""
+    """Settings of find_mismatched."""
 
     limit: int = 20
-    """Pairs shown, the least likely first."""
+    """Most pairs in the report, the least likely first."""
 
     def num_rows_read(self) -> int:
         """Return the number of pairs of an image and a caption."""
@@ -39,12 +38,12 @@ class MismatchedConfig(ReportConfig):
 
 @dataclass(slots=True)
 class _Worst:
-    """The pairs of lowest cosine seen so far, and sums over all."""
+    """The pairs of lowest cosine so far, and sums over all pairs."""
 
     limit: int
     num_pairs: int = 0
     num_unlikely: int = 0
-    """Pairs of probability below one half."""
+    """Pairs with a probability below 0.5."""
 
     cosine_sum: float = 0.0
     lines: pl.DataFrame | None = None
@@ -61,10 +60,10 @@ class _Worst:
 def find_mismatched(
     config: MismatchedConfig, *, on_rows: Callable[[int], None] | None = None
 ) -> Report:
-    """Return the images whose own caption scores lowest, and the caption that the teacher prefers.
+    """Return the images whose own caption scores lowest, each with the text nearest to it.
 
     The probability that a pair matches is ``sigmoid(exp(logit_scale) * cosine + logit_bias)`` with the
-    teacher's own scale and bias. Pairs without an embedding on either side are left out, and counted.
+    teacher's scale and bias. Pairs without an embedding of image or text are left out and counted.
 
     Raises:
         SettingError: the teacher or the view cannot be used, or no image has a caption.
@@ -74,7 +73,7 @@ def find_mismatched(
     scale, bias = math.exp(record.logit_scale), record.logit_bias
     worst, num_left_out = _Worst(config.limit), 0
     for lines in _captions(cache):
-        # Anew each time: what was mapped is let go with its reader.
+        # New readers each time: dropping one releases its memory maps.
         images, has_image = cache.image_targets(teacher).read_masked(
             lines["row"].to_numpy(), config.view
         )
@@ -86,17 +85,17 @@ def find_mismatched(
         if on_rows is not None:
             on_rows(len(lines))
     if worst.lines is None or worst.num_pairs == 0:
-        raise SettingError(f"{cache.root} has no image with a caption that {teacher} has embedded")
+        raise SettingError(f"{cache.root} has no image with a caption, both embedded by {teacher}")
     left_out = f"; {num_left_out:,} without an embedding left out" if num_left_out else ""
     return Report(
         title="Mismatched captions",
         cache=cache.root,
         teachers=(teacher,),
         summary=(
-            f"{worst.num_pairs:,} pairs of an image and its caption looked at{left_out}; "
+            f"{worst.num_pairs:,} pairs of an image and its caption{left_out}; "
             f"mean cosine {worst.cosine_sum / worst.num_pairs:.4f}",
-            f"{worst.num_unlikely:,} pairs have a probability below 0.5 by the teacher's scale "
-            f"{scale:.2f} and bias {bias:.2f}; shown: the {len(worst.lines):,} of lowest cosine",
+            f"{worst.num_unlikely:,} pairs have a probability below 0.5 with the teacher's scale "
+            f"{scale:.2f} and bias {bias:.2f}; showing the {len(worst.lines):,} of lowest cosine",
         ),
         groups=tuple(_groups(config, cache, teacher, worst.lines, scale, bias)),
         values={
@@ -115,7 +114,7 @@ def _captions(cache: Cache) -> Iterator[pl.DataFrame]:
         lines = read_part("captions", cache.part_file(part))
         pairs = lines.unique(
             ["row", "text_row"], maintain_order=True
-        )  # one may be in two languages
+        )  # a pair may have two languages
         yield from pairs.iter_slices(_PAIRS_AT_ONCE)
 
 
@@ -151,7 +150,7 @@ def _groups(
     ):
         items = [scored(text_row, cosine, "own caption")]
         if nearest >= 0 and nearest != text_row:
-            also = ", its caption too" if nearest in own[row] else ""
+            also = ", also its caption" if nearest in own[row] else ""
             items.append(scored(nearest, best_cosine, f"nearest text{also}"))
         yield Group(query=images[row], items=tuple(items))
 

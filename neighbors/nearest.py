@@ -1,4 +1,4 @@
-"""What is near each query: the plain question, answered exactly or from an index."""
+"""Nearest neighbours of queries, by exact search or from an index."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,22 +20,22 @@ from .report import Group, Item, Report
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeighborsConfig(ReportConfig):
-    """A question, or several."""
+    """Settings of find_neighbors."""
 
     queries: tuple[Query, ...] = ()
-    """None: a random sample of images."""
+    """Queries; empty: a random sample of images."""
 
     sample: int = 5
-    """Images in that sample."""
+    """Number of images in that sample."""
 
     include_self: bool = False
-    """Whether an image or text may be its own neighbour."""
+    """Let an image or text be its own neighbour."""
 
     approximate: bool = False
-    """Whether to ask the index that siglip2-cache index made, instead of looking at every row."""
+    """Search the index that siglip2-cache index built, instead of every row."""
 
     checkpoint: str | None = None
-    """Where the teacher's checkpoint is now, if it has moved."""
+    """Folder of the teacher's checkpoint, if it has moved."""
 
     device: str = "auto"
 
@@ -47,7 +47,7 @@ def find_neighbors(
 
     Raises:
         SettingError: the teacher, the view, a key, a text or a picture cannot be used.
-        RowUnavailableError: a row that is asked for has no embedding.
+        RowUnavailableError: a row of a query has no embedding.
     """
     cache, teacher = config.open()
     resolver = QueryResolver(cache, teacher, config.view, config.checkpoint, config.device)
@@ -56,7 +56,7 @@ def find_neighbors(
     else:
         queries = resolver.random(config.sample, config.seed)
     if not queries:
-        raise SettingError(f"{cache.root} has no image that {teacher} has embedded yet")
+        raise SettingError(f"{cache.root} has no image embedded by {teacher} yet")
     found, how = _search(config, cache, teacher, queries, on_rows)
     return Report(
         title="Neighbors",
@@ -77,7 +77,7 @@ def _search(
     queries: Sequence[EmbeddedQuery],
     on_rows: Callable[[int], None] | None,
 ) -> tuple[Neighbors, str]:
-    """Return the neighbours, and in words how they were found."""
+    """Return the neighbours, and how they were found, in words."""
     embeddings_QD = np.stack([query.embedding_D for query in queries])
     exclude_Q = [
         query.own_row if query.item.kind == config.modality and not config.include_self else -1
@@ -103,7 +103,7 @@ def _by_index(
     k: int,
     exclude_Q: Sequence[int],
 ) -> str:
-    """Say how much the index finds of what was asked, and what it did not."""
+    """Return the recall of the index and what it missed, in words."""
     measured: list[str] = []
     if not all(is_other_Q):
         measured.append(format_recall(record.modality, summarize_index(record)))
@@ -111,13 +111,16 @@ def _by_index(
         measured.append(
             format_recall(other_modality(record.modality), summarize_index(record)["cross"])
         )
-    words = f"by the index, {', '.join(measured)}"
+    words = f"by the index ({', '.join(measured)}"
     if k > record.recall.at:
-        words += f", which is less at {k:,}"
+        words += f"; lower at {k:,}"
+    words += ")"
     wanted_Q = [min(k, found.num_rows - (row >= 0)) for row in exclude_Q]
     missing = sum(wanted_Q) - int((found.rows_QK >= 0).sum())
     if missing:
-        words += f"; {missing:,} neighbours that there are were not found, --approximate left out finds all"
+        words += (
+            f"; {missing:,} existing neighbours were missed, without --approximate all are found"
+        )
     return words
 
 
@@ -146,7 +149,7 @@ def _groups(
 
 
 def _own_remark(query: EmbeddedQuery, item: Item, own: Mapping[int, set[int]]) -> tuple[str, ...]:
-    """Say that a text is a caption of the image asked for, or an image one of the text asked for."""
+    """Return a remark if query and item are the same, or image and own caption."""
     assert item.row is not None
     if query.item.kind == item.kind:
         return ("itself",) if query.own_row == item.row else ()

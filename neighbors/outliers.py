@@ -1,4 +1,4 @@
-"""Images, or texts, that are far from all others: corrupt, odd, or not of this corpus.
+"""Outliers: images or texts that are far from all others.
 
 Shape letters in this file:
     B = rows of a block, R = rows of the reference, K = neighbours, D = embed_dim.
@@ -20,20 +20,21 @@ from .items import items_of
 from .report import Group, Report
 
 REFERENCE_ROWS = 16_384
-"""Rows that every row is compared with, a seeded choice where there are more. A row's distance to its
-neighbours among them ranks it as its distance to all would, at a cost that grows with the corpus and
-not with its square: some 10 minutes for a million rows of 1152 on 2 cores."""
+"""Most rows that every row is compared with, a random sample. The distance to neighbours among them ranks
+rows as the distance among all would, at a cost linear in the corpus: about 10 minutes for a million rows of
+width 1152 on 2 cores."""
 
 
-_SCORED_AT_ONCE = 1 << 22  # cosines of some rows to the reference, in float32: 16 MB
+_SCORED_AT_ONCE = 1 << 22
+"""Cosines in one float32 matrix: 16 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutliersConfig(ReportConfig):
-    """How much is shown."""
+    """Settings of find_outliers."""
 
     limit: int = 20
-    """Rows shown, the farthest first."""
+    """Most rows in the report, the farthest first."""
 
 
 def find_outliers(
@@ -54,8 +55,8 @@ def find_outliers(
     reference = [(block.rows_B, block.unit_BD.copy()) for block in wanted]
     if sum(len(rows) for rows, _ in reference) < 2:
         raise SettingError(
-            f"{cache.root} has fewer than two {config.among} with an embedding by {teacher}; what is "
-            "far from the others needs two at least"
+            f"{cache.root} has fewer than two {config.among} embedded by {teacher}; outliers need at least "
+            "two"
         )
     rows_R, unit_RD = (np.concatenate(parts) for parts in zip(*reference, strict=True))
     k = min(config.k, len(rows_R) - 1)
@@ -67,11 +68,11 @@ def find_outliers(
         cache=cache.root,
         teachers=(teacher,),
         summary=(
-            f"{len(rows):,} {config.among} looked at, by the mean cosine to their {k} nearest among "
-            + ("all others" if whole else f"a reference of {len(rows_R):,}, seed {config.seed}")
+            f"{len(rows):,} {config.among}, ranked by the mean cosine to their {k} nearest among "
+            + ("all others" if whole else f"a sample of {len(rows_R):,}, seed {config.seed}")
             + config.left_out(cache, len(rows)),
             f"mean over all {means.mean():.4f}, lowest {means.min():.4f}; "
-            f"shown: the {len(order):,} lowest, with their {k} nearest among all",
+            f"showing the {len(order):,} lowest, with their {k} nearest among all",
         ),
         groups=tuple(_groups(config, cache, targets, rows[order], means[order], k)),
         values={
@@ -92,7 +93,7 @@ def _mean_cosines(
     k: int,
     on_rows: Callable[[int], None] | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return every row and its mean cosine to its k nearest of the reference, itself left out."""
+    """Return all rows and the mean cosine of each to its k nearest others in the reference."""
     rows: list[NDArray[np.int64]] = []
     means: list[NDArray[np.float64]] = []
     for block in read_blocks(targets, view=view):

@@ -1,4 +1,4 @@
-"""A report as one HTML file that holds all it shows and asks nothing of any network."""
+"""A report as one self-contained HTML file that makes no network requests."""
 
 import base64
 import errno
@@ -23,23 +23,23 @@ _PAGE = Path(__file__).parent / "page_files"
 
 _FEW_PICTURES = 600
 _FEW_SIDE, _MANY_SIDE = 320, 192
-"""Pixels of a thumbnail's longer side: a card is 128 wide on screens of one or two pixels each, and
-the detail view takes what there is. 4,000 photographs of 192 make a file of some 30 MB."""
+"""Pixels of a thumbnail's longer side, with few and with many pictures. A card is 128 CSS pixels wide; the
+detail view shows the thumbnail at its size. 4,000 photographs of 192 pixels make a file of about 30 MB."""
 
 _STATE_WORDS = {
     "changed": "changed since the teacher saw it",
     "rejected": "rejected by the teacher",
-    "unreadable": "cannot be read any more",
+    "unreadable": "unreadable now",
 }
 
 
 def write_page(report: Report, cache: Cache, path: Path) -> tuple[str, ...]:
-    """Write a report as a page, whole or not at all; return lines on pictures that it cannot show.
+    """Write a report as a page, whole or not at all; return lines about pictures that are not shown.
 
     Raises:
-        SettingError: the file cannot be written there, or the report names what the cache does not have.
-        DamagedCacheError: as make_thumbnails.
-        DiskFullError: the disk has no room; an earlier page stays as it was.
+        SettingError: the file cannot be written, or the cache lacks a teacher or view of the report.
+        DamagedCacheError: the record of what a teacher saw is damaged.
+        DiskFullError: the disk is full; an earlier page is unchanged.
     """
     refuse_unwritable(path)
     wanted = set(pictures_of(report))
@@ -50,10 +50,10 @@ def write_page(report: Report, cache: Cache, path: Path) -> tuple[str, ...]:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Refuse a path that no page can be written to; to be called before the work.
+    """Check that a page can be written to a path; call it before the work.
 
     Raises:
-        SettingError: no such folder, not writable, or a folder itself.
+        SettingError: the folder does not exist or is not writable, or the path is a folder.
     """
     folder = path.parent
     if not folder.is_dir():
@@ -69,8 +69,8 @@ def refuse_unwritable(path: Path) -> None:
 def render_page(report: Report, thumbnails: Mapping[Picture, Thumbnail]) -> Iterator[str]:
     """Yield the parts of a page's HTML.
 
-    Everything in it that comes from a corpus is escaped by Jinja, as text or by its ``tojson``; only
-    our own style and script are taken as they are, and the page runs no other (the policy in its head).
+    Everything from a corpus is escaped by Jinja, as text or by ``tojson``. Only our own style and script are
+    inserted unescaped, and the policy in the page's head allows no other.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PAGE),
@@ -97,7 +97,7 @@ def render_page(report: Report, thumbnails: Mapping[Picture, Thumbnail]) -> Iter
 
 
 def _policy(style: str, script: str) -> str:
-    """Return a Content-Security-Policy: this style, this script, pictures in the file, nothing else."""
+    """Return a Content-Security-Policy that allows this style, this script and embedded pictures only."""
     return (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
         f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
@@ -109,17 +109,19 @@ def _digest(text: str) -> str:
 
 
 def _faults(thumbnails: Mapping[Picture, Thumbnail]) -> Iterator[str]:
-    """Yield a line that counts the pictures that are not shown as the teacher saw them."""
+    """Yield a line that counts pictures not shown as the teacher saw them."""
     counts: Counter[str] = Counter(thumbnail.state for thumbnail in thumbnails.values())
-    told = [f"{counts[state]:,} {words}" for state, words in _STATE_WORDS.items() if counts[state]]
-    if told:
-        yield f"of {len(thumbnails):,} pictures: {', '.join(told)}"
+    faults = [
+        f"{counts[state]:,} {words}" for state, words in _STATE_WORDS.items() if counts[state]
+    ]
+    if faults:
+        yield f"of {len(thumbnails):,} pictures: {', '.join(faults)}"
     if len(thumbnails) == counts["unreadable"] > 0:
-        yield "none can be read: if the corpus has moved, say --corpus-root OLD=NEW"
+        yield "no picture can be read; if the corpus has moved, add --corpus-root OLD=NEW"
 
 
 def _write_whole(path: Path, parts: Iterable[str]) -> None:
-    path = path.resolve()  # what a link names is written, and the link stays
+    path = path.resolve()  # a link stays, its target is written
     partial = path.with_name(f".{uuid4().hex[:12]}.partial")
     try:
         with open(partial, "w", encoding="utf-8", errors="replace", newline="\n") as file:
@@ -130,11 +132,11 @@ def _write_whole(path: Path, parts: Iterable[str]) -> None:
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _told(error, path) from error
+            raise _write_error(error, path) from error
         raise
 
 
-def _told(error: OSError, path: Path) -> Exception:
+def _write_error(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskFullError(
             f"no space left on the disk of {path.parent} while writing {path.name}; free some and run "

@@ -1,7 +1,7 @@
-"""From a report to what its page shows: cards in rows, and two tables that hold each thing once.
+"""The data of a page: rows of cards, and two tables that hold each item and each picture once.
 
-An image is often near many queries. So a card holds only what differs from one showing to the next
-(its cosine, its remarks) and names a line of a table for the rest.
+An image is often near many queries. So a card holds only what differs between its appearances (cosine,
+remarks) and refers to a line of a table for the rest.
 """
 
 import base64
@@ -14,7 +14,7 @@ from .report import Caption, Group, Item, Report
 from .thumbnails import MEDIA_TYPE, Picture, Thumbnail
 
 _CARD_CHARACTERS = 280
-"""Of a caption on a card, which shows three lines of it; the whole text stands in the table once."""
+"""Most characters of a caption on a card, which shows three lines; the whole text is in the table."""
 
 _NO_CAPTION = Caption("")
 _Identity = tuple[Any, ...]
@@ -22,42 +22,42 @@ _Identity = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """One showing of an item."""
+    """One appearance of an item."""
 
     item: int
-    """Its line in the table of items."""
+    """Line in the table of items."""
 
     kind: str
     picture: int | None
-    """Its line in the table of pictures; None: it is a text, or there is nothing to show."""
+    """Line in the table of pictures; None: a text, or no picture."""
 
     name: str
-    """The key, the name of the file, or the number of the text."""
+    """Key, file name, or number of the text."""
 
     caption: Caption
-    """The first caption, cut short; of a text itself. Empty where there is none."""
+    """First caption of an image, or the text, shortened; may be empty."""
 
     num_more: int
-    """Captions beside the first."""
+    """Further captions."""
 
     cosine: str
-    """For people; empty where nothing was compared."""
+    """Cosine as text; empty if nothing was compared."""
 
     bar: int
-    """Percent of the largest cosine of its row; 0 for none and for a negative one."""
+    """Percent of the largest cosine of the row; 0 without a cosine or for a negative one."""
 
     remarks: tuple[str, ...]
     state: str
     reason: str
-    """Why the picture is missing or not to be trusted."""
+    """Why the picture is missing or not the one the teacher saw."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardRow:
-    """A group: its heading, if it has one of its own, and its cards."""
+    """A group of the report: its heading, if any, and its cards."""
 
     title: str
-    """What it is called where it is not seen: for screen readers."""
+    """Name for screen readers."""
 
     heading: str
     query: Card | None
@@ -66,26 +66,26 @@ class CardRow:
 
 @dataclass(slots=True)
 class CardTables:
-    """The cards of a page, and the tables that they name lines of."""
+    """Makes the cards of a page and fills the tables they refer to."""
 
     thumbnails: Mapping[Picture, Thumbnail]
     items: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """What is told of each item, as JSON values."""
+    """Details of each item, as JSON values."""
 
     pictures: list[str] = field(default_factory=list[str])
-    """A data URI of each picture; equal ones are one."""
+    """Data URI of each different picture."""
 
     _item_lines: dict[_Identity, int] = field(default_factory=dict[_Identity, int])
     _picture_lines: dict[bytes, int] = field(default_factory=dict[bytes, int])
 
     def row(self, group: Group, number: int) -> CardRow:
-        """Return what is shown of a group, the ``number``-th from 1 of its page."""
-        known = [item.cosine for item in group.items if item.cosine is not None]
-        largest = max(known, default=0.0)
+        """Return the row of a group, number 1, 2, ... of the page."""
+        cosines = [item.cosine for item in group.items if item.cosine is not None]
+        largest = max(cosines, default=0.0)
         query = None if group.query is None else self._card(group.query, largest)
-        said = group.heading or (query.caption.text or query.name if query else "a group")
+        name = group.heading or (query.caption.text or query.name if query else "a group")
         return CardRow(
-            title=f"Row {number}: {said}",
+            title=f"Row {number}: {name}",
             heading=group.heading,
             query=query,
             cards=tuple(self._card(item, largest) for item in group.items),
@@ -93,30 +93,30 @@ class CardTables:
 
     def _card(self, item: Item, largest: float) -> Card:
         line = self._line_of(item)
-        told = self.items[line]
+        details = self.items[line]
         first = item.captions[0] if item.captions else _NO_CAPTION
         return Card(
             item=line,
             kind=item.kind,
-            picture=told["picture"],
-            name=told["name"],
+            picture=details["picture"],
+            name=details["name"],
             caption=Caption(_shortened(first.text), first.lang),
             num_more=max(0, len(item.captions) - 1),
             cosine="" if item.cosine is None else cosine_text(item.cosine),
             bar=_percent(item.cosine, largest),
             remarks=tuple(one_line(remark) for remark in item.remarks),
-            state=told["state"],
-            reason=told["reason"],
+            state=details["state"],
+            reason=details["reason"],
         )
 
     def _line_of(self, item: Item) -> int:
         identity = (item.kind, item.row, item.view, item.file, item.key, item.captions)
         if identity not in self._item_lines:
             self._item_lines[identity] = len(self.items)
-            self.items.append(self._told(item))
+            self.items.append(self._details(item))
         return self._item_lines[identity]
 
-    def _told(self, item: Item) -> dict[str, Any]:
+    def _details(self, item: Item) -> dict[str, Any]:
         name = picture_of(item)
         thumbnail = Thumbnail() if name is None else self.thumbnails[name]
         return {
@@ -139,7 +139,7 @@ class CardTables:
 
 
 def pictures_of(report: Report) -> Iterator[Picture]:
-    """Yield the picture of every image that a report shows, as often as it is shown."""
+    """Yield the picture of every image of a report, with repeats."""
     for group in report.groups:
         for item in (group.query, *group.items):
             name = None if item is None else picture_of(item)
@@ -148,7 +148,7 @@ def pictures_of(report: Report) -> Iterator[Picture]:
 
 
 def picture_of(item: Item) -> Picture | None:
-    """Return what the picture of an item is called; None where it has none."""
+    """Return the picture that belongs to an item; None for a text."""
     if item.kind == "text":
         return None
     if item.file is not None:
@@ -157,7 +157,7 @@ def picture_of(item: Item) -> Picture | None:
 
 
 def cosine_text(cosine: float) -> str:
-    """Return a cosine for people: four places, a true minus sign."""
+    """Return a cosine as text: four places, with a true minus sign."""
     return f"{cosine:.4f}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -178,9 +178,9 @@ def _name_of(item: Item) -> str:
 
 
 def _place_of(item: Item) -> str:
-    """Return where an item stands in the cache, in words."""
+    """Return the row of an item in the cache, in words."""
     if item.row is None:
-        return "not of the cache"
+        return "not in the cache"
     if item.kind == "text":
         return f"text row {item.row:,}"
     return f"row {item.row:,}" + (f", view {item.view}" if item.view else "")

@@ -1,6 +1,6 @@
-"""What is asked of a cache: keys, rows, texts and pictures, each with its embedding.
+"""Queries of a cache: keys, rows, texts and pictures, and their embeddings.
 
-What the cache holds already is read from it; only a new text or a new picture needs its teacher.
+Embeddings that are in the cache are read from it; only a new text or a new picture needs the teacher.
 """
 
 import json
@@ -30,30 +30,30 @@ QUERY_KINDS: tuple[QueryKind, ...] = ("key", "row", "text", "image")
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One question as the user put it."""
+    """One query as the user gave it."""
 
     kind: QueryKind
     value: str | int
-    """A key, a row, a text, or the path of a picture."""
+    """Key, row, text, or path of a picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedQuery:
-    """One question with its embedding."""
+    """One query with its embedding."""
 
     item: Item
     embedding_D: NDArray[np.float16]
     own_row: int
-    """Row, or text_row, of the item itself; -1 where it is not of the cache."""
+    """Row, or text_row, of the item itself; -1 if it is not in the cache."""
 
 
 def read_queries(path: Path) -> list[Query]:
-    """Return the questions of a file: a text a line; of a .jsonl, an object with key, row, text or image.
+    """Return the queries of a file: one text a line, or in a .jsonl objects with key, row, text or image.
 
     Paths of pictures are relative to the file.
 
     Raises:
-        SettingError: it cannot be read, is empty, or a line is no question.
+        SettingError: the file cannot be read or is empty, or a line is not a query.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other line ends
@@ -70,7 +70,7 @@ def read_queries(path: Path) -> list[Query]:
     ]
     if not queries:
         raise SettingError(
-            f"queries {path} holds none; write a text a line, or JSON objects in a .jsonl"
+            f"queries {path} has none; write one text a line, or JSON objects in a .jsonl"
         )
     return queries
 
@@ -92,14 +92,14 @@ def _parse_query(line: str, where: str, folder: Path) -> Query:
                 kind, str(folder / os.path.expanduser(value)) if kind == "image" else value
             )
     raise SettingError(
-        f'{where} is no query: {line[:80]!r}; write one of {{"key": "..."}}, {{"row": 7}}, '
+        f'{where} is not a query: {line[:80]!r}; write one of {{"key": "..."}}, {{"row": 7}}, '
         '{"text": "..."}, {"image": "a.jpg"}'
     )
 
 
 @dataclass(slots=True)
 class QueryResolver:
-    """Finds what is asked in a cache, and embeds the rest with its teacher."""
+    """Finds the embeddings of queries in a cache, and embeds the others with its teacher."""
 
     cache: Cache
     teacher: str
@@ -111,18 +111,18 @@ class QueryResolver:
         """Return the queries in the order asked.
 
         Raises:
-            SettingError: a key, a picture or a text is not there, or cannot be used.
+            SettingError: a key, a picture or a text does not exist or cannot be used.
             RowUnavailableError: a row has no embedding; the message says why.
         """
         for query in queries:
             _refuse_unusable(query)
         found: dict[int, EmbeddedQuery] = {}
-        known: list[tuple[Modality, int, dict[int, int]]] = [
+        stored_rows: list[tuple[Modality, int, dict[int, int]]] = [
             ("image", self.view, self._rows(queries)),
-            ("image", 0, self._rows_of_pictures(queries)),  # a picture is brought whole
+            ("image", 0, self._rows_of_pictures(queries)),  # a given picture is whole
             ("text", 0, self._text_rows(queries)),
         ]
-        for modality, view, rows in known:
+        for modality, view, rows in stored_rows:
             stored = self._stored(modality, set(rows.values()), view)
             for row, query in stored.items():
                 if query is None:
@@ -130,21 +130,21 @@ class QueryResolver:
                         f"{modality} row {row} of {self.cache.root} is stored as zeros or as numbers "
                         "that are not finite; run siglip2-cache verify"
                     )
-                found |= {i: query for i, of in rows.items() if of == row}
+                found |= {i: query for i, own in rows.items() if own == row}
         left = [i for i in range(len(queries)) if i not in found]
         if left:
             found |= dict(zip(left, self._embed([queries[i] for i in left]), strict=True))
         return [found[i] for i in range(len(queries))]
 
     def random(self, count: int, seed: int) -> list[EmbeddedQuery]:
-        """Return a seeded choice of images that have an embedding, by row."""
+        """Return a random sample of images with an embedding, by row."""
         rows = self.cache.image_targets(self.teacher).available_rows()
         chosen = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False)
         stored = self._stored("image", set(chosen.tolist()), self.view)
         return [query for _, query in sorted(stored.items()) if query is not None]
 
     def _rows(self, queries: Sequence[Query]) -> dict[int, int]:
-        """Return the rows of those queries that name an image of the cache."""
+        """Return the rows of queries by key or row, by number of the query."""
         rows = {i: int(query.value) for i, query in enumerate(queries) if query.kind == "row"}
         num_rows = len(self.cache.image_targets(self.teacher))
         for row in rows.values():
@@ -173,7 +173,7 @@ class QueryResolver:
         return row_of
 
     def _rows_of_pictures(self, queries: Sequence[Query]) -> dict[int, int]:
-        """Return the rows of those queries that are pictures the teacher saw, byte for byte."""
+        """Return the rows of queries by a picture that the teacher saw, by number of the query."""
         digest_of: dict[int, bytes] = {}
         for i, query in enumerate(queries):
             if query.kind == "image":
@@ -188,22 +188,22 @@ class QueryResolver:
         return {i: row_of[sha256] for i, sha256 in digest_of.items() if sha256 in row_of}
 
     def _text_rows(self, queries: Sequence[Query]) -> dict[int, int]:
-        """Return the text_rows of those queries that are texts of the cache with an embedding."""
+        """Return the text_rows of queries by a text with an embedding, by number of the query."""
         texts = {
             i: str(query.value).strip() for i, query in enumerate(queries) if query.kind == "text"
         }
         if not all(texts.values()):
-            raise SettingError("a text to look for is empty")
+            raise SettingError("a text of a query is empty")
         lines = self.cache.texts().filter(pl.col("text").is_in(sorted(set(texts.values()))))
         row_of = dict(lines.select("text", "text_row").collect().iter_rows())
         targets = self.cache.text_targets(self.teacher)
-        known = {i: row_of[text] for i, text in texts.items() if text in row_of}
-        return {i: row for i, row in known.items() if targets.available([row])[0]}
+        in_cache = {i: row_of[text] for i, text in texts.items() if text in row_of}
+        return {i: row for i, row in in_cache.items() if targets.available([row])[0]}
 
     def _stored(
         self, modality: Modality, rows: set[int], view: int
     ) -> dict[int, EmbeddedQuery | None]:
-        """Return what is stored of rows; None where it has no direction."""
+        """Return the stored rows; None for one without a direction (zero or not finite)."""
         if not rows:
             return {}
         ordered = sorted(rows)
@@ -220,7 +220,7 @@ class QueryResolver:
         }
 
     def _embed(self, queries: Sequence[Query]) -> list[EmbeddedQuery]:
-        from ..precompute.teacher.reload import LiveTeacher  # what is in the cache needs no torch
+        from ..precompute.teacher.reload import LiveTeacher  # only new queries need torch
 
         live = LiveTeacher(
             self.cache, teacher=self.teacher, checkpoint=self.checkpoint, device=self.device
@@ -241,16 +241,16 @@ class QueryResolver:
 
 
 def _refuse_unusable(query: Query) -> None:
-    """Refuse what no catalog can hold and no file can be called."""
+    """Refuse keys and texts that are not UTF-8, and file names with a zero byte."""
     text = str(query.value)
     if query.kind in ("key", "text") and not is_utf8(text):
         raise SettingError(f"{query.kind} {text!r} is not UTF-8")
     if query.kind == "image" and "\0" in text:
-        raise SettingError(f"picture {text!r}: no file can be called so")
+        raise SettingError(f"picture {text!r}: a file name cannot hold a zero byte")
 
 
 def is_utf8(text: str) -> bool:
-    """Say whether a text can be written as UTF-8: it holds no lone surrogate."""
+    """Return whether a text can be encoded as UTF-8: it has no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -259,7 +259,7 @@ def is_utf8(text: str) -> bool:
 
 
 def rows_of_sha256(cache: Cache, teacher: str, wanted: set[bytes]) -> dict[bytes, int]:
-    """Return the first row with a target whose picture had these bytes, by their SHA-256."""
+    """Return the first row with a target for each SHA-256 of a picture's bytes."""
     row_of: dict[bytes, int] = {}
     for unit in sorted(cache.commits(teacher).units_of("image")):
         seen = cache.seen(teacher, unit)

@@ -1,4 +1,4 @@
-"""What a look at a cache found: one form for the terminal, for JSON and for the page."""
+"""A report on a cache, for the terminal, for JSON and for the page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ from ..store.io.location import Location
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A text and the language that the corpus says it is in."""
+    """A text and its language according to the corpus."""
 
     text: str
     lang: str | None = None
@@ -18,80 +18,82 @@ class Caption:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """An image or a text: one of the cache, or one that the user brought."""
+    """An image or a text, of the cache or given by the user."""
 
     kind: Literal["image", "text"]
 
     row: int | None = None
-    """Row of an image, text_row of a text; None: it is not of the cache."""
+    """Row of an image, text_row of a text; None: not in the cache."""
 
     key: str | None = None
-    """Key of an image of the cache."""
+    """Key of an image in the cache."""
 
     view: int = 0
-    """View of an image that was looked at."""
+    """View of an image."""
 
     captions: tuple[Caption, ...] = ()
-    """Captions of an image, in the order of the corpus; of a text, itself alone."""
+    """Captions of an image, in the order of the corpus; for a text, the text itself."""
 
     file: Path | None = None
-    """A picture that the user brought."""
+    """A picture given by the user."""
 
     cosine: float | None = None
-    """To the query; None where nothing is compared."""
+    """Cosine to the query; None if nothing was compared."""
 
     remarks: tuple[str, ...] = ()
-    """What else is to be said of it, in a few words each: ``own caption``, ``same bytes``."""
+    """Short remarks, such as ``own caption`` or ``same bytes``."""
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Further numbers, for JSON: plain values by name."""
+    """Further values for JSON, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A query and what was found for it, nearest first; or a group of items that belong together."""
+    """A query and its neighbours, nearest first; or a cluster of items."""
 
     query: Item | None
-    """None: the items are a group, and no one of them was asked for."""
+    """None: the items are a cluster without a query."""
 
     items: tuple[Item, ...]
 
     heading: str = ""
-    """Over the group, where there is more to say than the query does: ``cluster 3: 4 images``."""
+    """Heading above the group, such as ``cluster 3: 4 images``; may be empty."""
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Further numbers, for JSON."""
+    """Further values for JSON, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All that one command found."""
+    """Result of one command."""
 
     title: str
     """``Neighbors``, ``Duplicates``, ..."""
 
     cache: Location
     teachers: tuple[str, ...]
-    """The teacher that was asked; two where they were compared."""
+    """The teacher; two if teachers were compared."""
 
     summary: tuple[str, ...]
-    """Lines that say what was looked at, with counts."""
+    """Summary lines with counts."""
 
     groups: tuple[Group, ...]
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Counts of what was looked at, for JSON."""
+    """Counts for JSON, by name."""
 
     groups_name: str = ""
-    """What the groups are called in JSON, beside the values; empty: JSON is the list of them."""
+    """Name of the groups in JSON, beside the values; empty: JSON is the list of groups."""
 
     items_name: str = "neighbors"
-    """What the items of a group are called in JSON."""
+    """Name of a group's items in JSON."""
 
     def cut(self, *, groups: int, items: int) -> "Report":
-        """Return at most so many groups of so many items each, and a line that says so."""
+        """Return the first groups and the first items of each; add a line to the summary if any is cut."""
         shown = tuple(replace(group, items=group.items[:items]) for group in self.groups[:groups])
         if shown == self.groups:
             return self
-        line = f"shown here: {len(shown):,} of {len(self.groups):,} rows, {items:,} items of each at most"
+        line = (
+            f"showing {len(shown):,} of {len(self.groups):,} rows, at most {items:,} items of each"
+        )
         return replace(self, summary=(*self.summary, line), groups=shown)

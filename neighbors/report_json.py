@@ -6,7 +6,7 @@ from .report import Group, Item, Report
 
 
 def report_values(report: Report) -> Any:
-    """Return the list of groups; within an object of counts where the report names its groups."""
+    """Return the list of groups, or an object with counts and that list if the report names its groups."""
     groups = [_group(group, report.items_name) for group in report.groups]
     if not report.groups_name:
         return groups

@@ -1,4 +1,4 @@
-"""A report in the terminal: a table a query."""
+"""A report in the terminal: one table for each query."""
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -8,14 +8,14 @@ from ..formatting import one_line, short_line
 from .report import Group, Item, Report
 
 _PIPED_WIDTH = 120
-"""Columns where the output is no terminal."""
+"""Width of output that is not a terminal."""
 
 _NAME_WIDTH = 40
-"""Columns of a key at most; the rest of a longer one is in --json."""
+"""Largest width of a key; --json has it whole."""
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print all of a report; captions are cut to what fits in a line each."""
+    """Print a report; captions are cut to one line."""
     console = console or make_console()
     for line in report.summary:
         console.print(Text(short_line(line)), soft_wrap=True)
@@ -25,7 +25,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 
 def make_console() -> Console:
-    """Return a console as wide as the terminal, or of a fixed width where there is none."""
+    """Return a console as wide as the terminal, or of a fixed width without one."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
@@ -62,7 +62,7 @@ def _name(item: Item) -> str:
 
 
 def _words(item: Item) -> Text:
-    """Return remarks, then the first caption and how many more there are."""
+    """Return remarks, the first caption and the number of further ones."""
     words = Text()
     for remark in item.remarks:
         words.append(f"[{one_line(remark)}] ", style="cyan")

@@ -1,4 +1,4 @@
-"""Small pictures of what a look at a cache found: the crops that the teacher saw, or why there are none."""
+"""Thumbnails of images of a report: the crops that the teacher saw, or why there are none."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ from ..store.format.views import WHOLE_IMAGE, ViewBox
 from ..store.io.parallel import REQUESTS, Threads
 
 Picture = tuple[int, int] | Path
-"""(row, view) of an image of a cache, or a file that the user brought."""
+"""(row, view) of an image of a cache, or a file given by the user."""
 
 State = Literal["sound", "changed", "rejected", "unreadable"]
 
@@ -36,10 +36,10 @@ MEDIA_TYPE = "image/webp"
 
 _QUALITY = 75
 _MAX_ASPECT = 64
-_MAX_THREADS = 8  # each holds one picture in full: 0.5 GB for the largest that Pillow decodes
-_TIMEOUT_S = 60.0  # of one picture: a disk that is away, a file that a decoder hangs on
+_MAX_THREADS = 8  # each holds one whole picture: 0.5 GB for the largest that Pillow decodes
+_TIMEOUT_S = 60.0  # for one picture: a disk may be unreachable, a decoder may hang
 _READ_AHEAD_BYTES = 1 << 26
-_NO_ROW = -1  # of a file that the user brought
+_NO_ROW = -1  # of a file given by the user
 
 _Task = TypeVar("_Task")
 _Done = TypeVar("_Done")
@@ -47,38 +47,38 @@ _Done = TypeVar("_Done")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thumbnail:
-    """A small picture, or why there is none."""
+    """A small picture, or the reason why there is none."""
 
     data: bytes = b""
-    """WebP; empty where there is nothing to show."""
+    """WebP; empty without a picture."""
 
     width: int = 0
     height: int = 0
 
     state: State = "sound"
-    """Whether these are the pixels that the teacher saw, and if not, in what way."""
+    """``sound``: the pixels that the teacher saw. Otherwise what is wrong."""
 
     reason: str = ""
-    """The state in words; empty where it is sound."""
+    """The state in words; empty if sound."""
 
 
 def make_thumbnails(
     cache: Cache, pictures: Iterable[Picture], *, teachers: Sequence[str], side: int
 ) -> dict[Picture, Thumbnail]:
-    """Return a thumbnail of each picture, made once however often it is named.
+    """Return a thumbnail of each picture; repeated pictures are read once.
 
-    Every file is read once, every row group of a Parquet file in one pass; memory holds the thumbnails
-    (some 5 KB each at 192 pixels) and one full picture a thread.
+    Every file is read once, every row group of a Parquet file in one pass. Memory holds the thumbnails
+    (about 5 KB each at 192 pixels) and one whole picture a thread.
 
     Args:
-        cache: where the rows are looked up.
-        pictures: what is wanted, in any order, repeats allowed.
-        teachers: those whose rejections count, and whose record of the bytes is compared.
+        cache: has the rows.
+        pictures: pictures in any order, repeats allowed.
+        teachers: teachers whose rejections and recorded hashes are checked.
         side: pixels of the longer side; a smaller picture keeps its size.
 
     Raises:
-        SettingError: a teacher or a view that the cache does not have.
-        DamagedCacheError: the record of what a teacher saw cannot be read.
+        SettingError: the cache lacks a teacher or a view.
+        DamagedCacheError: the record of what a teacher saw is damaged.
     """
     wanted = set(pictures)
     views: defaultdict[int, list[int]] = defaultdict(list)
@@ -107,7 +107,9 @@ def make_thumbnails(
 
     found: dict[Picture, Thumbnail] = {}
     for row, of_row in views.items():
-        reason = rejected.get(row, f"row {row} is not in the catalog")  # unless it is found below
+        reason = rejected.get(
+            row, f"row {row} is not in the catalog"
+        )  # replaced below if it is found
         state: State = "rejected" if row in rejected else "unreadable"
         found |= {(row, view): Thumbnail(state=state, reason=reason) for view in of_row}
 
@@ -135,13 +137,10 @@ def _reading_order(ref: ImageRef) -> tuple[str, int, int, int]:
     return str(place.path), place.row_group or 0, place.index or 0, place.offset or 0
 
 
-# -- what the teachers saw
-
-
 def _read_rejected(cache: Cache, teachers: Sequence[str], rows: Iterable[int]) -> dict[int, str]:
-    """Return who rejected a row and why, in words.
+    """Return for rejected rows the teacher and the reason, in words.
 
-    Such a picture is not tried again: it may be one that decoders hang or die on.
+    Such a picture is not decoded again: it may be one that crashes a decoder.
     """
     found: dict[int, str] = {}
     for name in teachers:
@@ -160,7 +159,7 @@ def _changed(thumbnail: Thumbnail, teacher: str) -> Thumbnail:
 
 
 def _read_sha256(cache: Cache, teacher: str, rows: Sequence[int]) -> dict[int, bytes]:
-    """Return the hash of the bytes that a teacher saw, of the rows that it has embedded."""
+    """Return the hash of the bytes that a teacher saw, by embedded row."""
     committed = cache.commits(teacher).units_of("image")
     units = sorted({row // cache.shard_rows for row in rows} & committed.keys())
     if not units:
@@ -172,13 +171,10 @@ def _read_sha256(cache: Cache, teacher: str, rows: Sequence[int]) -> dict[int, b
     }
 
 
-# -- pixels
-
-
 def _thumbnails(
     ref: ImageRef, boxes: Sequence[ViewBox], side: int, on_white: bool
 ) -> tuple[list[Thumbnail], bytes | None]:
-    """Return views of one image made small, and the hash of its bytes if there are any."""
+    """Return thumbnails of views of one image, and the hash of its bytes; None if it cannot be read."""
     sha256: bytes | None = None
     try:
         if ref.fault is not None:
@@ -198,10 +194,10 @@ def _thumbnails(
 
 
 def _fitted(height: int, width: int, side: int) -> tuple[int, int]:
-    """Return a (height, width) of the same aspect within a square, as far as it can be seen."""
+    """Return a (height, width) within a square, with the same aspect up to _MAX_ASPECT."""
     longer = max(height, width)
     scale = min(1.0, side / longer)
-    # Browsers fill the whole square with a picture that would be narrower than a pixel in it.
+    # Browsers stretch a picture that would be narrower than a pixel over the whole square.
     least = max(1, round(longer * scale / _MAX_ASPECT))
     return max(least, round(height * scale)), max(least, round(width * scale))
 
@@ -215,7 +211,7 @@ def _encoded(image: Image.Image, side: int) -> Thumbnail:
 
 
 def _with_bytes(refs: Sequence[ImageRef]) -> Iterator[ImageRef]:
-    """Yield the refs in order, those of images in Parquet files or object stores with their bytes."""
+    """Yield the references in order; images in Parquet files or object stores come with their bytes."""
     rows = prefetch_parquet(((None, [ref]) for ref in refs), max_bytes=_READ_AHEAD_BYTES)
     read = prefetch_remote(rows, max_bytes=_READ_AHEAD_BYTES, max_batches=REQUESTS)
     with contextlib.closing(rows), contextlib.closing(read):
@@ -226,9 +222,9 @@ def _with_bytes(refs: Sequence[ImageRef]) -> Iterator[ImageRef]:
 def _in_threads(
     make: Callable[[_Task], _Done], tasks: Iterable[_Task], late: Callable[[_Task], _Done]
 ) -> Iterator[_Done]:
-    """Yield what became of each task, in order, a few ahead; Pillow works without Python's lock.
+    """Yield the result of each task, in order, a few tasks ahead; Pillow releases Python's lock.
 
-    A task that takes longer than _TIMEOUT_S becomes what ``late`` says; its thread is left behind.
+    The result of a task that takes longer than _TIMEOUT_S is ``late(task)``; its thread is left behind.
     """
     num_threads = min(_MAX_THREADS, num_cores())
     waiting: deque[tuple[_Task, Future[_Done]]] = deque()
@@ -240,11 +236,11 @@ def _in_threads(
         try:
             return future.result(_TIMEOUT_S)
         except TimeoutError:
-            pool = Threads(num_threads, "thumbnails")  # those of before may all hang
+            pool = Threads(num_threads, "thumbnails")  # all earlier threads may hang
             return late(task)
 
-    # Decoding silences Pillow's warnings in its own thread, yet Python keeps one list of filters for
-    # all: threads that leave in another order than they came would restore each other's.
+    # Decoding silences Pillow's warnings in its own thread, but Python has one list of filters for all
+    # threads: threads that end in another order would restore each other's filters.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

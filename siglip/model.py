@@ -265,6 +265,31 @@ def pool_patches(
     ).pooler_output
 
 
+def pool_images(
+    tower: Any,
+    checkpoint: Checkpoint,
+    pixels_B: "Tensor",
+    grids: Sequence[tuple[int, int]] | None,
+) -> "Tensor":
+    """Return the (B, D) pooled output of an image tower of either kind, not normalised; gradients flow.
+
+    Args:
+        tower: from vision_tower.
+        checkpoint: the one the tower was loaded from.
+        pixels_B: uint8 pictures, or patches with any padding, on the tower's device.
+        grids: B times (rows, columns) of patches; None for a checkpoint of fixed resolution.
+    """
+    import torch
+
+    if grids is None:
+        return pool_pixels(tower, checkpoint, pixels_B)
+    num_patches_B = torch.tensor([rows * columns for rows, columns in grids])
+    N = int(num_patches_B.max())
+    mask_BN = torch.arange(N) < num_patches_B[:, None]
+    mask = None if bool(mask_BN.all()) else mask_BN.to(pixels_B.device, non_blocking=True)
+    return pool_patches(tower, checkpoint, pixels_B[:, :N], grids, mask)
+
+
 def pool_token_ids(text_tower: Any, ids_BL: "Tensor") -> "Tensor":
     """Return the (B, D) pooled output of a text tower, not normalised; gradients flow."""
     L = text_tower.config.max_position_embeddings

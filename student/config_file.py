@@ -1,8 +1,8 @@
-"""Settings of a training as a YAML file: what --config reads, and config.yaml of a run.
+"""Settings of a training in YAML files: the file of --config, and config.yaml of a run.
 
-Settings that were given stand at the top of config.yaml. What the program decided from them, from the
-cache and from the checkpoints stands under ``resolved``: a run is resumed with exactly that, but another
-training that takes the file decides it anew.
+config.yaml has the given settings at the top. Values that were derived from them, the cache and the
+checkpoints are under ``resolved``: the same run resumes with exactly these, but --config ignores them, and a
+new training derives them again.
 """
 
 import dataclasses
@@ -24,22 +24,22 @@ from .config import TrainConfig
 
 _RESOLVED = "resolved"
 _HEAD = """\
-# What was given, where it is not the default. siglip2-cache train --config takes this file.
+# Given settings that differ from the defaults. siglip2-cache train --config reads this file.
 """
 _RESOLVED_HEAD = """
-# What the program decided from that, the cache and the checkpoints. --config passes it by and decides
-# anew: to choose one of these yourself, write it above.
+# Values derived from these settings, the cache and the checkpoints. --config ignores them and derives them
+# again; to set one yourself, write it above.
 """
 
 
 def make_config(file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
     """Return the settings of a YAML file, overridden by flags; None among the flags means not given.
 
-    ``weights`` of the flags override single terms; ``steps`` overrides ``epochs`` and the other way
-    round, ``val_share`` and ``val_keys`` likewise.
+    ``weights`` of the flags override single terms. ``steps`` and ``epochs`` override each other, and so do
+    ``val_share`` and ``val_keys``.
 
     Raises:
-        SettingError: an unknown or repeated setting, a value of another type, a setting that is missing.
+        SettingError: a setting is unknown, repeated or missing, or has a value of another type.
     """
     found = {} if file is None else _read_settings(file)
     given = {name: value for name, value in flags.items() if value is not None}
@@ -57,7 +57,7 @@ def make_config(file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
 
 
 def as_plain(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings as plain values, for YAML and for comparing."""
+    """Return the settings as plain values, for YAML and for comparison."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path | UPath):
@@ -68,7 +68,7 @@ def as_plain(config: TrainConfig) -> dict[str, Any]:
 
 
 def to_yaml(given: TrainConfig, resolved: TrainConfig) -> str:
-    """Return config.yaml: what was given, then what was decided for the rest."""
+    """Return the text of config.yaml: given settings, then resolved ones."""
     given_values = as_plain(given)
     stated = {
         each.name: given_values[each.name]
@@ -84,10 +84,10 @@ def to_yaml(given: TrainConfig, resolved: TrainConfig) -> str:
 
 
 def read_resolved(text: str) -> dict[str, Any] | None:
-    """Return every setting of a run from the text of its config.yaml; None where it holds none.
+    """Return all settings of a run from the text of its config.yaml; None if it has none.
 
     Raises:
-        yaml.YAMLError: it is not YAML.
+        yaml.YAMLError: the text is not YAML.
     """
     found = yaml.safe_load(text)
     if not isinstance(found, dict):
@@ -95,34 +95,6 @@ def read_resolved(text: str) -> dict[str, Any] | None:
     settings = cast("dict[str, Any]", found)
     decided = settings.pop(_RESOLVED, None)
     return {**settings, **decided} if isinstance(decided, dict) else settings
-
-
-_MAY_CHANGE = {
-    *("cache", "student", "out", "corpus_roots", "teacher_text", "micro_batch_size", "device"),
-    *("gradient_checkpointing", "compile", "check_pixels", "decode_workers", "sample_timeout"),
-    *("save_every", "keep_checkpoints", "tensorboard", "cache_dir", "cache_limit"),
-}
-"""Where things are and how they are computed; which cache and student they are is compared apart."""
-
-
-def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, run: Path) -> None:
-    """Refuse to go on with other settings than a run was begun with.
-
-    Raises:
-        SettingError: naming the first setting, its old and its new value.
-    """
-    for name in sorted(new.keys() - _MAY_CHANGE):
-        was, now = old.get(name, "not known"), new[name]
-        if was == now:
-            continue
-        if isinstance(was, Mapping) and isinstance(now, Mapping):  # weights: the first that differs
-            terms = cast("list[str]", [term for term in now if was.get(term) != now[term]])
-            if terms:
-                name, was, now = f"{name}.{terms[0]}", was.get(terms[0], "not known"), now[terms[0]]
-        raise SettingError(
-            f"{run} was begun with {name} {was!r}, now it is {now!r}; go on with the old value, or begin "
-            "another run with another --out"
-        )
 
 
 def _dump(values: Mapping[str, Any]) -> str:
@@ -139,15 +111,15 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise SettingError(f"there is no file {path}; --config takes a YAML file") from None
+        raise SettingError(f"there is no file {path}; --config needs a YAML file") from None
     except _RepeatedKey as error:
-        raise SettingError(f"{path} {error}; leave one out") from None
+        raise SettingError(f"{path} {error}; remove one") from None
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise SettingError(f"{path} cannot be read as YAML: {first_line(error)}") from None
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise SettingError(f"{path} holds no settings: it should be lines such as 'steps: 1000'")
+        raise SettingError(f"{path} has no settings; write lines such as 'steps: 1000'")
     known = [each.name for each in fields(TrainConfig)]
     settings = cast("dict[Any, Any]", found)
     settings.pop(_RESOLVED, None)
@@ -162,7 +134,7 @@ class _RepeatedKey(Exception):  # noqa: N818 - becomes a SettingError that names
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML as safe_load does, but for a key that is repeated, whose last value would win."""
+    """Reads YAML like safe_load, but refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         first_lines: dict[str, int] = {}
@@ -175,11 +147,11 @@ class _Loader(yaml.SafeLoader):
 
 
 _CHECKPOINTS = ("student", "teacher_text")
-"""A folder or a hub id, which never begins with ``~``."""
+"""Settings that are a folder or a hub id; a hub id never begins with ``~``."""
 
 
 def _typed(name: str, value: Any, file: Path | None) -> Any:
-    """Return a value as its field has it: a whole number for a float, a text for a path."""
+    """Return a value in the type of its field: floats from whole numbers, paths from strings."""
     wanted = _TYPES[name]
     if name == "cache" and isinstance(value, str | Path | UPath):
         return given_location(str(value))
@@ -188,7 +160,7 @@ def _typed(name: str, value: Any, file: Path | None) -> Any:
     if name in _CHECKPOINTS and isinstance(value, str):
         return os.path.expanduser(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if wanted is float and isinstance(value, str):  # YAML 1.1 takes 1e-5 for a text
+    if wanted is float and isinstance(value, str):  # YAML 1.1 reads 1e-5 as a string
         value = _as_number(value)
         is_number = isinstance(value, float)
     if wanted is float and is_number:
@@ -203,7 +175,7 @@ def _typed(name: str, value: Any, file: Path | None) -> Any:
     elif wanted is not dict and type(value) is wanted:
         return value
     where = f"{file}: " if file else ""
-    raise SettingError(f"{where}{name} must be {_SAID[wanted]}, got {value!r}")
+    raise SettingError(f"{where}{name} must be {_TYPE_WORDS[wanted]}, got {value!r}")
 
 
 def _expanded(path: object) -> str:
@@ -218,7 +190,7 @@ def _as_number(text: str) -> float | str:
 
 
 def _plain_type(hint: Any) -> type:
-    """Return the one type that a field's values have beside None."""
+    """Return the type of a field's values other than None."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         [hint] = [each for each in get_args(hint) if each is not type(None)]
@@ -233,7 +205,7 @@ _TYPES = {
     for name, hint in typing.get_type_hints(TrainConfig).items()
     if name in {each.name for each in dataclasses.fields(TrainConfig)}
 }
-_SAID = {
+_TYPE_WORDS = {
     int: "a whole number",
     float: "a number",
     str: "a text",

@@ -1,4 +1,4 @@
-"""The processes of one training, and what they tell each other. One process is the usual case."""
+"""The processes of one training and the messages between them; one process is the usual case."""
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -12,79 +12,79 @@ from torch import Tensor
 
 from ..errors import TrainError
 from ..formatting import first_line
-from .launch import Launch, SaidElsewhere, find_launch
+from .launch import Launch, RaisedElsewhere, find_launch
 
 _Result = TypeVar("_Result")
 
-_PATIENCE = timedelta(minutes=60)
-"""How long a process waits for the others: the first evaluates while they wait."""
+_TIMEOUT = timedelta(minutes=60)
+"""Longest wait for the others: rank 0 evaluates while they wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those of the training."""
+    """This process among those of the training, and collective operations of all."""
 
     rank: int = 0
     world_size: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def gather_rows(self, own_MD: Tensor, counts: list[int]) -> Tensor:
-        """Return the rows of all processes, in order of rank; counts says how many each has."""
+        """Return the rows of all processes, in order of rank; ``counts`` has how many each holds."""
         if self.world_size == 1:
             return own_MD
         padded = own_MD.new_zeros(max(counts), *own_MD.shape[1:])
         padded[: len(own_MD)] = own_MD
-        found = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(found, padded)
-        return torch.cat([rows[:count] for rows, count in zip(found, counts, strict=True)])
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([rows[:count] for rows, count in zip(parts, counts, strict=True)])
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return a tensor, on the device that trains, summed over the processes; in place."""
+        """Return the sum of a tensor over all processes; in place. It is on the training device."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def from_first(self, value: Any) -> Any:
-        """Return what the first process has."""
+    def broadcast(self, value: Any) -> Any:
+        """Return the value of rank 0."""
         if self.world_size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def tensors_from_first(
+    def broadcast_tensors(
         self, tensors: Mapping[str, Tensor] | None, device: torch.device
     ) -> dict[str, Tensor]:
-        """Return the first process's tensors by name, sent one by one: none is pickled."""
+        """Return the tensors of rank 0 by name, on the host. They are sent one by one and not pickled."""
         own = dict(tensors or {})
         if self.world_size == 1:
             return own
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}
         found: dict[str, Tensor] = {}
-        for name, (shape, dtype) in self.from_first(shapes).items():
+        for name, (shape, dtype) in self.broadcast(shapes).items():
             sent = own[name] if self.is_first else torch.empty(shape, dtype=dtype)
             sent = sent.to(device)
             dist.broadcast(sent, src=0)
             found[name] = sent.cpu()
         return found
 
-    def gather(self, value: Any) -> list[Any]:
-        """Return what each process has, in order of rank."""
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in order of rank."""
         if self.world_size == 1:
             return [value]
         found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, value)
         return found
 
-    def together(self, act: Callable[[], _Result]) -> _Result:
-        """Return what ``act`` returns, as soon as it has ended in every process.
+    def run_together(self, act: Callable[[], _Result]) -> _Result:
+        """Run ``act`` in every process; return its result once all have ended.
 
         Raises:
-            SaidElsewhere: it failed in another process, of which the first raises its error.
+            RaisedElsewhere: it failed in another process; the first of those raises its own error.
         """
         if self.world_size == 1:
             return act()
@@ -93,28 +93,28 @@ class Ranks:
             result = act()
         except Exception as error:
             failure = error
-        has_failed = self.gather(failure is not None)
+        has_failed = self.gather_objects(failure is not None)
         if not any(has_failed):
             return cast(_Result, result)
         if failure is not None and has_failed.index(True) == self.rank:
             raise failure
-        raise SaidElsewhere
+        raise RaisedElsewhere
 
-    def alike(self, error: TrainError) -> TrainError:
-        """Return what to raise of an error that every process meets at once: the first one says it."""
-        return error if self.is_first else SaidElsewhere()
+    def error_of_first(self, error: TrainError) -> TrainError:
+        """Return an error that all processes meet for rank 0, and a silent one for the others."""
+        return error if self.is_first else RaisedElsewhere()
 
 
 def join_ranks(device: str, launch: Launch | None = None) -> Ranks:
-    """Return this process's place, after meeting the others that torchrun or accelerate started.
+    """Return this process among the others, after connecting to those that the launcher started.
 
     Args:
-        device: the kind of device that trains; decides how processes talk (nccl, gloo).
-        launch: how this process was started; None: as the environment says.
+        device: training device; its kind decides the backend (nccl, gloo).
+        launch: how this process was started; None: read the environment.
 
     Raises:
-        SettingError: the environment says it by halves.
-        TrainError: the others cannot be met.
+        SettingError: a variable of the launcher is missing.
+        TrainError: the others are unreachable.
     """
     launch = launch or find_launch()
     if launch.world_size == 1:
@@ -122,27 +122,27 @@ def join_ranks(device: str, launch: Launch | None = None) -> Ranks:
     if not dist.is_initialized():
         backend = "nccl" if device.startswith("cuda") else "gloo"
         try:
-            dist.init_process_group(backend, timeout=_PATIENCE)
+            dist.init_process_group(backend, timeout=_TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise TrainError(
-                f"process {launch.rank} of {launch.world_size} cannot meet the others at MASTER_ADDR and "
-                f"MASTER_PORT ({first_line(error)}); start all of them with torchrun"
+                f"process {launch.rank} of {launch.world_size} cannot connect to the others at "
+                f"MASTER_ADDR and MASTER_PORT ({first_line(error)}); start all of them with torchrun"
             ) from error
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
 def leave_ranks() -> None:
-    """Part from the others, if there were any."""
+    """Disconnect from the other processes, if there are any."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
-def lost_peers_said(ranks: Ranks) -> Generator[None]:
-    """Make one line of what torch raises where another process of the training has ended.
+def lost_peers_reported(ranks: Ranks) -> Generator[None]:
+    """Turn torch's error after the end of another process into a TrainError of one line.
 
     Raises:
-        TrainError: another one has ended.
+        TrainError: another process of the training has ended.
     """
     try:
         yield
@@ -153,6 +153,6 @@ def lost_peers_said(ranks: Ranks) -> Generator[None]:
         if ranks.world_size == 1 or not is_lost:
             raise
         raise TrainError(
-            f"process {ranks.rank} of {ranks.world_size} lost another one, which says why or was killed "
-            f"({first_line(error)}); run the same command to go on"
+            f"process {ranks.rank} of {ranks.world_size} lost the connection to another one, which failed "
+            f"or was killed ({first_line(error)}); run the same command to resume"
         ) from error

@@ -1,6 +1,6 @@
 """How this process was started: alone, or as one of several by torchrun, accelerate or a batch system.
 
-Needs no torch: a command asks before it imports any.
+Imports no torch, so that a command can read it first.
 """
 
 import os
@@ -11,28 +11,30 @@ from dataclasses import dataclass
 from ..errors import SettingError, TrainError
 
 
-class SaidElsewhere(TrainError):  # noqa: N818 - the error is another process's
-    """Another process of this training says what is wrong; this one ends without a word."""
+class RaisedElsewhere(TrainError):  # noqa: N818 - the error is another process's
+    """Another process of this training reports the error; this one ends silently."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """The place of this process among those that were started together."""
+    """Rank of this process among those that were started together."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    """Number on this machine."""
+    """Rank on this machine."""
 
     local_world_size: int = 1
     """Processes on this machine."""
 
 
 def find_launch(environ: Mapping[str, str] = os.environ) -> Launch:
-    """Return what the launcher's variables say; where WORLD_SIZE is not set, empty or 1: alone.
+    """Return rank and world size from the launcher's environment variables.
+
+    Without WORLD_SIZE, or with 1, this process is alone.
 
     Raises:
-        SettingError: a variable is no number, or one that goes with the others is missing.
+        SettingError: a variable is not a number, or one of them is missing.
     """
     world_size = _number(environ, "WORLD_SIZE")
     if world_size in (None, 1):
@@ -43,7 +45,7 @@ def find_launch(environ: Mapping[str, str] = os.environ) -> Launch:
             raise SettingError(f"WORLD_SIZE is {world_size} and {name} is not set; {remedy}")
     rank = _number(environ, "RANK") or 0
     if not rank < world_size:
-        raise SettingError(f"RANK is {rank} of WORLD_SIZE {world_size}, from 0; {remedy}")
+        raise SettingError(f"RANK is {rank}, which must be below WORLD_SIZE {world_size}; {remedy}")
     return Launch(
         rank=rank,
         world_size=world_size,
@@ -53,16 +55,13 @@ def find_launch(environ: Mapping[str, str] = os.environ) -> Launch:
 
 
 @contextmanager
-def said_once(launch: Launch) -> Generator[None]:
-    """Let one process of each machine raise an error that all of them meet alike.
-
-    For what is refused before the processes have met.
-    """
+def raised_once(launch: Launch) -> Generator[None]:
+    """Let one process of each machine report an error that all of them raise before they connect."""
     try:
         yield
     except SettingError:
         if launch.local_rank:
-            raise SaidElsewhere from None
+            raise RaisedElsewhere from None
         raise
 
 
@@ -72,6 +71,6 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise SettingError(
-            f"{name} is {text!r}, which is no number of processes; start them with torchrun, or unset it"
+            f"{name} is {text!r}, which is not a number; start the processes with torchrun, or unset it"
         )
     return int(text)

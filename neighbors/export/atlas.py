@@ -1,7 +1,7 @@
-"""Tables for Embedding Atlas (https://apple.github.io/embedding-atlas): vectors and who is near whom.
+"""Tables for Embedding Atlas (https://apple.github.io/embedding-atlas): vectors and neighbours.
 
-Its ``--neighbors`` column holds, for each line, ``{"ids": [...], "distances": [...]}``, nearest first,
-where ids are line numbers of the table from 0.
+Its ``--neighbors`` column holds for each line ``{"ids": [...], "distances": [...]}``, nearest first; ids are
+line numbers of the table from 0.
 
 Shape letters in this file:
     N = lines of the table, B = lines of a block, K = neighbours.
@@ -22,10 +22,10 @@ from ...store.search.index_query import open_index
 from ...store.targets.blocks import read_blocks
 
 NUM_NEIGHBORS = 15
-"""As many as Embedding Atlas finds by itself."""
+"""The number that Embedding Atlas computes itself."""
 
 MANY_ROWS = 200_000
-"""From here on, comparing all rows with all is a matter of hours; an index makes it one of minutes."""
+"""Number of rows from which exact search of all takes hours; an index takes minutes."""
 
 NEIGHBORS = pa.field(
     "neighbors",
@@ -35,13 +35,13 @@ NEIGHBORS = pa.field(
 
 
 PICTURE = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-"""As the datasets library has pictures; Embedding Atlas shows them."""
+"""Pictures in the form of the datasets library, which Embedding Atlas shows."""
 
 _PICTURE_SIDE = 192
 
 
 def atlas_schema(schema: pa.Schema, *, has_pictures: bool) -> pa.Schema:
-    """Return the columns of a table for Embedding Atlas, but for the vector."""
+    """Return the columns of a table for Embedding Atlas, without the vector."""
     if has_pictures:
         schema = schema.append(PICTURE)
     if "captions" in schema.names:
@@ -51,7 +51,7 @@ def atlas_schema(schema: pa.Schema, *, has_pictures: bool) -> pa.Schema:
 
 
 class NeighborColumn:
-    """Who is near whom among all rows, through an index of the cache where there is one that fits."""
+    """Finds the neighbours of all rows, by an index of the cache if there is one."""
 
     def __init__(self, cache: Cache, place: IndexId) -> None:
         self._targets, self._view = cache.targets(place.modality, place.teacher), place.view
@@ -68,8 +68,8 @@ class NeighborColumn:
         self._opened = opened
 
     @property
-    def how(self) -> str:
-        """In words, how neighbours are found."""
+    def method(self) -> str:
+        """How neighbours are found, in words."""
         if self._opened is None:
             return "exact"
         record = self._opened.record
@@ -79,11 +79,11 @@ class NeighborColumn:
 
     @property
     def is_slow(self) -> bool:
-        """Say whether finding them all will take very long."""
+        """Whether finding them takes hours."""
         return self._opened is None and len(self._rows_N) >= MANY_ROWS
 
-    def of(self, rows_B: NDArray[np.int64], values_BD: NDArray[np.float16]) -> pa.Array:
-        """Return the column ``neighbors`` of some lines."""
+    def column_for(self, rows_B: NDArray[np.int64], values_BD: NDArray[np.float16]) -> pa.Array:
+        """Return the column ``neighbors`` for some rows."""
         found = self._find(rows_B, values_BD)
         ids, distances = (list[list[int]](), list[list[float]]())
         for rows_K, cosine_K in zip(found.rows_QK, found.cosine_QK, strict=True):
@@ -104,7 +104,7 @@ class NeighborColumn:
 
 
 def atlas_lines(lines: pa.Table, neighbors: pa.Array) -> pa.Table:
-    """Return lines of an export as Embedding Atlas shows them: captions in one text, neighbours."""
+    """Return lines of an export for Embedding Atlas: captions as one text, and neighbours."""
     if "captions" in lines.column_names:
         place = lines.schema.get_field_index("captions")
         text = _joined(lines)
@@ -113,8 +113,8 @@ def atlas_lines(lines: pa.Table, neighbors: pa.Array) -> pa.Table:
 
 
 def with_pictures(lines: pa.Table, cache: Cache, place: IndexId) -> tuple[pa.Table, int]:
-    """Return lines of images with small pictures of them, null where there is none; how many nulls."""
-    from ..thumbnails import make_thumbnails  # only here are pixels read
+    """Return lines of images with thumbnails, null if there is none, and the number of nulls."""
+    from ..thumbnails import make_thumbnails  # imported here: only this reads pixels
 
     pictures = [(row, place.view) for row in lines["row"].to_pylist()]
     made = make_thumbnails(cache, pictures, teachers=[place.teacher], side=_PICTURE_SIDE)
@@ -125,7 +125,7 @@ def with_pictures(lines: pa.Table, cache: Cache, place: IndexId) -> tuple[pa.Tab
 
 
 def show_command(table: Path, *, has_pictures: bool) -> str:
-    """Return the command that shows a table."""
+    """Return the command that shows a table in Embedding Atlas."""
     columns = "--vector vector --neighbors neighbors --text text"
     pictures = " --image image" if has_pictures else ""
     return f"embedding-atlas {shlex.quote(str(table))} {columns}{pictures}"

@@ -1,4 +1,4 @@
-"""A cache as files for other tools: Parquet tables, numpy arrays, tables for Embedding Atlas."""
+"""Export of embeddings for other tools: Parquet tables, numpy arrays, tables for Embedding Atlas."""
 
 import contextlib
 import errno
@@ -35,23 +35,23 @@ _MODALITIES: dict[str, tuple[Modality, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
-    """Settings of an export."""
+    """Settings of export_cache."""
 
     out: Path
-    """Folder to be made; its parent exists."""
+    """New folder; its parent exists."""
 
     format: str = "parquet"
     """parquet, npy or atlas."""
 
     among: str | None = None
-    """images, texts or both; None: both, and images for atlas."""
+    """images, texts or both; None: images for atlas, otherwise both."""
 
     teacher: str | None = None
     view: int = 0
     """View of the images."""
 
     thumbnails: bool = False
-    """Small pictures in the table, of images for atlas."""
+    """Add thumbnails to the table of images for atlas."""
 
     def __post_init__(self) -> None:
         if self.format not in get_args(Format):
@@ -66,37 +66,37 @@ class ExportConfig:
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """What to export."""
+        """Modalities to export."""
         default = "images" if self.format == "atlas" else "both"
         return _MODALITIES[self.among or default]
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written."""
+    """Result of an export."""
 
     found: dict[str, Any]
-    """Plain values, for JSON."""
+    """Plain values for JSON."""
 
     lines: list[str]
-    """The same for people."""
+    """The same as lines for people."""
 
 
 def export_cache(cache: Cache, config: ExportConfig, *, progress: TaskProgress) -> Exported:
-    """Write a folder of files, all or nothing; reads and writes a block at a time.
+    """Write a folder of files, whole or not at all; memory holds one block of rows at a time.
 
-    Rows without a target are left out, and counted.
+    Rows without a target are left out and counted.
 
     Raises:
-        SettingError: OUT exists or cannot be made, or there is no such teacher or view.
-        DiskFullError: the disk has no room.
+        SettingError: OUT exists or cannot be made, or the cache lacks the teacher or the view.
+        DiskFullError: the disk is full.
     """
     places = [
         resolve_index(cache, m, teacher=config.teacher, view=config.view if m == "image" else 0)
         for m in config.modalities
     ]
     if config.view and "image" not in config.modalities:
-        raise SettingError(f"view {config.view} goes with images, texts have none")
+        raise SettingError(f"view {config.view} needs images; texts have no views")
     with _new_folder(config.out, cache) as partial:
         parts = [_export(cache, config, place, partial, progress) for place in places]
     found = {
@@ -115,12 +115,12 @@ def export_cache(cache: Cache, config: ExportConfig, *, progress: TaskProgress) 
 def _export(
     cache: Cache, config: ExportConfig, place: IndexId, folder: Path, progress: TaskProgress
 ) -> dict[str, Any]:
-    """Write the rows of one modality; return what was written."""
+    """Write the rows of one modality; return what was written, as values for JSON."""
     targets = cache.targets(place.modality, place.teacher)
     nearby = NeighborColumn(cache, place) if config.format == "atlas" else None
     if nearby is not None and nearby.is_slow:
         command = build_command(cache, place)
-        progress.say(f"comparing all rows with all takes long; {command} first makes it quick")
+        progress.say(f"exact search of all rows takes hours; build an index first: {command}")
     noun = f"{place.modality}s"
     file = _open_file(cache, config, place, folder / noun, targets.shape[-1])
     has_pictures = config.thumbnails and place.modality == "image"
@@ -133,7 +133,7 @@ def _export(
                 lines, num_missing = with_pictures(lines, cache, place)
                 num_without += num_missing
             if nearby is not None:
-                lines = atlas_lines(lines, nearby.of(block.rows_B, block.values_BD))
+                lines = atlas_lines(lines, nearby.column_for(block.rows_B, block.values_BD))
             file.write(lines, block.values_BD)
             num_rows += len(block.rows_B)
             progress.advance(len(block.rows_B))
@@ -149,7 +149,7 @@ def _export(
     }
     if nearby is not None:
         show = show_command(config.out / f"{noun}.parquet", has_pictures=has_pictures)
-        part |= {"neighbors": nearby.how, "show": show}
+        part |= {"neighbors": nearby.method, "show": show}
     if has_pictures:
         part["without_picture"] = num_without
     return part
@@ -179,7 +179,7 @@ def _open_file(
 
 
 def _left_out(cache: Cache, place: IndexId, num_rows: int) -> dict[str, int]:
-    """Return how many rows of the catalog are not among those written, by why."""
+    """Return how many rows of the catalog were not written, by reason."""
     commits = cache.commits(place.teacher)
     committed = sum(commit.num_rows for commit in commits.units_of(place.modality).values())
     rejected = commits.num_rejected(place.modality)
@@ -200,7 +200,9 @@ def _part_lines(part: dict[str, Any]) -> list[str]:
         f"left out: {', '.join(left_out) or 'none'}"
     ]
     if part.get("without_picture"):
-        lines.append(f"pictures   {part['without_picture']:,} have none: not found, or unreadable")
+        lines.append(
+            f"thumbnails {part['without_picture']:,} are missing: file not found or unreadable"
+        )
     if "show" in part:
         lines += [f"neighbors  {part['neighbors']}", f"show       {part['show']}"]
     return lines
@@ -208,14 +210,14 @@ def _part_lines(part: dict[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def _new_folder(out: Path, cache: Cache) -> Generator[Path]:
-    """Yield an empty folder that becomes ``out`` when all is written, and is removed if not."""
+    """Yield an empty folder that is renamed to ``out`` at the end, or removed after an error."""
     if out.exists() or out.is_symlink():
-        raise SettingError(f"{out} exists; name a folder that does not, or remove it")
+        raise SettingError(f"{out} exists; name a new folder, or remove it")
     parent = out.absolute().parent
     if not parent.is_dir():
-        raise SettingError(f"{out} cannot be made: there is no folder {parent}")
+        raise SettingError(f"{out} cannot be made: there is no folder {parent}; make it first")
     if lies_in(parent, cache.root):
-        raise SettingError(f"{out} lies in the cache; name a folder outside of {cache.root}")
+        raise SettingError(f"{out} is in the cache; name a folder outside of {cache.root}")
     partial = parent / f"{out.name}.{secrets.token_hex(6)}.partial"
     try:
         partial.mkdir()
@@ -232,7 +234,9 @@ def _new_folder(out: Path, cache: Cache) -> Generator[Path]:
         files.sync_folders([out.name])
     except OSError as error:
         if error.errno in _FULL_DISK:
-            raise DiskFullError(f"no space left on the disk of {out}; nothing was kept") from error
+            raise DiskFullError(
+                f"no space left on the disk of {out}; the export was removed"
+            ) from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

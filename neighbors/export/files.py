@@ -20,7 +20,7 @@ _FEW_VALUES = {"label", "source"}
 
 
 class RowsFile(Protocol):
-    """A file, or several, that take blocks of rows in order."""
+    """One file, or several, written block by block."""
 
     def write(self, lines: pa.Table, values_BD: NDArray[np.float16]) -> None:
         """Append a block."""
@@ -32,11 +32,11 @@ class RowsFile(Protocol):
 
 
 class ParquetFile:
-    """One table: what is known of each row, and its embedding if a column is named for it.
+    """A table with the catalog entry of each row and, if ``column`` is given, its embedding.
 
-    Embeddings are float32, though float16 is what is stored: DuckDB has no such type, and pandas cannot
-    compute with it. No value changes, and the bytes that a float16 does not have are zeros, which
-    BYTE_STREAM_SPLIT lays side by side and zstd makes nearly nothing of.
+    Embeddings are float32, although the cache stores float16: DuckDB has no such type, and pandas cannot
+    compute with it. No value changes. The additional bytes are zeros, which BYTE_STREAM_SPLIT makes adjacent
+    and zstd compresses to almost nothing.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class ParquetFile:
         )
 
     def write(self, lines: pa.Table, values_BD: NDArray[np.float16]) -> None:
+        """Append a block."""
         if self._column is not None:
             flat = pa.array(values_BD.astype(np.float32).reshape(-1))
             embeddings = pa.FixedSizeListArray.from_arrays(flat, type=self._type)
@@ -71,11 +72,12 @@ class ParquetFile:
         self._writer.write_table(lines.cast(self._schema))
 
     def close(self) -> None:
+        """Finish the file."""
         self._writer.close()
 
 
 class NpyFile:
-    """(N, D) float16 as numpy stores it, to be mapped, and the lines in the same order beside it."""
+    """An (N, D) float16 .npy file for memory mapping, and a Parquet table of its rows in the same order."""
 
     def __init__(
         self, path: Path, schema: pa.Schema, embed_dim: int, *, about: Mapping[str, Any]
@@ -88,14 +90,16 @@ class NpyFile:
         self._write_header()
 
     def write(self, lines: pa.Table, values_BD: NDArray[np.float16]) -> None:
+        """Append a block."""
         self._lines.write(lines, values_BD)
         self._file.write(np.ascontiguousarray(values_BD, DTYPE).data)
         self._num_rows += len(values_BD)
 
     def close(self) -> None:
+        """Finish the file."""
         self._lines.close()
         self._file.seek(0)
-        self._write_header()  # numpy leaves room in it for any number of rows
+        self._write_header()  # the header has room for any number of rows
         self._file.close()
 
     def _write_header(self) -> None:

@@ -1,7 +1,7 @@
-"""What the catalog says of some rows, as one table: what an export writes beside the embeddings.
+"""Catalog entries of rows as one table, which an export writes beside the embeddings.
 
-Each look-up reads a range of the catalog's tables, not the whole: blocks come in the order of rows, and
-what belongs to near rows lies near in every table.
+Each look-up reads only a range of the catalog's tables: blocks come in the order of rows, and the entries of
+adjacent rows are close together in every table.
 """
 
 import numpy as np
@@ -26,8 +26,8 @@ IMAGES_SCHEMA = pa.schema(
         pa.field("captions", pa.list_(pa.struct([("text", pa.string()), ("lang", pa.string())]))),
     ]
 )
-"""source and path: where the picture lies, relative to the root of its corpus; sha256 of its bytes as the
-teacher saw them, in hexadecimal, for not every reader shows bytes."""
+"""source and path: file of the picture, relative to the root of its corpus; sha256: of the bytes that the
+teacher saw, in hexadecimal, since not every reader shows bytes."""
 
 TEXTS_SCHEMA = pa.schema(
     [
@@ -42,7 +42,7 @@ SCHEMAS: dict[Modality, pa.Schema] = {"image": IMAGES_SCHEMA, "text": TEXTS_SCHE
 def describe_rows(
     cache: Cache, teacher: str, modality: Modality, rows_B: NDArray[np.int64]
 ) -> pa.Table:
-    """Return one line a row, in the order of ``rows_B``, ascending: the columns of SCHEMAS."""
+    """Return one line for each of ``rows_B``, which ascend, with the columns of SCHEMAS."""
     column = "row" if modality == "image" else "text_row"
     wanted = pl.DataFrame({column: rows_B})
     found = _images(cache, teacher, rows_B) if modality == "image" else _texts(cache, rows_B)
@@ -67,7 +67,7 @@ _CAPTION = pl.Struct({"text": pl.String, "lang": pl.String})
 
 
 def _captions(cache: Cache, rows_B: NDArray[np.int64]) -> pl.DataFrame:
-    """Return row, captions; in the order of the corpus."""
+    """Return row and captions, in the order of the corpus."""
     captions = cache.captions().filter(_near("row", rows_B)).collect()
     texts = cache.texts().filter(_near("text_row", captions["text_row"])).collect()
     joined = captions.join(texts, on="text_row", how="left", maintain_order="left")
@@ -77,7 +77,7 @@ def _captions(cache: Cache, rows_B: NDArray[np.int64]) -> pl.DataFrame:
 
 
 def _seen(cache: Cache, teacher: str, rows_B: NDArray[np.int64]) -> pl.DataFrame:
-    """Return row, width, height, sha256: the pictures as the teacher saw them."""
+    """Return row, width, height and sha256 of the pictures that the teacher saw."""
     units = np.unique(rows_B // cache.shard_rows).tolist()
     parts = [cache.seen(teacher, unit) for unit in units]
     return pl.concat(parts).with_columns(pl.col("sha256").bin.encode("hex"))
@@ -88,7 +88,7 @@ def _texts(cache: Cache, rows_B: NDArray[np.int64]) -> pl.DataFrame:
 
 
 def _near(column: str, values: NDArray[np.int64] | pl.Series) -> pl.Expr:
-    """Return whether a column lies between the least and the largest of some numbers."""
+    """Return a filter: the column is between the smallest and the largest of the values."""
     if len(values) == 0:
         return pl.lit(False)
     return pl.col(column).is_between(int(values.min()), int(values.max()))  # type: ignore[arg-type]

@@ -8,7 +8,7 @@
   const groups = [...document.querySelectorAll(".group")];
   document.documentElement.classList.add("is-scripted");
 
-  // Pictures stand in the file once; a row gets its own when it comes near the window.
+  // Each picture is in the file once; a row loads its pictures when it comes near the window.
 
   const fill = (group) => {
     for (const image of group.querySelectorAll("img:not([src])")) {
@@ -46,7 +46,7 @@
     return there && (cardsOf(there)[at] ?? cardsOf(there).at(-1));
   };
 
-  const stand = (card) => {
+  const focusCard = (card) => {
     for (const other of cardsOf(card.closest(".group"))) other.tabIndex = other === card ? 0 : -1;
     card.focus({ preventScroll: true });
     card.scrollIntoView({ block: "nearest", inline: "nearest" });
@@ -54,18 +54,18 @@
 
   const KEYS = new Set(["ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown", "Home", "End"]);
 
-  const follow = (event, card) => {
+  const targetOf = (event, card) => {
     if (!card || !KEYS.has(event.key) || event.ctrlKey || event.altKey || event.metaKey) return null;
     event.preventDefault();
     return neighborOf(card, event.key);
   };
 
   byId("rows").addEventListener("keydown", (event) => {
-    const next = follow(event, event.target.closest(".card"));
-    if (next) stand(next);
+    const next = targetOf(event, event.target.closest(".card"));
+    if (next) focusCard(next);
   });
 
-  // Details of one card. All text goes in as text: nothing of a corpus is ever read as HTML.
+  // Details of one card. All text is set as textContent, so that nothing of a corpus is parsed as HTML.
 
   const dialog = byId("detail");
   let current = null;
@@ -112,21 +112,21 @@
   byId("rows").addEventListener("click", (event) => {
     const card = event.target.closest(".card");
     if (!card) return;
-    stand(card);
+    focusCard(card);
     open(card);
   });
   dialog.addEventListener("keydown", (event) => {
-    if (!event.key.endsWith("Left") && !event.key.endsWith("Right")) return; // the others scroll it
-    const next = follow(event, current);
+    if (!event.key.endsWith("Left") && !event.key.endsWith("Right")) return; // the other keys scroll it
+    const next = targetOf(event, current);
     if (next) open(next);
   });
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog) dialog.close(); // its backdrop
   });
-  dialog.addEventListener("close", () => stand(current));
+  dialog.addEventListener("close", () => focusCard(current));
   byId("close").addEventListener("click", () => dialog.close());
 
-  // Filter: rows in which nothing matches go.
+  // Filter: hide rows without a match.
 
   const filter = byId("filter");
   if (!filter) return;

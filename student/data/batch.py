@@ -1,4 +1,4 @@
-"""One batch, and its making: images that cannot be used are left out, the others packed.
+"""One batch, and how it is filled: images that cannot be used are skipped, the others packed.
 
 Shape letters in this file:
     N = images of this rank that could be used    M = different texts of the global batch
@@ -14,21 +14,21 @@ from torch import Tensor
 
 from ...images.image import DecodedBatch
 from ...siglip import Checkpoint, NaflexRecipe
-from .sampler import Sampler, StepPlan
+from .sampler import GlobalBatch, Sampler
 
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """What one rank has of one step. Tensors are on the CPU, pinned where the device is CUDA."""
+    """One rank's part of a global batch. Tensors are on the CPU, pinned if the device is CUDA."""
 
     step: int
     epoch: int
 
     positions_N: NDArray[np.int64]
-    """(N,) positions in the corpus; images that could not be used are left out. N is at least 1."""
+    """(N,) positions in the corpus, without skipped images. N is at least 1."""
 
     views_N: NDArray[np.int64]
-    """(N,) which view of each."""
+    """(N,) view of each image."""
 
     pixels_N: Tensor
     """(N, *view_shape) uint8 of the student's own recipe: (N, H, W, 3), or patches for NaFlex."""
@@ -37,16 +37,16 @@ class Batch:
     """(N, 2) rows and columns of patches; None for a student of fixed resolution."""
 
     caption_N: NDArray[np.int64]
-    """(N,) where the drawn text of each stands in text_rows_M; -1 for none."""
+    """(N,) position of each image's drawn caption in text_rows_M; -1 for none."""
 
     text_rows_M: NDArray[np.int64]
-    """(M,) the different texts of the global batch, also of images that were left out."""
+    """(M,) the different texts of the global batch, those of skipped images too."""
 
     text_bounds: NDArray[np.int64]
     """(world_size + 1,) rank r encodes texts text_bounds[r] to below text_bounds[r + 1]."""
 
     ids_ML: Tensor | None
-    """(own M, L) int64 token ids of this rank's texts; None where only images are trained."""
+    """(own M, L) int64 token ids of this rank's texts; None if only the image tower is trained."""
 
     teacher_image_NE: Tensor
     """(N, E) float16, L2-normalised: the targets of these views."""
@@ -55,22 +55,22 @@ class Batch:
     """(M, E) float16, L2-normalised: those of all texts of the global batch."""
 
     skipped: list[tuple[str, str]]
-    """Key and reason of each image of this rank that was left out."""
+    """Key and reason of each skipped image of this rank."""
 
     wait_s: float = 0.0
     """Seconds that the training waited for this batch."""
 
     read_targets_s: float = 0.0
-    """Seconds that reading its targets took."""
+    """Seconds spent reading its targets."""
 
 
 class FillingBatch:
-    """A batch whose images are being decoded; those that can be used are packed as they come."""
+    """A batch whose images are being decoded; usable ones are packed in order of arrival."""
 
     def __init__(
-        self, plan: StepPlan, sampler: Sampler, checkpoint: Checkpoint, *, pin: bool
+        self, global_batch: GlobalBatch, sampler: Sampler, checkpoint: Checkpoint, *, pin: bool
     ) -> None:
-        self.plan = plan
+        self.global_batch = global_batch
         self._V, self._num_views = sampler.views_per_step, sampler.images_per_rank
         shape = (self._num_views, *checkpoint.image.view_shape)
         self.pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
@@ -80,20 +80,22 @@ class FillingBatch:
         self.is_used = np.zeros(self._num_views, np.bool_)
         self.faults: dict[int, str] = {}
         """Reason by position in the corpus."""
-        self._own = plan.positions_N[sampler.rank_slice]
+        self._own = global_batch.positions_N[sampler.rank_slice]
         self.num_seen = 0
         self._num_used = 0
 
     @property
     def is_full(self) -> bool:
+        """Whether all images have arrived."""
         return self.num_seen == self._num_views
 
     @property
     def grids(self) -> NDArray[np.int64] | None:
+        """(N, 2) rows and columns of patches; None for a student of fixed resolution."""
         return None if self._grids is None else np.concatenate(self._grids)
 
     def add(self, piece: DecodedBatch, faults: list[str | None]) -> None:
-        """Take the images of a piece without a fault, and note the others."""
+        """Pack the images of a decoded piece that have no fault; record the faults of the others."""
         pixels, grids = piece.flat_views()
         is_used = np.repeat([fault is None for fault in faults], self._V)
         at = self.num_seen

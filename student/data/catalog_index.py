@@ -1,10 +1,10 @@
-"""The catalog of what is trained on, in memory: where images lie, boxes of views, texts.
+"""The catalog of the training corpus in memory: files of images, boxes of views, texts.
 
-A batch looks up some thousand random rows; a query of the Parquet tables for each would cost more than
-its forward pass.
+A batch looks up a thousand random rows; querying the Parquet tables for each would cost more than its
+forward pass.
 
 Shape letters in this file: N = images of the corpus, K = views of each, B = images asked for, V = views
-of each that are asked for.
+of each that are wanted.
 """
 
 import numpy as np
@@ -20,16 +20,16 @@ from .corpus import Corpus
 
 
 class ImageLookup:
-    """Where the images of a corpus lie, and the boxes of their views.
+    """Files of the images of a corpus, and the boxes of their views.
 
-    Takes some 60 bytes of memory an image, 17 a view, and the names of files and members.
+    Takes about 60 bytes of memory an image, 17 a view, and the names of files and members.
     """
 
     def __init__(self, cache: Cache, corpus: Corpus) -> None:
-        """Read the catalog once.
+        """Read the catalog.
 
         Raises:
-            DamagedCacheError: it lacks images of the corpus, or views of them.
+            DamagedCacheError: the catalog lacks images of the corpus, or views of them.
         """
         self._cache = cache
         self._rows_N = corpus.rows_N
@@ -47,8 +47,7 @@ class ImageLookup:
 
     @property
     def row_groups(self) -> NDArray[np.int64] | None:
-        """(N,) a number for each Parquet row group that images lie in, -1 for images that lie
-        elsewhere; None where all do."""
+        """(N,) number of each image's Parquet row group, -1 outside of Parquet; None if all are outside."""
         group = pl.col("row_group")
         if self._places.select(group.is_null().all()).item():
             return None
@@ -56,7 +55,7 @@ class ImageLookup:
         return self._places.select(number.fill_null(-1).alias("group"))["group"].to_numpy()
 
     def refs(self, positions_B: NDArray[np.int64], views_BV: NDArray[np.int64]) -> list[ImageRef]:
-        """Return where images lie, with the boxes of V views of each, in the order asked."""
+        """Return references to images, with the boxes of V views of each, in the order asked."""
         places = self._places[positions_B]
         numbers = places["file"].unique().sort().to_numpy()
         at = np.searchsorted(self._files["file"].to_numpy(), numbers)
@@ -68,7 +67,7 @@ class ImageLookup:
         ]
 
     def keys(self, positions: list[int]) -> list[str]:
-        """Return the user's names for images; reads the catalog, which is meant for a few."""
+        """Return the keys of a few images, read from the catalog."""
         rows = self._rows_N[positions].tolist()
         samples = self._cache.samples().filter(pl.col("row").is_in(rows)).select("row", "key")
         by_row = dict(samples.collect().iter_rows())
@@ -91,7 +90,7 @@ class TextLookup:
     """The texts that are captions in a corpus, in memory."""
 
     def __init__(self, cache: Cache, corpus: Corpus) -> None:
-        """Read the catalog once."""
+        """Read the catalog."""
         self._text_rows = corpus.text_rows
         wanted = pl.DataFrame({"text_row": self._text_rows}).lazy()
         texts = cache.texts().join(wanted, on="text_row", how="semi").sort("text_row")
@@ -105,7 +104,7 @@ class TextLookup:
 def _read_boxes(
     cache: Cache, corpus: Corpus
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_]]:
-    """Return (N, K, 4) top, left, height, width and (N, K) flips; no boxes where there is one view."""
+    """Return (N, K, 4) top, left, height, width and (N, K) flips; no boxes with one view."""
     N, K = len(corpus), cache.num_views
     if K == 1:
         return None, np.empty((0, 0), np.bool_)
@@ -113,7 +112,7 @@ def _read_boxes(
     views = cache.table("views").join(wanted, on="row", how="semi").sort("row", "view").collect()
     if not np.array_equal(views["view"].to_numpy(), np.tile(np.arange(K), N)):
         raise DamagedCacheError(
-            f"the catalog of {cache.root} has not {K} views of each image; run siglip2-cache verify"
+            f"the catalog of {cache.root} lacks views: each image should have {K}; run siglip2-cache verify"
         )
     boxes_NK4 = np.empty((N, K, 4), np.float32)
     for i, name in enumerate(("top", "left", "height", "width")):

@@ -26,7 +26,7 @@ from ...store.cache import Cache
 from .batch import Batch, FillingBatch
 from .catalog_index import ImageLookup, TextLookup
 from .prefetch import Prefetcher
-from .sampler import OPEN_ROW_GROUPS, Sampler, StepPlan
+from .sampler import OPEN_ROW_GROUPS, GlobalBatch, Sampler
 
 CheckPixels = Literal["always", "first-epoch", "never"]
 CHECKS: tuple[CheckPixels, ...] = ("always", "first-epoch", "never")
@@ -35,25 +35,25 @@ _PIECE_VIEWS = 256
 """Views decoded at a time: four such pieces are in shared memory, 154 MB at 224 px."""
 
 _OTHER_BYTES = (
-    "its bytes are not those the teacher saw; restore the file, or build a cache of what is there"
+    "its bytes are not those the teacher saw; restore the file, or build a cache of the new one"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderConfig:
-    """How batches are made; none of it changes what they hold, unless a file changed."""
+    """Settings of a loader. None of them changes the batches, unless a file changed."""
 
     num_workers: int = 2
-    """Processes that decode; 0 decodes in a thread of the training."""
+    """Decoding processes; 0: decode in a thread of this process."""
 
     check_pixels: CheckPixels = "always"
     """When an image's bytes are compared with those the teacher saw, by SHA-256."""
 
     prefetch: int = 2
-    """Batches that wait for the training, at least 1; one more is being made."""
+    """Batches ready ahead of the training, at least 1; one more is being made."""
 
     sample_timeout_s: float = 60.0
-    """Seconds that one image may take to read and decode before it is left out."""
+    """Seconds after which an image that is not read and decoded is skipped."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_workers <= 1024:
@@ -71,8 +71,8 @@ class LoaderConfig:
 class Loader:
     """Makes the batches of a sampler, ahead of the training.
 
-    A batch is the same, bit for bit, whatever the number of workers and wherever one began. Close it,
-    or use it in a ``with``, so that its thread and its workers end.
+    A batch does not depend on the number of workers or on the first step. Close the loader, or use it in a
+    ``with``, to end its thread and its workers.
     """
 
     def __init__(
@@ -87,17 +87,17 @@ class Loader:
         towers: Literal["both", "image"] = "both",
         device: str | torch.device = "cpu",
     ) -> None:
-        """Read what a batch looks up.
+        """Read the texts and open the targets.
 
         Args:
             cache: the cache.
-            teacher: whose targets; None is the only one's.
-            sampler: what to draw.
-            images: of the sampler's corpus.
-            checkpoint: the student's: its own preprocessing makes the pixels, its tokenizer the ids.
-            config: how.
-            towers: ``image`` makes no token ids.
-            device: where the batches will go; nothing is copied there.
+            teacher: name of the teacher; None: the only one.
+            sampler: draws the batches.
+            images: files of the sampler's corpus.
+            checkpoint: the student, whose preprocessing makes the pixels and whose tokenizer makes the ids.
+            config: settings.
+            towers: ``image``: make no token ids.
+            device: where the training copies the batches.
 
         Raises:
             CheckpointError: the student's tokenizer does not load.
@@ -112,7 +112,7 @@ class Loader:
         self._open: set[Prefetcher[Batch]] = set()
 
     def batches(self, first_step: int = 0, end_step: int | None = None) -> Generator[Batch]:
-        """Yield the batches from a step on, to below ``end_step`` or without end.
+        """Yield the batches from a step, counted from 0, to below ``end_step``; None: without end.
 
         Raises:
             TrainError: no image of a batch could be used, or the workers cannot be started.
@@ -138,7 +138,7 @@ class Loader:
             self._open.discard(ahead)
 
     def close(self) -> None:
-        """End the thread and the workers; batches() then ends."""
+        """End the thread, the workers and batches()."""
         for ahead in list(self._open):
             ahead.close()
 
@@ -153,12 +153,10 @@ class Loader:
     ) -> None:
         self.close()
 
-    # -- in the thread
-
     def _make(
         self, first_step: int, end_step: int | None, stopping: threading.Event
     ) -> Generator[Batch]:
-        """Yield batches, their pieces decoded without a break between steps."""
+        """Yield batches; runs in the thread. Decoding goes on without a break between steps."""
         views_per_step = self._sampler.views_per_step
         decoder = Decoder(
             PixelFormat(num_views=views_per_step, recipe=self._checkpoint.image),
@@ -173,10 +171,12 @@ class Loader:
             for piece in pieces:
                 if stopping.is_set():
                     return
-                plan: StepPlan = piece.tag
+                global_batch: GlobalBatch = piece.tag
                 if filling is None:
-                    filling = FillingBatch(plan, self._sampler, self._checkpoint, pin=self._pin)
-                filling.add(piece, self._faults(plan, filling.num_seen, piece))
+                    filling = FillingBatch(
+                        global_batch, self._sampler, self._checkpoint, pin=self._pin
+                    )
+                filling.add(piece, self._faults(global_batch, filling.num_seen, piece))
                 if filling.is_full:
                     yield self._finish(filling)
                     filling = None
@@ -189,27 +189,29 @@ class Loader:
 
     def _pieces(
         self, first_step: int, end_step: int | None
-    ) -> Iterator[tuple[StepPlan, list[ImageRef]]]:
-        """Yield this rank's images of each step, piece by piece, the plan with each."""
+    ) -> Iterator[tuple[GlobalBatch, list[ImageRef]]]:
+        """Yield (global batch, references) of this rank's images, some at a time."""
         size, views_per_step = self._ids_per_piece, self._sampler.views_per_step
         step = first_step
         while end_step is None or step < end_step:
-            plan = self._sampler.plan(step)
-            ids = plan.positions_N[self._sampler.rank_slice][::views_per_step]
-            views = plan.views_N[self._sampler.rank_slice].reshape(-1, views_per_step)
+            global_batch = self._sampler.global_batch(step)
+            ids = global_batch.positions_N[self._sampler.rank_slice][::views_per_step]
+            views = global_batch.views_N[self._sampler.rank_slice].reshape(-1, views_per_step)
             for start in range(0, len(ids), size):
                 yield (
-                    plan,
+                    global_batch,
                     self._images.refs(ids[start : start + size], views[start : start + size]),
                 )
             step += 1
 
-    def _faults(self, plan: StepPlan, num_seen: int, piece: DecodedBatch) -> list[str | None]:
-        """Return why each image of a piece cannot be used, None where it can."""
+    def _faults(
+        self, global_batch: GlobalBatch, num_seen: int, piece: DecodedBatch
+    ) -> list[str | None]:
+        """Return why each image of a decoded piece cannot be used; None if it can."""
         corpus, check = self._sampler.corpus, self._config.check_pixels
-        is_checked = check == "always" or (check == "first-epoch" and plan.epoch == 0)
+        is_checked = check == "always" or (check == "first-epoch" and global_batch.epoch == 0)
         V = self._sampler.views_per_step
-        own = plan.positions_N[self._sampler.rank_slice][
+        own = global_batch.positions_N[self._sampler.rank_slice][
             num_seen : num_seen + len(piece.refs) * V : V
         ]
         expected = corpus.sha256_N[own]
@@ -222,32 +224,32 @@ class Loader:
         return [fault_of(i, sha256) for i, sha256 in zip(piece.images, expected, strict=True)]
 
     def _finish(self, filling: "FillingBatch") -> Batch:
-        """Return the batch of images that are all decoded: targets and texts are added here."""
-        plan, own = filling.plan, self._sampler.rank_slice
+        """Return the finished batch: add targets and texts to the decoded images."""
+        global_batch, own = filling.global_batch, self._sampler.rank_slice
         keep = np.flatnonzero(filling.is_used)
         skipped = self._name_skipped(filling)
         if len(keep) == 0:
             key, reason = skipped[0]
             raise TrainError(
-                f"no image of step {plan.step} could be used, the first, {key}: {reason}; "
-                "--corpus-root OLD=NEW says where a corpus is that moved"
+                f"no image of step {global_batch.step + 1:,} can be used (first: {key!r}, {reason}); if the "
+                "corpus has moved, add --corpus-root OLD=NEW"
             )
-        positions_N, views_N = plan.positions_N[own][keep], plan.views_N[own][keep]
+        positions_N, views_N = global_batch.positions_N[own][keep], global_batch.views_N[own][keep]
         started = time.perf_counter()
         teacher_image = self._image_targets.read(self._sampler.corpus.rows_N[positions_N], views_N)
-        teacher_text = self._text_targets.read(plan.global_text_rows_M)
+        teacher_text = self._text_targets.read(global_batch.global_text_rows_M)
         read_targets_s = time.perf_counter() - started
         return Batch(
-            step=plan.step,
-            epoch=plan.epoch,
+            step=global_batch.step,
+            epoch=global_batch.epoch,
             positions_N=positions_N,
             views_N=views_N,
             pixels_N=filling.pixels[: len(keep)],
             grids_N2=filling.grids,
-            caption_N=plan.caption_N[own][keep],
-            text_rows_M=plan.global_text_rows_M,
-            text_bounds=plan.text_bounds,
-            ids_ML=self._token_ids(plan),
+            caption_N=global_batch.caption_N[own][keep],
+            text_rows_M=global_batch.global_text_rows_M,
+            text_bounds=global_batch.text_bounds,
+            ids_ML=self._token_ids(global_batch),
             teacher_image_NE=self._tensor(teacher_image),
             teacher_text_ME=self._tensor(teacher_text),
             skipped=skipped,
@@ -260,11 +262,11 @@ class Loader:
         keys = self._images.keys(list(filling.faults))
         return list(zip(keys, filling.faults.values(), strict=True))
 
-    def _token_ids(self, plan: StepPlan) -> Tensor | None:
+    def _token_ids(self, global_batch: GlobalBatch) -> Tensor | None:
         if self._tokenizer is None or self._texts is None:
             return None
-        first, end = plan.text_bounds[self._sampler.rank : self._sampler.rank + 2]
-        own = plan.global_text_rows_M[first:end]
+        first, end = global_batch.text_bounds[self._sampler.rank : self._sampler.rank + 2]
+        own = global_batch.global_text_rows_M[first:end]
         return self._tensor(self._tokenizer(self._texts.texts(own)))
 
     def _tensor(self, values: NDArray[np.generic]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Making things ahead of whoever uses them, in a thread that always ends with its user."""
+"""A generator that runs ahead in a thread, which ends with its user."""
 
 import threading
 from collections import deque
@@ -7,23 +7,23 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_PATIENCE_S = 10.0
-"""How long closing waits for the thread: longer than a decoder that is not stuck takes for its images."""
+_CLOSE_TIMEOUT_S = 10.0
+"""Longest wait for the thread at closing; a decoder that is not stuck ends earlier."""
 
 
 class Prefetcher(Generic[T]):
-    """Takes from a generator in a thread of its own, a few things ahead."""
+    """Runs a generator in a thread of its own, a few items ahead."""
 
     def __init__(
         self, make: Callable[[threading.Event], Generator[T]], *, num_ahead: int, name: str
     ) -> None:
-        """Begin at once.
+        """Start the thread.
 
         Args:
-            make: returns the generator; it may look at the event, which is set when nothing more
-                is wanted, and then end early. It is made, run and closed in the thread.
-            num_ahead: things that may wait to be taken, at least 1; one more is being made.
-            name: of the thread.
+            make: returns the generator; called, run and closed in the thread. Its event is set when
+                nothing more is wanted; the generator may then end early.
+            num_ahead: items that may be ready, at least 1; one more is being made.
+            name: name of the thread.
         """
         self._make, self._num_ahead = make, num_ahead
         self._ready: deque[T] = deque()
@@ -35,7 +35,7 @@ class Prefetcher(Generic[T]):
         self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
-        """Yield what was made, in order, then raise what the generator raised."""
+        """Yield the items in order, then raise the generator's error, if any."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ready or self._is_done)
@@ -44,17 +44,17 @@ class Prefetcher(Generic[T]):
                 item = self._ready.popleft()
                 self._changed.notify_all()
             yield item
-            del item  # else it lives on while the next is waited for
+            del item  # else it stays in memory while the next is waited for
         if self._error is not None:
             raise self._error
 
     def close(self) -> None:
-        """End the thread, and with it the generator; one that hangs is left behind."""
+        """End the thread and the generator; a thread that hangs is left behind."""
         with self._changed:
             self._stopping.set()
             self._ready.clear()
             self._changed.notify_all()
-        self._thread.join(_PATIENCE_S)
+        self._thread.join(_CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
         try:
@@ -74,7 +74,7 @@ class Prefetcher(Generic[T]):
                 self._changed.notify_all()
 
     def _put(self, item: T) -> bool:
-        """Hand a thing over once there is room; False where nothing more is wanted."""
+        """Add an item once there is room; return False if nothing more is wanted."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._stopping.is_set() or len(self._ready) < self._num_ahead

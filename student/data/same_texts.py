@@ -1,7 +1,7 @@
-"""Which texts are one text to a model: those that its cleaning ("A dog", "a dog") makes equal.
+"""Texts that are equal to a model, since its cleaning makes them equal ("A dog", "a dog").
 
-The catalog keeps every text as the corpus wrote it, for a cache may have teachers of several cleanings.
-So what is one text is decided here, where it is read.
+The catalog keeps every text as the corpus has it, because a cache may have teachers with different
+cleanings. So equal texts are found here, when the cache is read.
 
 Shape letters in this file: T = text_rows of the cache, gaps counted.
 """
@@ -22,11 +22,11 @@ Cleaning = Callable[[str], str]
 
 
 def cleaning_for(teacher: TeacherRecord, student: Checkpoint | None = None) -> Cleaning:
-    """Return a cleaning that makes equal what is one text to the teacher, or to the student.
+    """Return a cleaning that makes texts equal if they are equal to the teacher or to the student.
 
     Args:
-        teacher: one of an unknown cleaning tells all texts apart.
-        student: a checkpoint whose own text tower is run; None: there is none.
+        teacher: with an unknown cleaning, no texts are equal to it.
+        student: checkpoint whose text tower is trained; None: there is none.
     """
     names = [teacher.identity.get("text_cleaning")]
     if student is not None and student.has_text:
@@ -44,17 +44,17 @@ def cleaning_for(teacher: TeacherRecord, student: Checkpoint | None = None) -> C
 
 
 def one_text_of(cache: Cache, targets: Targets, clean: Cleaning) -> NDArray[np.int64]:
-    """Return for each text_row the one that stands for it, (T,): the first equal one with a target.
+    """Return for each text_row the first equal one with a target, (T,).
 
-    Where no equal one has a target it is the first of them. Takes 24 bytes of memory a text, and what
-    the texts take that have an equal one.
+    If no equal one has a target it is the first of them. Takes 24 bytes of memory a text, and the texts
+    that have an equal one.
     """
-    stands_T = np.arange(len(targets))
+    one_T = np.arange(len(targets))
     rows, hashes = _hashes(cache, clean)
-    known = pl.DataFrame({"text_row": rows, "hash": hashes})
-    alike = known.filter(pl.col("hash").is_duplicated()).select("text_row")
+    hashed = pl.DataFrame({"text_row": rows, "hash": hashes})
+    alike = hashed.filter(pl.col("hash").is_duplicated()).select("text_row")
     if alike.is_empty():
-        return stands_T
+        return one_T
     lines = cache.texts().join(alike.lazy(), on="text_row", how="semi").collect()
     lines = lines.select(
         "text_row",
@@ -62,12 +62,12 @@ def one_text_of(cache: Cache, targets: Targets, clean: Cleaning) -> NDArray[np.i
         pl.Series("has_target", targets.available(lines["text_row"].to_numpy())),
     ).sort("has_target", "text_row", descending=[True, False])
     first = lines.select(pl.col("text_row").first().over("text")).to_series()
-    stands_T[lines["text_row"].to_numpy()] = first.to_numpy()
-    return stands_T
+    one_T[lines["text_row"].to_numpy()] = first.to_numpy()
+    return one_T
 
 
 def _hashes(cache: Cache, clean: Cleaning) -> tuple[pl.Series, pl.Series]:
-    """Return every text_row and a 64-bit hash of its cleaned text; a part in memory at a time."""
+    """Return every text_row and a 64-bit hash of its cleaned text; reads one part at a time."""
     rows, hashes = pl.Series(dtype=pl.Int64), pl.Series(dtype=pl.UInt64)
     for part in cache.manifest.parts("texts"):
         lines = read_part("texts", cache.part_file(part))

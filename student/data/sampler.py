@@ -1,6 +1,6 @@
-"""Which images, views and captions each step of a training takes, at any step at once.
+"""The images, views and captions of each step of a training, computed for any step directly.
 
-A plan is of the *global* batch, so every rank knows what the others have; rank r takes slice r of it.
+Every rank computes the global batch, so it knows what the others have; rank r takes slice r of it.
 
 Shape letters in this file:
     N = images of the global batch, views included    M = different texts drawn for them
@@ -14,38 +14,38 @@ from numpy.typing import NDArray
 
 from ...errors import SettingError
 from .corpus import Corpus
-from .draws import LARGEST_SEED, draw_captions, draw_views, epoch_generator
+from .random_draws import LARGEST_SEED, draw_captions, draw_views, epoch_generator
 
 OPEN_ROW_GROUPS = 8
-"""Row groups of Parquet files that an epoch takes its images from at a time: enough to mix, and few
-enough that their pages fit in memory."""
+"""Number of Parquet row groups that an epoch takes images from at a time: enough to mix, few enough for
+their pages to fit in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepPlan:
+class GlobalBatch:
     """The global batch of one step."""
 
     step: int
     epoch: int
 
     positions_N: NDArray[np.int64]
-    """(N,) positions in the corpus; the views of an image stand together."""
+    """(N,) positions in the corpus; the views of an image are adjacent."""
 
     views_N: NDArray[np.int64]
-    """(N,) which view of each."""
+    """(N,) view of each image."""
 
     text_rows_N: NDArray[np.int64]
-    """(N,) text_row of the caption drawn for each image, one for all its views; -1 for none."""
+    """(N,) text_row of each image's drawn caption, the same for all its views; -1 for none."""
 
     global_text_rows_M: NDArray[np.int64]
-    """(M,) the different ones, in the order in which they appear."""
+    """(M,) the different ones, in order of appearance."""
 
     caption_N: NDArray[np.int64]
-    """(N,) where the caption of each stands in global_text_rows_M; -1 for none."""
+    """(N,) position of each image's caption in global_text_rows_M; -1 for none."""
 
     text_bounds: NDArray[np.int64]
-    """(world_size + 1,) rank r encodes texts text_bounds[r] to below text_bounds[r + 1]: those that
-    first appear in its slice of the images."""
+    """(world_size + 1,) rank r encodes texts text_bounds[r] to below text_bounds[r + 1]: those that appear
+    first in its slice of the images."""
 
 
 class Sampler:
@@ -63,23 +63,23 @@ class Sampler:
         world_size: int = 1,
         groups: NDArray[np.int64] | None = None,
     ) -> None:
-        """Check that there is a batch.
+        """Check the settings.
 
         Args:
-            corpus: what to train on, without what is held out.
+            corpus: the train split.
             global_batch_size: images of a step over all ranks; each view counts as one.
-            views_per_step: different views of each image in a step; they share its caption.
-            num_views: views that the cache has of each image.
+            views_per_step: different views of each image in a step; they share a caption.
+            num_views: views of each image in the cache.
             seed: 0 to 2**63 - 1.
-            rank: of this process, from 0.
-            world_size: processes.
-            groups: (I,) int64, a number for each Parquet row group that images lie in, -1 for images
-                that lie elsewhere; None where all do. An epoch takes the images of a few groups at
-                a time, those of each group in the order of the corpus, so that each is read once;
-                what lies together in a file is therefore less mixed than elsewhere.
+            rank: rank of this process.
+            world_size: number of processes.
+            groups: (I,) int64, number of the Parquet row group of each image, -1 outside of Parquet; None
+                if all are outside. An epoch takes images from a few groups at a time, in the order of
+                the corpus within each group, so that a group is read once; images of one file are
+                therefore mixed less than others.
 
         Raises:
-            SettingError: the numbers do not fit each other, or the corpus is smaller than a batch.
+            SettingError: the settings contradict each other, or the corpus is smaller than a batch.
         """
         _check(global_batch_size, views_per_step, num_views, seed, rank, world_size)
         self.corpus = corpus
@@ -102,20 +102,20 @@ class Sampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which each image is seen once; what is left for the last, short batch is not."""
+        """Whole batches in one pass over the corpus; the rest of it is dropped."""
         return len(self.corpus) // self._ids
 
     @property
     def images_per_rank(self) -> int:
-        """Images of a step that each rank has, before those that cannot be read are left out."""
+        """Images of each rank in a step, before skipping."""
         return self.global_batch_size // self.world_size
 
     @property
     def rank_slice(self) -> slice:
-        """The images of the global batch that are this rank's."""
+        """This rank's slice of the images of the global batch."""
         return slice(self.rank * self.images_per_rank, (self.rank + 1) * self.images_per_rank)
 
-    def plan(self, step: int) -> StepPlan:
+    def global_batch(self, step: int) -> GlobalBatch:
         """Return the global batch of a step, counted from 0 over all epochs."""
         epoch, number = divmod(step, self.steps_per_epoch)
         ids_S = self._order_of(epoch)[number * self._ids : (number + 1) * self._ids]
@@ -126,7 +126,7 @@ class Sampler:
         text_rows_N = np.repeat(self._texts_of(epoch, ids_S, rows_S), self.views_per_step)
         texts_M, first_M, caption_N = _in_order_of_appearance(text_rows_N)
         borders = np.arange(self.world_size + 1) * self.images_per_rank
-        return StepPlan(
+        return GlobalBatch(
             step=step,
             epoch=epoch,
             positions_N=np.repeat(ids_S, self.views_per_step),
@@ -140,7 +140,7 @@ class Sampler:
     def _texts_of(
         self, epoch: int, ids_S: NDArray[np.int64], rows_S: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Return the text_row drawn for each image, -1 where it has no caption."""
+        """Return the text_row drawn for each image; -1 if it has no caption."""
         corpus = self.corpus
         start_S = corpus.caption_start[ids_S]
         counts_S = corpus.caption_start[ids_S + 1] - start_S
@@ -151,7 +151,7 @@ class Sampler:
         return text_rows_S
 
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
-        """Return the images in the order of an epoch, (I,); the last one asked for is kept."""
+        """Return the images in the order of an epoch, (I,); caches the last epoch."""
         kept = self._order
         if kept is None or kept[0] != epoch:
             kept = epoch, epoch_order(len(self.corpus), self._groups, self.seed, epoch)
@@ -164,8 +164,8 @@ def epoch_order(
 ) -> NDArray[np.int64]:
     """Return the positions of all images in the order of an epoch, (I,).
 
-    Images of groups come from OPEN_ROW_GROUPS groups at a time, those of each group ascending; which
-    groups, and whose turn it is, is random. Images without a group stand anywhere.
+    Images of groups come from OPEN_ROW_GROUPS groups at a time, ascending within each group; the choice of
+    groups and the order between them are random. Images without a group may be anywhere.
     """
     draw = epoch_generator(seed, epoch)
     order_I = draw.permutation(num_images)
@@ -179,7 +179,7 @@ def epoch_order(
 def _by_groups(
     grouped: NDArray[np.int64], groups: NDArray[np.int64], draw: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Return positions of images that have a group, a few groups at a time."""
+    """Return the positions of images that have a group, a few groups at a time."""
     names, group = np.unique(groups[grouped], return_inverse=True)
     rank = draw.permutation(len(names))[group]  # whose turn a group is, per image
     turns = np.lexsort((draw.random(len(grouped)), rank // OPEN_ROW_GROUPS))  # of images at random
@@ -194,7 +194,7 @@ def _by_groups(
 def _in_order_of_appearance(
     text_rows_N: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the different texts, where each appears first, and which one each image has (-1: none)."""
+    """Return the different texts, the first position of each, and each image's text (-1: none)."""
     captioned = np.flatnonzero(text_rows_N >= 0)
     texts, first, which = np.unique(text_rows_N[captioned], return_index=True, return_inverse=True)
     order_M = np.argsort(first)
@@ -215,8 +215,8 @@ def _check(
 ) -> None:
     if not 1 <= views_per_step <= num_views:
         raise SettingError(
-            f"views_per_step must be 1 to {num_views}, the views that the cache has of each "
-            f"image, got {views_per_step}"
+            f"views_per_step must be 1 to {num_views}, the number of views of each image in the cache, "
+            f"got {views_per_step}"
         )
     unit = world_size * views_per_step
     if global_batch_size < 1 or global_batch_size % unit:

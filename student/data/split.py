@@ -1,6 +1,6 @@
-"""Which images are held out: a share of the pictures by their hash, or those whose keys fit a pattern.
+"""The held-out images: a share of the pictures by their hash, or those whose keys match a pattern.
 
-The convention of docs/format.md. Shape letter in this file: N = images.
+The convention is in docs/format.md. Shape letter in this file: N = images.
 """
 
 import fnmatch
@@ -16,19 +16,19 @@ from ...store.cache import Cache
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitPolicy:
-    """Which images are held out. Images of the same bytes are always on one side."""
+    """How images are held out. Images of the same bytes are always on the same side."""
 
     val_share: float = 0.05
-    """Share of the *pictures* (images of different bytes) that are held out, 0 to below 1. What a
-    smaller share holds out, a larger one does, too."""
+    """Share of the *pictures* (images of different bytes) that are held out, 0 to below 1. A larger share
+    holds out all that a smaller one does."""
 
     val_keys: str | None = None
-    """Pattern over keys, as of a shell (``validation/*``): images whose key it fits are held out, with
-    every other image of the same bytes, and val_share is not used. None: by val_share."""
+    """Shell pattern over keys (``validation/*``): matching images are held out, with every other image of
+    the same bytes, and val_share is not used. None: use val_share."""
 
     @property
     def words(self) -> str:
-        """What holds images out, for people."""
+        """The policy in words."""
         if self.val_keys is None:
             return f"share {self.val_share:g}"
         return f"keys like {self.val_keys}"
@@ -41,7 +41,7 @@ class SplitPolicy:
 
 
 def split_policy(val_share: float | None, val_keys: str | None) -> SplitPolicy | None:
-    """Return the policy that settings ask for; None where they leave it open."""
+    """Return the policy of these settings; None if both are None."""
     if val_keys is not None:
         return SplitPolicy(val_keys=val_keys)
     return None if val_share is None else SplitPolicy(val_share=val_share)
@@ -57,7 +57,7 @@ def held_out(
     """Return which images are held out, (N,) bool.
 
     Raises:
-        SettingError: the pattern fits no key of the cache.
+        SettingError: the pattern matches no key of the cache.
     """
     if policy.val_keys is None:
         first_N = np.ascontiguousarray(sha256_N[:, :8]).view(">u8")[:, 0]
@@ -67,19 +67,21 @@ def held_out(
     is_like = np.fromiter((fits(key) is not None for key in samples["key"]), np.bool_)
     if not is_like.any():
         raise SettingError(
-            f"val_keys {policy.val_keys!r} fits no key of {cache.root}; its first is "
-            f"{samples['key'][0]!r}; take another pattern, or --val-share"
+            f"val_keys {policy.val_keys!r} matches no key of {cache.root} (its first key is "
+            f"{samples['key'][0]!r}); use another pattern, or --val-share"
         )
     is_named_N = np.isin(rows_N, samples["row"].to_numpy()[is_like])
     return np.isin(picture_N, picture_N[is_named_N])
 
 
 def number_pictures(sha256_N: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return the position of the first image of the same bytes, (N,)."""
+    """Return for each image the position of the first one with the same bytes, (N,)."""
     words_N4 = np.ascontiguousarray(sha256_N).view(np.uint64)
     order_N = np.argsort(words_N4[:, 0], kind="stable")
     is_same_N = repeats(words_N4[order_N])
-    if not np.array_equal(is_same_N, repeats(words_N4[order_N, :1])):  # others between them, maybe
+    if not np.array_equal(
+        is_same_N, repeats(words_N4[order_N, :1])
+    ):  # equal ones may not be adjacent
         order_N = np.lexsort(words_N4.T)
         is_same_N = repeats(words_N4[order_N])
     first_N = order_N[~is_same_N]  # both sorts are stable

@@ -1,4 +1,4 @@
-"""``siglip2-cache eval``: a model beside the teacher of a cache, on images that were held out."""
+"""Evaluation of a model beside the teacher of a cache: what ``siglip2-cache eval`` runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,22 +20,14 @@ from ...siglip import (
 from ...store.cache import Cache, open_cache
 from ...store.format.teacher_record import TeacherRecord
 from ...store.io.location import Location
-from ..data.corpus import Corpus, read_corpus
+from ..data.corpus import Corpus
+from ..data.read_corpus import read_corpus
 from ..data.split import SplitPolicy, held_out, split_policy
-from ..export.metadata import Notes, read_notes, read_projection
-from .eval_set import SPLITS, Split
-from .evaluate import (
-    Embeddings,
-    Gallery,
-    choose_gallery,
-    evaluate,
-    gallery_lines,
-    gallery_numbers,
-    map_texts,
-    student_embeddings,
-    table_lines,
-    teacher_embeddings,
-)
+from ..export.metadata import ModelMetadata, read_metadata, read_projection
+from .embeddings import Embeddings, student_embeddings, teacher_embeddings
+from .eval_set import SPLITS, EvalSet, Split, choose_eval_set
+from .evaluate import evaluate, map_texts
+from .report import eval_set_lines, eval_set_numbers, table_lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,38 +39,38 @@ class EvalConfig:
 
     cache: Location
     teacher: str | None = None
-    """Name in the cache; None is the only one."""
+    """Name of the teacher in the cache; None: the only one."""
 
     split: Split = "val"
-    """Which images: held out, the others, or all."""
+    """Images to evaluate on: held out, the others, or all."""
 
     val_share: float | None = None
-    """Share of the pictures that is held out; None: as the model was trained, else the default."""
+    """Share of the pictures that is held out; None: as in the model's training, else the default."""
 
     val_keys: str | None = None
-    """Pattern of the keys that are held out; None: as the model was trained."""
+    """Pattern of the keys that are held out; None: as in the model's training."""
 
     samples: int = 10_000
-    """Images at most, a seeded choice."""
+    """Most images; more are sampled at random."""
 
     seed: int = 0
-    """Of that choice, and of the pairs that calibration takes for other ones."""
+    """Random seed of that sample, and of the random pairs of the calibration error."""
 
     device: str = "auto"
     dtype: str = "auto"
-    """Of the forward pass; auto: bfloat16 on cuda, else as the weights are stored."""
+    """Dtype of the forward pass; auto: bfloat16 on cuda, else that of the stored weights."""
 
     batch_size: int = 32
     """Images, and texts, in one forward pass."""
 
     decode_workers: int | None = None
-    """Decoding processes; 0: none; None: one a core, 16 at most."""
+    """Decoding processes; 0: decode in this process; None: one a core, at most 16."""
 
     corpus_roots: Mapping[str, str] = field(default_factory=dict[str, str])
     """Old folder to new folder, where the corpus has moved."""
 
     allow_partial: bool = False
-    """Take what is committed of an unfinished cache."""
+    """Accept an unfinished cache and use what is committed."""
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -89,65 +81,63 @@ class EvalConfig:
                 words = name.replace("_", " ")
                 raise SettingError(f"{words} must be at least {least}, got {value}")
         if self.val_share is not None and self.val_keys is not None:
-            raise SettingError("val share and val keys exclude each other: leave one out")
+            raise SettingError("val share and val keys exclude each other; give one of them")
         if self.split == "all" and (self.val_share, self.val_keys) != (None, None):
-            raise SettingError(
-                "split all takes every image: leave out val share and val keys, which choose"
-            )
+            raise SettingError("split all takes every image; leave out val share and val keys")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What an evaluation found."""
+    """Result of an evaluation."""
 
     found: dict[str, Any]
-    """Everything, as JSON values."""
+    """All numbers, as JSON values."""
 
     lines: list[str]
-    """The same for people, shorter."""
+    """The main numbers, as lines for people."""
 
 
 def compare(config: EvalConfig) -> Comparison:
     """Evaluate a model beside the teacher of a cache.
 
     Raises:
-        SettingError, TrainError, CheckpointError: what is wrong, in one line.
+        SettingError, TrainError, CheckpointError: model, cache or settings cannot be used.
     """
     cache = open_cache(config.cache, corpus_roots=config.corpus_roots)
     record = cache.teacher(config.teacher)
     checkpoint = resolve_checkpoint(config.model, allow_image_tower=True)
-    notes = read_notes(checkpoint)
-    policy = _split_policy(config, notes)
-    space = _space(checkpoint, record, notes)
+    metadata = read_metadata(checkpoint)
+    policy = _split_policy(config, metadata)
+    space = _space(checkpoint, record, metadata)
     corpus = _read_corpus(cache, record, policy, config, checkpoint)
-    gallery = choose_gallery(
+    eval_set = choose_eval_set(
         cache, corpus, split=config.split, max_images=config.samples, seed=config.seed
     )
-    teacher = teacher_embeddings(cache, record.name, gallery.rows_N, gallery.text_rows_M)
+    teacher = teacher_embeddings(cache, record.name, eval_set.rows_N, eval_set.text_rows_M)
     texts_MD = None
     if not checkpoint.has_text and space.is_teachers:
         texts_MD = map_texts(teacher, space.map_ED)
-    student = _embed(config, checkpoint, cache, gallery, texts_MD, notes.logit)
+    student = _embed(config, checkpoint, cache, eval_set, texts_MD, metadata.logit)
     columns = {
-        "teacher": evaluate(teacher, teacher, gallery, seed=config.seed),
+        "teacher": evaluate(teacher, teacher, eval_set, seed=config.seed),
         "model": evaluate(
             student,
             teacher,
-            gallery,
+            eval_set,
             map_ED=space.map_ED,
             is_one_space=space.is_teachers,
             seed=config.seed,
         ),
     }
-    num_unseen = _num_unseen(cache, corpus, gallery, notes)
-    numbers = gallery_numbers(gallery, policy) | {"held_out_of_its_training": num_unseen}
+    num_unseen = _num_unseen(cache, corpus, eval_set, metadata)
+    numbers = eval_set_numbers(eval_set, policy) | {"held_out_of_its_training": num_unseen}
     found = {"gallery": numbers, "columns": columns}
     lines = [
         f"model      {student.name}: {checkpoint.given}",
         f"teacher    {record.name}, from {cache.root}",
         *_space_lines(checkpoint, space),
-        *gallery_lines(gallery, policy),
-        _unseen_line(num_unseen, len(gallery.rows_N), notes),
+        *eval_set_lines(eval_set, policy),
+        _unseen_line(num_unseen, len(eval_set.rows_N), metadata),
         *_fault_lines(cache, student),
         "",
         *table_lines(columns, numbers),
@@ -155,11 +145,11 @@ def compare(config: EvalConfig) -> Comparison:
     return Comparison(found=found, lines=lines)
 
 
-def _split_policy(config: EvalConfig, notes: Notes) -> SplitPolicy | None:
-    """Return what is asked for; else how the model was trained. None: every image is taken."""
+def _split_policy(config: EvalConfig, metadata: ModelMetadata) -> SplitPolicy | None:
+    """Return the given policy, else that of the model's training; None: every image is taken."""
     if config.split == "all":
         return None
-    return split_policy(config.val_share, config.val_keys) or notes.split or SplitPolicy()
+    return split_policy(config.val_share, config.val_keys) or metadata.split or SplitPolicy()
 
 
 def _read_corpus(
@@ -176,26 +166,32 @@ def _read_corpus(
     except SettingError as error:
         if policy is None or policy.val_keys is None or config.val_keys is not None:
             raise
-        raise SettingError(f"{error}, or --split all: the pattern is of its training") from None
+        raise SettingError(
+            f"{error}, or --split all: the pattern comes from the model's training"
+        ) from None
 
 
-def _num_unseen(cache: Cache, corpus: Corpus, gallery: Gallery, notes: Notes) -> int | None:
-    """Return how many images of a gallery the model's training held out; None: that is not noted."""
-    if notes.split is None:
+def _num_unseen(
+    cache: Cache, corpus: Corpus, eval_set: EvalSet, metadata: ModelMetadata
+) -> int | None:
+    """Return how many of the images were held out of the model's training; None: unknown."""
+    if metadata.split is None:
         return None
     try:
-        is_unseen_N = held_out(cache, notes.split, corpus.rows_N, corpus.sha256_N, corpus.picture_N)
-    except SettingError:  # its pattern fits no key here
+        is_unseen_N = held_out(
+            cache, metadata.split, corpus.rows_N, corpus.sha256_N, corpus.picture_N
+        )
+    except SettingError:  # its pattern matches no key here
         return 0
-    return int(np.isin(gallery.rows_N, corpus.rows_N[is_unseen_N]).sum())
+    return int(np.isin(eval_set.rows_N, corpus.rows_N[is_unseen_N]).sum())
 
 
-def _unseen_line(num_unseen: int | None, num_images: int, notes: Notes) -> str:
-    if num_unseen is None or notes.split is None:
-        return "           what the model was trained on is not noted with it"
+def _unseen_line(num_unseen: int | None, num_images: int, metadata: ModelMetadata) -> str:
+    if num_unseen is None or metadata.split is None:
+        return "           which images the model was trained on is not recorded with it"
     left = num_images - num_unseen
-    line = f"           {num_unseen:,} were held out of its training, by {notes.split.words}"
-    return line + (f"; from the other {left:,} it may have learned" if left else "")
+    line = f"           {num_unseen:,} were held out of its training ({metadata.split.words})"
+    return line + (f"; the other {left:,} may have been trained on" if left else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,27 +199,31 @@ class _Space:
     """How a model's embeddings are compared with the teacher's."""
 
     map_ED: NDArray[np.float32] | None
-    """To the teacher's space; None: there is none."""
+    """Map to the teacher's space; None: there is none."""
 
     is_teachers: bool
-    """Whether the model's space is the teacher's, by the map or by itself."""
+    """Whether the model's space is the teacher's, with the map or without one."""
 
     why: str
-    """Why it is not, or on what that rests; empty: there is nothing to say."""
+    """The reason, as a line for people; may be empty."""
 
 
-def _space(checkpoint: Checkpoint, record: TeacherRecord, notes: Notes) -> _Space:
-    is_of = notes.is_of(record)
-    if is_of is False:
-        why = "it was trained against another teacher, no map leads to this one's space"
+def _space(checkpoint: Checkpoint, record: TeacherRecord, metadata: ModelMetadata) -> _Space:
+    is_of_teacher = metadata.is_of(record)
+    if is_of_teacher is False:
+        why = "it was trained with another teacher; there is no map to this one's space"
         return _Space(map_ED=None, is_teachers=False, why=why)
     map_ED = read_projection(checkpoint, record.embed_dim)
     widths = f"its width is {checkpoint.embed_dim}, the teacher's {record.embed_dim}"
     if map_ED is not None:
         return _Space(map_ED=map_ED, is_teachers=True, why="")
     if checkpoint.embed_dim != record.embed_dim:
-        return _Space(map_ED=None, is_teachers=False, why=f"{widths}, no map leads there")
-    why = "" if is_of else "its space is taken for the teacher's, whose width it has"
+        return _Space(map_ED=None, is_teachers=False, why=f"{widths}, and there is no map")
+    why = (
+        ""
+        if is_of_teacher
+        else "its space is assumed to be the teacher's, since the widths are equal"
+    )
     return _Space(map_ED=None, is_teachers=True, why=why)
 
 
@@ -231,7 +231,7 @@ def _embed(
     config: EvalConfig,
     checkpoint: Checkpoint,
     cache: Cache,
-    gallery: Gallery,
+    eval_set: EvalSet,
     texts_MD: NDArray[np.float32] | None,
     logit: tuple[float, float] | None,
 ) -> Embeddings:
@@ -241,15 +241,15 @@ def _embed(
         load_model(checkpoint, device=device, compute_dtype=dtype),
         checkpoint,
         cache,
-        gallery.rows_N,
-        gallery.text_rows_M,
+        eval_set.rows_N,
+        eval_set.text_rows_M,
         device=device,
         compute_dtype=dtype,
         batch_size=config.batch_size,
         num_workers=decoders_for(num_cores())
         if config.decode_workers is None
         else config.decode_workers,
-        sha256_N=gallery.sha256_N,
+        sha256_N=eval_set.sha256_N,
         texts_MD=texts_MD,
         logit=logit,
     )
@@ -259,7 +259,7 @@ def _space_lines(checkpoint: Checkpoint, space: _Space) -> list[str]:
     facts = [space.why] if space.why else []
     if not checkpoint.has_text:
         whose = "the teacher's" if space.is_teachers else "none"
-        facts.insert(0, f"an image tower alone; its texts are {whose}")
+        facts.insert(0, f"an image tower alone; its texts: {whose}")
     return [f"           {'; '.join(facts)}"] if facts else []
 
 
@@ -269,4 +269,4 @@ def _fault_lines(cache: Cache, student: Embeddings) -> list[str]:
     row, reason = next(iter(student.faults.items()))
     key = cache.samples().filter(pl.col("row") == row).collect()["key"][0]
     count = len(student.faults)
-    return [f"missing    {count:,} images, which never hit; {key!r} for instance: {reason}"]
+    return [f"missing    {count:,} images, counted as misses (first: {key!r}, {reason})"]

@@ -1,4 +1,4 @@
-"""The embeddings that are evaluated: a teacher's from its cache, a student's from pixels and texts.
+"""The embeddings that are evaluated: the teacher's from the cache, a student's from pixels and texts.
 
 Shape letters in this file:
     N = images, M = texts, D = embedding width, E = that of the teacher, B = batch.
@@ -18,11 +18,10 @@ from ...images.decoder import Decoder
 from ...images.image import DecodedBatch, ImageRef, PixelFormat
 from ...siglip import (
     Checkpoint,
-    SquashRecipe,
+    NaflexRecipe,
     TextTokenizer,
     autocast,
-    pool_patches,
-    pool_pixels,
+    pool_images,
     pool_token_ids,
     unit_rows,
     vision_tower,
@@ -38,26 +37,26 @@ _IMAGE_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embeddings:
-    """What one model says of some images and texts."""
+    """One model's embeddings of some images and texts."""
 
     name: str
     images_ND: NDArray[np.float32]
     """Unit rows; NaN where the model has none."""
 
     texts_MD: NDArray[np.float32]
-    """Unit rows; NaN where the model has none, all of them where it has no text tower."""
+    """Unit rows; NaN where the model has none, all NaN without a text tower."""
 
     logit_scale: float | None
-    """As stored, a logarithm; None where the model has no logits."""
+    """Logit scale as stored, a logarithm; None if the model has no logits."""
 
     logit_bias: float | None
 
     faults: Mapping[int, str] = field(default_factory=dict[int, str])
-    """Why an image has no embedding, by its row in the cache."""
+    """Reason why an image has no embedding, by row of the cache."""
 
     @property
     def logit(self) -> tuple[float, float] | None:
-        """(scale, bias) of a logit, the scale exponentiated."""
+        """(scale, bias) of the logits, the scale exponentiated."""
         if self.logit_scale is None or self.logit_bias is None:
             return None
         return float(np.exp(self.logit_scale)), self.logit_bias
@@ -66,21 +65,21 @@ class Embeddings:
 def teacher_embeddings(
     cache: Cache, teacher: str | None, rows_N: NDArray[np.int64], text_rows_M: NDArray[np.int64]
 ) -> Embeddings:
-    """Return a teacher's embeddings of whole images and of texts, from the cache; loads no model.
+    """Return a teacher's embeddings of whole images and of texts, read from the cache.
 
     Args:
         cache: the cache.
-        teacher: name of the teacher; None is the only one.
-        rows_N: images; NaN where the teacher has no target.
-        text_rows_M: texts; the same.
+        teacher: name of the teacher; None: the only one.
+        rows_N: images; those without a target become NaN.
+        text_rows_M: texts; likewise NaN without a target.
     """
     record = cache.teacher(teacher)
     images_ND, _ = cache.image_targets(record.name).read_masked(rows_N)
     texts_MD, _ = cache.text_targets(record.name).read_masked(text_rows_M)
     return Embeddings(
         name=record.name,
-        images_ND=of_unit_length(images_ND),
-        texts_MD=of_unit_length(texts_MD),
+        images_ND=unit_rows_float32(images_ND),
+        texts_MD=unit_rows_float32(texts_MD),
         logit_scale=record.logit_scale,
         logit_bias=record.logit_bias,
     )
@@ -106,22 +105,22 @@ def student_embeddings(
 
     Args:
         model: a SiglipModel or Siglip2Model, or the vision model of either, on the device. It runs
-            in eval mode without gradients, and is then in the mode it was in.
-        checkpoint: whose pixels and tokens the model takes.
-        cache: says where the images lie and what the texts are.
+            in eval mode without gradients; its mode is restored.
+        checkpoint: defines preprocessing and tokenizer.
+        cache: has the files of the images, and the texts.
         rows_N: images, in any order.
         text_rows_M: texts, in any order.
-        device: where the model is.
-        compute_dtype: of the forward pass, one of siglip.COMPUTE_DTYPES.
+        device: device of the model.
+        compute_dtype: dtype of the forward pass, one of siglip.COMPUTE_DTYPES.
         batch_size: images, and texts, in one forward pass.
-        num_workers: decoding processes; 0: none.
-        name: None is the checkpoint's.
-        sha256_N: (N, 32) what the images' bytes must hash to; others have no embedding. None: any.
-        texts_MD: unit rows of the texts, for a model without a text tower; None: it has none.
-        logit: (logit_scale, a logarithm, and logit_bias), for a model that holds neither.
+        num_workers: decoding processes; 0: decode in this process.
+        name: name of the result; None: the checkpoint's.
+        sha256_N: (N, 32) expected hash of each image's bytes; others get no embedding. None: no check.
+        texts_MD: unit rows of the texts, for a model without a text tower; None: NaN.
+        logit: (logit_scale, a logarithm, and logit_bias), for a model without them.
 
     Raises:
-        TrainError: not one of the images can be read.
+        TrainError: none of the images can be read.
     """
     runner = _Runner(checkpoint, cache, device, compute_dtype, batch_size, num_workers)
     was_training = model.training
@@ -146,8 +145,8 @@ def student_embeddings(
     )
 
 
-def of_unit_length(rows_ND: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Return rows of norm 1 in float32; NaN stays, and so becomes a row of zeros."""
+def unit_rows_float32(rows_ND: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Return rows of norm 1 in float32; NaN stays NaN, a row of zeros becomes NaN."""
     wide_ND = rows_ND.astype(np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
         return wide_ND / np.linalg.norm(wide_ND, axis=1, keepdims=True)
@@ -155,7 +154,7 @@ def of_unit_length(rows_ND: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True)
 class _Runner:
-    """Runs towers over images and texts of a cache."""
+    """Runs the towers over images and texts of a cache."""
 
     checkpoint: Checkpoint
     cache: Cache
@@ -167,7 +166,7 @@ class _Runner:
     def images(
         self, tower: Any, rows_N: NDArray[np.int64], sha256_N: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float32], dict[int, str]]:
-        """Return (N, D) unit rows, NaN for images that cannot be used, and by row why they cannot."""
+        """Return (N, D) unit rows, NaN for images that cannot be used, and the reasons by row."""
         decoder = Decoder(
             PixelFormat(num_views=1, recipe=self.checkpoint.image),
             batch_images=self.batch_size,
@@ -189,8 +188,8 @@ class _Runner:
         if len(rows_N) and np.isnan(images_ND).all():
             row = int(rows_N[0])
             raise TrainError(
-                f"none of {len(rows_N):,} images can be used, row {row} for instance: "
-                f"{faults.get(row)}; if the corpus has moved, say so with --corpus-root OLD=NEW"
+                f"none of {len(rows_N):,} images can be used (row {row}: {faults.get(row)}); if the corpus "
+                "has moved, add --corpus-root OLD=NEW"
             )
         return images_ND, faults
 
@@ -215,7 +214,7 @@ class _Runner:
             return unit_rows(pool()).float().cpu().numpy()
 
     def _batches(self, rows_N: NDArray[np.int64]) -> Iterator[tuple[int, list[ImageRef]]]:
-        """Yield the position of each batch's first image, and where its images lie."""
+        """Yield the position of each batch's first image, and references to its images."""
         lazy = self.cache.samples().filter(pl.col("row").is_in(rows_N.tolist()))
         samples = lazy.select("row", *LOCATION_COLUMNS).collect()
         wanted = pl.col("file").is_in(samples["file"].unique().to_list())
@@ -227,7 +226,7 @@ class _Runner:
 
 
 def _faults(batch: DecodedBatch, sha256_B: NDArray[np.uint8] | None) -> dict[int, str]:
-    """Return why images of a batch cannot be used, by row."""
+    """Return the reasons why images of a batch cannot be used, by row."""
     found: dict[int, str] = {}
     for i, (ref, image) in enumerate(zip(batch.refs, batch.images, strict=True)):
         if image.reason is not None:
@@ -245,11 +244,6 @@ def _pool(
 
     pixels_B, grids_B2 = batch.flat_views()
     pixels_B, grids_B2 = pixels_B[sound], grids_B2[sound]
-    if isinstance(checkpoint.image, SquashRecipe):
-        return pool_pixels(tower, checkpoint, torch.from_numpy(pixels_B).to(device))
-    count_B = grids_B2.prod(axis=1)
-    patches_BNP = torch.from_numpy(pixels_B[:, : count_B.max()].copy()).to(device)
-    mask_BN = np.arange(count_B.max()) < count_B[:, None]
-    grids = [(int(rows), int(columns)) for rows, columns in grids_B2]
-    mask = None if mask_BN.all() else torch.from_numpy(mask_BN).to(device)
-    return pool_patches(tower, checkpoint, patches_BNP, grids, mask)
+    is_naflex = isinstance(checkpoint.image, NaflexRecipe)
+    grids = [(int(rows), int(columns)) for rows, columns in grids_B2] if is_naflex else None
+    return pool_images(tower, checkpoint, torch.from_numpy(pixels_B).to(device), grids)

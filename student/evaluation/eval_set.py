@@ -1,4 +1,4 @@
-"""What is evaluated: the images of a split, their captions, and the prompts of the classes.
+"""The eval set: images of a split, their captions, and the prompts of the classes.
 
 Shape letters in this file:
     N = images, M = texts, P = pairs of an image with its caption, Q = prompts.
@@ -20,12 +20,12 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gallery:
+class EvalSet:
     """The images and texts that a model is evaluated on, by their positions."""
 
     split: Split
     num_split_images: int
-    """Images of the split, of which rows_N may be a random choice."""
+    """Images of the split; rows_N may be a random sample of them."""
 
     rows_N: NDArray[np.int64]
     """(N,) rows of the cache, ascending."""
@@ -49,10 +49,10 @@ class Gallery:
     """(P,) position in langs of each pair."""
 
     langs: tuple[str | None, ...]
-    """Languages of captions; None is of those without one."""
+    """Languages of captions; None: captions without a language."""
 
     label_N: NDArray[np.int64]
-    """(N,) class of each image, -1 where it has no label or one without prompts."""
+    """(N,) class of each image; -1 without a label or for a label without prompts."""
 
     class_Q: NDArray[np.int64]
     """(Q,) class of each prompt."""
@@ -64,42 +64,42 @@ class Gallery:
     """Language of each prompt."""
 
     num_texts_in_train: int | None
-    """Captions here that are captions of training images, too; None where split is not val."""
+    """Captions that are also captions of training images; None unless split is val."""
 
     num_labelled: int
-    """Images that have a label, whether a prompt stands for it or not."""
+    """Images with a label, with or without prompts for it."""
 
     unprompted: tuple[str, ...]
-    """Labels of images here that no prompt stands for, sorted."""
+    """Labels of these images without prompts, sorted."""
 
     has_prompts: bool
-    """Whether the cache has prompts, of these images' classes or of others."""
+    """Whether the cache has any prompts."""
 
     @property
     def num_captioned(self) -> int:
-        """Images that have a caption."""
+        """Number of images with a caption."""
         return len(np.unique(self.image_P))
 
     @property
     def num_captions(self) -> int:
-        """Texts that are a caption of an image here, each once."""
+        """Number of different captions."""
         return len(np.unique(self.text_P))
 
 
-def choose_gallery(
+def choose_eval_set(
     cache: Cache, corpus: Corpus, *, split: Split = "val", max_images: int = 10_000, seed: int = 0
-) -> Gallery:
-    """Return the images of a split, at random no more than so many, and all texts that go with them.
+) -> EvalSet:
+    """Return the images of a split, or a random sample of them, and all their texts.
 
     Args:
         cache: the cache.
         corpus: from read_corpus, train and val.
-        split: which images.
-        max_images: images at most.
-        seed: of the choice.
+        split: images to take.
+        max_images: most images.
+        seed: random seed of the sample.
 
     Raises:
-        SettingError: the split has no image, or a setting is none.
+        SettingError: the split has no image, or a setting is out of range.
     """
     if split not in SPLITS:
         raise SettingError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -111,8 +111,8 @@ def choose_gallery(
     of_split = np.arange(len(corpus)) if is_in_N is None else np.flatnonzero(is_in_N)
     if len(of_split) == 0:
         raise SettingError(
-            f"split {split} has none of the {len(corpus):,} images of {cache.root}; "
-            "hold out another share with --val-share, or take --split all"
+            f"split {split} is empty: it has none of the {len(corpus):,} images of {cache.root}; "
+            "change --val-share, or use --split all"
         )
     chosen = of_split
     if len(of_split) > max_images:
@@ -132,10 +132,10 @@ def choose_gallery(
     label_N = np.array([classes.get(label, -1) for label in labels_N], np.int64)
     has_prompts = not prompts.is_empty()
     if (label_N < 0).all():
-        prompts = prompts.clear()  # no text is embedded for nothing
+        prompts = prompts.clear()  # so that no text is embedded in vain
     prompt_rows = prompts["text_row"].to_numpy()
     text_rows_M = np.union1d(captions, prompt_rows)
-    return Gallery(
+    return EvalSet(
         split=split,
         num_split_images=len(of_split),
         rows_N=images.rows_N,
@@ -164,7 +164,7 @@ def _labels(cache: Cache, rows_N: NDArray[np.int64]) -> list[str | None]:
 
 
 def _prompts(cache: Cache, corpus: Corpus) -> pl.DataFrame:
-    """Return text_row, label and lang of every prompt; equal texts of a class in a language once."""
+    """Return text_row, label and lang of every prompt, without repeated texts."""
     prompts = cache.table("prompts").select("text_row", "label", "lang").collect()
     stands = pl.Series("text_row", corpus.one_text[prompts["text_row"].to_numpy()], pl.Int64)
     return prompts.with_columns(stands).unique(maintain_order=True)

@@ -1,7 +1,7 @@
-"""How near a model is to its teacher, and how far its probabilities can be believed. Plain numpy.
+"""Agreement of a model with its teacher, and calibration of its probabilities. Plain numpy.
 
-Everything runs over blocks of rows: a matrix of all images by all others is never held. A row that is
-not finite (NaN where an embedding is missing) is left out of every mean.
+All functions work on blocks of rows, so a matrix of all images by all others is never held. Rows that are
+not finite (NaN where an embedding is missing) are left out of every mean.
 
 Shape letters in this file:
     N = images, M = texts, D = embedding width of a model, E = that of its teacher,
@@ -18,11 +18,11 @@ Rows = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 _BLOCK_VALUES = 1 << 22
-"""Scores in one block: 16 MB in float32, 32 in float64, and a few such arrays at a time."""
+"""Scores in one block: 16 MB in float32, 32 MB in float64, with a few such arrays at a time."""
 
 
 def mean_cosine(student_NE: Rows, teacher_NE: Rows) -> float | None:
-    """Return the mean cosine of rows that both have; None where there is none. Any length of rows."""
+    """Return the mean cosine of rows that are finite in both, of any norm; None if there are none."""
     both = finite_in_both(student_NE, teacher_NE)
     total = 0.0
     for rows in blocks(len(both), student_NE.shape[1]):
@@ -35,14 +35,14 @@ def mean_cosine(student_NE: Rows, teacher_NE: Rows) -> float | None:
 def image_agreement(
     student_ND: Rows, teacher_NE: Rows, *, num_neighbours: int = 10, block_rows: int | None = None
 ) -> tuple[float | None, float | None]:
-    """Return how alike two models see images among each other, over all pairs of different ones.
+    """Return how similarly two models compare images, over all pairs of different ones.
 
-    Copies of one picture would be each other's nearest in any model: give each picture once.
+    Give each picture once: copies would be each other's nearest neighbours in any model.
 
     Returns:
-        The Pearson correlation of the two models' cosines (None where either has no spread), and the
-        mean share of an image's nearest neighbours in one that are so in the other (of all others,
-        where they are fewer; None without others). Equal cosines rank in the order of the rows.
+        The Pearson correlation of the two models' cosines (None if either is constant), and the mean
+        share of nearest neighbours that both models have in common (None with fewer than two images).
+        Equal cosines rank in the order of the rows.
     """
     both = finite_in_both(student_ND, teacher_NE)
     student_ND = student_ND[both].astype(np.float64)
@@ -71,18 +71,18 @@ def soft_loss_excess(
 ) -> float | None:
     """Return the soft sigmoid loss less the teacher's entropy, in nats a pair, over all N x M pairs.
 
-    It is the mean KL divergence between what the two say of a pair, match or not: 0 where the
-    student's probabilities are the teacher's, and above elsewhere.
+    It is the mean KL divergence of the student's probability of a match from the teacher's: 0 if they are
+    equal, otherwise above 0.
 
     Args:
         student: (images_ND, texts_MD).
         teacher: (images_NE, texts_ME) of the same images and texts.
         student_logit: (scale, bias), the scale already exponentiated.
-        teacher_logit: the same.
+        teacher_logit: (scale, bias) of the teacher.
         block_rows: images at a time.
 
     Returns:
-        None where no pair is finite in both.
+        None if no pair is finite in both.
     """
     images, texts = (finite_in_both(a, b) for a, b in zip(student, teacher, strict=True))
     if len(images) == 0 or len(texts) == 0:
@@ -101,7 +101,7 @@ def soft_loss_excess(
 
 
 def sigmoid(logits: Rows) -> Rows:
-    """Return probabilities; no logit overflows."""
+    """Return the probabilities of logits, without overflow."""
     return 0.5 * (1 + np.tanh(0.5 * logits))
 
 
@@ -117,13 +117,13 @@ def pair_cosines(images_ND: Rows, texts_MD: Rows, image_P: Ints, text_P: Ints) -
 def other_pairs(
     image_P: Ints, text_P: Ints, picture_N: Ints, num_texts: int, *, seed: int
 ) -> tuple[Ints, Ints]:
-    """Return as many pairs drawn at random, with repeats, as there are own ones; none known to match.
+    """Return as many random pairs, with repeats, as there are own ones, none of which match.
 
-    A text is known to match an image whose picture has it for a caption. Fewer are returned where
-    hardly any other pair exists.
+    A text matches every image whose picture has it as a caption. Fewer pairs are returned if hardly any
+    exist.
     """
     draw = np.random.default_rng(seed)
-    known = np.unique(picture_N[image_P] * num_texts + text_P)
+    matching = np.unique(picture_N[image_P] * num_texts + text_P)
     images, texts = np.empty(0, np.int64), np.empty(0, np.int64)
     candidates = np.unique(text_P)
     for _ in range(100):
@@ -132,7 +132,7 @@ def other_pairs(
             break
         image = draw.integers(0, len(picture_N), num_wanted)
         text = draw.choice(candidates, num_wanted)
-        is_new = ~np.isin(picture_N[image] * num_texts + text, known)
+        is_new = ~np.isin(picture_N[image] * num_texts + text, matching)
         images = np.concatenate([images, image[is_new]])
         texts = np.concatenate([texts, text[is_new]])
     return images, texts
@@ -143,7 +143,7 @@ def calibration_error(
 ) -> float | None:
     """Return the expected calibration error over equal-width bins of the probability, 0 to 1.
 
-    Pairs whose probability is not finite are left out; None where none is left.
+    Pairs whose probability is not finite are left out; None if no pair is left.
 
     Source: Guo et al. 2017, arXiv:1706.04599, equation 3.
     """
@@ -152,18 +152,18 @@ def calibration_error(
     if len(probability_P) == 0:
         return None
     bin_P = np.minimum((probability_P * num_bins).astype(np.int64), num_bins - 1)
-    said = np.bincount(bin_P, probability_P, num_bins)
-    true = np.bincount(bin_P, is_match_P, num_bins)
-    return float(np.abs(said - true).sum() / len(probability_P))
+    predicted = np.bincount(bin_P, probability_P, num_bins)
+    actual = np.bincount(bin_P, is_match_P, num_bins)
+    return float(np.abs(predicted - actual).sum() / len(probability_P))
 
 
 def blocks(num_rows: int, row_values: int, block_rows: int | None = None) -> Iterator[slice]:
-    """Yield slices of rows in order, so many at a time that a block has a bounded number of values.
+    """Yield slices of rows in order, each a block of a bounded number of values.
 
     Args:
-        num_rows: rows in all.
-        row_values: values that each row of a block has.
-        block_rows: rows of a block; None: as many as fit into 4 million values.
+        num_rows: number of all rows.
+        row_values: values in each row of a block.
+        block_rows: rows of a block; None: as many as fit in 4 million values.
     """
     size = block_rows or max(1, _BLOCK_VALUES // max(1, row_values))
     for start in range(0, num_rows, size):
@@ -176,7 +176,7 @@ def finite_in_both(a_ND: Rows, b_NE: Rows) -> Ints:
 
 
 class _Moments:
-    """Sums for a correlation, around a first guess of the means, for the spread may be small."""
+    """Sums for a correlation, around a first estimate of the means, since the spread may be small."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -199,7 +199,7 @@ class _Moments:
 
 
 def _largest(values_BN: Rows, k: int) -> NDArray[np.bool_]:
-    """Return where the k largest of each row are; of equal ones the first."""
+    """Return a mask of the k largest values of each row; of equal ones the first."""
     kth_B1 = np.partition(values_BN, -k, axis=1)[:, -k, None]
     is_above_BN, is_equal_BN = values_BN > kth_B1, values_BN == kth_B1
     num_left_B1 = k - is_above_BN.sum(axis=1, keepdims=True)

@@ -1,11 +1,11 @@
-"""The numbers of an evaluation for people: one column a model, plain text, aligned."""
+"""Evaluations as plain-text tables: one column a model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ...formatting import format_count
 from ..data.split import SplitPolicy
-from .eval_set import Gallery
+from .eval_set import EvalSet
 
 _NA = "n/a"
 _WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
@@ -27,14 +27,14 @@ PROMPTS_COMMAND = (
 _Column = Mapping[str, Any]
 
 
-def table_lines(columns: Mapping[str, _Column], gallery: Mapping[str, Any]) -> list[str]:
-    """Return the lines of a table: a row a number, a column a model; then why numbers are missing.
+def table_lines(columns: Mapping[str, _Column], eval_set: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table, one row a metric, one column a model; then why numbers are missing.
 
-    A row that no model has a number for is left out.
+    Rows without any number are left out.
 
     Args:
-        columns: heading -> what evaluate returned, all of one gallery.
-        gallery: what gallery_numbers returned of it.
+        columns: result of evaluate by heading, all of one eval set.
+        eval_set: result of eval_set_numbers.
     """
     rows = [("", list(columns))]
     for label, of_column, form in _rows(list(columns.values())):
@@ -47,37 +47,37 @@ def table_lines(columns: Mapping[str, _Column], gallery: Mapping[str, Any]) -> l
         "  ".join([label.ljust(label_width), *map(str.rjust, cells, widths)]).rstrip()
         for label, cells in rows
     ]
-    return lines + list(_why_missing(columns, gallery))
+    return lines + list(_why_missing(columns, eval_set))
 
 
-def _why_missing(columns: Mapping[str, _Column], gallery: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why there are no numbers, or none of a model: a line a reason."""
+def _why_missing(columns: Mapping[str, _Column], eval_set: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each reason why numbers are missing."""
     lacks = {
         name: [heading for heading, column in columns.items() if column[name] is None]
         for name in ("retrieval", "zero_shot", "image_cosine", "image_correlation")
     }
     everybody = list(columns)
     if lacks["retrieval"] == everybody:
-        yield "retrieval, and nearness and calibration of texts, need images with captions: none here has one"
+        yield "retrieval, text cosine and calibration need images with captions; none of these has one"
     elif lacks["retrieval"]:
-        yield f"n/a of {', '.join(lacks['retrieval'])}: it has no texts"
+        yield f"n/a for {', '.join(lacks['retrieval'])}: no text embeddings"
     if lacks["zero_shot"] == everybody:
-        yield _why_no_zero_shot(gallery)
+        yield _why_no_zero_shot(eval_set)
     if lacks["image_cosine"] and lacks["image_cosine"] != everybody:
         names = ", ".join(lacks["image_cosine"])
-        yield f"cosine to the teacher, n/a of {names}: no map is known from its space to the teacher's"
+        yield f"cosine to the teacher is n/a for {names}: there is no map from its space to the teacher's"
     if lacks["image_correlation"] == everybody:
-        yield "image-image cosines need three different pictures that are not all alike"
+        yield "image-image cosines need at least three different pictures with different cosines"
 
 
-def _why_no_zero_shot(gallery: Mapping[str, Any]) -> str:
-    if not gallery.get("has_prompts"):
+def _why_no_zero_shot(eval_set: Mapping[str, Any]) -> str:
+    if not eval_set.get("has_prompts"):
         return f"zero-shot needs prompts of the images' classes: {PROMPTS_COMMAND}"
-    if not gallery["labelled_images"]:
-        return "zero-shot needs images with a label: none here has one"
+    if not eval_set["labelled_images"]:
+        return "zero-shot needs images with a label; none of these has one"
     return (
-        "zero-shot needs prompts of the images' classes: no prompt of the cache stands for "
-        f"{_some(gallery['classes_without_prompt'])}; build again with --labels that name them"
+        "zero-shot needs prompts of the images' classes; the cache has none for "
+        f"{_some(eval_set['classes_without_prompt'])}: build again with --labels that name them"
     )
 
 
@@ -86,51 +86,51 @@ def _some(labels: Sequence[str]) -> str:
     return shown + (f" or {len(labels) - 3:,} more" if len(labels) > 3 else "")
 
 
-def gallery_numbers(gallery: Gallery, policy: SplitPolicy | None) -> dict[str, Any]:
-    """Return what was evaluated, as JSON values."""
+def eval_set_numbers(eval_set: EvalSet, policy: SplitPolicy | None) -> dict[str, Any]:
+    """Return the counts of an eval set, as JSON values."""
     return {
-        "split": gallery.split,
+        "split": eval_set.split,
         "val_share": policy.val_share if policy and policy.val_keys is None else None,
         "val_keys": policy and policy.val_keys,
-        "split_images": gallery.num_split_images,
-        "images": len(gallery.rows_N),
-        "captioned_images": gallery.num_captioned,
-        "captions": gallery.num_captions,
-        "captions_in_train": gallery.num_texts_in_train,
-        "prompts": len(gallery.prompt_Q),
-        "has_prompts": gallery.has_prompts,
-        "labelled_images": gallery.num_labelled,
-        "prompted_images": int((gallery.label_N >= 0).sum()),
-        "classes_without_prompt": list(gallery.unprompted),
+        "split_images": eval_set.num_split_images,
+        "images": len(eval_set.rows_N),
+        "captioned_images": eval_set.num_captioned,
+        "captions": eval_set.num_captions,
+        "captions_in_train": eval_set.num_texts_in_train,
+        "prompts": len(eval_set.prompt_Q),
+        "has_prompts": eval_set.has_prompts,
+        "labelled_images": eval_set.num_labelled,
+        "prompted_images": int((eval_set.label_N >= 0).sum()),
+        "classes_without_prompt": list(eval_set.unprompted),
     }
 
 
-def gallery_lines(gallery: Gallery, policy: SplitPolicy | None) -> list[str]:
-    """Return what was evaluated, for people."""
+def eval_set_lines(eval_set: EvalSet, policy: SplitPolicy | None) -> list[str]:
+    """Return the counts of an eval set, as lines for people."""
     how = "" if policy is None else f" ({policy.words})"
     also = (
         ""
-        if gallery.num_texts_in_train is None
-        else f", {gallery.num_texts_in_train:,} of which also stand in train"
+        if eval_set.num_texts_in_train is None
+        else f", {eval_set.num_texts_in_train:,} of them also in train"
     )
     return [
-        f"images     {len(gallery.rows_N):,} of {gallery.num_split_images:,} of split "
-        f"{gallery.split}{how}; {gallery.num_captioned:,} have a caption",
-        f"texts      {gallery.num_captions:,} different captions{also}; "
-        f"{len(gallery.prompt_Q):,} prompts",
-        *zero_shot_lines(gallery_numbers(gallery, policy)),
+        f"images     {len(eval_set.rows_N):,} of {eval_set.num_split_images:,} of split "
+        f"{eval_set.split}{how}; {eval_set.num_captioned:,} have a caption",
+        f"texts      {eval_set.num_captions:,} different captions{also}; "
+        f"{len(eval_set.prompt_Q):,} prompts",
+        *zero_shot_lines(eval_set_numbers(eval_set, policy)),
     ]
 
 
-def zero_shot_lines(gallery: Mapping[str, Any]) -> list[str]:
-    """Return the line that says which images zero-shot leaves out; none where it takes all, or none."""
-    taken, labelled = gallery.get("prompted_images", 0), gallery.get("labelled_images", 0)
+def zero_shot_lines(eval_set: Mapping[str, Any]) -> list[str]:
+    """Return a line about images that zero-shot leaves out; empty if it takes all, or none."""
+    taken, labelled = eval_set.get("prompted_images", 0), eval_set.get("labelled_images", 0)
     left_out: list[str] = []
     if labelled > taken:
-        classes = gallery["classes_without_prompt"]
-        left_out.append(f"{labelled - taken:,} whose class no prompt stands for ({_some(classes)})")
-    if gallery["images"] > labelled:
-        left_out.append(f"{gallery['images'] - labelled:,} without a label")
+        classes = eval_set["classes_without_prompt"]
+        left_out.append(f"{labelled - taken:,} without a prompt for their class ({_some(classes)})")
+    if eval_set["images"] > labelled:
+        left_out.append(f"{eval_set['images'] - labelled:,} without a label")
     if not taken or not left_out:
         return []
     return [f"zero-shot  of {format_count(taken, 'image')}; left out: {', '.join(left_out)}"]
@@ -162,7 +162,7 @@ def _rows(columns: list[_Column]) -> Iterator[_Row]:
 def _language_rows(
     columns: list[_Column], task: str, rows_of: Callable[[str, Mapping[str, Any] | None], Any]
 ) -> Iterator[_Row]:
-    """Yield the rows of each language, and of their macro mean, where there are several."""
+    """Yield the rows of each language and of their macro mean, if there are several."""
     found: dict[str, Mapping[str, Any]] = {}
     for column in columns:
         if column[task] is not None:
@@ -190,7 +190,7 @@ def _zero_shot_rows(lang: str, sizes: Mapping[str, Any] | None) -> Iterator[_Row
 
 
 def _at(*path: str) -> Callable[[_Column], "float | None"]:
-    """Return a getter of a nested value, None where any step to it is None or missing."""
+    """Return a getter of a nested value; it returns None if a step is None or missing."""
 
     def get(column: _Column) -> float | None:
         value: Any = column
@@ -202,9 +202,9 @@ def _at(*path: str) -> Callable[[_Column], "float | None"]:
 
 
 def result_rows(columns: Mapping[str, _Column]) -> list[tuple[str, str, str, str]]:
-    """Return (number, teacher, student before, student after) of a run's evaluation, for its model card.
+    """Return rows (metric, teacher, student before, student after) of a run, for its model card.
 
-    Rows of single languages are left out, and so are those that no column has.
+    Rows of single languages and rows without a number are left out.
     """
     if "after" not in columns:
         return []

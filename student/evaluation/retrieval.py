@@ -1,7 +1,7 @@
-"""Retrieval and zero-shot: what ranks first for an image, a text, a class. Plain numpy.
+"""Retrieval and zero-shot classification. Plain numpy.
 
-Everything runs over blocks of queries: a matrix of all images by all texts is never held. A score that
-is not finite (NaN where an embedding is missing) never hits and never ranks before another.
+All functions work on blocks of queries, so a matrix of all images by all texts is never held. A score that
+is not finite (NaN where an embedding is missing) is a miss and never ranks before another.
 
 Shape letters in this file:
     N = images, M = texts, D = embedding width, C = classes, P = pairs (of an image with its caption)
@@ -16,7 +16,7 @@ import numpy as np
 from .metrics import Ints, Rows, blocks
 
 NEVER = int(np.iinfo(np.int64).max)
-"""Rank of a query that cannot hit: nothing of its own has a finite score."""
+"""Rank of a query without a finite score for any of its own candidates."""
 
 CUTOFFS = (1, 5, 10)
 """The k of R@k."""
@@ -30,21 +30,20 @@ def ranks(
     *,
     block_rows: int | None = None,
 ) -> Ints:
-    """Return each query's rank: how many candidates of others score at least its best own one.
+    """Return each query's rank: the number of other candidates that score at least its best own one.
 
-    0 is a hit at 1; k is no hit at k. So ties count against, and the other candidates that a query
-    owns do not. A score that is not finite counts for nothing: not as the best own one, and not as
-    another's before it.
+    Rank 0 is a hit at 1. Ties count against the query; its further own candidates do not count. Scores
+    that are not finite are ignored.
 
     Args:
         scores_of: (B, candidates) scores of a slice of queries; larger is nearer.
         shape: (queries, candidates).
         query_P: the query of each own pair, in any order.
-        candidate_P: the candidate that it owns.
-        block_rows: queries scored at a time; None: as many as make a block.
+        candidate_P: the candidate of each own pair.
+        block_rows: queries scored at a time; None: one block.
 
     Returns:
-        (queries,) int64; NEVER where a query has no own candidate of finite score.
+        (queries,) int64; NEVER for a query without an own candidate of finite score.
     """
     num_queries, num_candidates = shape
     order_P = np.argsort(query_P, kind="stable")
@@ -68,7 +67,7 @@ def dots(queries_ND: Rows, candidates_MD: Rows) -> Callable[[slice], Rows]:
 
 
 def hit_rates(rank_N: Ints, cutoffs: tuple[int, ...] = CUTOFFS) -> dict[str, float] | None:
-    """Return the share of queries with a hit among the first k, by k; None where there is no query."""
+    """Return the share of queries with a hit among the first k, by k; None without queries."""
     if len(rank_N) == 0:
         return None
     return {str(k): float(np.mean(rank_N < k)) for k in cutoffs}
@@ -79,15 +78,14 @@ def retrieval(
 ) -> dict[str, Any]:
     """Return R@1, 5 and 10 both ways, and the sizes of the galleries.
 
-    Image to text: the queries are the images with a caption, the gallery every text that is one; a
-    hit is any own text of the image. Text to image: the queries are those texts, each once, the
-    gallery *all* images given, captioned or not; a hit is any image that holds the text, or is the
-    same picture as one that does. (On COCO, where every image has captions, that is the protocol of
-    the retrieval papers.)
+    Image to text: the queries are the images with a caption, the gallery is every caption; a hit is any
+    own caption of the image. Text to image: the queries are those captions, each once, the gallery is
+    *all* images, captioned or not; a hit is any image with the caption, or the same picture as one. (On
+    COCO, where every image has captions, this is the protocol of the retrieval papers.)
 
     Args:
         images_ND: unit rows.
-        texts_MD: unit rows; a text that is in no pair is left out.
+        texts_MD: unit rows; texts in no pair are left out.
         image_P: the image of each pair of an image with its caption.
         text_P: the text of each pair.
         picture_N: equal numbers for equal pictures.
@@ -113,21 +111,21 @@ def retrieval(
 
 
 def with_equal_pictures(image_P: Ints, text_P: Ints, picture_N: Ints) -> tuple[Ints, Ints]:
-    """Return the pairs, each once, with those that hold because another image is the same picture."""
+    """Return the pairs, each once, and the pairs of other images of the same picture."""
     by_picture_N = np.argsort(picture_N, kind="stable")
     sorted_N = picture_N[by_picture_N]
-    known = np.unique(np.stack([picture_N[image_P], text_P], axis=1), axis=0)
-    first, last = (np.searchsorted(sorted_N, known[:, 0], side) for side in ("left", "right"))
+    pairs = np.unique(np.stack([picture_N[image_P], text_P], axis=1), axis=0)
+    first, last = (np.searchsorted(sorted_N, pairs[:, 0], side) for side in ("left", "right"))
     count = last - first
-    # The images of a picture lie side by side: count up from the first within each pair.
+    # The images of a picture are adjacent in by_picture_N: count up from the first of each pair.
     offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    return by_picture_N[np.repeat(first, count) + offset], np.repeat(known[:, 1], count)
+    return by_picture_N[np.repeat(first, count) + offset], np.repeat(pairs[:, 1], count)
 
 
 def class_embeddings(prompts_PD: Rows, class_P: Ints, num_classes: int) -> Rows:
-    """Return (C, D) float64: the mean of each class's unit prompt rows, of unit length again.
+    """Return (C, D) float64: the mean of each class's unit prompt rows, normalised again.
 
-    Prompts that are not finite are left out; a class without any is NaN.
+    Prompts that are not finite are left out; a class without prompts is NaN.
 
     Source: the prompt ensembling of CLIP, arXiv:2103.00020, section 3.1.4.
     """
@@ -141,16 +139,16 @@ def class_embeddings(prompts_PD: Rows, class_P: Ints, num_classes: int) -> Rows:
 def zero_shot(
     images_ND: Rows, label_N: Ints, prompts_PD: Rows, class_P: Ints
 ) -> dict[str, Any] | None:
-    """Return the accuracy at 1 and 5 over the images whose label is among the classes; ties against.
+    """Return the accuracy at 1 and 5 over the images whose class has prompts; ties count against.
 
     Args:
         images_ND: unit rows.
-        label_N: class of each image; negative where it has none.
+        label_N: class of each image; negative without one.
         prompts_PD: unit rows.
         class_P: class of each prompt.
 
     Returns:
-        None where no image has a class that a prompt stands for.
+        None if no image has a class with prompts.
     """
     classes, class_P = np.unique(class_P, return_inverse=True)
     labelled = np.flatnonzero(np.isin(label_N, classes))
@@ -169,7 +167,7 @@ def zero_shot(
 
 
 def macro_mean(found: Mapping[str, Mapping[str, float] | None]) -> dict[str, float] | None:
-    """Return the plain mean over languages of numbers by name; None where no language has them."""
+    """Return the mean over languages of numbers by name; None if no language has them."""
     there = [numbers for numbers in found.values() if numbers is not None]
     if not there:
         return None
@@ -180,6 +178,6 @@ def _ranks_of_block(scores_BM: Rows, query_P: Ints, candidate_P: Ints) -> Ints:
     scores_BM = np.where(np.isfinite(scores_BM), scores_BM, -np.inf)
     best_B = np.full(len(scores_BM), -np.inf, scores_BM.dtype)
     np.maximum.at(best_B, query_P, scores_BM[query_P, candidate_P])
-    scores_BM[query_P, candidate_P] = -np.inf  # one's own do not compete
+    scores_BM[query_P, candidate_P] = -np.inf  # own candidates do not count
     rank_B = np.sum(scores_BM >= best_B[:, None], axis=1)
     return np.where(np.isfinite(best_B), rank_B, NEVER)

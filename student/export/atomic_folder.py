@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, in place of an earlier one of its name."""
+"""Writing a folder whole or not at all, in place of an earlier one of the same name."""
 
 import errno
 import os
@@ -15,23 +15,25 @@ from ...store.io.foreign_files import is_stray
 from ...store.io.local import sync_file, sync_folder
 
 MARK = "siglip2_cache.json"
-"""In every folder that was exported; a folder without it is somebody's own and not replaced."""
+"""File in every exported folder; a folder without it is not replaced."""
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def written_whole(out: Path, *, mark: str = MARK) -> Generator[Path]:
-    """Yield an empty folder beside ``out``; left without an error, it takes the place of ``out``.
+def replaced_atomically(out: Path, *, mark: str = MARK) -> Generator[Path]:
+    """Yield an empty folder that replaces ``out`` when the block ends without an error.
 
-    ``mark`` is a file by which a folder of this kind is known.
+    An earlier ``out`` is removed only after the new one has its name. A process killed between the two
+    renames leaves the earlier one beside it; the next call restores it.
 
-    An earlier ``out`` is removed only after the new one stands under its name. A process killed
-    between the two renames leaves the earlier one beside it; the next call puts it back.
+    Args:
+        out: the folder.
+        mark: name of a file that identifies folders of this kind; others are not replaced.
 
     Raises:
-        SettingError: ``out`` is there and is no folder that was exported.
-        DiskFullError: the disk has no room; what was written is removed, ``out`` is as it was.
+        SettingError: ``out`` exists and has no such file.
+        DiskFullError: the disk is full; what was written is removed, ``out`` is unchanged.
     """
     out = Path(os.path.realpath(out))
     partial, old = (out.with_name(out.name + end) for end in (".partial", ".earlier.partial"))
@@ -63,8 +65,8 @@ def _check_replaceable(out: Path, mark: str) -> None:
     if not out.exists() or (out.is_dir() and (_is_empty(out) or (out / mark).is_file())):
         return
     raise SettingError(
-        f"{out} is there and holds no {mark}, so it is no earlier export and is left alone; name "
-        "another folder, or remove it"
+        f"{out} exists without {mark}, so it is no earlier export and is not replaced; name another "
+        "folder, or remove it"
     )
 
 

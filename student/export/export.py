@@ -1,8 +1,8 @@
-"""Export of a student as a Hugging Face folder that is right for a plain user.
+"""Export of a student as a Hugging Face folder that plain transformers loads correctly.
 
-What makes it right is in export_tokenizer.py. Weights are float32: what was trained, and one dtype in
-the file, whatever reads it. For a teacher's text tower stored in bfloat16 that doubles its bytes, but
-the map folded into its head would lose as much to bfloat16 as the embeddings themselves do.
+tokenizer.py has the part that needs care. Weights are float32, as trained, in one dtype for every reader.
+For a teacher's text tower stored in bfloat16 that doubles its bytes, but the map folded into its head would
+lose as much to bfloat16 as the embeddings themselves do.
 
 Shape letters in this file: E = the teacher's embedding width, D = the student's.
 """
@@ -18,7 +18,7 @@ from ...errors import CheckpointError
 from ...siglip import Checkpoint, NaflexRecipe
 from ...siglip.config import ModelType, read_towers
 from ...siglip.files import weight_files
-from .atomic_folder import MARK, written_whole
+from .atomic_folder import MARK, replaced_atomically
 from .model_card import ModelCard, render_card
 from .tokenizer import pipeline_is_right, tokenizer_class_to_name, write_tokenizer
 
@@ -44,22 +44,22 @@ def export_model(
     card: ModelCard,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a student of two towers, whole or not at all; an earlier export there is replaced.
+    """Write a student of two towers, whole or not at all, in place of an earlier export.
 
     Args:
-        model: the student, on any device; it stays as it is.
-        checkpoint: what it started from, whose tokenizer and image processor go with it.
+        model: the student, on any device; not changed.
+        checkpoint: what it started from; has the tokenizer and the image processor.
         out: the folder.
         card: README.md.
-        extra: JSON values that siglip2_cache.json keeps.
+        extra: JSON values for siglip2_cache.json.
 
     Raises:
-        SettingError: ``out`` is something else than an earlier export.
+        SettingError: ``out`` exists and is no earlier export.
         CheckpointError: the checkpoint's tokenizer files are missing or damaged.
-        DiskFullError: no room; ``out`` is as it was.
+        DiskFullError: the disk is full; ``out`` is unchanged.
     """
     student: Any = model
-    with written_whole(out) as folder:
+    with replaced_atomically(out) as folder:
         config = copy.deepcopy(student.config)
         _write_text_part(folder, config, checkpoint, _processor_class(checkpoint, checkpoint))
         _write_model(folder, type(model), config, student.state_dict())
@@ -80,31 +80,30 @@ def export_image_tower(
     card: ModelCard,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write an image tower that was trained against cached texts, with the teacher's text tower.
+    """Write an image tower that was trained with cached texts, beside the teacher's text tower.
 
-    The map goes into the text tower's head, ``head' = map_ED.T @ head``, so that a text's embedding
-    is the teacher's, mapped. The teacher's length of 1 is not lost by that: a linear map and a
-    division by the length give the same direction in either order.
+    The map is folded into the text tower's head, ``head' = map_ED.T @ head``, so that a text's embedding is
+    the teacher's, mapped. Normalising before or after a linear map gives the same direction.
 
-    Without a teacher's text tower the folder is a SiglipVisionModel and an image processor; scale and
-    bias then stand in siglip2_cache.json.
+    Without a teacher's text tower the folder holds a SiglipVisionModel and an image processor; scale and
+    bias are then in siglip2_cache.json.
 
     Args:
-        vision_model: the student's image tower, on any device; it stays as it is.
+        vision_model: the student's image tower, on any device; not changed.
         logit_scale: a logarithm, as stored in checkpoints.
         logit_bias: as stored in checkpoints.
-        checkpoint: what the student started from, whose image processor goes with it.
+        checkpoint: what the student started from; has the image processor.
         out: the folder.
-        teacher_text: the teacher, of which the text tower is read and nothing else; None: no texts.
-        map_ED: (E, D), multiplied with the teacher's embeddings from the right; None: D is E.
+        teacher_text: the teacher, of which only the text tower is read; None: no text tower.
+        map_ED: (E, D), maps the teacher's embeddings by ``rows @ map_ED``; None: D equals E.
         card: README.md.
-        extra: JSON values that siglip2_cache.json keeps.
+        extra: JSON values for siglip2_cache.json.
 
     Raises:
-        ValueError: the map does not lead from the teacher's width to the student's.
-        SettingError: ``out`` is something else than an earlier export.
+        ValueError: the shape of the map does not fit the widths.
+        SettingError: ``out`` exists and is no earlier export.
         CheckpointError: the teacher's files are missing or damaged.
-        DiskFullError: no room; ``out`` is as it was.
+        DiskFullError: the disk is full; ``out`` is unchanged.
     """
     tower: Any = vision_model
     vision = {f"vision_model.{name}": tensor for name, tensor in tower.state_dict().items()}
@@ -112,7 +111,7 @@ def export_image_tower(
         extra = {**(extra or {}), "logit_scale": logit_scale, "logit_bias": logit_bias}
     else:
         _check_map(map_ED, teacher_text.embed_dim, tower.config.hidden_size)
-    with written_whole(out) as folder:
+    with replaced_atomically(out) as folder:
         if teacher_text is None:
             # The names have a prefix here too: transformers 4 needs it, 5 reads both.
             _write_model(folder, type(vision_model), copy.deepcopy(tower.config), vision)
@@ -136,7 +135,7 @@ def _check_map(map_ED: "NDArray[Any] | None", E: int, D: int) -> None:
 
 
 def _joined(vision_config: Any, teacher: Checkpoint) -> tuple[Any, Any]:
-    """Return class and config of the student's image tower beside the teacher's text tower."""
+    """Return class and config of a model with the student's image tower and the teacher's text tower."""
     from transformers import Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
 
     is_naflex = vision_config.model_type == "siglip2_vision_model"
@@ -147,7 +146,7 @@ def _joined(vision_config: Any, teacher: Checkpoint) -> tuple[Any, Any]:
 
 
 def _mapped_text_tower(teacher: Checkpoint, map_ED: "NDArray[Any] | None") -> "_Tensors":
-    """Return the teacher's text tower in float32; of its weights nothing else is read."""
+    """Return the teacher's text tower in float32, its head mapped; reads no other weights."""
     import torch
     from safetensors import safe_open
 
@@ -180,24 +179,24 @@ def _processor_class(image: Checkpoint, text: Checkpoint) -> str: ...
 @overload
 def _processor_class(image: Checkpoint, text: Checkpoint | None) -> str | None: ...
 def _processor_class(image: Checkpoint, text: Checkpoint | None) -> str | None:
-    """Return the class that AutoProcessor is to take; None for an image tower alone, which needs none.
+    """Return the class for AutoProcessor; None for an image tower alone.
 
-    Siglip2Processor of transformers 5.23 asks for 256 patches of 16 pixels and 64 tokens, whatever the
-    files say; SiglipProcessor asks for nothing of its own.
+    Siglip2Processor of transformers 5.23 always takes 256 patches of 16 pixels and 64 tokens, whatever the
+    files say; SiglipProcessor follows the files.
     """
     if text is None:
         return None
     recipe = image.image
     if not isinstance(recipe, NaflexRecipe):
         return "SiglipProcessor"
-    asks_for = (recipe.max_num_patches, recipe.patch_size, text.max_text_tokens)
-    return "Siglip2Processor" if asks_for == (256, 16, 64) else "SiglipProcessor"
+    wanted = (recipe.max_num_patches, recipe.patch_size, text.max_text_tokens)
+    return "Siglip2Processor" if wanted == (256, 16, 64) else "SiglipProcessor"
 
 
 def _write_text_part(
     folder: Path, config: Any, checkpoint: Checkpoint, processor_class: str
 ) -> None:
-    """Write the tokenizer, and set its special ids in the config: SigLIP 2's are not the defaults."""
+    """Write the tokenizer and set its special ids in the config; SigLIP 2's are not the defaults."""
     for name, value in write_tokenizer(checkpoint, folder, processor_class=processor_class).items():
         setattr(config.text_config, name, value)
 
@@ -206,7 +205,7 @@ def _write_model(folder: Path, model_class: Any, config: Any, tensors: "_Tensors
     """Write config.json and model.safetensors.
 
     Raises:
-        CheckpointError: names or shapes are not those of the model.
+        CheckpointError: names or shapes of the tensors differ from the model's.
     """
     import torch
     from safetensors.torch import save_file
@@ -233,20 +232,20 @@ def _check_tensors(model_class: Any, config: Any, tensors: "_Tensors") -> None:
     wrong = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
     if wrong:
         raise CheckpointError(
-            f"{len(wrong)} weights are not those of a {model_class.__name__} of this config: "
-            f"{wrong[0]} is of shape {found.get(wrong[0])}, it would be {shapes.get(wrong[0])}"
+            f"{len(wrong)} weights do not fit a {model_class.__name__} of this config: {wrong[0]} has "
+            f"shape {found.get(wrong[0])}, expected {shapes.get(wrong[0])}"
         )
 
 
 def _write_image_processor(
     folder: Path, checkpoint: Checkpoint, processor_class: str | None
 ) -> None:
-    """Write preprocessor_config.json, which transformers 4 and 5 read; nothing is left to defaults."""
+    """Write preprocessor_config.json for transformers 4 and 5; every setting is explicit."""
     recipe = checkpoint.image
     name = checkpoint.model_type.capitalize()
     settings: dict[str, Any] = {
         "image_processor_type": f"{name}ImageProcessor",
-        # null rather than false: transformers takes it likewise, transformers.js drops alpha then.
+        # null and not false: the same to transformers, but it makes transformers.js drop alpha.
         "do_convert_rgb": True if recipe.on_white else None,
         "do_resize": True,
         "resample": recipe.resample,
@@ -272,7 +271,7 @@ def _write_extra(folder: Path, extra: Mapping[str, Any] | None) -> None:
 def _write_card(
     folder: Path, card: ModelCard, text: Checkpoint | None, model_type: ModelType
 ) -> None:
-    """Write README.md; ``text`` is the checkpoint of the text tower, where there is one."""
+    """Write README.md; ``text`` is the checkpoint of the text tower, if there is one."""
     tokenizer_class, has_pipeline = None, False
     if text is not None:
         tokenizer_class = tokenizer_class_to_name(text, folder, model_type=model_type)

@@ -1,4 +1,4 @@
-"""What a training leaves beside a model, for its evaluation: siglip2_cache.json and the map P."""
+"""Metadata that a training writes beside a model, for its evaluation: siglip2_cache.json and the map P."""
 
 import hashlib
 import json
@@ -16,39 +16,38 @@ from ..data.split import SplitPolicy
 from .atomic_folder import MARK
 
 PROJECTION = "projection.safetensors"
-"""In the folder of the run, beside that of the model: one tensor, map_ED, and ``x_ND @ map_ED.T`` is in
-the teacher's space."""
+"""File in the folder of the run: one tensor, map_ED; ``x_ND @ map_ED.T`` is in the teacher's space."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notes:
-    """What siglip2_cache.json says; None where it does not."""
+class ModelMetadata:
+    """Contents of siglip2_cache.json; None for what it does not have."""
 
     split: SplitPolicy | None = None
     """How images were held out."""
 
     logit: tuple[float, float] | None = None
-    """logit_scale, a logarithm, and logit_bias, of an image tower alone."""
+    """logit_scale, a logarithm, and logit_bias; for an image tower alone."""
 
     teacher_identity: str | None = None
-    """identity_sha256 of the teacher that it was trained against."""
+    """identity_sha256 of the teacher of the training."""
 
     def is_of(self, teacher: TeacherRecord) -> bool | None:
-        """Return whether the model was trained against a teacher; None: that is not noted."""
+        """Return whether the model was trained with this teacher; None: unknown."""
         if self.teacher_identity is None:
             return None
         return self.teacher_identity == identity_sha256(teacher)
 
 
-def read_notes(checkpoint: Checkpoint) -> Notes:
-    """Return what a training noted; nothing where the model is of no training of ours.
+def read_metadata(checkpoint: Checkpoint) -> ModelMetadata:
+    """Return the metadata of a model; empty if it was not trained by this program.
 
     Raises:
         CheckpointError: the file is damaged.
     """
     path = checkpoint.folder / MARK
     if not path.is_file():
-        return Notes()
+        return ModelMetadata()
     try:
         found: Any = json.loads(path.read_text("utf-8"))
         split = found.get("split")
@@ -60,23 +59,22 @@ def read_notes(checkpoint: Checkpoint) -> Notes:
         identity = found.get("teacher_identity")
     except (ValueError, AttributeError, TypeError, OSError) as error:
         raise CheckpointError(
-            f"{path} is not what a training writes ({first_line(error)}); export the model again, or "
-            "move the file away and name the split with --val-share or --val-keys"
+            f"{path} is damaged ({first_line(error)}); export the model again, or remove the file and "
+            "give --val-share or --val-keys"
         ) from error
-    return Notes(
+    return ModelMetadata(
         split=split, logit=logit, teacher_identity=None if identity is None else str(identity)
     )
 
 
 def read_projection(checkpoint: Checkpoint, teacher_dim: int) -> NDArray[np.float32] | None:
-    """Return the map to the teacher's space that a training left, (E, D), or None.
+    """Return the map to the teacher's space that a training wrote, (E, D), or None.
 
-    It is of one teacher: Notes.is_of says whether of this one.
-
-    It lies in the model's folder or, beside a model of ours, in the folder above.
+    The file is in the model's folder or, for a model trained by this program, in the folder above. The map
+    belongs to one teacher: check ModelMetadata.is_of.
 
     Raises:
-        CheckpointError: it is damaged, or leads elsewhere.
+        CheckpointError: the file is damaged, or the map has other widths.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -92,12 +90,12 @@ def read_projection(checkpoint: Checkpoint, teacher_dim: int) -> NDArray[np.floa
         raise CheckpointError(f"{path} holds no tensor map_ED: {first_line(error)}") from error
     if map_ED.shape != (teacher_dim, checkpoint.embed_dim):
         raise CheckpointError(
-            f"{path} holds a map of shape {map_ED.shape}, but from the model to this teacher it is "
-            f"{(teacher_dim, checkpoint.embed_dim)}; it was trained with another teacher"
+            f"{path} holds a map of shape {map_ED.shape}, expected {(teacher_dim, checkpoint.embed_dim)} "
+            "from this model to this teacher; it was trained with another teacher"
         )
     return map_ED
 
 
 def identity_sha256(teacher: TeacherRecord) -> str:
-    """Return a hash of every fact that decides a teacher's embeddings."""
+    """Return a hash of all facts that determine a teacher's embeddings."""
     return hashlib.sha256(json.dumps(dict(teacher.identity), sort_keys=True).encode()).hexdigest()

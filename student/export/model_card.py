@@ -11,12 +11,12 @@ from ...errors import SettingError
 from ...formatting import one_line
 
 Number = float | int | str | None
-"""A cell of the table of results: a string is shown as it is, None as n/a."""
+"""A cell of the results table: strings are shown unchanged, None as n/a."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSummary:
-    """What the student learned from, in numbers that can be published."""
+    """The training data in numbers that can be published."""
 
     samples: int
     captions: int
@@ -27,29 +27,29 @@ class CacheSummary:
     """Views of each image."""
 
     corpora: Sequence[str]
-    """Kind of each corpus, e.g. ``webdataset``; no paths, which are nobody's business."""
+    """Kind of each corpus, e.g. ``webdataset``; no paths, which are private."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What a reader of the model card is told beside how to use the model."""
+    """Contents of a model card besides the usage."""
 
     name: str
-    """Its title."""
+    """Title of the card."""
 
     student: str
-    """Hub id or path that the student started from; of an absolute path the last part is shown."""
+    """Hub id or path of the initial student; only the last part of an absolute path is shown."""
 
     base_model: str | None = None
-    """Hub id of the student; None where it came from a local folder."""
+    """Hub id of the initial student; None for a local folder."""
 
     teacher: str
-    """Hub id or path of the teacher; of an absolute path the last part is shown."""
+    """Hub id or path of the teacher; only the last part of an absolute path is shown."""
 
     cache: CacheSummary
 
     objectives: Mapping[str, float]
-    """Weight of each objective by its name; those of weight 0 are left out."""
+    """Weight of each loss term by name; those of weight 0 are left out."""
 
     steps: int
     """Optimizer steps."""
@@ -58,7 +58,7 @@ class ModelCard:
     """Images in one step, over all processes."""
 
     towers: Literal["both", "image"]
-    """What was trained."""
+    """Towers that were trained."""
 
     results: Sequence[tuple[str, Number, Number, Number]] = ()
     """Rows of (metric, teacher, student before, student after)."""
@@ -71,7 +71,7 @@ class ModelCard:
             r"[\w-][\w.-]*/[\w-][\w.-]*", self.base_model
         ):
             raise SettingError(
-                f"card.base_model {self.base_model!r} is no hub id such as "
+                f"card.base_model {self.base_model!r} is not a hub id such as "
                 "google/siglip2-base-patch16-224; leave it out for a local folder"
             )
 
@@ -79,14 +79,14 @@ class ModelCard:
 def render_card(
     card: ModelCard, *, tokenizer_class: str | None, max_text_tokens: int, has_pipeline: bool
 ) -> str:
-    """Return README.md: front matter, usage that runs as it stands, training, results.
+    """Return README.md: front matter, usage that runs unchanged, training, results.
 
     Args:
-        card: what to tell.
-        tokenizer_class: the class of transformers that reads the folder's tokenizer; None where the
-            folder holds an image tower alone.
+        card: the contents.
+        tokenizer_class: class of transformers that loads the folder's tokenizer; None for an image
+            tower alone.
         max_text_tokens: positions of the text tower.
-        has_pipeline: whether transformers' zero-shot pipeline is right for this very model.
+        has_pipeline: whether transformers' zero-shot pipeline is correct for this model.
     """
     if tokenizer_class is None:
         usage = _IMAGE_USAGE
@@ -102,13 +102,13 @@ def render_card(
         usage,
         _training(card),
         *([_results(card)] if card.results else []),
-        "## License\n\nInherited from the student checkpoint named above: its terms apply.",
+        "## License\n\nThe license of the student checkpoint named above applies.",
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-# Image processor and tokenizer by themselves: Siglip2Processor of transformers 5.23 takes 256 patches of
-# a NaFlex view whatever limit the files name.
+# Image processor and tokenizer are loaded separately: Siglip2Processor of transformers 5.23 always takes
+# 256 patches of a NaFlex image, whatever limit the files have.
 _USAGE = """\
 ## Usage
 
@@ -129,14 +129,14 @@ texts = tokenizer(
 )
 with torch.no_grad():
     output = model(input_ids=texts["input_ids"], **image_processor(image, return_tensors="pt"))
-scores = torch.sigmoid(output.logits_per_image)[0]  # each text by itself; they need not add up to 1
+scores = torch.sigmoid(output.logits_per_image)[0]  # one probability a text; they need not add up to 1
 
 classify = pipeline("zero-shot-image-classification", model=folder{chosen})
 results = classify(image, candidate_labels=["a red cat", "two dogs"])
 ```
 
-The text tower reads its last position, so `padding="max_length", truncation=True` is part of what it
-computes: texts are always {L} tokens, without an attention mask. The tokenizer lowercases by itself.
+The text tower pools its last position, so it needs `padding="max_length", truncation=True`: texts are always
+{L} tokens, without an attention mask. The tokenizer lowercases texts.
 """
 
 _PIPELINE = """
@@ -146,7 +146,7 @@ results = classify(image, candidate_labels=["a red cat", "two dogs"])
 _USAGE_WITHOUT_PIPELINE = (
     _USAGE.replace(_PIPELINE, "").replace("{cls}, pipeline\n", "{cls}\n").rstrip()
     + """
-The zero-shot pipeline of transformers pads texts otherwise: it is not right for this model.
+The zero-shot pipeline of transformers pads texts differently and gives wrong scores for this model.
 """
 )
 
@@ -168,18 +168,18 @@ with torch.no_grad():
 embedding = torch.nn.functional.normalize(output.pooler_output, dim=-1)[0]
 ```
 
-An image tower alone: it was trained against the teacher's embeddings of texts, which are not here.
-`siglip2_cache.json` holds the logit scale (a logarithm) and bias that go with them.
+This is an image tower alone. It was trained with the teacher's text embeddings, which are not included.
+`siglip2_cache.json` holds the logit scale (a logarithm) and bias for them.
 """
 
 
 def _chosen(tokenizer_class: str) -> str:
-    """AutoTokenizer is what a pipeline takes by itself."""
+    """Return the argument that names the tokenizer; a pipeline loads AutoTokenizer without it."""
     return "" if tokenizer_class == "AutoTokenizer" else ", tokenizer=tokenizer"
 
 
 def _front_matter(card: ModelCard, *, has_text: bool) -> str:
-    """Return YAML; a JSON value is one, so nothing in a name can break out of it."""
+    """Return the YAML header; values are written as JSON, so that no name can break it."""
     task = "zero-shot-image-classification" if has_text else "image-feature-extraction"
     fields: dict[str, object] = {
         "library_name": "transformers",
@@ -194,8 +194,8 @@ def _front_matter(card: ModelCard, *, has_text: bool) -> str:
 
 def _summary(card: ModelCard) -> str:
     return (
-        f"A student, {_code(_shown(card.student))}, trained with siglip2-cache from the cached "
-        f"embeddings of the teacher {_code(_shown(card.teacher))}."
+        f"{_code(_shown(card.student))} trained with siglip2-cache on cached embeddings of the teacher "
+        f"{_code(_shown(card.teacher))}."
     )
 
 
@@ -208,9 +208,9 @@ def _training(card: ModelCard) -> str:
             "data",
             f"{cache.samples:,} samples, {cache.captions:,} captions, {cache.texts:,} unique texts",
         ),
-        ("views of an image", f"{cache.views:,}"),
+        ("views per image", f"{cache.views:,}"),
         ("corpora", ", ".join(cache.corpora)),
-        ("objectives (weight)", ", ".join(weights)),
+        ("loss terms (weight)", ", ".join(weights)),
         ("steps", f"{card.steps:,} of {card.global_batch_size:,} images"),
         ("towers trained", trained),
         ("versions", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
@@ -241,10 +241,10 @@ def _shown(source: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return a text as one line in which Markdown finds no markup and no end of a table's cell."""
+    """Return a text as one line without Markdown markup, safe in a table cell."""
     return re.sub(r"([\\`*_{}\[\]<>#|!~&$])", r"\\\1", one_line(text))
 
 
 def _code(text: str) -> str:
-    """Return a text as code; a name holds no back quote that is worth keeping."""
+    """Return a text as inline code; back quotes become single quotes."""
     return "`" + one_line(text).replace("`", "'") + "`"

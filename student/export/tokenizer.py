@@ -1,11 +1,11 @@
-"""The tokenizer files of an exported student: right where nobody knows SigLIP 2's recipe.
+"""The tokenizer files of an exported student, which apply SigLIP 2's recipe in any program.
 
-A student saved with its tokenizer files as they were shipped gives wrong scores in plain transformers:
-GemmaTokenizer keeps capitals, and drops a normalizer that was written into tokenizer.json. So the
-recipe goes into tokenizer.json itself, and the class becomes the one that takes that file as it is.
+With the published tokenizer files plain transformers gives wrong scores: GemmaTokenizer keeps capitals and
+drops a normalizer written into tokenizer.json. So the recipe is written into tokenizer.json, and the class
+is one that uses that file unchanged.
 
-SigLIP 1's files are copied: SiglipTokenizer does all that its text tower was trained on, but for the
-attention mask, which it leaves out only where tokenizer_config.json says so.
+SigLIP 1's files are copied: SiglipTokenizer applies its recipe, except that it adds an attention mask unless
+tokenizer_config.json turns it off.
 """
 
 import json
@@ -20,7 +20,7 @@ from ...siglip.files import read_json
 from ...siglip.text_settings import read_text_settings
 
 _CONFIG = "tokenizer_config.json"
-_INPUT_NAMES = ["input_ids"]  # no attention mask: the text tower reads the padding
+_INPUT_NAMES = ["input_ids"]  # no attention mask: the text tower attends to the padding
 
 _SPECIAL_TOKENS = ("pad_token", "eos_token", "bos_token", "unk_token")
 _SIGLIP1_FILES = (
@@ -40,16 +40,16 @@ _PROBES = ["A Red CAT", "ΟΔΥΣΣΕΥΣ İstanbul", "two  spaces\nand a line",
 def write_tokenizer(
     checkpoint: Checkpoint, folder: Path, *, processor_class: str
 ) -> dict[str, int]:
-    """Write the tokenizer files; return what they mean for text_config of config.json.
+    """Write the tokenizer files; return the token ids for text_config of config.json.
 
     Args:
-        checkpoint: the one whose text tower is exported.
-        folder: where they go; it exists.
-        processor_class: which AutoProcessor is to take.
+        checkpoint: checkpoint of the exported text tower.
+        folder: an existing folder.
+        processor_class: class for AutoProcessor.
 
     Returns:
-        ``pad_token_id``, ``eos_token_id`` and ``bos_token_id``, as far as the tokenizer has such
-        tokens; nothing for SigLIP 1, whose config is right as it is.
+        ``pad_token_id``, ``eos_token_id`` and ``bos_token_id``, if the tokenizer has such tokens; empty for
+        SigLIP 1, whose config is correct.
 
     Raises:
         CheckpointError: the checkpoint's tokenizer files are missing or damaged.
@@ -92,16 +92,16 @@ def write_tokenizer(
 def tokenizer_class_to_name(
     checkpoint: Checkpoint, folder: Path, *, model_type: ModelType
 ) -> Literal["AutoTokenizer", "PreTrainedTokenizerFast", "SiglipTokenizer"]:
-    """Return the class by which the installed transformers makes of the folder the ids it should.
+    """Return the class that loads the folder's tokenizer correctly with the installed transformers.
 
-    That is AutoTokenizer but in one case: for NaFlex, transformers 5.23 takes Siglip2Tokenizer
-    whatever the files name, which cuts up words in the published tokenizer's way. Where that gives
-    other ids, whoever loads the tokenizer, for a pipeline too, has to name its class.
+    That is AutoTokenizer, except that for NaFlex transformers 5.23 always loads Siglip2Tokenizer, which
+    splits words as the published tokenizer does. If that gives other ids, users and pipelines must name
+    the class.
 
     Args:
-        checkpoint: the one whose text tower was exported.
-        folder: holds config.json and what write_tokenizer wrote.
-        model_type: of the model that was exported.
+        checkpoint: checkpoint of the exported text tower.
+        folder: has config.json and the files of write_tokenizer.
+        model_type: type of the exported model.
     """
     import numpy as np
     from transformers import AutoTokenizer
@@ -115,14 +115,13 @@ def tokenizer_class_to_name(
 
 
 def pipeline_is_right(checkpoint: Checkpoint, folder: Path, *, tokenizer_class: str) -> bool:
-    """Return whether transformers' zero-shot pipeline takes texts as the text tower was trained on them.
+    """Return whether transformers' zero-shot pipeline gives the text tower the token ids it needs.
 
-    The pipeline's own code prepares a few texts, without the model. It pads to 64 tokens, whatever the
-    model reads.
+    The pipeline's own code prepares a few texts, without the model. It always pads to 64 tokens.
 
     Args:
-        checkpoint: the one whose text tower was exported.
-        folder: a whole export but for README.md.
+        checkpoint: checkpoint of the exported text tower.
+        folder: an export, complete except for README.md.
         tokenizer_class: from tokenizer_class_to_name.
     """
     import numpy as np
@@ -158,7 +157,7 @@ def _copy_siglip1_files(source: Path, target: Path) -> None:
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
-    """Return the named tokens; those files may also hold a token as an object."""
+    """Return the special tokens by name; in those files a token may be a string or an object."""
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
@@ -178,7 +177,7 @@ def _ids_of(tokenizer: dict[str, Any], tokens: dict[str, str]) -> dict[str, int]
 
 
 def _lowercase_first(normalizer: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a normalizer that lowercases, then does what it did; lowercasing twice is harmless."""
+    """Return a normalizer that lowercases first, then does the same as before."""
     rest = [] if normalizer is None else [normalizer]
     if normalizer is not None and normalizer["type"] == "Sequence":
         rest = normalizer["normalizers"]

@@ -1,4 +1,4 @@
-"""The learned map between the widths: from the student's to the teacher's, one for images and texts.
+"""The learned map from the student's width to the teacher's, one for images and texts.
 
 Shape letters in this file: B = rows, D = the student's width, E = the teacher's.
 """
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from ..distributed import Ranks
 
 _RIDGE = 1e-3
-"""Pulls towards the map of the start, times the mean of the diagonal: directions in which no row has
-length stay as they were."""
+"""Weight of the initial map, times the mean of the diagonal: directions without any data stay as they
+were."""
 
 
 class LearnedMap(nn.Linear):
-    """A bias-free linear map that begins as the least-squares solution over the first batches.
+    """A bias-free linear map that starts as the least-squares solution over the first batches.
 
-    While the student stands still, its best map needs no gradient steps: sums over the rows seen so far
-    determine it. A map of random numbers would pull the student towards a random rotation instead, and
-    that costs it more than the cosine term gives (docs/objectives.md has the measurement).
+    While the student is frozen, sums over the rows seen so far determine its best map without gradient
+    steps. A random initial map would pull the student towards a random rotation, which costs more than
+    the cosine term gains (docs/objectives.md has the measurement).
     """
 
     def __init__(self, student_dim: int, teacher_dim: int) -> None:
@@ -26,30 +26,30 @@ class LearnedMap(nn.Linear):
         nn.init.orthogonal_(self.weight)
         self.start_ED: Tensor
         self.register_buffer("start_ED", self.weight.detach().clone())
-        # In float64 and on the host: what rounds here the solution makes larger.
+        # In float64 and on the host: solving amplifies rounding errors of these sums.
         self._gram_DD = torch.zeros(student_dim, student_dim, dtype=torch.float64)
         self._cross_DE = torch.zeros(student_dim, teacher_dim, dtype=torch.float64)
 
     def get_extra_state(self) -> Tensor:
-        """Return the sums, (D, D + E), as state_dict keeps them."""
+        """Return the sums, (D, D + E), for state_dict."""
         return torch.cat([self._gram_DD, self._cross_DE], dim=1)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take up sums that get_extra_state gave."""
+        """Load sums that get_extra_state returned."""
         D = self.in_features
         self._gram_DD, self._cross_DE = state[:, :D].cpu().clone(), state[:, D:].cpu().clone()
 
-    def take_in(self, student_BD: Tensor, teacher_BE: Tensor, ranks: Ranks) -> None:
-        """Add unit rows of this process, and those of all others, to the sums."""
+    def add_rows(self, student_BD: Tensor, teacher_BE: Tensor, ranks: Ranks) -> None:
+        """Add unit rows of all processes to the sums."""
         rows_BD, targets_BE = student_BD.detach(), teacher_BE.detach()
-        if rows_BD.device.type == "mps":  # which has no float64
+        if rows_BD.device.type == "mps":  # mps has no float64
             rows_BD, targets_BE = rows_BD.cpu(), targets_BE.cpu()
         rows_BD = rows_BD.double()
         self._gram_DD += ranks.sum(rows_BD.T @ rows_BD).cpu()
         self._cross_DE += ranks.sum(rows_BD.T @ targets_BE.double()).cpu()
 
     def fit(self) -> None:
-        """Become the map P that minimises the sum of |P x - u|^2 over all rows taken in."""
+        """Set the map P to the minimum of the sum of |P x - u|^2 over all rows so far."""
         gram_DD = self._gram_DD
         ridge = _RIDGE * gram_DD.diagonal().mean()
         cross_DE = self._cross_DE + ridge * self.start_ED.cpu().double().T

@@ -1,12 +1,11 @@
-"""What an image-text pair ought to be: matching or not (hard), or as likely as the teacher says (soft).
+"""Labels of image-text pairs: hard (matching or not) or soft (the teacher's probability of a match).
 
 Shape letters in this file:
     N = rows (images), M = columns (texts), C = rows of one chunk, E = the teacher's width,
-    P = pairs marked in a mask.
+    P = marked pairs.
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from .pairwise_bce import ChunkSums, as_scalar, check_pair, compute_dtype, softp
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MarkedPairs:
-    """The True places of an N x M mask, each once, in order of rows."""
+    """Some pairs of an N x M matrix, each once, ascending by row."""
 
     row_P: Tensor
     """int64."""
@@ -27,38 +26,14 @@ class MarkedPairs:
     shape: tuple[int, int]
     """(N, M)."""
 
-    @classmethod
-    def of_mask(cls, name: str, mask_NM: Tensor) -> Self:
-        """Return the places where a mask, dense or sparse COO, is True.
-
-        Raises:
-            ValueError: the mask is not a bool matrix.
-        """
-        if mask_NM.ndim != 2 or mask_NM.dtype != torch.bool:
-            raise ValueError(
-                f"{name} must be a bool matrix, got {mask_NM.dtype} {tuple(mask_NM.shape)}"
-            )
-        if mask_NM.is_sparse:
-            mask_NM = mask_NM.coalesce()
-            row_P, column_P = mask_NM.indices()[:, mask_NM.values()]
-        else:
-            row_P, column_P = mask_NM.nonzero(as_tuple=True)
-        return cls(row_P, column_P, (mask_NM.shape[0], mask_NM.shape[1]))
-
-    @classmethod
-    def diagonal(cls, num_rows: int, device: torch.device) -> Self:
-        """Return the pairs (i, i)."""
-        index = torch.arange(num_rows, device=device)
-        return cls(index, index, (num_rows, num_rows))
-
     def rows_with_a_pair(self) -> Tensor:
-        """Return (N,) bool: which rows have a marked pair."""
+        """Return which rows have a marked pair, (N,) bool."""
         has_any_N = torch.zeros(self.shape[0], dtype=torch.bool, device=self.row_P.device)
         has_any_N[self.row_P] = True
         return has_any_N
 
     def chunks(self, chunk_size: int) -> list[tuple[Tensor, Tensor]]:
-        """Return (row within the chunk, column) of the pairs of each chunk of rows."""
+        """Return (row within the chunk, column) of the pairs, for each chunk of rows."""
         starts = torch.arange(
             chunk_size, max(self.shape[0], chunk_size), chunk_size, device=self.row_P.device
         )
@@ -75,16 +50,13 @@ class SoftLabels:
     """Any float dtype, need not be normalised; no gradient."""
 
     teacher_text_ME: Tensor
-    """As teacher_image_NE; M is the number of columns."""
+    """Like teacher_image_NE, one row for each column."""
 
     scale: Tensor | float
     """The teacher's, already exponentiated."""
 
     bias: Tensor | float
     """The teacher's."""
-
-    with_entropy: bool = True
-    """Whether entropy_sum is wanted; it costs one more softplus a pair. False: it says 0."""
 
     def __post_init__(self) -> None:
         check_pair("teacher_image", self.teacher_image_NE, "teacher_text", self.teacher_text_ME)
@@ -114,7 +86,6 @@ class SoftLabels:
             image_NE * scale,
             unit_rows(self.teacher_text_ME.detach(), dtype),
             as_scalar("teacher_bias", self.bias, dtype, image_NE.device).detach(),
-            self.with_entropy,
         )
 
 
@@ -123,17 +94,12 @@ class _SoftChunkLoss:
     scaled_image_NE: Tensor
     text_ME: Tensor
     bias: Tensor
-    with_entropy: bool
 
     def __call__(self, start: int, logits_CM: Tensor, *, needs_gradient: bool) -> ChunkSums:
         rows_CE = self.scaled_image_NE[start : start + len(logits_CM)]
         teacher_CM = torch.addmm(self.bias, rows_CE, self.text_ME.T)
-        if self.with_entropy:
-            target_CM = teacher_CM.sigmoid()
-            entropy = _cross_entropy_sum(teacher_CM, target_CM)
-        else:
-            target_CM = teacher_CM.sigmoid_()
-            entropy = self.bias.new_zeros(())
+        target_CM = teacher_CM.sigmoid()
+        entropy = _cross_entropy_sum(teacher_CM, target_CM)
         del teacher_CM
         loss = _cross_entropy_sum(logits_CM, target_CM)
         gradient_CM = logits_CM.sigmoid_().sub_(target_CM) if needs_gradient else None
@@ -141,13 +107,13 @@ class _SoftChunkLoss:
 
 
 def _cross_entropy_sum(logits_CM: Tensor, target_CM: Tensor) -> Tensor:
-    """Return the sum of softplus(z) - p z, which is the entropy of p where z are p's own logits."""
+    """Return the sum of softplus(z) - p z; it is the entropy of p if z are p's own logits."""
     return softplus(logits_CM).addcmul_(logits_CM, target_CM, value=-1).sum()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AlikeTexts:
-    """Columns that say nearly what an own caption says: no fair negatives."""
+    """Texts of a bank, to find columns too similar to an own caption to be negatives."""
 
     text_ME: Tensor
     """Teacher embeddings of the columns."""
@@ -158,28 +124,28 @@ class AlikeTexts:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HardLabels:
-    """Pairs that match, pairs that do not, and pairs that say nothing.
+    """Pairs that match, pairs that do not match, and ignored pairs.
 
-    A row without any positive is left out altogether, its negatives too: of an image without a
-    caption nothing hard is known. A positive is never ignored.
+    A row without a positive is left out with all its negatives: an image without a caption has no hard
+    labels. A positive is never ignored.
     """
 
     positive: MarkedPairs
-    """Pairs that match; every other one is a negative unless ignored."""
+    """Pairs that match; all others are negatives unless ignored."""
 
-    ignore_NM: Tensor | None = None
-    """Pairs left out of the sum: bool, dense or sparse COO."""
+    ignored: MarkedPairs | None = None
+    """Pairs left out of the sum."""
 
     alike: AlikeTexts | None = None
-    """Pairs left out because the teacher finds the text too like an own caption."""
+    """Also ignore pairs whose text is too similar to an own caption; None: do not."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """float32: labels of yes and no ask for no more."""
+        """float32, which is enough for labels 0 and 1."""
         return torch.float32
 
     def num_labelled_rows(self) -> Tensor:
-        """Return how many rows have a positive: what a mean divides by; a 0-dimensional int64."""
+        """Return the number of rows with a positive, by which a mean divides; 0-dimensional int64."""
         return self.positive.rows_with_a_pair().sum()
 
     def chunk_loss(
@@ -188,13 +154,12 @@ class HardLabels:
         """Return the loss of chunks of rows; see Labels.
 
         Raises:
-            ValueError: a mask is not of N x M.
+            ValueError: the pairs are of another shape than N x M.
         """
         shape = (num_rows, num_columns)
-        if self.positive.shape != shape:
-            raise ValueError(f"positive must be of shape {shape}, got {self.positive.shape}")
-        if self.ignore_NM is not None and tuple(self.ignore_NM.shape) != shape:
-            raise ValueError(f"ignore must be of shape {shape}, got {tuple(self.ignore_NM.shape)}")
+        for name, pairs in (("positive", self.positive), ("ignored", self.ignored)):
+            if pairs is not None and pairs.shape != shape:
+                raise ValueError(f"{name} pairs must be of shape {shape}, got {pairs.shape}")
         return _HardChunkLoss(self, dtype, chunk_size)
 
 
@@ -204,12 +169,7 @@ class _HardChunkLoss:
         self._positives = labels.positive.chunks(chunk_size)
         has_positive_N = labels.positive.rows_with_a_pair()
         self._has_positive_N = None if bool(has_positive_N.all()) else has_positive_N
-        self._dense_ignore_NM: Tensor | None = None
-        self._sparse_ignore: list[tuple[Tensor, Tensor]] | None = None
-        if labels.ignore_NM is not None and labels.ignore_NM.is_sparse:
-            self._sparse_ignore = MarkedPairs.of_mask("ignore", labels.ignore_NM).chunks(chunk_size)
-        elif labels.ignore_NM is not None:
-            self._dense_ignore_NM = labels.ignore_NM
+        self._ignored = None if labels.ignored is None else labels.ignored.chunks(chunk_size)
         self._alike = labels.alike
         if self._alike is not None:
             self._unit_text_ME = unit_rows(self._alike.text_ME.detach(), dtype)
@@ -221,7 +181,9 @@ class _HardChunkLoss:
         loss_CM = softplus(logits_CM)
         loss_CM[positive] = softplus(opposite_P)
         if keep_CM is not None:
-            loss_CM.mul_(keep_CM)  # not masked_fill: 0 x NaN shows, where an ignored pair is NaN
+            loss_CM.mul_(
+                keep_CM
+            )  # not masked_fill, so that a NaN in an ignored pair shows (0 x NaN is NaN)
         loss = loss_CM.sum()
         del loss_CM
         gradient_CM = None
@@ -235,14 +197,12 @@ class _HardChunkLoss:
     def _keep(
         self, start: int, logits_CM: Tensor, positive: tuple[Tensor, Tensor]
     ) -> Tensor | None:
-        """Return which pairs count, (C, M) or (C, 1) bool; None: all of them."""
+        """Return which pairs count, (C, M) or (C, 1) bool; None: all."""
         stop = start + len(logits_CM)
         keep_CM = None
-        if self._dense_ignore_NM is not None:
-            keep_CM = ~self._dense_ignore_NM[start:stop]
-        elif self._sparse_ignore is not None:
+        if self._ignored is not None:
             keep_CM = torch.ones_like(logits_CM, dtype=torch.bool)
-            keep_CM[self._sparse_ignore[start // self._chunk_size]] = False
+            keep_CM[self._ignored[start // self._chunk_size]] = False
         if self._alike is not None:
             unlike_CM = ~self._alike_columns(logits_CM, positive, self._alike.above_cosine)
             keep_CM = unlike_CM if keep_CM is None else keep_CM & unlike_CM
@@ -256,11 +216,11 @@ class _HardChunkLoss:
     def _alike_columns(
         self, logits_CM: Tensor, positive: tuple[Tensor, Tensor], above_cosine: float
     ) -> Tensor:
-        """Return which columns are too like one of the row's own captions."""
+        """Return which columns are too similar to one of the row's own captions, (C, M) bool."""
         C = len(logits_CM)
         alike_CM = torch.zeros_like(logits_CM, dtype=torch.bool)
-        # as many captions at once as the chunk has rows, so that no cosines outgrow the logits
+        # As many captions at once as the chunk has rows, so that the cosines are no larger than the logits.
         for row_P, column_P in zip(*(index.split(C) for index in positive), strict=True):
             cosine_PM = self._unit_text_ME[column_P] @ self._unit_text_ME.T
-            alike_CM.index_add_(0, row_P, cosine_PM > above_cosine)  # a sum of bools is their or
+            alike_CM.index_add_(0, row_P, cosine_PM > above_cosine)  # a sum of bools is their OR
         return alike_CM

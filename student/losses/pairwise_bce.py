@@ -1,4 +1,4 @@
-"""The core of every loss over image-text pairs: sums over all N x M pairs, a chunk of rows at a time.
+"""Binary cross-entropy summed over all N x M image-text pairs, a chunk of rows at a time.
 
 Shape letters in this file:
     N = rows (images), M = columns (texts), C = rows of one chunk, D = embedding width.
@@ -13,29 +13,29 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_NUM_BYTES = 32 * 2**20
-"""Size of a chunk's logits by default. A pass holds four such tensors at most, whatever N is."""
+"""Default size of a chunk's logits. A pass holds at most four such tensors, for any N."""
 
 SOFTPLUS_THRESHOLD = 40.0
-"""Above it softplus(z) is z: exp(-40) = 4e-18 is below float64's rounding (torch's default, 20,
-is wrong by 2e-9 there), and exp(40) = 2e17 is far from float32's overflow."""
+"""Above it softplus(z) is computed as z: exp(-40) = 4e-18 is below float64's rounding (torch's default of
+20 has an error of 2e-9), and exp(40) = 2e17 is far from float32's overflow."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkSums:
-    """What one chunk of rows adds."""
+    """Sums over the pairs of one chunk of rows."""
 
     loss: Tensor
-    """Scalar: sum of the losses of the chunk's pairs."""
+    """Scalar: sum of the losses."""
 
     entropy: Tensor
-    """Scalar: sum of the entropies of the chunk's targets; no logits can bring the loss below it."""
+    """Scalar: sum of the entropies of the targets, the lowest possible loss."""
 
     gradient_CM: Tensor | None
-    """Derivative of the loss by the chunk's logits; None where no gradient was asked for."""
+    """Derivative of the loss by the logits; None if no gradient is needed."""
 
 
 class ChunkLoss(Protocol):
-    """The loss of consecutive rows, given their logits."""
+    """Computes the loss of consecutive rows from their logits."""
 
     def __call__(self, start: int, logits_CM: Tensor, *, needs_gradient: bool) -> ChunkSums:
         """Return the sums of rows start..start+C-1; may overwrite the logits."""
@@ -43,33 +43,33 @@ class ChunkLoss(Protocol):
 
 
 class Labels(Protocol):
-    """What the pairs ought to be: HardLabels or SoftLabels of labels.py."""
+    """Labels of pairs: HardLabels or SoftLabels of pair_labels.py."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """float64 where a target is float64, else float32."""
+        """float64 if a target is float64, else float32."""
         ...
 
     def chunk_loss(
         self, num_rows: int, num_columns: int, *, dtype: torch.dtype, chunk_size: int
     ) -> ChunkLoss:
-        """Return the loss of chunks that start at multiples of chunk_size.
+        """Return a ChunkLoss for chunks that start at multiples of chunk_size.
 
         Raises:
-            ValueError: the labels are not those of num_rows x num_columns pairs.
+            ValueError: the labels are of another shape than num_rows x num_columns.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairwiseSum:
-    """Sums over all pairs, not divided by any count."""
+    """Sums over all pairs, not divided by a count."""
 
     loss_sum: Tensor
     """Scalar with a gradient to images, texts, scale and bias."""
 
     entropy_sum: Tensor
-    """Scalar without gradient: the floor of loss_sum; 0 for hard labels."""
+    """Scalar without gradient: the lowest possible loss_sum; 0 for hard labels."""
 
 
 def pairwise_sum(
@@ -83,29 +83,27 @@ def pairwise_sum(
 ) -> PairwiseSum:
     """Return the summed binary cross-entropy of the logits scale * cos(image, text) + bias.
 
-    It is a plain sum over pairs, so blocks of rows (the images of one process against the texts of
-    all) add up to the whole, gradients included; the caller divides by the counts of the whole.
+    It is a plain sum over pairs, so blocks of rows (the images of one process and the texts of all) add up
+    to the whole, gradients included; the caller divides by the counts of the whole.
 
-    Nothing N x M is held and nothing is computed twice: the logits of a chunk of rows are
-    computed, their losses added up, and, where a gradient is needed, their share of the gradients
-    of images, texts, scale and bias is accumulated right then (what comes from above is one
-    number, so backward only multiplies). That is one matrix product fewer than recomputing the
-    logits in backward, for the memory of the two gradients, (N + M) x D. The gradient cannot be
-    differentiated again.
+    No N x M tensor is held and nothing is computed twice: for each chunk of rows the logits are computed,
+    their losses added up, and, if a gradient is needed, their share of the gradients of images, texts, scale
+    and bias is accumulated at once (the upstream gradient is one number, so backward only multiplies). That
+    is one matrix product fewer than recomputing the logits in backward, at the cost of keeping the two
+    gradients, (N + M) x D. The gradient cannot be differentiated again.
 
     Args:
         image_ND: any float dtype, need not be normalised.
-        text_MD: as image_ND.
-        labels: of these N rows and M columns.
-        scale: what multiplies the cosines (already exponentiated); a number or a tensor of one.
-        bias: what is added; a number or a tensor of one.
+        text_MD: like image_ND.
+        labels: labels of the N x M pairs.
+        scale: factor of the cosines, exponentiated; a number or a tensor of one.
+        bias: a number or a tensor of one.
         chunk_size: rows whose logits exist at once; None: as many as fill CHUNK_NUM_BYTES.
 
     Returns:
-        Scalars in float64 where an embedding of student or teacher is float64, else in float32;
-        autocast has no say. Matrix products keep to torch's float32 matmul precision: under
-        "high" or "medium" a CUDA device rounds the cosines to 10 or 7 bits, which a scale of 115
-        makes visible in the logits.
+        Scalars in float64 if an embedding of student or teacher is float64, else in float32, under
+        autocast too. Matrix products use torch's float32 matmul precision: with "high" or "medium" a
+        CUDA device rounds the cosines to 10 or 7 bits, which a scale of 115 makes visible in the logits.
 
     Raises:
         ValueError: shapes do not fit, a tensor is not floating, or chunk_size is below 1.
@@ -146,7 +144,7 @@ class _PairwiseSum(torch.autograd.Function):
         chunk_size: int,
         is_grad_enabled: bool,
     ) -> tuple[Tensor, Tensor]:
-        # ctx.needs_input_grad says True under no_grad too
+        # ctx.needs_input_grad is True under no_grad too
         needs = [is_grad_enabled and need for need in ctx.needs_input_grad[:4]]
         gradients = _Gradients(image_ND, text_MD, scale, needs)
         loss, entropy = scale.new_zeros(()), scale.new_zeros(())
@@ -158,7 +156,7 @@ class _PairwiseSum(torch.autograd.Function):
             entropy += sums.entropy
             if sums.gradient_CM is not None:
                 gradients.add(start, scaled_CD, sums.gradient_CM)
-            del logits_CM, sums  # before the next chunk's are made
+            del logits_CM, sums  # before those of the next chunk
         ctx.save_for_backward(*gradients.finished())
         ctx.mark_non_differentiable(entropy)
         return loss, entropy
@@ -174,19 +172,19 @@ class _PairwiseSum(torch.autograd.Function):
 
 
 class _Gradients:
-    """Gradients of images, texts, scale and bias, of those that are needed."""
+    """Accumulates the needed ones of the gradients of images, texts, scale and bias."""
 
     def __init__(self, image_ND: Tensor, text_MD: Tensor, scale: Tensor, needs: list[bool]) -> None:
         self._needs = needs
         needs_image, needs_text, needs_scale, needs_bias = needs
         self._image_ND, self._text_MD, self._scale = image_ND, text_MD, scale
-        # by the cosines' left side, before the factor scale: the gradient of scale needs it too
+        # By the left side of the cosines, before the factor scale: the gradient of scale needs it too.
         self._left_ND = torch.empty_like(image_ND) if needs_image or needs_scale else None
         self._by_text_MD = torch.zeros_like(text_MD) if needs_text else None
         self._by_bias = scale.new_zeros(()) if needs_bias else None
 
     def add(self, start: int, scaled_CD: Tensor, gradient_CM: Tensor) -> None:
-        """Take in the chunk of rows that begins at start."""
+        """Add the chunk of rows that begins at start."""
         if self._left_ND is not None:
             stop = start + len(gradient_CM)
             torch.mm(gradient_CM, self._text_MD, out=self._left_ND[start:stop])
@@ -196,7 +194,7 @@ class _Gradients:
             self._by_bias += gradient_CM.sum()
 
     def finished(self) -> tuple[Tensor | None, ...]:
-        """Return the four gradients, None for each that is not needed."""
+        """Return the four gradients; None for those not needed."""
         by_image_ND, by_scale = None, None
         if self._left_ND is not None:
             if self._needs[2]:
@@ -207,23 +205,23 @@ class _Gradients:
 
 
 def softplus(logits: Tensor) -> Tensor:
-    """Return log(1 + exp(logits)), right to the rounding of float32 and of float64."""
+    """Return log(1 + exp(logits)), accurate to rounding in float32 and float64."""
     return F.softplus(logits, threshold=SOFTPLUS_THRESHOLD)
 
 
 def unit_rows(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the rows in that dtype, L2-normalised; a row of zeros stays, NaN stays NaN."""
+    """Return the rows L2-normalised in a dtype; a row of zeros stays 0, NaN stays NaN."""
     return F.normalize(rows.to(dtype), dim=-1)
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """Return float64 where one of the tensors is float64, else float32."""
+    """Return float64 if one of the tensors is float64, else float32."""
     is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if is_double else torch.float32
 
 
 def chunk_rows(num_columns: int, dtype: torch.dtype) -> int:
-    """Return how many rows of logits fill CHUNK_NUM_BYTES, at least one."""
+    """Return the number of rows of logits that fill CHUNK_NUM_BYTES, at least one."""
     return max(1, CHUNK_NUM_BYTES // (max(num_columns, 1) * dtype.itemsize))
 
 
@@ -231,7 +229,7 @@ def as_scalar(name: str, value: Tensor | float, dtype: torch.dtype, device: torc
     """Return a number, or a tensor of one element with its gradient, as a 0-dimensional tensor.
 
     Raises:
-        ValueError: a tensor has more or fewer elements than one.
+        ValueError: a tensor does not have one element.
     """
     if not isinstance(value, Tensor):
         return torch.full((), value, dtype=dtype, device=device)
@@ -241,10 +239,10 @@ def as_scalar(name: str, value: Tensor | float, dtype: torch.dtype, device: torc
 
 
 def check_pair(left_name: str, left: Tensor, right_name: str, right: Tensor) -> None:
-    """Refuse what are not two float matrices of one width.
+    """Check for two float matrices of one width.
 
     Raises:
-        ValueError: with both shapes, or the dtype that is not floating.
+        ValueError: they are not; the message has both shapes, or the dtype.
     """
     if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
         raise ValueError(

@@ -18,28 +18,28 @@ _F = TypeVar("_F", np.float32, np.float64)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PcaMap:
-    """A map with orthonormal columns, and what it keeps of each modality."""
+    """A map with orthonormal columns, and the energy it keeps of each modality."""
 
     map_ED: NDArray[np.float32]
-    """Columns by falling share of the energy; in each the entry largest in size is positive."""
+    """Columns by descending energy; the largest entry of each, by absolute value, is positive."""
 
     image_energy: float
-    """Share of the images' squared length that the D columns keep, in [0, 1]."""
+    """Share of the images' squared norm that the D columns keep, in [0, 1]."""
 
     text_energy: float
     """The same share for texts."""
 
     num_images: int
-    """Rows of images it was made from."""
+    """Number of images it was made from."""
 
     num_texts: int
-    """Rows of texts it was made from."""
+    """Number of texts it was made from."""
 
     def apply(self, rows_BE: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return (B, D) unit rows; a row that the map sends to 0 stays 0, NaN stays NaN.
+        """Return the mapped rows, (B, D) unit rows; a row mapped to 0 stays 0, NaN stays NaN.
 
         Raises:
-            ValueError: the rows are not of the map's width.
+            ValueError: the rows have another width than the map.
         """
         E = len(self.map_ED)
         if rows_BE.ndim != 2 or rows_BE.shape[1] != E:
@@ -53,23 +53,21 @@ def fit_pca_map(
     *,
     embed_dim: int,
 ) -> PcaMap:
-    """Return the D = embed_dim directions that keep most of images and texts, each counting half.
+    """Return the D = embed_dim directions that keep most energy of images and texts, weighted equally.
 
-    They are the top eigenvectors of the average of the two *uncentred* second moments. A mean is
-    not taken away: images and texts of a contrastive teacher have different means (the modality
-    gap), and without them x.y is no longer the cosine that the teacher's logits are made of. The
-    modalities weigh the same whatever their counts. The same blocks give the same map to the
-    rounding of one eigendecomposition.
+    They are the top eigenvectors of the average of the two *uncentred* second moments. The means are not
+    subtracted: images and texts of a contrastive teacher have different means (the modality gap), and
+    without them x.y is no longer the cosine of the teacher's logits. Both modalities have the same weight,
+    whatever their counts. The same blocks give the same map up to rounding.
 
     Args:
         image_blocks: teacher embeddings of the train split's images, (rows, E) unit rows of any
-            float dtype, without rejected rows. Read once; only two E x E sums are held.
+            float dtype, without rejected rows. Read once; memory is two E x E sums.
         text_blocks: the same for texts.
         embed_dim: D, at least 1 and at most E.
 
     Raises:
-        SettingError: D is above E or below 1, a modality has no rows, or both together have fewer
-            than D.
+        SettingError: D is above E or below 1, a modality has no rows, or both together have fewer than D.
         ValueError: blocks differ in width, or hold NaN or infinity.
     """
     image_EE, num_images = _second_moment("image", image_blocks)
@@ -79,13 +77,13 @@ def fit_pca_map(
     E = len(image_EE)
     if not 1 <= embed_dim <= E:
         raise SettingError(
-            f"a PCA map to width {embed_dim} cannot be made from targets of width {E}; "
-            f"it must be 1 to {E}; a wider student needs a learned map"
+            f"a PCA map from width {E} must have width 1 to {E}, got {embed_dim}; a wider student needs a "
+            "learned map"
         )
     if num_images + num_texts < embed_dim:
         raise SettingError(
-            f"a PCA map to width {embed_dim} needs as many rows, the train split has "
-            f"{num_images} images and {num_texts} texts"
+            f"a PCA map to width {embed_dim} needs as many rows; the train split has {num_images} images "
+            f"and {num_texts} texts"
         )
     map_ED = _top_eigenvectors((image_EE + text_EE) / 2, embed_dim)
     return PcaMap(
@@ -100,7 +98,7 @@ def fit_pca_map(
 def _second_moment(
     modality: str, blocks: Iterable[NDArray[np.floating]]
 ) -> tuple[NDArray[np.float64], int]:
-    """Return (E, E) the mean of the rows' outer products, and how many rows there were."""
+    """Return (E, E) the mean of the rows' outer products, and the number of rows."""
     sum_EE: NDArray[np.float64] | None = None
     num_rows = 0
     for block_BE in blocks:
@@ -109,31 +107,31 @@ def _second_moment(
         if rows_BE.ndim != 2 or rows_BE.shape[1] != E:
             raise ValueError(f"{modality} blocks must be of shape (rows, {E}), got {rows_BE.shape}")
         if not np.isfinite(rows_BE).all():
-            raise ValueError(f"a block of {modality} rows holds NaN or infinity: a rejected row?")
+            raise ValueError(f"a block of {modality} rows holds NaN or infinity")
         moment_EE = rows_BE.T @ rows_BE
         sum_EE = moment_EE if sum_EE is None else sum_EE + moment_EE
         num_rows += len(rows_BE)
     if sum_EE is None or num_rows == 0:
-        raise SettingError(f"a PCA map needs {modality} targets, the train split has none")
+        raise SettingError(f"a PCA map needs {modality} targets; the train split has none")
     return sum_EE / num_rows, num_rows
 
 
 def _top_eigenvectors(moment_EE: NDArray[np.float64], embed_dim: int) -> NDArray[np.float64]:
-    """Return (E, D) eigenvectors by falling eigenvalue, signs fixed."""
-    _, vectors_EE = np.linalg.eigh(moment_EE)  # by rising eigenvalue
+    """Return (E, D) eigenvectors by descending eigenvalue, with fixed signs."""
+    _, vectors_EE = np.linalg.eigh(moment_EE)  # by ascending eigenvalue
     map_ED = vectors_EE[:, ::-1][:, :embed_dim]
     largest_D = np.abs(map_ED).argmax(axis=0)
     return map_ED * np.sign(map_ED[largest_D, np.arange(embed_dim)])
 
 
 def _kept_energy(moment_EE: NDArray[np.float64], map_ED: NDArray[np.float64]) -> float:
-    """Return which share of the rows' squared length lies along the columns."""
+    """Return the share of the rows' squared norm along the columns."""
     return float(np.sum(map_ED * (moment_EE @ map_ED)) / np.trace(moment_EE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CosineError:
-    """How far a map moves image-text cosines; times the teacher's scale, its logits."""
+    """Errors of image-text cosines after a map; times the teacher's scale, of its logits."""
 
     own_mean: float
     """Mean |change| over the pairs of an image and its own text."""
@@ -142,7 +140,7 @@ class CosineError:
     """Largest |change| over those pairs."""
 
     random_mean: float
-    """Mean |change| over as many pairs of an image and another one's text."""
+    """Mean |change| over as many random pairs of an image and another image's text."""
 
     random_max: float
     """Largest |change| over those pairs."""
@@ -155,20 +153,20 @@ def cosine_error(
     *,
     seed: int = 0,
 ) -> CosineError:
-    """Return how far the map moves the cosines of held-out rows.
+    """Return the errors of the cosines of held-out rows after the map.
 
     Args:
-        pca_map: made without these rows.
+        pca_map: a map made without these rows.
         image_BE: teacher embeddings of images, any float dtype.
-        text_BE: row i is a text of image i.
-        seed: of the draw of the random pairs.
+        text_BE: row i is a text of image i, any float dtype.
+        seed: random seed of the random pairs.
 
     Raises:
         ValueError: the shapes differ, or there are fewer than two rows.
     """
     if image_BE.shape != text_BE.shape or len(image_BE) < 2:
         raise ValueError(
-            f"images and texts must be as many, at least 2, got {image_BE.shape}, {text_BE.shape}"
+            f"images and texts must have one shape of at least 2 rows, got {image_BE.shape}, {text_BE.shape}"
         )
     before = _unit_rows(image_BE.astype(np.float64)), _unit_rows(text_BE.astype(np.float64))
     after = pca_map.apply(image_BE), pca_map.apply(text_BE)

@@ -1,6 +1,6 @@
-"""The teacher-text bank: cached texts that images are compared with, beside those of their batch.
+"""The teacher-text bank: cached texts that images are compared with, besides those of their batch.
 
-Shape letters in this file: K = bank texts of a step, P = known pairs.
+Shape letters in this file: K = bank texts of a step, P = matching pairs.
 """
 
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ class BankDraw:
 
     text_rows_K: NDArray[np.int64]
     caption_N: NDArray[np.int64]
-    """Column of each image's drawn caption; -1 where it has none here."""
+    """Column of each image's drawn caption; -1 for none."""
 
-    known_2P: NDArray[np.int64]
-    """(2, P) of (image, column) that are known to match."""
+    matching_2P: NDArray[np.int64]
+    """(2, P) (image, column) of pairs that match, ascending."""
 
     targets_KE: NDArray[np.float16]
 
 
-class Bank:
-    """Texts of the train split that no held-out image has."""
+class TextBank:
+    """Texts of the train split that are no captions of held-out images."""
 
     def __init__(
         self, train: Corpus, held_out: Corpus, texts: Targets, *, size: int, seed: int
@@ -46,15 +46,15 @@ class Bank:
         caption_N: NDArray[np.int64],
         batch_text_rows_M: NDArray[np.int64],
     ) -> BankDraw:
-        """Return the batch's own texts and some drawn from the pool: a pure function of (seed, step).
+        """Return the batch's own texts and some drawn from the bank: a pure function of (seed, step).
 
         Args:
-            step: number of the step.
+            step: the step.
             positions_N: the images, as positions in the train corpus.
             caption_N: their drawn captions as positions in batch_text_rows_M; -1 for none.
-            batch_text_rows_M: unique texts of the whole batch.
+            batch_text_rows_M: different texts of the global batch.
         """
-        # The step counts in the highest word: in the lowest, the streams of two steps would overlap.
+        # The step is in the highest word: in the lowest, the streams of two steps would overlap.
         philox = np.random.Philox(key=[self._seed, 0xBA2C], counter=[0, 0, 0, step])
         generator = np.random.Generator(philox)
         count = min(self._size, len(self._pool))
@@ -69,6 +69,6 @@ class Bank:
         return BankDraw(
             text_rows_K=text_rows_K,
             caption_N=caption_K,
-            known_2P=self._train.known_pairs(positions_N, text_rows_K),
+            matching_2P=self._train.matching_pairs(positions_N, text_rows_K),
             targets_KE=self._texts.read(text_rows_K),
         )

@@ -1,4 +1,4 @@
-"""What is trained: the student, the map to the teacher's width, scales and biases, as one module.
+"""The module that is trained: the student, the map to the teacher's width, scales and biases.
 
 Shape letters in this file:
     N = images, M = texts, L = text tokens, D = the student's width, E = the teacher's.
@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from ...siglip import (
     Checkpoint,
-    NaflexRecipe,
     Towers,
     autocast,
-    pool_patches,
-    pool_pixels,
+    pool_images,
     pool_token_ids,
     unit_rows,
     vision_tower,
@@ -28,7 +26,7 @@ from ..losses.learned_map import LearnedMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class MicroBatch:
     """Images and texts of one forward pass, on the host or on the device."""
 
     pixels_N: Tensor
@@ -40,22 +38,17 @@ class Piece:
     ids_ML: Tensor | None
     """Token ids int64; None where the student has no text tower."""
 
-    @property
-    def size(self) -> int:
-        """The larger of N and M."""
-        return max(len(self.pixels_N), 0 if self.ids_ML is None else len(self.ids_ML))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
-    """Unit rows of a piece."""
+    """Unit rows of a micro-batch."""
 
     image_ND: Tensor
     text_MD: Tensor | None
 
 
 class Distiller(nn.Module):
-    """Everything trainable. Its parameters other than the model's are the *head*."""
+    """All trainable parameters. Those outside of the student's towers are the *head*."""
 
     def __init__(
         self,
@@ -69,17 +62,17 @@ class Distiller(nn.Module):
         teacher_dim: int | None,
         bank: tuple[float, float] | None,
     ) -> None:
-        """Take a model from load_trainable.
+        """Add the head to a model from load_trainable.
 
         Args:
             model: the student.
-            checkpoint: where it came from.
-            towers: which of its towers it has.
-            compute_dtype: of the forward pass; parameters keep theirs.
-            logit_scale: where the student's scale begins, a logarithm.
-            logit_bias: where its bias begins.
-            teacher_dim: E, where a map to it is learned; None: there is no such map.
-            bank: where (log scale, bias) of the bank term begin; None: there is none.
+            checkpoint: its checkpoint.
+            towers: the towers it has.
+            compute_dtype: dtype of the forward pass; parameters keep theirs.
+            logit_scale: initial scale of the student, a logarithm.
+            logit_bias: initial bias of the student.
+            teacher_dim: E, if a map to it is learned; None: there is no such map.
+            bank: initial (log scale, bias) of the bank term; None: there is no such term.
         """
         super().__init__()
         self.model: Any = model
@@ -101,12 +94,12 @@ class Distiller(nn.Module):
 
     @property
     def scale_and_bias(self) -> tuple[Tensor, Tensor]:
-        """The student's own, the scale as a logarithm."""
+        """Scale, as a logarithm, and bias of the student."""
         owner = self.model if self.has_text else self
         return owner.logit_scale, owner.logit_bias
 
     def head(self) -> list[Tensor]:
-        """Return the parameters that the loss meets directly, not through an embedding."""
+        """Return the parameters that enter the loss directly, not through an embedding."""
         found = [*self.scale_and_bias]
         found += self.maps()
         if hasattr(self, "bank_scale"):
@@ -114,46 +107,46 @@ class Distiller(nn.Module):
         return found
 
     def maps(self) -> list[Tensor]:
-        """Return the parameters of the learned map, if there is one."""
+        """Return the parameters of the learned map; empty without one."""
         return [] if self.projection is None else [self.projection.weight]
 
     def map_images(self, rows_ND: Tensor) -> Tensor:
-        """Return image rows in the teacher's width, (N, E); as they are where there is no map."""
+        """Return image rows mapped to the teacher's width, (N, E); unchanged without a map."""
         return rows_ND if self.projection is None else self.projection(rows_ND)
 
     def map_texts(self, rows_MD: Tensor) -> Tensor:
-        """Return text rows in the teacher's width: by the same map, so that x.y learns, too."""
+        """Return text rows mapped by the same map, (M, E), so that x.y is trained too."""
         return self.map_images(rows_MD)
 
     def fit_maps(
         self, images: tuple[Tensor, Tensor], texts: tuple[Tensor, Tensor] | None, ranks: Ranks
     ) -> None:
-        """Fit the learned map to all rows given so far, (student's, teacher's) of each modality."""
+        """Fit the learned map to all rows so far; each argument is (student's rows, teacher's rows)."""
         assert self.projection is not None
         for rows in (images, texts):
             if rows is not None:
-                self.projection.take_in(*rows, ranks)
+                self.projection.add_rows(*rows, ranks)
         self.projection.fit()
 
-    def embed(self, piece: Piece) -> Embedded:
-        """Return unit rows in float32, or float64 for a model in float64; gradients flow."""
+    def embed(self, micro_batch: MicroBatch) -> Embedded:
+        """Return unit rows with their graph, in float32, or float64 for a model in float64."""
         with self._autocast():
-            image_ND = self._embed_images(piece)
-            text_MD = None if piece.ids_ML is None else self._embed_texts(piece.ids_ML)
+            image_ND = self._embed_images(micro_batch)
+            text_MD = None if micro_batch.ids_ML is None else self._embed_texts(micro_batch.ids_ML)
         return Embedded(image_ND=image_ND, text_MD=text_MD)
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return self.scale_and_bias[0].device
 
-    def forward(self, piece: Piece, backward: "Backward") -> Tensor:
-        """Return a scalar whose gradient is this piece's share of the loss's.
+    def forward(self, micro_batch: MicroBatch, backward: "Backward") -> Tensor:
+        """Return a scalar whose gradient is this micro-batch's share of the loss's.
 
         It is what a backward pass starts from, not the loss's value: the loss is a function of the
-        embeddings of all pieces of all processes, and of these the gradient is known.
+        embeddings of all micro-batches of all processes, and the gradient by these is known.
         """
-        found = self.embed(piece)
+        found = self.embed(micro_batch)
         gradient = backward(found)
         total = (found.image_ND * gradient.image_ND).sum()
         if found.text_MD is not None:
@@ -165,11 +158,12 @@ class Distiller(nn.Module):
             total = total + sum(p.reshape(-1)[0] * 0.0 for p in self.parameters())
         return total
 
-    def _embed_images(self, piece: Piece) -> Tensor:
-        if not len(piece.pixels_N):
+    def _embed_images(self, micro_batch: MicroBatch) -> Tensor:
+        if not len(micro_batch.pixels_N):
             return self._no_rows()
-        pixels_N = piece.pixels_N.to(self.device, non_blocking=True)
-        return unit_rows(self._pool_images(pixels_N, piece.grids))
+        pixels_N = micro_batch.pixels_N.to(self.device, non_blocking=True)
+        tower = vision_tower(self.model)
+        return unit_rows(pool_images(tower, self._checkpoint, pixels_N, micro_batch.grids))
 
     def _embed_texts(self, ids_ML: Tensor) -> Tensor:
         if not len(ids_ML):
@@ -181,34 +175,23 @@ class Distiller(nn.Module):
         """Return (0, D): the attention of transformers takes no empty batch."""
         return self.scale_and_bias[0].new_zeros(0, self._checkpoint.embed_dim)
 
-    def _pool_images(self, pixels_N: Tensor, grids: Sequence[tuple[int, int]] | None) -> Tensor:
-        tower = vision_tower(self.model)
-        if not isinstance(self._checkpoint.image, NaflexRecipe):
-            return pool_pixels(tower, self._checkpoint, pixels_N)
-        assert grids is not None
-        num_patches = torch.tensor([rows * columns for rows, columns in grids])
-        longest = int(num_patches.max())
-        mask_BN = torch.arange(longest) < num_patches[:, None]
-        mask = None if bool(mask_BN.all()) else mask_BN.to(pixels_N.device, non_blocking=True)
-        return pool_patches(tower, self._checkpoint, pixels_N[:, :longest], grids, mask)
-
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device.type, self._compute_dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gradient:
-    """Of the loss, by what a piece was embedded to; times the number of processes, whose mean DDP takes."""
+class EmbeddingGradient:
+    """Gradient of the loss by the embeddings of a micro-batch, times world_size, since DDP takes the mean."""
 
     image_ND: Tensor
     text_MD: Tensor | None
     head: Sequence[Tensor] = ()
-    """By each parameter of Distiller.head; empty but for the last piece."""
+    """By each parameter of Distiller.head; empty except for the last micro-batch."""
 
     touches_all: bool = False
     """Whether every parameter gets a gradient, if only of 0: DDP waits for each, and Adam's momentum
     must not depend on which texts a process has."""
 
 
-Backward = Callable[[Embedded], Gradient]
-"""From a piece's embeddings to the gradient by them."""
+Backward = Callable[[Embedded], EmbeddingGradient]
+"""From a micro-batch's embeddings to the gradient by them."""

@@ -1,4 +1,4 @@
-"""The loss over the steps, as a picture."""
+"""The plot of the loss terms over the steps."""
 
 import io
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ import numpy as np
 from ..config import TERMS
 
 _SMOOTHED = 100
-"""Points of the smoothed line at least; noise is drawn behind it."""
+"""Least number of points of the smoothed line."""
 
 
 def loss_plot(metrics: Sequence[dict[str, Any]], *, title: str) -> bytes:
-    """Return a PNG with a panel for each term: its value, smoothed, and what no student can go below."""
+    """Return a PNG with a panel for each term: its value, a moving mean, the lowest possible value."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -44,7 +44,7 @@ def loss_plot(metrics: Sequence[dict[str, Any]], *, title: str) -> bytes:
 
 
 def smoothed(steps: Any, values: Any, width: int) -> tuple[Any, Any]:
-    """Return means over consecutive steps, each at the middle of its steps."""
+    """Return (steps, values) averaged over consecutive groups of ``width`` steps."""
     count = len(values) // width * width
     return (
         steps[:count].reshape(-1, width).mean(axis=1),

@@ -1,4 +1,4 @@
-"""From settings to what is trained on what: every None filled in, every contradiction refused."""
+"""Resolving the settings of a training: defaults are filled in, contradictions are refused."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,8 @@ from ...store.cache import Cache, open_cache
 from ...store.format.teacher_record import TeacherRecord
 from ...store.io.download_cache import copies_of
 from ..config import Term, TrainConfig
-from ..data.corpus import Corpus, read_corpus
+from ..data.corpus import Corpus
+from ..data.read_corpus import read_corpus
 from ..data.split import SplitPolicy, split_policy
 from ..export.metadata import identity_sha256
 from ..launch import Launch
@@ -29,16 +30,16 @@ from ..launch import Launch
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """One training, decided: no setting of the config is None but those where None is a choice."""
+    """The resolved settings, with the cache and the checkpoint that they name."""
 
     given: TrainConfig
-    """As the user gave it."""
+    """Settings as the user gave them."""
 
     config: TrainConfig
     cache: Cache
     teacher: TeacherRecord
     corpus: Corpus
-    """All of it; train and val are its parts."""
+    """The whole corpus; train and val are its parts."""
 
     train: Corpus
     val: Corpus
@@ -48,15 +49,15 @@ class Resolved:
     projection: Literal["learned", "pca", "none"]
     weights: Mapping[Term, float]
     teacher_scale: float
-    """Exponential applied."""
+    """Exponentiated."""
 
     teacher_bias: float
     num_workers: int
-    """Decoding processes of this process."""
+    """Decoding processes of this rank."""
 
     @property
     def steps(self) -> int:
-        """Optimizer steps."""
+        """Number of optimizer steps."""
         assert self.config.steps is not None
         return self.config.steps
 
@@ -71,7 +72,7 @@ class Resolved:
         return self.weights["bank"] > 0
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what a run goes on with or not at all: of which cache, teacher and student it is."""
+        """Return hashes and counts of cache, teacher and student; a run resumes only with the same."""
         return {
             "catalog": self.cache.manifest.latest.digest,
             "teacher": identity_sha256(self.teacher),
@@ -82,15 +83,15 @@ class Resolved:
 
 
 def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
-    """Open the cache and the student's checkpoint, and decide what the settings leave open.
+    """Open the cache and the student's checkpoint, and fill in the settings.
 
     Args:
-        config: as the user gave it.
+        config: settings as the user gave them.
         launch: this process among the others.
-        device: from device_of.
+        device: result of device_of.
 
     Raises:
-        CacheError: what is there does not fit together; the message says what to do.
+        CacheError: settings, cache and checkpoint do not fit together.
     """
     cache = open_cache(
         config.cache,
@@ -132,12 +133,12 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
         steps=_steps(config, train),
         epochs=None,
         lr=config.lr or (1e-3 if config.from_scratch else 1e-5),
-        weight_decay=_or(config.weight_decay, 1e-4 if config.from_scratch else 0.0),
+        weight_decay=_value_or(config.weight_decay, 1e-4 if config.from_scratch else 0.0),
         max_num_patches=getattr(checkpoint.image, "max_num_patches", None),
         dtype=dtype,
         val_share=policy.val_share if policy.val_keys is None else None,
     )
-    _refuse_idle(full, weights, train)
+    _refuse_no_data(full, weights, train)
     _refuse_other_texts(config.teacher_text, teacher)
     return Resolved(
         given=config,
@@ -159,10 +160,10 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
 
 
 def device_of(config: TrainConfig, launch: Launch) -> str:
-    """Return the device of this process: with several on a machine, cuda means each its own.
+    """Return the device of this process; with several processes on a machine, cuda gives each its own GPU.
 
     Raises:
-        SettingError: torch sees no such device here, or not one for each process.
+        SettingError: there is no such device, or not one for each process.
     """
     device = resolve_device(config.device)
     count = launch.local_world_size
@@ -171,11 +172,12 @@ def device_of(config: TrainConfig, launch: Launch) -> str:
     import torch
 
     num_gpus = torch.cuda.device_count()
-    if num_gpus == 1:  # of each process another one, as batch systems do it
+    if num_gpus == 1:  # batch systems show each process another one
         return "cuda:0"
     if device != "cuda":
         raise SettingError(
-            f"device {device} is one GPU, and {count} processes train here; take cuda, then each has its own"
+            f"device {device} is one GPU, but {count} processes train on this machine; use cuda, which gives "
+            "each its own"
         )
     if count > num_gpus:
         raise SettingError(
@@ -193,7 +195,7 @@ def _weights(config: TrainConfig, scale: float) -> dict[Term, float]:
     }
     weights: dict[Term, float] = {**defaults, **config.weights}
     if not any(weights.values()):
-        raise SettingError("weights are all 0: there is nothing to learn from")
+        raise SettingError("all weights are 0; give one term a weight above 0")
     return weights
 
 
@@ -210,7 +212,7 @@ def _projection(
     if config.projection == "none" and needs_one and not is_equal:
         raise SettingError(
             f"projection none needs equal widths ({widths}), or towers both with only the soft and the "
-            "contrastive term; take learned or pca, or --weight cosine=0"
+            "contrastive term; use learned or pca, or --weight cosine=0"
         )
     if config.projection != "auto":
         return config.projection
@@ -228,26 +230,26 @@ def _steps(config: TrainConfig, train: Corpus) -> int:
     )
 
 
-def _refuse_idle(config: TrainConfig, weights: Mapping[Term, float], train: Corpus) -> None:
-    """Refuse terms that could not teach anything here.
+def _refuse_no_data(config: TrainConfig, weights: Mapping[Term, float], train: Corpus) -> None:
+    """Refuse a training in which no term has any data.
 
     Raises:
-        SettingError: naming the term.
+        SettingError: there are no captions, and the cosine term has weight 0.
     """
     if train.num_captioned:
         return
     if weights["cosine"] == 0:
         raise SettingError(
-            f"{config.cache} has no caption in its train split, so only the cosine term can teach, and "
-            "its weight is 0; take --weight cosine=1"
+            f"{config.cache} has no caption in its train split, so only the cosine term has data, and its "
+            "weight is 0; use --weight cosine=1"
         )
 
 
 def _refuse_other_texts(teacher_text: str | None, teacher: TeacherRecord) -> None:
-    """Refuse a text tower that is not the teacher's: before the training, not after.
+    """Refuse a text tower that is not the teacher's, before the training.
 
     Raises:
-        SettingError: it is another checkpoint's, by the hash of its weights.
+        SettingError: the hash of its weights is not the teacher's.
     """
     if teacher_text is None:
         return
@@ -272,5 +274,5 @@ def _student_sha256(checkpoint: Checkpoint, *, is_new: bool) -> str:
     return files_sha256(weight_files(checkpoint.folder))
 
 
-def _or(value: float | None, default: float) -> float:
+def _value_or(value: float | None, default: float) -> float:
     return default if value is None else value

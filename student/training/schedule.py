@@ -1,4 +1,4 @@
-"""Learning rates over the steps, and which parameter has which."""
+"""Learning rates over the steps, and the optimizer that applies them."""
 
 import math
 from dataclasses import dataclass
@@ -10,26 +10,26 @@ from ...errors import SettingError
 from .distiller import Distiller
 
 BETAS = (0.9, 0.95)
-"""Of AdamW. Source: SigLIP, arXiv:2303.15343, table 7 and section 4 (0.95 instead of 0.999 is what
-keeps large batches stable)."""
+"""Betas of AdamW. Source: SigLIP, arXiv:2303.15343, table 7 and section 4 (0.95 instead of 0.999 keeps
+large batches stable)."""
 
-_ALONE = 0.02
-"""Share of the steps in which a learned map is fitted alone, the student standing still."""
+_ALONE_SHARE = 0.02
+"""Share of the steps in which only the learned map is fitted and the student is frozen."""
 
 _LEAST_WARMUP, _WARMUP_SHARE = 200, 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """Factors of the peak learning rates: linear warm-up, then half a cosine down to 0."""
+    """Factors of the peak learning rates: linear warm-up, then a cosine decay to 0."""
 
     steps: int
     warmup_steps: int
     alone_steps: int
-    """First steps, in which the learned map is fitted and nothing else moves; 0 where there is none."""
+    """First steps, in which the learned map is fitted and the student is frozen; 0 without such a map."""
 
     def student_factor(self, step: int) -> float:
-        """Return the student's factor in step 1, 2, ..., steps."""
+        """Return the factor of the student's learning rate in step 1, 2, ..., steps."""
         done = step - 1 - self.alone_steps
         if done < 0:
             return 0.0
@@ -40,7 +40,7 @@ class Schedule:
         )
 
     def projection_factor(self, step: int) -> float:
-        """Return the learned map's factor: 0 while it is fitted, then half a cosine."""
+        """Return the factor of the learned map's learning rate: 0 while it is fitted, then a cosine."""
         done = step - 1 - self.alone_steps
         return 0.0 if done < 0 else self._cosine(done, self.steps - self.alone_steps)
 
@@ -55,26 +55,27 @@ def make_schedule(
     """Return the schedule of a run.
 
     Args:
-        steps: of the run.
-        warmup_steps: None: 200 or 5 %, whichever is more, at most half of the steps that move the student.
-        steps_to_fit: steps in which a learned map sees enough rows; it is fitted in 2 % of all or in so
-            many, in at most a fifth. None: there is no such map.
+        steps: steps of the run.
+        warmup_steps: None: the larger of 200 and 5 % of the steps, at most half of those that train the
+            student.
+        steps_to_fit: steps in which a learned map sees enough rows. It is fitted for the larger of that
+            and 2 % of the steps, at most a fifth of them. None: there is no such map.
 
     Raises:
-        SettingError: the student moves in fewer steps than it should warm up for.
+        SettingError: there are fewer steps that train the student than warm-up steps.
     """
     alone = 0
     if steps_to_fit is not None and steps > 1:
         enough = min(math.ceil(steps_to_fit), steps // 5)
-        alone = max(1, enough, math.ceil(_ALONE * steps))
+        alone = max(1, enough, math.ceil(_ALONE_SHARE * steps))
     moving = steps - alone
     if warmup_steps is None:
         warmup_steps = min(max(_LEAST_WARMUP, math.ceil(_WARMUP_SHARE * steps)), moving // 2)
     if warmup_steps > moving:
-        fitted = f" after {alone:,} in which the map is fitted alone" if alone else ""
+        fitted = f" after {alone:,} that fit the map" if alone else ""
         raise SettingError(
-            f"warmup_steps {warmup_steps:,} is more than the {moving:,} steps in which the student "
-            f"learns{fitted}; take at most {moving:,}, or more steps"
+            f"warmup_steps {warmup_steps:,} is more than the {moving:,} steps that train the student"
+            f"{fitted}; take at most {moving:,}, or more steps"
         )
     return Schedule(steps=steps, warmup_steps=warmup_steps, alone_steps=alone)
 
@@ -102,7 +103,7 @@ class Optimizer:
         self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=is_fused)
 
     def step(self, schedule: Schedule, step: int) -> None:
-        """Make step 1, 2, ... with the gradients that are there, and forget them."""
+        """Make step 1, 2, ... with the present gradients, then drop them."""
         for group in self._adamw.param_groups:
             is_map = group.get("is_map", False)
             factor = schedule.projection_factor(step) if is_map else schedule.student_factor(step)
@@ -110,12 +111,12 @@ class Optimizer:
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
 
-    def forget_gradients(self) -> None:
-        """Drop what was computed."""
+    def zero_gradients(self) -> None:
+        """Drop the gradients."""
         self._adamw.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the state by name of the parameter and of the quantity."""
+        """Return the state, by ``parameter:quantity``."""
         return {
             f"{self._names[id(parameter)]}:{quantity}": value
             for parameter, state in self._adamw.state.items()
@@ -123,7 +124,7 @@ class Optimizer:
         }
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take up a state that tensors() gave."""
+        """Load a state that tensors() returned."""
         by_name: dict[str, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             parameter, _, quantity = name.rpartition(":")
@@ -131,7 +132,7 @@ class Optimizer:
         for group in self._adamw.param_groups:
             for parameter in group["params"]:
                 state = by_name.get(self._names[id(parameter)])
-                if state is None:  # saved before its first step
+                if state is None:  # saved before the first step of this parameter
                     continue
                 # The count of steps stays where AdamW keeps it: on the host, or fused on the device.
                 place = parameter.device if group["fused"] else torch.device("cpu")

@@ -1,29 +1,27 @@
-"""What is printed at the end of a training."""
+"""The lines that are printed at the end of a training."""
 
 import json
 
 from ...formatting import format_seconds
 from ..config import TrainConfig
-from .finish import evaluation_lines
+from .evaluate_run import evaluation_lines
 from .trainer import TrainSummary
 
 
 def summary_lines(config: TrainConfig, summary: TrainSummary) -> list[str]:
-    """Return the lines for people; none in a process that is not the first."""
+    """Return the lines for people; none in processes other than rank 0."""
     if not summary.is_first:
         return []
     out = config.out
     made = summary.steps - summary.first_step + 1
-    lines = [f"trained    nothing left to do: all {summary.steps:,} steps were done"]
+    lines = [f"trained    nothing left to do: all {summary.steps:,} steps are done"]
     if made:
         lines = [
             f"trained    {made:,} of {summary.steps:,} steps in {format_seconds(summary.seconds)}; "
             f"{summary.images_per_s:,.1f} images/s, {summary.wait_share:.1%} of it waiting for pixels"
         ]
     if summary.num_skipped:
-        lines.append(
-            f"left out   {summary.num_skipped:,} images as they were drawn, with a warning"
-        )
+        lines.append(f"skipped    {summary.num_skipped:,} images that could not be used")
     found = out / "evaluation.json"
     columns = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else {}
     return [

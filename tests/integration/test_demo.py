@@ -67,7 +67,7 @@ def test_the_verdict_is_of_the_numbers_shown_and_quick_says_what_they_are_worth(
     contrastive, distilled = (sum(float(row[i]) for row in rows) / 2 for i in (2, 3))
     assert float(found[1]) == pytest.approx(distilled, abs=0.002)
     assert float(found[2]) == pytest.approx(contrastive, abs=0.002)
-    assert "With --quick this means little" in text
+    assert "With --quick the results mean little" in text
 
 
 def test_every_command_was_shown(tour: Tour) -> None:
@@ -128,8 +128,8 @@ def test_a_second_tour_finds_all_done_and_shows_the_same_result(
     before = model.stat()
     status, out, err = command("demo", "--quick", "--out", OUT)
     assert status == 0, err
-    assert out.count("done before: ") == 2
-    assert out.count("nothing left to do: all 40 steps were done") == 2
+    assert out.count("already done: ") == 2
+    assert out.count("nothing left to do: all 40 steps are done") == 2
     assert Tour(tour.home, out).table == tour.table
     assert model.stat() == before
 
@@ -138,14 +138,14 @@ def test_a_full_tour_in_the_folder_of_a_quick_one_is_refused_in_one_line(tour: T
     done = run("demo", "--out", OUT, cwd=tour.home)
     message = error_line(done.returncode, done.stdout, done.stderr)
     assert message == (
-        f"{OUT} is of a demo with seed: 0, images: 400, steps: 40, now it is seed: 0, images: 4000, "
-        "steps: 400; remove it, or name another folder by --out"
+        f"{OUT} is the folder of a demo with seed: 0, images: 400, steps: 40, not seed: 0, images: 4000, "
+        "steps: 400; remove it, or name another folder with --out"
     )
 
 
 def test_the_last_line_but_one_removes_all_of_it(tour: Tour, tmp_path: Path) -> None:
-    [line] = [line for line in tour.stdout.splitlines() if line.startswith("all of it  ")]
-    assert re.fullmatch(r"all of it  my demo, 1\d\.\d MB; to remove it: rm -r 'my demo'", line)
+    [line] = [line for line in tour.stdout.splitlines() if line.startswith("total      ")]
+    assert re.fullmatch(r"total      my demo, 1\d\.\d MB; to remove it: rm -r 'my demo'", line)
     (tmp_path / OUT / "scenes").mkdir(parents=True)
     subprocess.run(["bash", "-c", line.partition("remove it: ")[2]], cwd=tmp_path, check=True)
     assert not os.listdir(tmp_path)

@@ -16,7 +16,7 @@ from siglip2_cache import open_cache
 from siglip2_cache.errors import TrainError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.siglip import load_model, load_trainable, resolve_checkpoint
-from siglip2_cache.student.evaluation.evaluate import student_embeddings, teacher_embeddings
+from siglip2_cache.student.evaluation.embeddings import student_embeddings, teacher_embeddings
 from siglip2_cache.student.export.metadata import identity_sha256
 
 Command = Callable[..., tuple[int, str, str]]
@@ -115,8 +115,8 @@ def test_a_table_shows_both_columns_and_what_was_evaluated(
     assert f"model      tiny: {tiny_checkpoint}" in head
     assert "images     7 of " in head
     assert "of split val (share 0.5)" in head
-    assert "what the model was trained on is not noted with it" in head
-    assert "also stand in train; 6 prompts" in head
+    assert "which images the model was trained on is not recorded with it" in head
+    assert "of them also in train; 6 prompts" in head
     assert table.splitlines()[0].split() == ["teacher", "model"]
     assert "image-image cosines, correlation" in table
     assert "needs prompts" not in table
@@ -156,12 +156,12 @@ def test_what_a_training_left_beside_the_model_says_the_split_and_the_map(
     assert asked["gallery"]["val_keys"] is None
 
     save_file({"map_ED": turn[:32]}, model.parent / "projection.safetensors")
-    shapes = "holds a map of shape (32, 64), but from the model to this teacher it is (64, 64)"
+    shapes = "holds a map of shape (32, 64), expected (64, 64) from this model to this teacher"
     assert shapes in refused(command, model, cache)
     (model.parent / "projection.safetensors").write_bytes(b"nonsense")
     assert "holds no tensor map_ED" in refused(command, model, cache)
     notes.write_text("[]")
-    assert "is not what a training writes" in refused(command, model, cache)
+    assert "is damaged" in refused(command, model, cache)
 
 
 def test_how_many_were_held_out_of_its_own_training_is_told_whatever_share_is_asked_for(
@@ -178,8 +178,8 @@ def test_how_many_were_held_out_of_its_own_training_is_told_whatever_share_is_as
     _, out, _ = command("eval", model, cache, "--val-share", 0.75)
     left = wider["gallery"]["images"] - unseen
     assert (
-        f"{unseen} were held out of its training, by share 0.25; from the other {left} it may "
-        "have learned" in out
+        f"{unseen} were held out of its training (share 0.25); the other {left} may have been "
+        "trained on" in out
     )
     assert "held out:" not in out
 
@@ -195,7 +195,9 @@ def test_a_pattern_of_its_training_that_fits_no_key_here_leaves_all_and_shares_t
     assert found["gallery"]["val_keys"] is found["gallery"]["val_share"] is None
     assert found["gallery"]["held_out_of_its_training"] == 0
     message = refused(command, model, cache)
-    assert message.endswith("or --val-share, or --split all: the pattern is of its training")
+    assert message.endswith(
+        "or --val-share, or --split all: the pattern comes from the model's training"
+    )
 
 
 def test_captions_that_the_model_cannot_tell_apart_cost_no_rank(
@@ -250,7 +252,7 @@ def test_images_that_are_gone_or_changed_are_told_and_never_hit(
         "eval", tiny_checkpoint, cache, "--split", "all", "--corpus-root", root
     )
     assert (status, err) == (0, "")
-    assert "missing    2 images, which never hit; '03' for instance: " in out
+    assert "missing    2 images, counted as misses (first: '03', " in out
     [line] = [line for line in out.splitlines() if line.startswith("missing images")]
     assert line.split() == ["missing", "images", "0", "2"]
     found = evaluated(command, tiny_checkpoint, cache, "--split", "all", "--corpus-root", root)
@@ -260,8 +262,8 @@ def test_images_that_are_gone_or_changed_are_told_and_never_hit(
     message = refused(
         command, tiny_checkpoint, cache, "--split", "all", "--corpus-root", everywhere
     )
-    assert message.startswith("none of 30 images can be used, row 0 for instance: ")
-    assert message.endswith("if the corpus has moved, say so with --corpus-root OLD=NEW")
+    assert message.startswith("none of 30 images can be used (row 0: ")
+    assert message.endswith("); if the corpus has moved, add --corpus-root OLD=NEW")
 
 
 def test_settings_that_are_none_are_refused_in_one_line(
@@ -275,10 +277,10 @@ def test_settings_that_are_none_are_refused_in_one_line(
         (("--val-share", 0.5, "--val-keys", "*"), "exclude each other"),
         (("--split", "all", "--val-share", 0.5), "split all takes every image"),
         (("--val-share", 2), "val_share must be 0 to below 1, got 2.0"),
-        (("--val-keys", "nothing"), "val_keys 'nothing' fits no key"),
+        (("--val-keys", "nothing"), "val_keys 'nothing' matches no key"),
         (("--teacher", "who"), "no teacher 'who'"),
         (("--dtype", "half"), "dtype 'half' is not one of auto"),
-        (("--val-share", 0), "split val has none of the 30 images"),
+        (("--val-share", 0), "split val is empty: it has none of the 30 images"),
     ):
         assert message in refused(command, tiny_checkpoint, cache, *arguments)
     assert "is neither a folder nor a hub id" in refused(command, cache / "no-model", cache)
@@ -367,7 +369,7 @@ def test_a_folder_of_an_image_tower_alone_meets_the_teachers_texts(
         k: v for k, v in alone.items() if k != "/name"
     }
     _, out, _ = command("eval", folder, cache, "--split", "all")
-    assert "an image tower alone; its texts are the teacher's; its space is taken for" in out
+    assert "an image tower alone; its texts: the teacher's; its space is assumed" in out
 
     # Trained against another teacher of the same width, it has none of this one's texts.
     notes = {"logit_scale": 4.75, "logit_bias": -16.8, "teacher_identity": "0" * 64}
@@ -377,7 +379,7 @@ def test_a_folder_of_an_image_tower_alone_meets_the_teachers_texts(
     found = evaluated(command, other, cache, "--split", "all")["columns"]["model"]
     assert found["retrieval"] is found["image_cosine"] is found["text_cosine"] is None
     _, out, _ = command("eval", other, cache, "--split", "all")
-    assert "its texts are none; it was trained against another teacher" in out
+    assert "its texts: none; it was trained with another teacher" in out
     record = open_cache(cache).teacher()
     (other / "siglip2_cache.json").write_text(
         json.dumps(notes | {"teacher_identity": identity_sha256(record)})

@@ -169,8 +169,8 @@ def test_a_page_of_a_corpus_that_has_gone_says_so_in_the_terminal(
     assert status == 0
     assert out.splitlines()[-3:] == [
         f"page       {page}",
-        "note       of 3 pictures: 3 cannot be read any more",
-        "note       none can be read: if the corpus has moved, say --corpus-root OLD=NEW",
+        "note       of 3 pictures: 3 unreadable now",
+        "note       no picture can be read; if the corpus has moved, add --corpus-root OLD=NEW",
     ]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from kit.browser import Page, chromium_page, find_chromium
 from kit.fakes import draw_image, write_table_corpus
-from kit.looks import build_cache, image_item, keys_of, report_of, text_item
+from kit.reports import build_cache, image_item, keys_of, report_of, text_item
 from PIL import Image
 
 from siglip2_cache.neighbors.page import write_page

@@ -236,10 +236,7 @@ def test_a_run_without_its_checkpoints_begins_anew_and_leaves_the_new_model(
     heard = Listening()
     settings = {**FINISHED, "steps": 2, "lr": 1e-2}
     train_of(made.cache, tiny_student, run, progress=heard, **settings)
-    assert (
-        f"{run / 'model'} is of an earlier training, of which no checkpoint is left"
-        in heard.said[0]
-    )
+    assert f"{run / 'model'} is of an earlier training without a checkpoint" in heard.said[0]
     train_of(made.cache, tiny_student, tmp_path / "new", **settings)
     assert_same_run(run, tmp_path / "new")
     assert not torch.equal(
@@ -345,7 +342,7 @@ def test_an_image_tower_learns_and_leaves_with_the_teachers_text_tower(
     }
     train_of(made.cache, tiny_student, run, progress=heard, steps=30, **settings)
     assert heard.said[0].startswith("pca map    64 -> 32 keeps 0.")
-    assert " pairs logits are off by " in heard.said[1]
+    assert " pairs the mean error of a logit is " in heard.said[1]
     lines = metrics_of(run)
     for term in ("cosine", "bank"):
         assert sum(line[term] for line in lines[-5:]) < sum(line[term] for line in lines[:5])
@@ -398,7 +395,7 @@ def test_several_views_of_an_image_are_learned_from_in_one_step(
     for line in metrics_of(tmp_path / "run"):
         assert line["images"] == BATCH
         assert line["texts"] <= BATCH // 2
-    with pytest.raises(SettingError, match="views_per_step must be 1 to 2, the views that"):
+    with pytest.raises(SettingError, match="views_per_step must be 1 to 2, the number of views"):
         train_of(made.cache, tiny_student, tmp_path / "more", views_per_step=4)
 
 
@@ -412,8 +409,8 @@ def test_images_without_any_caption_teach_by_their_targets(
     with pytest.raises(SettingError) as refused:
         train_of(uncaptioned, tiny_student, tmp_path / "other", weights={"cosine": 0.0})
     assert str(refused.value) == (
-        f"{uncaptioned} has no caption in its train split, so only the cosine term can teach, and its "
-        "weight is 0; take --weight cosine=1"
+        f"{uncaptioned} has no caption in its train split, so only the cosine term has data, and its "
+        "weight is 0; use --weight cosine=1"
     )
 
 
@@ -475,7 +472,7 @@ def test_a_picture_that_was_changed_is_left_out_and_named(
     warnings = [line for line in heard.said if line.startswith("warning: ")]
     assert len(warnings) == min(skipped, 5)
     for warning in warnings:
-        key, _, reason = warning.removeprefix("warning: image 'img").partition("' is left out: ")
+        key, _, reason = warning.removeprefix("warning: image 'img").partition("' is skipped: ")
         assert int(key) % 6 == 0
         assert reason.startswith("its bytes are not those the teacher saw; ")
     for line in metrics_of(run):
@@ -528,7 +525,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
     assert statuses[-2:] == [130, 0], ran.stdout
     [said] = [line for line in ran.stdout.splitlines() if line.startswith("stopped ")]
     assert re.fullmatch(
-        r"stopped after step \d+ of 20, which is saved; run the same command to go on", said
+        r"stopped after step \d+ of 20; a checkpoint is saved, run the same command to resume", said
     )
     assert_same_run(run, undisturbed)
 
@@ -553,8 +550,8 @@ def test_two_processes_in_pieces_make_the_model_of_one_in_one_piece(
     assert ran.stdout.count("trained    20 of 20 steps in ") == 1  # one of the two talks
     assert ", on cpu and 1 more" in ran.stderr
     skipped = sum(line["skipped"] for line in metrics_of(one))
-    assert f"left out   {skipped} images as they were drawn, with a warning" in ran.stdout
-    assert ran.stderr.count("is left out: its bytes are not those the teacher saw") == 5
+    assert f"skipped    {skipped} images that could not be used" in ran.stdout
+    assert ran.stderr.count("is skipped: its bytes are not those the teacher saw") == 5
     for found, expected in zip(metrics_of(two), metrics_of(one), strict=True):
         # Norms of gradients and single terms carry more of the map's rounding than the loss does.
         assert found == pytest.approx(expected, rel=1e-4)
@@ -585,7 +582,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_keys(
     assert step > 1
     found = re.fullmatch(
         rf"step {step}: the loss is not finite \((?:soft|cosine|contrastive)[^)]* (?:nan|inf).*\); "
-        r"the batch: img\d+(?:, img\d+){7}; the checkpoint before it stays, a smaller --lr or "
+        r"the batch: img\d+(?:, img\d+){7}; the last checkpoint is kept, a smaller --lr or "
         "--dtype float32 may help",
         str(stopped.value),
     )
@@ -609,14 +606,14 @@ def test_a_changed_setting_is_refused_with_old_and_new_value(
     arguments = (made.cache, "--config", finished.run / "config.yaml")
     assert_refused(
         command,
-        f"{finished.run} was begun with lr 0.001, now it is 0.002; go on with the old value, or begin "
+        f"{finished.run} was started with lr 0.001, now it is 0.002; resume with the old value, or start "
         "another run with another --out",
         *arguments,
         "--lr",
         0.002,
     )
     line = error_line(*command("train", *arguments, "--weight", "bank=0.25"))
-    assert "begun with weights.bank 0.5, now it is 0.25; go on" in line
+    assert "started with weights.bank 0.5, now it is 0.25; resume" in line
 
 
 def test_another_cache_or_student_is_refused_with_both_digests(
@@ -638,9 +635,9 @@ def test_another_cache_or_student_is_refused_with_both_digests(
         said = str(refused.value)
         fact = {"cache": "catalog", "student": "student"}[name]
         assert said.startswith(
-            f"{run} was begun with another {name}: {fact} was {facts[fact]}, now "
+            f"{run} was started with another {name}: {fact} was {facts[fact]}, now "
         )
-        assert said.endswith("; begin another run with another --out")
+        assert said.endswith("; start another run with another --out")
 
 
 def test_an_unknown_setting_of_a_file_is_refused_with_the_nearest_name(
@@ -668,9 +665,9 @@ def test_an_unfinished_cache_is_refused_and_used_as_far_as_it_goes_when_asked(
     with pytest.raises(TrainError) as refused:
         train_of(cache, tiny_student, tmp_path / "run")
     assert re.fullmatch(
-        rf"{cache} is unfinished: tiny has yet to embed 1 of 3 image units and 0 of \d+ text units; "
+        rf"{cache} is unfinished: tiny has not embedded 1 of 3 image units and 0 of \d+ text units; "
         rf"finish it with siglip2-cache build {made.corpus} {cache} --teacher {made.teacher} \(and the "
-        r"options it was begun with\), or train on what there is with --allow-partial",
+        r"options it was started with\), or train on what is there with --allow-partial",
         str(refused.value),
     )
     heard = Listening()
@@ -760,6 +757,6 @@ def test_a_term_signal_saves_and_says_how_to_go_on(
     assert (process.returncode, out) == (130, "")
     step = metrics_of(run)[-1]["step"]
     assert err.splitlines()[-1] == (
-        f"stopped after step {step} of 100,000, which is saved; run the same command to go on"
+        f"stopped after step {step} of 100,000; a checkpoint is saved, run the same command to resume"
     )
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{step:07d}"]

@@ -20,8 +20,8 @@ from torch.distributed import TCPStore
 
 from kit.steps import Case, gradients_of, part_of
 from siglip2_cache.student.distributed import Ranks, join_ranks, leave_ranks
+from siglip2_cache.student.training.gradient_cache import GradientCache
 from siglip2_cache.student.training.schedule import Optimizer, Schedule
-from siglip2_cache.student.training.step import Gradients
 
 NUM_STEPS = 20
 
@@ -85,8 +85,10 @@ def loss_curve(scenario: Scenario, student: Path, ranks: Ranks | None) -> list[f
     return curve
 
 
-def _gradients(case: Case, distiller: Any, scenario: Scenario, ranks: Ranks | None) -> Gradients:
-    return Gradients(
+def _gradients(
+    case: Case, distiller: Any, scenario: Scenario, ranks: Ranks | None
+) -> GradientCache:
+    return GradientCache(
         distiller,
         case.objective(),
         ranks or Ranks(),
@@ -99,13 +101,13 @@ def _share(
     case: Case, scenario: Scenario, step: int, dtype: torch.dtype, ranks: Ranks | None
 ) -> Any:
     batch = case.batch(step)
-    knowledge = case.knowledge(batch, dtype)
+    labels = case.labels(batch, dtype)
     if ranks is None:
-        return batch, knowledge
+        return batch, labels
     cuts = [0, scenario.num_images, len(case.captions)]
     images = slice(cuts[ranks.rank], cuts[ranks.rank + 1])
     texts = [0, scenario.num_texts, case.num_texts]
-    return part_of(batch, knowledge, images, texts, ranks.rank)
+    return part_of(batch, labels, images, texts, ranks.rank)
 
 
 def run_all(student: Path, naflex_student: Path, ranks: Ranks | None) -> dict[str, Any]:

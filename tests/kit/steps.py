@@ -25,9 +25,10 @@ from siglip2_cache.siglip import (
 )
 from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.distributed import Ranks
-from siglip2_cache.student.losses.objective import Columns, Objective
-from siglip2_cache.student.training.distiller import Distiller, Piece
-from siglip2_cache.student.training.step import Gradients, Knowledge, StepLoss
+from siglip2_cache.student.losses.objective import Objective, TextColumns
+from siglip2_cache.student.training.batch_loss import BatchLabels, StepLoss
+from siglip2_cache.student.training.distiller import Distiller, MicroBatch
+from siglip2_cache.student.training.gradient_cache import GradientCache
 
 WEIGHTS = {"soft": 1.0, "cosine": 0.7, "contrastive": 0.3, "bank": 0.5}
 TEACHER_SCALE, TEACHER_BIAS, ALIKE = 12.0, -4.0, 0.3
@@ -120,26 +121,26 @@ class Case:
             skipped=[],
         )
 
-    def known_pairs(self) -> set[tuple[int, int]]:
+    def matching_pairs(self) -> set[tuple[int, int]]:
         """Own captions, and one more text of image 1 (which drew none), 2 and 4."""
         own = {(i, text) for i, text in enumerate(self.captions) if text >= 0}
         more = {(i, i % self.num_texts) for i in (1, 2, 4) if self.num_texts}
         return own | {(i, text) for i, text in more if i < len(self.captions)}
 
-    def knowledge(self, batch: Batch, dtype: torch.dtype = torch.float64) -> Knowledge:
+    def labels(self, batch: Batch, dtype: torch.dtype = torch.float64) -> BatchLabels:
         """The bank has the batch's texts but for the first, and others."""
         draw = np.random.default_rng([self.seed, batch.step, 1])
         extra = unit_rows(draw, BANK_EXTRA, self.teacher_dim)
         teacher_KE = torch.cat([batch.teacher_text_ME[1:], extra]).to(dtype)
         map_ED = self.fixed_map()
         caption_N = torch.from_numpy(batch.caption_N)
-        known = self.known_pairs()
-        return Knowledge(
-            known_2P=_pairs(known),
-            bank=Columns(
+        known = self.matching_pairs()
+        return BatchLabels(
+            matching_2P=_pairs(known),
+            bank=TextColumns(
                 text=teacher_KE if map_ED is None else teacher_KE @ map_ED.to(dtype),
                 caption_N=(caption_N - 1).clamp(min=-1),
-                known_2P=_pairs({(i, text - 1) for i, text in known if text >= 1}),
+                matching_2P=_pairs({(i, text - 1) for i, text in known if text >= 1}),
                 teacher_text_ME=teacher_KE,
             ),
         )
@@ -154,7 +155,7 @@ class Case:
     ) -> StepLoss:
         """Compute gradients by the code under test."""
         batch = self.batch() if batch is None else batch
-        gradients = Gradients(
+        gradients = GradientCache(
             distiller,
             self.objective(),
             ranks or Ranks(),
@@ -163,7 +164,7 @@ class Case:
         )
         torch.manual_seed(5)
         dtype = distiller.scale_and_bias[0].dtype
-        return gradients.compute(batch, self.knowledge(batch, dtype))
+        return gradients.compute(batch, self.labels(batch, dtype))
 
 
 @lru_cache
@@ -187,8 +188,8 @@ def _pairs(pairs: set[tuple[int, int]]) -> Tensor:
 
 
 def part_of(
-    batch: Batch, knowledge: Knowledge, images: slice, texts: Sequence[int], rank: int
-) -> tuple[Batch, Knowledge]:
+    batch: Batch, labels: BatchLabels, images: slice, texts: Sequence[int], rank: int
+) -> tuple[Batch, BatchLabels]:
     """Return what one rank has of a global batch: some images, texts[rank] to below texts[rank + 1]."""
     first, end = texts[rank], texts[rank + 1]
     part = replace(
@@ -202,19 +203,21 @@ def part_of(
         ids_ML=None if batch.ids_ML is None else batch.ids_ML[first:end],
         teacher_image_NE=batch.teacher_image_NE[images],
     )
-    bank = knowledge.bank
+    bank = labels.bank
     assert bank is not None
-    own_bank = replace(bank, caption_N=bank.caption_N[images], known_2P=_own(bank.known_2P, images))
-    return part, Knowledge(known_2P=_own(knowledge.known_2P, images), bank=own_bank)
+    own_bank = replace(
+        bank, caption_N=bank.caption_N[images], matching_2P=_own(bank.matching_2P, images)
+    )
+    return part, BatchLabels(matching_2P=_own(labels.matching_2P, images), bank=own_bank)
 
 
-def _own(known_2P: Tensor, images: slice) -> Tensor:
-    is_own = (known_2P[0] >= images.start) & (known_2P[0] < images.stop)
-    return known_2P[:, is_own] - torch.tensor([[images.start], [0]])
+def _own(matching_2P: Tensor, images: slice) -> Tensor:
+    is_own = (matching_2P[0] >= images.start) & (matching_2P[0] < images.stop)
+    return matching_2P[:, is_own] - torch.tensor([[images.start], [0]])
 
 
 def plain_loss(
-    case: Case, distiller: Distiller, batch: Batch, pieces: Sequence[Piece]
+    case: Case, distiller: Distiller, batch: Batch, pieces: Sequence[MicroBatch]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss of a batch with its graph, and each term: dense, the formulas as they stand."""
     found = [distiller.embed(piece) for piece in pieces]
@@ -235,7 +238,7 @@ def plain_loss(
     z_NM = log_scale.exp() * x_ND @ y_MD.T + bias
     p_NM = torch.sigmoid(TEACHER_SCALE * u_NE @ v_ME.T + TEACHER_BIAS)
     N, M = z_NM.shape
-    bank = case.knowledge(batch, dtype).bank
+    bank = case.labels(batch, dtype).bank
     assert bank is not None
     w_KE = F.normalize(bank.teacher_text_ME.to(dtype), dim=-1)
     bank_NK = (
@@ -245,7 +248,7 @@ def plain_loss(
     terms = {
         "soft": (F.softplus(z_NM) - p_NM * z_NM).sum() / N,
         "cosine": _one_minus_cos(mapped(x_ND), target(u_NE)),
-        "contrastive": _hard(z_NM, case.captions, case.known_pairs()),
+        "contrastive": _hard(z_NM, case.captions, case.matching_pairs()),
     }
     if case.towers == "both":
         terms["cosine"] = (
@@ -256,7 +259,7 @@ def plain_loss(
         terms["bank"] = (F.softplus(bank_NK) - q_NK * bank_NK).sum() / N
     else:
         own = [text - 1 if text >= 1 else -1 for text in case.captions]
-        ignored = {(i, text - 1) for i, text in case.known_pairs() if text >= 1}
+        ignored = {(i, text - 1) for i, text in case.matching_pairs() if text >= 1}
         alike_KK = w_KE @ w_KE.T > ALIKE
         ignored |= {
             (i, k) for i, text in enumerate(own) if text >= 0 for k in _true(alike_KK[text])
@@ -292,13 +295,13 @@ def _hard(z_NM: Tensor, captions: Sequence[int], ignored: set[tuple[int, int]]) 
     return total / max(1, sum(text >= 0 for text in captions))
 
 
-def pieces_of(batch: Batch, size: int | None) -> list[Piece]:
+def pieces_of(batch: Batch, size: int | None) -> list[MicroBatch]:
     """Return consecutive pieces of at most so many images and texts."""
     N, M = len(batch.pixels_N), 0 if batch.ids_ML is None else len(batch.ids_ML)
     size = size or max(N, M)
     cuts = [slice(start, start + size) for start in range(0, max(N, M), size)]
     return [
-        Piece(
+        MicroBatch(
             pixels_N=batch.pixels_N[cut],
             grids=None if batch.grids_N2 is None else [tuple(g) for g in batch.grids_N2[cut]],
             ids_ML=None if batch.ids_ML is None else batch.ids_ML[cut],

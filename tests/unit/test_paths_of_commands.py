@@ -59,7 +59,7 @@ def test_a_path_that_a_command_takes_is_one(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     given: list[Any] = []
-    monkeypatch.setattr("siglip2_cache.demo.tour.give_tour", lambda config, _: given.append(config))
+    monkeypatch.setattr("siglip2_cache.demo.tour.run_tour", lambda config, _: given.append(config))
     app(["demo", "--out=~/tour"], standalone_mode=False)
     app(["demo"], standalone_mode=False)
     assert [config.out for config in given] == [tmp_path / "tour", Path("siglip2-cache-demo")]

@@ -481,13 +481,11 @@ def test_the_command_writes_the_corpus_and_refuses_a_folder_in_use(tmp_path: Pat
     assert first.returncode == 0, first.stderr
     assert first.stdout == (
         f"wrote {tmp_path}/out/captions.jsonl: 10 images of 10 layouts, 2 without captions, "
-        "4 with those of another; 40 captions, 40 different\n"
+        "4 with wrong ones; 40 captions, 40 different\n"
     )
     config = CorpusConfig(num_images=10, held_out=True, missing_rate=0.2, mismatched_rate=0.5)
     write_corpus(config, tmp_path / "same")
     assert tree_of(tmp_path / "out") == tree_of(tmp_path / "same")
     second = run()
     assert second.returncode == 1
-    assert second.stderr == (
-        f"error: {tmp_path}/out holds something already; name a folder that is new or empty\n"
-    )
+    assert second.stderr == (f"error: {tmp_path}/out is not empty; name a new or empty folder\n")

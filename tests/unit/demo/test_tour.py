@@ -11,7 +11,7 @@ import pytest
 from kit.tours import typed_commands, words_of
 
 from siglip2_cache.demo.steps import COMMAND, Step, TourConfig, checkpoint, tour_steps
-from siglip2_cache.demo.tour import give_tour
+from siglip2_cache.demo.tour import run_tour
 from siglip2_cache.errors import SettingError
 
 
@@ -35,7 +35,7 @@ def quick(out: Path, seed: int = 0) -> TourConfig:
 def stopped_tour(out: Path, *, stop_at: str = "build") -> CommandLine:
     """A tour up to a command that fails."""
     command_line = CommandLine(stop_at)
-    assert give_tour(quick(out), command_line) == 130
+    assert run_tour(quick(out), command_line) == 130
     return command_line
 
 
@@ -95,7 +95,7 @@ def test_a_tour_ends_where_a_command_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command_line = CommandLine("verify", status=1)
-    assert give_tour(quick(tmp_path / "out"), command_line) == 1
+    assert run_tour(quick(tmp_path / "out"), command_line) == 1
     assert [arguments[0] for arguments in command_line.asked] == [
         "build",
         "build",
@@ -119,7 +119,7 @@ def test_what_a_command_prints_goes_where_the_printed_command_says(
 
     out = tmp_path / "out"
     with pytest.raises(EndedError):
-        give_tour(quick(out), AtThePage("nothing"))
+        run_tour(quick(out), AtThePage("nothing"))
     assert (out / "eval-distilled.json").read_text() == "ran eval\n"
     said = capsys.readouterr().out
     assert "ran train" in said
@@ -141,29 +141,29 @@ def test_a_second_tour_leaves_finished_scenes_alone_and_makes_unfinished_ones_an
     capsys.readouterr()
     stopped_tour(out)
     said = capsys.readouterr().out
-    assert f"done before: {out / 'scenes' / 'captions.jsonl'} is there" in said
-    assert f"not finished before, made anew: {out / 'held-out'}" in said
+    assert f"already done: {out / 'scenes' / 'captions.jsonl'} exists" in said
+    assert f"incomplete, writing it again: {out / 'held-out'}" in said
     assert (out / "scenes" / "captions.jsonl").stat() == before
     assert len((out / "held-out" / "captions.jsonl").read_text("utf-8").splitlines()) == 100
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(SettingError, match=r"holds thesis\.tex and no demo\.json.*--out$"):
+    with pytest.raises(SettingError, match=r"has thesis\.tex and no demo\.json.*--out$"):
         stopped_tour(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SettingError, match=r"file is a file; name a folder by --out$"):
+    with pytest.raises(SettingError, match=r"file is a file; name a folder with --out$"):
         stopped_tour(tmp_path / "file")
 
 
 def test_a_tour_with_another_seed_is_refused_with_both(tmp_path: Path) -> None:
     stopped_tour(tmp_path / "out")
     with pytest.raises(SettingError, match=r"with seed: 0, images: 400.*now it is seed: 1, images"):
-        give_tour(quick(tmp_path / "out", seed=1), CommandLine("build"))
+        run_tour(quick(tmp_path / "out", seed=1), CommandLine("build"))
 
 
 def test_settings_that_cannot_be_read_are_named(tmp_path: Path) -> None:
@@ -200,14 +200,14 @@ def test_torch_is_told_to_use_one_thread_before_it_is_imported(
             return super().__call__(arguments)
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    give_tour(quick(tmp_path / "one"), Threads("build"))
+    run_tour(quick(tmp_path / "one"), Threads("build"))
     said = capsys.readouterr().out
     assert "threads: 1" in said
     assert "export OMP_NUM_THREADS=1" in typed_commands(said)
     assert "OMP_NUM_THREADS" not in os.environ
 
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    give_tour(quick(tmp_path / "own"), Threads("build"))
+    run_tour(quick(tmp_path / "own"), Threads("build"))
     said = capsys.readouterr().out
     assert "threads: 3" in said
     assert "export OMP_NUM_THREADS" not in said

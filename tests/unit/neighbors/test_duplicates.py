@@ -31,7 +31,7 @@ def test_a_copy_is_found_by_its_bytes_a_jpeg_and_a_mirrored_one_by_embedding(pla
     assert by_key["again"].cosine is not None
     assert 0.95 < by_key["again"].cosine < 1
     assert found.summary == (
-        "15 images looked at, 14 different; 91 pairs compared, 3 of cosine 0.95 or more; "
+        "15 images, 14 of them different; 91 pairs compared, 3 with cosine 0.95 or more; "
         "1 without an embedding left out",
         "1 cluster of 4 images: 1 link by equal bytes, 2 by embedding",
     )
@@ -53,9 +53,9 @@ def test_json_holds_the_counts_and_the_clusters(planted: Path) -> None:
 def test_a_teacher_that_finds_everything_alike_is_told_of(planted: Path) -> None:
     found = find_duplicates(DuplicatesConfig(cache=planted, teacher="first", above=-1, members=3))
     assert [len(group.items) for group in found.groups] == [3]
-    assert found.groups[0].heading == "cluster 1: 15 images; cosines are to the first; 3 are shown"
+    assert found.groups[0].heading == "cluster 1: 15 images; cosines to the first; showing 3"
     assert found.summary[-1].startswith(
-        "one cluster holds 15: first cannot tell most of these apart"
+        "one cluster has 15 members: for first most of these are alike"
     )
 
 

@@ -177,11 +177,11 @@ def test_a_row_that_is_stored_without_a_direction_is_named_or_left_out(
     [
         (Query("key", "caf\udce9"), r"key 'caf\\udce9' is not UTF-8"),
         (Query("text", "caf\udce9"), r"text 'caf\\udce9' is not UTF-8"),
-        (Query("image", "a\0b"), "no file can be called so"),
+        (Query("image", "a\0b"), "a file name cannot hold a zero byte"),
         (Query("key", "p0"), r"has the key 'p0'; did you mean 'p00', 'p01', 'p02'\?"),
         (Query("key", "p03.png"), r"has the key 'p03\.png'; did you mean 'p03'\?"),
         (Query("key", "nothing"), r"no sample of .* has the key 'nothing'$"),
-        (Query("text", "  "), "a text to look for is empty"),
+        (Query("text", "  "), "a text of a query is empty"),
         (Query("image", "/no/such.png"), r"picture /no/such\.png: no such file"),
     ],
 )
@@ -228,12 +228,12 @@ def test_a_file_of_queries_is_read_line_by_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"key": "a", "row": 1}', r"q\.jsonl line 2 is no query"),
-        ('{"row": "7"}', r"line 2 is no query"),
-        ('{"row": true}', r"line 2 is no query"),
-        ('{"text": " "}', r"line 2 is no query"),
-        ("[1]", r"line 2 is no query"),
-        ("a cat", r"line 2 is no query: 'a cat'"),
+        ('{"key": "a", "row": 1}', r"q\.jsonl line 2 is not a query"),
+        ('{"row": "7"}', r"line 2 is not a query"),
+        ('{"row": true}', r"line 2 is not a query"),
+        ('{"text": " "}', r"line 2 is not a query"),
+        ("[1]", r"line 2 is not a query"),
+        ("a cat", r"line 2 is not a query: 'a cat'"),
     ],
 )
 def test_a_line_that_is_no_query_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -244,7 +244,7 @@ def test_a_line_that_is_no_query_is_named(tmp_path: Path, line: str, message: st
 
 def test_a_file_of_no_queries_is_refused(tmp_path: Path) -> None:
     (tmp_path / "q.txt").write_text("\n \n")
-    with pytest.raises(SettingError, match="holds none"):
+    with pytest.raises(SettingError, match="has none"):
         read_queries(tmp_path / "q.txt")
     with pytest.raises(SettingError, match=r"gone\.txt cannot be read: No such file"):
         read_queries(tmp_path / "gone.txt")
@@ -265,10 +265,10 @@ def test_an_index_says_what_it_finds_of_what_was_asked(
 
     among = "among 15 images, by the index"
     left_out = "; 1 without an embedding left out"
-    assert said(image) == f"1 query {among}, recall@10 of images 1.000{left_out}"
-    assert said(text) == f"1 query {among}, recall@10 of texts 1.000{left_out}"
+    assert said(image) == f"1 query {among} (recall@10 of images 1.000){left_out}"
+    assert said(text) == f"1 query {among} (recall@10 of texts 1.000){left_out}"
     both = "recall@10 of images 1.000, recall@10 of texts 1.000"
-    assert said(image, text, k=12) == f"2 queries {among}, {both}, which is less at 12{left_out}"
+    assert said(image, text, k=12) == f"2 queries {among} ({both}; lower at 12){left_out}"
     whole = IndexedTargets.neighbors
 
     def half_blind(self: IndexedTargets, *arguments: Any, **settings: Any) -> Neighbors:
@@ -277,7 +277,6 @@ def test_an_index_says_what_it_finds_of_what_was_asked(
         return found
 
     monkeypatch.setattr(IndexedTargets, "neighbors", half_blind)
-    assert (
-        "; 27 neighbours that there are were not found, --approximate left out finds all"
-        in said(image, text, k=99)
+    assert "; 27 existing neighbours were missed, without --approximate all are found" in said(
+        image, text, k=99
     )  # one of 14 others, one of 15

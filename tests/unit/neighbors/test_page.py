@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from kit.fakes import write_folder_corpus
-from kit.looks import build_cache, image_item, report_of, text_item
+from kit.reports import build_cache, image_item, report_of, text_item
 from PIL import Image
 
 from siglip2_cache.errors import CacheError, DiskFullError, SettingError
@@ -210,8 +210,8 @@ def test_pictures_that_are_not_sound_say_so_and_are_counted() -> None:
     assert "no picture no such file" in words
     assert [a["title"] for a in page.of("span", "fault")] == ["the file changed since"]
     assert (
-        "of 4 pictures: 1 changed since the teacher saw it, 1 rejected by the teacher, 1 cannot be "
-        "read any more" in words
+        "of 4 pictures: 1 changed since the teacher saw it, 1 rejected by the teacher, 1 "
+        "unreadable now" in words
     )
 
 
@@ -223,8 +223,8 @@ def test_captions_carry_their_language_and_find_their_own_direction() -> None:
 
 
 def test_a_report_of_nothing_says_so() -> None:
-    assert "Nothing was found." in render(report())
-    assert "Nothing was found." in render(report(Group(query=image(1), items=())))
+    assert "No results." in render(report())
+    assert "No results." in render(report(Group(query=image(1), items=())))
 
 
 # -- writing

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from kit.fakes import draw_image, write_folder_corpus
-from kit.looks import build_cache, keys_of
 from kit.memory_bucket import memory_bucket
+from kit.reports import build_cache, keys_of
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 

@@ -7,7 +7,7 @@ import torch
 
 from siglip2_cache.errors import SettingError
 from siglip2_cache.student.config import TrainConfig
-from siglip2_cache.student.launch import Launch, SaidElsewhere, find_launch, said_once
+from siglip2_cache.student.launch import Launch, RaisedElsewhere, find_launch, raised_once
 from siglip2_cache.student.training.resolve import device_of
 
 MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -47,13 +47,16 @@ def test_a_process_is_alone_or_one_of_several(environ: dict[str, str], expected:
             {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "here"},
             "WORLD_SIZE is 2 and MASTER_PORT is not set; start ",
         ),
-        ({"WORLD_SIZE": "2", "RANK": "2", **MASTER}, "RANK is 2 of WORLD_SIZE 2, from 0; start "),
+        (
+            {"WORLD_SIZE": "2", "RANK": "2", **MASTER},
+            "RANK is 2, which must be below WORLD_SIZE 2; start ",
+        ),
         (
             {"WORLD_SIZE": "two"},
-            "WORLD_SIZE is 'two', which is no number of processes; start them with torchrun, or "
+            "WORLD_SIZE is 'two', which is not a number; start the processes with torchrun, or "
             "unset it",
         ),
-        ({"WORLD_SIZE": "2", "RANK": "-1", **MASTER}, "RANK is '-1', which is no number"),
+        ({"WORLD_SIZE": "2", "RANK": "-1", **MASTER}, "RANK is '-1', which is not a number"),
     ],
 )
 def test_variables_that_are_set_by_halves_are_refused_with_what_is_missing(
@@ -65,10 +68,10 @@ def test_variables_that_are_set_by_halves_are_refused_with_what_is_missing(
 
 
 def test_what_all_processes_of_a_machine_meet_is_said_by_the_first_of_them() -> None:
-    with pytest.raises(SettingError, match="wrong"), said_once(Launch()):
+    with pytest.raises(SettingError, match="wrong"), raised_once(Launch()):
         raise SettingError("wrong")
     other = Launch(rank=5, world_size=8, local_rank=1, local_world_size=4)
-    with pytest.raises(SaidElsewhere) as silent, said_once(other):
+    with pytest.raises(RaisedElsewhere) as silent, raised_once(other):
         raise SettingError("wrong")
     assert str(silent.value) == ""
 
@@ -92,7 +95,7 @@ def test_each_of_four_processes_has_a_gpu_of_its_own(
 @pytest.mark.parametrize(
     ("asked", "num_gpus", "refusal"),
     [
-        ("cuda:1", 4, "device cuda:1 is one GPU, and 4 processes train here; take cuda, then each"),
+        ("cuda:1", 4, "device cuda:1 is one GPU, but 4 processes train on this machine; use cuda"),
         ("cuda", 2, "4 processes train on this machine, which has 2 GPUs; start at most 2"),
     ],
 )

@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from kit.fakes import draw_image, write_folder_corpus
-from kit.looks import build_cache
+from kit.reports import build_cache
 from PIL import Image
 
 from siglip2_cache import open_cache
@@ -209,7 +209,9 @@ class TestAtlas:
     ) -> None:
         monkeypatch.setattr(export_atlas, "MANY_ROWS", 10)
         run(foreign.root, tmp_path / "out", format="atlas")
-        assert f"siglip2-cache index {foreign.root} first makes it quick" in capsys.readouterr().err
+        assert (
+            f"build an index first: siglip2-cache index {foreign.root}" in capsys.readouterr().err
+        )
 
 
 class TestThumbnails:
@@ -229,7 +231,7 @@ class TestThumbnails:
             difference = np.abs(np.asarray(picture.convert("RGB")).astype(int) - draw_image(4))
         assert picture.size == (24, 16)
         assert difference.mean() < 20  # lossy, and not another picture
-        assert "pictures   1 have none: not found, or unreadable" in exported.lines
+        assert "thumbnails 1 are missing: file not found or unreadable" in exported.lines
         assert exported.lines[-1].endswith(" --text text --image image")
 
     def test_they_go_with_atlas_alone(self, tmp_path: Path) -> None:
@@ -243,14 +245,14 @@ class TestRefusals:
         self, foreign: "ForeignCache", tmp_path: Path
     ) -> None:
         (tmp_path / "out").mkdir()
-        with pytest.raises(SettingError, match=r"out exists; name a folder that does not"):
+        with pytest.raises(SettingError, match=r"out exists; name a new folder"):
             run(foreign.root, tmp_path / "out")
         assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
     def test_a_folder_within_the_cache_or_nowhere_is_refused(
         self, foreign: "ForeignCache", tmp_path: Path
     ) -> None:
-        with pytest.raises(SettingError, match=r"out lies in the cache; name a folder outside"):
+        with pytest.raises(SettingError, match=r"out is in the cache; name a folder outside"):
             run(foreign.root, foreign.root / "out")
         with pytest.raises(SettingError, match=r"cannot be made: there is no folder .*nowhere"):
             run(foreign.root, tmp_path / "nowhere/out")
@@ -266,7 +268,7 @@ class TestRefusals:
             ExportConfig(out=tmp_path, among="x")
 
     def test_a_view_of_texts_is_refused(self, foreign: "ForeignCache", tmp_path: Path) -> None:
-        with pytest.raises(SettingError, match="view 1 goes with images, texts have none"):
+        with pytest.raises(SettingError, match="view 1 needs images; texts have no views"):
             run(foreign.root, tmp_path / "out", among="texts", view=1)
         with pytest.raises(SettingError, match=r"view 2 is not in .* views 0\.\.1 of each image"):
             run(foreign.root, tmp_path / "out", view=2)

@@ -15,8 +15,9 @@ from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, SettingError, TrainError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.student.data.corpus import Corpus, SplitPolicy, read_corpus
-from siglip2_cache.student.data.split import number_pictures
+from siglip2_cache.student.data.corpus import Corpus
+from siglip2_cache.student.data.read_corpus import read_corpus
+from siglip2_cache.student.data.split import SplitPolicy, number_pictures
 
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache
@@ -141,8 +142,8 @@ def test_a_cache_without_captions_is_a_corpus_too(many: Cache) -> None:
     corpus = read_corpus(many, None, NO_SPLIT)
     assert (corpus.num_images, corpus.num_captions, corpus.langs) == (600, 0, ())
     none = np.empty(0, np.int64)
-    assert corpus.known_pairs(np.arange(3), none).shape == (2, 0)
-    assert corpus.known_pairs(np.arange(3), np.array([7])).shape == (2, 0)
+    assert corpus.matching_pairs(np.arange(3), none).shape == (2, 0)
+    assert corpus.matching_pairs(np.arange(3), np.array([7])).shape == (2, 0)
 
 
 def test_selecting_keeps_the_captions_of_what_is_kept(foreign: "ForeignCache") -> None:
@@ -161,7 +162,7 @@ def test_selecting_keeps_the_captions_of_what_is_kept(foreign: "ForeignCache") -
 def test_texts_of_an_image_and_of_its_duplicates_are_known_pairs(small: Cache) -> None:
     corpus = read_corpus(small, None, NO_SPLIT)
     texts = text_rows_of(small, "g", "e", "a", "h")  # no order
-    pairs = corpus.known_pairs(np.array([2, 0, 1, 4, 5, 0]), texts)
+    pairs = corpus.matching_pairs(np.array([2, 0, 1, 4, 5, 0]), texts)
     named = [(int(i), "geah"[j]) for i, j in pairs.T]
     # Image 2 has no caption, but its duplicate 7 has "a" and "g"; 0 and 5 share "a", "b" and "e".
     assert named == [
@@ -172,7 +173,7 @@ def test_texts_of_an_image_and_of_its_duplicates_are_known_pairs(small: Cache) -
 def test_known_pairs_of_a_part_are_those_of_its_images(small: Cache) -> None:
     corpus = read_corpus(small, None, NO_SPLIT)
     part = corpus.select(np.arange(10) >= 5)
-    pairs = part.known_pairs(np.array([0]), text_rows_of(small, "a", "b", "e"))
+    pairs = part.matching_pairs(np.array([0]), text_rows_of(small, "a", "b", "e"))
     assert pairs.tolist() == [[0], [2]]
 
 
@@ -221,7 +222,8 @@ def test_held_out_keys_take_their_duplicates_with_them(small: Cache) -> None:
 
 def test_a_pattern_that_fits_no_key_is_refused_with_a_key_as_they_are(small: Cache) -> None:
     with pytest.raises(
-        SettingError, match=r"val_keys 'valid/\*' fits no key of .*'train/0'; take another pattern"
+        SettingError,
+        match=r"val_keys 'valid/\*' matches no key of .*'train/0'\); use another pattern",
     ):
         read_corpus(small, None, SplitPolicy(val_keys="valid/*"))
 
@@ -249,7 +251,7 @@ def test_an_unfinished_cache_is_refused_with_the_command_that_finishes_it(
         read_corpus(open_cache(root), None, NO_SPLIT)
     message = str(refused.value)
     assert f"{root} is unfinished: " in message
-    assert "has yet to embed 1 of 3 image units and 0 of 2 text units" in message
+    assert "has not embedded 1 of 3 image units and 0 of 2 text units" in message
     assert f"siglip2-cache build {small.sources[''].location} '{root}' --teacher /" in message
     assert "--allow-partial" in message
     assert "\n" not in message
@@ -271,7 +273,7 @@ def test_a_cache_without_any_target_is_refused_even_so(small: Cache, tmp_path: P
     for unit in range(3):
         drop_unit(root, "image", unit)
     with pytest.raises(
-        TrainError, match=r"has no image with a target by tiny; siglip2-cache build"
+        TrainError, match=r"has no image with a target by tiny; run siglip2-cache build"
     ):
         read_corpus(open_cache(root), None, NO_SPLIT, allow_partial=True)
 

@@ -37,11 +37,13 @@ from siglip2_cache.siglip import (
 )
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.format.views import ViewBox, pixel_box
-from siglip2_cache.student.data import catalog_index as lookup
+from siglip2_cache.student.data import catalog_index
 from siglip2_cache.student.data.catalog_index import ImageLookup
-from siglip2_cache.student.data.corpus import Corpus, SplitPolicy, read_corpus
+from siglip2_cache.student.data.corpus import Corpus
 from siglip2_cache.student.data.loader import Batch, Loader, LoaderConfig
+from siglip2_cache.student.data.read_corpus import read_corpus
 from siglip2_cache.student.data.sampler import Sampler
+from siglip2_cache.student.data.split import SplitPolicy
 
 NUM_VIEWS = 4
 NUM_LEFT_OUT = 4
@@ -189,7 +191,7 @@ def test_flips_or_crops_that_are_mixed_up_do_not_meet_their_targets(
         return ViewBox(left, top, width, height, flip)
 
     for wrong in (not_mirrored, turned):
-        monkeypatch.setattr(lookup, "ViewBox", wrong)
+        monkeypatch.setattr(catalog_index, "ViewBox", wrong)
         num_wrong = 0
         for batch in batches_of(small, tiny_checkpoint, 0, 4):
             is_right: list[bool] = []
@@ -364,7 +366,7 @@ def test_a_corpus_that_is_not_there_stops_the_training(moved: Made, tiny_checkpo
     shutil.rmtree(moved.folder)
     with pytest.raises(
         TrainError,
-        match=r"no image of step 2 could be used, the first, img\d+: no such file; --corpus-root",
+        match=r"no image of step 3 can be used \(first: 'img\d+', no such file\); if the corpus has moved",
     ):
         batches_of(moved, tiny_checkpoint, 2, 3)
 
@@ -447,13 +449,13 @@ def test_no_more_than_a_few_batches_are_made_ahead(
     small: Made, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_steps: list[int] = []
-    real = Sampler.plan
+    real = Sampler.global_batch
 
     def spy(self: Sampler, step: int) -> Any:
         made_steps.append(step)
         return real(self, step)
 
-    monkeypatch.setattr(Sampler, "plan", spy)
+    monkeypatch.setattr(Sampler, "global_batch", spy)
     with loader_of(small, tiny_checkpoint, config={"prefetch": 1}) as loader:
         batches = loader.batches()
         first = next(batches)
@@ -467,14 +469,14 @@ def test_no_more_than_a_few_batches_are_made_ahead(
 def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_wanted(
     small: Made, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Sampler.plan
+    real = Sampler.global_batch
 
     def broken(self: Sampler, step: int) -> Any:
         if step == 2:
             raise OSError("the disk is gone")
         return real(self, step)
 
-    monkeypatch.setattr(Sampler, "plan", broken)
+    monkeypatch.setattr(Sampler, "global_batch", broken)
     seen: list[int] = []
     with (
         loader_of(small, tiny_checkpoint) as loader,

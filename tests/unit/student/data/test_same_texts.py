@@ -14,11 +14,11 @@ from siglip2_cache import open_cache
 from siglip2_cache.precompute.build import build
 from siglip2_cache.siglip import TextTokenizer, find_text_cleaning, resolve_checkpoint
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.student.data.corpus import read_corpus
+from siglip2_cache.student.data.read_corpus import read_corpus
 from siglip2_cache.student.data.same_texts import cleaning_for, one_text_of
 from siglip2_cache.student.data.split import SplitPolicy
-from siglip2_cache.student.evaluation.eval_set import choose_gallery
-from siglip2_cache.student.losses.text_bank import Bank
+from siglip2_cache.student.evaluation.eval_set import choose_eval_set
+from siglip2_cache.student.losses.text_bank import TextBank
 
 LOWERCASE = "tokenizers.normalizers.Lowercase"
 CAPTIONS = [["A dog", "a dog"], ["a DOG"], ["a cat"], ["A dog."], ["a Cat"]]
@@ -139,7 +139,7 @@ def test_equal_texts_are_known_to_match_and_are_nobodys_negatives(cache: Cache) 
     assert corpus.caption_counts.tolist() == [1, 1, 1, 1, 1]
     dog, cat, dot = corpus.caption_text_row[[0, 2, 3]]
     assert corpus.caption_text_row.tolist() == [dog, dog, cat, dot, cat]
-    known = corpus.known_pairs(np.arange(5), np.array([dog, cat, dot]))
+    known = corpus.matching_pairs(np.arange(5), np.array([dog, cat, dot]))
     assert known.T.tolist() == [[0, 0], [1, 0], [2, 1], [3, 2], [4, 1]]
 
 
@@ -147,13 +147,13 @@ def test_a_text_that_a_held_out_image_has_in_other_letters_leaves_the_bank(cache
     corpus = read_corpus(cache, None, SplitPolicy(val_keys="1*"))  # "a DOG"
     train, val = corpus.select(~corpus.is_val_N), corpus.select(corpus.is_val_N)
     assert len(val) == 1
-    bank = Bank(train, val, cache.text_targets(), size=9, seed=0)
+    bank = TextBank(train, val, cache.text_targets(), size=9, seed=0)
     assert len(bank) == 2  # "a cat", "A dog."
-    assert choose_gallery(cache, corpus, split="val").num_texts_in_train == 1
+    assert choose_eval_set(cache, corpus, split="val").num_texts_in_train == 1
 
 
 def test_equal_prompts_of_a_class_count_once(cache: Cache) -> None:
-    gallery = choose_gallery(cache, read_corpus(cache, None, None), split="all")
+    eval_set = choose_eval_set(cache, read_corpus(cache, None, None), split="all")
     # "Dog" and "dog" are two classes, which one text stands for
-    assert len(gallery.prompt_Q) == 2
-    assert len(set(gallery.prompt_Q.tolist())) == 1
+    assert len(eval_set.prompt_Q) == 2
+    assert len(set(eval_set.prompt_Q.tolist())) == 1

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from siglip2_cache.errors import SettingError
 from siglip2_cache.student.data.corpus import Corpus, starts_of
-from siglip2_cache.student.data.draws import draw_captions, draw_views, draw_words
-from siglip2_cache.student.data.sampler import OPEN_ROW_GROUPS, Sampler, StepPlan, epoch_order
+from siglip2_cache.student.data.random_draws import draw_captions, draw_views, draw_words
+from siglip2_cache.student.data.sampler import OPEN_ROW_GROUPS, GlobalBatch, Sampler, epoch_order
 
 
 def corpus_of(counts: list[int], *, num_texts: int = 40, seed: int = 0) -> Corpus:
@@ -44,8 +44,8 @@ def chi_square(counts: NDArray[np.int64]) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def assert_same(a: StepPlan, b: StepPlan) -> None:
-    for name in StepPlan.__slots__:
+def assert_same(a: GlobalBatch, b: GlobalBatch) -> None:
+    for name in GlobalBatch.__slots__:
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
@@ -108,17 +108,19 @@ def test_an_epoch_shows_each_image_once_and_drops_the_last_short_batch() -> None
     sampler = sampler_of()
     assert sampler.steps_per_epoch == 4
     for epoch in (0, 1):
-        steps = [sampler.plan(4 * epoch + i) for i in range(4)]
+        steps = [sampler.global_batch(4 * epoch + i) for i in range(4)]
         assert {plan.epoch for plan in steps} == {epoch}
         assert len(np.unique(np.concatenate([plan.positions_N for plan in steps]))) == 48
-    assert sampler.plan(0).positions_N.tolist() != sampler.plan(4).positions_N.tolist()
+    assert (
+        sampler.global_batch(0).positions_N.tolist() != sampler.global_batch(4).positions_N.tolist()
+    )
 
 
 def test_a_caption_of_a_batch_is_one_of_its_image_and_all_are_seen_in_time() -> None:
     sampler = sampler_of()
     seen: dict[int, set[int]] = {i: set() for i in range(50)}
     for step in range(160):
-        plan = sampler.plan(step)
+        plan = sampler.global_batch(step)
         for position, text in zip(
             plan.positions_N.tolist(), plan.text_rows_N.tolist(), strict=True
         ):
@@ -129,7 +131,7 @@ def test_a_caption_of_a_batch_is_one_of_its_image_and_all_are_seen_in_time() -> 
 
 
 def test_views_of_an_image_stand_together_and_share_its_caption() -> None:
-    plan = sampler_of(views_per_step=3).plan(2)
+    plan = sampler_of(views_per_step=3).global_batch(2)
     ids = plan.positions_N.reshape(4, 3)
     assert (ids == ids[:, :1]).all()
     assert len(np.unique(ids)) == 4
@@ -140,7 +142,7 @@ def test_views_of_an_image_stand_together_and_share_its_caption() -> None:
 
 def test_each_text_stands_once_in_order_of_appearance() -> None:
     for step in range(8):
-        plan = sampler_of().plan(step)
+        plan = sampler_of().global_batch(step)
         drawn = [text for text in plan.text_rows_N.tolist() if text >= 0]
         assert plan.global_text_rows_M.tolist() == list(dict.fromkeys(drawn))
         has = plan.caption_N >= 0
@@ -150,12 +152,12 @@ def test_each_text_stands_once_in_order_of_appearance() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 12])
 def test_a_rank_owns_the_texts_that_its_images_show_first(world_size: int) -> None:
-    whole = sampler_of().plan(1)
+    whole = sampler_of().global_batch(1)
     before: set[int] = set()
     shown: list[int] = []
     for rank in range(world_size):
         sampler = sampler_of(rank=rank, world_size=world_size)
-        plan = sampler.plan(1)
+        plan = sampler.global_batch(1)
         np.testing.assert_array_equal(plan.positions_N, whole.positions_N)
         shown += plan.positions_N[sampler.rank_slice].tolist()
         texts = [t for t in plan.text_rows_N[sampler.rank_slice].tolist() if t >= 0]
@@ -168,7 +170,7 @@ def test_a_rank_owns_the_texts_that_its_images_show_first(world_size: int) -> No
 
 
 def test_a_batch_without_any_caption_has_no_text() -> None:
-    plan = sampler_of(corpus_of([0] * 12), world_size=2).plan(0)
+    plan = sampler_of(corpus_of([0] * 12), world_size=2).global_batch(0)
     assert len(plan.global_text_rows_M) == 0
     assert set(plan.caption_N.tolist()) == {-1}
     assert plan.text_bounds.tolist() == [0, 0, 0]
@@ -176,14 +178,14 @@ def test_a_batch_without_any_caption_has_no_text() -> None:
 
 def test_any_step_can_be_planned_at_once() -> None:
     through = sampler_of(views_per_step=2)
-    plans = [through.plan(step) for step in range(20)]
+    plans = [through.global_batch(step) for step in range(20)]
     for step in (19, 3, 11, 0):
-        assert_same(sampler_of(views_per_step=2).plan(step), plans[step])
-    assert through.plan(5).step == 5
+        assert_same(sampler_of(views_per_step=2).global_batch(step), plans[step])
+    assert through.global_batch(5).step == 5
 
 
 def test_another_seed_draws_others() -> None:
-    a, b = sampler_of(seed=0).plan(0), sampler_of(seed=1).plan(0)
+    a, b = sampler_of(seed=0).global_batch(0), sampler_of(seed=1).global_batch(0)
     assert a.positions_N.tolist() != b.positions_N.tolist()
 
 

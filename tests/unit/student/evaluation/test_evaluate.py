@@ -11,18 +11,16 @@ from numpy.typing import NDArray
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.student.data.corpus import Corpus, read_corpus
+from siglip2_cache.student.data.corpus import Corpus
+from siglip2_cache.student.data.read_corpus import read_corpus
 from siglip2_cache.student.data.split import SplitPolicy
-from siglip2_cache.student.evaluation.evaluate import (
-    Embeddings,
-    Gallery,
-    choose_gallery,
-    evaluate,
-    gallery_lines,
-    gallery_numbers,
-    map_texts,
+from siglip2_cache.student.evaluation.embeddings import Embeddings, teacher_embeddings
+from siglip2_cache.student.evaluation.eval_set import EvalSet, choose_eval_set
+from siglip2_cache.student.evaluation.evaluate import evaluate, map_texts
+from siglip2_cache.student.evaluation.report import (
+    eval_set_lines,
+    eval_set_numbers,
     table_lines,
-    teacher_embeddings,
 )
 
 NAN = np.nan
@@ -39,9 +37,9 @@ def embeddings(images: NDArray[np.float32], texts: NDArray[np.float32], **more: 
     return Embeddings(images_ND=images, texts_MD=texts, **settings)
 
 
-def gallery(**changes: Any) -> Gallery:
+def eval_set(**changes: Any) -> EvalSet:
     """Four images, the last a copy of the third; captions 0 to 3, of which 1 is shared; prompts 4 to 6."""
-    whole = Gallery(
+    whole = EvalSet(
         split="val",
         num_split_images=9,
         rows_N=np.array([2, 3, 5, 8]),
@@ -71,7 +69,7 @@ def test_a_perfect_model_hits_always_and_agrees_with_itself() -> None:
     shared = (images[0] + images[1]) / np.sqrt(2)
     texts = np.stack([images[0], shared, images[2], images[3], images[0], images[1], images[1]])
     model = embeddings(images, texts)
-    found = evaluate(model, model, gallery())
+    found = evaluate(model, model, eval_set())
     everything = found["retrieval"]["all"]
     assert everything == {
         "images": 4,
@@ -89,7 +87,7 @@ def test_a_perfect_model_hits_always_and_agrees_with_itself() -> None:
     assert found["soft_loss_excess"] == 0
     assert found["missing_images"] == found["missing_texts"] == 0
     # A language knows copies, too.
-    one = evaluate(model, model, gallery(lang_P=np.zeros(5, np.int32)))["retrieval"]["languages"]
+    one = evaluate(model, model, eval_set(lang_P=np.zeros(5, np.int32)))["retrieval"]["languages"]
     assert one == {"de": everything}
 
 
@@ -97,7 +95,7 @@ def test_a_language_has_its_own_queries_and_gallery_and_weighs_as_much_as_anothe
     # de: images 0 and 2 with texts 0 and 2; en: images 0 and 1, which share text 1
     images = np.array([[1, 0], [0, 1], [0.8, 0.6], [0.8, 0.6]], np.float32)
     texts = np.array([[0.6, 0.8], [1, 0], [1, 0], [1, 0], *[[1, 0]] * 3], np.float32)
-    found = evaluate(embeddings(images, texts), embeddings(images, texts), gallery())["retrieval"]
+    found = evaluate(embeddings(images, texts), embeddings(images, texts), eval_set())["retrieval"]
     # de, to texts: image 0: own .6 behind 1; image 2: own .8 behind .48 + .48 = .96.
     # de, to images: text 0: own .6 behind .96; text 2: own .8 behind 1.
     assert found["languages"]["de"]["image_to_text"]["1"] == 0
@@ -116,7 +114,7 @@ def test_prompts_without_language_speak_in_every_one() -> None:
     model = embeddings(images, texts)
 
     def accuracies(*langs: str | None) -> dict[str, tuple[int, int, float]]:
-        found = evaluate(model, model, gallery(lang_Q=langs))["zero_shot"]["languages"]
+        found = evaluate(model, model, eval_set(lang_Q=langs))["zero_shot"]["languages"]
         return {k: (v["images"], v["classes"], v["accuracy"]["1"]) for k, v in found.items()}
 
     # en: class 1 is (-.8, .6): images 1 and 2 are nearer to it than to (1, 0), image 0 is not.
@@ -130,12 +128,12 @@ def test_a_model_without_texts_or_logits_has_no_numbers_that_need_them() -> None
     images, texts = unit_rows(0, (4, 6)), unit_rows(1, (7, 6))
     teacher = embeddings(images, texts)
     none = np.full_like(texts, NAN)
-    found = evaluate(embeddings(images, none), teacher, gallery())
+    found = evaluate(embeddings(images, none), teacher, eval_set())
     assert found["retrieval"] is found["zero_shot"] is found["text_cosine"] is None
     assert found["soft_loss_excess"] is found["calibration_error"] is None
     assert found["missing_texts"] == 4
     assert found["image_cosine"] == pytest.approx(1)
-    found = evaluate(embeddings(images, texts, logit_scale=None), teacher, gallery())
+    found = evaluate(embeddings(images, texts, logit_scale=None), teacher, eval_set())
     assert found["soft_loss_excess"] is found["calibration_error"] is None
     assert found["retrieval"] is not None
 
@@ -144,10 +142,10 @@ def test_an_image_that_is_missing_never_hits_and_is_counted() -> None:
     images, texts = unit_rows(0, (4, 6)), unit_rows(1, (7, 6))
     texts[0] = images[0]
     teacher = embeddings(images, texts)
-    whole = evaluate(teacher, teacher, gallery())
+    whole = evaluate(teacher, teacher, eval_set())
     holes = images.copy()
     holes[0] = NAN
-    found = evaluate(embeddings(holes, texts), teacher, gallery())
+    found = evaluate(embeddings(holes, texts), teacher, eval_set())
     assert found["missing_images"] == 1
     lost = {
         way: whole["retrieval"]["all"][way]["10"] - found["retrieval"]["all"][way]["10"]
@@ -163,10 +161,10 @@ def test_the_cosine_goes_through_the_map_and_is_left_out_where_widths_differ() -
     student = embeddings(
         teacher.images_ND @ basis, teacher.texts_MD @ basis
     )  # maps back by the basis
-    found = evaluate(student, inside, gallery(), map_ED=basis)
+    found = evaluate(student, inside, eval_set(), map_ED=basis)
     assert found["image_cosine"] == pytest.approx(1, abs=1e-6)
     assert found["text_cosine"] == pytest.approx(1, abs=1e-6)
-    unmapped = evaluate(student, inside, gallery())
+    unmapped = evaluate(student, inside, eval_set())
     assert unmapped["image_cosine"] is unmapped["text_cosine"] is None
     mapped = map_texts(teacher, basis)
     np.testing.assert_allclose(np.linalg.norm(mapped, axis=1), 1, rtol=1e-6)
@@ -179,7 +177,7 @@ def test_a_picture_that_is_there_twice_is_compared_with_others_once() -> None:
     images = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
     turned = images[[0, 1, 2, 0]]  # the copy stands elsewhere in the student: it is not asked
     texts = unit_rows(1, (7, 2))
-    found = evaluate(embeddings(turned, texts), embeddings(images, texts), gallery())
+    found = evaluate(embeddings(turned, texts), embeddings(images, texts), eval_set())
     assert found["image_correlation"] == pytest.approx(1)
 
 
@@ -192,11 +190,11 @@ def test_the_soft_loss_of_many_pairs_is_that_of_a_seeded_choice_of_images(
         "siglip2_cache.student.evaluation.evaluate._SOFT_PAIRS", 8
     )  # 2 images by 4 captions
     found = {
-        evaluate(student, teacher, gallery(), seed=seed)["soft_loss_excess"] for seed in range(20)
+        evaluate(student, teacher, eval_set(), seed=seed)["soft_loss_excess"] for seed in range(20)
     }
     assert 2 < len(found) <= 6  # pairs of four images
-    again = evaluate(student, teacher, gallery(), seed=1)["soft_loss_excess"]
-    assert again == evaluate(student, teacher, gallery(), seed=1)["soft_loss_excess"]
+    again = evaluate(student, teacher, eval_set(), seed=1)["soft_loss_excess"]
+    assert again == evaluate(student, teacher, eval_set(), seed=1)["soft_loss_excess"]
 
 
 @pytest.fixture
@@ -212,7 +210,9 @@ def corpus(cache: Cache) -> Corpus:
 def test_a_gallery_holds_the_split_with_its_captions_and_prompts(
     cache: Cache, corpus: Corpus
 ) -> None:
-    found = {split: choose_gallery(cache, corpus, split=split) for split in ("val", "train", "all")}
+    found = {
+        split: choose_eval_set(cache, corpus, split=split) for split in ("val", "train", "all")
+    }
     rows = {split: each.rows_N.tolist() for split, each in found.items()}
     assert sorted(rows["val"] + rows["train"]) == rows["all"] == corpus.rows_N.tolist()
     assert rows["val"]
@@ -242,10 +242,10 @@ def test_a_limit_takes_a_seeded_choice_and_says_how_many_there_were(
     cache: Cache, corpus: Corpus
 ) -> None:
     several = [
-        choose_gallery(cache, corpus, split="all", max_images=5, seed=seed).rows_N.tolist()
+        choose_eval_set(cache, corpus, split="all", max_images=5, seed=seed).rows_N.tolist()
         for seed in range(9)
     ]
-    one = choose_gallery(cache, corpus, split="all", max_images=5, seed=3)
+    one = choose_eval_set(cache, corpus, split="all", max_images=5, seed=3)
     assert one.rows_N.tolist() == several[3] == sorted(several[3])
     assert len(one.rows_N) == 5
     assert one.num_split_images == len(corpus)
@@ -257,13 +257,13 @@ def test_an_empty_split_and_settings_that_are_none_are_refused(
 ) -> None:
     none = replace(corpus, is_val_N=np.zeros(len(corpus), np.bool_))
     with pytest.raises(
-        SettingError, match=r"split val has none of the \d+ images of .*--val-share"
+        SettingError, match=r"split val is empty: it has none of the \d+ images of .*--val-share"
     ):
-        choose_gallery(cache, none)
+        choose_eval_set(cache, none)
     with pytest.raises(SettingError, match="split must be one of val, train, all, got 'test'"):
-        choose_gallery(cache, corpus, split="test")  # type: ignore[arg-type]
+        choose_eval_set(cache, corpus, split="test")  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="samples must be at least 1"):
-        choose_gallery(cache, corpus, max_images=0)
+        choose_eval_set(cache, corpus, max_images=0)
 
 
 def test_a_teachers_embeddings_are_those_of_the_cache_and_nan_where_there_is_none(
@@ -286,12 +286,12 @@ def test_a_table_is_aligned_and_says_what_is_missing_and_how_to_add_it() -> None
     holes[0] = NAN
     teacher = embeddings(images, texts)
     none = np.empty(0, np.int64)
-    without = gallery(prompt_Q=none, class_Q=none, lang_Q=(), has_prompts=False)
+    without = eval_set(prompt_Q=none, class_Q=none, lang_Q=(), has_prompts=False)
     columns = {
         "teacher": evaluate(teacher, teacher, without),
         "student before": evaluate(embeddings(holes, texts), teacher, without),
     }
-    *table, last = table_lines(columns, gallery_numbers(without, SPLIT))
+    *table, last = table_lines(columns, eval_set_numbers(without, SPLIT))
     assert last.startswith("zero-shot needs prompts of the images' classes: siglip2-cache build ")
     assert "--templates FILE" in last
     assert "'This is a photo of {}.'" in last
@@ -309,20 +309,20 @@ def test_a_table_is_aligned_and_says_what_is_missing_and_how_to_add_it() -> None
 
 def test_a_table_of_prompts_has_no_word_of_how_to_add_them() -> None:
     model = embeddings(unit_rows(0, (4, 6)), unit_rows(1, (7, 6)))
-    numbers = gallery_numbers(gallery(), SPLIT)
-    lines = table_lines({"teacher": evaluate(model, model, gallery())}, numbers)
+    numbers = eval_set_numbers(eval_set(), SPLIT)
+    lines = table_lines({"teacher": evaluate(model, model, eval_set())}, numbers)
     assert not any("needs prompts" in line for line in lines)
 
 
 def test_a_row_without_any_number_is_left_out_and_the_reason_is_told() -> None:
     images, none = unit_rows(0, (4, 6)), np.empty(0, np.int64)
-    bare = gallery(
+    bare = eval_set(
         text_rows_M=none, image_P=none, text_P=none, lang_P=none, label_N=np.full(4, -1),
         class_Q=none, prompt_Q=none, lang_Q=(), num_labelled=3, unprompted=("7", "8", "9", "a"),
     )  # fmt: skip
     model = embeddings(images, np.empty((0, 6), np.float32))
     columns = {"teacher": evaluate(model, model, bare)}
-    lines = table_lines(columns, gallery_numbers(bare, SPLIT))
+    lines = table_lines(columns, eval_set_numbers(bare, SPLIT))
     assert not any("n/a" in line for line in lines)
     assert [line.split("  ")[0] for line in lines[1:4]] == [
         "cosine to the teacher, images",
@@ -330,12 +330,12 @@ def test_a_row_without_any_number_is_left_out_and_the_reason_is_told() -> None:
         "10 nearest images, overlap",
     ]
     assert lines[4:] == [
-        "retrieval, and nearness and calibration of texts, need images with captions: none here has one",
-        "zero-shot needs prompts of the images' classes: no prompt of the cache stands for "
-        "'7', '8', '9' or 1 more; build again with --labels that name them",
+        "retrieval, text cosine and calibration need images with captions; none of these has one",
+        "zero-shot needs prompts of the images' classes; the cache has none for "
+        "'7', '8', '9' or 1 more: build again with --labels that name them",
     ]
-    unlabelled = gallery_numbers(replace(bare, num_labelled=0, unprompted=()), SPLIT)
-    assert "zero-shot needs images with a label: none here has one" in table_lines(
+    unlabelled = eval_set_numbers(replace(bare, num_labelled=0, unprompted=()), SPLIT)
+    assert "zero-shot needs images with a label; none of these has one" in table_lines(
         columns, unlabelled
     )
 
@@ -345,24 +345,24 @@ def test_a_number_that_one_model_lacks_is_told_with_the_model() -> None:
     teacher = embeddings(unit_rows(0, (4, 6)), texts)
     tower = embeddings(unit_rows(2, (4, 6)), np.full((7, 6), NAN, np.float32), logit_scale=None)
     columns = {
-        "teacher": evaluate(teacher, teacher, gallery()),
-        "tower": evaluate(tower, teacher, gallery(), is_one_space=False),
+        "teacher": evaluate(teacher, teacher, eval_set()),
+        "tower": evaluate(tower, teacher, eval_set(), is_one_space=False),
     }
     assert columns["tower"]["image_cosine"] is None
-    lines = table_lines(columns, gallery_numbers(gallery(), SPLIT))
-    assert "n/a of tower: it has no texts" in lines
+    lines = table_lines(columns, eval_set_numbers(eval_set(), SPLIT))
+    assert "n/a for tower: no text embeddings" in lines
     assert (
-        "cosine to the teacher, n/a of tower: no map is known from its space to the teacher's"
+        "cosine to the teacher is n/a for tower: there is no map from its space to the teacher's"
         in lines
     )
 
 
 def test_images_that_zero_shot_leaves_out_are_counted() -> None:
-    some = gallery(label_N=np.array([0, -1, -1, -1]), num_labelled=3, unprompted=("cat",))
-    [line] = [line for line in gallery_lines(some, SPLIT) if line.startswith("zero-shot")]
+    some = eval_set(label_N=np.array([0, -1, -1, -1]), num_labelled=3, unprompted=("cat",))
+    [line] = [line for line in eval_set_lines(some, SPLIT) if line.startswith("zero-shot")]
     assert line == (
-        "zero-shot  of 1 image; left out: 2 whose class no prompt stands for ('cat'), "
+        "zero-shot  of 1 image; left out: 2 without a prompt for their class ('cat'), "
         "1 without a label"
     )
-    whole = gallery(label_N=np.array([0, 1, 1, 0]), num_labelled=4)
-    assert not any(line.startswith("zero-shot") for line in gallery_lines(whole, SPLIT))
+    whole = eval_set(label_N=np.array([0, 1, 1, 0]), num_labelled=4)
+    assert not any(line.startswith("zero-shot") for line in eval_set_lines(whole, SPLIT))

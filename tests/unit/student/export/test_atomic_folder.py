@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from siglip2_cache.errors import SettingError
-from siglip2_cache.student.export.atomic_folder import MARK, written_whole
+from siglip2_cache.student.export.atomic_folder import MARK, replaced_atomically
 
 
 def write(out: Path, text: str) -> None:
-    with written_whole(out) as folder:
+    with replaced_atomically(out) as folder:
         (folder / MARK).write_text(text)
         (folder / f"of {text}").write_text("")
 
@@ -28,7 +28,7 @@ def test_an_earlier_one_is_replaced_whole(tmp_path: Path) -> None:
 
 def test_the_earlier_one_stands_until_the_new_one_is_whole(tmp_path: Path) -> None:
     write(tmp_path / "out", "first")
-    with written_whole(tmp_path / "out") as folder:
+    with replaced_atomically(tmp_path / "out") as folder:
         (folder / MARK).write_text("second")
         assert (tmp_path / "out" / MARK).read_text() == "first"
     assert (tmp_path / "out" / MARK).read_text() == "second"
@@ -43,14 +43,14 @@ def test_only_an_empty_folder_is_taken_from_somebody_else(tmp_path: Path, is_emp
         assert tree(out) == {MARK, "of mine"}
         return
     (out / "cat.jpg").write_bytes(b"cat")
-    with pytest.raises(SettingError, match=r"photographs is there and holds no siglip2_cache\.js"):
+    with pytest.raises(SettingError, match=r"photographs exists without siglip2_cache\.js"):
         write(out, "mine")
     assert tree(tmp_path) == {"photographs/cat.jpg"}
 
 
 def test_a_file_of_that_name_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(SettingError, match=r"out is there and holds no siglip2_cache\.json"):
+    with pytest.raises(SettingError, match=r"out exists without siglip2_cache\.json"):
         write(tmp_path / "out", "mine")
     assert (tmp_path / "out").read_text() == "a file"
 
@@ -62,7 +62,7 @@ def test_a_failure_leaves_the_earlier_one_and_nothing_else(
     write(tmp_path / "out", "first")
 
     def fail() -> None:
-        with written_whole(tmp_path / "out") as folder:
+        with replaced_atomically(tmp_path / "out") as folder:
             (folder / "half").write_text("")
             raise error
 
@@ -77,7 +77,7 @@ def test_what_a_killed_process_left_is_put_right(tmp_path: Path) -> None:
     (tmp_path / "out").rename(tmp_path / "out.earlier.partial")  # killed between its renames
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "half").write_text("")
-    with pytest.raises(ValueError, match="again"), written_whole(tmp_path / "out"):
+    with pytest.raises(ValueError, match="again"), replaced_atomically(tmp_path / "out"):
         raise ValueError("again")
     assert tree(tmp_path) == {f"out/{MARK}", "out/of first"}
     write(tmp_path / "out", "second")

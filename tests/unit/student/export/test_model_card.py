@@ -57,7 +57,7 @@ def test_a_student_from_a_local_folder_has_no_base_model_and_no_path() -> None:
     local = dataclasses.replace(CARD, student="/home/ann/run7/model", base_model=None)
     text = render(local)
     assert "base_model" not in front_matter(text)
-    assert "A student, `model`, trained" in text
+    assert "`model` trained with siglip2-cache on cached" in text
     assert "/home" not in text
 
 
@@ -72,14 +72,14 @@ def test_the_card_tells_data_teacher_objectives_and_versions() -> None:
     text = render()
     rows = dict(cells(line) for line in text.splitlines() if len(cells(line)) == 2)
     assert rows["data"] == "12,345 samples, 61,000 captions, 60,999 unique texts"
-    assert rows["views of an image"] == "4"
+    assert rows["views per image"] == "4"
     assert rows["corpora"] == "webdataset, parquet"
-    assert rows["objectives (weight)"] == "soft 1, cosine 38, contrastive 0.1"  # no bank
+    assert rows["loss terms (weight)"] == "soft 1, cosine 38, contrastive 0.1"  # no bank
     assert rows["steps"] == "2,000 of 4,096 images"
     assert rows["towers trained"] == "image and text"
     assert rows["versions"] == "torch 2.13.0, transformers 5.23.0"
     assert "teacher `google/siglip2-so400m-patch14-224`" in text
-    assert "Inherited from the student checkpoint" in text
+    assert "The license of the student checkpoint" in text
 
 
 def test_results_stand_side_by_side_and_what_is_not_known_is_na() -> None:
@@ -116,10 +116,10 @@ def test_no_name_breaks_the_card() -> None:
     title = text.splitlines()[6]
     assert title == (r"# a \| b \\ \`c\` \*d\* \<img\> \[e\](f) \# --- \\n\\n\# g\\u202e\\x1b\[0m")
     assert text.count(title[2:]) == 7  # and in the tables
-    assert "trained with siglip2-cache from" in text
+    assert "trained with siglip2-cache on" in text
     assert "`a | b \\ 'c' *d* <img>" in text  # as code, where only the back quotes would end it
 
 
 def test_a_base_model_that_is_no_hub_id_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"card\.base_model '/home/ann/model' is no hub id"):
+    with pytest.raises(SettingError, match=r"card\.base_model '/home/ann/model' is not a hub id"):
         dataclasses.replace(CARD, base_model="/home/ann/model")

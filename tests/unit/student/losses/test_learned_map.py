@@ -17,7 +17,7 @@ def test_a_teacher_that_is_a_linear_map_of_the_student_is_found_from_several_bat
     learned = LearnedMap(8, 12)
     before = learned.weight.detach().clone()
     for batch_BD in rows_ND.split(100):
-        learned.take_in(batch_BD, batch_BD @ map_ED.T, Ranks())
+        learned.add_rows(batch_BD, batch_BD @ map_ED.T, Ranks())
         learned.fit()
     cosine_B = torch.nn.functional.cosine_similarity(learned(rows_ND), rows_ND @ map_ED.T)
     assert cosine_B.min() > 0.9999
@@ -29,8 +29,8 @@ def test_it_is_the_ridge_solution_of_all_rows_of_both_modalities() -> None:
     images, texts = unit_rows(50, 6, 0), unit_rows(30, 6, 1)
     targets, text_targets = unit_rows(50, 9, 2), unit_rows(30, 9, 3)
     learned = LearnedMap(6, 9)
-    learned.take_in(images, targets, Ranks())
-    learned.take_in(texts, text_targets, Ranks())
+    learned.add_rows(images, targets, Ranks())
+    learned.add_rows(texts, text_targets, Ranks())
     learned.fit()
     X = torch.cat([images, texts]).double()
     U = torch.cat([targets, text_targets]).double()
@@ -43,7 +43,7 @@ def test_it_is_the_ridge_solution_of_all_rows_of_both_modalities() -> None:
 def test_directions_that_no_row_has_stay_as_they_began() -> None:
     rows_ND = torch.cat([unit_rows(20, 3, 0), torch.zeros(20, 2)], dim=1)
     learned = LearnedMap(5, 4)
-    learned.take_in(rows_ND, unit_rows(20, 4, 1), Ranks())
+    learned.add_rows(rows_ND, unit_rows(20, 4, 1), Ranks())
     learned.fit()
     assert learned.weight.isfinite().all()
     torch.testing.assert_close(learned.weight[:, 3:], learned.start_ED[:, 3:])
@@ -53,9 +53,9 @@ def test_the_sums_travel_with_a_checkpoint() -> None:
     one, other = LearnedMap(4, 6), LearnedMap(4, 6)
     first, second = unit_rows(20, 4, 0), unit_rows(20, 4, 1)
     targets = unit_rows(20, 6, 2)
-    one.take_in(first, targets, Ranks())
+    one.add_rows(first, targets, Ranks())
     other.load_state_dict(one.state_dict())
     for learned in (one, other):
-        learned.take_in(second, targets, Ranks())
+        learned.add_rows(second, targets, Ranks())
         learned.fit()
     assert torch.equal(one.weight, other.weight)

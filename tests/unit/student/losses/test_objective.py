@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from siglip2_cache.student.config import BankLabels, Term
-from siglip2_cache.student.losses.objective import Columns, Counts, Objective, Rows
+from siglip2_cache.student.losses.objective import Counts, LossInputs, Objective, TextColumns
 
 N, M, K, D, E = 4, 3, 5, 6, 4
 SCALE, BIAS, BANK_SCALE, BANK_BIAS = 3.0, -1.0, 2.0, -0.5
@@ -41,7 +41,7 @@ def pairs(*found: tuple[int, int]) -> Tensor:
     return torch.tensor(found, dtype=torch.int64).reshape(-1, 2).T
 
 
-def rows_of(**changed: Any) -> Rows:
+def rows_of(**changed: Any) -> LossInputs:
     given: dict[str, Any] = {
         "image_ND": X_ND,
         "mapped_image_NE": PX_NE,
@@ -49,9 +49,11 @@ def rows_of(**changed: Any) -> Rows:
         "teacher_image_NE": U_NE,
         "target_image_NE": U_NE,
         "target_text_E": V_ME,
-        "texts": Columns(text=Y_MD, caption_N=CAPTION_N, known_2P=pairs(), teacher_text_ME=V_ME),
-        "bank": Columns(
-            text=W_KE, caption_N=BANK_CAPTION_N, known_2P=pairs(), teacher_text_ME=W_KE
+        "texts": TextColumns(
+            text=Y_MD, caption_N=CAPTION_N, matching_2P=pairs(), teacher_text_ME=V_ME
+        ),
+        "bank": TextColumns(
+            text=W_KE, caption_N=BANK_CAPTION_N, matching_2P=pairs(), teacher_text_ME=W_KE
         ),
         "counts": COUNTS,
         "scale": torch.tensor(SCALE, dtype=torch.float64),
@@ -59,7 +61,7 @@ def rows_of(**changed: Any) -> Rows:
         "bank_scale": torch.tensor(BANK_SCALE, dtype=torch.float64),
         "bank_bias": torch.tensor(BANK_BIAS, dtype=torch.float64),
     }
-    return Rows(**{**given, **changed})
+    return LossInputs(**{**given, **changed})
 
 
 def objective_of(
@@ -77,7 +79,7 @@ def objective_of(
     )
 
 
-def value_of(term: Term, rows: Rows | None = None, **settings: Any) -> float:
+def value_of(term: Term, rows: LossInputs | None = None, **settings: Any) -> float:
     found = objective_of(term, **settings).values(rows or rows_of())
     assert list(found) == [term]
     return float(found[term].value)
@@ -152,7 +154,7 @@ def test_counts_are_those_of_all_processes_not_of_this_one() -> None:
 
 def test_pairs_known_to_match_are_ignored_by_hard_labels_and_kept_by_soft_ones() -> None:
     known = {(0, 0), (0, 2), (1, 1), (3, 1)}  # an own caption is never ignored
-    texts = replace(rows_of().texts, known_2P=pairs(*sorted(known)))
+    texts = replace(rows_of().texts, matching_2P=pairs(*sorted(known)))
     rows = rows_of(texts=texts)
     expected = hard_sum(Z_NM, OWN, {(0, 2), (3, 1)}) / 3
     assert value_of("contrastive", rows) == pytest.approx(expected, rel=1e-12)
@@ -163,7 +165,7 @@ def test_pairs_known_to_match_are_ignored_by_hard_labels_and_kept_by_soft_ones()
 def test_a_hard_bank_ignores_known_pairs_and_texts_too_like_the_own_caption() -> None:
     bank = rows_of().bank
     assert bank is not None
-    rows = rows_of(bank=replace(bank, known_2P=pairs((0, 1), (0, 4), (3, 2))))
+    rows = rows_of(bank=replace(bank, matching_2P=pairs((0, 1), (0, 4), (3, 2))))
     expected = hard_sum(BANK_NK, BANK_OWN, {(0, 1), (3, 2)}) / 2
     found = value_of("bank", rows, bank_labels="hard")
     assert found == pytest.approx(expected, rel=1e-12)

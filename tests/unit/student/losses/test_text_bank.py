@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from siglip2_cache.student.data.corpus import Corpus, starts_of
-from siglip2_cache.student.losses.text_bank import Bank, BankDraw
+from siglip2_cache.student.losses.text_bank import BankDraw, TextBank
 
 
 class Texts:
@@ -41,12 +41,12 @@ HELD_OUT = corpus_of([[3, 50], [51]])
 POSITIONS, CAPTION, BATCH_TEXTS = np.array([4, 1, 2, 3]), np.array([0, 1, -1, 2]), [5, 3, 4]
 
 
-def bank_of(train: Corpus = TRAIN, *, size: int = 100, seed: int = 0) -> Bank:
+def bank_of(train: Corpus = TRAIN, *, size: int = 100, seed: int = 0) -> TextBank:
     texts: Any = Texts()
-    return Bank(train, HELD_OUT, texts, size=size, seed=seed)
+    return TextBank(train, HELD_OUT, texts, size=size, seed=seed)
 
 
-def draw_of(bank: Bank, step: int = 1) -> BankDraw:
+def draw_of(bank: TextBank, step: int = 1) -> BankDraw:
     return bank.draw(step, POSITIONS, CAPTION, np.array(BATCH_TEXTS))
 
 
@@ -77,7 +77,7 @@ def test_each_column_has_the_target_of_its_text() -> None:
 
 def test_all_captions_of_the_same_picture_are_known_to_match() -> None:
     drawn = draw_of(bank_of())
-    known = {(int(i), int(drawn.text_rows_K[k])) for i, k in drawn.known_2P.T}
+    known = {(int(i), int(drawn.text_rows_K[k])) for i, k in drawn.matching_2P.T}
     # Row 0 of the batch is image 4, the same picture as image 0, whose captions are 0 and 1.
     assert known == {(0, 0), (0, 1), (0, 5), (1, 2), (3, 4)}
 

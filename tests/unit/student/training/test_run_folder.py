@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from siglip2_cache.errors import DamagedCacheError, SettingError, TrainError
-from siglip2_cache.student.export import atomic_folder as export_folder
-from siglip2_cache.student.training.run_folder import RunFolder, SavedState
+from siglip2_cache.student.export import atomic_folder
+from siglip2_cache.student.training.checkpoints import SavedState
+from siglip2_cache.student.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -98,9 +99,9 @@ def test_a_line_is_on_disk_when_the_step_is_made(run: RunFolder) -> None:
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(run: RunFolder) -> None:
-    assert run.load() is None
-    run.save(saved(7), keep=2)
-    found = run.load()
+    assert run.checkpoints.load_newest() is None
+    run.checkpoints.save(saved(7), keep=2)
+    found = run.checkpoints.load_newest()
     assert found is not None
     assert (found.step, found.state) == (7, {"step": 7, "catalog": "abc"})
     for name, tensor in saved(7).model.items():
@@ -110,9 +111,9 @@ def test_a_checkpoint_comes_back_bit_for_bit(run: RunFolder) -> None:
 
 def test_only_the_newest_checkpoints_are_kept(run: RunFolder) -> None:
     for step in (5, 10, 15, 20):
-        run.save(saved(step), keep=2)
+        run.checkpoints.save(saved(step), keep=2)
     assert names_of(run) == ["step-0000015", "step-0000020"]
-    found = run.load()
+    found = run.checkpoints.load_newest()
     assert found is not None
     assert found.step == 20
 
@@ -122,8 +123,8 @@ def test_only_the_newest_checkpoints_are_kept(run: RunFolder) -> None:
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_gone_on_from(
     run: RunFolder, name: str, damage: str
 ) -> None:
-    run.save(saved(5), keep=2)
-    run.save(saved(10), keep=2)
+    run.checkpoints.save(saved(5), keep=2)
+    run.checkpoints.save(saved(10), keep=2)
     folder = run.root / "checkpoints" / "step-0000010"
     if damage == "cut":
         data = (folder / name).read_bytes()
@@ -133,57 +134,57 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_gone_on_from(
     else:
         (folder / name).unlink()
         (folder / name).mkdir()
-        found = run.load()
+        found = run.checkpoints.load_newest()
         assert found is not None
         assert found.step == 5
         return
     with pytest.raises(DamagedCacheError) as refused:
-        run.load()
+        run.checkpoints.load_newest()
     said = str(refused.value)
     assert said.startswith(f"{folder} is damaged (")
-    assert said.endswith("); remove it to go on from the checkpoint before it")
+    assert said.endswith("); remove it to resume from the checkpoint before it")
     shutil.rmtree(folder)
-    found = run.load()
+    found = run.checkpoints.load_newest()
     assert found is not None
     assert found.step == 5
 
 
 def test_what_a_killed_save_left_is_not_taken_for_a_checkpoint_and_goes(run: RunFolder) -> None:
-    run.save(saved(5), keep=2)
+    run.checkpoints.save(saved(5), keep=2)
     shutil.copytree(
         run.root / "checkpoints" / "step-0000005", run.root / "checkpoints" / "step-0000010.partial"
     )
     (run.root / "checkpoints" / "step-0000008").mkdir()  # killed as it was pruned
-    found = run.load()
+    found = run.checkpoints.load_newest()
     assert found is not None
     assert found.step == 5
-    run.save(saved(12), keep=2)  # another save_every than the killed one's
+    run.checkpoints.save(saved(12), keep=2)  # another save_every than the killed one's
     assert names_of(run) == ["step-0000005", "step-0000012"]
 
 
 def test_a_save_that_fails_leaves_what_was_there(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run.save(saved(5), keep=1)
+    run.checkpoints.save(saved(5), keep=1)
 
     def fail(folder: Path) -> None:
         raise OSError("no more")
 
-    monkeypatch.setattr(export_folder, "_sync", fail)
+    monkeypatch.setattr(atomic_folder, "_sync", fail)
     with pytest.raises(OSError, match="no more"):
-        run.save(saved(10), keep=1)
+        run.checkpoints.save(saved(10), keep=1)
     assert names_of(run) == ["step-0000005"]
 
 
 def test_the_newest_weights_are_known_by_their_bytes(run: RunFolder) -> None:
-    assert run.weights_sha256() is None
-    seen = {run.weights_sha256()}
+    assert run.checkpoints.newest_weights_sha256() is None
+    seen = {run.checkpoints.newest_weights_sha256()}
     for step in (5, 10):
-        run.save(saved(step), keep=2)
-        seen.add(run.weights_sha256())
+        run.checkpoints.save(saved(step), keep=2)
+        seen.add(run.checkpoints.newest_weights_sha256())
     assert len(seen) == 3
-    run.save(saved(10), keep=2)
-    assert run.weights_sha256() in seen
+    run.checkpoints.save(saved(10), keep=2)
+    assert run.checkpoints.newest_weights_sha256() in seen
 
 
 # -- settings
@@ -224,7 +225,7 @@ def test_whatever_the_files_of_a_run_hold_the_error_is_ours(tmp_path: Path, data
     """A run of somebody else, or one that was damaged."""
     run = RunFolder(tmp_path)
     weights = {"w": torch.zeros(1)}
-    run.save(SavedState(3, {}, weights, weights), keep=1)
+    run.checkpoints.save(SavedState(3, {}, weights, weights), keep=1)
     for name in (
         "evaluation.json",
         "run.json",
@@ -238,7 +239,7 @@ def test_whatever_the_files_of_a_run_hold_the_error_is_ours(tmp_path: Path, data
         with pytest.raises(TrainError, match=r"run\.json is missing or damaged"):
             run.read_facts()
         with pytest.raises(DamagedCacheError, match="step-0000003 is damaged"):
-            run.load()
+            run.checkpoints.load_newest()
     run.start_metrics(3)
     assert run.metrics() == []
     run.close()

@@ -64,8 +64,8 @@ def test_more_warm_up_than_there_are_steps_is_refused() -> None:
     with pytest.raises(SettingError) as refused:
         make_schedule(100, 99, steps_to_fit=0.0)
     assert str(refused.value) == (
-        "warmup_steps 99 is more than the 98 steps in which the student learns after 2 in which the map "
-        "is fitted alone; take at most 98, or more steps"
+        "warmup_steps 99 is more than the 98 steps that train the student after 2 that fit the map; take "
+        "at most 98, or more steps"
     )
 
 
@@ -162,5 +162,5 @@ def test_gradients_are_gone_after_a_step_and_after_they_are_forgotten(tiny_stude
     assert all(p.grad is None for p in distiller.parameters())
     for parameter in distiller.parameters():
         parameter.grad = torch.ones_like(parameter)
-    optimizer.forget_gradients()
+    optimizer.zero_gradients()
     assert all(p.grad is None for p in distiller.parameters())

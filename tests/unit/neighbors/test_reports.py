@@ -91,7 +91,7 @@ def test_a_nearest_text_that_is_a_caption_too_is_called_so(planted: Path) -> Non
     for group in found.groups:
         if group.query is not None and len(group.items) == 2:
             is_own = (group.query.row, group.items[1].row) in pairs
-            assert (group.items[1].remarks[0] == "nearest text, its caption too") == is_own
+            assert (group.items[1].remarks[0] == "nearest text, also its caption") == is_own
             said += is_own
     assert said > 0
 
@@ -157,7 +157,7 @@ def test_outliers_of_many_rows_are_measured_by_a_seeded_reference(
     means = np.sort(cosine[:, among], axis=1)[:, -2:].mean(axis=1)
     shown = {s.query.row: s.values["mean_cosine"] for s in found.groups if s.query}
     np.testing.assert_allclose([shown[row] for row in rows.tolist()], means, atol=1e-5)
-    assert "a reference of 6, seed 5" in found.summary[0]
+    assert "a sample of 6, seed 5" in found.summary[0]
 
 
 @pytest.mark.parametrize("sample", [6, 1000])
@@ -199,7 +199,7 @@ def test_teachers_are_compared_by_the_texts_they_find_near_images(planted: Path)
 
 
 def test_a_teacher_is_not_compared_with_itself(planted: Path) -> None:
-    with pytest.raises(SettingError, match=r"--against 'first' is the teacher itself"):
+    with pytest.raises(SettingError, match=r"'first' is compared with itself; name another"):
         find_disagreements(AgreementConfig(cache=planted, teacher="first", other_teacher="first"))
 
 

@@ -10,20 +10,23 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.losses import (
+    cosine_distillation_loss,
+    diagonal_pairs,
+    hard_bank_loss,
+    hard_labels,
+    marked_pairs,
+    sigmoid_loss,
+    soft_bank_loss,
+    soft_sigmoid_distillation_loss,
+    soft_target_entropy,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SiglipConfig, SiglipModel
 
-from siglip2_cache.student.losses.functional import (
-    cosine_distillation_loss,
-    cosine_distillation_sum,
-    hard_labels,
-    sigmoid_loss,
-    soft_sigmoid_distillation_loss,
-    soft_target_entropy,
-    teacher_text_bank_loss,
-)
-from siglip2_cache.student.losses.pair_labels import MarkedPairs, SoftLabels
+from siglip2_cache.student.losses.objective import cosine_distillation_sum
+from siglip2_cache.student.losses.pair_labels import HardLabels, SoftLabels
 from siglip2_cache.student.losses.pairwise_bce import CHUNK_NUM_BYTES, chunk_rows, pairwise_sum
 
 F64 = torch.float64
@@ -71,18 +74,6 @@ IGNORE = torch.zeros(5, 7, dtype=torch.bool)
 IGNORE[[0, 2, 3, 4], [5, 1, 2, 6]] = True  # (4, 6) is a positive too: it counts
 
 
-def sparse(mask: Tensor) -> Tensor:
-    """The mask as sparse COO, uncoalesced: its first entry stands twice, and a False is stored."""
-    row, column = mask.nonzero(as_tuple=True)
-    no_row, no_column = (~mask).nonzero(as_tuple=True)
-    indices = torch.stack(
-        [torch.cat([row, row[:1], no_row[:1]]), torch.cat([column, column[:1], no_column[:1]])]
-    )
-    values = torch.ones(indices.shape[1], dtype=torch.bool)
-    values[-1] = False
-    return torch.sparse_coo_tensor(indices, values, mask.shape, check_invariants=True)
-
-
 def loss_of_pair(z: float, p: float) -> float:
     """Binary cross-entropy of one pair in plain Python."""
     q = 1 / (1 + math.exp(-z))
@@ -121,21 +112,17 @@ def soft(batch: Batch, **settings: Any) -> Tensor:
     )
 
 
-def bank(batch: Batch, **settings: Any) -> Tensor:
-    """Rows are the student's images, the columns the batch's texts, which get no gradient."""
-    return teacher_text_bank_loss(
-        batch.image, batch.text, scale=batch.scale, bias=batch.bias, **settings
-    )
-
-
 def soft_bank(batch: Batch, **settings: Any) -> Tensor:
+    """Rows are the student's images, the columns the batch's texts, which get no gradient."""
     images = batch.text[:5].detach().flip(0)  # of the bank's width
-    return bank(batch, teacher_image_NE=images, **(TEACHER | settings))
+    given = {"scale": batch.scale, "bias": batch.bias, **TEACHER}
+    return soft_bank_loss(batch.image, batch.text, images, **(given | settings))
 
 
 def hard_bank(batch: Batch, **settings: Any) -> Tensor:
-    given = {"positive_NK": POSITIVE, "ignore_NK": IGNORE, "alike_above_cosine": 0.3}
-    return bank(batch, labels="hard", **(given | settings))
+    given = {"positive_NM": POSITIVE, "ignore_NM": IGNORE, "alike_above_cosine": 0.3}
+    given |= {"scale": batch.scale, "bias": batch.bias}
+    return hard_bank_loss(batch.image, batch.text, **(given | settings))
 
 
 def dense(batch: Batch, target: Tensor, keep: Tensor, divisor: int) -> Tensor:
@@ -305,17 +292,6 @@ def test_any_masks_in_any_chunks_give_what_autograd_gives_on_all_pairs(
         with_grads(loss, batch.leaves), with_grads(expected, batch.leaves), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("chunk_size", [1, 2, 9])
-def test_sparse_masks_are_the_dense_ones(chunk_size: int) -> None:
-    batch = make_batch()
-    masks = {"positive_NM": sparse(POSITIVE), "ignore_NM": sparse(IGNORE)}
-    assert torch.equal(
-        hard(batch, chunk_size=chunk_size, **masks), hard(batch, chunk_size=chunk_size)
-    )
-    bank_masks = {"positive_NK": sparse(POSITIVE), "ignore_NK": sparse(IGNORE)}
-    assert torch.equal(hard_bank(batch, **bank_masks), hard_bank(batch))
 
 
 @pytest.mark.parametrize("loss_of", LOSSES)
@@ -559,7 +535,7 @@ def test_an_ignored_pair_does_not_hide_a_nan() -> None:
 def test_without_any_caption_the_hard_loss_is_zero_and_teaches_nothing() -> None:
     batch = make_batch()
     none = torch.zeros_like(POSITIVE)
-    for loss in (hard(batch, positive_NM=none), hard_bank(batch, positive_NK=sparse(none))):
+    for loss in (hard(batch, positive_NM=none), hard_bank(batch, positive_NM=none)):
         assert loss.item() == 0
         (grad,) = torch.autograd.grad(loss, batch.image)
         assert (grad == 0).all()
@@ -574,12 +550,6 @@ def refused(match: str) -> Any:
 
 def test_what_does_not_fit_is_refused_with_its_shapes() -> None:
     batch = make_batch()
-    with refused(r"as many texts as images, got 5, 7"):
-        hard(batch, positive_NM=None)
-    with refused(r"positive_NM must be bool of shape \(5, 7\), got torch.bool of shape \(7, 5\)"):
-        hard(batch, positive_NM=POSITIVE.T)
-    with refused(r"ignore_NM must be bool of shape \(5, 7\), got torch.int64"):
-        hard(batch, ignore_NM=IGNORE.long())
     with refused(r"one width, got \(5, 6\) and \(7, 4\)"):
         sigmoid_loss(batch.image, batch.teacher_text, scale=1.0, bias=0.0, positive_NM=POSITIVE)
     with refused(r"image must be floating point, got torch.int64"):
@@ -600,24 +570,10 @@ def test_what_does_not_fit_is_refused_with_its_shapes() -> None:
         )
     with refused(r"one shape, got \(5, 6\) and \(7, 6\)"):
         cosine_distillation_loss(batch.image, batch.text)
-    with refused(r"mask must be a bool matrix, got torch.float64 \(5, 6\)"):
-        MarkedPairs.of_mask("mask", batch.image)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        ({}, r"soft labels need teacher_image_NE, teacher_scale, teacher_bias"),
-        ({"labels": "hard"}, r"hard labels need positive_NK"),
-        ({"labels": "hard", "positive_NK": POSITIVE, **TEACHER}, r"take no teacher_scale, teach"),
-        ({"labels": "warm"}, r"labels must be soft or hard, got 'warm'"),
-    ],
-)
-def test_bank_arguments_of_the_other_labels_are_refused(
-    arguments: dict[str, Any], match: str
-) -> None:
-    with refused(match):
-        bank(make_batch(), **arguments)
+    for name in ("positive", "ignored"):
+        given = {"positive": marked_pairs(POSITIVE), name: diagonal_pairs(5)}
+        with refused(rf"{name} pairs must be of shape \(5, 7\), got \(5, 5\)"):
+            pairwise_sum(batch.image, batch.text, HardLabels(**given), scale=1.0, bias=0.0)
 
 
 # --- memory
@@ -660,9 +616,7 @@ def test_all_pairs_are_never_held_at_once(kind: str) -> None:
         if kind == "soft":
             loss = soft_sigmoid_distillation_loss(image, text, image, text, **given, **TEACHER)
         elif kind == "alike":
-            loss = teacher_text_bank_loss(
-                image, text, labels="hard", positive_NK=marked, alike_above_cosine=0.9, **given
-            )
+            loss = hard_bank_loss(image, text, positive_NM=marked, alike_above_cosine=0.9, **given)
         elif kind == "sparse":
             loss = sigmoid_loss(image, text, positive_NM=marked, ignore_NM=marked, **given)
         else:

@@ -1,8 +1,8 @@
-"""Every random choice of a training, each a pure function of (seed, epoch, row): no worker has a state.
+"""The random choices of a training, each a pure function of (seed, epoch, row).
 
-Words come from a counter-based hash: the finaliser of splitmix64 over seed and purpose, epoch and row
-in turn. So a choice does not depend on the order in which rows are asked for, on the batch, on the rank
-or on what else is in the corpus.
+Random words come from a counter-based hash: the finaliser of splitmix64 over seed and purpose, epoch and
+row in turn. So a choice does not depend on the order of rows, the batch, the rank or the rest of the
+corpus, and no worker has a state.
 
 Shape letters in this file: N = rows, K = views of an image, V = views drawn.
 Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"; constants of variant 13
@@ -35,7 +35,7 @@ def draw_words(
 def draw_captions(
     seed: int, epoch: int, rows_N: NDArray[np.int64], counts_N: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return which of its captions each row shows in an epoch, 0 to below its count; -1 for none."""
+    """Return the number of each row's caption in an epoch, below its count; -1 for a count of 0."""
     high_N = draw_words(seed, epoch, rows_N, "caption") >> np.uint64(32)
     drawn_N = (high_N * counts_N.astype(np.uint64)) >> np.uint64(32)  # biased by 2**-32 at most
     return np.where(counts_N > 0, drawn_N.astype(np.int64), -1)
@@ -44,7 +44,7 @@ def draw_captions(
 def draw_views(
     seed: int, epoch: int, rows_N: NDArray[np.int64], *, num_views: int, num_drawn: int
 ) -> NDArray[np.int64]:
-    """Return which of its views each row shows in an epoch, (N, V) different ones, in random order."""
+    """Return the views of each row in an epoch, (N, V), all different, in random order."""
     if num_views == 1:
         return np.zeros((len(rows_N), num_drawn), np.int64)
     words_N1 = draw_words(seed, epoch, rows_N, "view")[:, None]
@@ -58,7 +58,7 @@ def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
 
 
 def _next(state: NDArray[np.uint64], counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the word that stands ``counter`` steps behind a state; arrays wrap silently in numpy."""
+    """Return the word ``counter`` steps after a state; numpy arrays wrap silently."""
     z = state + (counter + np.uint64(1)) * np.uint64(_GOLDEN)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

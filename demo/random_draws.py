@@ -1,6 +1,6 @@
-"""Random draws that stay the same on every machine and with every version of Python and numpy.
+"""Random draws that are equal on every machine and with every version of Python and numpy.
 
-Of ``random.Random`` only seeding by a text and ``random()`` are promised to stay as they are.
+Python guarantees that for ``random.Random`` only with a string as seed and for ``random()``.
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ _Item = TypeVar("_Item")
 
 
 def pick(items: Sequence[_Item], rng: Random) -> _Item:
-    """One of the items, each as likely."""
+    """Return one of the items, all equally likely."""
     return items[int(rng.random() * len(items))]
 
 
 def shuffled(items: Sequence[_Item], rng: Random) -> list[_Item]:
-    """The items in a random order."""
+    """Return the items in random order."""
     return [item for _, item in sorted(((rng.random(), i), item) for i, item in enumerate(items))]
 
 
 def between(low: float, high: float, rng: Random) -> float:
-    """A number of [low, high)."""
+    """Return a number in [low, high)."""
     return low + (high - low) * rng.random()

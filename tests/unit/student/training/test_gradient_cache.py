@@ -18,7 +18,7 @@ from kit.steps import (
 from kit.students import write_student
 
 from siglip2_cache.student.data.batch import Batch
-from siglip2_cache.student.training.step import split_batch
+from siglip2_cache.student.training.gradient_cache import split_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,0 +1,223 @@
+"""The loss of one batch over all processes, as a function of its embeddings.
+
+Shape letters in this file:
+    N = this process's images, M = texts of all processes, D = the student's width, E = the teacher's.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import Term
+from ..data.batch import Batch
+from ..distributed import Ranks
+from ..losses.objective import Counts, LossInputs, Objective, TextColumns
+from .distiller import Distiller, Embedded, EmbeddingGradient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLoss:
+    """The loss of a batch over all processes, by term."""
+
+    total: float
+    values: Mapping[Term, float]
+    """Each term, without its weight."""
+
+    floors: Mapping[Term, float]
+    """Lowest possible value of each term whose targets are probabilities: the teacher's entropy."""
+
+    gradient_norms: Mapping[Term, float]
+    """Norm of each weighted term's gradient by the unit rows of all images."""
+
+    counts: Counts
+
+    @property
+    def is_finite(self) -> bool:
+        """Return whether every term is a finite number."""
+        return all(map(math.isfinite, self.values.values()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLabels:
+    """What the loss of one batch needs besides its embeddings."""
+
+    matching_2P: Tensor
+    """int64 (image, text) of pairs that match, drawn or not."""
+
+    bank: TextColumns | None
+    """Texts of the bank term; None: there is no such term."""
+
+
+class BatchLoss:
+    """The loss of one batch, computed once its embeddings are known."""
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        objective: Objective,
+        ranks: Ranks,
+        batch: Batch,
+        labels: BatchLabels,
+        map_ED: Tensor | None,
+    ) -> None:
+        self._distiller, self._objective, self._ranks = distiller, objective, ranks
+        self._batch, self._labels, self._map_ED = batch, labels, map_ED
+        self._result: StepLoss | None = None
+
+    def result(self) -> StepLoss:
+        """Return the loss that gradient() computed."""
+        assert self._result is not None
+        return self._result
+
+    def gradient(self, embedded: Embedded) -> EmbeddingGradient:
+        """Return the gradient by this process's embeddings and by the head, times world_size.
+
+        Args:
+            embedded: all images and texts of this process, without a graph.
+        """
+        distiller, ranks = self._distiller, self._ranks
+        with torch.enable_grad():
+            image_ND = embedded.image_ND.requires_grad_()
+            text_MD = self._all_texts(embedded)
+            leaves: list[Tensor] = [image_ND]
+            if distiller.has_text:
+                leaves.append(text_MD.requires_grad_())
+            head = distiller.head()
+            rows = self._rows(image_ND, text_MD)
+            values = self._objective.values(rows)
+            gradients = [torch.zeros_like(leaf) for leaf in (*leaves, *head)]
+            squares: list[Tensor] = []
+            for term, value in values.items():
+                weighted = value.value * self._objective.weights[term]
+                by_term = _gradient(weighted, [*leaves, *head])
+                squares.append(_square(by_term[0], image_ND))
+                for total, part in zip(gradients, by_term, strict=True):
+                    if part is not None:
+                        total += part
+        self._result = self._summed(values, squares, rows.counts)
+        by_text = None
+        if distiller.has_text:
+            by_text = ranks.sum(gradients[1])[self._own_texts] * ranks.world_size
+        by_head = gradients[len(leaves) :]
+        return EmbeddingGradient(
+            image_ND=gradients[0] * ranks.world_size,
+            text_MD=by_text,
+            head=[gradient * ranks.world_size for gradient in by_head],
+            touches_all=True,
+        )
+
+    def fit_map(self, embedded: Embedded) -> None:
+        """Fit the learned map to these embeddings and all before."""
+        batch, texts = self._batch, None
+        images = embedded.image_ND.detach(), self._teacher(batch.teacher_image_NE)
+        if embedded.text_MD is not None:
+            own_ME = self._teacher(batch.teacher_text_ME)[self._own_texts]
+            texts = embedded.text_MD.detach(), own_ME
+        self._distiller.fit_maps(images, texts, self._ranks)
+
+    @property
+    def _own_texts(self) -> slice:
+        bounds = self._batch.text_bounds
+        return slice(int(bounds[self._ranks.rank]), int(bounds[self._ranks.rank + 1]))
+
+    def _all_texts(self, embedded: Embedded) -> Tensor:
+        """Return (M, D): the texts of all processes; the teacher's where there is no text tower."""
+        if not self._distiller.has_text:
+            return self._targets(self._teacher(self._batch.teacher_text_ME))
+        assert embedded.text_MD is not None
+        counts = np.diff(self._batch.text_bounds).tolist()
+        return self._ranks.gather_rows(embedded.text_MD, counts)
+
+    def _rows(self, image_ND: Tensor, text_MD: Tensor) -> LossInputs:
+        batch, distiller, device = self._batch, self._distiller, image_ND.device
+        teacher_image_NE = self._teacher(batch.teacher_image_NE)
+        teacher_text_ME = self._teacher(batch.teacher_text_ME)
+        scale, bias = distiller.scale_and_bias
+        own = self._own_texts
+        caption_N = torch.from_numpy(batch.caption_N).to(device)
+        has_bank = self._labels.bank is not None
+        return LossInputs(
+            image_ND=image_ND,
+            mapped_image_NE=distiller.map_images(image_ND),
+            mapped_text_E=distiller.map_texts(text_MD[own]) if distiller.has_text else None,
+            teacher_image_NE=teacher_image_NE,
+            target_image_NE=self._targets(teacher_image_NE),
+            target_text_E=self._targets(teacher_text_ME[own]) if distiller.has_text else None,
+            texts=TextColumns(
+                text=text_MD,
+                caption_N=caption_N,
+                matching_2P=self._labels.matching_2P,
+                teacher_text_ME=teacher_text_ME,
+            ),
+            bank=self._labels.bank,
+            counts=self._counts(),
+            scale=scale.exp(),
+            bias=bias,
+            bank_scale=distiller.bank_scale.exp() if has_bank else None,
+            bank_bias=distiller.bank_bias if has_bank else None,
+        )
+
+    def _teacher(self, rows: Tensor) -> Tensor:
+        """Return rows of the teacher on the device, in the student's dtype."""
+        dtype = self._distiller.scale_and_bias[0].dtype
+        return rows.to(self._distiller.device, non_blocking=True).to(dtype)
+
+    def _targets(self, rows: Tensor) -> Tensor:
+        """Return rows of the teacher mapped by the fixed map, if there is one."""
+        return rows if self._map_ED is None else rows @ self._map_ED.to(rows)
+
+    def _counts(self) -> Counts:
+        """Return counts over all processes; skipped images are not counted."""
+        batch, bank = self._batch, self._labels.bank
+        own = [len(batch.caption_N), int((batch.caption_N >= 0).sum())]
+        own.append(0 if bank is None else int((bank.caption_N >= 0).sum()))
+        summed = self._ranks.sum(torch.tensor(own, device=self._distiller.device)).tolist()
+        num_images, num_captioned, num_bank = (int(count) for count in summed)
+        return Counts(
+            num_images=num_images,
+            num_captioned=num_captioned,
+            num_texts=int(batch.text_bounds[-1]),
+            num_bank_captioned=num_bank,
+        )
+
+    def _summed(
+        self, values: Mapping[Term, Any], squares: Sequence[Tensor], counts: Counts
+    ) -> StepLoss:
+        zero = self._distiller.scale_and_bias[0].new_zeros(())
+        parts = [each.value.detach() for each in values.values()]
+        parts += [zero if each.floor is None else each.floor for each in values.values()]
+        stacked = torch.stack([*parts, *squares])
+        if stacked.device.type != "mps":  # mps has no float64
+            stacked = stacked.double()
+        summed = self._ranks.sum(stacked).tolist()
+        n = len(values)
+        terms = list(values)
+        by_value = dict(zip(terms, summed[:n], strict=True))
+        floors = dict(zip(terms, summed[n : 2 * n], strict=True))
+        weights = self._objective.weights
+        return StepLoss(
+            total=sum(weights[term] * value for term, value in by_value.items()),
+            values=by_value,
+            floors={t: floors[t] for t in terms if values[t].floor is not None},
+            gradient_norms={t: s**0.5 for t, s in zip(terms, summed[2 * n :], strict=True)},
+            counts=counts,
+        )
+
+
+def _gradient(value: Tensor, by: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """Return the gradient of a term by some tensors; None for each that it does not depend on."""
+    if not value.requires_grad:  # a process without a captioned image
+        return (None,) * len(by)
+    found = torch.autograd.grad(value, list(by), retain_graph=True, allow_unused=True)
+    return cast("tuple[Tensor | None, ...]", found)
+
+
+def _square(by_image: Tensor | None, image_ND: Tensor) -> Tensor:
+    if by_image is None:
+        return image_ND.new_zeros(())
+    return by_image.detach().square().sum()

@@ -1,0 +1,159 @@
+"""The parts that a training is made of, each built from the resolved settings."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...siglip import checkpoint_activations, load_trainable, logit_scale_and_bias, vision_tower
+from ..data.batch import Batch
+from ..data.catalog_index import ImageLookup
+from ..data.loader import Loader, LoaderConfig
+from ..data.sampler import Sampler
+from ..distributed import Ranks
+from ..losses.objective import Objective, TextColumns
+from ..losses.pca_map import PcaMap, fit_pca_map
+from ..losses.text_bank import TextBank
+from .distiller import Distiller
+from .resolve import Resolved
+from .schedule import Optimizer
+
+
+def make_sampler(resolved: Resolved, images: ImageLookup, ranks: Ranks) -> Sampler:
+    """Return the sampler of the train split, for one rank."""
+    config = resolved.config
+    return Sampler(
+        resolved.train,
+        global_batch_size=config.global_batch_size,
+        views_per_step=config.views_per_step,
+        num_views=resolved.cache.num_views,
+        seed=config.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        groups=images.row_groups,
+    )
+
+
+def make_loader(resolved: Resolved, sampler: Sampler, images: ImageLookup) -> Loader:
+    """Return the loader of a sampler's batches; close it after use."""
+    config = resolved.config
+    return Loader(
+        resolved.cache,
+        resolved.teacher.name,
+        sampler,
+        images,
+        resolved.checkpoint,
+        config=LoaderConfig(
+            num_workers=resolved.num_workers,
+            check_pixels=config.check_pixels,
+            sample_timeout_s=config.sample_timeout,
+        ),
+        towers=config.towers,
+        device=resolved.device,
+    )
+
+
+def make_distiller(resolved: Resolved, kind: type[Distiller] = Distiller) -> Distiller:
+    """Return the student with its map, scales and biases, on its device.
+
+    Random weights depend on the seed alone.
+    """
+    config, checkpoint = resolved.config, resolved.checkpoint
+    torch.manual_seed(config.seed)
+    model = load_trainable(checkpoint, towers=config.towers, is_new=config.from_scratch)
+    of_teacher = (math.log(resolved.teacher_scale), resolved.teacher_bias)
+    starts_as_teacher = config.from_scratch or config.towers == "image"
+    scale, bias = of_teacher if starts_as_teacher else logit_scale_and_bias(checkpoint)
+    distiller = kind(
+        model,
+        checkpoint,
+        towers=config.towers,
+        compute_dtype=resolved.compute_dtype,
+        logit_scale=scale,
+        logit_bias=bias,
+        teacher_dim=resolved.teacher.embed_dim if resolved.projection == "learned" else None,
+        bank=of_teacher if resolved.has_bank else None,
+    )
+    if config.gradient_checkpointing:
+        checkpoint_activations(model)
+    if config.compile:
+        vision_tower(model).compile()
+        if config.towers == "both":
+            model.text_model.compile()
+    return distiller.to(resolved.device)
+
+
+def make_optimizer(distiller: Distiller, resolved: Resolved) -> Optimizer:
+    """Return AdamW over the distiller's parameters."""
+    config = resolved.config
+    assert config.lr is not None and config.weight_decay is not None
+    return Optimizer(
+        distiller,
+        lr=config.lr,
+        projection_lr=config.projection_lr,
+        weight_decay=config.weight_decay,
+    )
+
+
+def make_objective(resolved: Resolved) -> Objective:
+    """Return the loss terms with their weights."""
+    return Objective(
+        weights=resolved.weights,
+        teacher_scale=resolved.teacher_scale,
+        teacher_bias=resolved.teacher_bias,
+        bank_labels=resolved.config.bank_labels,
+        bank_threshold=resolved.config.bank_threshold,
+    )
+
+
+def make_bank(resolved: Resolved) -> TextBank:
+    """Return the teacher-text bank of the train split."""
+    config = resolved.config
+    texts = resolved.cache.text_targets(resolved.teacher.name)
+    return TextBank(resolved.train, resolved.val, texts, size=config.bank_size, seed=config.seed)
+
+
+def make_bank_columns(
+    bank: TextBank, step: int, batch: Batch, pca: PcaMap | None, device: str
+) -> TextColumns:
+    """Return the columns of the bank term in one step, on the device, mapped by the PCA map if any."""
+    drawn = bank.draw(step, batch.positions_N, batch.caption_N, batch.text_rows_M)
+    teacher_KE = torch.from_numpy(drawn.targets_KE).to(device).float()
+    text = teacher_KE
+    if pca is not None:
+        text = teacher_KE @ torch.from_numpy(pca.map_ED).to(device)
+    return TextColumns(
+        text=text,
+        caption_N=torch.from_numpy(drawn.caption_N).to(device),
+        matching_2P=torch.from_numpy(drawn.matching_2P).to(device),
+        teacher_text_ME=teacher_KE,
+    )
+
+
+def fit_pca(resolved: Resolved) -> PcaMap:
+    """Return the PCA map of the train split, without texts that a held-out image has too."""
+    images = resolved.cache.image_targets(resolved.teacher.name)
+    texts = resolved.cache.text_targets(resolved.teacher.name)
+    text_rows = np.setdiff1d(resolved.train.text_rows, resolved.val.text_rows)
+
+    def blocks(targets: Any, rows: Any) -> Iterator[Any]:
+        for first in range(0, len(rows), 65_536):
+            yield targets.read(rows[first : first + 65_536])
+
+    return fit_pca_map(
+        blocks(images, resolved.train.rows_N),
+        blocks(texts, text_rows),
+        embed_dim=resolved.checkpoint.embed_dim,
+    )
+
+
+def num_steps_to_fit(distiller: Distiller, resolved: Resolved) -> float | None:
+    """Return the steps in which a learned map sees four rows a direction; None without a map."""
+    if distiller.projection is None:
+        return None
+    rows = resolved.config.global_batch_size * (
+        1 + resolved.train.num_captioned / len(resolved.train)
+    )
+    return 4 * resolved.checkpoint.embed_dim / rows

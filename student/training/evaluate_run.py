@@ -1,0 +1,137 @@
+"""Evaluation of a run's student on held-out images, and of its PCA map.
+
+Shape letters in this file: E = the teacher's width, D = the student's, N = pairs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.split import split_policy
+from ..evaluation.embeddings import student_embeddings, teacher_embeddings
+from ..evaluation.eval_set import choose_eval_set
+from ..evaluation.evaluate import evaluate, map_texts
+from ..evaluation.report import eval_set_numbers, table_lines, zero_shot_lines
+from ..losses.pca_map import PcaMap, cosine_error
+from .distiller import Distiller
+from .resolve import Resolved
+from .run_folder import RunFolder
+
+_EVAL_BATCH = 64
+
+
+def evaluate_student(
+    resolved: Resolved, distiller: Distiller, run: RunFolder, column: str, pca: PcaMap | None
+) -> None:
+    """Evaluate the student on held-out images; add its column and the teacher's to evaluation.json.
+
+    Does nothing if no image is held out, config.eval_samples is 0, or the column is there.
+
+    Args:
+        resolved: settings, cache and checkpoint.
+        distiller: the student.
+        run: where the evaluation is written.
+        column: ``before`` or ``after``.
+        pca: the fixed map, where there is one.
+    """
+    config, cache = resolved.config, resolved.cache
+    columns = run.read_evaluation()
+    if not config.eval_samples or not resolved.val.num_images or column in columns:
+        return
+    policy = split_policy(config.val_share, config.val_keys)
+    eval_set = choose_eval_set(
+        cache, resolved.corpus, split="val", max_images=config.eval_samples, seed=config.seed
+    )
+    rows = eval_set.rows_N
+    reference = teacher_embeddings(cache, resolved.teacher.name, rows, eval_set.text_rows_M)
+    texts_MD, logit = None, None
+    map_ED = None if pca is None else pca.map_ED
+    if config.towers == "image":
+        scale, bias = distiller.scale_and_bias
+        texts_MD, logit = (
+            map_texts(reference, map_ED),
+            (float(scale.detach()), float(bias.detach())),
+        )
+    student = student_embeddings(
+        distiller.model,
+        resolved.checkpoint,
+        cache,
+        rows,
+        eval_set.text_rows_M,
+        device=resolved.device,
+        compute_dtype=resolved.compute_dtype,
+        batch_size=_EVAL_BATCH,
+        num_workers=resolved.num_workers,
+        name=f"student {column}",
+        sha256_N=None if config.check_pixels == "never" else eval_set.sha256_N,
+        texts_MD=texts_MD,
+        logit=logit,
+    )
+    if column == "after" and distiller.projection is not None:  # before, it is random
+        map_ED = distiller.projection.weight.detach().float().cpu().numpy()
+    columns["teacher"] = evaluate(reference, reference, eval_set, seed=config.seed)
+    columns[column] = evaluate(student, reference, eval_set, map_ED=map_ED, seed=config.seed)
+    columns["gallery"] = eval_set_numbers(eval_set, policy) | {
+        "held_out_images": eval_set.num_split_images,
+        "captions": eval_set.num_captions,
+        "texts_also_in_train": eval_set.num_texts_in_train,
+    }
+    run.write_evaluation(columns)
+
+
+def evaluation_lines(run_evaluation: Mapping[str, Any]) -> list[str]:
+    """Return the table of a run's evaluation: teacher, student before, student after."""
+    if "after" not in run_evaluation:
+        return ["evaluation n/a: no image is held out, or eval_samples is 0"]
+    eval_set = run_evaluation["gallery"]
+    names = ("teacher", "before", "after")
+    columns = {name: run_evaluation[name] for name in names if name in run_evaluation}
+    return [
+        f"evaluated  {eval_set['images']:,} of {eval_set['held_out_images']:,} held-out images, "
+        f"{eval_set['captions']:,} captions, {eval_set['texts_also_in_train'] or 0:,} of them also in train",
+        *zero_shot_lines(eval_set),
+        *table_lines(columns, eval_set),
+    ]
+
+
+def pca_lines(resolved: Resolved, pca: PcaMap) -> list[str]:
+    """Return the energy that the PCA map keeps and its error, on held-out pairs if there are any."""
+    is_held_out = resolved.val.num_captioned >= 2
+    part = resolved.val if is_held_out else resolved.train
+    lines = [
+        f"pca map    {len(pca.map_ED):,} -> {pca.map_ED.shape[1]:,} keeps {pca.image_energy:.4f} of the "
+        f"images' energy, {pca.text_energy:.4f} of the texts'"
+    ]
+    positions = np.flatnonzero(part.caption_counts)[:1000]
+    if len(positions) < 2:
+        return lines
+    images_NE = resolved.cache.image_targets(resolved.teacher.name).read(part.rows_N[positions])
+    text_rows = part.caption_text_row[part.caption_start[positions]]
+    texts_NE = resolved.cache.text_targets(resolved.teacher.name).read(text_rows)
+    error = cosine_error(pca, images_NE, texts_NE)
+    before, after = (
+        _recall(images, texts, text_rows)
+        for images, texts in (
+            (images_NE.astype(np.float32), texts_NE.astype(np.float32)),
+            (pca.apply(images_NE), pca.apply(texts_NE)),
+        )
+    )
+    where = "held-out" if is_held_out else "training"
+    scale = resolved.teacher_scale
+    lines.append(
+        f"           on {len(positions):,} {where} pairs the mean error of a logit is "
+        f"{scale * error.own_mean:.3f} (own pairs), {scale * error.random_mean:.3f} (random pairs), the "
+        f"largest {scale * max(error.own_max, error.random_max):.3f}; the teacher's R@1 is {after:.3f} "
+        f"with the map, {before:.3f} without"
+    )
+    return lines
+
+
+def _recall(
+    images_NE: NDArray[np.float32], texts_NE: NDArray[np.float32], text_rows_N: NDArray[np.int64]
+) -> float:
+    """Return R@1 of images to texts; a text may belong to several images."""
+    nearest_N = (images_NE @ texts_NE.T).argmax(axis=1)
+    return float(np.mean(text_rows_N[nearest_N] == text_rows_N))

@@ -1,0 +1,196 @@
+"""The gradient of one optimizer step: exact for the whole batch, whatever fits in a forward pass.
+
+1. Embed the batch, a micro-batch at a time, without a graph.
+2. Exchange texts between the processes; compute the gradient of the loss by every embedding (batch_loss.py).
+3. Run each micro-batch again with a graph and carry that gradient to the parameters.
+
+If the batch is one micro-batch in every process, steps 1 and 3 are one forward pass.
+
+Source: gradient caching, Gao et al. 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited
+Setup, arXiv:2101.06983.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batch import Batch
+from ..distributed import Ranks
+from ..losses.objective import Objective
+from .batch_loss import BatchLabels, BatchLoss, StepLoss
+from .distiller import Distiller, Embedded, EmbeddingGradient, MicroBatch
+
+
+class GradientCache:
+    """Computes the gradient of batches."""
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        objective: Objective,
+        ranks: Ranks,
+        *,
+        micro_batch_size: int | None,
+        map_ED: Tensor | None = None,
+    ) -> None:
+        """Wrap the distiller in DDP if there are several processes; rank 0's parameters go to all.
+
+        Args:
+            distiller: on its device.
+            objective: the loss.
+            ranks: this process among the others.
+            micro_batch_size: images, and texts, of one micro-batch; None: all in one.
+            map_ED: fixed map from the teacher's width to the student's; None: there is none.
+        """
+        self._distiller, self._objective, self._ranks = distiller, objective, ranks
+        self._micro_batch_size, self._map_ED = micro_batch_size, map_ED
+        self._module: nn.Module = distiller
+        if ranks.world_size > 1:
+            ddp = nn.parallel.DistributedDataParallel
+            # torch 2.13 renamed the option and warns about the old name. Buffers are positions: all equal.
+            is_new = "forward_sync_buffers" in inspect.signature(ddp).parameters
+            sync: Any = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
+            self._module = ddp(distiller, gradient_as_bucket_view=True, **sync)
+
+    def compute(self, batch: Batch, labels: BatchLabels) -> StepLoss:
+        """Add the gradient of a batch's loss to the parameters'; return the loss.
+
+        The gradients are unusable if this raises.
+        """
+        micro_batches = split_batch(batch, self._micro_batch_size)
+        loss = self._loss_of(batch, labels)
+        if self._is_one_micro_batch(micro_batches):
+
+            def backward(embedded: Embedded) -> EmbeddingGradient:
+                return loss.gradient(_detached(embedded))
+
+            self._module(micro_batches[0], backward).backward()
+            return loss.result()
+        states, embedded = self._embed_without_graph(micro_batches)
+        whole = loss.gradient(_concatenated(embedded))
+        for i, micro_batch in enumerate(micro_batches):
+            is_last = i + 1 == len(micro_batches)
+            part = _part_of_gradient(whole, embedded, i, is_last=is_last)
+            with states[i].restored(), self._no_sync(not is_last):
+
+                def give(_: Embedded, part: EmbeddingGradient = part) -> EmbeddingGradient:
+                    return part
+
+                self._module(micro_batch, give).backward()
+        return loss.result()
+
+    def fit_map(self, batch: Batch, labels: BatchLabels) -> StepLoss:
+        """Fit the learned map to this batch and all before; return the loss before the fit.
+
+        Computes no gradient. A batch whose loss is not finite is left out of the fit.
+        """
+        micro_batches = split_batch(batch, self._micro_batch_size)
+        _, embedded_parts = self._embed_without_graph(micro_batches)
+        loss = self._loss_of(batch, labels)
+        embedded = _concatenated(embedded_parts)
+        loss.gradient(embedded)
+        if loss.result().is_finite:
+            loss.fit_map(embedded)
+        return loss.result()
+
+    def _loss_of(self, batch: Batch, labels: BatchLabels) -> BatchLoss:
+        return BatchLoss(self._distiller, self._objective, self._ranks, batch, labels, self._map_ED)
+
+    def _is_one_micro_batch(self, micro_batches: Sequence[MicroBatch]) -> bool:
+        """Return whether every process has one micro-batch.
+
+        If only some took the short way, DDP's messages would meet the loss's, and all would wait for ever.
+        """
+        if self._ranks.world_size == 1:
+            return len(micro_batches) == 1
+        num_more = torch.tensor(len(micro_batches) - 1, device=self._distiller.device)
+        return int(self._ranks.sum(num_more)) == 0
+
+    def _embed_without_graph(
+        self, micro_batches: Sequence[MicroBatch]
+    ) -> tuple[list["RandomState"], list[Embedded]]:
+        states: list[RandomState] = []
+        embedded: list[Embedded] = []
+        with torch.no_grad():
+            for micro_batch in micro_batches:
+                states.append(RandomState(self._distiller.device))
+                embedded.append(self._distiller.embed(micro_batch))
+        return states, embedded
+
+    def _no_sync(self, is_wanted: bool) -> contextlib.AbstractContextManager[Any]:
+        if is_wanted and isinstance(self._module, nn.parallel.DistributedDataParallel):
+            return self._module.no_sync()
+        return contextlib.nullcontext()
+
+
+class RandomState:
+    """torch's random state at one moment, so that a second pass drops out the same activations."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Copy the state of the CPU and, on CUDA, of the device."""
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    @contextlib.contextmanager
+    def restored(self) -> Generator[None]:
+        """Return a context with this state; leaving it brings back the state before the context."""
+        devices = [] if self._cuda is None else [self._device]
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(self._cpu)
+            if self._cuda is not None:
+                torch.cuda.set_rng_state(self._cuda, self._device)
+            yield
+
+
+def split_batch(batch: Batch, micro_batch_size: int | None) -> list[MicroBatch]:
+    """Return the images and texts of a batch as micro-batches of at most that many of each."""
+    N = len(batch.pixels_N)
+    M = 0 if batch.ids_ML is None else len(batch.ids_ML)
+    size = micro_batch_size or max(N, M, 1)
+    grids = None
+    if batch.grids_N2 is not None:
+        grids = [(int(rows), int(columns)) for rows, columns in batch.grids_N2]
+    return [
+        MicroBatch(
+            pixels_N=batch.pixels_N[start : start + size],
+            grids=None if grids is None else grids[start : start + size],
+            ids_ML=None if batch.ids_ML is None else batch.ids_ML[start : start + size],
+        )
+        for start in range(0, max(N, M, 1), size)
+    ]
+
+
+def _detached(embedded: Embedded) -> Embedded:
+    text = None if embedded.text_MD is None else embedded.text_MD.detach()
+    return Embedded(image_ND=embedded.image_ND.detach(), text_MD=text)
+
+
+def _concatenated(parts: Sequence[Embedded]) -> Embedded:
+    texts = [each.text_MD for each in parts if each.text_MD is not None]
+    return Embedded(
+        image_ND=torch.cat([each.image_ND for each in parts]),
+        text_MD=torch.cat(texts) if texts else None,
+    )
+
+
+def _part_of_gradient(
+    whole: EmbeddingGradient, parts: Sequence[Embedded], i: int, *, is_last: bool
+) -> EmbeddingGradient:
+    """Return the part of a gradient that belongs to micro-batch i; the head's goes with the last."""
+    images = [len(each.image_ND) for each in parts]
+    texts = [0 if each.text_MD is None else len(each.text_MD) for each in parts]
+    first, first_text = sum(images[:i]), sum(texts[:i])
+    by_text = whole.text_MD
+    return replace(
+        whole,
+        image_ND=whole.image_ND[first : first + images[i]],
+        text_MD=None if by_text is None else by_text[first_text : first_text + texts[i]],
+        head=whole.head if is_last else (),
+        touches_all=whole.touches_all and is_last,
+    )
