@@ -41,8 +41,8 @@ from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.planning.freeze import Freezer
 from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.planning.spill import Scratch
-from siglip2_cache.precompute.sources import Piece, Sample, open_source, scan
-from siglip2_cache.precompute.sources.base import Caption
+from siglip2_cache.precompute.sources import CorpusPart, Sample, open_source
+from siglip2_cache.precompute.sources.samples import Caption
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.transaction import Transaction
 from siglip2_cache.store.format.views import ViewPolicy
@@ -171,10 +171,12 @@ class GeneratedTars:
     def fingerprint(self) -> str:
         return str(self._num_samples)
 
-    def pieces(self) -> Iterator[Piece]:
+    def parts(self) -> Iterator[CorpusPart]:
         for first in range(0, self._num_samples, TAR_SAMPLES):
             name = f"{first // TAR_SAMPLES:06d}"
-            yield Piece(f"{name}.tar", lambda name=name, first=first: self._scan(name, first), name)
+            yield CorpusPart(
+                f"{name}.tar", lambda name=name, first=first: self._scan(name, first), name
+            )
 
     def _scan(self, name: str, first: int) -> Iterator[Sample]:
         offset = 0
@@ -263,7 +265,7 @@ def tar_rate(folder: Path, num_samples: int) -> float:
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     source = open_source(folder)
-    assert sum(1 for _ in scan(source)) == num_samples  # the page cache is warm
+    assert sum(1 for _ in source.scan()) == num_samples  # the page cache is warm
     started = time.process_time()
     for _ in Scanner(LocalStorage(folder / "none"), keeps=False).frames(source):
         pass

@@ -17,7 +17,7 @@ from ...store.io.foreign_files import is_stray
 from ...store.io.location import relocate
 from ...store.io.storage import Storage
 from ..sources import Source
-from ..sources.rekeyed import PREFIXED
+from ..sources.key_rules import PREFIXED
 from .config import PlanConfig, default_shard_rows
 from .findings import Findings
 from .freeze import Freezer

@@ -25,7 +25,7 @@ from ...errors import DiskFullError
 from ...store.format import layout
 from ...store.io.parallel import map_parallel
 from ...store.io.storage import Storage
-from ..sources import Piece, Problem, Sample, Source, Unused
+from ..sources import CorpusPart, Problem, Sample, Source, Unused
 
 SCAN_ROWS = 65_536
 """Samples and problems in one frame."""
@@ -82,10 +82,10 @@ class Scanner:
             SourceError: the source as a whole cannot be read.
         """
         if not isinstance(source.location, UPath):
-            for piece in source.pieces():
+            for piece in source.parts():
                 yield from self._piece_frames(source, piece)
             return
-        begun = self._scan_ahead(source, source.pieces())
+        begun = self._scan_ahead(source, source.parts())
         with contextlib.closing(begun):
             for piece, frames in begun:
                 yield from self._piece_frames(source, piece) if frames is None else frames
@@ -97,7 +97,7 @@ class Scanner:
         Raises:
             SourceError: the source as a whole, or a piece, cannot be read.
         """
-        own = itertools.islice(source.pieces(), first, None, step)
+        own = itertools.islice(source.parts(), first, None, step)
         if not isinstance(source.location, UPath):  # which keeps a core busy, not a network
             for piece in own:
                 self._scan_one(source, piece)
@@ -112,14 +112,14 @@ class Scanner:
         names = filter(layout.is_kept_scan, self._files.names(layout.CATALOG))
         self._files.remove_all(f"{layout.CATALOG}/{name}" for name in names)
 
-    def _piece_frames(self, source: Source, piece: Piece) -> Iterator[pl.DataFrame]:
+    def _piece_frames(self, source: Source, piece: CorpusPart) -> Iterator[pl.DataFrame]:
         if piece.fingerprint is None:
             return _frames(piece.scan())
         return self._kept_frames(piece, _digest(source, piece))
 
     def _scan_ahead(
-        self, source: Source, pieces: Iterable[Piece]
-    ) -> Generator[tuple[Piece, Iterator[pl.DataFrame] | None]]:
+        self, source: Source, pieces: Iterable[CorpusPart]
+    ) -> Generator[tuple[CorpusPart, Iterator[pl.DataFrame] | None]]:
         """Yield pieces in order, several of them scanned meanwhile: each with its frames, or None where they
         are not at hand: they were kept, or it is not scanned ahead."""
         return map_parallel(
@@ -129,7 +129,7 @@ class Scanner:
             num_ahead=_SCANNERS + 2,
         )
 
-    def _scan_one(self, source: Source, piece: Piece) -> Iterator[pl.DataFrame] | None:
+    def _scan_one(self, source: Source, piece: CorpusPart) -> Iterator[pl.DataFrame] | None:
         """Scan a piece to its end and keep it; one that is not kept to the end of its first frame: whoever
         takes that goes on with the scan, so that no more than a frame of it is held."""
         if piece.fingerprint is None:
@@ -143,7 +143,7 @@ class Scanner:
             return itertools.chain([first], scanned)
         return iter([first]) if sum(1 for _ in scanned) == 0 else None
 
-    def _kept_frames(self, piece: Piece, digest: str) -> Iterator[pl.DataFrame]:
+    def _kept_frames(self, piece: CorpusPart, digest: str) -> Iterator[pl.DataFrame]:
         num_kept = self._num_kept(digest)
         for number in range(num_kept):
             found = self._read(digest, number)
@@ -154,7 +154,7 @@ class Scanner:
         if num_kept == 0:
             yield from self._scan_and_keep(piece, digest)
 
-    def _scan_and_keep(self, piece: Piece, digest: str) -> Iterator[pl.DataFrame]:
+    def _scan_and_keep(self, piece: CorpusPart, digest: str) -> Iterator[pl.DataFrame]:
         number, following = 0, None
         for frame in _frames(piece.scan()):
             if following is not None:
@@ -212,7 +212,7 @@ class Scanner:
         self._files.rename(partial, path)
 
 
-def _digest(source: Source, piece: Piece) -> str:
+def _digest(source: Source, piece: CorpusPart) -> str:
     facts = [
         _SCAN_VERSION,
         SCAN_ROWS,  # a frame that is damaged is found again by its number

@@ -117,7 +117,7 @@ def _num_processes(config: PlanConfig, files: Storage) -> int:
         piece
         for _, source in sources
         if not isinstance(source.location, UPath)
-        for piece in source.pieces()
+        for piece in source.parts()
         if piece.fingerprint is not None
     )
     return sum(1 for _ in itertools.islice(pieces, most * _PIECES_EACH)) // _PIECES_EACH

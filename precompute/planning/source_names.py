@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..sources import Source, TableColumns, open_source
 from ..sources.fields.caption_endings import SETTING as ENDINGS
 from ..sources.fields.caption_endings import parse_endings
 from ..sources.globs import is_pattern, is_there
-from ..sources.rekeyed import PLAIN, PREFIXED, RULES, RekeyedSource
+from ..sources.key_rules import PLAIN, PREFIXED, RULES
 from .config import PlanConfig
 
 _SHARDED = {"webdataset", "parquet"}
@@ -98,7 +99,7 @@ def _rekeyed(source: Source, config: PlanConfig, record: SourceRecord | None) ->
             "--prefix-keys, or build a new cache"
         )
     in_order = tuple(name for name in RULES if name in rules)
-    return RekeyedSource(source, in_order) if in_order else source
+    return replace(source, key_rules=in_order) if in_order else source
 
 
 def _choices(

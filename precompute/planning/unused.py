@@ -7,7 +7,7 @@ import polars as pl
 
 from ...store.format.corpus_notes import Note
 from ..sources import Source
-from ..sources.fields.caption_search import captions_looked_for
+from ..sources.caption_search import captions_looked_for
 
 _MAX_KINDS = 200
 """Most notes of one source; kinds that come later are ignored."""

@@ -4,18 +4,18 @@ A source knows the corpus and nothing of the cache: no rows, no units, no teache
 function of what lies on disk: two scans of one corpus give equal samples in equal order.
 """
 
-from .base import Caption, Piece, Problem, Sample, Source, Unused, scan
+from .base import CorpusPart, Source
 from .fields.columns import TableColumns
 from .open import open_source
+from .samples import Caption, Problem, Sample, Unused
 
 __all__ = [
     "Caption",
-    "Piece",
+    "CorpusPart",
     "Problem",
     "Sample",
     "Source",
     "TableColumns",
     "Unused",
     "open_source",
-    "scan",
 ]

@@ -3,47 +3,30 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import ClassVar
 
 from ...errors import SourceError
-from ...store.io.location import Location
 from ...store.io.parallel import map_parallel
-from .base import Piece, Problem, Sample, Unused
-from .fields.caption_endings import CaptionChoice
+from .base import CorpusPart, Source
 from .fields.caption_files import read_bytes
 from .fields.sidecars import Description, describe_image
 from .folder_listing import UNREAD_TAR
 from .folder_walk import FolderWalk, WalkedImage, WalkedTable
 from .image_files import USUAL_ENDINGS
 from .listing import SizeAndTime, is_remote, printable, size_and_time
+from .samples import Problem, Sample, Unused
 from .text import is_unicode
 
 _MAX_SEEN = 3  # kinds of files that a folder without images names
 
 
 @dataclass(frozen=True, slots=True)
-class FolderSource:
-    """Every image anywhere below a folder. Hidden names (``.x``) are passed by."""
+class FolderSource(Source):
+    """Every image anywhere below a folder. Hidden names (``.x``) are skipped."""
 
-    location: Location
-    """The folder, absolute."""
-
-    choice: CaptionChoice = field(default_factory=CaptionChoice)
-
-    @property
-    def kind(self) -> str:
-        return "folder"
-
-    @property
-    def root(self) -> Location:
-        return self.location
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Which files, and which names in them, the user told to be captions."""
-        return self.choice.to_settings()
+    kind: ClassVar[str] = "folder"
 
     def fingerprint(self) -> str:
         """Changes with the name, size or time of any image or caption file; opens none."""
@@ -57,11 +40,10 @@ class FolderSource:
                 digest.update(os.fsencode(name) + f"\0{num_bytes} {mtime_ns}\n".encode())
         return digest.hexdigest()
 
-    def pieces(self) -> Iterator[Piece]:
-        """Yield the one piece there is."""
-        yield Piece("", self.scan)
+    def _own_parts(self) -> Iterator[CorpusPart]:
+        yield CorpusPart("", self._scan)
 
-    def scan(self) -> Iterator[Sample | Problem]:
+    def _scan(self) -> Iterator[Sample | Problem]:
         """Yield a folder's images by name, then its sub-folders by name.
 
         Raises:

@@ -1,19 +1,31 @@
 """One folder of a corpus: which names in it are images, texts, tables, folders. Nothing is opened."""
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from ...store.io.requests import NAMELESS
-from .base import Problem, Unused
 from .fields.caption_endings import CaptionChoice
 from .fields.texts_beside import TextsBeside
+from .fields.unused_texts import HEAD_BYTES, UnreadTexts
 from .image_files import IMAGE_ENDINGS, is_system_folder
 from .imagefolder import TABLE_NAMES
-from .listing import FolderEntry, ObjectEntry, SizeAndTime, facts_of, printable, scan_folder
+from .listing import (
+    FolderEntry,
+    ObjectEntry,
+    SizeAndTime,
+    facts_of,
+    printable,
+    read_path,
+    scan_folder,
+    size_and_time,
+)
 from .readers.table_rows import TABLE_ENDINGS
 from .readers.tar_names import is_tar
+from .samples import Problem, Unused
 
 UNREAD_TAR = "an archive in a folder of images is not read; name it as a source of its own"
 
@@ -47,9 +59,10 @@ _NO_IMAGE_NAMES = {"license", "readme", "makefile", "dockerfile", "icon\r"}
 
 
 @dataclass(slots=True)
-class Listing:
+class FolderListing:
     """One folder: names sorted, nothing opened."""
 
+    path: str
     texts: TextsBeside
     images: list[str] = field(default_factory=list[str])
     folders: list[str] = field(default_factory=list[str])
@@ -69,6 +82,19 @@ class Listing:
         """The table that describes the images of this folder and of those below."""
         return next((name for name in TABLE_NAMES if name in self.tables), None)
 
+    def all_problems(self) -> Iterator[Problem]:
+        """Yield the problems, and what is in the folder and not used."""
+        yield from self.problems
+        yield from sorted(self.unused.values(), key=lambda each: each.reason)
+
+    def fingerprint(self) -> str:
+        """Return a hash that changes with the name, size or time of any image or text."""
+        digest = hashlib.sha256()
+        for name in sorted((*self.images, *self.texts.names)):
+            num_bytes, mtime_ns = self.facts.get(name) or size_and_time(f"{self.path}/{name}")
+            digest.update(os.fsencode(name) + f"\0{num_bytes} {mtime_ns}\n".encode())
+        return digest.hexdigest()
+
     def beside_images(self) -> Iterator[tuple[str, str, str]]:
         """Yield (ending, stem, name) of other files that are named like an image."""
         stems = {os.path.splitext(image)[0] for image in self.images}
@@ -79,13 +105,13 @@ class Listing:
                 yield name[dot + 1 :].lower(), name[:dot], name
 
 
-def list_folder(path: str, choice: CaptionChoice) -> Listing:
+def list_folder(path: str, choice: CaptionChoice) -> FolderListing:
     """Return what lies in a folder.
 
     Raises:
         OSError: it cannot be read.
     """
-    listing = Listing(TextsBeside(choice))
+    listing = FolderListing(path, TextsBeside(choice))
     with scan_folder(path, with_nameless=True) as entries:
         for entry in entries:
             if entry.name == NAMELESS:
@@ -105,6 +131,16 @@ def list_folder(path: str, choice: CaptionChoice) -> Listing:
     return listing
 
 
+def count_unread(
+    listing: FolderListing, without_caption: Collection[str], unread: UnreadTexts
+) -> None:
+    """Count what lies beside images without a caption, named without ending, and may hold theirs."""
+    for ending, stem, name in listing.beside_images():
+        if stem in without_caption:
+            path = f"{listing.path}/{name}"
+            unread.add(ending, printable(path), partial(read_path, path, HEAD_BYTES))
+
+
 def no_image(name: str) -> tuple[str, str]:
     """Return what a file is that is not read as an image, and what takes it."""
     ending = os.path.splitext(name)[1].lower()
@@ -112,7 +148,7 @@ def no_image(name: str) -> tuple[str, str]:
     return f"{what}, not read as images", _CONVERT if ending else _GIVE_ENDING
 
 
-def _sort_in(entry: FolderEntry, listing: Listing) -> None:
+def _sort_in(entry: FolderEntry, listing: FolderListing) -> None:
     """Put one name where it belongs."""
     ending = os.path.splitext(entry.name)[1].lower()
     kind = _kind_of(entry)
@@ -137,7 +173,7 @@ def _sort_in(entry: FolderEntry, listing: Listing) -> None:
         listing.others.append(entry.name)
 
 
-def _count_unused(listing: Listing, path: str, what: str, remedy: str) -> None:
+def _count_unused(listing: FolderListing, path: str, what: str, remedy: str) -> None:
     """Add one to those of a kind; the first by name stands for all."""
     place = printable(path)
     found = listing.unused.get((what, remedy))

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 from ...errors import SourceError
 from ...store.io.location import Location
-from .base import Problem, Unused
 from .fields.caption_endings import CaptionChoice
 from .fields.caption_folders import TextFolder, TextFolders
-from .fields.unused_texts import HEAD_BYTES, UnreadTexts
-from .folder_listing import Listing, list_folder, no_image
+from .fields.unused_texts import UnreadTexts
+from .folder_listing import FolderListing, count_unread, list_folder, no_image
 from .image_files import class_of
 from .imagefolder import FolderTable
-from .listing import SizeAndTime, is_remote, printable, read_path
+from .listing import SizeAndTime, is_remote, printable
+from .samples import Problem, Unused
 
 _FolderId = tuple[int, int]  # device, inode
 
@@ -99,8 +99,7 @@ class FolderWalk:
                 reason = f"the folder cannot be read ({error.strerror})"
                 yield Problem(place=printable(path), reason=reason)
                 continue
-            yield from listing.problems
-            yield from sorted(listing.unused.values(), key=lambda each: each.reason)
+            yield from listing.all_problems()
             yield from self._enter(folder, listing, folder_id, pending)
 
     def notes(self, num_images: int, num_captioned: int) -> Iterator[Problem]:
@@ -122,7 +121,7 @@ class FolderWalk:
     def _enter(
         self,
         folder: _Folder,
-        listing: Listing,
+        listing: FolderListing,
         folder_id: _FolderId | None,
         pending: list[_Folder],
     ) -> Iterator[WalkedImage | WalkedTable]:
@@ -147,31 +146,24 @@ class FolderWalk:
                 table,
                 _facts_of(listing, prefix, [image, *(path for _, path in texts)]),
             )
-        for ending, stem, name in listing.beside_images():
-            if stem in without:
-                path = f"{self._root}/{prefix}{name}"
-                self._unread.add(ending, printable(path), lambda path=path: _read_head(path))
+        count_unread(listing, without, self._unread)
         self._texts.note_stray(folder.path, listing.texts)
         ids = folder.ids if folder_id is None else (*folder.ids, folder_id)
         below = (prefix + name for name in reversed(listing.folders))
         pending.extend(_Folder(path, ids, table, text_folders) for path in below)
 
-    def _open_table(self, prefix: str, listing: Listing) -> WalkedTable:
+    def _open_table(self, prefix: str, listing: FolderListing) -> WalkedTable:
         assert listing.table is not None
         path = prefix + listing.table
         table = FolderTable(self._root / path, self._choice.columns)
         self._tables.append(table)
         return WalkedTable(path, table, _facts_of(listing, prefix, [path]))
 
-    def _count_tables(self, prefix: str, listing: Listing) -> None:
+    def _count_tables(self, prefix: str, listing: FolderListing) -> None:
         others = [name for name in listing.tables if name != listing.table]
         if others and not self._num_other_tables:
             self._first_other_table = prefix + others[0]
         self._num_other_tables += len(others)
-
-
-def _read_head(path: str) -> bytes:
-    return read_path(path, HEAD_BYTES)
 
 
 def _folder_id(path: str) -> _FolderId | None:
@@ -182,7 +174,7 @@ def _folder_id(path: str) -> _FolderId | None:
     return status.st_dev, status.st_ino
 
 
-def _facts_of(listing: Listing, prefix: str, names: list[str]) -> dict[str, SizeAndTime]:
+def _facts_of(listing: FolderListing, prefix: str, names: list[str]) -> dict[str, SizeAndTime]:
     paths = [name if name.startswith(prefix) else prefix + name for name in names]
     facts = ((path, listing.facts.get(path.removeprefix(prefix))) for path in paths)
     return {path: found for path, found in facts if found is not None}

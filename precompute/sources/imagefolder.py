@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 
 from ...errors import SourceError
 from ...store.io.location import Location
-from .base import Caption, Problem
 from .fields.caption_columns import squash
 from .fields.captions import clean_text
 from .fields.columns import IMAGE_NAMES, FoundColumns, TableColumns, find_columns, first_column
 from .fields.row_fields import read_fields
 from .listing import printable
 from .readers.table_rows import BadRow, column_names, read_rows
+from .samples import Caption, Problem
 from .text import is_missing
 
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.tsv")

@@ -3,69 +3,40 @@
 Source: img2dataset 1.47, writer.py.
 """
 
-import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import ClassVar
 
 from ...errors import SourceError
 from ...store.format.layout import CACHE_RECORD, CATALOG
 from ...store.io.location import Location
-from .base import Piece, Problem, Sample
+from .base import CorpusPart, Source
 from .fields.caption_endings import CaptionChoice
 from .fields.caption_files import read_bytes
-from .fields.sidecars import LABEL_ENDING, SECOND_IMAGE, describe_image
+from .fields.sidecars import SECOND_IMAGE, describe_image
+from .fields.unused_texts import UnreadTexts
+from .folder_listing import FolderListing, count_unread, list_folder
 from .image_files import IMAGE_ENDINGS
 from .img2dataset_records import RecordedFolder, ShardRecords
-from .listing import (
-    SizeAndTime,
-    facts_of,
-    is_folder,
-    is_remote,
-    is_there,
-    printable,
-    scan_folder,
-    size_and_time,
-)
+from .listing import is_folder, is_there, printable, scan_folder, size_and_time
 from .problem_tally import Tally
+from .samples import Problem, Sample
 from .text import is_unicode
 
-_TEXTS = ("json", "txt", LABEL_ENDING)
-"""What img2dataset writes beside an image, and what others add."""
-
-_SHARD_FOLDER = re.compile(r"\d+")  # as many digits as img2dataset is told, 5 if not
+_SHARD_FOLDER = re.compile(r"\d+")  # img2dataset writes 5 digits unless it is told otherwise
 
 
 @dataclass(frozen=True, slots=True)
-class Img2datasetFiles:
+class Img2datasetFiles(Source):
     """A folder that img2dataset wrote in its format "files": a sub-folder for each shard."""
 
-    location: Location
-    """The folder, absolute."""
+    kind: ClassVar[str] = "img2dataset"
 
-    @property
-    def kind(self) -> str:
-        return "img2dataset"
-
-    @property
-    def root(self) -> Location:
-        return self.location
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Nothing can be set."""
-        return {}
-
-    def fingerprint(self) -> str:
-        """Changes with the name, size or time of any file of a shard; opens none."""
-        facts = "".join(f"{piece.name} {piece.fingerprint}\n" for piece in self.pieces())
-        return hashlib.sha256(os.fsencode(f"img2dataset\n{facts}")).hexdigest()
-
-    def pieces(self) -> Iterator[Piece]:
-        """Yield one piece a shard, by name.
+    def _own_parts(self) -> Iterator[CorpusPart]:
+        """Yield one part a shard, by name.
 
         Raises:
             SourceError: the folder cannot be read.
@@ -73,96 +44,111 @@ class Img2datasetFiles:
         recorded = RecordedFolder(str(self.root))
         shards, others = _folders(str(self.root))
         if others:
-            yield Piece("", partial(unread_folders, self.root, others))
+            yield CorpusPart("", partial(unread_folders, self.root, others))
         for name in shards:
             records = recorded.of_shard(name)
-            told = records.fingerprint() if records else "none"
-            state = f"{told} {_digest(f'{self.root}/{name}')}"
-            yield Piece(name, partial(self._scan, name, records), state)
+            state = records.fingerprint() if records else "none"
+            try:
+                state += f" {self._list_shard(name).fingerprint()}"
+            except PermissionError:
+                state += " may not be read"
+            yield CorpusPart(name, partial(self._scan_shard, name, records), state)
 
-    def _scan(self, name: str, records: ShardRecords | None) -> Iterator[Sample | Problem]:
+    def _list_shard(self, name: str) -> FolderListing:
+        folder = f"{self.root}/{name}"
+        try:
+            return list_folder(folder, replace(self.choice, has_class_files=True))
+        except PermissionError:
+            raise
+        except OSError as error:
+            raise SourceError(f"{folder} cannot be read ({error.strerror})") from error
+
+    def _scan_shard(self, name: str, records: ShardRecords | None) -> Iterator[Sample | Problem]:
         folder = f"{self.root}/{name}"
         if records is not None and records.unfinished is not None:
             yield records.skipped(folder)
             return
         try:
-            file_names = _list_shard(folder)
+            listing = self._list_shard(name)
         except PermissionError as error:
             reason = f"the folder cannot be read ({error.strerror})"
             yield Problem(place=printable(folder), reason=reason)
             return
+        yield from listing.all_problems()
         tally = Tally(printable(folder))
-        by_key: dict[str, list[str]] = {}
-        for file_name in file_names:
-            key, _ = os.path.splitext(file_name)
-            by_key.setdefault(key, []).append(file_name)
-        for key, names in by_key.items():
-            yield from self._sample(name, key, {name: file_names[name] for name in names}, tally)
+        of_key: dict[str, list[str]] = {}
+        for image in listing.images:
+            of_key.setdefault(os.path.splitext(image)[0], []).append(image)
+        without_caption = set[str]()
+        for key, images in of_key.items():
+            for item in self._sample(name, key, images, listing, tally):
+                if isinstance(item, Sample) and not item.captions:
+                    without_caption.add(key)
+                yield item
+        for text, key in listing.texts.unused():
+            ending = os.path.splitext(text)[1].lower()
+            reason = (
+                f"a second {ending} of its sample, not used"
+                if key in of_key
+                else "there is no image to it"
+            )
+            problem = Problem(place=printable(f"{folder}/{text}"), reason=reason, key=key)
+            yield from tally.add(reason, problem)
         yield from tally.rest()
+        unread = UnreadTexts("files")
+        count_unread(listing, without_caption, unread)
+        yield from unread.notes()
         if records is not None:
             yield from records.problems()
 
     def _sample(
-        self, shard: str, key: str, names: Mapping[str, SizeAndTime | None], tally: Tally
+        self, shard: str, key: str, images: list[str], listing: FolderListing, tally: Tally
     ) -> Iterator[Sample | Problem]:
         folder = f"{self.root}/{shard}"
-        files = {os.path.splitext(name)[1].lower(): f"{folder}/{name}" for name in names}
-        image = next((files[ending] for ending in IMAGE_ENDINGS if ending in files), None)
-        texts = {ending: files[f".{ending}"] for ending in _TEXTS if f".{ending}" in files}
-        if image is None and not texts:
-            return
-        place = printable(image or next(iter(texts.values())))
+        image = min(reversed(images), key=_preference)
+        place = printable(f"{folder}/{image}")
         if not is_unicode(key):
             reason = "the file name is not UTF-8; rename it"
             yield from tally.add(reason, Problem(place=place, reason=reason))
             return
-        if image is None:
-            reason = "there is no image to it"
-            yield from tally.add(reason, Problem(place=place, reason=reason, key=key))
-            return
+        texts = {ending: f"{folder}/{name}" for ending, name in listing.texts.of(image)}
         reads = {ending: partial(read_bytes, path) for ending, path in texts.items()}
-        told = describe_image(reads, CaptionChoice())
-        num_bytes, mtime_ns = names[os.path.basename(image)] or size_and_time(image)
+        found = describe_image(reads, self.choice)
+        num_bytes, mtime_ns = listing.facts.get(image) or size_and_time(f"{folder}/{image}")
         yield Sample(
             key=key,
-            path=f"{shard}/{os.path.basename(image)}",
-            captions=told.captions,
-            label=told.label,
-            source_sha256=told.source_sha256,
+            path=f"{shard}/{image}",
+            captions=found.captions,
+            label=found.label,
+            source_sha256=found.source_sha256,
             num_bytes=num_bytes,
             mtime_ns=mtime_ns,
             place=place,
         )
-        for other, reason in _second_files(list(names), {image, *texts.values()}, folder):
-            problem = Problem(place=printable(other), reason=reason, key=key)
-            yield from tally.add(reason, problem)
-        for fault in told.faults:
+        for second in images:
+            if second != image:
+                problem = Problem(
+                    place=printable(f"{folder}/{second}"), reason=SECOND_IMAGE, key=key
+                )
+                yield from tally.add(SECOND_IMAGE, problem)
+        for fault in found.faults:
             problem = Problem(place=printable(texts[fault.ending]), reason=fault.reason, key=key)
             yield from tally.add(f"its .{fault.ending} is no use, or part of it", problem)
 
 
-def _second_files(
-    names: Sequence[str], taken: Collection[str], folder: str
-) -> Iterator[tuple[str, str]]:
-    """Yield the images and texts of a sample that are not taken for another is, each with a reason."""
-    endings = {os.path.splitext(path)[1].lower() for path in taken}
-    for path in (f"{folder}/{name}" for name in names):
-        ending = os.path.splitext(path)[1].lower()
-        if path in taken:
-            continue
-        if ending in IMAGE_ENDINGS:
-            yield path, SECOND_IMAGE
-        elif ending in endings:
-            yield path, f"a second {ending} of its sample, not used"
+def _preference(image: str) -> int:
+    """Return the place of an image's ending among those that are images, the preferred ones first."""
+    return IMAGE_ENDINGS.index(os.path.splitext(image)[1].lower())
 
 
-def find_img2dataset_files(folder: Location) -> Img2datasetFiles | None:
+def find_img2dataset_files(folder: Location, choice: CaptionChoice) -> Img2datasetFiles | None:
     """Return the source that a folder is, where img2dataset wrote it in its format "files".
 
     That is: sub-folders of digits with img2dataset's records beside them.
     """
     shards, _ = _folders(str(folder))
-    return Img2datasetFiles(folder) if RecordedFolder(str(folder)).belongs_to(shards) else None
+    is_recorded = RecordedFolder(str(folder)).belongs_to(shards)
+    return Img2datasetFiles(folder, choice) if is_recorded else None
 
 
 def unread_folders(root: Location, names: Sequence[str]) -> Iterator[Problem]:
@@ -199,37 +185,3 @@ def _folders(root: str) -> tuple[list[str], list[str]]:
     shards = [name for name in names if _SHARD_FOLDER.fullmatch(name)]
     others = [name for name in names if not _SHARD_FOLDER.fullmatch(name)]
     return shards, [name for name in others if not holds_cache_or_nothing(f"{root}/{name}")]
-
-
-def _list_shard(folder: str) -> dict[str, SizeAndTime | None]:
-    """Return the names of the files in a shard's folder, in order, of objects with size and time.
-
-    Raises:
-        PermissionError: it may not be read.
-        SourceError: reading it fails.
-    """
-    try:
-        with scan_folder(folder) as entries:
-            found = {
-                entry.name: facts_of(entry) if is_remote(folder) else None
-                for entry in entries
-                if not entry.name.startswith(".")
-            }
-        return dict(sorted(found.items()))
-    except PermissionError:
-        raise
-    except OSError as error:
-        raise SourceError(f"{folder} cannot be read ({error.strerror})") from error
-
-
-def _digest(folder: str) -> str:
-    """Return what changes with the name, size or time of any file in a shard's folder."""
-    digest = hashlib.sha256()
-    try:
-        names = _list_shard(folder)
-    except PermissionError:
-        return "may not be read"
-    for name, facts in names.items():
-        num_bytes, mtime_ns = facts or size_and_time(f"{folder}/{name}")
-        digest.update(os.fsencode(name) + f"\0{num_bytes} {mtime_ns}\n".encode())
-    return digest.hexdigest()

@@ -23,9 +23,9 @@ from upath import UPath
 
 from ...store.io.location import Location
 from ...store.io.range_file import RangeFile
-from .base import Problem
 from .listing import as_location, is_remote, list_names, printable, size_and_time
 from .readers.parquet_rows import open_parquet, row_group_rows
+from .samples import Problem
 from .text import is_unicode
 
 STATUS_COLUMNS = ("status", "error_message")

@@ -63,7 +63,7 @@ def _open_folder(path: Location, columns: TableColumns | None, choice: CaptionCh
         return packed
     _refuse_columns(columns, f"{path} is a folder without any")
     webdataset = find_webdataset(path, choice)
-    files = None if webdataset is not None else find_img2dataset_files(path)
+    files = None if webdataset is not None else find_img2dataset_files(path, choice)
     if files is not None and columns is not None:
         raise SettingError(
             f"columns are for tables, and {path} was written by img2dataset, whose names are known; leave "
@@ -98,7 +98,7 @@ def _open_files(
             raise SourceError(
                 f"{location} names {len(files)} tables; name each as a source of its own, NAME=PATH"
             )
-        return TableSource(files[0], columns or TableColumns())
+        return TableSource(files[0], CaptionChoice(columns=columns or TableColumns()))
     raise SourceError(f"{location} is no corpus that can be read; expected {_accepted()}")
 
 

@@ -1,19 +1,19 @@
 """Parquet files that hold the images themselves: one, a folder of them, a pattern."""
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from ...errors import SourceError
 from ...store.format.layout import CACHE_RECORD, CATALOG
 from ...store.io.location import Location, relative_to
 from ...store.io.requests import is_folder
-from .base import Piece, Problem, Sample
+from .base import CorpusPart, Source, hash_parts
+from .fields.caption_endings import CaptionChoice
 from .fields.columns import TableColumns
 from .fields.image_column import PackedColumns, holds_images, image_file, packed_columns
 from .fields.row_fields import read_fields
@@ -39,6 +39,7 @@ from .listing import (
 )
 from .readers.parquet_footers import FOOTERS, NullCounts
 from .readers.parquet_rows import null_rows, open_parquet, row_group_rows
+from .samples import Problem, Sample
 
 _ENDING = ".parquet"
 _MAX_LOOKED_AT = 16  # footers read to tell what a folder holds
@@ -46,46 +47,31 @@ _MAX_NAMES = 10_000  # names looked at: a folder of a billion images is not list
 
 
 @dataclass(frozen=True, slots=True)
-class ParquetSource:
+class ParquetSource(Source):
     """The rows of Parquet files, files in order of their names, each row an image."""
 
-    location: Location
-    """A file, a folder, or a pattern; absolute."""
-
-    columns: TableColumns = field(default_factory=TableColumns)
-
-    @property
-    def kind(self) -> str:
-        return "parquet"
+    kind: ClassVar[str] = "parquet"
 
     @property
     def root(self) -> Location:
         return root_of(self.location)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The columns that the user named."""
-        return self.columns.to_settings()
-
     def fingerprint(self) -> str:
         """Changes with the name, size or time of any file, or with the columns asked for."""
-        digest = hashlib.sha256(f"parquet\n{self.columns!r}\n".encode())
-        for piece in self._file_pieces():
-            digest.update(os.fsencode(piece.name) + f"\0{piece.fingerprint}\n".encode())
-        return digest.hexdigest()
+        return hash_parts(f"parquet\n{self.choice.columns!r}\n", self._file_parts())
 
-    def pieces(self) -> Iterator[Piece]:
-        """Yield a piece for each file."""
-        yield from self._file_pieces()
+    def _own_parts(self) -> Iterator[CorpusPart]:
+        """Yield a part for each file."""
+        yield from self._file_parts()
         if is_folder(self.location) and (num_images := _count_images(self.location)):
             reason = (
                 f"{num_images:,} image files beside the Parquet files are not read; name their folder "
                 "as a source of its own"
             )
             place = printable(str(self.location))
-            yield Piece("", lambda: iter([Problem(place=place, reason=reason)]))
+            yield CorpusPart("", lambda: iter([Problem(place=place, reason=reason)]))
 
-    def _file_pieces(self) -> Iterator[Piece]:
+    def _file_parts(self) -> Iterator[CorpusPart]:
         files, root = self._files(), self.root
         is_only = len(files) == 1
         recorded: tuple[Location, RecordedFolder] | None = None
@@ -100,7 +86,7 @@ class ParquetSource:
                 name = os.path.relpath(str(file), str(root))
             # A file that may not be read looks the same when it may: its size and time stay.
             state = f"{facts} {may_be_read(str(file))} {is_unfinished}"
-            yield Piece(name, partial(self._scan, file, name, is_only, records), state)
+            yield CorpusPart(name, partial(self._scan, file, name, is_only, records), state)
 
     def _files(self) -> Sequence[Location]:
         if is_pattern(self.location):
@@ -121,7 +107,9 @@ class ParquetSource:
             return
         try:
             opened = open_parquet(file)
-            columns = packed_columns(opened.schema_arrow, self.columns, file, is_parquet=True)
+            columns = packed_columns(
+                opened.schema_arrow, self.choice.columns, file, is_parquet=True
+            )
         except SourceError as error:
             if is_only:
                 raise
@@ -252,7 +240,7 @@ def find_parquet(folder: Location, columns: TableColumns) -> ParquetSource | Non
         try:
             with open_parquet(path) as opened:
                 if holds_images(opened.schema_arrow, columns):
-                    return ParquetSource(folder, columns)
+                    return ParquetSource(folder, CaptionChoice(columns=columns))
         except SourceError as error:
             reason = error
             num_opened -= 1
@@ -269,7 +257,9 @@ def find_parquet_files(
         try:
             with open_parquet(file) as opened:
                 is_packed = holds_images(opened.schema_arrow, columns)
-                return ParquetSource(location, columns) if is_packed else None
+                return (
+                    ParquetSource(location, CaptionChoice(columns=columns)) if is_packed else None
+                )
         except SourceError:
             continue
     return None

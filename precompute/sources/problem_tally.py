@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from .base import Problem
+from .samples import Problem
 
 _NUM_SHOWN = 3
 

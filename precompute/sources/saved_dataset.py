@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeGuard, cast
+from typing import Any, ClassVar, TypeGuard, cast
 
 from upath import UPath
 
 from ...errors import SourceError
 from ...store.io.location import Location
-from .base import Piece, Problem, Sample
+from .base import CorpusPart, Source
+from .fields.caption_endings import CaptionChoice
 from .fields.columns import TableColumns
 from .fields.image_column import PackedColumns, image_file, packed_columns
 from .fields.row_fields import read_fields
@@ -29,6 +30,7 @@ from .fields.unread_columns import unread_columns
 from .listing import printable, scan_folder, size_and_time
 from .readers.arrow_file import ArrowFile, follow
 from .readers.parquet_rows import batch_rows
+from .samples import Problem, Sample
 
 _SPLITS = "dataset_dict.json"
 _STATE = "state.json"
@@ -58,38 +60,24 @@ class _Split:
 
 
 @dataclass(frozen=True, slots=True)
-class SavedDatasetSource:
+class SavedDatasetSource(Source):
     """A Dataset or a DatasetDict as save_to_disk wrote it, splits and files in their order."""
 
+    kind: ClassVar[str] = "datasets"
+
     location: Path
-    """The folder, absolute."""
-
-    columns: TableColumns = field(default_factory=TableColumns)
-
-    @property
-    def kind(self) -> str:
-        return "datasets"
-
-    @property
-    def root(self) -> Path:
-        return self.location
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The columns that the user named."""
-        return self.columns.to_settings()
 
     def fingerprint(self) -> str:
         """Changes with the name, size or time of any Arrow file, or with the columns asked for."""
-        digest = hashlib.sha256(f"datasets\n{self.columns!r}\n".encode())
+        digest = hashlib.sha256(f"datasets\n{self.choice.columns!r}\n".encode())
         for split in self._splits():
             for path in split.files:
                 told = hashlib.sha256(_facts(path)).hexdigest()
                 digest.update(f"{split.name}\0{told}\n".encode())
         return digest.hexdigest()
 
-    def pieces(self) -> Iterator[Piece]:
-        """Yield a piece for each Arrow file.
+    def _own_parts(self) -> Iterator[CorpusPart]:
+        """Yield a part for each Arrow file.
 
         Raises:
             SourceError: what the folder says of itself cannot be read or followed.
@@ -99,7 +87,7 @@ class SavedDatasetSource:
             for number, path in enumerate(split.files):
                 digest.update(_facts(path))
                 name = path.relative_to(self.location).as_posix()
-                yield Piece(name, partial(self._scan, split, number), digest.hexdigest())
+                yield CorpusPart(name, partial(self._scan, split, number), digest.hexdigest())
 
     def _splits(self) -> list[_Split]:
         if not (self.location / _SPLITS).exists():
@@ -118,7 +106,7 @@ class SavedDatasetSource:
         first = split.first_row(number)
         path = split.files[number]
         with ArrowFile(path) as opened:
-            columns = packed_columns(opened.schema, self.columns, path)
+            columns = packed_columns(opened.schema, self.choice.columns, path)
             scan = _FileScan(self.location, path, split.name, columns, opened)
             for batch in opened.batches():
                 yield from scan.batch(batch, first)
@@ -198,14 +186,14 @@ def find_saved_dataset(folder: Location, columns: TableColumns) -> SavedDatasetS
         _refuse_remote(folder)
         return None
     if (folder / _SPLITS).is_file():
-        return SavedDatasetSource(folder, columns)
+        return SavedDatasetSource(folder, CaptionChoice(columns=columns))
     if not (folder / _STATE).is_file():
         return None
     try:
         is_saved = "_data_files" in _read_json(folder / _STATE)
     except SourceError:
         is_saved = any(folder.glob("*.arrow"))
-    return SavedDatasetSource(folder, columns) if is_saved else None
+    return SavedDatasetSource(folder, CaptionChoice(columns=columns)) if is_saved else None
 
 
 def _refuse_remote(folder: UPath) -> None:

@@ -5,16 +5,16 @@ import hashlib
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 from ...errors import SourceError
 from ...store.io.location import Location
 from ...store.io.parallel import map_parallel
 from ...store.io.requests import status_of
-from .base import Piece, Problem, Sample
+from .base import CorpusPart, Source
 from .fields.captions import clean_text
-from .fields.columns import TableColumns, check_columns, find_columns
+from .fields.columns import check_columns, find_columns
 from .fields.image_column import text_columns
 from .fields.image_values import named_file
 from .fields.row_fields import RowFields, read_fields
@@ -22,6 +22,7 @@ from .fields.unread_columns import UnreadColumns, may_hold_captions, unread_colu
 from .listing import SizeAndTime, is_remote, path_below, printable, size_and_time
 from .readers.parquet_rows import open_parquet, refuse_packed_images
 from .readers.table_rows import BadRow, Row, column_names, read_rows
+from .samples import Problem, Sample
 from .text import is_missing
 
 
@@ -37,26 +38,14 @@ class _Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class TableSource:
+class TableSource(Source):
     """The rows of one table; images are named relative to its folder."""
 
-    location: Location
-    """The table, absolute."""
-
-    columns: TableColumns = field(default_factory=TableColumns)
-
-    @property
-    def kind(self) -> str:
-        return "table"
+    kind: ClassVar[str] = "table"
 
     @property
     def root(self) -> Location:
         return self.location.parent
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The columns that the user named."""
-        return self.columns.to_settings()
 
     def fingerprint(self) -> str:
         """Changes with the table's size or time, or the columns asked for; images do not count."""
@@ -66,27 +55,28 @@ class TableSource:
             raise SourceError(f"{self.location} cannot be read ({error.strerror})") from error
         if status is None:
             raise SourceError(f"{self.location} cannot be read ({os.strerror(errno.ENOENT)})")
-        parts = f"table\n{self.columns!r}\n{status.num_bytes}\n{status.mtime_ns}\n"
+        parts = f"table\n{self.choice.columns!r}\n{status.num_bytes}\n{status.mtime_ns}\n"
         return hashlib.sha256(parts.encode()).hexdigest()
 
-    def pieces(self) -> Iterator[Piece]:
-        """Yield the one piece there is."""
-        yield Piece("", self.scan)
+    def _own_parts(self) -> Iterator[CorpusPart]:
+        yield CorpusPart("", self._scan)
 
-    def scan(self) -> Iterator[Sample | Problem]:
+    def _scan(self) -> Iterator[Sample | Problem]:
         """Yield a sample for each row, and a problem for each thing of a row that is no use.
 
         Raises:
             SourceError: the table is empty, cannot be read, or lacks a column that it needs.
         """
-        names = column_names(self.location, self.columns)
-        check_columns(names, self.columns, self.location)
-        found = find_columns(tuple(names), self.columns)
+        names = column_names(self.location, self.choice.columns)
+        check_columns(names, self.choice.columns, self.location)
+        found = find_columns(tuple(names), self.choice.columns)
         if found.image is not None and self.location.suffix.lower() == ".parquet":
             refuse_packed_images(self.location, found.image)
         num_rows = 0
-        unread = UnreadColumns(may_hold_captions(self._texts_among(names), found, self.columns))
-        rows = read_rows(self.location, self.columns, [*found.names(), *unread.names])
+        unread = UnreadColumns(
+            may_hold_captions(self._texts_among(names), found, self.choice.columns)
+        )
+        rows = read_rows(self.location, self.choice.columns, [*found.names(), *unread.names])
         entries = (self._entry(row, unread) for row in rows)
         for entry, (num_bytes, mtime_ns) in self._with_facts(entries):
             num_rows += 1
@@ -126,7 +116,7 @@ class TableSource:
             return Problem(place=place, reason=row.reason)
         values = row.values
         unread.add(values)
-        found = find_columns(tuple(values), self.columns)
+        found = find_columns(tuple(values), self.choice.columns)
         try:
             path = self._path(values, found.image)
             fields = read_fields(values, found)

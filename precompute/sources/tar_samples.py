@@ -19,10 +19,9 @@ from upath import UPath
 from ...errors import SourceError
 from ...store.io.location import Location
 from ...store.io.range_file import ReadAhead
-from .base import Problem, Sample
-from .fields.caption_endings import CaptionChoice
+from .fields.caption_endings import CLASS_ENDING, CaptionChoice
 from .fields.caption_files import MAX_TEXT_BYTES
-from .fields.sidecars import LABEL_ENDING, SECOND_IMAGE, describe_image
+from .fields.sidecars import SECOND_IMAGE, describe_image
 from .fields.unused_texts import HEAD_BYTES, UnreadTexts
 from .image_files import IMAGE_ENDINGS, USUAL_ENDINGS
 from .listing import printable, size_and_time
@@ -30,6 +29,7 @@ from .problem_tally import Tally
 from .readers.tar import TarFault, TarMember, printable_name, walk_tar
 from .readers.tar_index import TarIndex, split_key
 from .readers.tar_names import refuse_compressed
+from .samples import Problem, Sample
 
 _IMAGES = tuple(ending[1:].encode() for ending in IMAGE_ENDINGS)
 
@@ -90,7 +90,7 @@ class _Archive:
         keeps_texts: bool = False,
     ) -> None:
         self._path, self._relative, self._file, self._choice = path, relative, file, choice
-        texts = dict.fromkeys((*choice.endings, LABEL_ENDING))
+        texts = dict.fromkeys((*choice.endings, CLASS_ENDING))
         self._texts_of = dict(
             enumerate(texts, len(_IMAGES))
         )  # ending by role, in the order of trying

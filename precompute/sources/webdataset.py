@@ -1,15 +1,13 @@
 """A WebDataset: samples in tar archives, read where they lie. Nothing is unpacked."""
 
-import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import ClassVar
 
 from ...errors import SourceError
 from ...store.io.location import Location, relative_to
-from .base import Piece, Problem, Sample
+from .base import CorpusPart, Source
 from .fields.caption_endings import CaptionChoice
 from .globs import root_of
 from .image_files import IMAGE_ENDINGS, is_system_folder
@@ -17,49 +15,31 @@ from .img2dataset import holds_cache_or_nothing, unread_folders
 from .img2dataset_records import RecordedFolder, ShardRecords
 from .listing import is_folder, is_there, may_be_read, scan_folder, sizes_and_times
 from .readers.tar_names import is_compressed_tar, is_tar, refuse_compressed, unpacked_name
+from .samples import Problem, Sample
 from .tar_samples import tar_samples
 
 
 @dataclass(frozen=True, slots=True)
-class WebDatasetSource:
+class WebDatasetSource(Source):
     """Samples in one tar, in the tars of a folder, or in those that a pattern names."""
 
-    location: Location
-    """What the user named, absolute: a tar, a folder of them, a pattern."""
+    kind: ClassVar[str] = "webdataset"
 
-    files: tuple[Location, ...]
+    files: tuple[Location, ...] = field(kw_only=True)
     """The tars in order; one that is not there is a problem of the corpus."""
 
-    passed_folders: tuple[str, ...] = ()
-    """Sub-folders of a folder of tars: nothing in them is read."""
-
-    choice: CaptionChoice = field(default_factory=CaptionChoice)
-
-    @property
-    def kind(self) -> str:
-        return "webdataset"
+    unread_folders: tuple[str, ...] = field(default=(), kw_only=True)
+    """Sub-folders beside the tars: nothing in them is read."""
 
     @property
     def root(self) -> Location:
         return root_of(self.location)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Which members, and which names in a .json, the user told to be captions."""
-        return self.choice.to_settings()
-
-    def fingerprint(self) -> str:
-        """Changes with the name, size or time of any tar, and with what img2dataset left beside it."""
-        digest = hashlib.sha256(b"webdataset\n")
-        for piece in self.pieces():
-            digest.update(os.fsencode(piece.name) + f"\0{piece.fingerprint}\n".encode())
-        return digest.hexdigest()
-
-    def pieces(self) -> Iterator[Piece]:
-        """Yield one piece a tar, in order."""
+    def _own_parts(self) -> Iterator[CorpusPart]:
+        """Yield one part a tar, in order."""
         root = self.root
-        if self.passed_folders:
-            yield Piece("", partial(unread_folders, root, self.passed_folders))
+        if self.unread_folders:
+            yield CorpusPart("", partial(unread_folders, root, self.unread_folders))
         recorded: tuple[str, RecordedFolder] | None = None
         facts = sizes_and_times([str(path) for path in self.files])
         for path, size_and_time in zip(self.files, facts, strict=True):
@@ -69,10 +49,10 @@ class WebDatasetSource:
             records = recorded[1].of_shard(path.stem)
             relative = relative_to(path, root)
             assert relative is not None
-            told = records.fingerprint() if records else "none"
+            state = records.fingerprint() if records else "none"
             # A file that may not be read looks the same when it may: its size and time stay.
-            state = f"{size_and_time} {may_be_read(str(path))} {told}"
-            yield Piece(relative, partial(_scan, path, relative, records, self.choice), state)
+            state = f"{size_and_time} {may_be_read(str(path))} {state}"
+            yield CorpusPart(relative, partial(_scan, path, relative, records, self.choice), state)
 
 
 def _scan(
@@ -119,7 +99,7 @@ def find_webdataset(
 def make_webdataset(
     location: Location,
     files: Sequence[Location],
-    passed_folders: tuple[str, ...] = (),
+    unread_folders: tuple[str, ...] = (),
     choice: CaptionChoice | None = None,
 ) -> WebDatasetSource:
     """Return the source of these tars.
@@ -132,4 +112,6 @@ def make_webdataset(
         if is_compressed_tar(file.name) and file.with_name(unpacked_name(file.name)) not in names:
             refuse_compressed(file)
     tars = tuple(file for file in files if not is_compressed_tar(file.name))
-    return WebDatasetSource(location, tars, passed_folders, choice or CaptionChoice())
+    return WebDatasetSource(
+        location, choice or CaptionChoice(), files=tars, unread_folders=unread_folders
+    )

@@ -15,7 +15,7 @@ from kit.patience import PATIENCE_S, wait_until
 from siglip2_cache.errors import StorageError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.ranks import find_rank
-from siglip2_cache.precompute.sources import open_source, scan
+from siglip2_cache.precompute.sources import open_source
 from siglip2_cache.precompute.verify_live import verify_live
 from siglip2_cache.store.cache import Cache, open_cache
 from siglip2_cache.store.io import requests
@@ -167,7 +167,7 @@ def test_six_hundred_members_are_planned_in_a_few_requests(tmp_path: Path, s3: "
     s3.inject(Fault("delay", seconds=0.02))
     source = open_source(url)
     s3.forget()
-    assert len(list(scan(source))) == 300
+    assert len(list(source.scan())) == 300
     assert s3.counts().total() < 10
     assert s3.counts()["get-range"] <= 2
 

@@ -14,7 +14,7 @@ from typing import Any
 from siglip2_cache.precompute.planning import source_names
 from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.precompute.planning.plan import Plan, make_plan
-from siglip2_cache.precompute.sources import Caption, Piece, Problem, Sample
+from siglip2_cache.precompute.sources import Caption, CorpusPart, Problem, Sample
 from siglip2_cache.store.format.records import sha256_hex
 from siglip2_cache.store.io.local import LocalStorage
 
@@ -46,9 +46,9 @@ class PieceSource:
     def fingerprint(self) -> str:
         return sha256_hex(b"".join(path.read_bytes() for path in self._files()))
 
-    def pieces(self) -> Iterator[Piece]:
+    def parts(self) -> Iterator[CorpusPart]:
         for path in self._files():
-            yield Piece(
+            yield CorpusPart(
                 path.name, lambda path=path: self._scan(path), sha256_hex(path.read_bytes())
             )
 

@@ -12,6 +12,9 @@ SETTING = "caption_endings"
 """Name of the chosen endings among a source's settings."""
 
 _BEHIND_IMAGE = tuple(f"{ending[1:]}.txt" for ending in IMAGE_ENDINGS)
+CLASS_ENDING = "cls"
+"""Ending of a file that holds the class of an image."""
+
 CAPTION_ENDINGS = ("json", "txt", "caption", "cap", "text", "caption.txt", *_BEHIND_IMAGE)
 """Endings behind the name of an image without its own: ``dog.json`` and ``dog.jpg.txt`` of ``dog.jpg``. The
 first that gives a caption is taken."""
@@ -27,10 +30,14 @@ class CaptionChoice:
     columns: TableColumns = field(default_factory=TableColumns)
     """Names in a .json, and in the table of a folder (imagefolder.py), where they are not the usual ones."""
 
+    has_class_files: bool = False
+    """Whether ``.cls`` files beside images hold their classes."""
+
     @property
     def endings(self) -> tuple[str, ...]:
-        """What is looked for beside an image."""
-        return CAPTION_ENDINGS if self.told is None else self.told
+        """Endings of the texts that are read beside an image."""
+        captions = CAPTION_ENDINGS if self.told is None else self.told
+        return (*captions, CLASS_ENDING) if self.has_class_files else captions
 
     def fits(self, ending: str, image_ending: str) -> bool:
         """Say whether a text may belong to an image: ``dog.png.txt`` is not that of ``dog.jpg``."""

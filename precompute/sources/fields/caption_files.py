@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from ..base import Caption
 from ..listing import read_path
+from ..samples import Caption
 from ..text import is_unicode, parse_json
 from .caption_columns import CAPTION_NAMES, is_fallback
 from .captions import caption_fields, clean_captions, clean_name

@@ -4,9 +4,9 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..base import Unused
 from ..image_files import IMAGE_ENDINGS
 from ..listing import printable, scan_folder
+from ..samples import Unused
 from .caption_endings import CaptionChoice
 from .texts_beside import IMAGE_FOLDERS, TEXT_FOLDERS, TextsBeside
 

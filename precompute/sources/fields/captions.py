@@ -16,7 +16,7 @@ from math import isfinite
 from typing import cast
 from uuid import UUID
 
-from ..base import Caption
+from ..samples import Caption
 from ..text import describe, is_missing, is_unicode
 from .caption_columns import CaptionColumn
 from .caption_lists import read_written

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..base import Caption
+from ..samples import Caption
 from .caption_lists import read_written
 from .captions import caption_fields, clean_captions, clean_name
 from .columns import FoundColumns

@@ -3,14 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..base import Caption
+from ..samples import Caption
 from ..text import is_unicode
-from .caption_endings import CaptionChoice
+from .caption_endings import CLASS_ENDING, CaptionChoice
 from .caption_files import CaptionJson, caption_lines, decode_text, parse_caption_json
 from .captions import clean_captions, clean_name
-
-LABEL_ENDING = "cls"
-"""Ending of what holds the class of an image."""
 
 SECOND_IMAGE = "a second image of its sample, not used"
 """Reason of the problem that each image of a sample is but for the one that is taken."""
@@ -66,13 +63,13 @@ class _Reading:
 
     def run(self) -> Description:
         jsons = {ending: self._json(ending) for ending in self._texts if _is_json(ending)}
-        plain = [e for e in self._texts if e not in jsons and e != LABEL_ENDING]
+        plain = [e for e in self._texts if e not in jsons and e != CLASS_ENDING]
         captions: tuple[Caption, ...] = ()
         if self._choice.told is not None:
             found = [
                 jsons[e].captions if e in jsons else self._text(e)
                 for e in self._texts
-                if e != LABEL_ENDING
+                if e != CLASS_ENDING
             ]
             captions = tuple(dict.fromkeys(caption for each in found for caption in each))
         else:
@@ -80,7 +77,7 @@ class _Reading:
             captions = captions or next(filter(None, map(self._text, plain)), ())
             captions = captions or next((j.captions for j in jsons.values() if j.captions), ())
         label = next((told.label for told in jsons.values() if told.label is not None), None)
-        if LABEL_ENDING in self._texts:
+        if CLASS_ENDING in self._texts:
             label = self._label() or label
         sums = (_source_sha256(told) for told in jsons.values())
         sha256 = next((each for each in sums if each is not None), None)
@@ -115,9 +112,9 @@ class _Reading:
 
     def _label(self) -> str | None:
         try:
-            return clean_name(_whole_text(self._texts[LABEL_ENDING]()), "the label")
+            return clean_name(_whole_text(self._texts[CLASS_ENDING]()), "the label")
         except ValueError as error:
-            self._faults.append(Fault(LABEL_ENDING, str(error)))
+            self._faults.append(Fault(CLASS_ENDING, str(error)))
             return None
 
 

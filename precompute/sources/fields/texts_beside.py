@@ -51,6 +51,12 @@ class TextsBeside:
                 place = unicodedata.normalize("NFC", stem), ending
                 self._composed[place] = max(name, self._composed.get(place, ""))
 
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """Yield each text that belongs to none of the images asked for, and its name without ending."""
+        stem_of = {name: stem for (stem, _), name in self._exact.items()}
+        for name in sorted(self.names - self.used):
+            yield name, stem_of.get(name, os.path.splitext(name)[0])
+
     def of(self, image: str) -> Iterator[tuple[str, str]]:
         """Yield (ending, file name) of each text of an image, in the order in which they are tried."""
         stem, image_ending = os.path.splitext(image)

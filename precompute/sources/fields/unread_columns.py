@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
-from ..base import Unused
+from ..samples import Unused
 from .caption_columns import is_fact, is_fallback
 from .captions import has_words
 from .columns import FoundColumns, TableColumns

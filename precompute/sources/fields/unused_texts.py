@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..base import Unused
+from ..samples import Unused
 from .captions import has_words
 
 _MAX_ENDINGS = 64

@@ -206,7 +206,7 @@ PEAK_OF_A_PLAN = """
 import resource, sys
 from pathlib import Path
 from siglip2_cache.precompute.planning import freeze, part_writer, scan
-from siglip2_cache.precompute.sources import Caption, Piece, Sample
+from siglip2_cache.precompute.sources import Caption, CorpusPart, Sample
 from siglip2_cache.precompute.planning.spill import Scratch
 from siglip2_cache.store.format.views import ViewPolicy
 
@@ -214,8 +214,8 @@ class Corpus:
     kind = "table"
     location = root = Path("/corpus")
     def __init__(self, num_samples): self.num_samples = num_samples
-    def pieces(self):
-        yield Piece("", self.scan)
+    def parts(self):
+        yield CorpusPart("", self.scan)
     def scan(self):
         for i in range(self.num_samples):
             key = f"some/folder/of/the/corpus/image-{i * 7919 % self.num_samples:09d}"

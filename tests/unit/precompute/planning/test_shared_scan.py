@@ -19,7 +19,7 @@ from siglip2_cache.precompute.planning.shared_scan import (
 )
 from siglip2_cache.precompute.planning.source_names import name_sources
 from siglip2_cache.precompute.ranks import ProcessRank
-from siglip2_cache.precompute.sources import Piece
+from siglip2_cache.precompute.sources import CorpusPart
 from siglip2_cache.store.io.local import LocalStorage
 
 NUM_SHARDS = 6
@@ -50,7 +50,7 @@ def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = Scanner._scan_and_keep
 
-    def scan_and_keep(self: Scanner, piece: Piece, digest: str) -> object:
+    def scan_and_keep(self: Scanner, piece: CorpusPart, digest: str) -> object:
         names.append(piece.name)
         return real(self, piece, digest)
 

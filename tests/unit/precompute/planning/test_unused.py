@@ -13,7 +13,7 @@ from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.precompute.planning.findings import Findings, finding_lines
 from siglip2_cache.precompute.planning.plan import make_plan
 from siglip2_cache.precompute.planning.unused import _MAX_KINDS
-from siglip2_cache.precompute.sources import Caption, Piece, Problem, Sample, Unused
+from siglip2_cache.precompute.sources import Caption, CorpusPart, Problem, Sample, Unused
 from siglip2_cache.store.describe import describe, describe_lines
 from siglip2_cache.store.format.corpus_notes import Note
 from siglip2_cache.store.io.local import LocalStorage
@@ -41,9 +41,9 @@ class Shelf:
     def fingerprint(self) -> str:
         return str(self.items)
 
-    def pieces(self) -> Iterator[Piece]:
+    def parts(self) -> Iterator[CorpusPart]:
         for number, items in enumerate(self.items):
-            yield Piece(str(number), lambda items=items: iter(items))
+            yield CorpusPart(str(number), lambda items=items: iter(items))
 
 
 def sample(key: str, *captions: str) -> Sample:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from siglip2_cache.errors import SettingError, SourceError
-from siglip2_cache.precompute.sources.base import Caption, Problem, Sample, Unused
 from siglip2_cache.precompute.sources.fields.columns import TableColumns
 from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.precompute.sources.open import open_source
+from siglip2_cache.precompute.sources.samples import Caption, Problem, Sample, Unused
 
 
 def put(root: Path, *names: str) -> None:

@@ -19,7 +19,6 @@ from siglip2_cache.precompute.sources import (
     TableColumns,
     Unused,
     open_source,
-    scan,
 )
 from siglip2_cache.precompute.sources.fields.caption_endings import parse_endings
 from siglip2_cache.precompute.sources.folder import FolderSource
@@ -74,7 +73,7 @@ def test_endings_that_are_told_are_all_taken_and_no_others(tmp_path: Path) -> No
     endings = parse_endings([".BLIP", "syn.json"])
     columns = TableColumns(captions=("syn_text",))
     source = open_source(tmp_path, caption_endings=endings, columns=columns)
-    [sample] = [each for each in scan(source) if isinstance(each, Sample)]
+    [sample] = [each for each in source.scan() if isinstance(each, Sample)]
     assert [c.text for c in sample.captions] == ["of blip", "one", "two"]
     assert source.settings == {"caption_endings": ["blip", "syn.json"], "captions": ["syn_text"]}
 
@@ -241,7 +240,7 @@ def test_a_column_of_such_a_table_can_be_told(tmp_path: Path) -> None:
     row: dict[str, object] = {"file_name": "a.jpg", "text": "no", "remark": "yes"}
     write_table(tmp_path / "metadata.jsonl", [row])
     source = open_source(tmp_path, columns=TableColumns(captions=("remark",)))
-    [sample] = [each for each in scan(source) if isinstance(each, Sample)]
+    [sample] = [each for each in source.scan() if isinstance(each, Sample)]
     assert [c.text for c in sample.captions] == ["yes"]
 
 

@@ -15,11 +15,11 @@ from siglip2_cache.errors import SettingError
 from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
 from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.precompute.planning.plan import make_plan
-from siglip2_cache.precompute.sources.base import Problem, Sample, scan
 from siglip2_cache.precompute.sources.fields.columns import TableColumns
 from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.precompute.sources.img2dataset import Img2datasetFiles
 from siglip2_cache.precompute.sources.open import open_source
+from siglip2_cache.precompute.sources.samples import Problem, Sample
 from siglip2_cache.precompute.sources.webdataset import WebDatasetSource
 from siglip2_cache.store.io.local import LocalStorage
 
@@ -36,7 +36,7 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def entries_of(location: Path) -> tuple[list[Sample], list[Problem]]:
-    entries = list(scan(open_source(location)))
+    entries = list(open_source(location).scan())
     samples = [entry for entry in entries if isinstance(entry, Sample)]
     return samples, [entry for entry in entries if isinstance(entry, Problem)]
 
@@ -90,7 +90,7 @@ def test_both_formats_give_the_same_samples_and_the_rows_that_failed() -> None:
 
 
 def test_each_shard_is_a_piece(written: Path) -> None:
-    names = [piece.name.removesuffix(".tar") for piece in open_source(written).pieces()]
+    names = [piece.name.removesuffix(".tar") for piece in open_source(written).parts()]
     assert names == ["00000", "00001"]
 
 
@@ -186,9 +186,9 @@ def test_a_table_of_other_columns_beside_a_shard_is_none_of_ours(written: Path) 
 
 
 def test_a_changed_record_changes_the_fingerprint_of_its_piece_alone(written: Path) -> None:
-    before = [piece.fingerprint for piece in open_source(written).pieces()]
+    before = [piece.fingerprint for piece in open_source(written).parts()]
     write_records(written / "00001.parquet", [("success", None)])
-    after = [piece.fingerprint for piece in open_source(written).pieces()]
+    after = [piece.fingerprint for piece in open_source(written).parts()]
     assert before[0] == after[0]
     assert before[1] != after[1]
 

@@ -17,8 +17,9 @@ from kit.privileges import open_folder, unprivileged
 from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
 from siglip2_cache.images.parquet_cells import ReadError
-from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, scan
+from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source
 from siglip2_cache.precompute.sources.base import Source
+from siglip2_cache.precompute.sources.fields.caption_endings import CaptionChoice
 from siglip2_cache.precompute.sources.parquet import ParquetSource
 from siglip2_cache.precompute.sources.readers.parquet_footers import Footers
 from siglip2_cache.precompute.sources.table import TableSource
@@ -35,12 +36,12 @@ def rows_of(numbers: Sequence[int], **more: Any) -> list[dict[str, Any]]:
 
 
 def samples_of(location: Path, columns: TableColumns | None = None) -> list[Sample]:
-    items = scan(open_source(location, columns=columns))
+    items = open_source(location, columns=columns).scan()
     return [item for item in items if isinstance(item, Sample)]
 
 
 def problems_of(location: Path, columns: TableColumns | None = None) -> list[tuple[str, str]]:
-    items = scan(open_source(location, columns=columns))
+    items = open_source(location, columns=columns).scan()
     root = f"{location if location.is_dir() else location.parent}/"
     return [(p.place.removeprefix(root), p.reason) for p in items if isinstance(p, Problem)]
 
@@ -195,7 +196,7 @@ def test_a_folder_is_read_file_by_file_top_first_and_hidden_names_are_passed_by(
         write(tmp_path / name, rows_of([i]))
     (tmp_path / "README.md").write_text("a hub repository")
     source = open_source(tmp_path)
-    assert [piece.name for piece in source.pieces()] == [
+    assert [piece.name for piece in source.parts()] == [
         "z.parquet", "data/b-0.parquet", "data/b-1.parquet",
     ]  # fmt: skip
     assert [s.key for s in samples_of(tmp_path)] == ["z/0", "data/b-0/0", "data/b-1/0"]
@@ -480,14 +481,17 @@ def test_a_piece_is_known_by_its_size_and_time(tmp_path: Path) -> None:
     for name in ("a.parquet", "b.parquet"):
         write(tmp_path / name, rows_of([0]))
         os.utime(tmp_path / name, ns=(1, 1))
-    first = [piece.fingerprint for piece in open_source(tmp_path).pieces()]
+    first = [piece.fingerprint for piece in open_source(tmp_path).parts()]
     whole = open_source(tmp_path).fingerprint()
     os.utime(tmp_path / "b.parquet", ns=(1, 2))
-    second = [piece.fingerprint for piece in open_source(tmp_path).pieces()]
+    second = [piece.fingerprint for piece in open_source(tmp_path).parts()]
     assert first[0] == second[0]
     assert first[1] != second[1]
     assert open_source(tmp_path).fingerprint() != whole
-    assert ParquetSource(tmp_path, TableColumns(key="caption")).fingerprint() != whole
+    assert (
+        ParquetSource(tmp_path, CaptionChoice(columns=TableColumns(key="caption"))).fingerprint()
+        != whole
+    )
 
 
 CELL = st.recursive(
@@ -537,7 +541,7 @@ def test_any_schema_and_any_cells_give_samples_problems_or_a_source_error(
         source = open_source(
             tmp_path / "a.parquet", columns=TableColumns(image=told) if told is not None else None
         )
-        found = list(scan(source))
+        found = list(source.scan())
     except (SourceError, SettingError) as error:
         assert "\n" not in str(error)  # noqa: PT017 - which error may come is left open
         return
@@ -557,7 +561,7 @@ def test_any_flipped_byte_gives_samples_problems_or_a_source_error(
     data[at % len(data)] = value
     path.write_bytes(data)
     try:
-        list(scan(open_source(path)))
+        list(open_source(path).scan())
     except SourceError as error:
         assert "\n" not in str(error)  # noqa: PT017
 
@@ -577,10 +581,10 @@ def test_a_footer_that_contradicts_itself_costs_its_rows_and_not_the_process(
             continue
         num_dead += 1
         with contextlib.suppress(SourceError):
-            found = list(scan(open_source(path)))
+            found = list(open_source(path).scan())
             assert len(found) == 6 or any(isinstance(item, Problem) for item in found)
     assert num_dead, "no byte of this file is one that ends pyarrow"
     path.write_bytes(whole)
     assert footers.null_counts(str(path), "image", 2) == [0, 0]
     footers.close()
-    assert len(list(scan(open_source(path)))) == 6
+    assert len(list(open_source(path).scan())) == 6

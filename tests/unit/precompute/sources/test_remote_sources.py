@@ -24,7 +24,7 @@ from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.precompute.planning.plan import make_plan
 from siglip2_cache.precompute.planning.scan import Scanner
 from siglip2_cache.precompute.planning.source_names import name_sources
-from siglip2_cache.precompute.sources import Piece, Problem, Sample, open_source, scan
+from siglip2_cache.precompute.sources import CorpusPart, Problem, Sample, open_source
 from siglip2_cache.precompute.sources.listing import sizes_and_times
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.io import range_file as read_ahead
@@ -126,7 +126,7 @@ def read_all(location: str) -> list[bytes]:
                 file_bytes=item.num_bytes,
             )
         )
-        for item in scan(source)
+        for item in source.scan()
         if isinstance(item, Sample) and item.num_bytes is not None
     ]
 
@@ -154,7 +154,7 @@ def test_sizes_of_a_tables_images_are_asked_many_at_a_time_and_nothing_is_listed
             meeting.wait(5)  # passes only if eight of them are asked at once
 
     bucket.before = before
-    samples = [item for item in scan(open_source(url)) if isinstance(item, Sample)]
+    samples = [item for item in open_source(url).scan() if isinstance(item, Sample)]
     assert [s.num_bytes for s in samples] == [*range(150), *[None] * 50]
     assert bucket.requests["ls"] == 0
     assert bucket.requests["info"] < 210
@@ -166,7 +166,7 @@ def test_a_row_may_name_its_image_by_url_or_above_the_table(bucket: MemoryBucket
     paths = [f"{bucket.url}/a/x.png", "../a/x.png", "y.png", "/data/y.png", "s3://other/y.png"]
     paths += ["../../z.png", "y#1.png"]
     url = bucket.put("b/t.jsonl", "\n".join(json.dumps({"image": path}) for path in paths))
-    entries = list(scan(open_source(url)))
+    entries = list(open_source(url).scan())
     samples = [e for e in entries if isinstance(e, Sample)]
     assert [(s.path, s.num_bytes) for s in samples] == [
         ("../a/x.png", 2),
@@ -189,7 +189,7 @@ def test_a_folder_gives_the_same_samples_and_sizes_come_with_its_listing(
     assert frame["label"].drop_nulls().to_list() == ["cats"] * 3
     source = open_source(url)
     bucket.requests.clear()
-    assert len(list(scan(source))) == 6
+    assert len(list(source.scan())) == 6
     assert bucket.requests == {"ls": 2, "cat_file": 6}  # two folders, a caption file each
 
 
@@ -216,7 +216,7 @@ def test_a_glob_lists_no_folder_that_it_does_not_need(bucket: MemoryBucket) -> N
     bucket.requests.clear()
     source = open_source(f"{bucket.url}/a/*/*.tar")
     assert str(source.root) == f"{bucket.url}/a"
-    assert [piece.name for piece in source.pieces()] == ["1/x.tar", "2/x.tar"]
+    assert [piece.name for piece in source.parts()] == ["1/x.tar", "2/x.tar"]
     assert bucket.requests["ls"] == 3  # a, a/1, a/2
     with pytest.raises(SourceError, match=r"no file is called .*/a/\*\.tar"):
         open_source(f"{bucket.url}/a/*.tar")
@@ -230,7 +230,7 @@ def test_six_hundred_members_are_planned_in_a_few_requests(
     url = bucket.put_folder(folder)
     source = open_source(url)
     bucket.requests.clear()
-    samples = list(scan(source))
+    samples = list(source.scan())
     assert len(samples) == 200
     assert all(isinstance(s, Sample) and len(s.captions) == 2 for s in samples)
     # Each byte once: the texts are taken on the way.
@@ -264,7 +264,7 @@ def test_each_archive_is_asked_for_its_size_once_or_with_the_folder(
         bucket.put(f"w/{i:03d}.tar", (tmp_path / "a.tar").read_bytes())
     source = open_source(f"{bucket.url}/w")
     bucket.requests.clear()
-    assert len(list(source.pieces())) == 40
+    assert len(list(source.parts())) == 40
     assert bucket.requests["info"] <= 2
 
 
@@ -297,7 +297,7 @@ def test_of_images_inside_parquet_files_the_plan_reads_none(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(read_ahead, "read_bytes", counted)
-        assert sum(isinstance(item, Sample) for item in scan(open_source(url))) == 8
+        assert sum(isinstance(item, Sample) for item in open_source(url).scan()) == 8
     assert 0 < num_bytes < 1_000_000
 
 
@@ -412,7 +412,7 @@ def test_a_dry_run_scans_a_piece_of_many_frames_once(
     source, scanned = open_source(url), list[str]()
     real = Scanner._scan_and_keep
 
-    def scan_and_keep(self: Scanner, piece: Piece, digest: str) -> Iterator[pl.DataFrame]:
+    def scan_and_keep(self: Scanner, piece: CorpusPart, digest: str) -> Iterator[pl.DataFrame]:
         scanned.append(piece.name)
         return real(self, piece, digest)
 
@@ -439,7 +439,7 @@ def test_a_store_that_is_away_ends_the_plan(
         source = open_source(location)
         bucket.before = fails
         with pytest.raises(StorageError, match=r"connection reset.*run the same command again"):
-            list(scan(source))
+            list(source.scan())
         bucket.before = lambda method, path: None
 
 
@@ -454,7 +454,7 @@ def test_many_files_of_a_folder_that_is_not_there_have_no_size(bucket: MemoryBuc
 def test_objects_below_two_slashes_are_a_problem_and_a_mark_of_a_folder_is_none(s3: S3) -> None:
     for key in ("c/a.png", "c//b.png", "c/d/", "c/d/e.png", "c/f//g.png"):
         s3.write(key, b"" if key.endswith("/") else picture(0))
-    found = list(scan(open_source(f"{s3.url}/c")))
+    found = list(open_source(f"{s3.url}/c").scan())
     assert [entry.key for entry in found if isinstance(entry, Sample)] == ["a", "d/e"]
     problems = [(e.place.removeprefix(s3.url), e.reason) for e in found if isinstance(e, Problem)]
     reason = "objects whose keys have two slashes here cannot be listed; copy them to other keys"

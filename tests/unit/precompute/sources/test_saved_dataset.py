@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from siglip2_cache.errors import SourceError
 from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
-from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, scan
+from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source
 from siglip2_cache.precompute.sources import saved_dataset as arrow
 from siglip2_cache.precompute.sources.base import Source
 from siglip2_cache.precompute.sources.readers.arrow_file import ArrowFile
@@ -55,12 +55,12 @@ def write_arrow(
 
 
 def samples_of(location: Path, columns: TableColumns | None = None) -> list[Sample]:
-    items = scan(open_source(location, columns=columns))
+    items = open_source(location, columns=columns).scan()
     return [item for item in items if isinstance(item, Sample)]
 
 
 def problems_of(location: Path) -> list[tuple[str, str]]:
-    items = scan(open_source(location))
+    items = open_source(location).scan()
     return [
         (p.place.removeprefix(f"{location}/"), p.reason) for p in items if isinstance(p, Problem)
     ]
@@ -82,7 +82,7 @@ def test_a_saved_dataset_is_read_in_place_file_by_file(tmp_path: Path) -> None:
     source = open_source(tmp_path / "d")
     samples = samples_of(tmp_path / "d")
     assert source.kind == "datasets"
-    assert [piece.name for piece in source.pieces()] == [
+    assert [piece.name for piece in source.parts()] == [
         f"data-0000{i}-of-00003.arrow" for i in range(3)
     ]
     assert [s.key for s in samples] == [str(i) for i in range(11)]
@@ -229,10 +229,10 @@ def test_columns_may_be_named_and_captions_are_those_of_a_table(tmp_path: Path) 
 
 def test_a_piece_is_known_by_the_files_up_to_it(tmp_path: Path) -> None:
     dataset_of(range(6)).save_to_disk(tmp_path / "d", num_shards=3)
-    first = [piece.fingerprint for piece in open_source(tmp_path / "d").pieces()]
+    first = [piece.fingerprint for piece in open_source(tmp_path / "d").parts()]
     path = tmp_path / "d" / "data-00001-of-00003.arrow"
     path.write_bytes(path.read_bytes() + b"\xff\xff\xff\xff\0\0\0\0")
-    second = [piece.fingerprint for piece in open_source(tmp_path / "d").pieces()]
+    second = [piece.fingerprint for piece in open_source(tmp_path / "d").parts()]
     assert [a == b for a, b in zip(first, second, strict=True)] == [True, False, False]
 
 
@@ -274,7 +274,7 @@ def test_a_file_has_the_same_numbers_whether_those_before_were_scanned_or_not(
     shards = {"train": 3, "eval": 2}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "d", num_shards=shards)
     whole = samples_of(tmp_path / "d")
-    pieces = list(open_source(tmp_path / "d").pieces())
+    pieces = list(open_source(tmp_path / "d").parts())
     found = [item for piece in reversed(pieces) for item in reversed(list(piece.scan()))]
     assert found[::-1] == whole
 
@@ -282,8 +282,8 @@ def test_a_file_has_the_same_numbers_whether_those_before_were_scanned_or_not(
 def test_datasets_is_not_imported(tmp_path: Path) -> None:
     dataset_of(range(2)).save_to_disk(tmp_path / "d")
     code = (
-        "import sys; from siglip2_cache.precompute.sources import open_source, scan; "
-        "print(len(list(scan(open_source(sys.argv[1])))), 'datasets' in sys.modules)"
+        "import sys; from siglip2_cache.precompute.sources import open_source; "
+        "print(len(list(open_source(sys.argv[1]).scan())), 'datasets' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "d"], capture_output=True, text=True, check=True
@@ -302,7 +302,7 @@ def test_any_flipped_byte_gives_samples_problems_or_a_source_error(
     data[at % len(data)] = value
     (folder / "data.arrow").write_bytes(data)
     try:
-        for item in scan(open_source(folder)):
+        for item in open_source(folder).scan():
             if isinstance(item, Sample) and item.offset is not None and item.length is not None:
                 assert 0 <= item.offset <= item.offset + item.length <= len(data)
     except SourceError as error:

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from siglip2_cache.errors import SettingError, SourceError
-from siglip2_cache.precompute.sources.base import Problem, Sample
 from siglip2_cache.precompute.sources.fields.columns import TableColumns
 from siglip2_cache.precompute.sources.open import open_source
 from siglip2_cache.precompute.sources.readers import csv_records, lines
 from siglip2_cache.precompute.sources.readers.lines import NOT_TEXT
+from siglip2_cache.precompute.sources.samples import Problem, Sample
 from siglip2_cache.precompute.sources.table import TableSource
 
 KINDS = ["jsonl", "csv", "tsv", "parquet"]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from siglip2_cache.errors import SettingError, SourceError
-from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, scan
+from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source
 from siglip2_cache.precompute.sources.fields.captions import clean_name
 
 
@@ -24,7 +24,7 @@ def read(
     """Captions by key, and reasons by where in the table."""
     found: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}
-    for item in scan(open_source(path, columns=columns)):
+    for item in open_source(path, columns=columns).scan():
         if isinstance(item, Sample):
             found[item.key] = [caption.text for caption in item.captions]
         else:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from siglip2_cache.errors import SettingError, SourceError
 from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.precompute.planning.plan import make_plan
-from siglip2_cache.precompute.sources import Problem, Sample, Unused, open_source, scan
+from siglip2_cache.precompute.sources import Problem, Sample, Unused, open_source
 from siglip2_cache.store.io.local import LocalStorage
 
 KINDS = ["jsonl", "csv", "tsv", "parquet"]
@@ -45,7 +45,7 @@ contents = st.lists(words | st.binary(max_size=6), max_size=40).map(b"".join)
 def entries_of(table: Path) -> list[Sample | Problem | Unused] | None:
     """What a scan gives; None where the table is refused as a whole."""
     try:
-        return list(scan(open_source(table)))
+        return list(open_source(table).scan())
     except (SourceError, SettingError):
         return None
 

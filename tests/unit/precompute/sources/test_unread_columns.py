@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from siglip2_cache.precompute.sources import Sample, TableColumns, Unused, open_source, scan
+from siglip2_cache.precompute.sources import Sample, TableColumns, Unused, open_source
 
 Rows = list[dict[str, object]]
 
@@ -23,7 +23,7 @@ def write(path: Path, rows: Rows) -> Path:
 
 
 def notes_of(path: Path, columns: TableColumns | None = None) -> dict[str, int]:
-    found = scan(open_source(path, columns=columns))
+    found = open_source(path, columns=columns).scan()
     return {each.reason.split("'")[1]: each.count for each in found if isinstance(each, Unused)}
 
 
@@ -48,7 +48,7 @@ def test_text_columns_of_a_table_without_captions_are_named(tmp_path: Path, kind
 def test_a_title_beside_captions_is_named_and_nothing_else(tmp_path: Path, kind: str) -> None:
     row: dict[str, object] = {"image": "a.jpg", "caption": "x", "title": "the big dog"}
     path = write(tmp_path / f"t.{kind}", [row | {"story": "once upon a time"}])
-    [note] = [each for each in scan(open_source(path)) if isinstance(each, Unused)]
+    [note] = [each for each in open_source(path).scan() if isinstance(each, Unused)]
     assert (note.reason, note.count, note.place) == (
         *("rows with text in column 'title', not taken for a caption", 1),
         str(path),
@@ -76,4 +76,4 @@ def test_text_columns_beside_packed_images_are_named_by_their_type(tmp_path: Pat
     ]
     path = write(tmp_path / "t.parquet", rows * 4)
     assert notes_of(path) == {"remark": 4, "remarks": 4}
-    assert sum(isinstance(each, Sample) for each in scan(open_source(path))) == 4
+    assert sum(isinstance(each, Sample) for each in open_source(path).scan()) == 4

@@ -26,12 +26,12 @@ from siglip2_cache.images.parquet_cells import ReadError
 from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.precompute.planning.plan import make_plan
 from siglip2_cache.precompute.planning.scan import Scanner
-from siglip2_cache.precompute.sources.base import Caption, Problem, Sample, Unused, scan
 from siglip2_cache.precompute.sources.fields.caption_endings import parse_endings
 from siglip2_cache.precompute.sources.fields.columns import TableColumns
 from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.precompute.sources.open import open_source
 from siglip2_cache.precompute.sources.readers.tar_index import split_key
+from siglip2_cache.precompute.sources.samples import Caption, Problem, Sample, Unused
 from siglip2_cache.precompute.sources.webdataset import WebDatasetSource
 from siglip2_cache.store.io.local import LocalStorage
 
@@ -53,7 +53,7 @@ def put_tar(
 
 
 def entries_of(location: Path | str) -> tuple[list[Sample], list[Problem]]:
-    entries = list(scan(open_source(location)))
+    entries = list(open_source(location).scan())
     samples = [entry for entry in entries if isinstance(entry, Sample)]
     return samples, [entry for entry in entries if isinstance(entry, Problem)]
 
@@ -273,7 +273,7 @@ def test_captions_come_from_json_else_txt_and_the_label_from_cls_else_json(
 
 def scanned_by_endings(path: Path, *endings: str) -> list[list[str]]:
     source = open_source(path, caption_endings=parse_endings(endings))
-    return [texts(each) for each in scan(source) if isinstance(each, Sample)]
+    return [texts(each) for each in source.scan() if isinstance(each, Sample)]
 
 
 def test_members_whose_ending_is_told_are_captions_and_no_others(tmp_path: Path) -> None:
@@ -605,12 +605,12 @@ def test_whatever_is_damaged_a_scan_ends_and_what_it_gives_can_be_stored_and_rea
     scanner = Scanner(LocalStorage(path.parent), keeps=False)
     refusals: list[str] = []
     try:
-        for frame in scanner.frames(WebDatasetSource(path, (path,))):
+        for frame in scanner.frames(WebDatasetSource(path, files=(path,))):
             frame.write_ipc(io.BytesIO())
     except SourceError as error:  # damage that looks like a compressed file
         refusals.append(str(error))
     assert all("is compressed" in refusal for refusal in refusals)
-    samples = [] if refusals else list(scan(open_source(path)))
+    samples = [] if refusals else list(open_source(path).scan())
     for sample in samples:
         if isinstance(sample, Sample) and sample.length:
             reason = None
@@ -649,7 +649,7 @@ def test_a_source_is_a_tar_a_folder_or_a_pattern_of_tars(
     assert isinstance(source, WebDatasetSource)
     assert source.kind == "webdataset"
     assert source.root == (tmp_path / root)
-    assert [piece.name for piece in source.pieces()] == paths
+    assert [piece.name for piece in source.parts()] == paths
     assert [sample.path for sample in samples_of(tmp_path / location)] == paths
     assert [Path(p).stem for p in paths] == [s.key for s in samples_of(tmp_path / location)]
 
@@ -839,9 +839,9 @@ def test_the_fingerprint_changes_with_size_time_and_names_and_opens_nothing(
 
 def test_a_piece_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
     put_shards(tmp_path, "a.tar", "b.tar")
-    before = [piece.fingerprint for piece in open_source(tmp_path).pieces()]
+    before = [piece.fingerprint for piece in open_source(tmp_path).parts()]
     os.utime(tmp_path / "b.tar", ns=(7, 7))
-    after = [piece.fingerprint for piece in open_source(tmp_path).pieces()]
+    after = [piece.fingerprint for piece in open_source(tmp_path).parts()]
     assert before[0] == after[0]
     assert before[1] != after[1]
 
@@ -858,7 +858,7 @@ def test_a_member_takes_little_memory(tmp_path: Path) -> None:
     )
     source = open_source(path)
     tracemalloc.start()
-    num_found = sum(isinstance(entry, Sample) for entry in scan(source))
+    num_found = sum(isinstance(entry, Sample) for entry in source.scan())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert num_found == num_samples

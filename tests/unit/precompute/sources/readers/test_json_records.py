@@ -11,7 +11,7 @@ from siglip2_cache import open_cache
 from siglip2_cache.errors import SourceError
 from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.precompute.planning.plan import make_plan
-from siglip2_cache.precompute.sources import Sample, TableColumns, open_source, scan
+from siglip2_cache.precompute.sources import Sample, TableColumns, open_source
 from siglip2_cache.precompute.sources.readers import json_records
 from siglip2_cache.store.io.local import LocalStorage
 
@@ -24,12 +24,12 @@ def write(path: Path, value: Any, **how: Any) -> Path:
 
 
 def samples(table: Path, columns: TableColumns | None = None) -> list[tuple[str, list[str]]]:
-    found = scan(open_source(table, columns=columns))
+    found = open_source(table, columns=columns).scan()
     return [(s.key, [c.text for c in s.captions]) for s in found if isinstance(s, Sample)]
 
 
 def reasons(table: Path) -> dict[str, str]:
-    found = scan(open_source(table))
+    found = open_source(table).scan()
     return {s.place.removeprefix(f"{table} "): s.reason for s in found if not isinstance(s, Sample)}
 
 
@@ -126,7 +126,7 @@ def test_a_long_list_takes_the_memory_of_a_part(tmp_path: Path) -> None:
     table = write(tmp_path / "t.json", rows)  # 2.8 MB
     tracemalloc.start()
     try:
-        assert sum(isinstance(item, Sample) for item in scan(open_source(table))) == len(rows)
+        assert sum(isinstance(item, Sample) for item in open_source(table).scan()) == len(rows)
         assert tracemalloc.get_traced_memory()[1] < 1_500_000
     finally:
         tracemalloc.stop()

@@ -1,7 +1,7 @@
 """Where the captions of a corpus are looked for, in words: said where none was found."""
 
-from ..base import Source
-from .caption_endings import SETTING
+from .base import Source
+from .fields.caption_endings import SETTING
 
 _BESIDE = ".json, .txt, .caption, .cap, .text, .caption.txt or .jpg.txt"
 _COLUMNS = (
