@@ -43,8 +43,7 @@ def open_streamed(path: Location, *, num_bytes: int | None = None) -> "pq.Parque
 def leaf_batches(file: Any, member: str, row_group: int, *, batch_rows: int) -> Iterator[Any]:
     """Yield one column of a row group as Arrow arrays of at most ``batch_rows`` values.
 
-    A list with one item gives the item, any other list null. A list of uint8 is one value. Memory holds
-    a page and a batch, regardless of the size of the row group.
+    Memory holds a page and a batch, regardless of the size of the row group.
 
     Raises:
         ReadError: there is no such column.
@@ -54,26 +53,30 @@ def leaf_batches(file: Any, member: str, row_group: int, *, batch_rows: int) -> 
     ):
         if batch.num_columns != 1:
             raise ReadError(f"the file changed since it was planned: no column {member!r}")
-        column: Any = batch.column(0)
-        while (inside := _inside(column)) is not None:
-            column = inside
-        yield column
+        yield batch.column(0)
 
 
-def _inside(column: Any) -> Any:
-    """Return the contents of a column of structs or of lists with one item; None for plain values."""
+def has_no_bytes(column: Any) -> Any:
+    """Return an Arrow array that is true where a value is null, or a struct or list without bytes."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_struct(column.type):  # only its bytes were read
-        return column.flatten()[0]
-    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    if not is_list or pa.types.is_uint8(column.type.value_type):
-        return None
     compute: Any = pc  # has no types
-    lengths = compute.list_value_length(column)
-    is_one = compute.fill_null(compute.equal(lengths, 1), False)
-    return column.values.take(compute.if_else(is_one, column.offsets[:-1], None))
+    if pa.types.is_struct(column.type):  # only its bytes were read
+        return has_no_bytes(column.flatten()[0])
+    if not _is_list_of_images(column.type):
+        return column.is_null()
+    is_filled = compute.fill_null(compute.greater(compute.list_value_length(column), 0), False)
+    first = compute.if_else(is_filled, column.offsets[:-1], None)
+    return has_no_bytes(column.values.take(first))
+
+
+def _is_list_of_images(kind: Any) -> bool:
+    """Return whether a type is a list, but not of the bytes of one image."""
+    import pyarrow as pa
+
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return is_list and not pa.types.is_uint8(kind.value_type)
 
 
 def column_chunk(file: Any, member: str, row_group: int) -> Any:
@@ -96,13 +99,27 @@ def column_chunk(file: Any, member: str, row_group: int) -> Any:
 def bytes_of(value: Any) -> bytes:
     """Return the bytes of an Arrow value, empty for null.
 
+    The value is bytes, a list of uint8, a struct with bytes, or a list with one of these.
+
     Raises:
-        ReadError: the value is not bytes.
+        ReadError: the value holds several images, or no bytes.
     """
+    import pyarrow as pa
+
+    if not value.is_valid:
+        return b""
+    if pa.types.is_struct(value.type):  # only its bytes were read
+        return bytes_of(value[0])
+    if _is_list_of_images(value.type):
+        if len(value.values) > 1:
+            raise ReadError(
+                f"its row holds {len(value.values):,} images, expected one; write a row for each"
+            )
+        return bytes_of(value.values[0]) if len(value.values) else b""
     values: Any = getattr(value, "values", None)  # a list of numbers has these
     if values is not None and str(values.type) == "uint8" and not values.null_count:
         return values.to_numpy().tobytes()
     found: object = value.as_py()
-    if found is not None and not isinstance(found, bytes):
+    if not isinstance(found, bytes):
         raise ReadError("the file changed since it was planned: the column holds no bytes")
-    return found or b""
+    return found

@@ -209,6 +209,7 @@ class _OpenGroup:
         self._next = 0
         self._fault: str | None = None
         self._last: bytes | None = None
+        self._last_fault = ""
         self._num_rows = parquet.metadata.row_group(location.row_group).num_rows
         self._rows = _values(parquet, location.member, location.row_group)
 
@@ -228,7 +229,7 @@ class _OpenGroup:
             self._last = None  # in case advancing fails
             self._last = self._advance(index)
         if not self._last:
-            raise ReadError("empty: 0 bytes")
+            raise ReadError(self._last_fault or "empty: 0 bytes")
         return self._last
 
     def _advance(self, index: int) -> bytes:
@@ -246,7 +247,11 @@ class _OpenGroup:
             self._fault = "the file is damaged: a row group is shorter than its metadata says"
             raise ReadError(self._fault)
         self._next = index + 1
-        data = bytes_of(value)
+        self._last_fault, data = "", b""
+        try:
+            data = bytes_of(value)
+        except ReadError as error:
+            self._last_fault = str(error)
         if self._next == self._num_rows:
             self._rows = iter(())  # release the last page
         return data

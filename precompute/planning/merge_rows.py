@@ -19,11 +19,11 @@ KINDS = {"table", "parquet", "datasets"}
 """Kinds of source with rows that name images. In all others, each image occurs once."""
 
 _SHOWN = 3
-_IMAGE = ["source", "path"]
+_IMAGE = ["source", "image_id"]
 _ROW = {
     "seq": pl.Int64(),
     "source": pl.String(),
-    "path": pl.String(),
+    "image_id": pl.String(),
     "key": pl.String(),
     "label": pl.String(),
     "place": pl.String(),
@@ -92,12 +92,14 @@ def merge_rows(
 
 
 def _by_image(samples: Buckets, sources: set[str], existing: Buckets, scratch: Scratch) -> Buckets:
-    """Return the rows that name a whole file, in buckets by that file."""
+    """Return the rows whose image has an id, in buckets by that id; a whole file has its path."""
     count = scratch.num_buckets(samples.num_rows)
     rows = Buckets(scratch, _ROW)
     is_whole = pl.col("offset").is_null() & pl.col("row_group").is_null()
+    image_id = pl.coalesce("image_id", pl.when(is_whole).then("path"))
     for number in samples.numbers():
-        found = samples.collect(number).filter(pl.col("source").is_in(list(sources)) & is_whole)
+        found = samples.collect(number).filter(pl.col("source").is_in(list(sources)))
+        found = found.with_columns(image_id=image_id).filter(pl.col("image_id").is_not_null())
         marked = existing.collect(number).with_columns(is_existing=pl.lit(True))
         found = found.join(marked, on="seq", how="left")
         rows.append(found, pl.struct(_IMAGE).hash(seed=0) % count)

@@ -30,7 +30,7 @@ from ..sources import CorpusPart, Problem, Sample, Source, Unused
 SCAN_ROWS = 65_536
 """Samples and problems in one frame."""
 
-_SCAN_VERSION = 2
+_SCAN_VERSION = 3
 """Raised when the same piece would give another frame: scans kept by an older program are made again."""
 
 SCANNED = pl.Schema(
@@ -43,6 +43,7 @@ SCANNED = pl.Schema(
         "row_group": pl.Int64(),
         "index": pl.Int64(),
         "label": pl.String(),
+        "image_id": pl.String(),
         "source_sha256": pl.Binary(),
         "num_bytes": pl.Int64(),
         "mtime_ns": pl.Int64(),
@@ -251,6 +252,7 @@ def _sample_line(sample: Sample) -> tuple[Any, ...]:
         sample.row_group,
         sample.index,
         sample.label,
+        sample.image_id,
         sample.source_sha256,
         sample.num_bytes,
         sample.mtime_ns,
@@ -264,7 +266,7 @@ def _sample_line(sample: Sample) -> tuple[Any, ...]:
 
 
 def _problem_line(problem: Problem) -> tuple[Any, ...]:
-    nothing = (None,) * 10
+    nothing = (None,) * 11
     key = None if problem.key is None else _showable(problem.key)
     place, reason = _showable(problem.place), _showable(problem.reason)
     count, remedy = (problem.count, problem.remedy) if isinstance(problem, Unused) else (None, None)

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
@@ -15,8 +15,7 @@ from ...store.io.requests import is_folder
 from .base import CorpusPart, Source, hash_parts
 from .fields.caption_endings import CaptionChoice
 from .fields.columns import TableColumns
-from .fields.image_column import PackedColumns, holds_images, image_file, packed_columns
-from .fields.row_fields import read_fields
+from .fields.image_column import PackedColumns, holds_images, packed_columns
 from .fields.unread_columns import unread_columns
 from .globs import expand, is_pattern, root_of
 from .image_files import IMAGE_ENDINGS, is_system_folder
@@ -26,19 +25,22 @@ from .img2dataset_records import (
     Downloads,
     RecordedFolder,
     ShardRecords,
-    source_sha256,
 )
 from .listing import (
     as_location,
     may_be_read,
     printable,
     scan_folder,
-    size_and_time,
     sizes_and_times,
     walk_folder,
 )
-from .readers.parquet_footers import FOOTERS, NullCounts
-from .readers.parquet_rows import null_rows, open_parquet, row_group_rows
+from .packed_rows import PackedFile
+from .readers.parquet_footers import NullCounts
+from .readers.parquet_rows import (
+    image_sums,
+    open_parquet,
+    row_group_rows,
+)
 from .samples import Problem, Sample
 
 _ENDING = ".parquet"
@@ -107,9 +109,7 @@ class ParquetSource(Source):
             return
         try:
             opened = open_parquet(file)
-            columns = packed_columns(
-                opened.schema_arrow, self.choice.columns, file, is_parquet=True
-            )
+            columns = packed_columns(opened.schema_arrow, self.choice.columns, file)
         except SourceError as error:
             if is_only:
                 raise
@@ -126,12 +126,11 @@ class _FileScan:
     """One file on its way to samples."""
 
     def __init__(self, opened: Any, file: Location, name: str, columns: PackedColumns) -> None:
-        self._opened, self._file, self._name, self._columns = opened, file, name, columns
-        self._place = printable(str(file))
-        self._folder = PurePosixPath(name).parent
-        self._root = as_location(str(file).removesuffix(name).rstrip("/") or "/")
+        self._opened, self._file, self._columns = opened, file, columns
+        self._metadata: Any = opened.metadata
+        root = as_location(str(file).removesuffix(name).rstrip("/") or "/")
+        self._packed = PackedFile(root, name, columns)
         self._stem = name.removesuffix(PurePosixPath(name).suffix)
-        self._size_and_time = size_and_time(str(file))
         self._downloads = Downloads()
         self._null_counts: NullCounts | None = None
 
@@ -141,86 +140,38 @@ class _FileScan:
         if columns.is_img2dataset:
             present = self._opened.schema_arrow.names
             names += [n for n in (*STATUS_COLUMNS, HASH_COLUMN) if n in present and n not in names]
+        has_repeats = not columns.is_img2dataset and self._has_repeats()
         first = 0
-        for group in range(self._opened.metadata.num_row_groups):
-            count = self._opened.metadata.row_group(group).num_rows
+        for group in range(self._metadata.num_row_groups):
+            count = self._metadata.row_group(group).num_rows
             index = 0
             try:
-                files = self._files_instead(group)
+                without_bytes = self._without_bytes(group)
+                paths = self._paths(group) if without_bytes or has_repeats else {}
+                sums = image_sums(self._opened, columns.member, group) if has_repeats else {}
                 for index, values in enumerate(row_group_rows(self._opened, group, names)):
-                    yield from self._row(group, index, first + index, values, files)
+                    if columns.is_img2dataset and not self._is_downloaded(values):
+                        continue
+                    address = {"member": columns.member, "row_group": group, "index": index}
+                    yield from self._packed.row(
+                        values,
+                        index=str(first + index),
+                        key=f"{self._stem}/{first + index}",
+                        address=None if index in without_bytes else address,
+                        path=paths.get(index),
+                        image_sha256=sums.get(index),
+                        source_sha256=self._source_sha256(values),
+                    )
             except ValueError as error:
                 where = f"rows {first + index:,} to {first + count - 1:,} (row group {group})"
                 reason = f"{where} cannot be read ({error}); copy the file again"
-                yield Problem(place=self._place, reason=reason)
+                yield Problem(place=self._packed.place, reason=reason)
             first += count
-        yield from self._downloads.problems(self._place)
+        yield from self._downloads.problems(self._packed.place)
         if not columns.is_img2dataset:
             yield from unread_columns(
-                dict.fromkeys(columns.unread, first), self._place, columns.fields
+                dict.fromkeys(columns.unread, first), self._packed.place, columns.fields
             )
-
-    def _files_instead(self, group: int) -> Mapping[int, object]:
-        """Return, by index, what stands as the path of rows without bytes; None where nothing does.
-
-        Raises:
-            ValueError: the row group is damaged; the message is a reason.
-        """
-        if self._columns.is_img2dataset:  # its status says which
-            return {}
-        if self._null_counts is None:
-            num_groups, member = self._opened.metadata.num_row_groups, ".".join(self._columns.image)
-            self._null_counts = FOOTERS.null_counts(str(self._file), member, num_groups)
-        nulls = null_rows(self._opened, group, self._columns.image, self._null_counts[group])
-        if not nulls or self._columns.path is None:
-            return dict.fromkeys(nulls)
-        found: dict[int, object] = {}
-        path = ".".join(self._columns.path)
-        for index, values in enumerate(row_group_rows(self._opened, group, [path])):
-            if index in nulls:
-                found[index] = values if isinstance(values, str) else _inner(values)
-        return found
-
-    def _row(
-        self,
-        group: int,
-        index: int,
-        number: int,
-        values: dict[str, object] | str,
-        files: Mapping[int, object],
-    ) -> Iterator[Sample | Problem]:
-        place = f"{self._place}, index {number}"
-        if isinstance(values, str):
-            yield Problem(place=place, reason=values)
-            return
-        if self._columns.is_img2dataset and not self._downloads.add(values):
-            return
-        columns = self._columns
-        try:
-            fields = read_fields(values, columns.fields, class_names=columns.class_names)
-            instead = None
-            if index in files:
-                instead = image_file(self._root, self._folder, files[index])
-        except ValueError as error:
-            yield Problem(place=place, reason=str(error))
-            return
-        key = fields.key or f"{self._stem}/{number}"
-        size, time = size_and_time(f"{self._root}/{instead}") if instead else self._size_and_time
-        yield Sample(
-            key=key,
-            path=instead or self._name,
-            captions=fields.captions,
-            label=fields.label,
-            member=None if instead else columns.member,
-            row_group=None if instead else group,
-            index=None if instead else index,
-            source_sha256=source_sha256(values) if columns.is_img2dataset else None,
-            num_bytes=size,
-            mtime_ns=time,
-            place=place,
-        )
-        for reason in fields.reasons:
-            yield Problem(place=place, reason=reason, key=key)
 
 
 def find_parquet(folder: Location, columns: TableColumns) -> ParquetSource | None:

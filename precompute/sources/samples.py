@@ -42,6 +42,10 @@ class Sample:
     index: int | None = None
     """Row within the row group; None with row_group None."""
 
+    image_id: str | None = None
+    """What the rows of one image share, where an image is no whole file: rows of a source with one id become
+    one sample. None: the row is a sample of its own. Whole files are told by their path."""
+
     source_sha256: bytes | None = None
     """SHA-256, 32 bytes, of what the image was made of, where the corpus says so (img2dataset: the
     original download). It tells duplicates; the bytes of the image itself have another."""

@@ -11,10 +11,10 @@ needs neither Arrow nor any other row. ``datasets`` itself is not needed.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar, TypeGuard, cast
 
 from upath import UPath
@@ -24,12 +24,12 @@ from ...store.io.location import Location
 from .base import CorpusPart, Source
 from .fields.caption_endings import CaptionChoice
 from .fields.columns import TableColumns
-from .fields.image_column import PackedColumns, image_file, packed_columns
-from .fields.row_fields import read_fields
+from .fields.image_column import PackedColumns, packed_columns
 from .fields.unread_columns import unread_columns
-from .listing import printable, scan_folder, size_and_time
-from .readers.arrow_file import ArrowFile, follow
-from .readers.parquet_rows import batch_rows
+from .listing import scan_folder, size_and_time
+from .packed_rows import PackedFile
+from .readers.arrow_file import ArrowFile, Span, follow
+from .readers.parquet_rows import batch_rows, has_repeats
 from .samples import Problem, Sample
 
 _SPLITS = "dataset_dict.json"
@@ -105,79 +105,69 @@ class SavedDatasetSource(Source):
         """
         first = split.first_row(number)
         path = split.files[number]
+        prefix = f"{split.name}/" if split.name is not None else ""
         with ArrowFile(path) as opened:
-            columns = packed_columns(opened.schema, self.choice.columns, path)
-            scan = _FileScan(self.location, path, split.name, columns, opened)
-            for batch in opened.batches():
-                yield from scan.batch(batch, first)
-                first += len(batch)
-            num_rows = first - split.first_row(number)
-            counts = dict.fromkeys(columns.unread, num_rows)
-            yield from unread_columns(counts, printable(str(path)), columns.fields)
+            columns = packed_columns(opened.schema, self.choice.columns, path, takes_paths=True)
+            scan = _FileScan(self.location, path, columns, opened, prefix)
+            yield from scan.run(first)
 
 
 class _FileScan:
     """One file on its way to samples."""
 
     def __init__(
-        self, root: Path, path: Path, split: str | None, columns: PackedColumns, opened: ArrowFile
+        self, root: Path, path: Path, columns: PackedColumns, opened: ArrowFile, prefix: str
     ) -> None:
-        self._root, self._columns, self._opened = root, columns, opened
-        self._name = path.relative_to(root).as_posix()
-        self._place = printable(str(path))
-        self._prefix = f"{split}/" if split is not None else ""
-        self._size_and_time = size_and_time(str(path))
+        """``prefix``: what comes before the number of a row."""
+        self._columns, self._opened, self._prefix = columns, opened, prefix
+        self._packed = PackedFile(root, path.relative_to(root).as_posix(), columns)
         wanted = [name for name in columns.fields.names() if name != columns.image[0]]
         self._indices = [opened.schema.get_field_index(name) for name in wanted]
 
-    def batch(self, batch: Any, first: int) -> Iterator[Sample | Problem]:
-        """Yield the samples of a batch whose first row has a number in its split."""
-        for start in range(0, len(batch), _SLICE_ROWS):
-            part = batch.slice(start, _SLICE_ROWS)
-            images = self._opened.places(follow(part, self._columns.image))
-            path = self._columns.path
-            paths = None if path is None else follow(part, path)
-            rows = batch_rows(part.select(self._indices)) if self._indices else ({} for _ in images)
-            for i, values in enumerate(rows):
-                beside = None if paths is None else paths[i]
-                yield from self._row(first + start + i, values, images[i], beside)
+    def run(self, first: int) -> Iterator[Sample | Problem]:
+        """Yield the samples of the file, whose first row has a number in its split."""
+        batches: list[Any] = []  # mapped, not read
+        for batch in self._opened.batches():
+            if not batches:
+                self._spans(batch.slice(0, 1))  # refuses a compressed file
+            batches.append(batch)
+        has_repeats = any(map(self._has_repeats, batches))
+        number = first
+        for batch in batches:
+            for start in range(0, len(batch), _SLICE_ROWS):
+                part = batch.slice(start, _SLICE_ROWS)
+                yield from self._rows(part, number, has_repeats=has_repeats)
+                number += len(part)
+        counts = dict.fromkeys(self._columns.unread, number - first)
+        yield from unread_columns(counts, self._packed.place, self._columns.fields)
 
-    def _row(
-        self,
-        number: int,
-        values: dict[str, object] | str,
-        image: tuple[int, int] | None,
-        path: Any,
-    ) -> Iterator[Sample | Problem]:
-        place = f"{self._place}, index {self._prefix}{number}"
-        if isinstance(values, str):
-            yield Problem(place=place, reason=values)
-            return
+    def _rows(self, batch: Any, first: int, *, has_repeats: bool) -> Iterator[Sample | Problem]:
         columns = self._columns
-        instead = None
-        try:
-            fields = read_fields(values, columns.fields, class_names=columns.class_names)
-            if image is None:
-                written = None if path is None else _as_text(path)
-                instead = image_file(self._root, PurePosixPath(self._name).parent, written)
-        except ValueError as error:
-            yield Problem(place=place, reason=str(error))
-            return
-        size, time = size_and_time(f"{self._root}/{instead}") if instead else self._size_and_time
-        key = fields.key or f"{self._prefix}{number}"
-        yield Sample(
-            key=key,
-            path=instead or self._name,
-            captions=fields.captions,
-            label=fields.label,
-            offset=image[0] if image else None,
-            length=image[1] if image else None,
-            num_bytes=size,
-            mtime_ns=time,
-            place=place,
-        )
-        for reason in fields.reasons:
-            yield Problem(place=place, reason=reason, key=key)
+        spans = self._spans(batch)
+        paths = None if columns.path is None else follow(batch, columns.path)
+        rows = batch_rows(batch.select(self._indices)) if self._indices else ({} for _ in spans)
+        for i, (values, span) in enumerate(zip(rows, spans, strict=True)):
+            number = f"{self._prefix}{first + i}"
+            is_read = isinstance(span, tuple)
+            yield from self._packed.row(
+                span if isinstance(span, str) else values,
+                index=number,
+                key=number,
+                address={"offset": span[0], "length": span[1]} if is_read else None,
+                path=None if paths is None else _as_text(paths[i]),
+                image_sha256=self._opened.sha256(span) if has_repeats and is_read else None,
+            )
+
+    def _spans(self, batch: Any) -> Sequence[Span | str | None]:
+        if not self._columns.has_bytes:
+            return [None] * len(batch)
+        return self._opened.image_spans(follow(batch, self._columns.image))
+
+    def _has_repeats(self, batch: Any) -> bool:
+        """Return whether two rows have one key, or one path beside their bytes."""
+        key, path = self._columns.fields.key, self._columns.path
+        names = [name for name in ((key,) if key else None, path) if name]
+        return self._columns.has_bytes and any(has_repeats(follow(batch, name)) for name in names)
 
 
 def find_saved_dataset(folder: Location, columns: TableColumns) -> SavedDatasetSource | None:
@@ -269,7 +259,8 @@ def _facts(path: Path) -> bytes:
 
 
 def _as_text(value: Any) -> object:
+    """Return a path; bytes that are no text as they are, which image_file refuses."""
     try:
         return value.as_py()
     except UnicodeDecodeError:
-        raise ValueError("the image path is not UTF-8") from None
+        return value.as_buffer().to_pybytes()

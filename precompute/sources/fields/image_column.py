@@ -6,7 +6,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -25,6 +25,7 @@ from .columns import (
     first_column,
     show_names,
 )
+from .image_values import PATH_NAMES
 from .unread_columns import may_hold_captions
 
 _BYTES_NAMES = ("jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
@@ -33,8 +34,6 @@ _IMG2DATASET = {"key", "status", "error_message"}
 _OTHER_BYTES = re.compile(
     r"key|sha|md5|hash|embed|feature|vector|audio|video|mask|depth", re.IGNORECASE
 )
-_LeafOf = Callable[[Any], tuple[str, ...] | None]
-
 # Compared by name: the view types are too new for the oldest pyarrow we allow.
 _BINARY = ("binary", "large_binary", "binary_view")
 _TEXT = ("string", "large_string", "string_view")
@@ -46,13 +45,16 @@ class PackedColumns:
     """The columns of a table that holds its images."""
 
     image: tuple[str, ...]
-    """Names that lead to the bytes: a column, then fields of structs."""
+    """Names that lead to the bytes: a column, then fields of structs and items of lists."""
 
     path: tuple[str, ...] | None
-    """The text beside the bytes that names a file where there are none (datasets' ``path``)."""
+    """Names that lead to the path of a file, for rows without bytes (datasets' ``path``)."""
 
     fields: FoundColumns
     """The others; its image is image[0]."""
+
+    has_bytes: bool = True
+    """False where there are paths only."""
 
     class_names: tuple[str, ...] = ()
     """Names of classes, where the metadata of datasets say so and labels are numbers."""
@@ -71,14 +73,14 @@ class PackedColumns:
 
 def holds_images(schema: Any, wanted: TableColumns) -> bool:
     """Say whether a table with an Arrow schema holds images, rather than paths of some."""
-    if _find_image(schema, wanted, _leaf_of_parquet) is not None:
+    if _find_image(schema, wanted) is not None:
         return True
     top = wanted.image or first_column(schema.names, IMAGE_NAMES)
-    return top is None and any(_leaf_of_parquet(field.type) is not None for field in schema)
+    return top is None and any(_leaf(field.type) is not None for field in schema)
 
 
 def packed_columns(
-    schema: Any, wanted: TableColumns, place: Location, *, is_parquet: bool = False
+    schema: Any, wanted: TableColumns, place: Location, *, takes_paths: bool = False
 ) -> PackedColumns:
     """Return the columns of a table that holds images.
 
@@ -86,12 +88,16 @@ def packed_columns(
         schema: of the file.
         wanted: what the user named.
         place: the file, for messages.
-        is_parquet: values are read one by one, so that other types than bytes may hold an image.
+        takes_paths: a column of paths will do where none holds bytes.
 
     Raises:
         SourceError: it has none that holds images, or lacks one that the user named.
     """
-    image = _find_image(schema, wanted, _leaf_of_parquet if is_parquet else _leaf)
+    image = _find_image(schema, wanted)
+    path = None if image is None else _path_beside(schema, image)
+    has_bytes = image is not None
+    if image is None and takes_paths:
+        image = path = _find_path(schema, wanted)
     if image is None:
         raise SourceError(_no_image(schema, wanted, place))
     wanted = replace(wanted, image=image[0])
@@ -101,12 +107,38 @@ def packed_columns(
     is_named = fields.label is not None and _kind(features.get(fields.label)) == "ClassLabel"
     return PackedColumns(
         image=image,
-        path=_path_beside(schema, image),
+        path=path,
+        has_bytes=has_bytes,
         fields=fields,
         class_names=_class_names(features[fields.label]) if is_named and fields.label else (),
         is_img2dataset=set(schema.names) >= _IMG2DATASET,
         unread=may_hold_captions(text_columns(schema), fields, wanted),
     )
+
+
+def holds_paths(found: Any) -> bool:
+    """Return whether a column of this type may hold paths: text, or text in a struct or a list."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(found) or pa.types.is_list(found) or pa.types.is_large_list(found):
+        return holds_paths(found.value_type)
+    return str(found) in _TEXT or _path_field(found) is not None
+
+
+def _path_field(found: Any) -> str | None:
+    """Return the name of the field of a struct that is the path of an image."""
+    fields = ((name, _field(found, name)) for name in PATH_NAMES)
+    return next((name for name, kind in fields if kind is not None and str(kind) in _TEXT), None)
+
+
+def _find_path(schema: Any, wanted: TableColumns) -> tuple[str, ...] | None:
+    """Return the names that lead to the paths of images, in a table without their bytes."""
+    column = wanted.image or first_column(schema.names, IMAGE_NAMES)
+    if column is None or schema.names.count(column) != 1:
+        return None
+    kind = schema.field(column).type
+    field = _path_field(kind)
+    return (column,) if str(kind) in _TEXT else None if field is None else (column, field)
 
 
 def text_columns(schema: Any) -> list[str]:
@@ -115,11 +147,11 @@ def text_columns(schema: Any) -> list[str]:
     return [name for name, each in types if each in _TEXT or _TEXTS.fullmatch(each)]
 
 
-def _find_image(schema: Any, wanted: TableColumns, leaf_of: _LeafOf) -> tuple[str, ...] | None:
+def _find_image(schema: Any, wanted: TableColumns) -> tuple[str, ...] | None:
     if wanted.image is not None:
-        return _follow(schema, wanted.image, leaf_of)
+        return _follow(schema, wanted.image)
     named = set(wanted.named())
-    leaves = {f.name: leaf for f in schema if (leaf := leaf_of(f.type)) is not None}
+    leaves = {f.name: leaf for f in schema if (leaf := _leaf(f.type)) is not None}
     packed = [name for name in leaves if name not in named]
     features = _features(schema)
     images = [name for name in packed if _kind(features.get(name)) == "Image"]
@@ -134,13 +166,15 @@ def _only_bytes(schema: Any, packed: Sequence[str], wanted: TableColumns) -> str
     keys, hashes, sounds or vectors."""
     found = find_columns(tuple(schema.names), wanted)
     others = set(packed) - {found.key, found.label, found.lang}
-    plain = [field.name for field in schema if _leaf(field.type) is not None]
+    plain = [
+        f.name for f in schema if str(f.type) in _BINARY or _field(f.type, "bytes") is not None
+    ]
     free = [name for name in plain if name in others and not _OTHER_BYTES.search(name)]
     is_only = found.image is None and len(free) == 1 == schema.names.count(free[0])
     return free[0] if is_only else None
 
 
-def _follow(schema: Any, told: str, leaf_of: _LeafOf) -> tuple[str, ...] | None:
+def _follow(schema: Any, told: str) -> tuple[str, ...] | None:
     """Return the way to the bytes of the column that the user named, with dots or without."""
     for way in _ways(told):
         found = schema.get_all_field_indices(way[0])
@@ -149,7 +183,7 @@ def _follow(schema: Any, told: str, leaf_of: _LeafOf) -> tuple[str, ...] | None:
         at: Any = schema.field(found[0]).type
         for name in way[1:]:
             at = _field(at, name)
-        leaf = leaf_of(at) if at is not None else None
+        leaf = _leaf(at) if at is not None else None
         if leaf is not None:
             return (*way, *leaf)
     return None
@@ -163,24 +197,20 @@ def _ways(told: str) -> Iterator[tuple[str, ...]]:
 
 
 def _leaf(found: Any) -> tuple[str, ...] | None:
-    """Return the fields that lead from a type to bytes: none, or ``bytes`` of a struct."""
-    if str(found) in _BINARY:
-        return ()
-    inner = _field(found, "bytes")
-    return ("bytes",) if inner is not None and str(inner) in _BINARY else None
+    """Return the names that lead from a column's type to the bytes of one image; None where there are none.
 
-
-def _leaf_of_parquet(found: Any) -> tuple[str, ...] | None:
-    """As _leaf; also of bytes in a dictionary or of fixed size, of lists of bytes or structs (of which each
-    row should have one), and of lists of uint8. The way is that of the file's own schema."""
+    Bytes may be of fixed size or in a dictionary, in the field ``bytes`` of a struct, a list of uint8, or in
+    a list of which each row should have one. The names are those of a Parquet file's own schema.
+    """
     import pyarrow as pa
 
     if pa.types.is_dictionary(found):
         return () if str(found.value_type) in _BINARY else None
-    if pa.types.is_fixed_size_binary(found):
+    if str(found) in _BINARY or pa.types.is_fixed_size_binary(found):
         return ()
     if not (pa.types.is_list(found) or pa.types.is_large_list(found)):
-        return _leaf(found)
+        inner = _field(found, "bytes")
+        return ("bytes",) if inner is not None and str(inner) in _BINARY else None
     inner = () if pa.types.is_uint8(found.value_type) else _leaf(found.value_type)
     return None if inner is None else ("list", found.value_field.name, *inner)
 

@@ -5,7 +5,9 @@ from typing import cast
 
 from ..text import is_missing
 
-_PATH_NAMES = ("path", "file_name", "filename", "file")
+PATH_NAMES = ("path", "file_name", "filename", "file")
+"""Names that the path of an image has inside an object."""
+
 _BYTES_NAME = "bytes"
 
 # How pictures begin in base64: JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and HEIC.
@@ -30,7 +32,7 @@ def named_file(value: object) -> object:
         value = items[0] if items else None
     if isinstance(value, dict):
         entry = cast(dict[str, object], value)
-        path = next((entry[name] for name in _PATH_NAMES if entry.get(name)), None)
+        path = next((entry[name] for name in PATH_NAMES if entry.get(name)), None)
         if is_missing(path) and not is_missing(entry.get(_BYTES_NAME)):
             raise ValueError(_inside("bytes", entry[_BYTES_NAME]))
         value = path if path is not None or _BYTES_NAME in entry else value

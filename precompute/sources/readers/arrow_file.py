@@ -4,7 +4,9 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+import hashlib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _INLINE_BYTES = 12  # a shorter value stands inside its view
 _VIEW = np.dtype([("length", "<i4"), ("prefix", "<i4"), ("buffer", "<i4"), ("offset", "<i4")])
 
-_Place = tuple[int, int]  # offset, length
+Span = tuple[int, int]
+"""Offset of the first byte in the file, and number of bytes."""
 
 
 class ArrowFile:
@@ -81,20 +84,22 @@ class ArrowFile:
             number += 1
         return num_rows
 
-    def places(self, column: Any) -> list[_Place | None]:
-        """Return where in the file the bytes of each value lie, as (offset, length); None for null.
+    def image_spans(self, column: Any) -> list[Span | str | None]:
+        """Return where in the file the bytes of each image lie; None for null, or why a value is no image.
 
         Args:
-            column: array of binary, large_binary or binary_view, out of a batch.
+            column: array out of a batch, of a type in which _leaf of fields/image_column.py finds bytes.
 
         Raises:
-            SourceError: they do not stand there as they are: the file is compressed.
+            SourceError: they do not lie there as they are: the file is compressed.
         """
-        if str(column.type) == "binary_view":
-            found = _view_spans(column)
-        else:
-            found = _spans(column, np.dtype("<i8" if str(column.type) == "large_binary" else "<i4"))
-        return [self._checked(*span) if span is not None else None for span in found]
+        return [
+            self._checked(*span) if isinstance(span, tuple) else span for span in _spans(column)
+        ]
+
+    def sha256(self, span: Span) -> str:
+        """Return the SHA-256 of a part of the file, in hexadecimal digits."""
+        return hashlib.sha256(self._buffer.slice(*span)).hexdigest()
 
     def _batch(self, number: int) -> Any:
         import pyarrow as pa
@@ -123,7 +128,7 @@ class ArrowFile:
     def _damaged(self, error: BaseException) -> SourceError:
         return SourceError(f"{self._path} is damaged ({first_line(error)}); copy it again")
 
-    def _checked(self, address: int, length: int) -> _Place:
+    def _checked(self, address: int, length: int) -> Span:
         offset = address - self._buffer.address
         if length and not 0 <= offset <= self._buffer.size - length:  # Arrow has checked length
             raise SourceError(
@@ -133,45 +138,92 @@ class ArrowFile:
         return (offset if length else 0), length
 
 
-def follow(batch: Any, way: tuple[str, ...]) -> Any:
-    """Return the array that names lead to: null where a struct on the way is."""
-    column = batch.column(batch.schema.get_field_index(way[0]))
-    for name in way[1:]:
+def follow(batch: Any, names: tuple[str, ...]) -> Any:
+    """Return the array that names lead to, as far as there are structs: null where one of them is."""
+    import pyarrow as pa
+
+    column = batch.column(batch.schema.get_field_index(names[0]))
+    for name in names[1:]:
+        if not pa.types.is_struct(column.type):  # a list, whose items image_spans looks into
+            break
         column = column.flatten()[column.type.get_field_index(name)]
     return column
 
 
-def _spans(column: Any, of_offset: np.dtype[Any]) -> list[tuple[int, int] | None]:
-    """Return (address, length) of each value; None for null."""
-    _, offsets, data = column.buffers()
+def _spans(column: Any) -> list[Span | str | None]:
+    """Return (address, length) of the one image in each value; None for null, or why there is none."""
+    import pyarrow as pa
+
+    kind = column.type
     if not len(column):
         return []
-    at = column.offset
-    ends = np.frombuffer(offsets, of_offset, at + len(column) + 1)[at:]
-    base = data.address if data is not None else 0
-    return [
-        (base + start, end - start) if is_valid else None
-        for start, end, is_valid in zip(
-            ends[:-1].tolist(), ends[1:].tolist(), column.is_valid().to_pylist(), strict=True
-        )
-    ]
+    if pa.types.is_struct(kind):
+        return _spans(column.flatten()[kind.get_field_index("bytes")])
+    if pa.types.is_dictionary(kind):
+        values = _spans(column.dictionary)
+        return [None if i is None else values[i] for i in column.indices.to_pylist()]
+    if pa.types.is_fixed_size_binary(kind):
+        first, width = _address(column.buffers()[1]), kind.byte_width
+        rows = range(column.offset, column.offset + len(column))
+        spans = [(first + row * width, width) for row in rows]
+    elif str(kind) == "binary_view":
+        return _view_spans(column)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        if not pa.types.is_uint8(kind.value_type):
+            return _item_spans(column)
+        values = column.values
+        first = _address(values.buffers()[1]) + values.offset
+        spans = [
+            (first + start, end - start) for start, end in pairwise(column.offsets.to_pylist())
+        ]
+    else:
+        spans = _offset_spans(column)
+    is_valid = column.is_valid().to_pylist()
+    return [span if valid else None for span, valid in zip(spans, is_valid, strict=True)]
 
 
-def _view_spans(column: Any) -> list[tuple[int, int] | None]:
-    _, views, *data = column.buffers()
-    if not len(column):
-        return []
-    at = column.offset
-    table = np.frombuffer(views, _VIEW, at + len(column))[at:]
-    found: list[tuple[int, int] | None] = []
-    for i, (view, is_valid) in enumerate(
-        zip(table.tolist(), column.is_valid().to_pylist(), strict=True)
+def _item_spans(column: Any) -> list[Span | str | None]:
+    """Return the span of the only item of each list."""
+    offsets = column.offsets.to_pylist()
+    items = _spans(column.values.slice(offsets[0], offsets[-1] - offsets[0]))
+    found: list[Span | str | None] = []
+    for (start, end), is_valid in zip(
+        pairwise(offsets), column.is_valid().to_pylist(), strict=True
     ):
+        if not is_valid or end == start:
+            found.append(None)
+        elif end - start == 1:
+            found.append(items[start - offsets[0]])
+        else:
+            found.append(
+                f"the row holds {end - start:,} images, expected one; write a row for each"
+            )
+    return found
+
+
+def _offset_spans(column: Any) -> list[Span]:
+    _, offsets, data = column.buffers()
+    kind = np.dtype("<i8" if str(column.type) == "large_binary" else "<i4")
+    ends = np.frombuffer(offsets, kind, column.offset + len(column) + 1)[column.offset :].tolist()
+    first = _address(data)
+    return [(first + start, end - start) for start, end in pairwise(ends)]
+
+
+def _view_spans(column: Any) -> list[Span | str | None]:
+    _, views, *data = column.buffers()
+    start = column.offset
+    table = np.frombuffer(views, _VIEW, start + len(column))[start:].tolist()
+    found: list[Span | str | None] = []
+    for i, (view, is_valid) in enumerate(zip(table, column.is_valid().to_pylist(), strict=True)):
         length, _, buffer, offset = view
-        if not is_valid:
+        if not is_valid:  # what stands in its view has no meaning
             found.append(None)
         elif length <= _INLINE_BYTES:
-            found.append((views.address + (at + i) * _VIEW.itemsize + 4, length))
+            found.append((views.address + (start + i) * _VIEW.itemsize + 4, length))
         else:
             found.append((data[buffer].address + offset, length))
     return found
+
+
+def _address(buffer: Any) -> int:
+    return 0 if buffer is None else buffer.address  # None: it would be empty

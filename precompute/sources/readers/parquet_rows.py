@@ -4,13 +4,16 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+import contextlib
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ....errors import CacheError, SourceError
 from ....formatting import first_line
-from ....images.parquet_cells import ReadError, leaf_batches, open_streamed
+from ....images.parquet_cells import ReadError, bytes_of, has_no_bytes, leaf_batches, open_streamed
 from ....store.io.location import Location
+from ..fields.image_column import holds_paths
 
 _BATCH_ROWS = 1024
 
@@ -30,12 +33,8 @@ def refuse_packed_images(table: Location, column: str) -> None:
     Raises:
         SourceError: names the type that the column has.
     """
-    import pyarrow as pa
-
     found = open_parquet(table).schema_arrow.field(column).type
-    value = found.value_type if pa.types.is_dictionary(found) else found
-    # Compared by name: string_view is too new for the oldest pyarrow we allow.
-    if str(value) not in ("string", "large_string", "string_view"):
+    if not holds_paths(found):
         raise SourceError(
             f"{table}: column {column!r} holds {str(found)[:80]}, expected text: paths of images"
         )
@@ -139,8 +138,65 @@ def null_rows(file: Any, row_group: int, image: Sequence[str], null_count: int |
     first = 0
     try:
         for column in leaf_batches(file, ".".join(image), row_group, batch_rows=64):
-            found.update(first + i for i, is_null in enumerate(column.is_null()) if is_null.as_py())
+            is_null = has_no_bytes(column).to_pylist()
+            found.update(first + i for i, each in enumerate(is_null) if each)
             first += len(column)
+    except (OSError, ReadError, pa.ArrowException) as error:
+        raise ValueError(first_line(error)) from error
+    return found
+
+
+def group_has_repeats(file: Any, row_group: int, column: str) -> bool:
+    """Return whether a value stands twice in a row group of a column; False where it cannot be read.
+
+    Args:
+        file: open.
+        row_group: number of the row group.
+        column: name of the column, or the way to a field of it with dots.
+    """
+    import pyarrow as pa
+
+    try:
+        values = file.read_row_group(row_group, columns=[column]).column(0).combine_chunks()
+        while pa.types.is_struct(values.type):  # of which only one field was read
+            values = values.flatten()[0]
+    except (OSError, LookupError, pa.ArrowException):
+        return False
+    return has_repeats(values)
+
+
+def has_repeats(values: Any) -> bool:
+    """Return whether a value stands twice in an Arrow array; False where values have no order."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    compute: Any = pc  # has no types
+    try:
+        num_distinct = compute.count_distinct(values, mode="only_valid").as_py()
+    except pa.ArrowException:
+        return False
+    return num_distinct < len(values) - values.null_count
+
+
+def image_sums(file: Any, member: str, row_group: int) -> dict[int, str]:
+    """Return the SHA-256, in hexadecimal digits, of the bytes of the rows of a row group that have some.
+
+    Raises:
+        ValueError: the row group is damaged; the message is a reason.
+    """
+    import pyarrow as pa
+
+    found: dict[int, str] = {}
+    index = 0
+    try:
+        for column in leaf_batches(file, member, row_group, batch_rows=64):
+            for value in column:
+                with contextlib.suppress(
+                    ReadError
+                ):  # several images; reading the image will say so
+                    if data := bytes_of(value):
+                        found[index] = hashlib.sha256(data).hexdigest()
+                index += 1
     except (OSError, ReadError, pa.ArrowException) as error:
         raise ValueError(first_line(error)) from error
     return found
