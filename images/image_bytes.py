@@ -21,6 +21,7 @@ from ..formatting import first_line
 from ..store.io.location import Location
 from ..store.io.range_file import open_ranges
 from ..store.io.requests import read_bytes, status_of
+from .base64_text import decode_base64, is_base64_image
 from .parquet_cells import ReadError, bytes_of, leaf_batches, open_streamed
 from .tar_header import BLOCK, REGULAR_KINDS, parse_header
 
@@ -77,6 +78,11 @@ def read_image_bytes(location: ImageLocation) -> bytes:
         raise ReadError(f"cannot be read: {error.strerror or error}") from None
     if not data:
         raise ReadError("empty: 0 bytes")
+    if location.offset is not None and location.member is None and is_base64_image(data):
+        try:
+            return decode_base64(data)
+        except ValueError as error:
+            raise ReadError(str(error)) from None
     return data
 
 

@@ -28,7 +28,7 @@ from .prompts import Prompt
 from .scan import SCAN_ROWS, SCANNED, Scanner
 from .spill import Buckets, Scratch, SpillBuffer
 from .text_rows import CAPTION, join_rows, resolve_texts
-from .unused import UnusedCounts
+from .unused import CorpusNotes
 
 _NOT_OF_A_SAMPLE = {"texts", "langs", "reason", "count", "remedy"}
 _SAMPLE = {
@@ -78,7 +78,7 @@ class Freezer:
         self._captions: SpillBuffer = scratch.new_buffer()
         self._prompts: list[Prompt] = []
         self._names: set[str] = set()
-        self._notes = UnusedCounts()
+        self._notes = CorpusNotes()
         self._existing_problems = self._existing.problems()
 
     def scan(self, sources: Sequence[tuple[str, Source]], scanner: Scanner) -> None:
@@ -111,6 +111,7 @@ class Freezer:
             return
         self._samples, self._captions = merged.samples, merged.captions
         self._num_caps = merged.captions.num_rows
+        self._notes.recount(names, self._samples, self._captions, self._scratch)
         self.findings.num_merged_rows = merged.num_rows
         self.findings.num_merged_images = merged.num_images
         self._write_problems(merged.problems)

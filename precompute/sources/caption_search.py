@@ -17,7 +17,7 @@ def captions_looked_for(source: Source) -> str:
         where = "beside each or in a folder captions/; metadata.csv, .jsonl, .parquet"
         return f"{endings} {where}; --caption-ending takes other endings"
     if source.kind == "img2dataset":
-        return ".json and .txt beside each"
+        return f"{endings} beside each; --caption-ending takes other endings"
     if source.kind == "webdataset":
         return f"members {endings} of each; --caption-ending takes other endings"
     if "captions" in source.settings:

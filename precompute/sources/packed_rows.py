@@ -69,7 +69,7 @@ class PackedFile:
             path=file or self.name,
             captions=fields.captions,
             label=fields.label,
-            image_id=_image_id(own_name, image_sha256) if file is None else None,
+            image_id=image_id(own_name, image_sha256) if file is None else None,
             source_sha256=source_sha256,
             num_bytes=num_bytes,
             mtime_ns=mtime_ns,
@@ -80,7 +80,7 @@ class PackedFile:
             yield Problem(place=place, reason=reason, key=fields.key or key)
 
 
-def _image_id(name: str | None, image_sha256: str | None) -> str | None:
+def image_id(name: str | None, image_sha256: str | None) -> str | None:
     """Return what rows of one image share: its name, the path beside it or the key, and its bytes.
 
     Rows that share their bytes alone may be copies that the corpus tells apart.

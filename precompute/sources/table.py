@@ -1,11 +1,13 @@
 """A table of images and captions: .jsonl, .json, .csv, .tsv or .parquet, a row for each image or caption."""
 
+import contextlib
 import errno
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import ClassVar
 
 from ...errors import SourceError
@@ -16,17 +18,19 @@ from .base import CorpusPart, Source
 from .fields.captions import clean_text
 from .fields.columns import check_columns, find_columns
 from .fields.image_column import text_columns
-from .fields.image_values import named_file
+from .fields.image_values import Base64Image, read_image_value
 from .fields.row_fields import RowFields, read_fields
 from .fields.unread_columns import UnreadColumns, may_hold_captions, unread_columns
 from .listing import SizeAndTime, is_remote, path_below, printable, size_and_time
+from .packed_rows import image_id
 from .readers.parquet_rows import open_parquet, refuse_packed_images
 from .readers.table_rows import BadRow, Row, column_names, read_rows
+from .readers.text_spans import TextSpans
 from .samples import Problem, Sample
 from .text import is_missing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
     """What a row says."""
 
@@ -34,7 +38,14 @@ class _Entry:
     path: str
     """Of the image, relative to the table's folder."""
 
+    key: str
+    """Of a row that has none."""
+
     fields: RowFields
+    span: tuple[int, int] | None = None
+    """Offset and length of the image's base64 text in the table; None for an image that is a file."""
+
+    image_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +88,7 @@ class TableSource(Source):
             may_hold_captions(self._texts_among(names), found, self.choice.columns)
         )
         rows = read_rows(self.location, self.choice.columns, [*found.names(), *unread.names])
-        entries = (self._entry(row, unread) for row in rows)
+        entries = _Entries(self, unread).read(rows)
         for entry, (num_bytes, mtime_ns) in self._with_facts(entries):
             num_rows += 1
             if isinstance(entry, Problem):
@@ -100,49 +111,86 @@ class TableSource(Source):
     ) -> Iterator[tuple[_Entry | Problem, SizeAndTime]]:
         """Yield size and time of each row's image; objects are asked for theirs many at a time."""
         prefix = f"{self.root}/"
+        of_table = cache(partial(size_and_time, str(self.location)))
 
         def facts(entry: _Entry | Problem) -> SizeAndTime:
-            return (
-                (None, None) if isinstance(entry, Problem) else size_and_time(prefix + entry.path)
-            )
+            if isinstance(entry, Problem):
+                return None, None
+            return of_table() if entry.span else size_and_time(prefix + entry.path)
 
         if is_remote(prefix):
             return map_parallel(facts, entries)
         return ((entry, facts(entry)) for entry in entries)
 
-    def _entry(self, row: Row | BadRow, unread: UnreadColumns) -> _Entry | Problem:
-        place = f"{self.location} {row.where}"
-        if isinstance(row, BadRow):
-            return Problem(place=place, reason=row.reason)
-        values = row.values
-        unread.add(values)
-        found = find_columns(tuple(values), self.choice.columns)
-        try:
-            path = self._path(values, found.image)
-            fields = read_fields(values, found)
-        except ValueError as error:
-            return Problem(place=place, reason=str(error))
-        return _Entry(place, path, fields)
 
-    def _path(self, values: dict[str, object], column: str | None) -> str:
-        value = named_file(values[column] if column is not None else None)
-        if is_missing(value):
+class _Entries:
+    """Makes entries of the rows of one table."""
+
+    def __init__(self, source: TableSource, unread: UnreadColumns) -> None:
+        self._source, self._unread = source, unread
+        self._spans = TextSpans(str(source.location))
+        self._num_rows = 0
+
+    def read(self, rows: Iterable[Row | BadRow]) -> Iterator[_Entry | Problem]:
+        """Yield an entry for each row, or the problem that it is."""
+        with contextlib.closing(self._spans):
+            for row in rows:
+                try:
+                    yield self._entry(row)
+                except ValueError as error:
+                    yield Problem(place=f"{self._source.location} {row.where}", reason=str(error))
+                self._num_rows += 1
+
+    def _entry(self, row: Row | BadRow) -> _Entry:
+        if isinstance(row, BadRow):
+            raise ValueError(row.reason)
+        self._unread.add(row.values)
+        found = find_columns(tuple(row.values), self._source.choice.columns)
+        image = read_image_value(row.values[found.image] if found.image is not None else None)
+        if isinstance(image, Base64Image):
+            return self._base64_entry(row, image, read_fields(row.values, found))
+        if is_missing(image):
             raise ValueError("no image is named")
-        clean_text(value, "the image path")  # for its checks; a file name may end in a space
-        assert isinstance(value, str)
-        return path_below(self.root, value)
+        clean_text(image, "the image path")  # for its checks; a file name may end in a space
+        assert isinstance(image, str)
+        path = path_below(self._source.root, image)
+        fields = read_fields(row.values, found)
+        place, key = f"{self._source.location} {row.where}", posixpath.splitext(path)[0]
+        return _Entry(place=place, path=path, key=key, fields=fields)
+
+    def _base64_entry(self, row: Row, image: Base64Image, fields: RowFields) -> _Entry:
+        table = self._source.location
+        if table.suffix.lower() == ".parquet":
+            raise ValueError(
+                f"the image stands in the table as base64 text of {len(image.text):,} characters; write it "
+                "as bytes, in a column of type binary"
+            )
+        return _Entry(
+            place=f"{table} {row.where}",
+            path=table.name,
+            key=f"{table.stem}/{self._num_rows}",
+            fields=fields,
+            span=self._spans.find(image.text),
+            image_id=image_id(
+                image.name or fields.key, hashlib.sha256(image.text.encode()).hexdigest()
+            ),
+        )
 
 
 def _sample(
     entry: _Entry, num_bytes: int | None, mtime_ns: int | None
 ) -> Iterator[Sample | Problem]:
     fields = entry.fields
-    key = fields.key or posixpath.splitext(entry.path)[0]
+    key = fields.key or entry.key
+    offset, length = entry.span or (None, None)
     yield Sample(
         key=key,
         path=entry.path,
         captions=fields.captions,
         label=fields.label,
+        offset=offset,
+        length=length,
+        image_id=entry.image_id,
         num_bytes=num_bytes,
         mtime_ns=mtime_ns,
         place=entry.place,

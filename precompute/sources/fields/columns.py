@@ -16,6 +16,7 @@ from .caption_columns import CaptionColumn, caption_columns, squash, told_column
 IMAGE_NAMES = (
     *("image", "image_path", "path", "file", "filename", "filepath", "img", "img_path"),
     *("image_file", "image_filename", "image_name", "img_file", "img_name"),
+    *("image_base64", "img_base64", "image_b64", "base64", "b64"),
 )
 KEY_NAMES = ("key", "id", "image_id", "uid")
 LANG_NAMES = ("lang", "language", "langs", "languages")

@@ -1,27 +1,34 @@
-"""What stands in a table's column of images: a path, an object or a list around one, or a picture itself."""
+"""What stands in a table's column of images: a path, an object or a list around one, or base64 text."""
 
-import re
+from dataclasses import dataclass
 from typing import cast
 
+from ....images.base64_text import is_base64_image
 from ..text import is_missing
 
 PATH_NAMES = ("path", "file_name", "filename", "file")
 """Names that the path of an image has inside an object."""
 
 _BYTES_NAME = "bytes"
-
-# How pictures begin in base64: JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and HEIC.
-_BASE64 = re.compile(
-    r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkqA|TU0AK|AAAA)[A-Za-z0-9+/=_\s-]{60,}"
-)
-_LOOKED_AT = 512
+_HEAD_CHARACTERS = 512
 
 
-def named_file(value: object) -> object:
-    """Return the path that a value of an image column is or holds; null where it names no image.
+@dataclass(frozen=True, slots=True)
+class Base64Image:
+    """An image that stands in the table itself."""
+
+    text: str
+    """In base64, without what a ``data:`` URL has before it."""
+
+    name: str | None = None
+    """Path that the row gives beside it."""
+
+
+def read_image_value(value: object) -> object:
+    """Return the path that a value is or holds, or a Base64Image; null where it names no image.
 
     Raises:
-        ValueError: it names several images, or is one itself; the message is a reason.
+        ValueError: it names several images, or its bytes are no base64; the message is a reason.
     """
     if isinstance(value, list):
         items = cast(list[object], value)
@@ -33,19 +40,21 @@ def named_file(value: object) -> object:
     if isinstance(value, dict):
         entry = cast(dict[str, object], value)
         path = next((entry[name] for name in PATH_NAMES if entry.get(name)), None)
-        if is_missing(path) and not is_missing(entry.get(_BYTES_NAME)):
-            raise ValueError(_inside("bytes", entry[_BYTES_NAME]))
-        value = path if path is not None or _BYTES_NAME in entry else value
-    if isinstance(value, str) and (
-        value.startswith("data:image/") or _BASE64.fullmatch(value[:_LOOKED_AT])
-    ):
-        raise ValueError(_inside("base64", value))
+        data = entry.get(_BYTES_NAME)
+        if isinstance(data, str) and (text := _base64_text(data)) is not None:
+            return Base64Image(text, path if isinstance(path, str) else None)
+        if is_missing(path) and not is_missing(data):
+            raise ValueError("the image stands in the table as bytes that are no base64 text")
+        return path if path is not None or _BYTES_NAME in entry else value
+    if isinstance(value, str) and (text := _base64_text(value)) is not None:
+        return Base64Image(text)
     return value
 
 
-def _inside(kind: str, value: object) -> str:
-    size = f" of {len(value):,} characters" if isinstance(value, str) else ""
-    return (
-        f"the image stands in the table as {kind}{size}, expected a path; write the pictures as files, or "
-        "the table as Parquet with a binary column"
-    )
+def _base64_text(text: str) -> str | None:
+    """Return the base64 text of an image; None for any other text."""
+    if text.startswith("data:image/"):
+        head, _, text = text.partition(",")
+        return text if head.endswith(";base64") else None
+    head = text[:_HEAD_CHARACTERS]
+    return text if head.isascii() and is_base64_image(head.encode()) else None
