@@ -128,11 +128,13 @@ def choose_eval_set(
         in_train = int(np.isin(captions, of_train).sum())
     labels_N = _labels(cache, images.rows_N)
     prompts = _prompts(cache, images)
-    classes = {label: i for i, label in enumerate(prompts["label"].unique().sort())}
+    classes = _classes(prompts)
     label_N = np.array([classes.get(label, -1) for label in labels_N], np.int64)
     has_prompts = not prompts.is_empty()
     if (label_N < 0).all():
         prompts = prompts.clear()  # so that no text is embedded in vain
+    class_of_prompt = pl.Series("label", [classes[x] for x in prompts["label"]], pl.Int64)
+    prompts = prompts.with_columns(class_of_prompt).unique(maintain_order=True)
     prompt_rows = prompts["text_row"].to_numpy()
     text_rows_M = np.union1d(captions, prompt_rows)
     return EvalSet(
@@ -147,7 +149,7 @@ def choose_eval_set(
         lang_P=images.caption_lang,
         langs=images.langs,
         label_N=label_N,
-        class_Q=np.array([classes[label] for label in prompts["label"]], np.int64),
+        class_Q=prompts["label"].to_numpy().astype(np.int64),
         prompt_Q=np.searchsorted(text_rows_M, prompt_rows).astype(np.int64),
         lang_Q=tuple(prompts["lang"].to_list()),
         num_texts_in_train=in_train,
@@ -161,6 +163,17 @@ def _labels(cache: Cache, rows_N: NDArray[np.int64]) -> list[str | None]:
     """Return the label of each image."""
     samples = cache.samples().filter(pl.col("row").is_in(rows_N.tolist()))
     return samples.sort("row").select("label").collect()["label"].to_list()
+
+
+def _classes(prompts: pl.DataFrame) -> dict[str, int]:
+    """Return the class of each label. Labels with the same texts, such as Dog and dog, are one class: they
+    would tie in every image."""
+    texts = prompts.group_by("label").agg(pl.col("text_row").unique().sort()).sort("label")
+    classes: dict[tuple[int, ...], int] = {}
+    return {
+        label: classes.setdefault(tuple(text_rows), len(classes))
+        for label, text_rows in texts.iter_rows()
+    }
 
 
 def _prompts(cache: Cache, corpus: Corpus) -> pl.DataFrame:
