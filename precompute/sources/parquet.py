@@ -5,8 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ...errors import SourceError
 from ...store.format.layout import CACHE_RECORD, CATALOG
@@ -15,14 +14,10 @@ from ...store.io.requests import is_folder
 from .base import CorpusPart, Source, hash_parts
 from .fields.caption_endings import CaptionChoice
 from .fields.columns import TableColumns
-from .fields.image_column import PackedColumns, holds_images, packed_columns
-from .fields.unread_columns import unread_columns
+from .fields.image_column import holds_images, packed_columns
 from .globs import expand, is_pattern, root_of
 from .image_files import IMAGE_ENDINGS, is_system_folder
 from .img2dataset_records import (
-    HASH_COLUMN,
-    STATUS_COLUMNS,
-    Downloads,
     RecordedFolder,
     ShardRecords,
 )
@@ -34,12 +29,9 @@ from .listing import (
     sizes_and_times,
     walk_folder,
 )
-from .packed_rows import PackedFile
-from .readers.parquet_footers import NullCounts
+from .parquet_file import ParquetFile
 from .readers.parquet_rows import (
-    image_sums,
     open_parquet,
-    row_group_rows,
 )
 from .samples import Problem, Sample
 
@@ -119,59 +111,7 @@ class ParquetSource(Source):
         with opened:
             if is_only and not opened.metadata.num_rows:
                 raise SourceError(f"{file} has no rows")
-            yield from _FileScan(opened, file, name, columns).run()
-
-
-class _FileScan:
-    """One file on its way to samples."""
-
-    def __init__(self, opened: Any, file: Location, name: str, columns: PackedColumns) -> None:
-        self._opened, self._file, self._columns = opened, file, columns
-        self._metadata: Any = opened.metadata
-        root = as_location(str(file).removesuffix(name).rstrip("/") or "/")
-        self._packed = PackedFile(root, name, columns)
-        self._stem = name.removesuffix(PurePosixPath(name).suffix)
-        self._downloads = Downloads()
-        self._null_counts: NullCounts | None = None
-
-    def run(self) -> Iterator[Sample | Problem]:
-        columns = self._columns
-        names = [name for name in columns.fields.names() if name != columns.image[0]]
-        if columns.is_img2dataset:
-            present = self._opened.schema_arrow.names
-            names += [n for n in (*STATUS_COLUMNS, HASH_COLUMN) if n in present and n not in names]
-        has_repeats = not columns.is_img2dataset and self._has_repeats()
-        first = 0
-        for group in range(self._metadata.num_row_groups):
-            count = self._metadata.row_group(group).num_rows
-            index = 0
-            try:
-                without_bytes = self._without_bytes(group)
-                paths = self._paths(group) if without_bytes or has_repeats else {}
-                sums = image_sums(self._opened, columns.member, group) if has_repeats else {}
-                for index, values in enumerate(row_group_rows(self._opened, group, names)):
-                    if columns.is_img2dataset and not self._is_downloaded(values):
-                        continue
-                    address = {"member": columns.member, "row_group": group, "index": index}
-                    yield from self._packed.row(
-                        values,
-                        index=str(first + index),
-                        key=f"{self._stem}/{first + index}",
-                        address=None if index in without_bytes else address,
-                        path=paths.get(index),
-                        image_sha256=sums.get(index),
-                        source_sha256=self._source_sha256(values),
-                    )
-            except ValueError as error:
-                where = f"rows {first + index:,} to {first + count - 1:,} (row group {group})"
-                reason = f"{where} cannot be read ({error}); copy the file again"
-                yield Problem(place=self._packed.place, reason=reason)
-            first += count
-        yield from self._downloads.problems(self._packed.place)
-        if not columns.is_img2dataset:
-            yield from unread_columns(
-                dict.fromkeys(columns.unread, first), self._packed.place, columns.fields
-            )
+            yield from ParquetFile(opened, file, name, columns).scan()
 
 
 def find_parquet(folder: Location, columns: TableColumns) -> ParquetSource | None:
@@ -214,14 +154,6 @@ def find_parquet_files(
         except SourceError:
             continue
     return None
-
-
-def _inner(values: dict[str, object]) -> object:
-    """Return the one value inside nested structs of which one field was read."""
-    found: object = values
-    while isinstance(found, dict):
-        found = next(iter(found.values()), None)  # pyright: ignore[reportUnknownArgumentType]
-    return found  # pyright: ignore[reportUnknownVariableType]
 
 
 def _walk(folder: Location) -> Iterator[Location]:
