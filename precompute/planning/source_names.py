@@ -22,6 +22,17 @@ from .config import PlanConfig
 _SHARDED = {"webdataset", "parquet"}
 """Kinds whose location may name several files of one folder."""
 
+_OPTIONS = {
+    "image": "--image-column",
+    "captions": "--caption-column",
+    "key": "--key-column",
+    "lang": "--lang-column",
+    "label": "--label-column",
+    "encoding": "--encoding",
+    ENDINGS: "--caption-ending",
+}
+"""Options by the name that their value has in the settings of a source."""
+
 _KIND_FILES = "*.parquet and *_stats.json of img2dataset, images beside shards, dataset_info.json"
 
 
@@ -105,16 +116,27 @@ def _rekeyed(source: Source, config: PlanConfig, record: SourceRecord | None) ->
 def _choices(
     config: PlanConfig, record: SourceRecord | None
 ) -> tuple[TableColumns | None, tuple[str, ...] | None]:
-    """Return the columns and caption endings of the settings, else the recorded ones."""
-    named: dict[str, Any] = dict(record.settings) if record else {}
-    for rule in RULES:
-        named.pop(rule, None)
-    recorded = named.pop(ENDINGS, None)
-    asked = None if config.caption_endings is None else parse_endings(config.caption_endings)
-    endings = asked or (None if recorded is None else tuple(recorded))
-    if "captions" in named:
-        named["captions"] = tuple(named["captions"])
-    return config.columns or (TableColumns(**named) if named else None), endings
+    """Return the columns and caption endings of a source: those recorded for it and those asked for now.
+
+    Raises:
+        SettingError: what is asked for differs from what is recorded.
+    """
+    settings = record.settings.items() if record else ()
+    chosen: dict[str, Any] = {name: value for name, value in settings if name not in RULES}
+    asked = config.columns.to_settings() if config.columns else {}
+    if config.caption_endings is not None:
+        asked[ENDINGS] = list(parse_endings(config.caption_endings))
+    for name, value in asked.items():
+        recorded = chosen.setdefault(name, value)
+        if recorded != value and record is not None:
+            raise SettingError(
+                f"{_OPTIONS[name]} is {recorded!r} for {record.location} in the cache and {value!r} was "
+                "asked for; it is fixed for a source: leave the option out, or build a new cache"
+            )
+    endings = chosen.pop(ENDINGS, None)
+    if "captions" in chosen:
+        chosen["captions"] = tuple(chosen["captions"])
+    return TableColumns(**chosen) if chosen else None, endings and tuple(endings)
 
 
 def _refuse_unused_endings(config: PlanConfig, named: Sequence[tuple[str, Source]]) -> None:

@@ -14,6 +14,7 @@ from .fields.unused_texts import HEAD_BYTES, UnreadTexts
 from .image_files import IMAGE_ENDINGS, is_system_folder
 from .imagefolder import TABLE_NAMES
 from .listing import (
+    TWO_SLASHES,
     FolderEntry,
     ObjectEntry,
     SizeAndTime,
@@ -28,8 +29,6 @@ from .readers.tar_names import is_tar
 from .samples import Problem, Unused
 
 UNREAD_TAR = "an archive in a folder of images is not read; name it as a source of its own"
-
-_TWO_SLASHES = "objects whose keys have two slashes here cannot be listed; copy them to other keys"
 
 _SYSTEM_FOLDERS = "folders of storage systems (thumbnails, waste baskets), passed by"
 _NAME_FOLDER = "name such a folder as a source of its own to take its images"
@@ -115,7 +114,7 @@ def list_folder(path: str, choice: CaptionChoice) -> FolderListing:
     with scan_folder(path, with_nameless=True) as entries:
         for entry in entries:
             if entry.name == NAMELESS:
-                listing.problems.append(Problem(place=printable(f"{path}//"), reason=_TWO_SLASHES))
+                listing.problems.append(Problem(place=printable(f"{path}//"), reason=TWO_SLASHES))
             elif is_system_folder(entry.name) and _kind_of(entry) == "folder":
                 _count_unused(listing, entry.path, _SYSTEM_FOLDERS, _NAME_FOLDER)
             elif not entry.name.startswith("."):

@@ -13,6 +13,7 @@ from typing import ClassVar
 from ...errors import SourceError
 from ...store.format.layout import CACHE_RECORD, CATALOG
 from ...store.io.location import Location
+from ...store.io.requests import NAMELESS
 from .base import CorpusPart, Source
 from .fields.caption_endings import CaptionChoice
 from .fields.caption_files import read_bytes
@@ -21,7 +22,7 @@ from .fields.unused_texts import UnreadTexts
 from .folder_listing import FolderListing, count_unread, list_folder
 from .image_files import IMAGE_ENDINGS
 from .img2dataset_records import RecordedFolder, ShardRecords
-from .listing import is_folder, is_there, printable, scan_folder, size_and_time
+from .listing import TWO_SLASHES, is_folder, is_there, printable, scan_folder, size_and_time
 from .problem_tally import Tally
 from .samples import Problem, Sample
 from .text import is_unicode
@@ -152,7 +153,12 @@ def find_img2dataset_files(folder: Location, choice: CaptionChoice) -> Img2datas
 
 
 def unread_folders(root: Location, names: Sequence[str]) -> Iterator[Problem]:
-    """Yield the problem that sub-folders of a folder of shards are: nothing in them is read."""
+    """Yield a problem for the sub-folders beside shards: nothing in them is read."""
+    if NAMELESS in names:
+        yield Problem(place=printable(f"{root}//"), reason=TWO_SLASHES)
+    names = [name for name in names if name != NAMELESS]
+    if not names:
+        return
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     yield Problem(
         place=printable(str(root)),
@@ -162,10 +168,12 @@ def unread_folders(root: Location, names: Sequence[str]) -> Iterator[Problem]:
 
 
 def holds_cache_or_nothing(folder: str) -> bool:
-    """Say whether a folder beside shards is a cache, even one that is being planned, or is empty.
+    """Return whether a folder beside shards is a cache, even one that is being planned, or is empty.
 
     Nothing in it waits to be read; and to name it would change the corpus by building its cache in it.
     """
+    if folder.endswith(f"/{NAMELESS}"):
+        return False
     if is_there(f"{folder}/{CACHE_RECORD}"):
         return True
     try:
@@ -178,7 +186,7 @@ def holds_cache_or_nothing(folder: str) -> bool:
 def _folders(root: str) -> tuple[list[str], list[str]]:
     """Return the sub-folders that are named like shards, and others that may hold something unread."""
     try:
-        with scan_folder(root) as entries:
+        with scan_folder(root, with_nameless=True) as entries:
             names = sorted(e.name for e in entries if e.name[0] not in "._" and is_folder(e))
     except OSError as error:
         raise SourceError(f"{root} cannot be read ({error.strerror})") from error

@@ -19,11 +19,21 @@ from upath import UPath
 from ...store.io.location import Location, is_url, join, parse_location
 from ...store.io.parallel import map_parallel
 from ...store.io.range_file import ReadAhead
-from ...store.io.requests import ObjectStatus, kind_of, list_folder, read_bytes, status_of
+from ...store.io.requests import (
+    NAMELESS,
+    ObjectStatus,
+    kind_of,
+    list_folder,
+    read_bytes,
+    status_of,
+)
 
 SizeAndTime = tuple[int | None, int | None]
 """Bytes, and modification time in nanoseconds (whole seconds in an object store); None, None where there
 is no file."""
+
+TWO_SLASHES = "objects whose keys have two slashes here cannot be listed; copy them to other keys"
+"""Reason of the problem that such objects are: no client of a store reads what lies there."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _MAX_PART = 255  # of a path, on every file system in use
@@ -190,17 +200,21 @@ def facts_of(entry: FolderEntry) -> SizeAndTime:
 
 
 def walk_folder(path: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """As os.walk, from the top: folders that are taken out of the list are not entered."""
+    """Yield folders, names of sub-folders and names of files, as os.walk does from the top.
+
+    Sub-folders that the caller removes from the list are not entered. In an object store NAMELESS is among
+    the files of a folder where keys hold ``//``.
+    """
     if not is_remote(path):
         yield from os.walk(path)
         return
     try:
-        with scan_folder(path) as entries:
+        with scan_folder(path, with_nameless=True) as entries:
             found = list(entries)
     except OSError:
         return
-    folders = [entry.name for entry in found if entry.is_dir()]
-    yield path, folders, [entry.name for entry in found if entry.is_file()]
+    folders = [entry.name for entry in found if entry.is_dir() and entry.name != NAMELESS]
+    yield path, folders, [entry.name for entry in found if entry.name not in folders]
     for name in folders:
         yield from walk_folder(f"{path.rstrip('/')}/{name}")
 

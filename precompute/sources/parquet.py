@@ -22,6 +22,7 @@ from .img2dataset_records import (
     ShardRecords,
 )
 from .listing import (
+    TWO_SLASHES,
     as_location,
     may_be_read,
     printable,
@@ -57,13 +58,8 @@ class ParquetSource(Source):
     def _own_parts(self) -> Iterator[CorpusPart]:
         """Yield a part for each file."""
         yield from self._file_parts()
-        if is_folder(self.location) and (num_images := _count_images(self.location)):
-            reason = (
-                f"{num_images:,} image files beside the Parquet files are not read; name their folder "
-                "as a source of its own"
-            )
-            place = printable(str(self.location))
-            yield CorpusPart("", lambda: iter([Problem(place=place, reason=reason)]))
+        if is_folder(self.location) and (unread := list(_unread(self.location))):
+            yield CorpusPart("", partial(iter, unread))
 
     def _file_parts(self) -> Iterator[CorpusPart]:
         files, root = self._files(), self.root
@@ -163,8 +159,19 @@ def _walk(folder: Location) -> Iterator[Location]:
             yield as_location(path)
 
 
-def _count_images(folder: Location) -> int:
-    return sum(path.lower().endswith(IMAGE_ENDINGS) for path in _all_names(folder))
+def _unread(folder: Location) -> Iterator[Problem]:
+    """Yield what lies beside the Parquet files and is not read."""
+    num_images = 0
+    for path in _all_names(folder):
+        num_images += path.lower().endswith(IMAGE_ENDINGS)
+        if path.endswith("//"):
+            yield Problem(place=printable(path), reason=TWO_SLASHES)
+    if num_images:
+        reason = (
+            f"{num_images:,} image files beside the Parquet files are not read; name their folder "
+            "as a source of its own"
+        )
+        yield Problem(place=printable(str(folder)), reason=reason)
 
 
 def _all_names(folder: Location) -> Iterator[str]:

@@ -77,7 +77,7 @@ def find_webdataset(
     tars: list[str] = []
     folders: list[str] = []
     try:
-        with scan_folder(str(folder)) as entries:
+        with scan_folder(str(folder), with_nameless=True) as entries:
             for entry in entries:
                 name = entry.name.lower()
                 if name.startswith(".") or is_system_folder(name):

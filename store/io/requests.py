@@ -18,7 +18,7 @@ import fsspec
 from upath import UPath
 
 from ...errors import SettingError, StorageError
-from ...formatting import first_line
+from ...formatting import first_line, short_line
 from .location import Location, without_secrets
 
 _WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 20.0)
@@ -220,7 +220,8 @@ def with_retries(call: Callable[[], _Result], location: Location) -> _Result:
                     "command again when the store responds"
                 ) from None
             if number == _SILENT_RETRIES:
-                _log.warning("%s: no answer (%s), retrying", location, _clean(error))
+                message = f"{location}: no answer, retrying ({_clean(error)})"
+                _log.warning("%s", short_line(message))
         time.sleep(wait_s * random.uniform(0.5, 1.0))
     raise AssertionError
 

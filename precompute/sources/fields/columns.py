@@ -22,7 +22,7 @@ KEY_NAMES = ("key", "id", "image_id", "uid")
 LANG_NAMES = ("lang", "language", "langs", "languages")
 LABEL_NAMES = ("label", "class", "class_name", "category")
 
-_MAX_SHOWN = 30
+_MAX_SHOWN = 160
 _FILE_NAME = re.compile(r".+\.(jpe?g|png|webp|gif|bmp|tiff?|avif|heic)(#[0-9]+)?", re.IGNORECASE)
 
 
@@ -169,9 +169,11 @@ def _image_advice(names: Sequence[str]) -> str:
 
 
 def show_names(names: Sequence[str]) -> str:
-    """Column names for a message: quoted, and cut where there are very many."""
-    shown = ", ".join(
-        repr(name) if len(name) <= 60 else repr(name[:60]) for name in names[:_MAX_SHOWN]
-    )
-    more = len(names) - _MAX_SHOWN
-    return (shown or "none") + (f" and {more} more" if more > 0 else "")
+    """Return column names for a message: quoted, as many as fit into some 160 characters."""
+    shown: list[str] = []
+    for name in names:
+        shown.append(repr(name[:60]))
+        if sum(map(len, shown)) > _MAX_SHOWN:
+            break
+    num_more = len(names) - len(shown)
+    return (", ".join(shown) or "none") + (f" and {num_more} more" if num_more else "")
