@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from siglip2_cache import open_cache
@@ -122,6 +124,69 @@ def test_a_row_put_before_a_recorded_picture_belongs_to_its_sample(tmp_path: Pat
     source = write(tmp_path, row("a.jpg", "zero", id=6), row("a.jpg", "one", id=7))
     with pytest.raises(SettingError, match=r"^1 sample of .*\(captions of 1: '7'\)"):
         plan(tmp_path, source)
+
+
+# -- rows that hold their images
+
+
+def write_packed(folder: Path, kind: str, table: pa.Table) -> Path:
+    """Write a Parquet file, or what datasets would save."""
+    folder.mkdir()
+    if kind == "parquet":
+        pq.write_table(table, folder / "p.parquet", row_group_size=3)
+        return folder / "p.parquet"
+    with pa.ipc.new_stream(str(folder / "data.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    return folder
+
+
+PACKED = pytest.mark.parametrize("kind", ["parquet", "datasets"])
+
+
+@PACKED
+@pytest.mark.parametrize("by", ["key", "path"])
+def test_packed_rows_of_one_name_and_one_image_are_one_sample(
+    tmp_path: Path, kind: str, by: str
+) -> None:
+    names = ["a", "b", "a", "c", "c", "a"]
+    columns: dict[str, Any] = {"caption": [f"{n} {i}" for i, n in enumerate(names)]}
+    if by == "key":
+        columns |= {"image": [n.encode() for n in names], "key": names}
+    else:
+        columns |= {"image": [{"bytes": n.encode(), "path": f"{n}.png"} for n in names]}
+    found = plan(tmp_path, write_packed(tmp_path / "d", kind, pa.table(columns)))
+    captions = [["a 0", "a 2", "a 5"], ["b 1"], ["c 3", "c 4"]]
+    assert list(samples(tmp_path).values()) == captions
+    assert (found.num_samples, found.num_folded_rows) == (3, 3)
+    if by == "key":
+        assert list(samples(tmp_path)) == ["a", "b", "c"]
+
+
+@PACKED
+def test_packed_rows_of_one_path_and_other_bytes_are_samples_of_their_own(
+    tmp_path: Path, kind: str
+) -> None:
+    images = [{"bytes": data, "path": "image.jpg"} for data in (b"1", b"2", b"1")]
+    table = pa.table({"image": images, "caption": ["x", "y", "z"]})
+    plan(tmp_path, write_packed(tmp_path / "d", kind, table))
+    assert list(samples(tmp_path).values()) == [["x", "z"], ["y"]]
+
+
+@PACKED
+def test_packed_rows_of_one_key_and_other_bytes_are_refused(tmp_path: Path, kind: str) -> None:
+    table = pa.table({"image": [b"1", b"2"], "key": ["a", "a"]})
+    with pytest.raises(DuplicateKeyError, match=r"^key 'a' is given twice"):
+        plan(tmp_path, write_packed(tmp_path / "d", kind, table))
+
+
+def test_images_without_a_caption_are_counted_once_their_rows_are_one_sample(
+    tmp_path: Path,
+) -> None:
+    rows = [row("a.jpg", ""), row("a.jpg", "x"), row("b.jpg", ""), row("b.jpg", "")]
+    [note] = plan(tmp_path, write(tmp_path, *rows)).notes
+    assert (note.what, note.count) == ("images without a caption, where others have one", 1)
+    assert note.first.endswith("t.jsonl line 3")
 
 
 # -- keys

@@ -558,6 +558,33 @@ def test_columns_named_once_need_not_be_named_again(tmp_path: Path) -> None:
     assert list(texts(tmp_path / "cache").values()) == ["a dog", "a b"]
 
 
+def test_other_columns_than_those_recorded_are_refused_and_further_ones_are_added(
+    tmp_path: Path,
+) -> None:
+    cache = tmp_path / "cache"
+    rows: list[Line] = [{"image": "a.png", "mine": "a dog", "other": "x", "kind": "dog"}]
+    source = write_table_corpus(tmp_path / "corpus", rows)
+    plan(cache, source, columns=TableColumns(captions=("mine",), key="image"))
+    with pytest.raises(
+        SettingError,
+        match=r"--caption-column is \['mine'\] for .* in the cache and \['other'\] was asked for; .*"
+        r"leave the option out, or build a new cache$",
+    ):
+        plan(cache, source, columns=TableColumns(captions=("other",)))
+    plan(cache, source, columns=TableColumns(encoding="utf-8"))
+    [record] = open_cache(cache).manifest.sources
+    assert record.settings == {"captions": ["mine"], "key": "image", "encoding": "utf-8"}
+
+
+def test_other_caption_endings_than_those_recorded_are_refused(tmp_path: Path) -> None:
+    folder = write_folder_corpus(tmp_path / "corpus", 2, captions=1)
+    plan(tmp_path / "cache", folder, caption_endings=("txt",))
+    with pytest.raises(
+        SettingError, match=r"--caption-ending is \['txt'\] for .*\['cap'\] was asked"
+    ):
+        plan(tmp_path / "cache", folder, caption_endings=("cap",))
+
+
 def test_removed_samples_keep_their_rows_and_are_reported_and_may_come_back(
     tmp_path: Path,
 ) -> None:

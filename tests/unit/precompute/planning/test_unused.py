@@ -1,7 +1,7 @@
 """What a corpus holds that a plan did not use: counted over all pieces, said, and kept in the cache."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +95,27 @@ def test_a_later_plan_says_anew_what_it_finds(
     assert open_cache(tmp_path / "c").manifest.latest.notes == ()
 
 
-def test_a_source_with_a_few_captions_is_not_said_to_have_none(
+def test_images_that_lack_what_others_have_are_counted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert plan_shelf(monkeypatch, tmp_path / "c", (sample("a"), sample("b", "cat"))).notes == []
+    items = (
+        replace(sample("a", "dog"), label="dog"),
+        sample("b"),
+        replace(sample("c"), label="cat"),
+        sample("d", "fish"),
+    )
+    found = plan_shelf(monkeypatch, tmp_path / "c", items[:3], items[3:])
+    assert [note.line() for note in found.notes] == [
+        "images without a caption, where others have one: 2, first b; they are embedded without a text",
+        "images without a label, where others have one: 2, first b; zero-shot evaluation leaves them out",
+    ]
+
+
+def test_a_source_without_any_label_has_no_note_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = plan_shelf(monkeypatch, tmp_path / "c", (sample("a", "dog"), sample("b", "cat")))
+    assert found.notes == []
 
 
 def test_kinds_without_end_do_not_fill_the_record(

@@ -19,7 +19,7 @@ from siglip2_cache.precompute.sources.fields.columns import TableColumns
 from siglip2_cache.precompute.sources.folder import FolderSource
 from siglip2_cache.precompute.sources.img2dataset import Img2datasetFiles
 from siglip2_cache.precompute.sources.open import open_source
-from siglip2_cache.precompute.sources.samples import Problem, Sample
+from siglip2_cache.precompute.sources.samples import Problem, Sample, Unused
 from siglip2_cache.precompute.sources.webdataset import WebDatasetSource
 from siglip2_cache.store.io.local import LocalStorage
 
@@ -227,6 +227,17 @@ def test_a_shard_folder_that_may_not_be_read_is_a_problem() -> None:
             ]
 
 
+def test_caption_endings_are_chosen_as_in_any_folder(files: Path) -> None:
+    (files / "00000/000000.blip.txt").write_text("a blip caption")
+    source = open_source(files, caption_endings=("blip.txt",))
+    samples = [item for item in source.scan() if isinstance(item, Sample)]
+    assert [c.text for c in samples[0].captions] == ["a blip caption"]
+    assert [sample.captions for sample in samples[1:]] == [()] * 4
+    assert source.settings == {"caption_endings": ["blip.txt"]}
+    [note] = [item for item in source.scan() if isinstance(item, Unused)]
+    assert note.reason == "files ending in .txt that hold text, beside images"
+
+
 def test_what_is_wrong_with_files_is_named(files: Path) -> None:
     (files / "00000/000000.jpg").unlink()
     (files / "00000/000001.json").write_text("{")
@@ -234,15 +245,18 @@ def test_what_is_wrong_with_files_is_named(files: Path) -> None:
     (files / "more").mkdir()
     (files / "more/x").touch()
     (files / "_tmp").mkdir()
-    assert [(place, reason.split(" (")[0]) for place, reason in problems_of(files)] == [
+    found = [(place, reason.split(" (")[0]) for place, reason in problems_of(files)]
+    assert found == [
         (
             str(files),
             "its sub-folders more are not read, for shards lie beside them; name what is in them "
             "as a source of its own",
         ),
-        ("00000/000000.json", "there is no image to it"),
         ("00000/000001.json", "malformed JSON"),
+        ("00000/000000.json", "there is no image to it"),
+        ("00000/000000.txt", "there is no image to it"),
         ("00000.parquet", FAILED),
+        ("00001/notes", "files without an ending, not read as images"),
     ]
 
 
@@ -258,9 +272,9 @@ def test_files_that_another_of_the_sample_stands_before_are_told(files: Path) ->
     image, text = "a second image of its sample, not used", "a second .json of its sample, not used"
     assert problems_of(files)[1:] == [
         ("00001/000010.JPG", image),
-        ("00001/000010.JSON", text),
         ("00001/000010.png", image),
         ("00001/x0.webp", image),
+        ("00001/000010.JSON", text),
         ("00001", f"5 more: {image}"),
     ]
 

@@ -144,8 +144,21 @@ def test_a_row_with_several_pictures_is_rejected_alone(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [[b"1"], [b"2", b"3"], [b"4"]]}), path)
     source, (first, second, third) = open_source(path), samples_of(path)
     assert [bytes_of(source, s) for s in (first, third)] == [b"1", b"4"]
-    with pytest.raises(ReadError, match=r"^empty"):
+    with pytest.raises(
+        ReadError, match=r"^its row holds 2 images, expected one; write a row for each$"
+    ):
         bytes_of(source, second)
+
+
+def test_rows_of_one_name_and_one_image_share_an_id(tmp_path: Path) -> None:
+    rows = [(b"1", "a.jpg"), (b"1", "a.jpg"), (b"2", "a.jpg"), (b"1", "b.jpg"), (b"1", None)]
+    cells = [{"image": {"bytes": data, "path": path}} for data, path in rows]
+    ids = [s.image_id for s in samples_of(write(tmp_path / "a.parquet", cells))]
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 4
+    assert ids[4] is None
+    apart = [s.image_id for s in samples_of(write(tmp_path / "b.parquet", cells[2:]))]
+    assert apart == [None] * 3  # no name stands twice: no image is read
 
 
 def test_the_only_column_of_bytes_is_the_image_whatever_its_name(tmp_path: Path) -> None:

@@ -459,3 +459,19 @@ def test_objects_below_two_slashes_are_a_problem_and_a_mark_of_a_folder_is_none(
     problems = [(e.place.removeprefix(s3.url), e.reason) for e in found if isinstance(e, Problem)]
     reason = "objects whose keys have two slashes here cannot be listed; copy them to other keys"
     assert problems == [("/c//", reason), ("/c/f//", reason)]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_shards_below_two_slashes_are_a_problem(s3: S3, tmp_path: Path, kind: str) -> None:
+    if kind == "tar":
+        with tarfile.open(tmp_path / "s", "w") as tar:
+            tar.addfile(tarfile.TarInfo("a.png"))
+    else:
+        pq.write_table(pa.table({"image": [picture(0)]}), tmp_path / "s")
+    for key in (f"c/0.{kind}", f"c//1.{kind}"):
+        s3.write(key, (tmp_path / "s").read_bytes())
+    found = list(open_source(f"{s3.url}/c").scan())
+    assert sum(isinstance(item, Sample) for item in found) == 1
+    [problem] = [item for item in found if isinstance(item, Problem)]
+    assert problem.place == f"{s3.url}/c//"
+    assert problem.reason.startswith("objects whose keys have two slashes here cannot be listed")

@@ -173,6 +173,66 @@ def test_every_kind_of_binary_and_of_arrow_file_is_read(
     assert [s.key for s in found] == [str(i) for i in range(7)]
 
 
+IMAGES = [b"one", b"two", None, b"five!", b"one"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pytest.param(pa.array(IMAGES, pa.binary()).dictionary_encode(), id="dictionary"),
+        pytest.param(
+            pa.array([i and list(i) for i in IMAGES], pa.list_(pa.uint8())), id="list of uint8"
+        ),
+        pytest.param(
+            pa.array([[i] if i else [] for i in IMAGES], pa.large_list(pa.binary())), id="lists"
+        ),
+        pytest.param(
+            pa.array(
+                [[{"bytes": i, "path": "x"}] if i else None for i in IMAGES],
+                pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+            ),
+            id="lists of structs",
+        ),
+        pytest.param(pa.array([i and {"bytes": i} for i in IMAGES]), id="struct of bytes"),
+    ],
+)
+@pytest.mark.parametrize("is_file", [False, True])
+def test_images_of_any_shape_are_read_in_place(
+    tmp_path: Path, column: pa.Array, is_file: bool
+) -> None:
+    folder = write_arrow(tmp_path / "d", pa.table({"image": column}), is_file=is_file)
+    source = open_source(folder)
+    found = {sample.key: bytes_of(source, sample) for sample in samples_of(folder)}
+    assert found == {"0": b"one", "1": b"two", "3": b"five!", "4": b"one"}
+    assert problems_of(folder) == [("data.arrow, index 2", "the image has no bytes and no path")]
+
+
+def test_images_of_one_size_are_read_in_place(tmp_path: Path) -> None:
+    column = pa.array([b"one", None, b"two", b"six"], pa.binary(3))
+    folder = write_arrow(tmp_path / "d", pa.table({"image": column}))
+    assert [bytes_of(open_source(folder), s) for s in samples_of(folder)] == [
+        b"one",
+        b"two",
+        b"six",
+    ]
+
+
+def test_a_row_of_several_images_is_named_with_their_number(tmp_path: Path) -> None:
+    folder = write_arrow(tmp_path / "d", pa.table({"image": [[b"1"], [b"2", b"3"]]}))
+    assert [bytes_of(open_source(folder), s) for s in samples_of(folder)] == [b"1"]
+    reason = "the row holds 2 images, expected one; write a row for each"
+    assert problems_of(folder) == [("data.arrow, index 1", reason)]
+
+
+@pytest.mark.parametrize("column", [["../a.jpg", None], [{"path": "../a.jpg"}, {"path": None}]])
+def test_a_column_of_paths_will_do(tmp_path: Path, column: list[Any]) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a plain file")
+    folder = write_arrow(tmp_path / "d", pa.table({"image": column, "key": ["x", "y"]}))
+    [sample] = samples_of(folder)
+    assert (sample.key, bytes_of(open_source(folder), sample)) == ("x", b"a plain file")
+    assert problems_of(folder) == [("data.arrow, index 1", "the image has no bytes and no path")]
+
+
 def test_a_compressed_file_is_refused(tmp_path: Path) -> None:
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     folder = write_arrow(tmp_path / "d", pa.table({"image": [b"x" * 5000] * 4}), options)

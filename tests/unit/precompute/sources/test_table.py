@@ -195,6 +195,15 @@ def test_a_named_column_that_is_not_there_is_refused(tmp_path: Path, kind: str) 
         samples_of(path, TableColumns(captions=("captoin",)))
 
 
+def test_very_many_columns_are_named_in_a_short_message(tmp_path: Path) -> None:
+    names = [f"column number {i}" for i in range(500)]
+    table = tmp_path / "t.csv"
+    table.write_text(",".join(names) + "\n")
+    with pytest.raises(SourceError, match=r"'column number 0', .* and 4\d\d more; ") as error:
+        samples_of(table)
+    assert len(str(error.value).removeprefix(str(table))) < 400
+
+
 def test_captions_named_as_one_text_are_refused() -> None:
     with pytest.raises(SettingError, match=r"columns.captions must be a tuple .* got 'caption'"):
         TableColumns(captions="caption")  # pyright: ignore[reportArgumentType]

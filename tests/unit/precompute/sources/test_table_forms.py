@@ -1,11 +1,13 @@
 """Tables as people write them: other separators and encodings, no line of names, quotes that do not close."""
 
 import base64
+import csv
 import datetime
 import decimal
 import io
 import json
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 from siglip2_cache.errors import SettingError, SourceError
+from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
 from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source
 from siglip2_cache.precompute.sources.fields.captions import clean_name
 
@@ -167,18 +170,106 @@ def jpeg() -> bytes:
     return sink.getvalue()
 
 
-def test_a_picture_in_the_column_of_paths_is_told_in_one_short_line(tmp_path: Path) -> None:
-    text = base64.b64encode(jpeg()).decode()
-    values: list[object] = [text, f"data:image/jpeg;base64,{text}", {"bytes": text}, "x" * 300]
-    rows = "".join(json.dumps({"image": value}) + "\n" for value in [*values, "ok.jpg"])
-    found, reasons = read(write(tmp_path / "t.jsonl", rows))
-    assert list(found) == ["ok"]
-    assert [f"line {i}" for i in range(1, 5)] == list(reasons)
+def images_of(path: Path, columns: TableColumns | None = None) -> dict[str, bytes]:
+    """Bytes of the image of each sample, by key."""
+    source = open_source(path, columns=columns)
+    return {
+        sample.key: read_image_bytes(
+            ImageLocation(
+                path=source.root / sample.path,
+                offset=sample.offset,
+                length=sample.length,
+                file_bytes=sample.num_bytes,
+            )
+        )
+        for sample in source.scan()
+        if isinstance(sample, Sample)
+    }
+
+
+IMAGES = [jpeg() for _ in range(4)]
+BASE64 = {
+    "plain": lambda data: base64.b64encode(data).decode(),
+    "in lines": lambda data: base64.encodebytes(data).decode(),
+    "url": lambda data: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}",
+    "without padding": lambda data: base64.b64encode(data).decode().rstrip("="),
+}
+
+
+@pytest.mark.parametrize("form", BASE64.values(), ids=BASE64)
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv"])
+def test_an_image_in_base64_is_read_out_of_the_table(
+    tmp_path: Path, kind: str, form: Callable[[bytes], str]
+) -> None:
+    images = [IMAGES[i] for i in (0, 1, 1, 2, 0)]
+    rows = [{"image": form(data), "caption": f"é {i}"} for i, data in enumerate(images)]
+    table = tmp_path / f"t.{kind}"
+    if kind == "jsonl":
+        table.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    elif kind == "json":
+        table.write_text(json.dumps(rows, indent=2))
+    else:
+        with table.open("w", newline="") as file:
+            writer = csv.DictWriter(
+                file, ["image", "caption"], delimiter="\t" if kind == "tsv" else ","
+            )
+            writer.writeheader()
+            writer.writerows(rows)
+    assert list(images_of(table).values()) == images
+    assert read(table)[0] == {f"t/{i}": [f"é {i}"] for i in range(5)}
+
+
+def test_base64_in_an_object_in_a_list_and_with_escaped_slashes_is_read(tmp_path: Path) -> None:
+    texts = [base64.b64encode(data).decode() for data in IMAGES]
+    values = [{"bytes": texts[0], "path": "gone.jpg"}, [{"bytes": texts[1]}], "a.jpg", texts[2]]
+    rows = [json.dumps({"image": value, "id": i}) for i, value in enumerate(values)]
+    rows[3] = rows[3].replace("/", "\\/")  # as PHP writes it
+    (tmp_path / "a.jpg").write_bytes(IMAGES[3])
+    table = write(tmp_path / "t.jsonl", "\n".join(rows))
+    expected = {"0": IMAGES[0], "1": IMAGES[1], "2": IMAGES[3], "3": IMAGES[2]}
+    assert images_of(table) == expected
+
+
+def test_a_column_called_base64_is_the_image(tmp_path: Path) -> None:
+    text = base64.urlsafe_b64encode(IMAGES[0]).decode()
+    assert images_of(write(tmp_path / "t.csv", f"id,base64\n7,{text}\n")) == {"7": IMAGES[0]}
+
+
+def test_base64_that_cannot_be_found_or_read_is_one_short_line_a_row(tmp_path: Path) -> None:
+    text = base64.b64encode(IMAGES[0]).decode()
+    values: list[object] = [{"bytes": [1, 2]}, "x" * 300, text]
+    rows = "".join(json.dumps({"image": value}) + "\n" for value in values)
+    found, reasons = read(write(tmp_path / "t.jsonl", rows, "utf-16"))
+    assert found == {}
+    assert list(reasons) == ["line 1", "line 2", "line 3"]
     assert all(len(reason) < 200 for reason in reasons.values())
-    for word, reason in zip(
-        ("base64", "base64", "bytes", "300 bytes"), reasons.values(), strict=True
+    for words, reason in zip(
+        ("bytes", "300 bytes", "save the table as UTF-8"), reasons.values(), strict=True
     ):
-        assert word in reason
+        assert words in reason
+
+
+def test_base64_in_a_parquet_table_asks_for_a_column_of_bytes(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"image": [base64.b64encode(IMAGES[0]).decode()]}), tmp_path / "t.parquet"
+    )
+    assert "in a column of type binary" in read(tmp_path / "t.parquet")[1]["row 1"]
+
+
+def test_rows_that_repeat_base64_under_one_name_say_that_it_is_one_image(tmp_path: Path) -> None:
+    texts = [base64.b64encode(data).decode() for data in IMAGES]
+    values = [(0, "a"), (0, "a"), (1, "a"), (0, "b")]
+    rows = [{"image": {"bytes": texts[i], "path": name}} for i, name in values]
+    table = write(tmp_path / "t.jsonl", "\n".join(map(json.dumps, rows)))
+    ids = [item.image_id for item in open_source(table).scan() if isinstance(item, Sample)]
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 3
+
+
+def test_a_parquet_table_takes_paths_in_objects(tmp_path: Path) -> None:
+    values = [{"path": "a.jpg"}, {"path": "b.jpg"}]
+    pq.write_table(pa.table({"image": values}), tmp_path / "t.parquet")
+    assert read(tmp_path / "t.parquet") == ({"a": [], "b": []}, {})
 
 
 @pytest.mark.parametrize(

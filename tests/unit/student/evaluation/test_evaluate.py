@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from numpy.typing import NDArray
 
@@ -15,7 +16,7 @@ from siglip2_cache.student.data.corpus import Corpus
 from siglip2_cache.student.data.read_corpus import read_corpus
 from siglip2_cache.student.data.split import SplitPolicy
 from siglip2_cache.student.evaluation.embeddings import Embeddings, teacher_embeddings
-from siglip2_cache.student.evaluation.eval_set import EvalSet, choose_eval_set
+from siglip2_cache.student.evaluation.eval_set import EvalSet, _classes, choose_eval_set  # pyright: ignore[reportPrivateUsage]
 from siglip2_cache.student.evaluation.evaluate import evaluate, map_texts
 from siglip2_cache.student.evaluation.report import (
     eval_set_lines,
@@ -236,6 +237,15 @@ def test_a_gallery_holds_the_split_with_its_captions_and_prompts(
     of_val = set(found["val"].text_rows_M[found["val"].text_P].tolist())
     assert found["val"].num_texts_in_train == len(of_train & of_val)
     assert found["all"].num_texts_in_train is None
+
+
+def test_labels_whose_prompts_are_the_same_texts_are_one_class() -> None:
+    prompts = pl.DataFrame(
+        {"label": ["Dog", "dog", "cat", "dog", "Dog", "pup"], "text_row": [0, 0, 2, 1, 1, 1]}
+    )
+    found = _classes(prompts)
+    assert found["Dog"] == found["dog"]
+    assert len(set(found.values())) == 3
 
 
 def test_a_limit_takes_a_seeded_choice_and_says_how_many_there_were(
