@@ -8,7 +8,7 @@ _HEAD_BYTES = 512
 
 # How images begin in base64: JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and HEIC. JSON may write / as \/.
 _HEAD = re.compile(
-    rb"(?:\\?/9j\\?/|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkqA|TU0AK|AAAA)[A-Za-z0-9+/=_\s\\-]{60,}"
+    rb"(?:\\?[/_]9j\\?[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkqA|TU0AK|AAAA)[A-Za-z0-9+/=_\s\\-]{60,}"
 )
 _ESCAPES = re.compile(rb"\\[nrt]|\s|\\(?=/)")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")

@@ -18,7 +18,7 @@ from .estimate.disk import unit_bytes
 from .planning.findings import Findings, finding_lines
 from .planning.plan import Plan, make_plan, open_if_planned
 from .planning.source_names import name_sources
-from .sources import Sample, scan
+from .sources import Sample
 from .teacher.embedder import Embedder, split_images
 from .teacher.identity import TeacherChoices, find_teacher, restore_checkpoint
 from .teacher.teacher import TeacherFactory, load_teacher
@@ -211,7 +211,7 @@ def _first_samples(
     captions: dict[str, None] = {}
     for _, source in name_sources(config.plan, cache):
         root = source.root
-        for item in scan(source):
+        for item in source.scan():
             if not isinstance(item, Sample):
                 continue
             boxes = tuple(draw_view(plan.views, item.key, v) for v in range(plan.views.num_views))

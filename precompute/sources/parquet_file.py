@@ -71,8 +71,9 @@ class ParquetFile:
         return isinstance(values, str) or self._downloads.add(values)
 
     def _source_sha256(self, values: dict[str, object] | str) -> bytes | None:
-        has_sums = self._columns.is_img2dataset and not isinstance(values, str)
-        return source_sha256(values) if has_sums else None
+        if isinstance(values, str) or not self._columns.is_img2dataset:
+            return None
+        return source_sha256(values)
 
     def _has_repeats(self) -> bool:
         """Return whether in a row group two rows have one key, or one path beside their bytes."""

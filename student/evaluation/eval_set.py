@@ -165,7 +165,7 @@ def _labels(cache: Cache, rows_N: NDArray[np.int64]) -> list[str | None]:
     return samples.sort("row").select("label").collect()["label"].to_list()
 
 
-def _classes(prompts: pl.DataFrame) -> dict[str, int]:
+def _classes(prompts: pl.DataFrame) -> dict[str | None, int]:
     """Return the class of each label. Labels with the same texts, such as Dog and dog, are one class: they
     would tie in every image."""
     texts = prompts.group_by("label").agg(pl.col("text_row").unique().sort()).sort("label")

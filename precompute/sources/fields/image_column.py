@@ -94,21 +94,19 @@ def packed_columns(
         SourceError: it has none that holds images, or lacks one that the user named.
     """
     image = _find_image(schema, wanted)
-    path = None if image is None else _path_beside(schema, image)
-    has_bytes = image is not None
-    if image is None and takes_paths:
-        image = path = _find_path(schema, wanted)
-    if image is None:
+    paths = _find_path(schema, wanted) if image is None and takes_paths else None
+    column = image or paths
+    if column is None:
         raise SourceError(_no_image(schema, wanted, place))
-    wanted = replace(wanted, image=image[0])
+    wanted = replace(wanted, image=column[0])
     check_columns(schema.names, wanted, place)
     fields = find_columns(tuple(schema.names), wanted)
     features = _features(schema)
     is_named = fields.label is not None and _kind(features.get(fields.label)) == "ClassLabel"
     return PackedColumns(
-        image=image,
-        path=path,
-        has_bytes=has_bytes,
+        image=column,
+        path=paths if image is None else _path_beside(schema, image),
+        has_bytes=image is not None,
         fields=fields,
         class_names=_class_names(features[fields.label]) if is_named and fields.label else (),
         is_img2dataset=set(schema.names) >= _IMG2DATASET,

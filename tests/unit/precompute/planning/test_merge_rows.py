@@ -158,7 +158,7 @@ def test_packed_rows_of_one_name_and_one_image_are_one_sample(
     found = plan(tmp_path, write_packed(tmp_path / "d", kind, pa.table(columns)))
     captions = [["a 0", "a 2", "a 5"], ["b 1"], ["c 3", "c 4"]]
     assert list(samples(tmp_path).values()) == captions
-    assert (found.num_samples, found.num_folded_rows) == (3, 3)
+    assert (found.num_samples, found.num_merged_rows) == (3, 3)
     if by == "key":
         assert list(samples(tmp_path)) == ["a", "b", "c"]
 

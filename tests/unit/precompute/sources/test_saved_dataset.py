@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from siglip2_cache.errors import SourceError
 from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
-from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source
+from siglip2_cache.precompute.sources import Problem, Sample, TableColumns, open_source, packed_rows
 from siglip2_cache.precompute.sources import saved_dataset as arrow
 from siglip2_cache.precompute.sources.base import Source
 from siglip2_cache.precompute.sources.readers.arrow_file import ArrowFile
@@ -321,6 +321,7 @@ def test_a_file_is_opened_twice_and_checked_once_however_many_there_are(
     monkeypatch.setattr(arrow, "ArrowFile", open_one)
     monkeypatch.setattr(ArrowFile, "_check", check_one)
     monkeypatch.setattr(arrow, "size_and_time", look_at)
+    monkeypatch.setattr(packed_rows, "size_and_time", look_at)
     assert [s.key for s in samples_of(tmp_path / "d")] == [str(i) for i in range(2 * num_files)]
     assert checked == [2] * num_files
     assert max(opened.count(path) for path in opened) == 2  # to count its rows, to read them
