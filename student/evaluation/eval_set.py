@@ -129,7 +129,9 @@ def choose_eval_set(
     labels_N = _labels(cache, images.rows_N)
     prompts = _prompts(cache, images)
     classes = _classes(prompts)
-    label_N = np.array([classes.get(label, -1) for label in labels_N], np.int64)
+    label_N = np.array(
+        [-1 if label is None else classes.get(label, -1) for label in labels_N], np.int64
+    )
     has_prompts = not prompts.is_empty()
     if (label_N < 0).all():
         prompts = prompts.clear()  # so that no text is embedded in vain
@@ -165,7 +167,7 @@ def _labels(cache: Cache, rows_N: NDArray[np.int64]) -> list[str | None]:
     return samples.sort("row").select("label").collect()["label"].to_list()
 
 
-def _classes(prompts: pl.DataFrame) -> dict[str | None, int]:
+def _classes(prompts: pl.DataFrame) -> dict[str, int]:
     """Return the class of each label. Labels with the same texts, such as Dog and dog, are one class: they
     would tie in every image."""
     texts = prompts.group_by("label").agg(pl.col("text_row").unique().sort()).sort("label")
