@@ -564,7 +564,7 @@ def test_other_columns_than_those_recorded_are_refused_and_further_ones_are_adde
     cache = tmp_path / "cache"
     rows: list[Line] = [{"image": "a.png", "mine": "a dog", "other": "x", "kind": "dog"}]
     source = write_table_corpus(tmp_path / "corpus", rows)
-    plan(cache, source, columns=TableColumns(captions=("mine",), key="image"))
+    plan(cache, source, columns=TableColumns(captions=("mine",), key="kind"))
     with pytest.raises(
         SettingError,
         match=r"--caption-column is \['mine'\] for .* in the cache and \['other'\] was asked for; .*"
@@ -573,7 +573,7 @@ def test_other_columns_than_those_recorded_are_refused_and_further_ones_are_adde
         plan(cache, source, columns=TableColumns(captions=("other",)))
     plan(cache, source, columns=TableColumns(encoding="utf-8"))
     [record] = open_cache(cache).manifest.sources
-    assert record.settings == {"captions": ["mine"], "key": "image", "encoding": "utf-8"}
+    assert record.settings == {"captions": ["mine"], "key": "kind", "encoding": "utf-8"}
 
 
 def test_other_caption_endings_than_those_recorded_are_refused(tmp_path: Path) -> None:
@@ -1013,7 +1013,7 @@ def test_a_sample_whose_names_cannot_be_written_is_a_problem_of_any_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_folder_corpus(tmp_path / "corpus", 1)
-    monkeypatch.setattr(type(plan_source(source)), "scan", lambda self: OddSource().scan())
+    monkeypatch.setattr(type(plan_source(source)), "_scan", lambda self: OddSource().scan())
     found = plan(tmp_path / "cache", source).findings
     assert found.num_samples == 1
     assert found.problems == ["/corpus/a.png: its name is not valid UTF-8; rename the file"]
