@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from ..images.pixels import Decode
 
 _PROCESSES = "Several processes"
+
+
+def _column(help: str) -> Any:
+    return option("COLUMN", help, CORPUS, default="by its usual names")
 
 
 def build(
@@ -68,37 +72,13 @@ def build(
     retry_rejected: Annotated[
         bool, flag("--retry-rejected", "Try the rejected rows once more.")
     ] = False,
-    image_column: Annotated[
-        str | None,
-        option(
-            "COLUMN", "Table column of image paths or bytes.", CORPUS, default="by its usual names"
-        ),
-    ] = None,
+    image_column: Annotated[str | None, _column("Table column of image paths or bytes.")] = None,
     caption_column: Annotated[
-        list[str] | None,
-        option(
-            "COLUMN", "Table column of captions. Repeatable.", CORPUS, default="by its usual names"
-        ),
+        list[str] | None, _column("Table column of captions. Repeatable.")
     ] = None,
-    key_column: Annotated[
-        str | None,
-        option(
-            "COLUMN",
-            "Table column of keys.",
-            CORPUS,
-            default="by its usual names, else the image's path",
-        ),
-    ] = None,
-    lang_column: Annotated[
-        str | None,
-        option(
-            "COLUMN", "Table column of caption languages.", CORPUS, default="by its usual names"
-        ),
-    ] = None,
-    label_column: Annotated[
-        str | None,
-        option("COLUMN", "Table column of class labels.", CORPUS, default="by its usual names"),
-    ] = None,
+    key_column: Annotated[str | None, _column("Table column of keys.")] = None,
+    lang_column: Annotated[str | None, _column("Table column of caption languages.")] = None,
+    label_column: Annotated[str | None, _column("Table column of class labels.")] = None,
     encoding: Annotated[
         str | None,
         option(
