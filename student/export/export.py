@@ -20,6 +20,7 @@ from ...siglip.config import ModelType, read_towers
 from ...siglip.files import weight_files
 from .atomic_folder import MARK, replaced_atomically
 from .model_card import ModelCard, render_card
+from .sentence_transformers import write_sentence_transformers
 from .tokenizer import pipeline_is_right, tokenizer_class_to_name, write_tokenizer
 
 if TYPE_CHECKING:
@@ -271,7 +272,10 @@ def _write_extra(folder: Path, extra: Mapping[str, Any] | None) -> None:
 def _write_card(
     folder: Path, card: ModelCard, text: Checkpoint | None, model_type: ModelType
 ) -> None:
-    """Write README.md; ``text`` is the checkpoint of the text tower, if there is one."""
+    """Write README.md, and the files of sentence-transformers, of which it tells.
+
+    ``text`` is the checkpoint of the text tower; None for an image tower alone.
+    """
     tokenizer_class, has_pipeline = None, False
     if text is not None:
         tokenizer_class = tokenizer_class_to_name(text, folder, model_type=model_type)
@@ -281,6 +285,7 @@ def _write_card(
         tokenizer_class=tokenizer_class,
         max_text_tokens=text.max_text_tokens if text else 0,
         has_pipeline=has_pipeline,
+        has_sentence_transformers=write_sentence_transformers(folder, text),
     )
     (folder / "README.md").write_text(rendered, encoding="utf-8")
 

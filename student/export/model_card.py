@@ -77,7 +77,12 @@ class ModelCard:
 
 
 def render_card(
-    card: ModelCard, *, tokenizer_class: str | None, max_text_tokens: int, has_pipeline: bool
+    card: ModelCard,
+    *,
+    tokenizer_class: str | None,
+    max_text_tokens: int,
+    has_pipeline: bool,
+    has_sentence_transformers: bool,
 ) -> str:
     """Return README.md: front matter, usage that runs unchanged, training, results.
 
@@ -87,6 +92,7 @@ def render_card(
             tower alone.
         max_text_tokens: positions of the text tower.
         has_pipeline: whether transformers' zero-shot pipeline is correct for this model.
+        has_sentence_transformers: whether sentence-transformers computes the right embeddings.
     """
     if tokenizer_class is None:
         usage = _IMAGE_USAGE
@@ -100,6 +106,9 @@ def render_card(
         f"# {_escaped(card.name)}",
         _summary(card),
         usage,
+        _sentence_transformers(has_text=tokenizer_class is not None)
+        if has_sentence_transformers
+        else _NO_SENTENCE_TRANSFORMERS,
         _training(card),
         *([_results(card)] if card.results else []),
         "## License\n\nThe license of the student checkpoint named above applies.",
@@ -171,6 +180,29 @@ embedding = torch.nn.functional.normalize(output.pooler_output, dim=-1)[0]
 This is an image tower alone. It was trained with the teacher's text embeddings, which are not included.
 `siglip2_cache.json` holds the logit scale (a logarithm) and bias for them.
 """
+
+
+_SENTENCE_TRANSFORMERS = """\
+With [sentence-transformers](https://sbert.net) 6. The embeddings are not of length 1: compare them by cosine.
+
+```python
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(".")  # this folder, or its id on the hub
+images = model.encode([Image.open("picture.jpg").convert("RGB")])
+"""
+_OF_TEXTS = """\
+texts = model.encode(["This is a photo of a red cat.", "This is a photo of two dogs."])
+cosines = model.similarity(images, texts)
+"""
+_NO_SENTENCE_TRANSFORMERS = (
+    "sentence-transformers takes another tokenizer: it is not right for this model."
+)
+
+
+def _sentence_transformers(*, has_text: bool) -> str:
+    return _SENTENCE_TRANSFORMERS + (_OF_TEXTS if has_text else "") + "```"
 
 
 def _chosen(tokenizer_class: str) -> str:

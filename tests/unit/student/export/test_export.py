@@ -197,7 +197,7 @@ def run_usage(
     picture.save(place / "picture.jpg", quality=100)
     picture.paste(Image.open(place / "picture.jpg"))  # what JPEG made of it
     monkeypatch.chdir(place)
-    [code] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     found: dict[str, Any] = {}
     exec(code, found)
     return found
@@ -444,8 +444,11 @@ def test_what_else_is_to_be_kept_is_kept(start: siglip.Checkpoint, tmp_path: Pat
     assert files_of(tmp_path / "out") == {
         "README.md",
         "config.json",
+        "config_sentence_transformers.json",
         "model.safetensors",
+        "modules.json",
         "preprocessor_config.json",
+        "sentence_bert_config.json",
         "siglip2_cache.json",
         "tokenizer.json",
         "tokenizer_config.json",

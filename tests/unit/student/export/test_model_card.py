@@ -26,7 +26,13 @@ CARD = ModelCard(
 
 
 def render(card: ModelCard = CARD, tokenizer_class: str | None = "AutoTokenizer") -> str:
-    return render_card(card, tokenizer_class=tokenizer_class, max_text_tokens=64, has_pipeline=True)
+    return render_card(
+        card,
+        tokenizer_class=tokenizer_class,
+        max_text_tokens=64,
+        has_pipeline=True,
+        has_sentence_transformers=True,
+    )
 
 
 def front_matter(text: str) -> dict[str, Any]:
