@@ -1,13 +1,13 @@
-"""What is peculiar to SigLIP and SigLIP 2 checkpoints: settings, identity, texts, forward pass.
+"""SigLIP and SigLIP 2 checkpoints: settings, identity, texts, forward pass.
 
-Everything up to the identity reads plain files, so that a build with nothing left to do finishes
-without importing torch. The recipe of a checkpoint:
+Everything up to the identity reads plain files, so that a build with nothing to do does not import torch.
+The recipe of a checkpoint:
 
-    pixels   RGB, by Pillow squashed to the checkpoint's square, or for NaFlex resized to a grid of
-             patches -> rescaled and normalised here
-    text     lowercased, tokenized, eos appended, cut to 64 ids with eos kept, padded on the right
-    both     `.pooler_output` of the tower (the text tower's is its *last position*, so padding is
-             part of the function and there is no attention mask), then L2-normalised in float32
+    pixels   RGB, squashed by Pillow to the square of the checkpoint, or for NaFlex resized to a grid of
+             patches; rescaled and normalised here
+    text     lowercased, tokenized, eos appended, truncated to 64 ids with eos kept, padded on the right
+    both     `.pooler_output` of the tower, L2-normalised in float32. The text tower pools its *last
+             position*, so padding is part of the function and there is no attention mask.
 """
 
 from .architecture import TEXT_FORMULA, VIEW_FORMULA, Architecture, find_architecture

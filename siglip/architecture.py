@@ -1,6 +1,7 @@
-"""The architecture of a checkpoint and its arithmetic: what one view, or one text, takes to embed.
+"""The architecture of a checkpoint, and the operations to embed one view or one text.
 
-No weight is needed, so that a build can be reckoned before anything is fetched. Letters of the formulas:
+No weights are needed, so that a build can be estimated before anything is downloaded. Letters of the
+formulas:
 
     D = width, M = width of the MLP, L = layers, p = height and width of a patch in pixels,
     N = patches of a view, or tokens of a text, P = width of the embedding.
@@ -17,39 +18,39 @@ from .image import NaflexRecipe, check_max_num_patches, read_image_settings
 from .published import PUBLISHED, published_towers
 
 VIEW_FORMULA = "2 (3 N p^2 D + L (N (4 D^2 + 2 D M) + 2 N^2 D) + 2 N D^2 + 2 D^2 + 2 N D + 2 D M)"
-"""Floating-point operations of one view, two a multiplication with its addition. Only matrix products are
-counted: patches, projections, attention and MLPs of each layer, and the pooling head."""
+"""Floating-point operations of one view; a multiplication with its addition counts as two. Only matrix
+products are counted: patches, projections, attention and MLPs of each layer, and the pooling head."""
 
 TEXT_FORMULA = "2 (L (N (4 D^2 + 2 D M) + 2 N^2 D) + D P)"
-"""Of one text, counted likewise."""
+"""Floating-point operations of one text, counted in the same way."""
 
 _SETTINGS_FILES = ["config.json", "preprocessor_config.json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """Sizes of a checkpoint's towers."""
+    """The sizes of the towers of a checkpoint."""
 
     name: str
-    """As the user gave it; of a published one its hub id."""
+    """Name as the user gave it; the hub id of a published checkpoint."""
 
     towers: TowerSettings
     num_patches: int
-    """Patches of a view; of NaFlex at most."""
+    """Patches of a view; the maximum for NaFlex."""
 
     @property
     def is_naflex(self) -> bool:
-        """Whether views are of any aspect, in any number of patches up to num_patches."""
+        """Whether views have any aspect ratio and any number of patches up to ``num_patches``."""
         return self.towers.model_type == "siglip2"
 
     @property
     def embed_dim(self) -> int:
-        """Width of both embeddings."""
+        """The width of both embeddings."""
         return self.towers.vision["hidden_size"]
 
     @property
     def text_tokens(self) -> int:
-        """Tokens of a text: each is padded or cut to so many."""
+        """The tokens of every text after padding or truncation."""
         return self.towers.text["max_position_embeddings"]
 
     @property
@@ -82,20 +83,20 @@ class Architecture:
 def find_architecture(id_or_path: str, *, max_num_patches: int | None = None) -> Architecture:
     """Return the architecture of a local folder, a published checkpoint or a hub id.
 
-    Published ones are known here. Of another hub id the settings are fetched, and no weight.
+    Published checkpoints need no network. For another hub id the settings are downloaded, no weights.
 
     Args:
         id_or_path: the checkpoint.
-        max_num_patches: patches of a view at most, NaFlex only; None: as its processor is set.
+        max_num_patches: most patches of a view, NaFlex only; None: as in its processor.
 
     Raises:
-        CheckpointError: nothing there, or a kind of checkpoint that is not supported.
-        SettingError: not a number of patches, or the checkpoint has a fixed one.
+        CheckpointError: the checkpoint does not exist or is not supported.
+        SettingError: ``max_num_patches`` is invalid, or the checkpoint has a fixed resolution.
     """
     is_folder = Path(os.path.expanduser(id_or_path)).is_dir()
     published = None if is_folder else published_towers(id_or_path)
     if published is None:
-        found = _of_folder(id_or_path)
+        found = _read_architecture(id_or_path)
     else:
         name, towers = published
         found = Architecture(name=name, towers=towers, num_patches=_num_patches(towers))
@@ -110,7 +111,7 @@ def find_architecture(id_or_path: str, *, max_num_patches: int | None = None) ->
     return replace(found, num_patches=max_num_patches)
 
 
-def _of_folder(id_or_path: str) -> Architecture:
+def _read_architecture(id_or_path: str) -> Architecture:
     if "/" not in id_or_path and not Path(os.path.expanduser(id_or_path)).exists():
         raise CheckpointError(
             f"{id_or_path} is neither a folder, nor a hub id such as "

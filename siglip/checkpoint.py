@@ -1,4 +1,4 @@
-"""A checkpoint on the local disk: where it is, what its settings are, and its identity."""
+"""Checkpoints on the local disk: their folder, settings and identity."""
 
 import os
 import re
@@ -27,7 +27,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "spiece.model", "tokenizer.model"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A SigLIP or SigLIP 2 checkpoint on the local disk; no weight is loaded."""
+    """A SigLIP or SigLIP 2 checkpoint on the local disk, without its weights."""
 
     folder: Path
     """Local folder that holds config.json."""
@@ -36,7 +36,7 @@ class Checkpoint:
     """Path or hub id as the user wrote it."""
 
     name: str
-    """Last part of what was given, safe as a folder name; the default name of the teacher."""
+    """Last part of ``given``, safe as a folder name; the default name of the teacher."""
 
     revision: str | None
     """Commit on the hub; None for a local folder."""
@@ -48,16 +48,16 @@ class Checkpoint:
     """Width of both embeddings."""
 
     image: ImageRecipe
-    """What becomes of a picture before it is normalised."""
+    """How images are prepared before they are normalised."""
 
     max_text_tokens: int
-    """Positions of the text tower, 64; every text is padded or cut to exactly this."""
+    """Positions of the text tower, 64; every text is padded or truncated to this length."""
 
     vocab_size: int
     """Rows of the token embedding."""
 
     rescale_factor: float
-    """Multiplies the uint8 pixels before mean and std, 1/255."""
+    """Factor for uint8 pixels before mean and std are applied, 1/255."""
 
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
@@ -66,7 +66,7 @@ class Checkpoint:
     """Dtype of most of the stored weights, one of COMPUTE_DTYPES."""
 
     has_text: bool = True
-    """False for an image tower alone: it has no tokenizer, no text tower and no logits."""
+    """False for an image tower alone, without tokenizer, text tower and logits."""
 
 
 def resolve_checkpoint(
@@ -76,15 +76,20 @@ def resolve_checkpoint(
     has_weights: bool = True,
     allow_image_tower: bool = False,
 ) -> Checkpoint:
-    """Return the checkpoint of a local folder, or of a hub id after fetching what is missing.
+    """Return the checkpoint in a local folder or of a hub id, downloading what is missing.
 
-    Reads settings and the header of the weights, imports no torch. Without network a hub id is
-    looked up in the local hub cache. Where ``has_weights`` is False only settings are needed, for a
-    model that begins from random weights; its stored_dtype is float32. Where ``allow_image_tower`` is
-    True an image tower alone will do, as a training of no other leaves it.
+    Reads the settings and the headers of the weights without importing torch. Without network a hub id
+    is looked up in the local hub cache.
+
+    Args:
+        id_or_path: a folder or a hub id.
+        revision: revision of a hub id; None: its main branch.
+        has_weights: False if only settings are needed, for a model with random weights; ``stored_dtype``
+            is then float32.
+        allow_image_tower: whether an image tower alone is accepted, as a training of it leaves.
 
     Raises:
-        CheckpointError: nothing there, damaged, or a kind of checkpoint that is not supported.
+        CheckpointError: the checkpoint does not exist, is damaged or is not supported.
     """
     folder, commit = find_folder(id_or_path, revision)
     towers = read_towers(folder, allow_image_tower=allow_image_tower)
@@ -117,10 +122,10 @@ def resolve_checkpoint(
 
 
 def with_max_num_patches(checkpoint: Checkpoint, max_num_patches: int) -> Checkpoint:
-    """Return the checkpoint with another limit of patches a view than its processor's.
+    """Return a NaFlex checkpoint with another limit for the patches of a view.
 
     Raises:
-        SettingError: not a limit, or the checkpoint is of fixed resolution and has none.
+        SettingError: the limit is invalid, or the checkpoint has a fixed resolution.
     """
     check_max_num_patches(max_num_patches)
     if not isinstance(checkpoint.image, NaflexRecipe):
@@ -132,10 +137,10 @@ def with_max_num_patches(checkpoint: Checkpoint, max_num_patches: int) -> Checkp
 
 
 def checkpoint_identity(checkpoint: Checkpoint, *, compute_dtype: str) -> dict[str, Any]:
-    """Return every fact that decides an embedding, as JSON values; equal dicts, equal embeddings.
+    """Return every fact that determines an embedding, as JSON values; equal dicts, equal embeddings.
 
-    Hashes the files of the weights and of the tokenizer (remembered by path, size and mtime).
-    Not among the facts: versions, paths and devices, which are provenance.
+    The files of the weights and the tokenizer are hashed, and the hashes remembered by path, size and
+    mtime. Versions, paths and devices are provenance, not identity.
     """
     if compute_dtype not in COMPUTE_DTYPES:
         raise SettingError(f"dtype {compute_dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
@@ -163,9 +168,9 @@ def checkpoint_identity(checkpoint: Checkpoint, *, compute_dtype: str) -> dict[s
 
 
 def logit_scale_and_bias(checkpoint: Checkpoint) -> tuple[float, float]:
-    """Return the stored parameters as they are: the scale is a *logarithm*, about 4.75; bias -16.8.
+    """Return the stored logit scale, a *logarithm* of about 4.75, and logit bias, about -16.8.
 
-    A logit is ``exp(logit_scale) * cosine + logit_bias``. Reads a few bytes, loads no model.
+    A logit is ``exp(logit_scale) * cosine + logit_bias``. No model is loaded.
     """
     import numpy as np
 
@@ -185,7 +190,7 @@ def logit_scale_and_bias(checkpoint: Checkpoint) -> tuple[float, float]:
     missing = sorted({"logit_scale", "logit_bias"} - values.keys())
     if missing:
         raise CheckpointError(
-            f"{checkpoint.folder} holds no {' and no '.join(missing)} among its weights"
+            f"{checkpoint.folder} has no {' and no '.join(missing)} among its weights"
         )
     return values["logit_scale"], values["logit_bias"]
 
@@ -193,15 +198,15 @@ def logit_scale_and_bias(checkpoint: Checkpoint) -> tuple[float, float]:
 def find_folder(
     id_or_path: str, revision: str | None, *, patterns: Sequence[str] = _HUB_FILES
 ) -> tuple[Path, str | None]:
-    """Return the local folder, and the commit where it comes from the hub.
+    """Return the local folder of a checkpoint, and its commit if it comes from the hub.
 
     Args:
-        id_or_path: a folder, or a hub id.
-        revision: of a hub id; None is its main branch.
-        patterns: files that are fetched where they are not in the local hub cache.
+        id_or_path: a folder or a hub id.
+        revision: revision of a hub id; None: its main branch.
+        patterns: files to download if they are not in the local hub cache.
 
     Raises:
-        CheckpointError: nothing there.
+        CheckpointError: the checkpoint does not exist.
     """
     folder = Path(os.path.expanduser(id_or_path))
     if folder.is_dir():
@@ -224,7 +229,7 @@ def find_folder(
             found = hub.snapshot_download(id_or_path, local_files_only=True, **request)
         except Exception:
             raise CheckpointError(
-                f"{id_or_path} is not a folder here, nor could it be fetched from the hub or found "
+                f"{id_or_path} is not a local folder, and cannot be downloaded from the hub or found "
                 f"in the local hub cache: {first_line(error)}"
             ) from error
     return Path(found), Path(found).name  # .../snapshots/<commit>

@@ -1,4 +1,4 @@
-"""config.json: the settings of both towers, complete, and what of them is refused."""
+"""config.json: the complete settings of both towers, and which values are not supported."""
 
 import math
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from .files import read_json
 
 ModelType = Literal["siglip", "siglip2"]
 
-# What a config.json that leaves a field out means. Only fields that change an embedding; the token
-# ids are not among them (nothing here uses them, and the defaults are wrong for SigLIP 2).
+# Defaults of fields that a config.json may omit. Only fields that change an embedding: token ids are not
+# used here, and their defaults are wrong for SigLIP 2.
 # Source: Siglip{,2}TextConfig and Siglip{,2}VisionConfig of transformers 5.23; a test compares them
 # with the installed version.
 TEXT_DEFAULTS: dict[str, Any] = {
@@ -46,12 +46,12 @@ _IMAGE_TOWERS: dict[Any, ModelType] = {
     "siglip_vision_model": "siglip",
     "siglip2_vision_model": "siglip2",
 }
-"""What a config.json of an image tower alone says, and the kind of model it is the tower of."""
+"""The model_type of an image tower alone, and that of the model with both towers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TowerSettings:
-    """The settings in config.json that decide an embedding."""
+    """The settings in config.json that determine an embedding."""
 
     model_type: ModelType
     """``siglip``: fixed resolution; ``siglip2``: NaFlex. SigLIP 2 is released in both forms."""
@@ -63,14 +63,14 @@ class TowerSettings:
     """All fields of VISION_DEFAULTS for this model_type."""
 
     has_text: bool = True
-    """False for an image tower alone, whose text settings mean nothing."""
+    """False for an image tower alone, whose text settings are meaningless."""
 
 
 def read_towers(folder: Path, *, allow_image_tower: bool = False) -> TowerSettings:
-    """Return the settings of both towers, or where that is allowed of an image tower alone.
+    """Return the settings of both towers, or of an image tower alone if that is allowed.
 
     Raises:
-        CheckpointError: no config.json, not a SigLIP's, or of a kind that we would not reproduce.
+        CheckpointError: there is no config.json, or the model is not supported.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -86,8 +86,7 @@ def read_towers(folder: Path, *, allow_image_tower: bool = False) -> TowerSettin
         )
     if model_type not in ("siglip", "siglip2"):
         raise CheckpointError(
-            f"{folder} has model_type {model_type!r}; what is supported is 'siglip' and, for NaFlex, "
-            "'siglip2'"
+            f"{folder} has model_type {model_type!r}; supported are 'siglip' and, for NaFlex, 'siglip2'"
         )
     text_defaults, vision_defaults = TEXT_DEFAULTS, VISION_DEFAULTS[model_type]
     text = with_defaults(config.get("text_config"), text_defaults)
@@ -114,14 +113,14 @@ def read_towers(folder: Path, *, allow_image_tower: bool = False) -> TowerSettin
     num_patches = vision.get("num_patches", 1)
     if num_patches < 1 or math.isqrt(num_patches) ** 2 != num_patches:
         raise CheckpointError(
-            f"{path} has vision_config.num_patches {num_patches}, which is no square: its position "
-            "embeddings are a square grid"
+            f"{path} has vision_config.num_patches {num_patches}, which is not a square number: position "
+            "embeddings form a square grid"
         )
     return TowerSettings(model_type=model_type, text=text, vision=vision, has_text=has_text)
 
 
 def with_defaults(found: Any, defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of ``defaults``, as found where they are given and not null."""
+    """Return the fields of ``defaults``, replaced by the values in ``found`` that are not null."""
     given = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     return {
         name: default if given.get(name) is None else given[name]

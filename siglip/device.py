@@ -1,4 +1,4 @@
-"""The device that a model runs on, and the dtype it computes in."""
+"""The device and the dtype of the forward pass."""
 
 from ..errors import SettingError
 from .checkpoint import COMPUTE_DTYPES, Checkpoint
@@ -7,8 +7,11 @@ from .checkpoint import COMPUTE_DTYPES, Checkpoint
 def resolve_device(device: str = "auto") -> str:
     """Return the device to run on.
 
+    Args:
+        device: its name; auto: CUDA, else MPS, else the CPU.
+
     Raises:
-        SettingError: torch sees no such device here.
+        SettingError: torch has no such device.
     """
     import torch
 
@@ -31,11 +34,15 @@ def resolve_device(device: str = "auto") -> str:
 
 
 def resolve_compute_dtype(checkpoint: Checkpoint, device: str, compute_dtype: str = "auto") -> str:
-    """Return the dtype of the forward pass: what is asked for, or for auto bfloat16 on CUDA and the
-    dtype of the stored weights elsewhere. Needs no torch; device as resolve_device gives it.
+    """Return the dtype of the forward pass, without importing torch.
+
+    Args:
+        checkpoint: the checkpoint.
+        device: the device, from resolve_device.
+        compute_dtype: a dtype; auto: bfloat16 on CUDA, elsewhere the dtype of the stored weights.
 
     Raises:
-        SettingError: not one of COMPUTE_DTYPES.
+        SettingError: the dtype is not one of COMPUTE_DTYPES.
     """
     if compute_dtype == "auto":
         return "bfloat16" if device.startswith("cuda") else checkpoint.stored_dtype

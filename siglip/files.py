@@ -1,4 +1,4 @@
-"""The plain files of a checkpoint: JSON, the headers of safetensors, sha256 with a memory."""
+"""The files of a checkpoint: JSON, headers of safetensors, and remembered hashes."""
 
 import hashlib
 import json
@@ -13,12 +13,17 @@ from ..formatting import first_line
 
 _LOGITS = ("logit_scale", "logit_bias")
 _WRAPPED = re.compile(r"((?:\w+\.)+?)(?:(?:text|vision)_model\..*|logit_scale|logit_bias)")
-"""A weight's name behind that of what wraps the model, such as ``module.``"""
+"""A weight name after the prefix of a wrapper, such as ``module.``"""
 
 _STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable or not a JSON object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -28,12 +33,16 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
+        raise CheckpointError(f"{path} contains no JSON object")
     return cast("dict[str, Any]", value)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files, in order of name."""
+    """Return the safetensors files of a checkpoint, sorted by name.
+
+    Raises:
+        CheckpointError: files are missing.
+    """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -45,12 +54,16 @@ def weight_files(folder: Path) -> list[Path]:
     files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
     for path in files:
         if not path.is_file():
-            raise CheckpointError(f"{index} names {path.name}, which is missing; fetch it again")
+            raise CheckpointError(f"{index} names {path.name}, which is missing; download it again")
     return files
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the tensors' records of a safetensors file by name, and where its data start."""
+    """Return the description of each tensor in a safetensors file, and the position of its data.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     with path.open("rb") as file:
         num_bytes = int.from_bytes(file.read(8), "little")
         try:
@@ -58,14 +71,19 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
             header.pop("__metadata__", None)
             end = 8 + num_bytes + max(record["data_offsets"][1] for record in header.values())
         except (ValueError, TypeError, AttributeError, KeyError, IndexError):
-            raise CheckpointError(f"{path} is not a safetensors file; fetch it again") from None
+            raise CheckpointError(f"{path} is not a safetensors file; download it again") from None
     size = path.stat().st_size
     if size != end:
-        raise CheckpointError(f"{path} has {size} bytes, its header promises {end}; fetch it again")
+        raise CheckpointError(f"{path} has {size} bytes, its header says {end}; download it again")
     return header, 8 + num_bytes
 
 
 def stored_dtype_of(folder: Path) -> str:
+    """Return the dtype of most of the weights, one of float32, bfloat16 and float16.
+
+    Raises:
+        CheckpointError: it is another dtype, or files are missing or damaged.
+    """
     num_bytes: dict[str, int] = {}
     for path in weight_files(folder):
         for record in read_header(path)[0].values():
@@ -78,12 +96,12 @@ def stored_dtype_of(folder: Path) -> str:
 
 
 def refuse_other_names(folder: Path) -> None:
-    """Refuse weights whose names have another model's prefix, or whose logits are numbers alone.
+    """Check that names of weights have no prefix of a wrapper, and that logits are not scalars.
 
-    Training programs leave them so: they save the state of what they have wrapped a model in.
+    Training programs write such files when they save the state of a wrapped model.
 
     Raises:
-        CheckpointError: they do; the message says the command that mends it.
+        CheckpointError: they do; the message contains the command that repairs them.
     """
     files = weight_files(folder)
     tensors = {name: record for path in files for name, record in read_header(path)[0].items()}
@@ -97,12 +115,12 @@ def refuse_other_names(folder: Path) -> None:
     )
     if len(files) > 1:
         remedy = (
-            "load them into a model of transformers and save it with model.save_pretrained(folder)"
+            "load them into a transformers model and save it with model.save_pretrained(folder)"
         )
     else:
         changed = f"k.removeprefix({prefix!r})" if prefix else "k"
         remedy = (
-            "there run: python -c \"from safetensors.torch import *; f = 'model.safetensors'; "
+            "run there: python -c \"from safetensors.torch import *; f = 'model.safetensors'; "
             f"save_file({{{changed}: v if v.ndim else v[None] for k, v in load_file(f).items()}}, f, "
             "{'format': 'pt'})\""
         )
@@ -110,23 +128,23 @@ def refuse_other_names(folder: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the hex sha256 of a file, from memory where size and mtime have not changed.
+    """Return the hex SHA-256 of a file, remembered while its size and mtime do not change.
 
-    The memory is a small JSON file in the user's cache folder; losing it costs only time.
+    Hashes are remembered in a small JSON file in the user's cache folder.
     """
     path = path.resolve()  # a hub snapshot is a folder of links to blobs
     before = path.stat()
     memory_path = _memory_path()
     stamp = [before.st_size, before.st_mtime_ns]
-    known = _read_memory(memory_path).get(str(path))
-    if isinstance(known, list) and known[:2] == stamp and isinstance(known[-1], str):
-        return known[-1]
+    remembered = _read_memory(memory_path).get(str(path))
+    if isinstance(remembered, list) and remembered[:2] == stamp and isinstance(remembered[-1], str):
+        return remembered[-1]
     digest = _hash_bytes(path)
     after = path.stat()
     if [after.st_size, after.st_mtime_ns] == stamp:
         memory = _read_memory(memory_path) | {str(path): [*stamp, digest]}
         partial = memory_path.with_name(f"{memory_path.name}.{os.getpid()}.partial")
-        with suppress(OSError):  # a home that cannot be written costs only time
+        with suppress(OSError):  # without a writable home, hashes are computed again
             memory_path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(memory, indent=1), encoding="utf-8")
             partial.replace(memory_path)
@@ -152,7 +170,7 @@ def _hash_bytes(path: Path) -> str:
 
 
 def files_sha256(paths: list[Path]) -> str:
-    """Return one file's own sha256, or that of the `sha256sum` listing of several."""
+    """Return the SHA-256 of one file, or that of the ``sha256sum`` listing of several."""
     digests = [file_sha256(path) for path in paths]
     if len(paths) == 1:
         return digests[0]

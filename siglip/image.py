@@ -1,6 +1,6 @@
-"""The image recipe: what a checkpoint's own image processor does with a picture.
+"""Image recipes: what the image processor of a checkpoint does with an image.
 
-A recipe says which pixels a teacher takes; making them is the business of whoever decodes.
+A recipe describes the pixels that a model takes; images/ produces them.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from ..errors import CheckpointError, SettingError
 from .config import ModelType, TowerSettings, with_defaults
 from .files import read_json
 
-# What a preprocessor_config.json that leaves a field out means.
+# Defaults of fields that a preprocessor_config.json may omit.
 # Source: SiglipImageProcessorPil and Siglip2ImageProcessorPil of transformers 5.23; a test compares
 # them with the installed version.
 _PROCESSOR_DEFAULTS: dict[str, Any] = {
@@ -24,7 +24,7 @@ _PROCESSOR_DEFAULTS: dict[str, Any] = {
     "image_std": [0.5, 0.5, 0.5],
 }
 _CONVERTS_RGB: dict[ModelType, bool] = {"siglip": True, "siglip2": False}
-"""do_convert_rgb where the field is left out. null is not left out: it means false."""
+"""Default of do_convert_rgb if the field is omitted; null means false."""
 
 PROCESSOR_DEFAULTS: dict[ModelType, dict[str, Any]] = {
     "siglip": {
@@ -47,38 +47,38 @@ _PROCESSORS: dict[ModelType, set[str]] = {
         "Siglip2ImageProcessorPil",
     },
 }
-_WHAT_IT_DOES: dict[ModelType, str] = {
-    "siglip": "SigLIP's image processor squashes to size {height, width}, rescales and normalises",
-    "siglip2": "NaFlex's image processor resizes to a grid of patches, rescales and normalises",
+_PROCESSOR_STEPS: dict[ModelType, str] = {
+    "siglip": "the SigLIP processor squashes to size {height, width}, rescales and normalises",
+    "siglip2": "the NaFlex processor resizes to a grid of patches, rescales and normalises",
 }
 
 RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-"""The filters of PIL.Image.Resampling by number."""
+"""Names of the filters of PIL.Image.Resampling by number."""
 
 LARGEST_MAX_NUM_PATCHES = 65_536
-"""A typo's limit: 50 MB of pixels a view. The published checkpoints were trained up to 1024."""
+"""Limit against typos: 50 MB of pixels a view. Published checkpoints were trained with up to 1024."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SquashRecipe:
-    """Views are squashed to one size, their aspect not kept: checkpoints of fixed resolution."""
+    """Views are squashed to one size: checkpoints of fixed resolution."""
 
     on_white: bool = False
-    """Whether a transparent colour (of a GIF, of a PNG's tRNS) becomes white: do_convert_rgb."""
+    """Whether a transparent colour (GIF, tRNS of PNG) becomes white: do_convert_rgb."""
 
     size: tuple[int, int]
-    """Height and width in pixels that the image tower takes."""
+    """Height and width in pixels."""
 
     resample: int
-    """Filter of the resize, a number of PIL.Image.Resampling."""
+    """Filter for resizing, a number of PIL.Image.Resampling."""
 
     @property
     def view_shape(self) -> tuple[int, ...]:
-        """(H, W, 3): a view as uint8 RGB."""
+        """The shape of a view, (H, W, 3) uint8 RGB."""
         return (*self.size, 3)
 
     def identity(self) -> dict[str, Any]:
-        """Return what of an embedding it decides, as JSON values."""
+        """Return its part of the identity of a teacher, as JSON values."""
         return {
             "image_size": list(self.size),
             "image_resize": "squash",
@@ -89,28 +89,30 @@ class SquashRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NaflexRecipe:
-    """Views nearly keep their aspect: each becomes a grid of as many patches as the limit allows."""
+    """Views nearly keep their aspect ratio: each becomes a grid of as many patches as allowed."""
 
     on_white: bool = False
-    """Whether a transparent colour (of a GIF, of a PNG's tRNS) becomes white: do_convert_rgb."""
+    """Whether a transparent colour (GIF, tRNS of PNG) becomes white: do_convert_rgb."""
 
     patch_size: int
     """Height and width of a patch in pixels."""
 
     max_num_patches: int
-    """Patches of a view at most."""
+    """Most patches of a view."""
 
     resample: int
-    """Filter of the resize, a number of PIL.Image.Resampling."""
+    """Filter for resizing, a number of PIL.Image.Resampling."""
 
     @property
     def view_shape(self) -> tuple[int, ...]:
-        """(max_num_patches, patch_size * patch_size * 3): a view as uint8 patches, zeros after its
-        last; a patch is its RGB pixels row by row."""
+        """The shape of a view, (max_num_patches, patch_size * patch_size * 3) uint8.
+
+        A patch is its RGB pixels in row order; after the last patch there are zeros.
+        """
         return (self.max_num_patches, self.patch_size * self.patch_size * 3)
 
     def identity(self) -> dict[str, Any]:
-        """Return what of an embedding it decides, as JSON values."""
+        """Return its part of the identity of a teacher, as JSON values."""
         return {
             "image_patch_size": self.patch_size,
             "image_max_num_patches": self.max_num_patches,
@@ -123,7 +125,7 @@ class NaflexRecipe:
 ImageRecipe = SquashRecipe | NaflexRecipe
 
 TRANSPARENCY = "image_transparency"
-"""Name of the fact in an identity; records of earlier builds lack it, and mean ``ignored``."""
+"""Name of the field in an identity; without it, in records of earlier releases, it is ``ignored``."""
 
 
 def shows_on_white(identity: Mapping[str, Any]) -> bool:
@@ -137,21 +139,21 @@ def _transparency(on_white: bool) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSettings:
-    """What an image processor is set to."""
+    """The settings of an image processor."""
 
     recipe: ImageRecipe
     rescale_factor: float
-    """Multiplies the uint8 pixels before mean and std, 1/255."""
+    """Factor for uint8 pixels before mean and std are applied, 1/255."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
 def read_image_settings(folder: Path, towers: TowerSettings) -> ImageSettings:
-    """Return the image processor's settings.
+    """Return the settings of the image processor of a checkpoint.
 
     Raises:
-        CheckpointError: it does what we would not reproduce, or does not fit the image tower.
+        CheckpointError: they are not supported, or do not match the image tower.
     """
     path, image = _read_processor(folder, towers.model_type)
     recipe = (
@@ -168,10 +170,10 @@ def read_image_settings(folder: Path, towers: TowerSettings) -> ImageSettings:
 
 
 def check_max_num_patches(value: int) -> None:
-    """Refuse a limit that is none.
+    """Check a limit for the patches of a view.
 
     Raises:
-        SettingError: not 1 to LARGEST_MAX_NUM_PATCHES.
+        SettingError: it is not 1 to LARGEST_MAX_NUM_PATCHES.
     """
     if not 1 <= value <= LARGEST_MAX_NUM_PATCHES:
         raise SettingError(f"max num patches must be 1 to {LARGEST_MAX_NUM_PATCHES:,}, got {value}")
@@ -209,8 +211,8 @@ def _naflex_recipe(path: Path, image: dict[str, Any], vision: dict[str, Any]) ->
 
 
 def _read_processor(folder: Path, model_type: ModelType) -> tuple[Path, dict[str, Any]]:
-    """Return the file and its settings, complete; refuse what we would not reproduce."""
-    path = folder / "processor_config.json"  # transformers 5 nests them here and prefers that
+    """Return the file of the image processor and its complete settings, which must be supported."""
+    path = folder / "processor_config.json"  # transformers 5 prefers the settings in this file
     found = read_json(path).get("image_processor") if path.is_file() else None
     if found is None:
         path = folder / "preprocessor_config.json"
@@ -248,6 +250,6 @@ def _read_processor(folder: Path, model_type: ModelType) -> tuple[Path, dict[str
     for is_so, what in reasons:
         if is_so:
             raise CheckpointError(
-                f"{path} has {what}, which is not supported; {_WHAT_IT_DOES[model_type]}"
+                f"{path} has {what}, which is not supported; {_PROCESSOR_STEPS[model_type]}"
             )
     return path, image

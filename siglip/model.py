@@ -1,4 +1,4 @@
-"""The model: loading it whole or not at all, and its forward passes.
+"""Loading a model completely or not at all, and its forward passes.
 
 Shape letters in this file:
     B = batch, H, W = pixels, C = 3 colours, N = patches, P = values of a patch, L = text tokens,
@@ -24,14 +24,14 @@ Towers = Literal["both", "image"]
 
 
 def load_model(checkpoint: Checkpoint, *, device: str, compute_dtype: str) -> Any:
-    """Return the model in eval mode on the device, attention by SDPA, no gradients: a SiglipModel or
-    Siglip2Model, or where the checkpoint is an image tower alone the vision model of either.
+    """Return a model in eval mode on a device, with SDPA attention and without gradients.
 
-    Parameters stay as they are stored (a bfloat16 SO400M takes 2.3 GB, in float32 it would take
-    4.5), except that float32 computes on float32 parameters and the two half dtypes do not mix.
+    It is a SiglipModel or Siglip2Model, or the vision model of either if the checkpoint is an image tower
+    alone. Parameters keep the stored dtype (an SO400M takes 2.3 GB in bfloat16, 4.5 in float32), but
+    float32 computes with float32 parameters, and the two half dtypes are not mixed.
 
     Raises:
-        CheckpointError: weights are missing, unexpected, or of another shape than config.json says.
+        CheckpointError: weights are missing, unexpected, or have another shape than in config.json.
     """
     import torch
 
@@ -51,14 +51,14 @@ def load_trainable(checkpoint: Checkpoint, *, towers: Towers, is_new: bool) -> A
     """Return a model in train mode on the CPU, every parameter float32 and with gradient.
 
     Args:
-        checkpoint: the student; of a new one only the settings are read.
-        towers: both gives a SiglipModel or Siglip2Model; image only the image tower, as a
-            SiglipVisionModel or Siglip2VisionModel (logit scale and bias are not part of it).
-        is_new: weights drawn by transformers from torch's random state, not read. logit_scale and
-            logit_bias are then 0 and to be set by the caller.
+        checkpoint: the student; only its settings are used for a new model.
+        towers: both gives a SiglipModel or Siglip2Model, image a SiglipVisionModel or
+            Siglip2VisionModel, without logit scale and bias.
+        is_new: whether weights are drawn by transformers from the random state of torch. logit_scale and
+            logit_bias are then 0 and must be set by the caller.
 
     Raises:
-        CheckpointError: as load_model.
+        CheckpointError: weights are missing, unexpected, or have another shape than in config.json.
     """
     import torch
 
@@ -86,8 +86,8 @@ def load_trainable(checkpoint: Checkpoint, *, towers: Towers, is_new: bool) -> A
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Let a trainable model compute activations again in the backward pass instead of keeping them."""
-    # Named so since transformers 5.23, where the older name warns.
+    """Make a trainable model recompute activations in the backward pass instead of keeping them."""
+    # The name since transformers 5.23; the older one warns there.
     name = "activation_checkpointing_enable"
     if not hasattr(model, name):
         name = "gradient_checkpointing_enable"
@@ -95,12 +95,12 @@ def checkpoint_activations(model: Any) -> None:
 
 
 def vision_tower(model: Any) -> Any:
-    """Return the image tower of a model that has both, or that is one."""
+    """Return the image tower of a model with both towers, or the model itself."""
     return getattr(model, "vision_model", model)
 
 
 def _classes(checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
-    """Return the classes of the model with both towers, of the image tower, of the settings."""
+    """Return the classes of the whole model, the image tower and the config."""
     import transformers
 
     kind = "Siglip2" if checkpoint.model_type == "siglip2" else "Siglip"
@@ -112,8 +112,7 @@ def _classes(checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
 def _load(
     checkpoint: Checkpoint, model_class: Any, dtype: Any, left_out: tuple[str, ...] = ()
 ) -> Any:
-    """Return a model with all its weights from the checkpoint, of which nothing else is left over
-    but what begins with ``left_out``."""
+    """Return a model with all its weights, which are all weights not starting with ``left_out``."""
     from safetensors import SafetensorError
 
     with _quiet_transformers():
@@ -127,7 +126,7 @@ def _load(
                     local_files_only=True,
                     use_safetensors=True,
                     output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # they are refused below, by name
+                    ignore_mismatched_sizes=True,  # refused below, by name
                 ),
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -138,11 +137,11 @@ def _load(
         names = sorted(key if isinstance(key, str) else key[0] for key in info[f"{fault}_keys"])
         if fault == "unexpected":
             names = [name for name in names if not name.startswith(left_out)] if left_out else names
-        if names:  # transformers would fill them with random numbers and go on
+        if names:  # transformers would continue with random numbers
             raise CheckpointError(
                 f"{checkpoint.folder} has {len(names)} {fault} weights: {', '.join(names[:3])}"
-                f"{', ...' if len(names) > 3 else ''}; fetch the checkpoint again, or take "
-                "config.json and weights from one checkpoint"
+                f"{', ...' if len(names) > 3 else ''}; download the checkpoint again, or use "
+                "config.json and weights of one checkpoint"
             )
     return model
 
@@ -160,7 +159,7 @@ def embed_image_pixels(
         model: from load_model.
         checkpoint: the one the model was loaded from.
         pixels_BHWC: uint8 RGB of the checkpoint's size, on the model's device.
-        compute_dtype: dtype of the forward pass; pixels are normalised in float32 all the same.
+        compute_dtype: dtype of the forward pass; pixels are always normalised in float32.
     """
     import torch
 
@@ -177,16 +176,16 @@ def embed_image_patches(
     *,
     compute_dtype: str,
 ) -> "Tensor":
-    """Return (B, D) float32 unit rows on the device of the patches; never waits for the device.
+    """Return (B, D) float32 unit rows on the device of the patches, without waiting for the device.
 
     Args:
         model: from load_model.
         checkpoint: the NaFlex one the model was loaded from.
         patches_BNP: uint8 RGB patches on the model's device; N need not be max_num_patches.
-        grids: B times (rows, columns) of patches.
-        mask_BN: bool on the same device, False after the last patch of each image; None where each
-            has N patches: nothing is masked then.
-        compute_dtype: dtype of the forward pass; pixels are normalised in float32 all the same.
+        grids: (rows, columns) of patches of each image.
+        mask_BN: bool on the same device, False after the last patch of each image; None if every image
+            has N patches.
+        compute_dtype: dtype of the forward pass; pixels are always normalised in float32.
     """
     import torch
 
@@ -200,7 +199,7 @@ def embed_token_ids(
 ) -> "Tensor":
     """Return (B, D) float32 unit rows; ids from TextTokenizer, on the model's device.
 
-    There is no attention mask, on purpose: the tower was trained without, padding included.
+    There is no attention mask, on purpose: the tower was trained with padding and without a mask.
     """
     import torch
 
@@ -214,14 +213,14 @@ def pool_pixels(tower: Any, checkpoint: Checkpoint, pixels_BHWC: "Tensor") -> "T
 
     Args:
         tower: from vision_tower.
-        checkpoint: of fixed resolution.
-        pixels_BHWC: as embed_image_pixels takes them; normalised in float32 under any autocast.
+        checkpoint: the checkpoint, of fixed resolution.
+        pixels_BHWC: uint8 RGB of its size; normalised in float32 under any autocast.
     """
     import torch
 
     recipe = checkpoint.image
     if not isinstance(recipe, SquashRecipe):
-        raise ValueError(f"{checkpoint.given} takes patches, not whole pictures")
+        raise ValueError(f"{checkpoint.given} takes patches, not whole images")
     H, W = recipe.size
     if pixels_BHWC.shape[1:] != (H, W, 3) or pixels_BHWC.dtype != torch.uint8:
         raise ValueError(
@@ -241,13 +240,18 @@ def pool_patches(
 ) -> "Tensor":
     """Return the (B, D) pooled output of a NaFlex image tower, not normalised; gradients flow.
 
-    The other arguments are those of embed_image_patches.
+    Args:
+        tower: from vision_tower.
+        checkpoint: the NaFlex checkpoint.
+        patches_BNP: uint8 RGB patches; normalised in float32 under any autocast.
+        grids: (rows, columns) of patches of each image.
+        mask_BN: bool, False after the last patch of each image; None if every image has N patches.
     """
     import torch
 
     recipe = checkpoint.image
     if not isinstance(recipe, NaflexRecipe):
-        raise ValueError(f"{checkpoint.given} takes whole pictures, not patches")
+        raise ValueError(f"{checkpoint.given} takes whole images, not patches")
     B, N, P = (len(grids), *patches_BNP.shape[1:])
     if patches_BNP.shape != (B, N, recipe.view_shape[1]) or patches_BNP.dtype != torch.uint8:
         raise ValueError(
@@ -257,7 +261,7 @@ def pool_patches(
     if mask_BN is None and any(height * width != N for height, width in grids):
         raise ValueError(f"grids of other than {N} patches need a mask, got {grids}")
     x_BNP = _normalised(patches_BNP.view(B, N, P // 3, 3), checkpoint).view(B, N, P)
-    # Of four dimensions a mask is taken as it is; of two, transformers looks whether it masks
+    # transformers uses a mask of four dimensions unchanged; it checks whether one of two dimensions masks
     # anything, which waits for the device.
     mask_B11N = None if mask_BN is None else mask_BN[:, None, None, :]
     return tower(
@@ -293,13 +297,15 @@ def pool_images(
 def pool_token_ids(text_tower: Any, ids_BL: "Tensor") -> "Tensor":
     """Return the (B, D) pooled output of a text tower, not normalised; gradients flow."""
     L = text_tower.config.max_position_embeddings
-    if ids_BL.ndim != 2 or ids_BL.shape[1] != L:  # a shorter one runs, and pools the wrong position
+    if (
+        ids_BL.ndim != 2 or ids_BL.shape[1] != L
+    ):  # a shorter one would run and pool the wrong position
         raise ValueError(f"token ids must be of shape (B, {L}), got {tuple(ids_BL.shape)}")
     return text_tower(input_ids=ids_BL).pooler_output
 
 
 def _normalised(pixels_C: "Tensor", checkpoint: Checkpoint) -> "Tensor":
-    """Return uint8 pixels, colours last, rescaled and normalised in float32."""
+    """Return uint8 pixels, with colours in the last dimension, rescaled and normalised in float32."""
     mean_C, std_C = (
         _on_device(values, pixels_C.device)
         for values in (checkpoint.image_mean, checkpoint.image_std)
@@ -308,15 +314,17 @@ def _normalised(pixels_C: "Tensor", checkpoint: Checkpoint) -> "Tensor":
 
 
 def _on_device(values: Sequence[float], device: Any) -> Any:
-    """Return a value a channel; one number where all are equal, which needs no copy to the device:
-    a copy would wait there for the batch before."""
+    """Return one value for each channel, or a number if all are equal.
+
+    A number needs no copy to the device, which would wait for the previous batch.
+    """
     import torch
 
     return values[0] if len(set(values)) == 1 else torch.tensor(values, device=device)
 
 
 def unit_rows(pooled_BD: "Tensor") -> "Tensor":
-    """Return rows of norm 1 in float32, or float64 where they are float64."""
+    """Return rows of norm 1, in float64 for float64 rows and in float32 for all others."""
     import torch
 
     is_double = pooled_BD.dtype == torch.float64
@@ -334,8 +342,10 @@ def autocast(device_type: str, compute_dtype: str) -> Any:
 
 @contextmanager
 def _quiet_transformers() -> Generator[None]:
-    """Silence transformers' progress bars and its warnings about special ids, which are wrong in
-    the published configs and used by nobody; errors still come through."""
+    """Silence progress bars of transformers, and warnings about special ids in the published configs.
+
+    Those ids are wrong and not used. Errors are still raised.
+    """
     from transformers.utils import logging
 
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,8 +1,8 @@
 """Position embeddings of NaFlex, resized once for each grid of patches.
 
-transformers 5.23 resizes them for every image of every batch in a Python loop, and asks the device
-for each grid, which waits for all that the device was given before. A corpus has few different
-grids (14 in 288 photographs of COCO), so each is resized once and kept.
+transformers 5.23 resizes them for every image of every batch in a Python loop, and reads each grid from the
+device, which waits for all queued work. A corpus has few different grids (14 in 288 photographs of COCO),
+so each is resized once and kept.
 
 Shape letters in this file: B = images, N = patches, D = width.
 """
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LARGEST_NUM_ROWS = 1 << 16
-"""Rows kept, 256 grids of 256 patches: 300 MB for an SO400M in float32, half that in bfloat16."""
+"""Rows kept, 256 grids of 256 patches: 300 MB for an SO400M in float32, half of that in bfloat16."""
 
 
 class GridPositions:
-    """In place of ``Siglip2VisionEmbeddings.resize_positional_embeddings``, with equal values.
+    """Replaces ``Siglip2VisionEmbeddings.resize_positional_embeddings``, with equal values.
 
     Each grid of a batch is resized once; gradients flow. Spatial shapes must be on the host.
     """
 
     def __init__(self, resize: Any) -> None:
-        """Call ``resize``, the method replaced, for one grid at a time.
+        """Call ``resize``, the replaced method, for one grid at a time.
 
         Args:
             resize: (embeddings of shape (height, width, D), shapes (B, 2), N) -> (B, N, D).
@@ -34,7 +34,7 @@ class GridPositions:
     def __call__(
         self, positional_embeddings: "Tensor", spatial_shapes: "Tensor", max_length: int
     ) -> "Tensor":
-        """Return (B, max_length, D); after the last patch its first row, as transformers has it."""
+        """Return (B, max_length, D), padded with the first row of each image, as in transformers."""
         import torch
 
         grids = [(height, width) for height, width in spatial_shapes.tolist()]
@@ -53,11 +53,10 @@ class GridPositions:
 
 
 class KeptPositions(GridPositions):
-    """Each grid is resized once for all batches: for a model whose weights stay as they are."""
+    """Resizes each grid once for all batches, for a model whose weights do not change."""
 
     def __init__(self, resize: Any, *, largest_num_rows: int = _LARGEST_NUM_ROWS) -> None:
-        """Keep what ``resize`` gives, up to ``largest_num_rows`` rows of all grids; beyond, those
-        used longest ago are dropped."""
+        """Keep at most ``largest_num_rows`` rows of all grids, the most recently used ones."""
         super().__init__(resize)
         self._largest_num_rows = largest_num_rows
         self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()

@@ -1,4 +1,4 @@
-"""The published SigLIP 2 checkpoints by name: the sizes of their towers, known without network."""
+"""The published SigLIP 2 checkpoints by name, with the sizes of their towers, without network."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from .config import TEXT_DEFAULTS, VISION_DEFAULTS, ModelType, TowerSettings
 
 
 class TowerSize(NamedTuple):
-    """Sizes of one tower, in the order of config.json."""
+    """The sizes of one tower, in the order of config.json."""
 
     hidden_size: int
     intermediate_size: int
@@ -15,17 +15,17 @@ class TowerSize(NamedTuple):
 
 
 class PublishedSize(NamedTuple):
-    """Sizes of one checkpoint."""
+    """The sizes of one checkpoint."""
 
     vision: TowerSize
     text: TowerSize
     patch_size: int
     image_size: int | None
-    """Height and width in pixels; None for NaFlex: any, of at most NAFLEX_PATCHES patches."""
+    """Height and width in pixels; None for NaFlex, which takes up to NAFLEX_PATCHES patches."""
 
 
 NAFLEX_PATCHES = 256
-"""Patches of a view at most, as the published NaFlex processors are set."""
+"""Most patches of a view in the published NaFlex processors."""
 
 _BASE, _LARGE = TowerSize(768, 3072, 12, 12), TowerSize(1024, 4096, 24, 16)
 _SO400M, _GIANT_OPT = TowerSize(1152, 4304, 27, 16), TowerSize(1536, 6144, 40, 16)
@@ -46,14 +46,14 @@ PUBLISHED: dict[str, PublishedSize] = {
     )
     for image_size in image_sizes
 }
-"""By the part of their names behind ``google/siglip2-``.
+"""Checkpoints by the part of their names after ``google/siglip2-``.
 
 Source: the configs of google/siglip2-* on the Hugging Face hub; the list of them in the hub's blog,
 siglip2.md."""
 
 
 def published_towers(name: str) -> tuple[str, TowerSettings] | None:
-    """Return the hub id of a published checkpoint and its towers' settings; None where the name is none.
+    """Return the hub id of a published checkpoint and the settings of its towers, or None.
 
     Args:
         name: ``google/siglip2-so400m-patch14-384``, or without ``google/``, or without ``siglip2-`` too.

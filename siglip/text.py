@@ -1,4 +1,4 @@
-"""The text recipe: from texts to exactly the token ids the text tower was trained on.
+"""Tokenizing texts exactly as the text tower was trained.
 
 Shape letters in this file: B = texts, L = tokens, 64.
 """
@@ -22,18 +22,18 @@ _Encode = Callable[[list[str]], list[list[int]]]
 
 
 class TextTokenizer:
-    """Texts to the ids the text tower was trained on.
+    """Converts texts to the ids that the text tower was trained on.
 
-    transformers 5.23 does not do this for a fixed-resolution SigLIP 2 checkpoint: its
-    GemmaTokenizer keeps capitals, pads nothing and cuts nothing. The lowercasing is that of the
-    tokenizers library, as in transformers' Siglip2Tokenizer; str.lower() differs on a final sigma.
+    transformers 5.23 does not do this for a fixed-resolution SigLIP 2 checkpoint: its GemmaTokenizer
+    neither lowercases, pads nor truncates. Lowercasing is that of the tokenizers library, as in
+    Siglip2Tokenizer of transformers; str.lower() differs for a final sigma.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Load the tokenizer.
 
         Raises:
-            CheckpointError: files are missing or damaged, or do not fit the token embedding.
+            CheckpointError: files are missing or damaged, or do not match the token embedding.
         """
         self._length = checkpoint.max_text_tokens
         self._settings = read_text_settings(checkpoint.folder)
@@ -45,7 +45,7 @@ class TextTokenizer:
         )
 
     def __call__(self, texts: list[str]) -> "NDArray[np.int64]":
-        """Return (B, L) ids: eos last of the text, then the pad id up to L; no attention mask."""
+        """Return (B, L) ids: the text, eos, then the pad id up to L; there is no attention mask."""
         import numpy as np
 
         if self._settings.is_siglip1:
@@ -62,19 +62,19 @@ class TextTokenizer:
         pad_token = self._settings.pad_token
         pad_id = tokenizer.token_to_id(pad_token)
         if pad_id is None:
-            raise CheckpointError(
-                f"{path} has no token {pad_token!r}, which its texts are padded with"
-            )
+            raise CheckpointError(f"{path} has no token {pad_token!r}, with which texts are padded")
         largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
         if largest >= vocab_size:
             raise CheckpointError(
-                f"{path} gives token ids up to {largest}, but the model has {vocab_size} token "
-                "embeddings; take tokenizer and weights from one checkpoint"
+                f"{path} has token ids up to {largest}, but the model has {vocab_size} token "
+                "embeddings; use tokenizer and weights of one checkpoint"
             )
-        tokenizer.no_padding()  # the published file pads by itself, to 64
+        tokenizer.no_padding()  # the published file pads to 64
         mask = tokenizer.encode("a").special_tokens_mask
         if mask[-1:] != [1] or sum(mask) != 1:
-            raise CheckpointError(f"{path} does not end a text with one eos, as SigLIP's do")
+            raise CheckpointError(
+                f"{path} does not append one eos to a text, as SigLIP tokenizers do"
+            )
         if not self._settings.is_siglip1:
             rest = [tokenizer.normalizer] if tokenizer.normalizer else []
             tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
@@ -91,12 +91,12 @@ class TextTokenizer:
     def _from_sentencepiece(self, folder: Path) -> _Encode:
         if importlib.util.find_spec("sentencepiece") is None:
             raise CheckpointError(
-                f"{folder} has only {self._settings.file} for a tokenizer, which needs the package "
-                "sentencepiece: pip install sentencepiece"
+                f"{folder} has only {self._settings.file} as a tokenizer, which needs the package "
+                "sentencepiece; run pip install sentencepiece"
             )
-        from transformers.models.siglip import tokenization_siglip as siglip1
+        from transformers.models.siglip import tokenization_siglip
 
-        library: Any = siglip1  # its types are partly unknown
+        library: Any = tokenization_siglip  # its types are partly unknown
         tokenizer = library.SiglipTokenizer.from_pretrained(folder)
         settings = {"padding": "max_length", "truncation": True, "max_length": self._length}
 

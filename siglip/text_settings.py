@@ -1,4 +1,4 @@
-"""Text settings of a checkpoint: which tokenizer file it has, how texts are cleaned and padded."""
+"""Text settings of a checkpoint: the tokenizer file, and how texts are cleaned and padded."""
 
 import re
 import string
@@ -17,10 +17,10 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True, slots=True)
 class TextSettings:
-    """How a checkpoint prepares texts before its tokenizer."""
+    """How a checkpoint prepares texts for its tokenizer."""
 
     file: str
-    """tokenizer.json where there is one, else spiece.model."""
+    """tokenizer.json if it exists, else spiece.model."""
 
     is_siglip1: bool
     lower: bool
@@ -28,14 +28,14 @@ class TextSettings:
 
     @property
     def cleaning(self) -> str:
-        """Text cleaning before the tokenizer's own, as recorded in the identity."""
+        """The text cleaning before that of the tokenizer, as recorded in the identity."""
         return _cleaning_name(lower=self.lower) if self.is_siglip1 else _LOWERCASE
 
 
 def find_text_cleaning(name: object) -> Callable[[str], str] | None:
-    """Return the text cleaning of that name, as an identity records it; None: no such cleaning.
+    """Return the text cleaning with a name from an identity, or None for any other name.
 
-    Texts that it makes equal are one text to the model.
+    Texts that it makes equal are the same text to the model.
     """
     if name == _LOWERCASE:
         from tokenizers import normalizers
@@ -49,7 +49,7 @@ def find_text_cleaning(name: object) -> Callable[[str], str] | None:
 
 
 def read_text_settings(folder: Path) -> TextSettings:
-    """Return how a checkpoint prepares texts, from its tokenizer files.
+    """Return the text settings in the tokenizer files of a checkpoint.
 
     Raises:
         CheckpointError: a tokenizer file or the padding token is missing.
@@ -70,8 +70,8 @@ def read_text_settings(folder: Path) -> TextSettings:
         pad_token = cast("dict[str, Any]", pad_token).get("content")
     if not isinstance(pad_token, str):
         raise CheckpointError(
-            f"{folder / 'tokenizer_config.json'} names no pad_token, and padding is part of "
-            'what the text tower computes; SigLIP 2 has "<pad>"'
+            f"{folder / 'tokenizer_config.json'} has no pad_token, which the text tower needs; that of "
+            'SigLIP 2 is "<pad>"'
         )
     return TextSettings(files[0], is_siglip1, bool(config.get("do_lower_case", True)), pad_token)
 

@@ -314,7 +314,7 @@ def test_what_is_not_fit_for_the_forward_pass_is_refused(
         embed(patches.float(), mask, checkpoint)
     with pytest.raises(ValueError, match=r"must be uint8 of shape \(2, N, 768\)"):
         embed(patches[:1], mask[:1], checkpoint)
-    with pytest.raises(ValueError, match="takes whole pictures, not patches"):
+    with pytest.raises(ValueError, match="takes whole images, not patches"):
         embed(patches, mask, fixed)
-    with pytest.raises(ValueError, match="takes patches, not whole pictures"):
+    with pytest.raises(ValueError, match="takes patches, not whole images"):
         embed_image_pixels(model, checkpoint, patches, compute_dtype="float32")

@@ -146,7 +146,7 @@ def test_what_a_processor_saves_resolves_to_the_same_settings(folder: Path) -> N
         (
             "config.json",
             {"model_type": "clip"},
-            r"model_type 'clip'; what is supported is 'siglip' and",
+            r"model_type 'clip'; supported are 'siglip' and",
         ),
         ("config.json", {"model_type": "siglip2"}, r"image_processor_type 'SiglipImageProcessor'"),
         ("config.json", {"vision_config__num_channels": 1}, r"num_channels 1; images are RGB"),
@@ -187,7 +187,7 @@ def test_the_kind_of_model_is_asked_from_the_config_not_the_name(folder: Path) -
     [
         ("config.json", None, r"has no config\.json.*not a complete"),
         ("config.json", b"{", r"cannot be read as JSON"),
-        ("config.json", b"[]", r"holds no JSON object"),
+        ("config.json", b"[]", r"contains no JSON object"),
         ("config.json", b"\xff", r"cannot be read as JSON"),
         ("preprocessor_config.json", None, r"has no preprocessor_config\.json"),
         ("model.safetensors", None, r"has no model\.safetensors; save the weights"),
@@ -208,7 +208,7 @@ def test_missing_and_damaged_files_are_named(
 def test_a_truncated_download_is_seen_before_the_model_is_loaded(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(CheckpointError, match=r"has \d+ bytes, its header promises \d+; fetch it"):
+    with pytest.raises(CheckpointError, match=r"has \d+ bytes, its header says \d+; download it"):
         resolve_checkpoint(str(folder))
 
 
@@ -445,7 +445,7 @@ def test_the_ids_are_those_of_transformers_own_siglip2_tokenizer(tokenizer_folde
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("tokenizer_config.json", {"pad_token": None}, r"names no pad_token"),
+        ("tokenizer_config.json", {"pad_token": None}, r"has no pad_token"),
         ("tokenizer_config.json", {"pad_token": "<hole>"}, r"has no token '<hole>'"),
         ("config.json", {"text_config__vocab_size": 500}, r"ids up to 511.*has 500 token"),
         ("tokenizer.json", {"post_processor": None}, r"does not end a text with one eos"),
@@ -619,7 +619,7 @@ def test_weights_of_a_wrapped_model_are_refused_with_the_command_that_mends_them
     scalars = {name: whole[name][0].clone() for name in ("logit_scale", "logit_bias")}
     state = {**whole, **scalars} if is_scalar else whole
     save_file({prefix + name: tensor for name, tensor in state.items()}, file)
-    with pytest.raises(CheckpointError, match=rf"names its weights {prefix}\*; there run: ") as e:
+    with pytest.raises(CheckpointError, match=rf"names its weights {prefix}\*; run there: ") as e:
         resolve_checkpoint(str(folder))
     code = str(e.value).partition('python -c "')[2].removesuffix('"')
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
@@ -633,7 +633,7 @@ def test_logits_that_are_numbers_alone_are_refused(tiny_checkpoint: Path, tmp_pa
     whole = load_file(file)
     save_file({**whole, "logit_scale": whole["logit_scale"][0].clone()}, file)
     with pytest.raises(
-        CheckpointError, match=r"logit_scale or logit_bias of shape \[\]; there run"
+        CheckpointError, match=r"logit_scale or logit_bias of shape \[\]; run there"
     ):
         resolve_checkpoint(str(folder))
 
