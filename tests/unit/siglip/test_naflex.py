@@ -82,7 +82,12 @@ def test_the_limit_is_that_of_the_processor(folder: Path) -> None:
     [
         ("config.json", "vision_config", {"patch_size": [16, 16]}, r"patch_size \[16, 16\]"),
         ("config.json", "vision_config", {"patch_size": 14}, r"patches of 16 pixels.* of 14 \("),
-        ("config.json", "vision_config", {"num_patches": 200}, r"num_patches 200, which is no sq"),
+        (
+            "config.json",
+            "vision_config",
+            {"num_patches": 200},
+            r"num_patches 200, which is not a sq",
+        ),
         ("config.json", "vision_config", {"num_channels": 4}, r"num_channels 4; images are RGB"),
         ("config.json", "vision_config", {"vision_use_head": False}, r"vision_use_head false"),
         ("config.json", "text_config", {"projection_size": 32}, r"width 64 and .* width 32"),

@@ -262,7 +262,7 @@ def test_a_hub_id_is_found_in_the_offline_cache_and_needs_no_torch(
     assert folder == str(repository / "snapshots" / commit)
     local = resolve_checkpoint(str(tiny_checkpoint))
     assert identity == checkpoint_identity(local, compute_dtype="float32")
-    assert "someone/else is not a folder here" in message
+    assert "someone/else is not a local folder" in message
     assert "local hub cache" in message
     assert "\n" not in message
     assert heavy == []
@@ -448,7 +448,7 @@ def test_the_ids_are_those_of_transformers_own_siglip2_tokenizer(tokenizer_folde
         ("tokenizer_config.json", {"pad_token": None}, r"has no pad_token"),
         ("tokenizer_config.json", {"pad_token": "<hole>"}, r"has no token '<hole>'"),
         ("config.json", {"text_config__vocab_size": 500}, r"ids up to 511.*has 500 token"),
-        ("tokenizer.json", {"post_processor": None}, r"does not end a text with one eos"),
+        ("tokenizer.json", {"post_processor": None}, r"does not append one eos to a text"),
     ],
 )
 def test_a_tokenizer_that_does_not_fit_is_refused(
