@@ -43,7 +43,7 @@ from siglip2_cache.images.pixels import decode_rgb, render_views
 from siglip2_cache.precompute.build import BuildConfig, BuildSummary, build
 from siglip2_cache.precompute.executor.progress import BuildProgress
 from siglip2_cache.precompute.planning.config import PlanConfig
-from siglip2_cache.precompute.teacher.teacher import SiglipTeacher
+from siglip2_cache.precompute.teacher.siglip_teacher import SiglipTeacher
 from siglip2_cache.progress import Display
 from siglip2_cache.siglip import find_architecture, resolve_checkpoint
 from siglip2_cache.store.format.views import WHOLE_IMAGE

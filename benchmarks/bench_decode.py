@@ -28,7 +28,7 @@ from PIL import Image
 from teacher_peak import squash
 
 from siglip2_cache.images.pixels import Decode, decode_for_views, render_views
-from siglip2_cache.precompute.teacher.teacher import SiglipTeacher
+from siglip2_cache.precompute.teacher.siglip_teacher import SiglipTeacher
 from siglip2_cache.siglip import resolve_checkpoint
 from siglip2_cache.store.format.views import WHOLE_IMAGE
 

@@ -196,7 +196,7 @@ def kind_of(args: argparse.Namespace, times: list[dict[str, float]]) -> Any:
 
 
 def load_teacher(args: argparse.Namespace) -> Any:
-    from siglip2_cache.precompute.teacher.teacher import SiglipTeacher
+    from siglip2_cache.precompute.teacher.siglip_teacher import SiglipTeacher
     from siglip2_cache.siglip import resolve_checkpoint
 
     return SiglipTeacher(resolve_checkpoint(str(args.work / "teacher")), device=args.device)

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from siglip2_cache.precompute.teacher.teacher import SiglipTeacher
+from siglip2_cache.precompute.teacher.siglip_teacher import SiglipTeacher
 from siglip2_cache.siglip import SquashRecipe
 
 

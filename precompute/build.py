@@ -31,7 +31,8 @@ from .executor.work_stealing import WorkStealing
 from .prepare import Preparation
 from .teacher.embedder import split_images
 from .teacher.identity import grow_arrays, recorded_decode, recorded_dtype, restore_checkpoint
-from .teacher.teacher import Teacher, TeacherFactory, load_teacher
+from .teacher.siglip_teacher import load_teacher
+from .teacher.teacher import Teacher, TeacherFactory
 
 _REMEDY: dict[Modality, str] = {
     "image": "repair them and run again with --retry-rejected, or use --corpus-root OLD=NEW if the corpus "

@@ -21,7 +21,8 @@ from .planning.source_names import name_sources
 from .sources import Sample
 from .teacher.embedder import Embedder, split_images
 from .teacher.identity import TeacherChoices, find_teacher, restore_checkpoint
-from .teacher.teacher import TeacherFactory, load_teacher
+from .teacher.siglip_teacher import load_teacher
+from .teacher.teacher import TeacherFactory
 
 _TIMED_BATCHES = 3
 

@@ -16,7 +16,8 @@ from .executor.unit import unit_images
 from .teacher.embedder import Embedder, split_images
 from .teacher.identity import recorded_dtype
 from .teacher.reload import LiveTeacher
-from .teacher.teacher import TeacherFactory, load_teacher
+from .teacher.siglip_teacher import load_teacher
+from .teacher.teacher import TeacherFactory
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}
 """Largest 1 - cosine due to another machine or batch size, by compute dtype. Measured on one machine:

@@ -1,11 +1,10 @@
 """Scanning: the samples and problems of a corpus as frames, kept until the plan is committed.
 
-A corpus of many files is scanned file by file (a *piece*, sources/base.py). What a finished piece gave
-is written into the cache's folder under a name that readers pass over, so that a plan that was killed
-goes on with the piece it was at. Those of an object store are scanned several at a time, and processes that
-wait for a plan, or are started for it, make scans for it (share_scans.py). Scans that were kept are a
-convenience: a torn or missing one is made again, with the same result, for a scan is a pure function of its
-piece. So they are not synced.
+A corpus of many files is scanned file by file (a CorpusPart, sources/base.py). The frames of a finished part
+are kept in the cache's folder under a name that readers ignore, so that a plan that was killed resumes at the
+part it was scanning. Parts in an object store are scanned several at a time, and other processes may scan
+for the planner (shared_scan.py). Kept scans are not synced to disk: a torn or missing one is made again, with
+the same result, because a scan is a pure function of its part.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ SCAN_ROWS = 65_536
 """Samples and problems in one frame."""
 
 _SCAN_VERSION = 3
-"""Raised when the same piece would give another frame: scans kept by an older program are made again."""
+"""Increased when the frames of a part change: scans kept by an older version are made again."""
 
 SCANNED = pl.Schema(
     {
@@ -55,53 +54,54 @@ SCANNED = pl.Schema(
         "remedy": pl.String(),
     }
 )
-"""Columns of a frame. A line is a sample, where ``reason`` is not null a problem, and where ``count`` is not
-null something unused."""
+"""Columns of a frame. A row is a sample; if ``reason`` is not null, a problem; if ``count`` is not null, a
+count of unused items."""
 
 _SCANNERS = 6
-"""Pieces of an object store that are scanned at a time: what they cost is mostly waiting. As many frames,
-and two more, are in memory."""
+"""Parts of an object store scanned at a time, mostly waiting for the network. So many frames and two more
+are in memory."""
 
 _SHA256_BYTES = 32
 _LAST, _MORE = b"\1", b"\0"
 
 
 class Scanner:
-    """Scans sources, and keeps what the pieces gave where that spares a later plan the work."""
+    """Scans sources, and keeps the frames of their parts for a plan that resumes."""
 
     def __init__(self, files: Storage, *, keeps: bool) -> None:
-        """Args:
-        files: the cache's folder.
-        keeps: write scans there; False only reads those that an earlier plan kept.
+        """Set the cache.
+
+        Args:
+            files: the cache's folder.
+            keeps: write scans there; False only reads those that are kept.
         """
         self._files, self._keeps = files, keeps
 
     def frames(self, source: Source) -> Iterator[pl.DataFrame]:
-        """Yield all of a source in order, in frames of SCANNED; a piece starts a new one.
+        """Yield a source in order, in frames with the columns SCANNED; each part starts a new frame.
 
         Raises:
             SourceError: the source as a whole cannot be read.
         """
         if not isinstance(source.location, UPath):
-            for piece in source.parts():
-                yield from self._piece_frames(source, piece)
+            for part in source.parts():
+                yield from self._part_frames(source, part)
             return
         begun = self._scan_ahead(source, source.parts())
         with contextlib.closing(begun):
-            for piece, frames in begun:
-                yield from self._piece_frames(source, piece) if frames is None else frames
+            for part, frames in begun:
+                yield from self._part_frames(source, part) if frames is None else frames
 
     def scan_slice(self, source: Source, first: int, step: int) -> Generator[None]:
-        """Scan the pieces ``first``, ``first + step``, ... and keep the scans for another process that
-        plans; yield after each piece.
+        """Scan the parts ``first``, ``first + step``, ... for the planner; yield after each part.
 
         Raises:
-            SourceError: the source as a whole, or a piece, cannot be read.
+            SourceError: the source as a whole, or a part, cannot be read.
         """
         own = itertools.islice(source.parts(), first, None, step)
-        if not isinstance(source.location, UPath):  # which keeps a core busy, not a network
-            for piece in own:
-                self._scan_one(source, piece)
+        if not isinstance(source.location, UPath):  # limited by a core, not by the network
+            for part in own:
+                self._scan_one(source, part)
                 yield
             return
         with contextlib.closing(self._scan_ahead(source, own)) as begun:
@@ -109,55 +109,60 @@ class Scanner:
                 yield
 
     def clear(self) -> None:
-        """Remove every scan that was kept: the plan they were for is committed."""
+        """Remove all kept scans, once their plan is committed."""
         names = filter(layout.is_kept_scan, self._files.names(layout.CATALOG))
         self._files.remove_all(f"{layout.CATALOG}/{name}" for name in names)
 
-    def _piece_frames(self, source: Source, piece: CorpusPart) -> Iterator[pl.DataFrame]:
-        if piece.fingerprint is None:
-            return _frames(piece.scan())
-        return self._kept_frames(piece, _digest(source, piece))
+    def _part_frames(self, source: Source, part: CorpusPart) -> Iterator[pl.DataFrame]:
+        if part.fingerprint is None:
+            return _frames(part.scan())
+        return self._kept_frames(part, _digest(source, part))
 
     def _scan_ahead(
-        self, source: Source, pieces: Iterable[CorpusPart]
+        self, source: Source, parts: Iterable[CorpusPart]
     ) -> Generator[tuple[CorpusPart, Iterator[pl.DataFrame] | None]]:
-        """Yield pieces in order, several of them scanned meanwhile: each with its frames, or None where they
-        are not at hand: they were kept, or it is not scanned ahead."""
+        """Scan several parts at a time; yield each in order with its frames.
+
+        The frames are None if they were kept before, or if the part is not scanned ahead.
+        """
         return map_parallel(
             partial(self._scan_one, source),
-            pieces,
+            parts,
             num_threads=_SCANNERS,
             num_ahead=_SCANNERS + 2,
         )
 
-    def _scan_one(self, source: Source, piece: CorpusPart) -> Iterator[pl.DataFrame] | None:
-        """Scan a piece to its end and keep it; one that is not kept to the end of its first frame: whoever
-        takes that goes on with the scan, so that no more than a frame of it is held."""
-        if piece.fingerprint is None:
+    def _scan_one(self, source: Source, part: CorpusPart) -> Iterator[pl.DataFrame] | None:
+        """Scan a part and keep its frames.
+
+        If scans are not kept, scan only the first frame, and let the caller continue the scan, so that one
+        frame of it is in memory.
+        """
+        if part.fingerprint is None:
             return None
-        digest = _digest(source, piece)
+        digest = _digest(source, part)
         if self._num_kept(digest):
             return None
-        scanned = self._scan_and_keep(piece, digest)
+        scanned = self._scan_and_keep(part, digest)
         first = next(scanned)
         if not self._keeps:
             return itertools.chain([first], scanned)
         return iter([first]) if sum(1 for _ in scanned) == 0 else None
 
-    def _kept_frames(self, piece: CorpusPart, digest: str) -> Iterator[pl.DataFrame]:
+    def _kept_frames(self, part: CorpusPart, digest: str) -> Iterator[pl.DataFrame]:
         num_kept = self._num_kept(digest)
         for number in range(num_kept):
             found = self._read(digest, number)
             if found is None:  # another process committed the plan meanwhile, and cleared it
-                yield from itertools.islice(_frames(piece.scan()), number, None)
+                yield from itertools.islice(_frames(part.scan()), number, None)
                 return
             yield found
         if num_kept == 0:
-            yield from self._scan_and_keep(piece, digest)
+            yield from self._scan_and_keep(part, digest)
 
-    def _scan_and_keep(self, piece: CorpusPart, digest: str) -> Iterator[pl.DataFrame]:
+    def _scan_and_keep(self, part: CorpusPart, digest: str) -> Iterator[pl.DataFrame]:
         number, following = 0, None
-        for frame in _frames(piece.scan()):
+        for frame in _frames(part.scan()):
             if following is not None:
                 self._write(digest, number, following, _MORE)
                 yield following
@@ -168,7 +173,7 @@ class Scanner:
             yield following
 
     def _num_kept(self, digest: str) -> int:
-        """Return the number of frames kept of a piece that was scanned to its end; else 0."""
+        """Return the number of kept frames of a part that was scanned to its end, else 0."""
         for number in itertools.count():
             head = self._head(digest, number)
             if head is None:
@@ -213,15 +218,15 @@ class Scanner:
         self._files.rename(partial, path)
 
 
-def _digest(source: Source, piece: CorpusPart) -> str:
+def _digest(source: Source, part: CorpusPart) -> str:
     facts = [
         _SCAN_VERSION,
         SCAN_ROWS,  # a frame that is damaged is found again by its number
         source.kind,
         source.settings,
         str(source.location),
-        piece.name,
-        piece.fingerprint,
+        part.name,
+        part.fingerprint,
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 

@@ -27,13 +27,13 @@ from .scan import Scanner
 from .source_names import name_sources
 
 _JOIN_TIMEOUT_S = 5.0
-"""Longest wait at the end for the current piece, so that its scan is not left behind in the cache."""
+"""Longest wait at the end for the current part, so that its scan is not left behind in the cache."""
 
 _MOST_PROCESSES = 8
 """With more, the planner, which reads every scan, is the bottleneck. Each takes some 200 MB."""
 
-_PIECES_EACH = 16
-"""Least pieces for one process: starting it takes a second."""
+_PARTS_EACH = 16
+"""Least parts for one process: starting it takes a second."""
 
 
 def scan_slice(
@@ -45,9 +45,9 @@ def scan_slice(
     only_local: bool = False,
     is_over: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Scan the pieces ``first``, ``first + step``, ... of the corpus, and keep the scans.
+    """Scan the parts ``first``, ``first + step``, ... of the corpus, and keep the scans.
 
-    Skips pieces that are scanned already, and pieces without a fingerprint, whose scans cannot be kept.
+    Skips parts that are scanned already, and parts without a fingerprint, whose scans cannot be kept.
     """
     scanner = Scanner(files, keeps=True)
     with contextlib.suppress(CacheError, OSError):
@@ -62,7 +62,7 @@ def scan_slice(
 
 @contextlib.contextmanager
 def scan_in_thread(config: PlanConfig, files: Storage, rank: ProcessRank) -> Generator[None]:
-    """Scan this rank's pieces in a thread while the body runs."""
+    """Scan this rank's parts in a thread while the body runs."""
     stopping = threading.Event()
 
     def run() -> None:
@@ -79,9 +79,9 @@ def scan_in_thread(config: PlanConfig, files: Storage, rank: ProcessRank) -> Gen
 
 @contextlib.contextmanager
 def scan_in_processes(config: PlanConfig, files: Storage) -> Generator[list[BaseProcess]]:
-    """Scan pieces in processes on this machine, one a spare core, while the body plans.
+    """Scan parts in processes on this machine, one a spare core, while the body plans.
 
-    Yields the processes, none if there are few pieces; each ends when its pieces are scanned.
+    Yields the processes, none if there are few parts; each ends when its parts are scanned.
     """
     context = multiprocessing.get_context("spawn")
     num_processes = _num_processes(config, files)
@@ -108,19 +108,17 @@ def scan_in_processes(config: PlanConfig, files: Storage) -> Generator[list[Base
 
 def _num_processes(config: PlanConfig, files: Storage) -> int:
     if all("://" in str(source) for source in config.sources):
-        return (
-            0  # pieces in object stores are scanned by threads; listing them again costs requests
-        )
+        return 0  # parts in object stores are scanned by threads; listing them again costs requests
     most = min(num_cores() - 1, _MOST_PROCESSES)
     sources = name_sources(config, open_if_planned(files, config.corpus_roots)) if most else []
-    pieces = (
-        piece
+    parts = (
+        part
         for _, source in sources
         if not isinstance(source.location, UPath)
-        for piece in source.parts()
-        if piece.fingerprint is not None
+        for part in source.parts()
+        if part.fingerprint is not None
     )
-    return sum(1 for _ in itertools.islice(pieces, most * _PIECES_EACH)) // _PIECES_EACH
+    return sum(1 for _ in itertools.islice(parts, most * _PARTS_EACH)) // _PARTS_EACH
 
 
 def _scan_in_process(config: PlanConfig, root: Location, index: int, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Embedding with a live teacher: pixels and texts in, float16 unit rows out."""
+"""Embedding batches with a live teacher: pixels and texts in, float16 unit rows out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from .patch_batches import group_by_patches
 from .teacher import OutOfMemory, Teacher
 
 _WINDOW_PASSES = 4
-"""Forward passes' worth of NaFlex views that are decoded together and then sorted into passes. On 288
-photographs of COCO, whole or in 5 views, 4 leave 0.6 to 1.1 % of padding (1 leaves 1.8 to 2.5 %, as
-much as padding all to 256 patches); more would mean fewer signs of life and slower stops."""
+"""NaFlex views decoded together and then sorted into passes, in forward passes. On 288 photographs of COCO,
+whole or in 5 views, 4 leave 0.6 to 1.1 % of padding (1 leaves 1.8 to 2.5 %, as much as padding all to 256
+patches); more would delay progress and stopping."""
 
 _WINDOW_BYTES = 1 << 28
-"""Of pixels in such a window, unless one pass is larger: 1 GiB in the decoder's four slots."""
+"""Most pixel bytes of such a window, unless one pass is larger: 1 GiB in the decoder's four slots."""
 
 _Wait = Callable[[], NDArray[np.float32]]
 
@@ -25,8 +25,8 @@ _Wait = Callable[[], NDArray[np.float32]]
 def split_images(recipe: ImageRecipe, batch_size: int, num_views: int) -> tuple[int, int]:
     """Return how many samples are decoded together, and how many views go into a forward pass.
 
-    A pass of a fixed-resolution teacher is what was decoded together: whole samples. A pure
-    function of its input, for the bytes of an embedding may depend on its neighbours.
+    For a fixed-resolution teacher both are the same samples. A pure function of its input, because the
+    bytes of an embedding may depend on its batch.
     """
     if isinstance(recipe, SquashRecipe):
         samples = max(1, batch_size // num_views)
@@ -38,10 +38,10 @@ def split_images(recipe: ImageRecipe, batch_size: int, num_views: int) -> tuple[
 
 @dataclass(slots=True)
 class Embedder:
-    """Runs a teacher on batches of one size; a size that does not fit is halved for good.
+    """Runs a teacher on batches of one size; a size that does not fit in memory is halved for good.
 
-    A forward pass at another batch size rounds otherwise, so short batches are padded with blanks.
-    Those of a NaFlex teacher are not: which views share a pass depends on their patches anyway.
+    Rounding differs with the batch size, so short batches are padded with blanks. Those of a NaFlex teacher
+    are not: which views share a pass depends on their patches anyway.
     """
 
     teacher: Teacher
@@ -51,12 +51,12 @@ class Embedder:
     def start_images(
         self, pixels: NDArray[np.uint8], grids_B2: NDArray[np.int64]
     ) -> Callable[[], NDArray[np.float16]]:
-        """Start on any number of views; the function returned gives (B, embed_dim) float16.
+        """Start on any number of views; return a function that returns (B, embed_dim) float16.
 
         Args:
             pixels: (B, *view_shape) uint8 of the teacher's recipe.
-            grids_B2: rows and columns of patches; only a NaFlex teacher wants them. A view of none
-                is not embedded, its row is NaN.
+            grids_B2: rows and columns of patches, used by NaFlex teachers only. A view without patches is
+                not embedded; its row is NaN.
         """
 
         def start(size: int) -> Callable[[], NDArray[np.float16]]:
@@ -73,7 +73,7 @@ class Embedder:
                 self.image_batch //= 2
 
     def start_texts(self, texts: Sequence[str]) -> Callable[[], NDArray[np.float16]]:
-        """Start on any number of texts; the function returned gives (B, embed_dim) float16."""
+        """Start on any number of texts; return a function that returns (B, embed_dim) float16."""
 
         def start(size: int) -> list[_Wait]:
             return [
@@ -111,7 +111,7 @@ class Embedder:
         def wait() -> NDArray[np.float16]:
             found = np.full((len(patches_BNP), self.teacher.embed_dim), np.nan, np.float16)
             for views, one in zip(passes, waits, strict=True):
-                found[views] = _halved(one())
+                found[views] = _to_float16(one())
             return found
 
         return wait
@@ -126,13 +126,13 @@ def is_unit(rows_BD: NDArray[np.float16]) -> NDArray[np.bool_]:
 
 def _gather(waits: list[_Wait], count: int) -> Callable[[], NDArray[np.float16]]:
     def wait() -> NDArray[np.float16]:
-        return _halved(np.concatenate([w() for w in waits])[:count])
+        return _to_float16(np.concatenate([w() for w in waits])[:count])
 
     return wait
 
 
-def _halved(rows_BD: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Return rows in half precision; those that are not finite are for others to reject."""
+def _to_float16(rows_BD: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Return rows as float16; rows that are not finite are rejected later."""
     with np.errstate(over="ignore", invalid="ignore"):
         return rows_BD.astype(np.float16)
 

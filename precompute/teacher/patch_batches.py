@@ -1,19 +1,19 @@
-"""Which NaFlex views share a forward pass: those of as many patches, so that none is padding."""
+"""Grouping NaFlex views with equal numbers of patches into forward passes, to avoid padding."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def group_by_patches(num_patches: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Return the views of each forward pass, as few passes as can be; a pure function of its input.
+    """Return the views of each forward pass, in as few passes as possible; a pure function of its input.
 
-    As many passes as possible hold views of one number of patches and need neither padding nor a
-    mask. What is left over of each number is put together with its nearest, fewest patches first,
-    and only the last pass may have fewer than ``size`` views.
+    As many passes as possible have views of one number of patches, and so need neither padding nor a mask.
+    The remaining views are sorted by their number of patches and share passes; only the last pass may have
+    fewer than ``size`` views.
 
     Args:
-        num_patches: (n,) patches of each view; 0 is no view and goes into no pass.
-        size: views of one forward pass at most.
+        num_patches: (n,) patches of each view; views with 0 are in no pass.
+        size: most views of one forward pass.
     """
     full: list[NDArray[np.int64]] = []
     left: list[NDArray[np.int64]] = []

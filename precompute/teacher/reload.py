@@ -22,7 +22,8 @@ from .identity import (
     restore_checkpoint,
     restore_transparency,
 )
-from .teacher import TeacherFactory, load_teacher
+from .siglip_teacher import load_teacher
+from .teacher import TeacherFactory
 
 
 def find_checkpoint(

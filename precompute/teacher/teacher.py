@@ -1,50 +1,25 @@
-"""The live teacher: pixels and texts in, unit embeddings out."""
+"""What a build needs of a teacher: pixels and texts in, unit embeddings out."""
 
-import gc
-import os
-import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import BuildError
-from ...siglip import (
-    Checkpoint,
-    ImageRecipe,
-    NaflexRecipe,
-    TextTokenizer,
-    embed_image_patches,
-    embed_image_pixels,
-    embed_token_ids,
-    load_model,
-    logit_scale_and_bias,
-    resolve_compute_dtype,
-    resolve_device,
-)
+from ...siglip import Checkpoint, ImageRecipe
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
 # Shape letters in this file:
-#     B = batch, H, W = pixels, C = 3 colours, N = patches, P = values of a patch, L = text tokens,
-#     D = embed_dim.
-
-_T = TypeVar("_T")
-
-CPU_BATCH_SIZES = (16, 32)
-"""Images and texts in one forward pass where there is no GPU."""
-
-_SMALLEST_PROBE, _LARGEST_PROBE = 8, 4096
-_WORTHWHILE_GAIN = 1.03
+#     B = batch, H, W = pixels, C = 3 colours, N = patches, P = values of a patch, D = embed_dim.
 
 
 class OutOfMemory(BuildError):  # noqa: N818 - it asks for a smaller batch before it is an error
-    """A batch did not fit; memory has been freed, a smaller batch may."""
+    """A batch did not fit in memory; the memory has been freed, and a smaller batch may fit."""
 
 
 class Teacher(Protocol):
-    """What a build asks of a teacher; tests give it a fake one."""
+    """A live teacher; tests use a fake one."""
 
     @property
     def embed_dim(self) -> int:
@@ -53,283 +28,55 @@ class Teacher(Protocol):
 
     @property
     def image(self) -> ImageRecipe:
-        """Which pixels it takes, and with that, whether embed_images or embed_patches is meant."""
+        """The pixels it takes, which also decides between embed_images and embed_patches."""
         ...
 
     @property
     def logit_scale(self) -> float:
-        """Stored parameter, a logarithm."""
+        """Stored parameter of the checkpoint, a logarithm."""
         ...
 
     @property
     def logit_bias(self) -> float:
-        """Stored parameter."""
+        """Stored parameter of the checkpoint."""
         ...
 
     @property
     def device(self) -> str:
-        """Where it runs: cpu, cuda, cuda:1, mps."""
+        """Device it runs on: cpu, cuda, cuda:1 or mps."""
         ...
 
     def embed_images(self, pixels_BHWC: "NDArray[np.uint8]") -> Callable[[], "NDArray[np.float32]"]:
-        """Start on a batch of RGB pixels; the function returned waits and gives (B, D) unit rows.
+        """Start embedding RGB pixels; return a function that waits and returns (B, D) unit rows.
 
-        Raises (here or in the function returned):
-            OutOfMemory: the batch is too large.
+        Raises:
+            OutOfMemory: the batch is too large; raised here or by the returned function.
         """
         ...
 
     def embed_patches(
         self, patches_BNP: "NDArray[np.uint8]", grids_B2: "NDArray[np.int64]"
     ) -> Callable[[], "NDArray[np.float32]"]:
-        """Start on a batch of views cut into patches; like embed_images, of a NaFlex teacher.
+        """Start embedding views cut into patches, for a NaFlex teacher; otherwise like embed_images.
 
         Args:
-            patches_BNP: RGB patches; N is the largest number of the batch.
-            grids_B2: rows and columns of patches of each view; what follows its last is ignored.
+            patches_BNP: RGB patches; N is the largest number of patches in the batch.
+            grids_B2: rows and columns of patches of each view; patches beyond these are ignored.
         """
         ...
 
     def embed_texts(self, texts: Sequence[str]) -> Callable[[], "NDArray[np.float32]"]:
-        """Start on a batch of texts; like embed_images."""
+        """Start embedding texts; otherwise like embed_images."""
         ...
 
     def provenance(self) -> dict[str, Any]:
-        """Return what may differ between two runs without making the cache another one."""
+        """Return versions and device, which may differ between runs of one build."""
         ...
 
     def auto_batch_size(self) -> tuple[int, int]:
-        """Return how many images, and how many texts, one batch should hold on this device."""
+        """Return the best number of images, and of texts, in a batch on this device."""
         ...
 
 
 TeacherFactory = Callable[[Checkpoint, str, str], Teacher]
-"""(checkpoint, device, dtype) -> teacher; tests put a fake one here. Pickled where workers are
-processes of their own."""
-
-
-def load_teacher(checkpoint: Checkpoint, device: str, dtype: str) -> Teacher:
-    """Return the live teacher."""
-    return SiglipTeacher(checkpoint, device=device, compute_dtype=dtype)
-
-
-class SiglipTeacher:
-    """A SigLIP or SigLIP 2 checkpoint on a device.
-
-    On CUDA a batch is copied from pinned memory and computed asynchronously, so that the caller
-    prepares the next one meanwhile; elsewhere the work is done before the call returns.
-    """
-
-    def __init__(
-        self, checkpoint: Checkpoint, *, device: str = "auto", compute_dtype: str = "auto"
-    ) -> None:
-        """Load the model.
-
-        Args:
-            checkpoint: from resolve_checkpoint.
-            device: auto (cuda, else mps, else cpu), or a name such as cpu, cuda, cuda:1, mps.
-            compute_dtype: auto, or one of COMPUTE_DTYPES; see resolve_compute_dtype.
-
-        Raises:
-            SettingError: no such device or dtype here.
-            CheckpointError: the checkpoint is damaged.
-        """
-        self.checkpoint = checkpoint
-        self.device = resolve_device(device)
-        self.compute_dtype = resolve_compute_dtype(checkpoint, self.device, compute_dtype)
-        self.embed_dim = checkpoint.embed_dim
-        self.image = checkpoint.image
-        self.logit_scale, self.logit_bias = logit_scale_and_bias(checkpoint)
-        self._tokenizer = TextTokenizer(checkpoint)  # before the weights: it fails faster
-        self._model = load_model(checkpoint, device=self.device, compute_dtype=self.compute_dtype)
-
-    def embed_images(self, pixels_BHWC: "NDArray[np.uint8]") -> Callable[[], "NDArray[np.float32]"]:
-        """Start on (B, H, W, 3) pixels; see Teacher."""
-
-        def forward(pixels_BHWC: "Tensor") -> "Tensor":
-            return embed_image_pixels(
-                self._model, self.checkpoint, pixels_BHWC, compute_dtype=self.compute_dtype
-            )
-
-        return self._start([pixels_BHWC], forward)
-
-    def embed_patches(
-        self, patches_BNP: "NDArray[np.uint8]", grids_B2: "NDArray[np.int64]"
-    ) -> Callable[[], "NDArray[np.float32]"]:
-        """Start on (B, N, P) patches; see Teacher. Without padding there is no mask either."""
-        import numpy as np
-
-        N = patches_BNP.shape[1]
-        is_patch_BN = np.arange(N) < grids_B2.prod(axis=1)[:, None]
-        grids = [(int(rows), int(columns)) for rows, columns in grids_B2]
-
-        def forward(patches_BNP: "Tensor", mask_BN: "Tensor | None" = None) -> "Tensor":
-            return embed_image_patches(
-                self._model,
-                self.checkpoint,
-                patches_BNP,
-                grids,
-                mask_BN,
-                compute_dtype=self.compute_dtype,
-            )
-
-        inputs = [patches_BNP] if is_patch_BN.all() else [patches_BNP, is_patch_BN]
-        return self._start(inputs, forward)
-
-    def embed_texts(self, texts: Sequence[str]) -> Callable[[], "NDArray[np.float32]"]:
-        """Start on B texts; see Teacher."""
-
-        def forward(ids_BL: "Tensor") -> "Tensor":
-            return embed_token_ids(self._model, ids_BL, compute_dtype=self.compute_dtype)
-
-        return self._start([self._tokenizer(list(texts))], forward)
-
-    def provenance(self) -> dict[str, Any]:
-        """Return versions, device and origin; a difference is worth a warning, not a refusal."""
-        import PIL
-        import tokenizers
-        import torch
-        import transformers
-
-        return {
-            "teacher": self.checkpoint.given,
-            "revision": self.checkpoint.revision,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "tokenizers": tokenizers.__version__,
-            "pillow": PIL.__version__,
-            "device": self.device.partition(":")[0],  # one GPU is as good as its neighbour
-            "device_name": _device_name(self.device),
-            "num_threads": torch.get_num_threads(),
-        }
-
-    def auto_batch_size(self) -> tuple[int, int]:
-        """Return (images, texts): fixed off CUDA, there the fastest of the powers of two."""
-        if not self.device.startswith("cuda"):
-            return CPU_BATCH_SIZES
-        import numpy as np
-
-        def time_images(size: int) -> float:
-            pixels = np.zeros((size, *self.image.view_shape), np.uint8)
-            if not isinstance(self.image, NaflexRecipe):
-                return _seconds(lambda: self.embed_images(pixels)())
-            grids_B2 = np.tile([1, self.image.max_num_patches], (size, 1))
-            return _seconds(lambda: self.embed_patches(pixels, grids_B2)())
-
-        def time_texts(size: int) -> float:
-            return _seconds(lambda: self.embed_texts(["a photo"] * size)())
-
-        return fastest_batch_size(time_images), fastest_batch_size(time_texts)
-
-    def _start(
-        self, inputs: "Sequence[NDArray[Any]]", forward: Callable[..., "Tensor"]
-    ) -> Callable[[], "NDArray[np.float32]"]:
-        """Start ``forward`` on these arrays, brought to the device."""
-        import torch
-
-        is_cuda = self.device.startswith("cuda")
-
-        def on_host(array: "NDArray[Any]") -> "Tensor":
-            # Pinned blocks come from torch's pool, which reuses one only when its copy is done.
-            dtype = getattr(torch, array.dtype.name)
-            host = torch.empty(array.shape, dtype=dtype, pin_memory=is_cuda)
-            host.numpy()[...] = array  # whatever its strides, and read-only or not
-            return host
-
-        def start() -> "tuple[Tensor, torch.cuda.Event | None]":
-            hosts = [on_host(array) for array in inputs]
-            if not is_cuda:
-                return forward(*(host.to(self.device) for host in hosts)).cpu(), None
-            with torch.cuda.device(self.device):
-                rows_BD = forward(*(host.to(self.device, non_blocking=True) for host in hosts))
-                result_BD = torch.empty(rows_BD.shape, dtype=rows_BD.dtype, pin_memory=True)
-                result_BD.copy_(rows_BD, non_blocking=True)
-                done = torch.cuda.Event()
-                done.record()
-            return result_BD, done
-
-        result_BD, done = self._or_out_of_memory(start)
-
-        def wait() -> "NDArray[np.float32]":
-            if done is not None:
-                self._or_out_of_memory(done.synchronize)
-            return result_BD.numpy().copy()  # a copy, so that the pinned block goes back
-
-        return wait
-
-    def _or_out_of_memory(self, work: Callable[[], _T]) -> _T:
-        try:
-            return work()
-        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-            if not is_out_of_memory(error):
-                raise
-            reason = (str(error) or "out of memory").splitlines()[0]
-        # Only here is the traceback gone, and with it the tensors of the failed forward.
-        gc.collect()
-        if self.device.startswith("cuda"):
-            import torch
-
-            torch.cuda.empty_cache()
-        raise OutOfMemory(f"a batch does not fit on {self.device}: {reason}")
-
-
-def fastest_batch_size(time_batch: Callable[[int], float]) -> int:
-    """Return the power of two from which throughput stops rising by more than 3 %.
-
-    Args:
-        time_batch: seconds that a batch of the given size takes; raises OutOfMemory.
-
-    Raises:
-        OutOfMemory: not even a batch of one fits.
-    """
-    best, best_rate = 0, 0.0
-    size = _SMALLEST_PROBE
-    while size <= _LARGEST_PROBE:
-        try:
-            rate = size / time_batch(size)
-        except OutOfMemory:
-            if best:
-                break
-            if size == 1:
-                raise
-            size //= 2  # a small GPU: look for one that fits
-            continue
-        if best and rate <= best_rate * _WORTHWHILE_GAIN:
-            break
-        if size < _SMALLEST_PROBE:
-            return size
-        best, best_rate = size, rate
-        size *= 2
-    return best
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    """Return the shortest of three runs, after one to warm up."""
-    run()
-    times: list[float] = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an exception means that memory, of the device or of the host, ran out."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-
-
-def _device_name(device: str) -> str:
-    import platform
-
-    import torch
-
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    processor = platform.processor() or platform.machine()
-    return f"{processor}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+"""(checkpoint, device, dtype) -> teacher. Pickled if workers are separate processes."""

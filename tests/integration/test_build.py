@@ -757,7 +757,7 @@ import os, sys
 sys.path.insert(0, {str(KIT.parent)!r})
 from kit.fakes import FakeTeacher
 from siglip2_cache.cli import main
-from siglip2_cache.precompute.teacher import teacher
+from siglip2_cache.precompute.teacher import siglip_teacher
 
 def before_batch():
     print("batch", flush=True)
@@ -766,7 +766,7 @@ def before_batch():
         print("batch {at_batch} done", flush=True)
 
 fake = FakeTeacher(before_batch=before_batch)
-teacher.SiglipTeacher = lambda *_, **settings: fake
+siglip_teacher.SiglipTeacher = lambda *_, **settings: fake
 main()
 """
     arguments = ["build", corpus, cache, "--teacher", checkpoint, "--shard-rows", 4]

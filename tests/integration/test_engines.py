@@ -22,7 +22,7 @@ from siglip2_cache.errors import BuildError, CheckpointError, NotACacheError, Se
 from siglip2_cache.precompute.build import BuildSummary, build
 from siglip2_cache.precompute.executor.local import own_gpu, spread_over_gpus
 from siglip2_cache.precompute.ranks import ProcessRank
-from siglip2_cache.precompute.teacher.teacher import load_teacher
+from siglip2_cache.precompute.teacher.siglip_teacher import load_teacher
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.verify.verify import verify_cache
 

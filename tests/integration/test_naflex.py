@@ -23,10 +23,9 @@ from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.dry_run import dry_run
-from siglip2_cache.precompute.teacher import embedder as embed_module
-from siglip2_cache.precompute.teacher import teacher as teacher_module
+from siglip2_cache.precompute.teacher import embedder, siglip_teacher
 from siglip2_cache.precompute.teacher.embedder import split_images
-from siglip2_cache.precompute.teacher.teacher import SiglipTeacher
+from siglip2_cache.precompute.teacher.siglip_teacher import SiglipTeacher
 from siglip2_cache.precompute.verify_live import verify_live
 from siglip2_cache.siglip import NaflexRecipe, SquashRecipe, resolve_checkpoint
 from siglip2_cache.store.cache import Cache
@@ -165,7 +164,7 @@ def test_embeddings_equal_plain_transformers_one_by_one(
     num_passes: int,
     limit: int | None,
 ) -> None:
-    monkeypatch.setattr(embed_module, "_WINDOW_PASSES", num_passes)
+    monkeypatch.setattr(embedder, "_WINDOW_PASSES", num_passes)
     build(config_of(corpus, tmp_path / "cache", naflex_checkpoint, **settings))
     cache = open_cache(tmp_path / "cache")
     plain = Plain(naflex_checkpoint, limit or 256)
@@ -355,7 +354,7 @@ def test_the_batch_size_is_measured_with_full_grids_and_no_mask(
 
     monkeypatch.setattr(teacher, "device", "cuda")
     monkeypatch.setattr(teacher, "_start", start)
-    monkeypatch.setattr(teacher_module, "fastest_batch_size", measure)
+    monkeypatch.setattr(siglip_teacher, "fastest_batch_size", measure)
     assert teacher.auto_batch_size() == (3, 3)
     assert measured[0] == [(3, 256, 768)]
 

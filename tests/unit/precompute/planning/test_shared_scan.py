@@ -90,7 +90,7 @@ def test_a_share_that_need_not_wait_any_longer_stops_behind_its_piece(
 def test_processes_scan_what_the_planner_then_finds(
     config: PlanConfig, files: LocalStorage, scanned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_scan, "_PIECES_EACH", 3)
+    monkeypatch.setattr(shared_scan, "_PARTS_EACH", 3)
     monkeypatch.setattr(shared_scan, "num_cores", lambda: 3)
     with scan_in_processes(config, files) as processes:
         for process in processes:
@@ -103,7 +103,7 @@ def test_processes_scan_what_the_planner_then_finds(
 def test_processes_end_with_the_plan(
     config: PlanConfig, files: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_scan, "_PIECES_EACH", 3)
+    monkeypatch.setattr(shared_scan, "_PARTS_EACH", 3)
     monkeypatch.setattr(shared_scan, "num_cores", lambda: 3)
     plan = make_plan(config, files, scan_ahead=lambda: scan_in_processes(config, files))
     assert plan.findings.num_samples == 2 * NUM_SHARDS
@@ -121,7 +121,7 @@ def test_no_process_is_started_for_few_pieces_or_without_a_spare_core(
     num_cores: int,
     pieces_each: int,
 ) -> None:
-    monkeypatch.setattr(shared_scan, "_PIECES_EACH", pieces_each)
+    monkeypatch.setattr(shared_scan, "_PARTS_EACH", pieces_each)
     monkeypatch.setattr(shared_scan, "num_cores", lambda: num_cores)
     with scan_in_processes(config, files) as processes:
         assert processes == []

@@ -13,16 +13,16 @@ from PIL import Image
 from tokenizers import normalizers
 
 from siglip2_cache.errors import CacheError, SettingError
-from siglip2_cache.precompute.teacher import teacher as teacher_module
-from siglip2_cache.precompute.teacher.teacher import (
-    OutOfMemory,
-    SiglipTeacher,
-    Teacher,
-    fastest_batch_size,
-    is_out_of_memory,
+from siglip2_cache.precompute.teacher import siglip_teacher
+from siglip2_cache.precompute.teacher.batch_size import fastest_batch_size
+from siglip2_cache.precompute.teacher.siglip_teacher import SiglipTeacher, is_out_of_memory
+from siglip2_cache.precompute.teacher.teacher import OutOfMemory, Teacher
+from siglip2_cache.siglip import (
+    SquashRecipe,
+    resolve_checkpoint,
+    resolve_compute_dtype,
     resolve_device,
 )
-from siglip2_cache.siglip import SquashRecipe, resolve_checkpoint, resolve_compute_dtype
 
 # Largest 1 - cosine to a float32 forward that a half-precision pass of the tiny model may show.
 # Measured on AVX512: bfloat16 7.5e-5, float16 9.6e-7.
@@ -231,8 +231,8 @@ def test_memory_that_runs_out_is_an_error_of_its_own(
     def fail(*arguments: Any, **settings: Any) -> None:
         raise error
 
-    monkeypatch.setattr(teacher_module, "embed_image_pixels", fail)
-    monkeypatch.setattr(teacher_module, "embed_token_ids", fail)
+    monkeypatch.setattr(siglip_teacher, "embed_image_pixels", fail)
+    monkeypatch.setattr(siglip_teacher, "embed_token_ids", fail)
     pixels_BHWC = np.zeros((1, 64, 64, 3), np.uint8)
     with pytest.raises(OutOfMemory, match="a batch does not fit on cpu: ") as caught:
         teacher.embed_images(pixels_BHWC) if modality == "image" else teacher.embed_texts(["a"])
