@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...siglip import unit_rows
 from ..config import BankLabels, Term
 from .pair_labels import AlikeTexts, HardLabels, MarkedPairs, SoftLabels
-from .pairwise_bce import check_pair, compute_dtype, pairwise_sum, unit_rows
+from .pairwise_bce import check_pair, compute_dtype, pairwise_sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,5 +199,5 @@ def cosine_distillation_sum(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
             f"got {tuple(student_BD.shape)} and {tuple(teacher_BD.shape)}"
         )
     dtype = compute_dtype(student_BD, teacher_BD)
-    cosine_B = (unit_rows(student_BD, dtype) * unit_rows(teacher_BD.detach(), dtype)).sum(-1)
+    cosine_B = (unit_rows(student_BD.to(dtype)) * unit_rows(teacher_BD.detach().to(dtype))).sum(-1)
     return (1 - cosine_B).sum()

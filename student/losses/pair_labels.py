@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .pairwise_bce import ChunkSums, as_scalar, check_pair, compute_dtype, softplus, unit_rows
+from ...siglip import unit_rows
+from .pairwise_bce import ChunkSums, as_scalar, check_pair, compute_dtype, softplus
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,11 +81,11 @@ class SoftLabels:
                 f"teacher embeddings are of {given[0]} images and {given[1]} texts, "
                 f"the student's of {num_rows} and {num_columns}"
             )
-        image_NE = unit_rows(self.teacher_image_NE.detach(), dtype)
+        image_NE = unit_rows(self.teacher_image_NE.detach().to(dtype))
         scale = as_scalar("teacher_scale", self.scale, dtype, image_NE.device).detach()
         return _SoftChunkLoss(
             image_NE * scale,
-            unit_rows(self.teacher_text_ME.detach(), dtype),
+            unit_rows(self.teacher_text_ME.detach().to(dtype)),
             as_scalar("teacher_bias", self.bias, dtype, image_NE.device).detach(),
         )
 
@@ -172,7 +173,7 @@ class _HardChunkLoss:
         self._ignored = None if labels.ignored is None else labels.ignored.chunks(chunk_size)
         self._alike = labels.alike
         if self._alike is not None:
-            self._unit_text_ME = unit_rows(self._alike.text_ME.detach(), dtype)
+            self._unit_text_ME = unit_rows(self._alike.text_ME.detach().to(dtype))
 
     def __call__(self, start: int, logits_CM: Tensor, *, needs_gradient: bool) -> ChunkSums:
         positive = self._positives[start // self._chunk_size]

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ...siglip import unit_rows
+
 CHUNK_NUM_BYTES = 32 * 2**20
 """Default size of a chunk's logits. A pass holds at most four such tensors, for any N."""
 
@@ -118,8 +120,8 @@ def pairwise_sum(
         loss_sum, entropy_sum = cast(
             "tuple[Tensor, Tensor]",
             _PairwiseSum.apply(
-                unit_rows(image_ND, dtype),
-                unit_rows(text_MD, dtype),
+                unit_rows(image_ND.to(dtype)),
+                unit_rows(text_MD.to(dtype)),
                 as_scalar("scale", scale, dtype, image_ND.device),
                 as_scalar("bias", bias, dtype, image_ND.device),
                 labels.chunk_loss(N, M, dtype=dtype, chunk_size=chunk_size),
@@ -207,11 +209,6 @@ class _Gradients:
 def softplus(logits: Tensor) -> Tensor:
     """Return log(1 + exp(logits)), accurate to rounding in float32 and float64."""
     return F.softplus(logits, threshold=SOFTPLUS_THRESHOLD)
-
-
-def unit_rows(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the rows L2-normalised in a dtype; a row of zeros stays 0, NaN stays NaN."""
-    return F.normalize(rows.to(dtype), dim=-1)
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
