@@ -30,15 +30,12 @@ from .image import (
     check_max_num_patches,
     shows_on_white,
 )
+from .loading import Towers, checkpoint_activations, load_model, load_trainable
 from .model import (
-    Towers,
     autocast,
-    checkpoint_activations,
     embed_image_patches,
     embed_image_pixels,
     embed_token_ids,
-    load_model,
-    load_trainable,
     pool_images,
     pool_token_ids,
     unit_rows,

@@ -1,149 +1,24 @@
-"""Loading a model completely or not at all, and its forward passes.
+"""Forward passes of a model.
 
 Shape letters in this file:
     B = batch, H, W = pixels, C = 3 colours, N = patches, P = values of a patch, L = text tokens,
     D = embedding width.
 """
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
-from ..formatting import first_line
 from .checkpoint import Checkpoint
 from .image import NaflexRecipe, SquashRecipe
-from .positions import GridPositions, KeptPositions
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Siglip2Model, SiglipModel
 
-Towers = Literal["both", "image"]
-"""Which towers of a student are trained."""
-
-
-def load_model(checkpoint: Checkpoint, *, device: str, compute_dtype: str) -> Any:
-    """Return a model in eval mode on a device, with SDPA attention and without gradients.
-
-    It is a SiglipModel or Siglip2Model, or the vision model of either if the checkpoint is an image tower
-    alone. Parameters keep the stored dtype (an SO400M takes 2.3 GB in bfloat16, 4.5 in float32), but
-    float32 computes with float32 parameters, and the two half dtypes are not mixed.
-
-    Raises:
-        CheckpointError: weights are missing, unexpected, or have another shape than in config.json.
-    """
-    import torch
-
-    is_kept = checkpoint.stored_dtype == "float32" and compute_dtype != "float32"
-    dtype = torch.float32 if is_kept else getattr(torch, compute_dtype)
-    both_class, image_class, _ = _classes(checkpoint)
-    model = _load(checkpoint, both_class if checkpoint.has_text else image_class, dtype)
-    model = model.to(device).eval().requires_grad_(False)
-    if checkpoint.model_type == "siglip2":
-        embeddings = vision_tower(model).embeddings
-        resize = embeddings.resize_positional_embeddings
-        embeddings.resize_positional_embeddings = KeptPositions(resize)
-    return model
-
-
-def load_trainable(checkpoint: Checkpoint, *, towers: Towers, is_new: bool) -> Any:
-    """Return a model in train mode on the CPU, every parameter float32 and with gradient.
-
-    Args:
-        checkpoint: the student; only its settings are used for a new model.
-        towers: both gives a SiglipModel or Siglip2Model, image a SiglipVisionModel or
-            Siglip2VisionModel, without logit scale and bias.
-        is_new: whether weights are drawn by transformers from the random state of torch. logit_scale and
-            logit_bias are then 0 and must be set by the caller.
-
-    Raises:
-        CheckpointError: weights are missing, unexpected, or have another shape than in config.json.
-    """
-    import torch
-
-    both_class, image_class, config_class = _classes(checkpoint)
-    model_class = both_class if towers == "both" else image_class
-    if is_new:
-        with _quiet_transformers():
-            if checkpoint.has_text:
-                config = config_class.from_pretrained(checkpoint.folder)
-                config = config if towers == "both" else config.vision_config
-            else:
-                config = image_class.config_class.from_pretrained(checkpoint.folder)
-            model = model_class._from_config(
-                config, dtype=torch.float32, attn_implementation="sdpa"
-            )
-    else:
-        left_out = () if towers == "both" else ("text_model.", "logit_")
-        model = _load(checkpoint, model_class, torch.float32, left_out)
-    model = model.train().requires_grad_(True)
-    if checkpoint.model_type == "siglip2":
-        embeddings = vision_tower(model).embeddings
-        resize = embeddings.resize_positional_embeddings
-        embeddings.resize_positional_embeddings = GridPositions(resize)
-    return model
-
-
-def checkpoint_activations(model: Any) -> None:
-    """Make a trainable model recompute activations in the backward pass instead of keeping them."""
-    # The name since transformers 5.23; the older one warns there.
-    name = "activation_checkpointing_enable"
-    if not hasattr(model, name):
-        name = "gradient_checkpointing_enable"
-    getattr(model, name)({"use_reentrant": False})
-
 
 def vision_tower(model: Any) -> Any:
     """Return the image tower of a model with both towers, or the model itself."""
     return getattr(model, "vision_model", model)
-
-
-def _classes(checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
-    """Return the classes of the whole model, the image tower and the config."""
-    import transformers
-
-    kind = "Siglip2" if checkpoint.model_type == "siglip2" else "Siglip"
-    names = ("Model", "VisionModel", "Config")
-    both, image, config = (getattr(transformers, kind + name) for name in names)
-    return both, image, config
-
-
-def _load(
-    checkpoint: Checkpoint, model_class: Any, dtype: Any, left_out: tuple[str, ...] = ()
-) -> Any:
-    """Return a model with all its weights, which are all weights not starting with ``left_out``."""
-    from safetensors import SafetensorError
-
-    with _quiet_transformers():
-        try:
-            model, info = cast(
-                "tuple[Any, dict[str, Any]]",
-                model_class.from_pretrained(
-                    checkpoint.folder,
-                    dtype=dtype,
-                    attn_implementation="sdpa",
-                    local_files_only=True,
-                    use_safetensors=True,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # refused below, by name
-                ),
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{checkpoint.folder} does not load: {first_line(error)}"
-            ) from error
-    for fault in ("missing", "mismatched", "unexpected"):
-        names = sorted(key if isinstance(key, str) else key[0] for key in info[f"{fault}_keys"])
-        if fault == "unexpected":
-            names = [name for name in names if not name.startswith(left_out)] if left_out else names
-        if names:  # transformers would continue with random numbers
-            raise CheckpointError(
-                f"{checkpoint.folder} has {len(names)} {fault} weights: {', '.join(names[:3])}"
-                f"{', ...' if len(names) > 3 else ''}; download the checkpoint again, or use "
-                "config.json and weights of one checkpoint"
-            )
-    return model
 
 
 def embed_image_pixels(
@@ -279,9 +154,9 @@ def pool_images(
 
     Args:
         tower: from vision_tower.
-        checkpoint: the one the tower was loaded from.
-        pixels_B: uint8 pictures, or patches with any padding, on the tower's device.
-        grids: B times (rows, columns) of patches; None for a checkpoint of fixed resolution.
+        checkpoint: the checkpoint of the tower.
+        pixels_B: uint8 images, or patches with any padding, on the device of the tower.
+        grids: (rows, columns) of patches of each image; None for a checkpoint of fixed resolution.
     """
     import torch
 
@@ -338,22 +213,3 @@ def autocast(device_type: str, compute_dtype: str) -> Any:
     if compute_dtype == "float32":
         return torch.autocast(device_type, enabled=False)
     return torch.autocast(device_type, dtype=getattr(torch, compute_dtype))
-
-
-@contextmanager
-def _quiet_transformers() -> Generator[None]:
-    """Silence progress bars of transformers, and warnings about special ids in the published configs.
-
-    Those ids are wrong and not used. Errors are still raised.
-    """
-    from transformers.utils import logging
-
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            logging.enable_progress_bar()

@@ -161,18 +161,6 @@ class ReadAhead(RangeFile):
         self._coming = following, future
 
 
-def open_binary(location: Location) -> io.RawIOBase:
-    """Return an unbuffered binary file; objects of a store are read ahead.
-
-    Raises:
-        OSError: the file cannot be opened.
-        StorageError: the store does not respond.
-    """
-    if isinstance(location, UPath):
-        return ReadAhead(location)
-    return location.open("rb", buffering=0)
-
-
 def open_ranges(location: Location) -> io.RawIOBase:
     """Return an unbuffered binary file; of an object only the ranges that are read are fetched.
 
