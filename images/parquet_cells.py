@@ -88,12 +88,12 @@ def column_chunk(file: Any, member: str, row_group: int) -> Any:
     Raises:
         ReadError, OSError, ArrowException: the column cannot be read.
     """
-    described = file.metadata.row_group(row_group)
-    paths = [file.schema.column(i).path for i in range(described.num_columns)]
+    description = file.metadata.row_group(row_group)
+    paths = [file.schema.column(i).path for i in range(description.num_columns)]
     if member not in paths:
         return None
     next(leaf_batches(file, member, row_group, batch_rows=1), None)
-    return described.column(paths.index(member))
+    return description.column(paths.index(member))
 
 
 def bytes_of(value: Any) -> bytes:

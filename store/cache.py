@@ -251,7 +251,7 @@ class Cache:
 
     def _part_files(self, parts: Sequence[Part]) -> list[Path]:
         try:
-            return self.files.fetch_all((part.path, part.described) for part in parts)
+            return self.files.fetch_all((part.path, part.description) for part in parts)
         except FileNotFoundError as error:
             raise DamagedCacheError(
                 f"a part of the catalog of {self.root} is missing ({error}); restore it from a "

@@ -77,9 +77,9 @@ def describe_missing(cache: Cache, jobs: Sequence[Job]) -> str:
 
 def _is_sound(files: Storage, commit: UnitRecord, say: Say) -> bool:
     """Return whether the files of a unit are intact, so that a retry may keep its other rows."""
-    for path, described in commit.files.items():
+    for path, description in commit.files.items():
         try:
-            is_same = files.describe(path)["sha256"] == described["sha256"]
+            is_same = files.describe(path)["sha256"] == description["sha256"]
         except FileNotFoundError:
             is_same = False
         if not is_same:

@@ -11,7 +11,7 @@ from ...store.format.catalog import PART_ROWS, Table, encode_part
 class Sink(Protocol):
     """Where finished parts go: a Transaction, or a counter in a dry run."""
 
-    def add(self, path: str, data: bytes, **described: Any) -> None:
+    def add(self, path: str, data: bytes, **description: Any) -> None:
         """Add one whole file."""
         ...
 

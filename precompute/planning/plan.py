@@ -51,7 +51,7 @@ class _ByteCounter:
     def __init__(self) -> None:
         self.num_bytes = 0
 
-    def add(self, path: str, data: bytes, **described: Any) -> None:
+    def add(self, path: str, data: bytes, **description: Any) -> None:
         self.num_bytes += len(data)
 
 
@@ -130,11 +130,11 @@ def make_plan(
         scanner.clear()
         if not is_ours:
             return make_plan(config, files, on_scan=on_scan, scratch=scratch, scan_ahead=scan_ahead)
-    described = transaction.described.values()
+    descriptions = transaction.descriptions.values()
     return Plan(
         findings=findings,
         was_scanned=True,
-        num_catalog_bytes=counter.num_bytes + sum(d["num_bytes"] for d in described),
+        num_catalog_bytes=counter.num_bytes + sum(d["num_bytes"] for d in descriptions),
         shard_rows=shard_rows,
         views=views,
         first_row=freezer.first_row,
@@ -291,9 +291,9 @@ def _record_fields(
     findings: Findings,
     transaction: Transaction,
 ) -> Record:
-    described = transaction.described
+    descriptions = transaction.descriptions
     lines = [cache.manifest.latest.digest if cache else ""]
-    lines += [f"{path} {described[path]['sha256']}" for path in sorted(described)]
+    lines += [f"{path} {descriptions[path]['sha256']}" for path in sorted(descriptions)]
     return {
         "generation": generation,
         "rows": {"first": freezer.first_row, "count": findings.num_samples},

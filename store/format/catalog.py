@@ -124,7 +124,7 @@ class Part:
     path: str
     table: Table
     num_rows: int
-    described: Mapping[str, Any]
+    description: Mapping[str, Any]
     """Size and checksum of the file."""
 
 

@@ -302,9 +302,9 @@ def _parse_notes(record: Fields) -> tuple[Note, ...]:
     )
 
 
-def _parse_part(record: Fields, path: str, described: Mapping[str, Any]) -> Part:
-    fields = Fields(described, record.where, f"{path}.")
-    return Part(path, cast(Table, fields.text("table")), fields.count("num_rows"), described)
+def _parse_part(record: Fields, path: str, description: Mapping[str, Any]) -> Part:
+    fields = Fields(description, record.where, f"{path}.")
+    return Part(path, cast(Table, fields.text("table")), fields.count("num_rows"), description)
 
 
 def _parse_source(record: Fields) -> SourceRecord:

@@ -122,11 +122,11 @@ class Fields:
     def files(self, name: str = "files") -> dict[str, dict[str, Any]]:
         """Return the descriptions of the files of a record by path; every path is checked."""
         found = self.mapping(name)
-        for path, described in found.items():
+        for path, description in found.items():
             self._check_path(path)
-            if not isinstance(described, dict):
+            if not isinstance(description, dict):
                 self.refuse(name, "an object for each file")
-            file = Fields(cast("dict[str, Any]", described), self.where, f"{path}.")
+            file = Fields(cast("dict[str, Any]", description), self.where, f"{path}.")
             file.count("num_bytes")
             if _SHA256.fullmatch(file.text("sha256")) is None:
                 file.refuse("sha256", "64 hexadecimal digits")

@@ -46,10 +46,10 @@ class Transaction:
     def __post_init__(self) -> None:
         self._token = secrets.token_hex(6)
         self._staged: dict[str, str] = {}
-        self._described: dict[str, dict[str, Any]] = {}
+        self._descriptions: dict[str, dict[str, Any]] = {}
 
-    def add(self, path: str, data: bytes | bytearray | memoryview, **described: Any) -> None:
-        """Stage a file durably. The record will contain ``described`` and the checksum."""
+    def add(self, path: str, data: bytes | bytearray | memoryview, **description: Any) -> None:
+        """Stage a file durably. The record will contain ``description`` and the checksum."""
         commit = PurePosixPath(self.record).name.removesuffix(".json")
         partial = f"{path}.{commit}.{self._token}.partial"
         self._staged[path] = partial
@@ -58,16 +58,16 @@ class Transaction:
         except BaseException:  # remove what will not be published from a full disk
             self.abandon()
             raise
-        self._described[path] = {
-            **described,
+        self._descriptions[path] = {
+            **description,
             "num_bytes": len(data),
             "sha256": sha256_hex(data),
         }
 
     @property
-    def described(self) -> dict[str, dict[str, Any]]:
+    def descriptions(self) -> dict[str, dict[str, Any]]:
         """The description of each staged file in the record."""
-        return dict(self._described)
+        return dict(self._descriptions)
 
     def commit(self, fields: Record) -> bool:
         """Publish the staged files and the record. Return False if another process was first.
@@ -75,7 +75,7 @@ class Transaction:
         In both cases a complete commit is on disk afterwards.
         """
         self.files.sync_folders(self._staged.values())
-        intent = {"record": {**fields, "files": self._described}, "staged": self._staged}
+        intent = {"record": {**fields, "files": self._descriptions}, "staged": self._staged}
         is_ours = not self.files.exists(self.record) and _create(
             self.files, intent_path(self.record), encode_record(intent), token=self._token
         )
@@ -91,7 +91,7 @@ class Transaction:
         self.files.remove_all(self._staged.values())
 
     def _is_published_ours(self, fields: Record) -> bool:
-        expected = encode_record({**fields, "files": self._described})
+        expected = encode_record({**fields, "files": self._descriptions})
         return self.files.read(self.record) == expected
 
 
@@ -198,8 +198,8 @@ def _record_of_garbage(path: str) -> str | None:
     return record_of_staged(bare)
 
 
-def _is_in_place(files: Storage, path: str, described: dict[str, Any]) -> bool:
+def _is_in_place(files: Storage, path: str, description: dict[str, Any]) -> bool:
     try:
-        return files.describe(path)["sha256"] == described["sha256"]
+        return files.describe(path)["sha256"] == description["sha256"]
     except FileNotFoundError:
         return False

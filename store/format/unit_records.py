@@ -121,8 +121,8 @@ class _Parser:
             num_rows=num_rows,
             rejected=rejected or self._nothing_rejected,
             files={
-                path: {intern(name): value for name, value in described.items()}
-                for path, described in fields.files().items()
+                path: {intern(name): value for name, value in description.items()}
+                for path, description in fields.files().items()
             },
             batch_size=fields.count("batch_size"),
             provenance=self._provenances.setdefault(repr(provenance), provenance),

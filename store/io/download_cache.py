@@ -61,12 +61,12 @@ class LocalCopies:
     max_bytes: int | None = None
     """Limit for all copies together; None: $SIGLIP2_CACHE_LIMIT, or four fifths of the free disk."""
 
-    def fetch(self, location: UPath, described: Mapping[str, Any]) -> Path:
+    def fetch(self, location: UPath, description: Mapping[str, Any]) -> Path:
         """Return the copy of an object, downloading it if needed.
 
         Args:
             location: the object.
-            described: its ``num_bytes`` and ``sha256``, as a record holds them.
+            description: its ``num_bytes`` and ``sha256``, as a record holds them.
 
         Raises:
             FileNotFoundError, PermissionError: the object does not exist, or may not be read.
@@ -74,7 +74,7 @@ class LocalCopies:
             StorageError: the store does not respond.
             DiskFullError: there is no room for the copy.
         """
-        num_bytes, digest = int(described["num_bytes"]), str(described["sha256"])
+        num_bytes, digest = int(description["num_bytes"]), str(description["sha256"])
         folder = self.folder or default_folder()
         path = folder / digest[:2] / digest
         if _is_there(path, num_bytes):

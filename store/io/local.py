@@ -67,7 +67,7 @@ class LocalStorage:
     def check_exclusive(self) -> None:
         """Do nothing: every file system creates a name only once."""
 
-    def fetch(self, path: str, described: Mapping[str, Any]) -> Path:
+    def fetch(self, path: str, description: Mapping[str, Any]) -> Path:
         """Return the file itself."""
         return self.root / path
 
@@ -151,9 +151,9 @@ class LocalStorage:
         """Rename files, given as target to source. Return the result of rename by target."""
         return {target: self.rename(source, target) for target, source in staged.items()}
 
-    def named_before(self, described: Mapping[str, Mapping[str, Any]], other: str) -> list[str]:
+    def named_before(self, descriptions: Mapping[str, Mapping[str, Any]], other: str) -> list[str]:
         """Return all of the files: renaming a file keeps its time, so nothing can be excluded."""
-        return list(described)
+        return list(descriptions)
 
     def create(self, path: str, data: bytes, *, token: str) -> bool:
         """Create a file by a hard link. Return False if the name exists."""

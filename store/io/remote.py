@@ -57,9 +57,9 @@ class RemoteStorage:
             return "folder"
         return "missing" if status_of(self.root) is None else "file"
 
-    def fetch(self, path: str, described: Mapping[str, Any]) -> Path:
+    def fetch(self, path: str, description: Mapping[str, Any]) -> Path:
         """Return a checked local copy of an object."""
-        return self.copies.fetch(self._at(path), described)
+        return self.copies.fetch(self._at(path), description)
 
     def fetch_all(self, wanted: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Path]:
         """Return checked local copies of several objects, fetched in parallel."""
@@ -129,14 +129,14 @@ class RemoteStorage:
         results = map_parallel(lambda each: self.rename(each[1], each[0]), staged.items())
         return {target: is_renamed for (target, _), is_renamed in results}
 
-    def named_before(self, described: Mapping[str, Mapping[str, Any]], other: str) -> list[str]:
+    def named_before(self, descriptions: Mapping[str, Mapping[str, Any]], other: str) -> list[str]:
         """Return the objects that are older than ``other`` or have another size than described.
 
         An object is as old as its name, so the rest were renamed after ``other`` was written and need
         not be fetched. The times are those of the store's clock.
         """
-        reference = status_of(self._at(other)) if described else None
-        results = map_parallel(lambda path: status_of(self._at(path)), described)
+        reference = status_of(self._at(other)) if descriptions else None
+        results = map_parallel(lambda path: status_of(self._at(path)), descriptions)
         return [
             path
             for path, status in results
@@ -145,7 +145,7 @@ class RemoteStorage:
             or status is None
             or status.mtime_ns is None
             or status.mtime_ns < reference.mtime_ns
-            or status.num_bytes != described[path]["num_bytes"]
+            or status.num_bytes != descriptions[path]["num_bytes"]
         ]
 
     def _expect(self, path: str, num_bytes: int) -> None:

@@ -70,12 +70,12 @@ class Storage(Protocol):
         """Return the ``num_bytes`` and ``sha256`` of a file, as records hold them."""
         ...
 
-    def fetch(self, path: str, described: Mapping[str, Any]) -> Path:
+    def fetch(self, path: str, description: Mapping[str, Any]) -> Path:
         """Return a file of this machine with these bytes: the file itself, or a copy of the object.
 
         Args:
             path: the file.
-            described: its ``num_bytes`` and ``sha256``, which a copy is checked against.
+            description: its ``num_bytes`` and ``sha256``, which a copy is checked against.
 
         Raises:
             DamagedCacheError: the object does not match its description.
@@ -142,7 +142,7 @@ class Storage(Protocol):
         """Rename files, given as target to source. Return the result of rename by target."""
         ...
 
-    def named_before(self, described: Mapping[str, Mapping[str, Any]], other: str) -> list[str]:
+    def named_before(self, descriptions: Mapping[str, Mapping[str, Any]], other: str) -> list[str]:
         """Return those of the files that may have had their names before ``other`` was written."""
         ...
 

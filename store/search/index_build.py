@@ -198,8 +198,8 @@ class _Builder:
         if record.cross is not None or len(self._others.available_rows()) == 0:
             return record
         self._progress.say(f"measuring what {self._others.modality}s find in the existing index")
-        [(path, described)] = record.files.items()
-        index = _faiss.read_index(str(self._files.fetch(path, described)))
+        [(path, description)] = record.files.items()
+        index = _faiss.read_index(str(self._files.fetch(path, description)))
         found = self._measure(index)
         record = replace(record, search=found.search, recall=found.recall, cross=found.cross)
         write_index_record(self._files, self._index_id, record)
@@ -232,7 +232,7 @@ class _Builder:
             recall=found.recall,
             cross=found.cross,
             faiss_version=faiss.__version__,
-            files={self._index_id.file: self._state.described},
+            files={self._index_id.file: self._state.description},
         )
 
     def _blocks(self, rows: NDArray[np.int64]) -> Iterator[Block]:

@@ -30,7 +30,7 @@ class IndexState:
         self._files, self._index_id, self._making = files, index_id, dict(making)
         self._saved: str | None = None
         """Path of the last save, as in the state on disk."""
-        self.described: Mapping[str, Any] = {}
+        self.description: Mapping[str, Any] = {}
         """Size and checksum of the last save."""
 
     def resume(self, say: Callable[[str], None]) -> tuple[Any, int] | None:
@@ -68,12 +68,12 @@ class IndexState:
 
             _faiss.write_index(index, _faiss.PyCallbackIOWriter(write))
         self._files.sync_folders([path])
-        described = {"num_bytes": num_bytes, "sha256": digest.hexdigest()}
-        state = {"making": self._making, "next_row": next_row, "files": {path: described}}
+        description = {"num_bytes": num_bytes, "sha256": digest.hexdigest()}
+        state = {"making": self._making, "next_row": next_row, "files": {path: description}}
         self._files.replace(self._index_id.state, encode_record(state))
         if self._saved is not None:
             self._files.remove(self._saved)
-        self._saved, self.described = path, described
+        self._saved, self.description = path, description
 
     def publish(self, record: IndexRecord) -> None:
         """Publish the last save as the index, replacing an older one."""
@@ -104,16 +104,16 @@ class IndexState:
         path = f"{self._index_id.file}.{next_row}.partial"
         if files.keys() != {path}:
             state.refuse("files", f"{path} alone")
-        described = files[path]
+        description = files[path]
         # The run may have been killed after the rename, before the record was written.
         for found in (path, self._index_id.file):
-            if self._files.exists(found) and self._files.describe(found) == described:
-                self._saved, self.described = found, described
-                return self._read(found, described), next_row
+            if self._files.exists(found) and self._files.describe(found) == description:
+                self._saved, self.description = found, description
+                return self._read(found, description), next_row
         raise DamagedCacheError("its file does not match its state")
 
-    def _read(self, path: str, described: Mapping[str, Any]) -> Any:
+    def _read(self, path: str, description: Mapping[str, Any]) -> Any:
         try:
-            return _faiss.read_index(str(self._files.fetch(path, described)))
+            return _faiss.read_index(str(self._files.fetch(path, description)))
         except RuntimeError as error:  # the only kind of error of faiss
             raise DamagedCacheError(f"{path} is not an index: {first_line(error)}") from None

@@ -124,17 +124,17 @@ def open_index(
 
 def _read_index(files: Storage, record: IndexRecord, *, remedy: str) -> Any:
     """Return an index with its lists or codes memory-mapped, so that only the parts used are read."""
-    [(path, described)] = record.files.items()
+    [(path, description)] = record.files.items()
     found = files.num_bytes(path)
-    if found != described["num_bytes"]:
+    if found != description["num_bytes"]:
         state = "is missing" if found is None else f"has {found:,} bytes"
         raise DamagedCacheError(
-            f"{files.where(path)} {state}, {described['num_bytes']:,} were written; {remedy}"
+            f"{files.where(path)} {state}, {description['num_bytes']:,} were written; {remedy}"
         )
     has_lists = record.kind in ("ivf", "ivfpq")
     flags = _faiss.IO_FLAG_MMAP if has_lists else _faiss.IO_FLAG_MMAP_IFC
     try:
-        return _faiss.read_index(str(files.fetch(path, described)), flags)
+        return _faiss.read_index(str(files.fetch(path, description)), flags)
     except RuntimeError as error:
         raise DamagedCacheError(
             f"faiss cannot read {files.where(path)} ({first_line(error)}); {remedy}"

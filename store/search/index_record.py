@@ -93,16 +93,16 @@ class IndexRecord:
     @property
     def num_bytes(self) -> int:
         """The size of the index on disk."""
-        return sum(described["num_bytes"] for described in self.files.values())
+        return sum(description["num_bytes"] for description in self.files.values())
 
 
 def fingerprint(cache: Cache, index_id: IndexId) -> Fingerprint:
     """Return the fingerprint of the targets of a cache."""
     units = sorted(cache.commits(index_id.teacher).units_of(index_id.modality).items())
     lines = [
-        f"{number} {path} {described['sha256']}"
+        f"{number} {path} {description['sha256']}"
         for number, commit in units
-        for path, described in sorted(commit.files.items())
+        for path, description in sorted(commit.files.items())
     ]
     return Fingerprint(
         teacher=index_id.teacher,

@@ -24,7 +24,7 @@ _MAX_LOOKUPS = 3
 def fetch_unit_file(
     files: Storage,
     path: str,
-    described: Mapping[str, Any],
+    description: Mapping[str, Any],
     *,
     teacher: str,
     modality: Modality,
@@ -35,7 +35,7 @@ def fetch_unit_file(
     Args:
         files: the cache.
         path: the file.
-        described: its description in the record of the unit that was read.
+        description: its description in the record of the unit that was read.
         teacher: name of the teacher.
         modality: modality of the unit.
         unit: number of the unit.
@@ -45,7 +45,7 @@ def fetch_unit_file(
         DamagedCacheError: the file matches no attempt at the unit.
     """
     try:
-        return files.fetch(path, described), described
+        return files.fetch(path, description), description
     except DamagedCacheError:
         for _ in range(_MAX_LOOKUPS):
             for other in _descriptions(files, path, teacher, modality, unit):
@@ -69,8 +69,8 @@ def _descriptions(
         with contextlib.suppress(FileNotFoundError, DamagedCacheError):
             data = files.read(where)
             if name.endswith(".intent"):
-                described = read_intent(data, where=where).files
+                descriptions = read_intent(data, where=where).files
             else:
-                described = read_fields(data, where=where).files()
-            if path in described:
-                yield described[path]
+                descriptions = read_fields(data, where=where).files()
+            if path in descriptions:
+                yield descriptions[path]

@@ -26,10 +26,10 @@ class ShardFiles:
     ) -> None:
         """Fetch nothing yet; ``commits`` are the committed units by number."""
         self._files, self.array, self._teacher = files, array, teacher
-        self._described: dict[int, Mapping[str, Any]] = {}
+        self._descriptions: dict[int, Mapping[str, Any]] = {}
         if files.is_remote:  # local files are mapped where they are
             named = {unit: commit.files.get(self._shard(unit)) for unit, commit in commits.items()}
-            self._described = {unit: each for unit, each in named.items() if each is not None}
+            self._descriptions = {unit: each for unit, each in named.items() if each is not None}
 
     @property
     def array_folder(self) -> str:
@@ -52,7 +52,7 @@ class ShardFiles:
 
     def paths(self, units: Sequence[int]) -> list[Path]:
         """Return the shards of several units as local files; objects are fetched in parallel."""
-        wanted = [(self._shard(unit), self._described.get(unit, {})) for unit in units]
+        wanted = [(self._shard(unit), self._descriptions.get(unit, {})) for unit in units]
         try:
             try:
                 return self._files.fetch_all(wanted)
@@ -64,10 +64,10 @@ class ShardFiles:
             ) from None
 
     def _fetch_again(self, unit: int) -> Path:
-        found, self._described[unit] = fetch_unit_file(
+        found, self._descriptions[unit] = fetch_unit_file(
             self._files,
             self._shard(unit),
-            self._described.get(unit, {}),
+            self._descriptions.get(unit, {}),
             teacher=self._teacher,
             modality=self.array.modality,
             unit=unit,
@@ -88,7 +88,9 @@ class ShardFiles:
 
     def fit_locally(self) -> bool:
         """Return whether copies of all shards fit on this machine."""
-        return self._files.fits_locally(sum(int(d["num_bytes"]) for d in self._described.values()))
+        return self._files.fits_locally(
+            sum(int(d["num_bytes"]) for d in self._descriptions.values())
+        )
 
     @cached_property
     def have_raw_rows(self) -> bool:

@@ -110,11 +110,15 @@ class _CatalogCheck:
         path = self._files.local_path(part.path)
         if path is not None:
             yield (
-                path if self._checker.check(part.path, part.described, owner, self.found) else None
+                path
+                if self._checker.check(part.path, part.description, owner, self.found)
+                else None
             )
             return
         with tempfile.NamedTemporaryFile(prefix="siglip2-cache-verify-") as copy:
-            is_sound = self._checker.check(part.path, part.described, owner, self.found, copy.write)
+            is_sound = self._checker.check(
+                part.path, part.description, owner, self.found, copy.write
+            )
             copy.flush()
             yield Path(copy.name) if is_sound else None
 

@@ -41,7 +41,7 @@ class FileChecker:
     def check(
         self,
         path: str,
-        described: Mapping[str, Any],
+        description: Mapping[str, Any],
         owner: str,
         found: Checked,
         take: Callable[[bytes], object] = lambda piece: None,
@@ -50,7 +50,7 @@ class FileChecker:
 
         Args:
             path: the file.
-            described: its ``num_bytes`` and ``sha256``.
+            description: its ``num_bytes`` and ``sha256``.
             owner: path of the record with the description.
             found: the result, to which faults are added.
             take: called with each piece of the bytes.
@@ -69,28 +69,28 @@ class FileChecker:
         found.num_files += 1
         found.num_bytes += num_bytes
         holds = {"num_bytes": num_bytes, "sha256": digest.hexdigest()}
-        if _is_same(holds, described):
+        if _is_same(holds, description):
             return True
         if path in self.unfinished and _is_same(holds, self.unfinished[path]):
             return False  # an unfinished commit renamed it before creating its record
         found.damaged.add(path)
         reason = "its bytes have changed"
-        if num_bytes != described["num_bytes"]:
-            reason = f"{num_bytes:,} bytes, {described['num_bytes']:,} were written"
+        if num_bytes != description["num_bytes"]:
+            reason = f"{num_bytes:,} bytes, {description['num_bytes']:,} were written"
         found.faults.append(f"{path} is damaged: {reason}; {_remedy(path, owner)}")
         return False
 
     def read(
-        self, path: str, described: Mapping[str, Any], owner: str, found: Checked
+        self, path: str, description: Mapping[str, Any], owner: str, found: Checked
     ) -> bytes | None:
         """Return the bytes of a small file, or None if it is damaged."""
         pieces: list[bytes] = []
-        self.check(path, described, owner, found, pieces.append)
+        self.check(path, description, owner, found, pieces.append)
         return None if path in found.damaged else b"".join(pieces)
 
 
-def _is_same(holds: Mapping[str, Any], described: Mapping[str, Any]) -> bool:
-    return all(described[name] == value for name, value in holds.items())
+def _is_same(holds: Mapping[str, Any], description: Mapping[str, Any]) -> bool:
+    return all(description[name] == value for name, value in holds.items())
 
 
 def _remedy(path: str, owner: str) -> str:

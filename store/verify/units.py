@@ -70,8 +70,8 @@ class UnitChecker:
         if self._is_raw:
             takes[shard] = reader.take
         sound = [
-            self._checker.check(path, described, owner, found.checked, takes.get(path, _pass))
-            for path, described in commit.files.items()
+            self._checker.check(path, description, owner, found.checked, takes.get(path, _pass))
+            for path, description in commit.files.items()
         ]
         faults = found.checked.faults
         if commit.num_rows != unit.rows.count:

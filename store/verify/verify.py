@@ -167,8 +167,8 @@ class _Verifier:
                 return {}
         found = Checked()
         data = {
-            path: self._checker.read(path, described, owner, found)
-            for path, described in files.items()
+            path: self._checker.read(path, description, owner, found)
+            for path, description in files.items()
         }
         is_raw: dict[Modality, bool] = {}
         for modality in MODALITIES:

@@ -71,7 +71,7 @@ def add_shards(root: Path, num_units: int) -> None:
 def _enlarge_catalog(cache: Cache, num_before: int) -> None:
     record = cache.files.fetch(layout.CACHE_RECORD, {})
     fields = decode_record(record.read_bytes(), where=str(record))
-    described: dict[str, Any] = {}
+    descriptions: dict[str, Any] = {}
     for table, columns in _ROW_COLUMNS.items():
         parts = cache.manifest.parts(table)
         if not parts:
@@ -85,13 +85,13 @@ def _enlarge_catalog(cache: Cache, num_before: int) -> None:
         num_parts = (num_rows + part.num_rows - 1) // PART_ROWS
         for number in range(num_parts):
             path = layout.catalog_part(table, number)
-            described[path] = _describe(cache, path, stand_in, table, PART_ROWS)
+            descriptions[path] = _describe(cache, path, stand_in, table, PART_ROWS)
         path = layout.catalog_part(table, num_parts)
         rest = num_rows + part.num_rows - num_parts * PART_ROWS
-        described[path] = _describe(cache, path, last, table, rest)
+        descriptions[path] = _describe(cache, path, last, table, rest)
     fields["rows"]["count"] += num_before
     fields["text_rows"]["count"] += num_before
-    fields["files"] = described
+    fields["files"] = descriptions
     del fields["format_version"]
     record.write_bytes(encode_record(fields))
 

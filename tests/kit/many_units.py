@@ -47,14 +47,14 @@ def grow(root: Path, num_units: int) -> None:
     (root / layout.images_part(teacher, 0)).unlink()
     _grow_catalog(cache, num_units * cache.shard_rows)
     cache = open_cache(root)
-    described: dict[str, Any] = {}
+    description: dict[str, Any] = {}
     for modality in MODALITIES:
         array = cache.manifest.array_layout(modality, cache.teacher().embed_dim)
         metadata = json.dumps(array.metadata()).encode()
         path = layout.array_metadata(teacher, modality)
-        described[path] = _write(root, path, metadata)
+        description[path] = _write(root, path, metadata)
         _write_units(root, teacher, array, num_units)
-    _change_record(root / layout.teacher_record(teacher), {"files": described})
+    _change_record(root / layout.teacher_record(teacher), {"files": description})
 
 
 def _grow_catalog(cache: Cache, num_rows: int) -> None:
@@ -76,15 +76,15 @@ def _grow_catalog(cache: Cache, num_rows: int) -> None:
     }
     for part in cache.manifest.latest.parts:
         cache.files.remove(part.path)
-    described: dict[str, Any] = {}
+    description: dict[str, Any] = {}
     for table, frame in tables.items():
         for number, lines in enumerate(frame.iter_slices(PART_LINES)):
             path = layout.catalog_part(table, number)
             data = encode_part(table, lines)
             facts = {"table": table, "num_rows": lines.height}
-            described[path] = {**facts, **_write(Path(str(cache.root)), path, data)}
+            description[path] = {**facts, **_write(Path(str(cache.root)), path, data)}
     span = {"first": 0, "count": num_rows}
-    counts = {"rows": span, "text_rows": span, "num_captions": num_rows, "files": described}
+    counts = {"rows": span, "text_rows": span, "num_captions": num_rows, "files": description}
     _change_record(Path(str(cache.root)) / layout.CACHE_RECORD, counts)
 
 

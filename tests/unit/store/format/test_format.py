@@ -66,8 +66,8 @@ def test_the_record_on_the_page_is_what_we_write_and_read() -> None:
     assert encode_record(fields) == data
     lines = re.findall(r"^[0-9a-f]{2}:  ((?:[0-9a-f]{2} )+)", block("shard"), re.MULTILINE)
     shard = bytes.fromhex("".join(lines))
-    [described] = fields["files"].values()
-    assert described == {"num_bytes": 68, "sha256": hashlib.sha256(shard).hexdigest()}
+    [description] = fields["files"].values()
+    assert description == {"num_bytes": 68, "sha256": hashlib.sha256(shard).hexdigest()}
     body, _, _ = data.rpartition(b',\n "checksum": "')
     assert f"has {len(data)} bytes" in PAGE
     assert f"covers the first {len(body)}," in PAGE
@@ -276,6 +276,6 @@ def test_digests_are_computed_as_the_page_says(root: str, foreign_cache: Path) -
     for name in ("cache.json", "catalog/append-00001.json"):
         record = json.loads((folder / name).read_text())
         files = sorted(record["files"].items())
-        lines = [digest, *(f"{path} {described['sha256']}" for path, described in files)]
+        lines = [digest, *(f"{path} {description['sha256']}" for path, description in files)]
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         assert record["digest"] == digest

@@ -102,9 +102,9 @@ def test_an_intent_that_leads_out_is_not_rolled_forward(tmp_path: Path, path: st
 
 
 def test_a_digest_that_is_a_path_names_no_copy() -> None:
-    described = {"num_bytes": 1, "sha256": "../../home/keys"}
+    description = {"num_bytes": 1, "sha256": "../../home/keys"}
     with pytest.raises(DamagedCacheError, match="expected 64 hexadecimal digits"):
-        Fields({"files": {"a": described}}, "REC").files()
+        Fields({"files": {"a": description}}, "REC").files()
 
 
 class TestLinks:
@@ -214,8 +214,8 @@ def stranger(foreign: "ForeignCache", tmp_path_factory: pytest.TempPathFactory) 
     root = shutil.copytree(foreign.root, folder / "cache")
     files = LocalStorage(root)
     files.write(f"{PLACE.file}.5.partial", b"saved")
-    described = files.describe(f"{PLACE.file}.5.partial")
-    state = {"making": {}, "next_row": 5, "files": {f"{PLACE.file}.5.partial": described}}
+    description = files.describe(f"{PLACE.file}.5.partial")
+    state = {"making": {}, "next_row": 5, "files": {f"{PLACE.file}.5.partial": description}}
     files.write(PLACE.state, encode_record(state))
     index = {
         **{"teacher": "tiny", "modality": "text", "view": 0, "kind": "flat", "factory": "Flat"},

@@ -215,8 +215,8 @@ class World:
             found = decode_record(self.files.read(record), where=record)
         except FileNotFoundError:
             return None
-        for path, described in found["files"].items():
-            assert sha256_hex(self.files.read(path)) == described["sha256"], (
+        for path, description in found["files"].items():
+            assert sha256_hex(self.files.read(path)) == description["sha256"], (
                 f"{path} is not what {record} says"
             )
         return str(found["who"])
@@ -353,8 +353,8 @@ def test_a_commit_leaves_its_files_and_a_record_that_describes_them(files: Local
     for path in PATHS:
         data = f"a wrote {path}".encode()
         assert files.read(path) == data
-        described = {"table": "a", "num_bytes": len(data), "sha256": sha256_hex(data)}
-        assert found["files"][path] == described
+        description = {"table": "a", "num_bytes": len(data), "sha256": sha256_hex(data)}
+        assert found["files"][path] == description
 
 
 def test_who_comes_second_adopts_the_first_and_leaves_nothing(files: LocalStorage) -> None:

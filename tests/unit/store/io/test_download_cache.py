@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from kit.s3 import S3
 
 
-def described(data: bytes) -> dict[str, object]:
+def describe(data: bytes) -> dict[str, object]:
     return {"num_bytes": len(data), "sha256": sha256_hex(data)}
 
 
 def test_a_second_look_asks_nothing(s3: "S3", remote: RemoteStorage) -> None:
     remote.write("a", b"x" * 100)
-    first = remote.fetch("a", described(b"x" * 100))
+    first = remote.fetch("a", describe(b"x" * 100))
     s3.forget()
-    assert remote.fetch("a", described(b"x" * 100)) == first
+    assert remote.fetch("a", describe(b"x" * 100)) == first
     assert s3.requests() == []
 
 
@@ -41,7 +41,7 @@ def test_many_at_once_fetch_it_once(s3: "S3", remote: RemoteStorage) -> None:
 
     def fetch(_: int) -> bytes:
         start.wait()
-        return remote.fetch("a", described(data)).read_bytes()
+        return remote.fetch("a", describe(data)).read_bytes()
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(fetch, range(8))) == {data}
@@ -51,7 +51,7 @@ def test_many_at_once_fetch_it_once(s3: "S3", remote: RemoteStorage) -> None:
 def test_an_object_that_changed_is_found_out(s3: "S3", remote: RemoteStorage) -> None:
     remote.write("a", b"other bytes")
     with pytest.raises(DamagedCacheError, match=r"cache/a does not match its record \(11 bytes"):
-        remote.fetch("a", described(b"their bytes"))
+        remote.fetch("a", describe(b"their bytes"))
     assert not list(Path(remote.copies.folder or "").rglob("[0-9a-f]" * 64))
 
 
@@ -62,7 +62,7 @@ def test_the_oldest_give_way(memory: str, tmp_path: Path) -> None:
     for i in range(4):
         data = bytes([i]) * 1000
         files.write(f"{i}", data)
-        paths.append(files.fetch(f"{i}", described(data)))
+        paths.append(files.fetch(f"{i}", describe(data)))
         os.utime(paths[-1], (time.time() - 100 + i,) * 2)
     assert [path.exists() for path in paths] == [False, False, True, True]
 
@@ -71,7 +71,7 @@ def test_a_failed_copy_leaves_nothing(memory: str, tmp_path: Path) -> None:
     files = RemoteStorage(parse_location(memory), LocalCopies(tmp_path))
     files.write("a", b"other bytes")
     with pytest.raises(DamagedCacheError):
-        files.fetch("a", described(b"their bytes"))
+        files.fetch("a", describe(b"their bytes"))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -89,7 +89,7 @@ def test_what_a_killed_process_left_gives_way_and_foreign_files_stay(
         os.utime(path, (0, 0))
     files = RemoteStorage(parse_location(memory), LocalCopies(tmp_path, max_bytes=2500))
     files.write("a", b"x" * 1000)
-    files.fetch("a", described(b"x" * 1000))
+    files.fetch("a", describe(b"x" * 1000))
     assert not left.exists()
     assert at_work.exists()
     assert all(path.exists() for path in foreign)
@@ -110,11 +110,11 @@ def test_without_locks_no_copy_is_written_by_two(
         nonlocal is_half
         if start == 4 and not is_half:
             is_half = True
-            assert files.fetch("a", described(data)).read_bytes() == data
+            assert files.fetch("a", describe(data)).read_bytes() == data
         return plain(location, start, length)
 
     monkeypatch.setattr(download_cache, "read_bytes", read)
-    assert files.fetch("a", described(data)).read_bytes() == data
+    assert files.fetch("a", describe(data)).read_bytes() == data
 
 
 def test_the_first_failure_ends_fetching(
@@ -123,7 +123,7 @@ def test_the_first_failure_ends_fetching(
     files = RemoteStorage(parse_location(memory), LocalCopies(tmp_path))
     asked: list[str] = []
 
-    def fetch(path: str, described: object) -> Path:
+    def fetch(path: str, description: object) -> Path:
         asked.append(path)
         threading.Event().wait(0.01)
         raise StorageError(path)
@@ -138,7 +138,7 @@ def test_what_never_fits_is_refused(memory: str, tmp_path: Path) -> None:
     files = RemoteStorage(parse_location(memory), LocalCopies(tmp_path, max_bytes=10))
     files.write("a", b"x" * 11)
     with pytest.raises(DiskFullError, match=r"a copy of 11 B does not fit into .*--cache-limit"):
-        files.fetch("a", described(b"x" * 11))
+        files.fetch("a", describe(b"x" * 11))
 
 
 def test_a_limit_is_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

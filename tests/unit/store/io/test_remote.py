@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RECORD = "teachers/t/commits/image-00000.json"
 
 
-def described(data: bytes) -> dict[str, object]:
+def describe(data: bytes) -> dict[str, object]:
     return {"num_bytes": len(data), "sha256": sha256_hex(data)}
 
 

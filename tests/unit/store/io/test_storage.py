@@ -25,7 +25,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return open_storage(parse_location(root), LocalCopies(tmp_path / "copies"))
 
 
-def described(data: bytes) -> dict[str, object]:
+def describe(data: bytes) -> dict[str, object]:
     return {"num_bytes": len(data), "sha256": sha256_hex(data)}
 
 
@@ -58,7 +58,7 @@ def test_what_was_written_is_read(storage: Storage) -> None:
     assert storage.read("a/b/one") == b"once more"
     assert storage.read_head("a/b/one", 4) == b"once"
     assert b"".join(storage.pieces("a/b/one")) == b"once more"
-    assert storage.describe("a/b/one") == described(b"once more")
+    assert storage.describe("a/b/one") == describe(b"once more")
     assert storage.num_bytes("a/b/one") == 9
     assert storage.num_bytes("a/b") is None
     assert storage.exists("a/two")
@@ -72,7 +72,7 @@ def test_a_large_file_is_read_in_pieces(storage: Storage, monkeypatch: pytest.Mo
         monkeypatch.setattr(f"siglip2_cache.store.io.{module}.READ_BYTES", 4)
     storage.write("a", b"0123456789")
     assert list(storage.pieces("a")) == [b"0123", b"4567", b"89"]
-    assert storage.describe("a") == described(b"0123456789")
+    assert storage.describe("a") == describe(b"0123456789")
 
 
 def test_a_large_file_is_written_in_pieces(storage: Storage) -> None:
@@ -121,14 +121,14 @@ def test_files_are_removed_if_they_exist(storage: Storage) -> None:
 def test_a_file_is_fetched_to_this_machine(storage: Storage) -> None:
     storage.write("a/one", b"1")
     storage.write("a/two", b"22")
-    found = storage.fetch("a/one", described(b"1"))
+    found = storage.fetch("a/one", describe(b"1"))
     assert found.read_bytes() == b"1"
-    both = storage.fetch_all([("a/two", described(b"22")), ("a/one", described(b"1"))])
+    both = storage.fetch_all([("a/two", describe(b"22")), ("a/one", describe(b"1"))])
     assert [path.read_bytes() for path in both] == [b"22", b"1"]
     assert storage.fits_locally(3)
     assert storage.local_path("a/one") == (None if storage.is_remote else found)
     with pytest.raises(FileNotFoundError):
-        storage.fetch("gone", described(b"other")).read_bytes()
+        storage.fetch("gone", describe(b"other")).read_bytes()
 
 
 def test_a_path_is_named_in_full_in_messages(storage: Storage) -> None:

@@ -62,9 +62,9 @@ def commit_again(files: Storage, *, until: str) -> None:
     if until == "the record stands":
         transaction.commit(later)
         return
-    described = transaction.described
+    descriptions = transaction.descriptions
     [partial] = [path for path in files.walk() if path.startswith(f"{SHARD}.")]
-    intent = {"record": {**later, "files": described}, "staged": {SHARD: partial}}
+    intent = {"record": {**later, "files": descriptions}, "staged": {SHARD: partial}}
     files.write(intent_path(LATER), encode_record(intent))
     files.rename(partial, SHARD)
 
