@@ -132,16 +132,16 @@ class Formulas:
             "B",
             f"{rows} x {views} views x {self.dim:,} x 2 B, and an index",
         )
-        how = "3 shards: one fills, one is written, and its bytes; beside teacher and pixels"
+        how = "3 shards: one filling, one being written, its encoded bytes; without teacher and pixels"
         yield "worker_memory", 3 * shard, "B", how
 
     def _objects(self) -> Iterator[_Row]:
         parts = {table: -(-lines // PART_ROWS) for table, lines in self.lines.items()}
         named = ", ".join(f"{table} {count:,}" for table, count in parts.items() if count)
         counts = {
-            "shards": (self.units, "one a unit"),
-            "image_tables": (self.image_units, "one an image unit"),
-            "records": (self.units, "one a unit"),
+            "shards": (self.units, "one per unit"),
+            "image_tables": (self.image_units, "one per image unit"),
+            "records": (self.units, "one per unit"),
             "catalog_parts": (sum(parts.values()), f"of {PART_ROWS:,} lines: {named}"),
             "settings": (4, "cache.json, teacher.json, a zarr.json for each modality"),
         }
@@ -170,8 +170,8 @@ class Formulas:
             "samples": (images, "images", SAMPLE_BYTES, ""),
             "files": (self.tars, "tars", FILE_BYTES, ""),
             "views": (lines["views"], "views", VIEW_BYTES, ""),
-            "texts": (texts, "texts", TEXT_BYTES, ", a caption each"),
-            "captions": (more, "captions more", CAPTION_BYTES, ""),
+            "texts": (texts, "texts", TEXT_BYTES, ", one caption each"),
+            "captions": (more, "more captions", CAPTION_BYTES, ""),
         }
         for name, (count, what, each, and_more) in expected.items():
             sizes[name] = (each * count, f"{count:,} {what} x {each} B{and_more} (expected)")
@@ -186,7 +186,7 @@ class Formulas:
 
     def _arithmetic(self) -> Iterator[_Row]:
         arch = self.arch
-        most = ", N at most" if arch.is_naflex else ""
+        most = ", N is the maximum" if arch.is_naflex else ""
         formula = f"{VIEW_FORMULA}; {_letters(arch.view_sizes)}{most}"
         yield "view", arch.flops_of_view, "FLOP", formula
         yield "text", arch.flops_of_text, "FLOP", f"{TEXT_FORMULA}; {_letters(arch.text_sizes)}"
@@ -201,7 +201,7 @@ class Formulas:
 
     def _worker(self) -> Iterator[_Row]:
         config, arch = self.config, self.arch
-        vendor = "as given" if config.peak_tflops else f"{config.gpu}, by its vendor"
+        vendor = "as given" if config.peak_tflops else f"{config.gpu}, data sheet"
         formula = f"{self.peak:,g} TFLOP/s ({vendor}) x {config.mfu:g} (assumed)"
         yield "gpu", self.peak * 1e12 * config.mfu, "FLOP/s", formula
         formula = f"gpu / ({self.views} views x view)"
@@ -229,7 +229,7 @@ class Formulas:
         yield "gpu_hours_texts", text_h, "h", f"{self.texts:,} / texts per s / 3600"
         yield "gpu_hours", image_h + text_h, "h", "the sum"
         yield "wall_time", (image_h + text_h) * 3600 / gpus, "s", f"gpu hours / {gpus:,} workers"
-        formula = f"{self.rows:,} rows / images per s: what a killed worker loses at most"
+        formula = f"{self.rows:,} rows / images per s: the most that a killed worker loses"
         yield "image_unit_time", self.rows / self.images_per_s, "s", formula
 
     def _network(self) -> Iterator[_Row]:
@@ -240,15 +240,15 @@ class Formulas:
         formula = f"images per s x {row_bytes:,} B of targets and pictures"
         yield "written_by_a_worker", rate * row_bytes, "B/s", formula
         yield "read_by_all", read * gpus, "B/s", f"{gpus:,} workers x read by a worker"
-        formula = f"{gpus:,} workers x images per s: a ranged read each"
+        formula = f"{gpus:,} workers x images per s: one ranged read each"
         yield "requests_by_all", rate * gpus, "/s", formula
 
     def _planning(self) -> Iterator[_Row]:
         images, tars, each = self.images, self.tars, self.config.images_per_tar
-        yield "tars", tars, "", f"{images:,} images / {each:,} a tar"
+        yield "tars", tars, "", f"{images:,} images / {each:,} per tar"
         num_bytes, requests = images * _LONE_READ_BYTES, images
-        what = f"{images:,} headers x {_LONE_READ_BYTES:,} B: images are passed over"
-        how = "one an image"
+        what = f"{images:,} headers x {_LONE_READ_BYTES:,} B: images are skipped"
+        how = "one per image"
         if self.image_bytes <= _READ_THROUGH_BYTES:
             sample = self.image_bytes + _TAR_SAMPLE_BYTES
             num_bytes = images * sample
@@ -256,29 +256,31 @@ class Formulas:
             in_tar = f"{_TAR_SAMPLE_BYTES:,} B of tar"
             what = f"{images:,} x ({self.image_size} + {in_tar}), read through"
             how = f"{tars:,} tars in pieces of {PIECE_BYTES:,} B"
-        yield "remote_bytes", num_bytes, "B", f"{what}; of local tars headers alone"
+        yield "remote_bytes", num_bytes, "B", f"{what}; local tars: only headers"
         yield "remote_requests", requests, "", how
-        formula = f"{images:,} / {_SCAN_SAMPLES_PER_S:,} a second of a core (measured, local tars)"
+        formula = f"{images:,} / {_SCAN_SAMPLES_PER_S:,} per second and core (measured, local tars)"
         yield "scan_time", images / _SCAN_SAMPLES_PER_S, "s", formula
         views = self.lines["views"]
         drawn = f" + {views:,} views / {_VIEWS_PER_S:,}" if views else ""
-        formula = f"{images:,} / {_FREEZE_SAMPLES_PER_S:,} a second{drawn} (measured), one process"
+        formula = (
+            f"{images:,} / {_FREEZE_SAMPLES_PER_S:,} per second{drawn} (measured), one process"
+        )
         yield "freeze_time", images / _FREEZE_SAMPLES_PER_S + views / _VIEWS_PER_S, "s", formula
         for name, size, where in (
             (
                 "kept_scans",
                 _KEPT_SAMPLE_BYTES,
-                "of kept scans in the cache (measured), until it stands",
+                "of kept scans in the cache (measured), until the plan is committed",
             ),
-            ("scratch", _SCRATCH_SAMPLE_BYTES, "in TMPDIR (measured), while it freezes"),
+            ("scratch", _SCRATCH_SAMPLE_BYTES, "in TMPDIR (measured), while planning"),
         ):
             yield name, images * size, "B", f"{images:,} x {size} B {where}"
 
     def _resume(self) -> Iterator[_Row]:
         units = self.units
-        formula = f"{units:,} records x {_RECORD_BYTES} B, a request each, 32 at a time"
+        formula = f"{units:,} records x {_RECORD_BYTES} B, one request each, 32 at a time"
         yield "records_read", units * _RECORD_BYTES, "B", formula
-        formula = f"{units:,} records / {_RECORDS_PER_S:,} a second (measured, a local disk)"
+        formula = f"{units:,} records / {_RECORDS_PER_S:,} per second (measured, local disk)"
         yield "resume_time", units / _RECORDS_PER_S, "s", formula
         formula = (
             f"{format_bytes(_DRIVER_BYTES)} + {units:,} records x {_RECORD_MEMORY_BYTES:,} B "
@@ -287,7 +289,9 @@ class Formulas:
         yield "driver_memory", _DRIVER_BYTES + units * _RECORD_MEMORY_BYTES, "B", formula
 
     def _training(self) -> Iterator[_Row]:
-        formula = f"1,000 images/s x (a view + a text) x {self.dim:,} x 2 B, beside the pixels"
+        formula = (
+            f"1,000 images/s x (a view + a text) x {self.dim:,} x 2 B, in addition to the pixels"
+        )
         yield "targets_read", 1000 * 2 * 2 * self.dim, "B/s", formula
 
     def notes(self) -> Iterator[str]:
@@ -295,17 +299,17 @@ class Formulas:
         config = self.config
         if config.images_per_s is None or config.texts_per_s is None:
             yield (
-                "the rates are no measurements: siglip2-cache build SOURCE CACHE --teacher "
-                f"{self.arch.name} --views {self.views} --dry-run --time prints images/s and "
-                "texts/s of a worker; give them with --images-per-s and --texts-per-s"
+                "the rates are assumed, not measured: siglip2-cache build SOURCE CACHE --teacher "
+                f"{self.arch.name} --views {self.views} --dry-run --time measures images/s and texts/s of "
+                "one worker; pass them as --images-per-s and --texts-per-s"
             )
-        yield "wall time is without planning and loading the teacher, and decoding must keep up"
+        yield "wall time excludes planning and loading the teacher, and assumes that decoding keeps up"
         rows = self._rows_for_fewer_units()
         if rows != self.rows:
             shard = format_bytes(self._array("image", rows).shard_bytes(rows))
             yield (
                 f"--shard-rows {rows} makes {-(-self.images // rows):,} image units, with "
-                f"shards of {shard}: fewer objects, a quicker resume"
+                f"shards of {shard}: fewer objects, faster resume"
             )
 
     def _rows_for_fewer_units(self) -> int:

@@ -232,7 +232,7 @@ def _digest(source: Source, part: CorpusPart) -> str:
 
 
 def _frames(items: Iterable[Sample | Problem]) -> Iterator[pl.DataFrame]:
-    """Yield the items as frames; one frame without a line where there are none."""
+    """Yield the items as frames; one empty frame if there are none."""
     lines: list[tuple[Any, ...]] = []
     num_frames = 0
     for item in items:
@@ -289,5 +289,5 @@ def _refuse_odd_names(sample: Sample) -> Sample | Problem:
 
 
 def _showable(text: str) -> str:
-    """Return a text as UTF-8 can write it: the corpus may lie in a folder with an odd name."""
+    """Return a text that UTF-8 can encode: the name of the corpus's folder may not be valid."""
     return text.encode("utf-8", "backslashreplace").decode()
