@@ -84,21 +84,22 @@ def _parameters() -> Iterator[inspect.Parameter]:
     defaults = {each.name: each.default for each in fields(TrainConfig)}
     for name, (hint, setting) in SETTINGS.items():
         kind, metavar = _on_command_line(hint)
-        metavar = setting.metavar or metavar
         dashed = setting.flag or f"--{name.replace('_', '-')}"
-        default = defaults[name]
-        if not isinstance(
-            default, str | int | float
-        ):  # None, none at all, or a factory of mappings
-            default, kind = None, kind | None
         if name == "cache":
             shown = path_argument("CACHE", help=setting.help)
         elif kind is bool:
             shown = flag(dashed, setting.help, setting.panel)
         else:
             shown = option(
-                metavar, setting.help, setting.panel, default=setting.default, name=dashed
+                setting.metavar or metavar,
+                setting.help,
+                setting.panel,
+                default=setting.default,
+                name=dashed,
             )
+        default = defaults[name]
+        if not isinstance(default, str | int | float):  # None, required, or an empty mapping
+            default, kind = None, kind | None
         yield inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown]
         )
