@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import torch
@@ -21,15 +21,13 @@ from torch import Tensor
 from ...errors import BuildError, SettingError, TrainError
 from ...images.decoder import Decoder
 from ...images.image import DecodedBatch, DecodedImage, ImageRef, PixelFormat
-from ...siglip import Checkpoint, TextTokenizer
+from ...siglip import Checkpoint, TextTokenizer, Towers
 from ...store.cache import Cache
+from ..config import CheckPixels
 from .batch import Batch, FillingBatch
 from .catalog_index import ImageLookup, TextLookup
 from .prefetch import Prefetcher
 from .sampler import OPEN_ROW_GROUPS, GlobalBatch, Sampler
-
-CheckPixels = Literal["always", "first-epoch", "never"]
-CHECKS: tuple[CheckPixels, ...] = ("always", "first-epoch", "never")
 
 _PIECE_VIEWS = 256
 """Views decoded at a time: four such pieces are in shared memory, 154 MB at 224 px."""
@@ -58,9 +56,9 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.num_workers <= 1024:
             raise SettingError(f"decode_workers must be 0 to 1024, got {self.num_workers}")
-        if self.check_pixels not in CHECKS:
+        if self.check_pixels not in get_args(CheckPixels):
             raise SettingError(
-                f"check_pixels {self.check_pixels!r} is not one of {', '.join(CHECKS)}"
+                f"check_pixels {self.check_pixels!r} is not one of {', '.join(get_args(CheckPixels))}"
             )
         if self.prefetch < 1:
             raise SettingError(f"prefetch must be at least 1, got {self.prefetch}")
@@ -84,7 +82,7 @@ class Loader:
         checkpoint: Checkpoint,
         *,
         config: LoaderConfig | None = None,
-        towers: Literal["both", "image"] = "both",
+        towers: Towers = "both",
         device: str | torch.device = "cpu",
     ) -> None:
         """Read the texts and open the targets.
