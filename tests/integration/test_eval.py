@@ -412,9 +412,7 @@ def test_images_whose_bytes_have_changed_have_no_embedding(
     settings = {"device": "cpu", "compute_dtype": "float32", "batch_size": 2, "num_workers": 0}
     rows, none = np.array([0, NUM_IMAGES - 1, 5]), np.empty(0, np.int64)
     zeros = np.zeros((3, 32), np.uint8)
-    with pytest.raises(
-        TrainError, match="row 0 for instance: its bytes are not those the teacher saw"
-    ):
+    with pytest.raises(TrainError, match="row 0: its bytes are not those the teacher saw"):
         student_embeddings(
             model, checkpoint, open_cache(cache), rows, none, sha256_N=zeros, **settings
         )
