@@ -15,6 +15,7 @@ from markupsafe import Markup
 from ..errors import DiskFullError, SettingError
 from ..formatting import one_line
 from ..store.cache import Cache
+from ..store.io.local import FULL_DISK
 from .page_cards import CardTables, pictures_of
 from .report import Report
 from .thumbnails import Picture, Thumbnail, make_thumbnails
@@ -137,7 +138,7 @@ def _write_whole(path: Path, parts: Iterable[str]) -> None:
 
 
 def _write_error(error: OSError, path: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in FULL_DISK:
         return DiskFullError(
             f"no space left on the disk of {path.parent} while writing {path.name}; free some and run "
             "the same command again"

@@ -1,8 +1,6 @@
 """Export of embeddings for other tools: Parquet tables, numpy arrays, tables for Embedding Atlas."""
 
 import contextlib
-import errno
-import os
 import secrets
 import shutil
 from collections.abc import Generator
@@ -15,7 +13,7 @@ from ...formatting import format_bytes
 from ...progress import TaskProgress
 from ...store.cache import Cache
 from ...store.format.layout import IndexId, Modality
-from ...store.io.local import LocalStorage
+from ...store.io.local import FULL_DISK, sync_file, sync_folder
 from ...store.io.location import lies_in
 from ...store.search.index_query import resolve_index
 from ...store.search.index_record import build_command
@@ -25,7 +23,6 @@ from .files import NpyFile, ParquetFile, RowsFile
 from .rows import SCHEMAS, describe_rows
 
 Format = Literal["parquet", "npy", "atlas"]
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MODALITIES: dict[str, tuple[Modality, ...]] = {
     "images": ("image",),
     "texts": ("text",),
@@ -227,13 +224,12 @@ def _new_folder(out: Path, cache: Cache) -> Generator[Path]:
         yield partial
         for path in partial.iterdir():
             with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        files = LocalStorage(parent)
-        files.sync_folders(f"{partial.name}/{path.name}" for path in partial.iterdir())
+                sync_file(file.fileno())
+        sync_folder(partial)
         partial.rename(out)
-        files.sync_folders([out.name])
+        sync_folder(parent)
     except OSError as error:
-        if error.errno in _FULL_DISK:
+        if error.errno in FULL_DISK:
             raise DiskFullError(
                 f"no space left on the disk of {out}; the export was removed"
             ) from error

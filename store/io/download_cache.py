@@ -7,7 +7,6 @@ read it.
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -23,7 +22,7 @@ from upath import UPath
 
 from ...errors import DamagedCacheError, DiskFullError, SettingError
 from ...formatting import format_bytes, parse_bytes
-from .local import sync_file
+from .local import FULL_DISK, sync_file
 from .locks import lock_file
 from .requests import read_bytes
 
@@ -31,7 +30,6 @@ FOLDER_VARIABLE = "SIGLIP2_CACHE_DIR"
 LIMIT_VARIABLE = "SIGLIP2_CACHE_LIMIT"
 _SHARE_OF_DISK = 0.8
 _PIECE_BYTES = 1 << 25
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _IN_USE_S = 10.0
 """A copy requested more recently is not removed: its user may not have opened it yet."""
 
@@ -98,7 +96,7 @@ class LocalCopies:
                 _download(location, file.fileno(), num_bytes, path.name)
             os.replace(partial, path)
         except OSError as error:
-            if error.errno not in _FULL_DISK:
+            if error.errno not in FULL_DISK:
                 raise
             raise DiskFullError(
                 f"no space left in {path.parent.parent} for a copy of {location} "

@@ -18,7 +18,9 @@ _WRITE_BYTES = 1 << 20  # pieces are joined to this size before they are written
 READ_BYTES = 1 << 23
 """Bytes of a large file in memory at a time while it is read."""
 
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a disk, a quota or a file system without room."""
+
 # Errors of file systems without hard links (exFAT, some FUSE mounts).
 _NO_HARD_LINKS = {
     *(errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS)
@@ -246,7 +248,7 @@ class LocalStorage:
 
     def _refuse_full_disk(self, path: str, num_bytes: int, error: OSError) -> None:
         """Remove the file and raise DiskFullError if the error means a full disk."""
-        if error.errno in _FULL_DISK:
+        if error.errno in FULL_DISK:
             self.remove(path)
             raise DiskFullError(
                 f"no space left on the disk of {self.root} while writing {path} "

@@ -1,6 +1,5 @@
 """Writing a folder whole or not at all, in place of an earlier one of the same name."""
 
-import errno
 import os
 import re
 import shutil
@@ -12,12 +11,10 @@ from safetensors import SafetensorError
 
 from ...errors import DiskFullError, SettingError
 from ...store.io.foreign_files import is_stray
-from ...store.io.local import sync_file, sync_folder
+from ...store.io.local import FULL_DISK, sync_file, sync_folder
 
 MARK = "siglip2_cache.json"
 """File in every exported folder; a folder without it is not replaced."""
-
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
@@ -76,9 +73,9 @@ def _is_empty(folder: Path) -> bool:
 
 def _is_full_disk(error: BaseException) -> bool:
     if isinstance(error, OSError):
-        return error.errno in _FULL_DISK
+        return error.errno in FULL_DISK
     found = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
-    return found is not None and int(found[1]) in _FULL_DISK
+    return found is not None and int(found[1]) in FULL_DISK
 
 
 def _sync(folder: Path) -> None:

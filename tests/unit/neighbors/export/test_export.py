@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -20,7 +21,6 @@ from PIL import Image
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DiskFullError, SettingError
 from siglip2_cache.neighbors.export import atlas as export_atlas
-from siglip2_cache.neighbors.export import export
 from siglip2_cache.neighbors.export.export import ExportConfig, Exported, export_cache
 from siglip2_cache.neighbors.export.files import NpyFile
 from siglip2_cache.progress import TaskProgress, log_display
@@ -314,9 +314,9 @@ def test_fsync_comes_before_the_final_name(
     foreign: "ForeignCache", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[bool] = []
-    fsync = export.os.fsync
+    fsync = os.fsync
     monkeypatch.setattr(
-        export.os, "fsync", lambda fd: (synced.append((tmp_path / "out").exists()), fsync(fd))
+        os, "fsync", lambda fd: (synced.append((tmp_path / "out").exists()), fsync(fd))
     )
     run(foreign.root, tmp_path / "out")
     assert synced == [False, False, False, True]  # two files and their folder, then its name
