@@ -1,6 +1,7 @@
 """Links, options and fences of the documents. That their commands run is shown in tests/integration."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,16 @@ def anchors_of(file: Path) -> set[str]:
     """Return what GitHub makes of the headings of a document."""
     headings = re.findall(r"^#+ (.+)$", prose_of(file.read_text("utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_tree_names_every_folder_of_the_package() -> None:
+    packages = tomllib.loads(read("pyproject.toml"))["tool"]["setuptools"]["packages"]
+    folders = {package.replace("siglip2_cache.", "").replace(".", "/") for package in packages}
+    [tree] = [b for b in blocks_of(read("CONTRIBUTING.md")) if b.text.startswith("cli.py")]
+    named: set[str] = set()
+    above: list[str] = []
+    for line in tree.text.splitlines():
+        if found := re.match(r"( *)(\w+)/", line):
+            above = [*above[: len(found[1]) // 2], found[2]]
+            named.add("/".join(above))
+    assert folders - {"siglip2_cache"} <= named
