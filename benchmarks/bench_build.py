@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from arguments import benchmark_parser
 from build_memory import peak_of_builds
 from hardware import machine
 from make_checkpoint import ARCHS, make_checkpoint
@@ -53,7 +54,7 @@ TINY_BATCH = 128
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__, quick="few images, a tiny teacher in all")
     parser.add_argument("--teacher", help="checkpoint of the forward part; default random weights")
     parser.add_argument("--arch", default="so400m-patch14-224", choices=sorted(ARCHS))
     parser.add_argument("--images", type=Path, help="folder of .jpg files; default drawn ones")
@@ -66,10 +67,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="also the forward by torch.compile")
     parser.add_argument("--only", choices=["forward", "decoding", "memory"])
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object as the last line"
-    )
-    parser.add_argument("--quick", action="store_true", help="few images, a tiny teacher in all")
     args = parser.parse_args()
     if args.quick:
         args.arch, args.repeats = "tiny-patch16-64", 1

@@ -10,7 +10,6 @@ cache that is done is compared with one that a local build made undisturbed, byt
 row by row. Expected: zero everywhere. Actors that outlive their driver end the benchmark.
 """
 
-import argparse
 import json
 import os
 import random
@@ -21,6 +20,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from arguments import benchmark_parser
 from bench_kills import Count, Reference, compare, keys_of
 from hardware import machine
 from make_checkpoint import make_checkpoint
@@ -61,16 +61,12 @@ class Found:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__, quick="6 kills")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument(
         "--minutes", type=float, help="kill no more after so long, and finish the cache at hand"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object as the last line"
-    )
-    parser.add_argument("--quick", action="store_true", help="6 kills")
     args = parser.parse_args()
     num_kills = 6 if args.quick else args.kills
     print(machine("ray", "torch", "zarr", "polars", "pyarrow"))

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
+from arguments import benchmark_parser
 from hardware import machine
 from make_checkpoint import make_checkpoint
 from numpy.typing import NDArray
@@ -40,16 +41,12 @@ _COSINES = ("min_cosine", "mean_cosine")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__, quick="few pictures and a tiny teacher")
     parser.add_argument("--images", type=Path, help="folder of .jpg files; default drawn ones")
     parser.add_argument("--num-images", type=int, default=288)
     parser.add_argument("--teacher", help="checkpoint; default random weights, base-patch16-224")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--size", type=int, help="pixels across; default what the teacher takes")
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object as the last line"
-    )
-    parser.add_argument("--quick", action="store_true", help="few pictures and a tiny teacher")
     args = parser.parse_args()
     arch = "base-patch16-224"
     if args.quick:

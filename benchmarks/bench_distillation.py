@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arguments import benchmark_parser
 from hardware import machine
 
 from siglip2_cache.demo.corpus import CorpusConfig, write_corpus
@@ -93,7 +94,7 @@ class Job:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__, quick="one seed, few steps and images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--images", type=int, default=4000)
@@ -101,10 +102,6 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS)
     parser.add_argument("--work", type=Path, help="folder to keep; default a temporary one")
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object as the last line"
-    )
-    parser.add_argument("--quick", action="store_true", help="one seed, few steps and images")
     args = parser.parse_args()
     if args.quick:
         args.seeds, args.steps, args.images, args.batch_size = 1, 6, 200, 32

@@ -12,7 +12,6 @@ that is done is compared with one that was never disturbed, byte for byte, and r
 Expected: zero everywhere.
 """
 
-import argparse
 import contextlib
 import json
 import random
@@ -27,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from arguments import benchmark_parser
 from hardware import machine
 from make_checkpoint import make_checkpoint
 
@@ -80,14 +80,10 @@ class Reference:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__, quick="10 kills")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object as the last line"
-    )
-    parser.add_argument("--quick", action="store_true", help="10 kills")
     args = parser.parse_args()
     if args.quick:
         args.kills = 10

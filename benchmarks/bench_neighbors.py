@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import benchmark_parser
 from hardware import machine
 from numpy.typing import NDArray
 
@@ -27,7 +28,7 @@ MODES = ("ours", "faiss")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__, quick="50,000 rows, once")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=1152)
     parser.add_argument("--queries", type=int, default=100)
@@ -36,10 +37,6 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where to put the data; default a temporary one"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object as the last line"
-    )
-    parser.add_argument("--quick", action="store_true", help="50,000 rows, once")
     parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

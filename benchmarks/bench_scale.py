@@ -18,7 +18,6 @@ Units: info, verify, an index, --retry-rejected and an append over whole caches 
 units (scale_units.py): what grows faster than the units is named.
 """
 
-import argparse
 import io
 import json
 import os
@@ -33,6 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from arguments import benchmark_parser
 from hardware import machine
 from make_checkpoint import make_checkpoint
 from scale_units import QUICK_SIZES, SIZES, units
@@ -67,16 +67,12 @@ _WORDS = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__, quick="1,000 units, 40,000 samples")
     parser.add_argument("--units", type=int, default=61_036, help="of images, and of texts")
     parser.add_argument("--samples", type=int, default=4_000_000, help="of the largest plan")
     parser.add_argument("--only", choices=["resume", "planner", "units"])
     parser.add_argument("--folder", type=Path, help="where to put the data")
     parser.add_argument("--plan", nargs=2, type=int, metavar=("SAMPLES", "VIEWS"), help="one plan")
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object as the last line"
-    )
-    parser.add_argument("--quick", action="store_true", help="1,000 units, 40,000 samples")
     args = parser.parse_args()
     if args.quick:
         args.units, args.samples = 1000, 40_000

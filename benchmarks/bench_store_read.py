@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorstore
 import zarr
+from arguments import benchmark_parser
 from hardware import machine
 from numpy.typing import NDArray
 from vector_cache import TEACHER, write_cache
@@ -38,7 +39,7 @@ _BALLAST = np.zeros(256 * 2**20, np.uint8)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__, quick="a fifth of the rows, in five shards")
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--dim", type=int, default=1152)
@@ -46,10 +47,6 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where to put the data; default a temporary one"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object as the last line"
-    )
-    parser.add_argument("--quick", action="store_true", help="a fifth of the rows, in five shards")
     args = parser.parse_args()
     args.shard_rows = SHARD_ROWS
     if args.quick:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from arguments import benchmark_parser
 from hardware import machine
 from make_checkpoint import make_checkpoint
 from photographs import draw_photograph
@@ -28,7 +29,7 @@ WARM_STEPS = 1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__, quick="tiny models, few pairs")
     parser.add_argument("--student", default="base-patch16-224", help="architecture")
     parser.add_argument("--teacher", default="so400m-patch14-224", help="architecture")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -42,10 +43,6 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--pairs", type=int, default=32_768, help="rows and columns of the loss")
     parser.add_argument("--only", choices=["step", "loss"])
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object as the last line"
-    )
-    parser.add_argument("--quick", action="store_true", help="tiny models, few pairs")
     parser.add_argument("--mode", choices=[*MODES, "loss"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from siglip2_cache.demo.architecture import IMAGE_PROCESSOR, TOKENIZER_CONFIG
 from siglip2_cache.siglip.published import (
     NAFLEX_PATCHES,
     PUBLISHED,
@@ -84,7 +85,7 @@ def make_checkpoint(
     config = checkpoint_config(arch, SMALL_VOCAB_SIZE if is_small else PUBLISHED_VOCAB_SIZE, dtype)
     _write_json(out / "config.json", config)
     _write_weights(out / "model.safetensors", config, dtype, seed)
-    settings: dict[str, Any] = _IMAGE_PROCESSOR
+    settings: dict[str, Any] = IMAGE_PROCESSOR
     if processor is None:
         _write_small_tokenizer(out, config["model_type"])
     else:
@@ -138,20 +139,6 @@ def checkpoint_config(
             **size,
         },
     }
-
-
-_IMAGE_PROCESSOR: dict[str, Any] = {
-    "do_convert_rgb": None,
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_processor_type": "SiglipImageProcessor",
-    "image_std": [0.5, 0.5, 0.5],
-    "processor_class": "SiglipProcessor",
-    "resample": 2,
-    "rescale_factor": 1 / 255,
-}
 
 
 def _write_weights(path: Path, config: dict[str, Any], dtype: str, seed: int) -> None:
@@ -231,19 +218,9 @@ def _write_small_tokenizer(out: Path, model_type: str) -> None:
         single="$A <eos>", pair="$A <eos> $B:1 <eos>:1", special_tokens=[("<eos>", EOS)]
     )
     tokenizer.save(str(out / "tokenizer.json"))
-    _write_json(
-        out / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "processor_class": f"{model_type.capitalize()}Processor",
-            "model_input_names": ["input_ids"],
-            "padding_side": "right",
-            "pad_token": "<pad>",
-            "eos_token": "<eos>",
-            "bos_token": "<bos>",
-            "unk_token": "<unk>",
-        },
-    )
+    config = {name: value for name, value in TOKENIZER_CONFIG.items() if name != "model_max_length"}
+    config["processor_class"] = f"{model_type.capitalize()}Processor"
+    _write_json(out / "tokenizer_config.json", config)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -63,8 +63,9 @@ def write_architecture(size: Size, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(folder / "tokenizer_config.json", _TOKENIZER_CONFIG)
-    _write_json(folder / "preprocessor_config.json", _IMAGE_PROCESSOR)
+    _write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    _write_json(folder / "preprocessor_config.json", IMAGE_PROCESSOR | {"size": size})
     _write_json(folder / "config.json", _config(TOWERS[size], tokenizer.get_vocab_size()))
     return folder
 
@@ -134,7 +135,7 @@ def _every_text() -> Iterator[str]:
         yield from (caption.text for caption in every_caption(scene))
 
 
-_TOKENIZER_CONFIG: dict[str, Any] = {
+TOKENIZER_CONFIG: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "processor_class": "SiglipProcessor",
     "model_input_names": ["input_ids"],
@@ -145,7 +146,7 @@ _TOKENIZER_CONFIG: dict[str, Any] = {
     "bos_token": "<bos>",
     "unk_token": "<unk>",
 }
-_IMAGE_PROCESSOR: dict[str, Any] = {
+IMAGE_PROCESSOR: dict[str, Any] = {
     "do_convert_rgb": None,
     "do_normalize": True,
     "do_rescale": True,
@@ -156,8 +157,8 @@ _IMAGE_PROCESSOR: dict[str, Any] = {
     "processor_class": "SiglipProcessor",
     "resample": 2,
     "rescale_factor": 1 / 255,
-    "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
 }
+"""preprocessor_config.json of a model of fixed resolution, without its size."""
 
 
 def _write_json(path: Path, value: Any) -> None:
