@@ -272,7 +272,7 @@ def kind_of(job: Job) -> Any:
             teacher = load_online_teacher(job.checkpoints)
             for batch in super().batches(loader, done):
                 started = time.perf_counter()
-                ask(teacher, batch)
+                compute_targets(teacher, batch)
                 batch.wait_s += time.perf_counter() - started  # it is part of the step
                 yield batch
 
@@ -313,7 +313,7 @@ def load_online_teacher(checkpoints: Path) -> tuple[Any, Any]:
     return load_model(checkpoint, device="cpu", compute_dtype="float32"), checkpoint
 
 
-def ask(teacher: tuple[Any, Any], batch: Any) -> None:
+def compute_targets(teacher: tuple[Any, Any], batch: Any) -> None:
     """Replace a batch's targets by what the teacher says now: it takes the student's pixels and ids."""
     from siglip2_cache.siglip import embed_image_pixels, embed_token_ids
 

@@ -175,7 +175,7 @@ def kind_of(args: argparse.Namespace, times: list[dict[str, float]]) -> Any:
                     batch.wait_s = 0.0
                 asked = time.perf_counter()
                 if teacher is not None:
-                    ask(teacher, self, batch)
+                    compute_targets(teacher, self, batch)
                 teacher_s = time.perf_counter() - asked
                 yield batch
                 if torch.cuda.is_available() and args.device != "cpu":
@@ -199,7 +199,7 @@ def load_teacher(args: argparse.Namespace) -> Any:
     return SiglipTeacher(resolve_checkpoint(str(args.work / "teacher")), device=args.device)
 
 
-def ask(teacher: Any, training: Any, batch: Any) -> None:
+def compute_targets(teacher: Any, training: Any, batch: Any) -> None:
     """Compute a batch's targets. Pixels are decoded at the student's size and taken as they are where
     the teacher's is the same: what is measured is its forward pass."""
     import torch

@@ -64,8 +64,8 @@ def write_architecture(size: Size, folder: str | Path) -> Path:
     tokenizer = _tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    _write_json(folder / "preprocessor_config.json", IMAGE_PROCESSOR | {"size": size})
+    image_size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    _write_json(folder / "preprocessor_config.json", IMAGE_PROCESSOR | {"size": image_size})
     _write_json(folder / "config.json", _config(TOWERS[size], tokenizer.get_vocab_size()))
     return folder
 

@@ -180,6 +180,16 @@ class TrainConfig:
         ),
     ] = None
     clip_norm: Annotated[float, Setting("Largest norm of the gradient.", OPTIMIZER, above=0)] = 1.0
+    max_nonfinite_steps: Annotated[
+        int,
+        Setting(
+            "Steps in a row with a loss or gradient that is not finite, after which the run ends; "
+            "fewer are skipped.",
+            OPTIMIZER,
+            metavar="STEPS",
+            least=1,
+        ),
+    ] = 10
     seed: Annotated[
         int,
         Setting(

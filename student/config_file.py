@@ -67,6 +67,12 @@ def as_plain(config: TrainConfig) -> dict[str, Any]:
     return {each.name: plain(getattr(config, each.name)) for each in fields(config)}
 
 
+def default_settings() -> dict[str, Any]:
+    """Return the plain default of every setting that has one."""
+    defaults = {each.name: _default(each) for each in fields(TrainConfig)}
+    return {name: value for name, value in defaults.items() if value is not dataclasses.MISSING}
+
+
 def to_yaml(given: TrainConfig, resolved: TrainConfig) -> str:
     """Return the text of config.yaml: given settings, then resolved ones."""
     given_values = as_plain(given)

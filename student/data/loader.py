@@ -154,7 +154,7 @@ class Loader:
     def _make(
         self, first_step: int, end_step: int | None, stopping: threading.Event
     ) -> Generator[Batch]:
-        """Yield batches; runs in the thread. Decoding goes on without a break between steps."""
+        """Yield batches; runs in the thread. Decoding does not pause between steps."""
         views_per_step = self._sampler.views_per_step
         decoder = Decoder(
             PixelFormat(num_views=views_per_step, recipe=self._checkpoint.image),

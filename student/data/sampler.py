@@ -181,7 +181,7 @@ def _by_groups(
 ) -> NDArray[np.int64]:
     """Return the positions of images that have a group, a few groups at a time."""
     names, group = np.unique(groups[grouped], return_inverse=True)
-    rank = draw.permutation(len(names))[group]  # whose turn a group is, per image
+    rank = draw.permutation(len(names))[group]  # position of each image's group in random order
     turns = np.lexsort((draw.random(len(grouped)), rank // OPEN_ROW_GROUPS))  # of images at random
     turns_by_group = turns[np.argsort(rank[turns], kind="stable")]
     slots = np.empty(len(grouped), np.int64)

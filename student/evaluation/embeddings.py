@@ -71,7 +71,7 @@ def teacher_embeddings(
         cache: the cache.
         teacher: name of the teacher; None: the only one.
         rows_N: images; those without a target become NaN.
-        text_rows_M: texts; likewise NaN without a target.
+        text_rows_M: texts; those without a target become NaN.
     """
     record = cache.teacher(teacher)
     images_ND, _ = cache.image_targets(record.name).read_masked(rows_N)

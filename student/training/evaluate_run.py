@@ -36,10 +36,10 @@ def evaluate_student(
         column: ``before`` or ``after``.
         pca: the fixed map, where there is one.
     """
+    if not lacks_evaluation(resolved, run, column):
+        return
     config, cache = resolved.config, resolved.cache
     columns = run.read_evaluation()
-    if not config.eval_samples or not resolved.val.num_images or column in columns:
-        return
     policy = split_policy(config.val_share, config.val_keys)
     eval_set = choose_eval_set(
         cache, resolved.corpus, split="val", max_images=config.eval_samples, seed=config.seed
@@ -79,6 +79,12 @@ def evaluate_student(
         "texts_also_in_train": eval_set.num_texts_in_train,
     }
     run.write_evaluation(columns)
+
+
+def lacks_evaluation(resolved: Resolved, run: RunFolder, column: str) -> bool:
+    """Return whether a column is to be evaluated and is not there yet."""
+    is_wanted = resolved.config.eval_samples > 0 and resolved.val.num_images > 0
+    return is_wanted and column not in run.read_evaluation()
 
 
 def evaluation_lines(run_evaluation: Mapping[str, Any]) -> list[str]:

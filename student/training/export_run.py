@@ -18,7 +18,7 @@ from ..export.metadata import PROJECTION
 from ..export.model_card import CacheSummary, ModelCard
 from ..losses.pca_map import PcaMap
 from .distiller import Distiller
-from .evaluate_run import evaluate_student
+from .evaluate_run import evaluate_student, lacks_evaluation
 from .plot import loss_plot
 from .progress import TrainProgress
 from .resolve import Resolved
@@ -34,10 +34,10 @@ def export_run(
 ) -> None:
     """Evaluate the student, export RUN/model and the map between the widths, plot RUN/loss.png.
 
-    Does nothing if RUN/model was made from the newest checkpoint.
+    Does nothing if RUN/model was made from the newest checkpoint and that is evaluated.
     """
     made_from = _made_from(resolved, run)
-    if made_from == _recorded_source(run):
+    if made_from == _recorded_source(run) and not lacks_evaluation(resolved, run, "after"):
         return
     progress.stop()
     columns = run.read_evaluation()

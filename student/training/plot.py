@@ -17,6 +17,7 @@ def loss_plot(metrics: Sequence[dict[str, Any]], *, title: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    metrics = [line for line in metrics if "nonfinite_keys" not in line]
     terms = [term for term in TERMS if any(term in line for line in metrics)]
     steps = np.array([line["step"] for line in metrics])
     figure = Figure(figsize=(4.2 * max(1, len(terms)), 3.4), dpi=120, layout="constrained")

@@ -1,12 +1,13 @@
 """Beginning a run or resuming it: which settings may differ, and what a checkpoint holds."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from ...errors import SettingError, TrainError
 from ...formatting import first_line
-from ..config_file import as_plain, to_yaml
+from ..config_file import as_plain, default_settings, to_yaml
 from ..distributed import Ranks
 from .checkpoints import SavedState
 from .distiller import Distiller
@@ -14,34 +15,49 @@ from .resolve import Resolved
 from .run_folder import RunFolder
 from .schedule import Optimizer
 
+_CHANGE_TRAINING = {"lr", "projection_lr", "dtype", "clip_norm", "steps"}
+_PATHS = {"cache", "student", "out", "corpus_roots", "teacher_text", "cache_dir", "cache_limit"}
+"""Where files are. Cache and student are compared by hash."""
 _MAY_CHANGE = {
-    *("cache", "student", "out", "corpus_roots", "teacher_text", "micro_batch_size", "device"),
+    *_CHANGE_TRAINING,
+    *("epochs", "max_nonfinite_steps", "eval_samples", "micro_batch_size", "device"),
     *("gradient_checkpointing", "compile", "check_pixels", "decode_workers", "sample_timeout"),
-    *("save_every", "keep_checkpoints", "tensorboard", "cache_dir", "cache_limit"),
+    *("save_every", "keep_checkpoints", "tensorboard"),
 }
-"""Settings that only say where files are and how to compute. (Cache and student are compared by hash.)"""
+"""Settings that a run may change when it is resumed."""
 
 
-def begin_or_resume(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]) -> list[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStart:
+    """How a run begins or resumes."""
+
+    lines: list[str]
+    """Lines for the user."""
+
+    first_steps: int
+    """Steps that the run had when it was started."""
+
+
+def begin_or_resume(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]) -> RunStart:
     """Write the settings of a new run, or compare them with those of the run that is there.
 
-    Returns:
-        Lines for the user.
+    Changed settings are recorded in run.json, with the step after which they changed.
 
     Raises:
-        SettingError: the run is there and has other settings, another cache or another student.
+        SettingError: the run is there and differs in a setting that cannot change, in cache or student.
     """
-    old = run.read_config()
-    if old is None or not run.checkpoints.steps():  # without a checkpoint every setting may change
+    old, saved_steps = run.read_config(), run.checkpoints.steps()
+    if old is None or not saved_steps:  # without a checkpoint every setting may change
         run.write_evaluation({})
         run.write_facts(facts)
         run.write_config(to_yaml(resolved.given, resolved.config))
+        lines: list[str] = []
         if run.model.exists():
-            return [
+            lines.append(
                 f"{run.model} is of an earlier training without a checkpoint; this one starts at step 1 "
                 "and replaces it at its end"
-            ]
-        return []
+            )
+        return RunStart(lines=lines, first_steps=resolved.steps)
     recorded = run.read_facts()
     for name, value in facts.items():
         if recorded.get(name) != value:
@@ -51,29 +67,70 @@ def begin_or_resume(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]
                 "--out"
             )
     # After the facts: some settings are derived from them.
-    refuse_changes(old, as_plain(resolved.config), run=run.root)
+    changes = find_changes(old, as_plain(resolved.config), run=run.root)
+    done = saved_steps[-1]
+    if resolved.steps < done:
+        raise SettingError(
+            f"{run.root} has made {done:,} steps, so steps must be at least {done:,}, got "
+            f"{resolved.steps:,}"
+        )
+    lines = [
+        f"from step {done + 1:,} on, {name} is {now!r}; it was {was!r}"
+        for name, (was, now) in changes.items()
+        if name in _CHANGE_TRAINING
+    ]
+    if changes:
+        settings = {name: {"old": was, "new": now} for name, (was, now) in changes.items()}
+        change = {"after_step": done, "settings": settings}
+        recorded["changes"] = [*recorded.get("changes", []), change]
+        run.write_facts(recorded)
+    if "eval_samples" in changes:
+        run.write_evaluation({})
     run.write_config(to_yaml(resolved.given, resolved.config))
-    return []
+    return RunStart(lines=lines, first_steps=_first_steps(recorded, resolved.steps))
 
 
-def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, run: Path) -> None:
-    """Refuse to resume a run with other settings.
+def find_changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, run: Path
+) -> dict[str, tuple[Any, Any]]:
+    """Return the settings other than paths that differ, as (old, new).
+
+    A setting that the old run did not know had its default.
 
     Raises:
-        SettingError: names the first setting that differs, with both values.
+        SettingError: a setting differs that cannot change; the message has both values.
     """
-    for name in sorted(new.keys() - _MAY_CHANGE):
-        was, now = old.get(name, "not known"), new[name]
+    old = {**default_settings(), **old}
+    changes: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(new.keys() - _PATHS):
+        was, now = old.get(name), new[name]
         if was == now:
+            continue
+        if name in _MAY_CHANGE:
+            changes[name] = was, now
             continue
         if isinstance(was, Mapping) and isinstance(now, Mapping):  # weights: the first that differs
             terms = cast("list[str]", [term for term in now if was.get(term) != now[term]])
             if terms:
-                name, was, now = f"{name}.{terms[0]}", was.get(terms[0], "not known"), now[terms[0]]
+                name, was, now = f"{name}.{terms[0]}", was.get(terms[0]), now[terms[0]]
         raise SettingError(
             f"{run} was started with {name} {was!r}, now it is {now!r}; resume with the old value, or "
             "start another run with another --out"
         )
+    return changes
+
+
+def _first_steps(recorded: Mapping[str, Any], steps: int) -> int:
+    """Return the steps that a run had when it was started, from the changes in its run.json."""
+    try:
+        for change in recorded.get("changes", []):
+            if "steps" in change["settings"]:
+                return int(change["settings"]["steps"]["old"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise TrainError(
+            f"the changes in run.json are damaged ({first_line(error)}); restore it"
+        ) from None
+    return steps
 
 
 def pack_checkpoint(

@@ -1,7 +1,7 @@
 """The files of a run, and the lock that lets one process at a time train there.
 
 RUN/config.yaml             every setting: given and decided
-RUN/run.json                what the run is trained on: hashes of cache, teacher and student
+RUN/run.json                hashes of cache, teacher and student, and the changes of settings at resuming
 RUN/metrics.jsonl           one object a step, each step once
 RUN/checkpoints/            (checkpoints.py)
 RUN/evaluation.json         teacher, student before, student after
@@ -11,6 +11,7 @@ RUN/model/                  the finished student, for plain transformers
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -159,13 +160,15 @@ class RunFolder:
         self._events = SummaryWriter(folder, purge_step=steps_done + 1)
 
     def add_metrics(self, values: Mapping[str, Any]) -> None:
-        """Append one step's metrics."""
+        """Append one step's metrics; numbers that are not finite become null."""
         assert self._metrics is not None
-        self._metrics.write(json.dumps(values, ensure_ascii=False) + "\n")
+        plain = {name: None if _is_nonfinite(value) else value for name, value in values.items()}
+        self._metrics.write(json.dumps(plain, ensure_ascii=False) + "\n")
         self._metrics.flush()
         if self._events is not None:
-            for name in values.keys() - {"step"}:
-                self._events.add_scalar(name, values[name], values["step"])
+            for name, value in values.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._events.add_scalar(name, value, values["step"])
 
     def sync_metrics(self) -> None:
         """Make metrics.jsonl durable; before a checkpoint, which must not be ahead of it."""
@@ -175,6 +178,10 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the metrics of every step so far, in order."""
         return [json.loads(line) for line in _whole_lines(self.root / _METRICS)]
+
+
+def _is_nonfinite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 
-from ...formatting import format_seconds
+from ...formatting import format_count, format_seconds
 from ..config import TrainConfig
 from .evaluate_run import evaluation_lines
 from .trainer import TrainSummary
@@ -22,6 +22,11 @@ def summary_lines(config: TrainConfig, summary: TrainSummary) -> list[str]:
         ]
     if summary.num_skipped:
         lines.append(f"skipped    {summary.num_skipped:,} images that could not be used")
+    if summary.num_nonfinite:
+        lines.append(
+            f"skipped    {format_count(summary.num_nonfinite, 'step')} with a loss or gradient that is "
+            f"not finite; keys are in {out / 'metrics.jsonl'}"
+        )
     found = out / "evaluation.json"
     columns = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else {}
     return [

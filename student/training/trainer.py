@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..data.catalog_index import ImageLookup
 from ..data.loader import Loader
 from ..distributed import Ranks, join_ranks, leave_ranks, lost_peers_reported
 from ..launch import find_launch, raised_once
-from .batch_loss import BatchLabels, StepLoss
+from .batch_loss import BatchLabels
 from .components import (
     fit_pca,
     make_bank,
@@ -31,11 +31,12 @@ from .components import (
 )
 from .distiller import Distiller
 from .gradient_cache import GradientCache
+from .nonfinite_steps import NonfiniteSteps
 from .progress import TrainProgress
 from .resolve import Resolved, device_of, resolve
 from .resume import begin_or_resume, pack_checkpoint, restore_checkpoint
 from .run_folder import RunFolder
-from .schedule import make_schedule
+from .schedule import Schedule, make_schedule
 from .step_metrics import StepTimer, step_metrics
 from .stop_signals import stop_signals_noted
 
@@ -67,6 +68,9 @@ class TrainSummary:
 
     num_skipped: int
     """Images skipped: unreadable, or their bytes differ from those the teacher saw."""
+
+    num_nonfinite: int
+    """Steps skipped because the loss or the gradient was not finite."""
 
 
 def train(
@@ -134,30 +138,28 @@ class Trainer:
         self._resolved, self._ranks, self._run, self._progress = resolved, ranks, run, progress
         self._config = resolved.config
         self._facts = resolved.fingerprint() if run is not None else {}
+        self._first_steps = resolved.steps
         if run is not None:
-            for line in begin_or_resume(run, resolved, self._facts):
+            start = begin_or_resume(run, resolved, self._facts)
+            self._first_steps = start.first_steps
+            for line in start.lines:
                 progress.say(line)
         self._images = ImageLookup(resolved.cache, resolved.train)
         self._sampler = make_sampler(resolved, self._images, ranks)
         self._pca = fit_pca(resolved) if resolved.projection == "pca" else None
         self._distiller = self.make_distiller(resolved)
-        self._schedule = make_schedule(
-            resolved.steps,
-            self._config.warmup_steps,
-            steps_to_fit=num_steps_to_fit(self._distiller, resolved),
-        )
         self._optimizer = make_optimizer(self._distiller, resolved)
         self._objective = make_objective(resolved)
-        self._gradients = GradientCache(
-            self._distiller,
-            self._objective,
-            ranks,
-            micro_batch_size=self._config.micro_batch_size,
-            map_ED=None if self._pca is None else torch.from_numpy(self._pca.map_ED),
-        )
         self._bank = make_bank(resolved) if resolved.has_bank else None
         self._timer = StepTimer()
         self._num_skipped = 0
+        self._nonfinite = NonfiniteSteps(
+            self._images,
+            ranks,
+            progress,
+            most=self._config.max_nonfinite_steps,
+            last_step=resolved.steps,
+        )
 
     def make_distiller(self, resolved: Resolved) -> Distiller:
         """Return the module that is trained, on its device."""
@@ -169,18 +171,29 @@ class Trainer:
 
     def run(self) -> TrainSummary:
         """Make the remaining steps, evaluate and export."""
-        from .evaluate_run import evaluate_student, pca_lines
+        from .evaluate_run import evaluate_student, lacks_evaluation, pca_lines
         from .export_run import export_run
 
         resolved = self._resolved
         done = self._restore()
+        self._schedule = self._make_schedule()
+        self._gradients = GradientCache(
+            self._distiller,
+            self._objective,
+            self._ranks,
+            micro_batch_size=self._config.micro_batch_size,
+            map_ED=None if self._pca is None else torch.from_numpy(self._pca.map_ED),
+        )
         if self._pca is not None:
             for line in pca_lines(resolved, self._pca):
                 self._progress.say(line)
-        if done == 0:
-            self._on_first(
-                lambda run: evaluate_student(resolved, self._distiller, run, "before", self._pca)
-            )
+
+        def evaluate_start(run: RunFolder) -> None:
+            if lacks_evaluation(resolved, run, "before"):
+                start = self._distiller if done == 0 else self.make_distiller(resolved)
+                evaluate_student(resolved, start, run, "before", self._pca)
+
+        self._on_first(evaluate_start)
         self._progress.say(self._first_line(done))
         started = time.monotonic()
         if done < resolved.steps:
@@ -198,7 +211,20 @@ class Trainer:
             wait_share=self._timer.wait_s / self._timer.step_s if self._timer.step_s else 0.0,
             is_first=self._ranks.is_first,
             num_skipped=self._num_skipped,
+            num_nonfinite=self._nonfinite.num,
         )
+
+    def _make_schedule(self) -> Schedule:
+        """Return the schedule; warm-up and fit of the map are those of the steps at the start of the run."""
+        first_steps = self._ranks.broadcast(self._first_steps)
+        schedule = self._ranks.run_together(
+            lambda: make_schedule(
+                first_steps,
+                self._config.warmup_steps,
+                steps_to_fit=num_steps_to_fit(self._distiller, self._resolved),
+            )
+        )
+        return replace(schedule, steps=self._resolved.steps)
 
     def _make_steps(self, done: int) -> None:
         """Make all steps after those done: the training loop."""
@@ -213,12 +239,15 @@ class Trainer:
                     metrics = self._make_step(step, batch)
                 is_stopping, skipped = self._shared(stop.is_set, batch)
                 self._report(metrics, skipped)
-                if is_stopping or step % save_every == 0 or step == steps:
+                # Not amid steps that are not finite: it would take the place of a better checkpoint.
+                is_sound = self._nonfinite.in_row == 0
+                if step == steps or (is_sound and (is_stopping or step % save_every == 0)):
                     self._save(step)
                 if is_stopping and step < steps:
+                    kept = "a checkpoint is saved" if is_sound else "the last checkpoint is kept"
                     raise TrainInterrupted(
-                        f"stopped after step {step:,} of {steps:,}; a checkpoint is saved, run the same "
-                        "command to resume"
+                        f"stopped after step {step:,} of {steps:,}; {kept}, run the same command to "
+                        "resume"
                     )
 
     def _make_step(self, step: int, batch: Batch) -> dict[str, Any]:
@@ -233,14 +262,14 @@ class Trainer:
             loss = self._gradients.compute(batch, labels)
             parameters = self._distiller.parameters()
             norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.clip_norm).item()
+        metrics = step_metrics(step, batch, loss, norm, self._schedule, self._config)
         if not (loss.is_finite and np.isfinite(norm)):
             self._optimizer.zero_gradients()
-            raise self._ranks.error_of_first(
-                TrainError(self._why_not_finite(step, batch, loss, norm))
-            )
+            return metrics | {"nonfinite_keys": self._nonfinite.skip(step, batch, loss, norm)}
+        self._nonfinite.in_row = 0
         if not is_fitting:
             self._optimizer.step(self._schedule, step)
-        return step_metrics(step, batch, loss, norm, self._schedule, self._config)
+        return metrics
 
     def _batch_labels(self, step: int, batch: Batch) -> BatchLabels:
         device = self._resolved.device
@@ -268,19 +297,6 @@ class Trainer:
         if self._run is not None:
             self._run.add_metrics(metrics)
         self._progress.step(metrics | {"terms": list(self._objective.terms)})
-
-    def _why_not_finite(self, step: int, batch: Batch, loss: StepLoss, norm: float) -> str:
-        """Return the message; every process meets the same loss and takes part in gathering the keys."""
-        terms = [f"{term} {value}" for term, value in loss.values.items() if not np.isfinite(value)]
-        what = f"the loss is not finite ({', '.join(terms)})"
-        if not terms:
-            what = f"the gradient is not finite (norm {norm})"
-        positions = np.unique(np.concatenate(self._ranks.gather_objects(batch.positions_N)))
-        keys = self._images.keys(positions.tolist())
-        return (
-            f"step {step:,}: {what}; the batch: {', '.join(keys)}; the last checkpoint is kept, a "
-            "smaller --lr or --dtype float32 may help"
-        )
 
     def _restore(self) -> int:
         """Load the newest checkpoint, if there is one; return its step."""

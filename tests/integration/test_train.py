@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from siglip2_cache.errors import SettingError, TrainError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.progress import Display
 from siglip2_cache.student.config_file import make_config
+from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.launch import Launch
 from siglip2_cache.student.training.progress import TrainProgress
 from siglip2_cache.student.training.resolve import resolve
-from siglip2_cache.student.training.trainer import TrainSummary, train
+from siglip2_cache.student.training.schedule import Schedule
+from siglip2_cache.student.training.trainer import Trainer, TrainSummary, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -572,25 +574,162 @@ def without_key_biases(name: str, weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_term_and_keys(
+def poisoned(*steps: int) -> type[Trainer]:
+    """A Trainer whose batches have a NaN among their targets at some steps."""
+
+    class Poisoned(Trainer):
+        def batches(self, loader: Any, done: int) -> Iterator[Batch]:
+            for batch in super().batches(loader, done):
+                if batch.step + 1 in steps:
+                    batch.teacher_image_NE[0, 0] = float("nan")
+                yield batch
+
+    return Poisoned
+
+
+def poisoned_train_of(
+    made: Made,
+    student: Path,
+    run: Path,
+    poison: Sequence[int],
+    *,
+    on_step: Callable[[Any], None] = lambda _: None,
+    **settings: Any,
+) -> tuple[TrainSummary, Listening]:
+    heard = Listening(on_step)
+    config = make_config(None, settings_of(made.cache, student, run, **settings))
+    return train(config, progress=heard, trainer_class=poisoned(*poison)), heard
+
+
+def stop_at(step: int) -> Callable[[Any], None]:
+    def stop(metrics: Any) -> None:
+        if metrics["step"] == step:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_the_run_finishes(
     made: Made, tiny_student: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
+    # Step 1 only fits the learned map; step 8 is the last.
+    summary, heard = poisoned_train_of(
+        made, tiny_student, run, (1, 4, 8), save_every=1, steps=8, keep_checkpoints=9
+    )
+    assert summary.num_nonfinite == 3
+    warnings = [line for line in heard.said if line.startswith("warning: ")]
+    assert [line.split(" is skipped: ")[0] for line in warnings] == [
+        f"warning: step {step}" for step in (1, 4, 8)
+    ]
+    assert re.search(
+        r"the loss is not finite \(soft nan, cosine nan\); the batch: img\d+(, img\d+){7}$",
+        warnings[0],
+    )
+    lines = metrics_of(run)
+    assert [line["step"] for line in lines if "nonfinite_keys" in line] == [1, 4, 8]
+    assert len(lines[3]["nonfinite_keys"]) == BATCH
+    assert lines[3]["soft"] is lines[3]["loss"] is None
+    saved = {int(path.name[-7:]): path for path in (run / "checkpoints").iterdir()}
+    assert sorted(saved) == [2, 3, 5, 6, 7, 8]  # no checkpoint of a skipped step, except at the end
+    before, after = (load_file(saved[step] / "model.safetensors") for step in (7, 8))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(tensor.isfinite().all() for tensor in weights_of(run).values())
+
+
+def test_a_run_that_skipped_a_step_resumes_bit_for_bit(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    settings = {"steps": 8, "save_every": 2}
+    poisoned_train_of(made, tiny_student, whole, (3,), **settings)
+    with pytest.raises(KeyboardInterrupt):
+        poisoned_train_of(made, tiny_student, resumed, (3,), on_step=stop_at(5), **settings)
+    summary, _ = poisoned_train_of(made, tiny_student, resumed, (3,), **settings)
+    assert summary.first_step == 5
+    assert_same_run(resumed, whole)
+
+
+def test_too_many_steps_in_a_row_that_are_not_finite_end_the_run(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = {"steps": 12, "save_every": 1}
     with pytest.raises(TrainError) as stopped:
-        train_of(made.cache, tiny_student, run, lr=1e30, save_every=1, steps=8)
-    step = len(metrics_of(run)) + 1
-    assert step > 1
-    found = re.fullmatch(
-        rf"step {step}: the loss is not finite \((?:soft|cosine|contrastive)[^)]* (?:nan|inf).*\); "
-        r"the batch: img\d+(?:, img\d+){7}; the last checkpoint is kept, a smaller --lr or "
-        "--dtype float32 may help",
+        poisoned_train_of(made, tiny_student, run, range(5, 13), max_nonfinite_steps=3, **settings)
+    assert re.fullmatch(
+        r"step 7: the loss is not finite \(soft nan, cosine nan\), as in 3 steps in a row; the batch: "
+        r"img\d+(?:, img\d+){7}; resume from the last checkpoint with a smaller --lr or --dtype float32, "
+        "or remove that checkpoint to resume from the one before it",
         str(stopped.value),
     )
-    assert found, str(stopped.value)
-    assert (
-        sorted(path.name for path in (run / "checkpoints").iterdir())[-1] == f"step-{step - 1:07d}"
-    )
+    assert sorted(path.name for path in (run / "checkpoints").iterdir())[-1] == "step-0000004"
     assert not (run / "model").exists()
+    # The remedies work: with another rate, and here with sound batches, it finishes.
+    heard = Listening()
+    summary = train_of(made.cache, tiny_student, run, progress=heard, **settings, lr=1e-4)
+    assert (summary.first_step, summary.num_nonfinite) == (5, 0)
+    assert "from step 5 on, lr is 0.0001; it was 0.001" in heard.said
+
+
+def test_a_rate_that_destroys_the_weights_ends_the_run_and_exports_nothing(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(TrainError, match=r"the loss is not finite .*, as in \d steps in a row; "):
+        train_of(made.cache, tiny_student, run, lr=1e30, save_every=1, steps=8)
+    assert not (run / "model").exists()
+
+
+# -- changed
+
+
+def test_a_run_resumes_with_other_rates_and_more_steps_and_records_them(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run, heard = tmp_path / "run", Listening()
+    train_of(made.cache, tiny_student, run, steps=10, eval_samples=4)
+    warm = metrics_of(run)
+    settings = {"steps": 20, "lr": 5e-4, "clip_norm": 0.5, "eval_samples": 6}
+    summary = train_of(made.cache, tiny_student, run, progress=heard, **settings)
+    assert (summary.first_step, summary.steps) == (11, 20)
+    lines = metrics_of(run)
+    assert lines[:10] == warm
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    # Warm-up and fit of the map are those of the start; the rate falls to the new end.
+    schedule = Schedule(steps=20, warmup_steps=4, alone_steps=2)
+    assert lines[12]["lr"] == pytest.approx(5e-4 * schedule.student_factor(13))
+    assert lines[-1]["lr"] < lines[10]["lr"] < 5e-4
+    changes = json.loads((run / "run.json").read_text())["changes"]
+    assert [change["after_step"] for change in changes] == [10]
+    assert changes[0]["settings"] == {
+        "clip_norm": {"old": 1.0, "new": 0.5},
+        "eval_samples": {"old": 4, "new": 6},
+        "lr": {"old": 1e-3, "new": 5e-4},
+        "steps": {"old": 10, "new": 20},
+    }
+    assert "from step 11 on, steps is 20; it was 10" in heard.said
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert {"teacher", "before", "after"} <= evaluation.keys()
+    assert evaluation["gallery"]["images"] == 6
+    # With the same settings again there is nothing to do, and nothing new to record.
+    assert train_of(made.cache, tiny_student, run, **settings).first_step == 21
+    assert len(json.loads((run / "run.json").read_text())["changes"]) == 1
+
+
+def test_a_run_can_end_early_but_not_before_its_last_checkpoint(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_of(
+            made.cache, tiny_student, run, progress=Listening(stop_at(7)), steps=12, save_every=3
+        )
+    with pytest.raises(SettingError) as refused:
+        train_of(made.cache, tiny_student, run, steps=5, save_every=3)
+    assert str(refused.value) == (f"{run} has made 6 steps, so steps must be at least 6, got 5")
+    assert train_of(made.cache, tiny_student, run, steps=6, save_every=3).first_step == 7
+    assert (run / "model" / "model.safetensors").is_file()
 
 
 # -- refused
@@ -606,11 +745,11 @@ def test_a_changed_setting_is_refused_with_old_and_new_value(
     arguments = (made.cache, "--config", finished.run / "config.yaml")
     assert_refused(
         command,
-        f"{finished.run} was started with lr 0.001, now it is 0.002; resume with the old value, or start "
+        f"{finished.run} was started with seed 0, now it is 2; resume with the old value, or start "
         "another run with another --out",
         *arguments,
-        "--lr",
-        0.002,
+        "--seed",
+        2,
     )
     line = error_line(*command("train", *arguments, "--weight", "bank=0.25"))
     assert "started with weights.bank 0.5, now it is 0.25; resume" in line

@@ -162,7 +162,7 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_tour_with_another_seed_is_refused_with_both(tmp_path: Path) -> None:
     stopped_tour(tmp_path / "out")
-    with pytest.raises(SettingError, match=r"with seed: 0, images: 400.*now it is seed: 1, images"):
+    with pytest.raises(SettingError, match=r"with seed: 0, images: 400.*not seed: 1, images"):
         run_tour(quick(tmp_path / "out", seed=1), CommandLine("build"))
 
 
