@@ -168,9 +168,7 @@ class Driver:
             case Request():
                 self._requests[worker] = message.modality
             case Advanced():
-                self._totals.add_rows(
-                    worker, message.modality, message.num_rows, message.num_rejected
-                )
+                self._totals.add_rows(worker, message)
             case FinishedUnit():
                 self._work_queue.finish(worker, (message.modality, message.number))
                 self._totals.add_unit(worker, message)

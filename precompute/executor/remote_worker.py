@@ -15,10 +15,8 @@ from ...store.cache import Cache
 from ...store.format.layout import Modality
 from ..teacher.teacher import TeacherFactory
 from .messages import (
-    Advanced,
     BuildInterrupted,
     Failed,
-    FinishedUnit,
     Message,
     Ready,
     Request,
@@ -61,25 +59,12 @@ def serve(order: WorkOrder, make_teacher: TeacherFactory, send: Send, inbox: Inb
         with torch_threads(order.num_threads):
             teacher = make_teacher(order.checkpoint, order.device, order.compute_dtype)
             send(Ready(teacher.provenance()))
-            worker = UnitWorker(order, cache, teacher, _Report(send))
+            worker = UnitWorker(order, cache, teacher, send)
             with contextlib.suppress(BuildInterrupted):  # the driver requested it
                 worker.run(inbox.take, inbox.stop)
         send(worker.summarize())
     except Exception as error:
         send(Failed(_picklable(error)))
-
-
-class _Report:
-    """Sends results to the driver."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-
-    def add_rows(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
-        self._send(Advanced(modality, num_rows, num_rejected))
-
-    def add_unit(self, unit: FinishedUnit) -> None:
-        self._send(unit)
 
 
 def _picklable(error: Exception) -> Exception:

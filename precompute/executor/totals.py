@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...store.format.layout import MODALITIES, Modality
-from .messages import Ended, FinishedUnit
+from .messages import Advanced, Ended, FinishedUnit
 from .progress import BuildProgress
 from .unit import StageTimes
 
@@ -53,11 +53,12 @@ class BuildTotals:
                 f"warning: workers differ, so embeddings may differ in rounding: {differences}"
             )
 
-    def add_rows(self, worker: int, modality: Modality, num_rows: int, num_rejected: int) -> None:
+    def add_rows(self, worker: int, done: Advanced) -> None:
         """Count rows of a unit that a worker has not finished yet."""
-        rows, rejected = self._unfinished.get((worker, modality), (0, 0))
-        self._unfinished[worker, modality] = rows + num_rows, rejected + num_rejected
-        self._progress.advance(modality, num_rows, num_rejected)
+        rows, rejected = self._unfinished.get((worker, done.modality), (0, 0))
+        now = rows + done.num_rows, rejected + done.num_rejected
+        self._unfinished[worker, done.modality] = now
+        self._progress.advance(done.modality, done.num_rows, done.num_rejected)
 
     def add_unit(self, worker: int, unit: FinishedUnit) -> None:
         """Count a finished unit."""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 from ...cores import decoders_for, num_cores
 from ...images.decoder import Decoder
@@ -18,7 +18,7 @@ from ...store.format import layout
 from ...store.format.layout import Modality
 from ..teacher.embedder import Embedder
 from ..teacher.teacher import Teacher
-from .messages import BuildInterrupted, Ended, FinishedUnit, WorkOrder
+from .messages import Advanced, BuildInterrupted, Ended, FinishedUnit, WorkOrder
 from .unit import (
     Job,
     StageTimes,
@@ -32,18 +32,8 @@ from .unit import (
     wanted_batches,
 )
 
-
-class Report(Protocol):
-    """Receives the results of a worker. Called from two threads."""
-
-    def add_rows(self, modality: Modality, num_rows: int, num_rejected: int) -> None:
-        """Count embedded and rejected rows."""
-        ...
-
-    def add_unit(self, unit: FinishedUnit) -> None:
-        """Count a unit that needs no more work."""
-        ...
-
+Report = Callable[[Advanced | FinishedUnit], None]
+"""Receives the results of a worker; called from two threads."""
 
 Take = Callable[[Modality | None], Job | None]
 """Returns the next unit for a worker. With a modality: one of that modality, or None if there is none
@@ -152,7 +142,7 @@ class UnitWorker:
         wait()
         self.times.forward_s += time.perf_counter() - started
         num_wanted = int(rows.wanted[where].sum())
-        self._report.add_rows(modality, num_wanted, len(rows.rejected) - before)
+        self._report(Advanced(modality, num_wanted, len(rows.rejected) - before))
         if rows.num_left == 0:
             writer.submit(rows)
 
@@ -180,8 +170,8 @@ class UnitWorker:
                 self._order.teacher, unit.modality, unit.number, job.attempt
             )
             if self._cache.files.exists(record):
-                self._report.add_rows(unit.modality, job.num_wanted, 0)
-                self._report.add_unit(_finished_unit(job, is_ours=False, num_rejected=0))
+                self._report(Advanced(unit.modality, job.num_wanted, 0))
+                self._report(_finished_unit(job, is_ours=False, num_rejected=0))
             else:
                 yield job
             job = take(unit.modality)
@@ -225,9 +215,7 @@ class _Writer:
         started = time.perf_counter()
         is_ours = commit_unit(self._cache, self._teacher, rows, self._provenance)
         self._times.write_s += time.perf_counter() - started
-        self._report.add_unit(
-            _finished_unit(rows.job, is_ours=is_ours, num_rejected=len(rows.rejected))
-        )
+        self._report(_finished_unit(rows.job, is_ours=is_ours, num_rejected=len(rows.rejected)))
 
 
 def _finished_unit(job: Job, *, is_ours: bool, num_rejected: int) -> FinishedUnit:

@@ -7,9 +7,13 @@ import polars as pl
 from ...errors import SettingError
 from ...formatting import format_count
 from .existing import FROZEN, ExistingCatalog
+from .findings import Findings
 from .spill import Buckets, Scratch
 
 _SHOWN = 3
+_MOST_KEYS = 5
+"""Keys of changed files, or of samples that are gone, in the findings."""
+
 _MOST_CHARACTERS = 24
 """Length of a value in a message."""
 
@@ -17,8 +21,8 @@ _MOST_CHARACTERS = 24
 class Changes:
     """Counts the recorded samples that differ from the corpus, and keeps the first few."""
 
-    def __init__(self, existing: ExistingCatalog, scratch: Scratch) -> None:
-        self._existing, self._scratch = existing, scratch
+    def __init__(self, existing: ExistingCatalog, scratch: Scratch, findings: Findings) -> None:
+        self._existing, self._scratch, self._findings = existing, scratch, findings
         self._fact_rows = Buckets(scratch, {"row": pl.Int64()})
         self._num_facts = 0
         self._facts: list[tuple[int, str, str]] = []  # row, key, what differs
@@ -43,6 +47,25 @@ class Changes:
         self._fact_rows.append(changed, pl.col("row") // self._scratch.bucket_rows)
         found = [(row["row"], row["key"], _describe(row)) for row in changed[:_SHOWN].to_dicts()]
         self._facts = heapq.nsmallest(_SHOWN, [*self._facts, *found])
+
+    def add_files(self, joined: pl.DataFrame) -> None:
+        """Add the samples whose file has another size or time than when planned, to the findings."""
+        differs = pl.col("num_bytes").ne_missing(pl.col("old_bytes")) | pl.col(
+            "mtime_ns"
+        ).ne_missing(pl.col("old_mtime"))
+        # A tar that has grown still has its old members: their offsets are compared elsewhere.
+        is_member = pl.col("member").is_not_null() & pl.col("offset").is_not_null()
+        is_grown = is_member & (pl.col("num_bytes") > pl.col("old_bytes"))
+        changed = joined.filter(pl.col("row").is_not_null() & differs & ~is_grown.fill_null(False))
+        self._findings.num_changed += changed.height
+        self._findings.changed = _first_keys(self._findings.changed, changed)
+
+    def add_gone(self, theirs: pl.DataFrame, ours: pl.DataFrame, sources: set[str]) -> None:
+        """Add the samples of the cache that are no longer in their source, to the findings."""
+        gone = theirs.filter(pl.col("source").is_in(list(sources)))
+        gone = gone.join(ours, on="key", how="anti")
+        self._findings.num_gone += gone.height
+        self._findings.gone = _first_keys(self._findings.gone, gone)
 
     def add_captions(self, rows: Buckets, captions: Buckets) -> None:
         """Compare the captions of recorded samples with those recorded.
@@ -112,6 +135,10 @@ def _describe(row: dict[str, object]) -> str:
     """Return the recorded and the current value of the first column that differs."""
     name = next(name for name in FROZEN if row[f"old_{name}"] != row[name])
     return f"{FROZEN[name]} {_show(row[f'old_{name}'])} and now has {_show(row[name])}"
+
+
+def _first_keys(first: list[str], more: pl.DataFrame) -> list[str]:
+    return sorted([*first, *more.sort("key")["key"][:_MOST_KEYS]])[:_MOST_KEYS]
 
 
 def _show(value: object) -> str:

@@ -15,7 +15,7 @@ import polars as pl
 
 from ...errors import SourceError
 from ...store.cache import Cache
-from ...store.format.catalog import SCHEMAS, TABLES
+from ...store.format.catalog import SCHEMAS, TABLES, empty_table
 from ...store.format.views import ViewPolicy, draw_views
 from ..sources import Source
 from .changes import Changes
@@ -37,7 +37,7 @@ _SAMPLE = {
     **{name: dtype for name, dtype in SCANNED.items() if name not in _NOT_OF_A_SAMPLE},
 }
 _SHOWN = 5
-"""Keys and problems shown in a finding."""
+"""Problems shown in the findings."""
 
 
 class Freezer:
@@ -143,7 +143,7 @@ class Freezer:
             DuplicateKeyError: two samples have one key.
             SettingError: samples of the cache have changed, and skips_changed is not set.
         """
-        changes = Changes(self._existing, self._scratch)
+        changes = Changes(self._existing, self._scratch, self.findings)
         matched = self._match_keys(changes)
         rows = self._number_samples(matched)
         resolved, self.findings.num_texts = resolve_texts(
@@ -214,32 +214,10 @@ class Freezer:
             repeated.add(joined)
             changes.add_facts(joined)
             matched.append(joined, pl.col("seq") // self._scratch.bucket_rows)
-            self._note_changed(joined)
-            self._note_gone(theirs, ours)
+            changes.add_files(joined)
+            changes.add_gone(theirs, ours, self._names)
         repeated.refuse(are_prefixed=self._has_prefixes)
         return matched
-
-    def _note_changed(self, joined: pl.DataFrame) -> None:
-        differs = pl.col("num_bytes").ne_missing(pl.col("old_bytes")) | pl.col(
-            "mtime_ns"
-        ).ne_missing(pl.col("old_mtime"))
-        # A tar that has grown still has its old members: their offsets are compared elsewhere.
-        is_member = pl.col("member").is_not_null() & pl.col("offset").is_not_null()
-        is_grown = is_member & (pl.col("num_bytes") > pl.col("old_bytes"))
-        changed = joined.filter(
-            pl.col("row").is_not_null() & differs & ~is_grown.fill_null(False)
-        ).sort("key")
-        self.findings.num_changed += changed.height
-        self.findings.changed = sorted([*self.findings.changed, *changed["key"][:_SHOWN]])[:_SHOWN]
-
-    def _note_gone(self, theirs: pl.DataFrame, ours: pl.DataFrame) -> None:
-        gone = theirs.filter(pl.col("source").is_in(list(self._names))).join(
-            ours, on="key", how="anti"
-        )
-        self.findings.num_gone += gone.height
-        self.findings.gone = sorted([*self.findings.gone, *gone.sort("key")["key"][:_SHOWN]])[
-            :_SHOWN
-        ]
 
     def _number_samples(self, matched: Buckets) -> Buckets:
         """Write files, samples and views of new samples; return (seq, row, is_new) by seq."""
@@ -316,12 +294,7 @@ class Freezer:
             (text_row, self._prompts[-1 - seq].label, self._prompts[-1 - seq].template, lang)
             for text_row, seq, lang in frame.select("text_row", "seq", "lang").iter_rows()
         ]
-        schema = {
-            "text_row": pl.Int64,
-            "label": pl.String,
-            "template": pl.String,
-            "lang": pl.String,
-        }
+        schema = empty_table("prompts").schema
         self._writers["prompts"].write(pl.DataFrame(lines, schema=schema, orient="row"))
 
 
