@@ -7,7 +7,7 @@ import polars as pl
 
 from ...store.format.corpus_notes import Note
 from ..sources import Source
-from ..sources.caption_search import captions_looked_for
+from ..sources.caption_search import describe_caption_search
 from .spill import Buckets, Scratch, SpillBuffer
 
 _MAX_KINDS = 200
@@ -104,7 +104,7 @@ def _lacks(name: str, source: Source, coverage: _Coverage) -> Iterator[Note]:
             source=name,
             what="images without a caption, which is all of them",
             count=lack.count,
-            remedy=f"looked for {captions_looked_for(source)}",
+            remedy=f"looked for {describe_caption_search(source)}",
         )
     elif lack.count:
         yield Note(

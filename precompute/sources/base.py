@@ -23,7 +23,7 @@ class CorpusPart:
 
     scan: Callable[[], Iterator[Sample | Problem]]
     """Yields the samples in a fixed order, and problems where they occur: a pure function of what
-    lies on disk. Raises SourceError where the part cannot be read and the plan must not go on."""
+    is on disk. Raises SourceError if the part cannot be read and the plan must stop."""
 
     fingerprint: str | None = None
     """Changes when a scan could give other samples; while it stays, the samples of an earlier scan are

@@ -1,4 +1,4 @@
-"""Where the captions of a corpus are looked for, in words: said where none was found."""
+"""Where captions of a corpus are searched, in words, for corpora without any."""
 
 from .base import Source
 from .fields.caption_endings import SETTING
@@ -9,10 +9,10 @@ _COLUMNS = (
 )
 
 
-def captions_looked_for(source: Source) -> str:
-    """Return where the captions of a source were looked for, and how to choose other places."""
-    told: list[str] = source.settings.get(SETTING, [])
-    endings = ", ".join(f".{ending}" for ending in told) if told else _BESIDE
+def describe_caption_search(source: Source) -> str:
+    """Return where captions of a source were searched, and which option chooses other places."""
+    chosen: list[str] = source.settings.get(SETTING, [])
+    endings = ", ".join(f".{ending}" for ending in chosen) if chosen else _BESIDE
     if source.kind == "folder":
         where = "beside each or in a folder captions/; metadata.csv, .jsonl, .parquet"
         return f"{endings} {where}; --caption-ending takes other endings"

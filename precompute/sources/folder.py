@@ -19,7 +19,7 @@ from .listing import SizeAndTime, is_remote, printable, size_and_time
 from .samples import Problem, Sample, Unused
 from .text import is_unicode
 
-_MAX_SEEN = 3  # kinds of files that a folder without images names
+_MAX_SEEN = 3  # kinds of files named in the message about a folder without images
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class FolderSource(Source):
     kind: ClassVar[str] = "folder"
 
     def fingerprint(self) -> str:
-        """Changes with the name, size or time of any image or caption file; opens none."""
+        """Return a hash that changes with the name, size or time of any image or caption file. Opens none."""
         digest = hashlib.sha256(b"folder\n")
         for entry in FolderWalk(self.root, self.choice).run():
             if isinstance(entry, Problem):
@@ -44,7 +44,7 @@ class FolderSource(Source):
         yield CorpusPart("", self._scan)
 
     def _scan(self) -> Iterator[Sample | Problem]:
-        """Yield a folder's images by name, then its sub-folders by name.
+        """Yield the images of a folder by name, then those of its sub-folders by name.
 
         Raises:
             SourceError: the folder cannot be read, or there is no image below it.
@@ -52,7 +52,7 @@ class FolderSource(Source):
         num_images = num_captioned = num_tars = 0
         seen: list[str] = []
         walk = FolderWalk(self.root, self.choice)
-        for entry, told in self._described(walk):
+        for entry, texts in self._with_texts(walk):
             if isinstance(entry, Problem):
                 num_tars += entry.reason == UNREAD_TAR
                 if isinstance(entry, Unused) and len(seen) < _MAX_SEEN:
@@ -60,7 +60,7 @@ class FolderSource(Source):
                 yield entry
             elif isinstance(entry, WalkedImage):
                 num_images += 1
-                for item in self._sample(entry, told):
+                for item in self._sample(entry, texts):
                     num_captioned += isinstance(item, Sample) and bool(item.captions)
                     yield item
         yield from walk.notes(num_images, num_captioned)
@@ -73,10 +73,10 @@ class FolderSource(Source):
                 f"{tars}{'; seen: ' if seen else ''}{', '.join(seen)}"
             )
 
-    def _described(
+    def _with_texts(
         self, walk: FolderWalk
     ) -> Iterator[tuple[WalkedImage | WalkedTable | Problem, Description]]:
-        """Yield what there is with what is said beside it; of objects, read some way ahead."""
+        """Yield what was found with the texts beside it; texts of objects are read in parallel."""
         if is_remote(str(self.root)):
             yield from map_parallel(self._describe, walk.run())
         else:
@@ -92,29 +92,29 @@ class FolderSource(Source):
         listed = entry.listed.get(name)
         return size_and_time(f"{self.root}/{name}") if listed is None else listed
 
-    def _sample(self, entry: WalkedImage, told: Description) -> Iterator[Sample | Problem]:
+    def _sample(self, entry: WalkedImage, found: Description) -> Iterator[Sample | Problem]:
         image = entry.path
         place = printable(f"{self.root}/{image}")
         if not is_unicode(image):
             yield Problem(place=place, reason="the file name is not UTF-8; rename it")
             return
         key = os.path.splitext(image)[0]
-        row = entry.table.table.of(entry.table.below(image)) if entry.table else None
+        row = entry.table.row_of(image) if entry.table else None
         captions = row.captions if row else ()
-        if self.choice.told is not None and told.captions:
-            captions = told.captions
+        if self.choice.caption_endings is not None and found.captions:
+            captions = found.captions
         num_bytes, mtime_ns = self._facts(entry, image)
         yield Sample(
             key=key,
             path=image,
-            captions=captions or told.captions,
-            label=(row.label if row else None) or told.label or entry.label,
+            captions=captions or found.captions,
+            label=(row.label if row else None) or found.label or entry.label,
             num_bytes=num_bytes,
             mtime_ns=mtime_ns,
             place=place,
         )
         paths = dict(entry.texts)
-        for fault in told.faults:
+        for fault in found.faults:
             where = printable(f"{self.root}/{paths[fault.ending]}")
             line = "" if fault.line is None else f" line {fault.line}"
             yield Problem(place=where + line, reason=fault.reason, key=key)

@@ -1,4 +1,4 @@
-"""One folder of a corpus: which names in it are images, texts, tables, folders. Nothing is opened."""
+"""One folder of a corpus: which names are images, texts, tables and folders. No file is opened."""
 
 import hashlib
 import os
@@ -30,7 +30,7 @@ from .samples import Problem, Unused
 
 UNREAD_TAR = "an archive in a folder of images is not read; name it as a source of its own"
 
-_SYSTEM_FOLDERS = "folders of storage systems (thumbnails, waste baskets), passed by"
+_SYSTEM_FOLDERS = "folders of storage systems (thumbnails, recycle bins), skipped"
 _NAME_FOLDER = "name such a folder as a source of its own to take its images"
 _CONVERT = "if they are images, convert them to JPEG, PNG or WebP"
 _GIVE_ENDING = "if they are images, give them an ending such as .jpg"
@@ -52,14 +52,14 @@ _NO_IMAGES = {
     ),
     *(".cfg", ".ini", ".log", ".db", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow"),
 }
-"""Of files that stand beside images and are surely none: not worth a note."""
+"""Endings of files beside images that are certainly not images, so that no note is needed."""
 
 _NO_IMAGE_NAMES = {"license", "readme", "makefile", "dockerfile", "icon\r"}
 
 
 @dataclass(slots=True)
 class FolderListing:
-    """One folder: names sorted, nothing opened."""
+    """The names in one folder, sorted by kind and name."""
 
     path: str
     texts: TextsBeside
@@ -71,10 +71,10 @@ class FolderListing:
     others: list[str] = field(default_factory=list[str])
     problems: list[Problem] = field(default_factory=list[Problem])
     unused: dict[tuple[str, str], Unused] = field(default_factory=dict[tuple[str, str], Unused])
-    """By what they are and what takes them."""
+    """By reason and remedy."""
 
     facts: dict[str, SizeAndTime] = field(default_factory=dict[str, SizeAndTime])
-    """Sizes and times by name, of objects: a file is asked when its turn comes."""
+    """Sizes and times by name, of objects only; those of files are looked up when they are needed."""
 
     @property
     def table(self) -> str | None:
@@ -105,7 +105,7 @@ class FolderListing:
 
 
 def list_folder(path: str, choice: CaptionChoice) -> FolderListing:
-    """Return what lies in a folder.
+    """List a folder.
 
     Raises:
         OSError: it cannot be read.
@@ -141,14 +141,14 @@ def count_unread(
 
 
 def no_image(name: str) -> tuple[str, str]:
-    """Return what a file is that is not read as an image, and what takes it."""
+    """Return reason and remedy for a file that is not read as an image."""
     ending = os.path.splitext(name)[1].lower()
     what = f"files ending in {printable(ending)}" if ending else "files without an ending"
     return f"{what}, not read as images", _CONVERT if ending else _GIVE_ENDING
 
 
 def _sort_in(entry: FolderEntry, listing: FolderListing) -> None:
-    """Put one name where it belongs."""
+    """Add one name to the list of its kind."""
     ending = os.path.splitext(entry.name)[1].lower()
     kind = _kind_of(entry)
     is_image, is_text = ending in IMAGE_ENDINGS, listing.texts.takes(entry.name)
@@ -165,15 +165,15 @@ def _sort_in(entry: FolderEntry, listing: FolderListing) -> None:
     elif kind == "file" and is_tar(entry.name):
         listing.problems.append(Problem(place=printable(entry.path), reason=UNREAD_TAR))
     elif kind == "dead link" or is_image:
-        # A dead link may be a whole folder of images on a disk that is not there.
-        reason = "a link that leads nowhere" if kind == "dead link" else "not a regular file"
+        # A dead link may point to a folder of images on a disk that is not mounted.
+        reason = "a dead link" if kind == "dead link" else "not a regular file"
         listing.problems.append(Problem(place=printable(entry.path), reason=reason))
     elif kind == "file" and ending not in _NO_IMAGES and entry.name.lower() not in _NO_IMAGE_NAMES:
         listing.others.append(entry.name)
 
 
 def _count_unused(listing: FolderListing, path: str, what: str, remedy: str) -> None:
-    """Add one to those of a kind; the first by name stands for all."""
+    """Count one unused file; the first by name represents its kind."""
     place = printable(path)
     found = listing.unused.get((what, remedy))
     count, first = (found.count, min(found.place, place)) if found is not None else (0, place)
@@ -187,6 +187,6 @@ def _kind_of(entry: FolderEntry) -> Literal["folder", "file", "dead link", "devi
             return "folder"
         if entry.is_file():
             return "file"
-    except OSError:  # a link to itself, or to where we may not look
+    except OSError:  # a link to itself, or to a folder that may not be read
         return "dead link"
     return "dead link" if entry.is_symlink() and not os.path.exists(entry.path) else "device"

@@ -1,4 +1,4 @@
-"""The images below a folder, each with the texts and the table that may say what it shows."""
+"""The images below a folder, each with the texts and the table that may describe it."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from .fields.caption_folders import TextFolder, TextFolders
 from .fields.unused_texts import UnreadTexts
 from .folder_listing import FolderListing, count_unread, list_folder, no_image
 from .image_files import class_of
-from .imagefolder import FolderTable
+from .imagefolder import FolderTable, ImageRow
 from .listing import SizeAndTime, is_remote, printable
 from .samples import Problem, Unused
 
@@ -27,35 +27,35 @@ class WalkedTable:
 
     table: FolderTable
     listed: Mapping[str, SizeAndTime]
-    """As of an image."""
+    """Sizes and times, as of WalkedImage."""
 
-    def below(self, image: str) -> str:
-        """Return the path of an image below the table's folder."""
+    def row_of(self, image: str) -> ImageRow | None:
+        """Return what the table says of an image, by its path relative to the root; None for nothing."""
         folder = os.path.dirname(self.path)
-        return image[len(folder) + 1 :] if folder else image
+        return self.table.row_of(image[len(folder) + 1 :] if folder else image)
 
 
 @dataclass(frozen=True, slots=True)
 class WalkedImage:
-    """An image that was listed."""
+    """An image that was found."""
 
     path: str
     """Relative to the root."""
 
     texts: tuple[tuple[str, str], ...] = ()
-    """Ending and path of the texts that may describe it, in the order in which they are tried."""
+    """Ending and path of each text beside it, in the order in which they are tried."""
 
     label: str | None = None
     """Class that its folder names."""
 
     table: WalkedTable | None = None
     listed: Mapping[str, SizeAndTime] = field(default_factory=dict[str, SizeAndTime])
-    """What the listing of an object store said of these files."""
+    """Sizes and times of these files, as listed by an object store."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """A folder that is still to be listed, and what those above it tell of it."""
+    """A folder to be listed, with what was found in the folders above it."""
 
     path: str
     """Relative to the root."""
@@ -77,7 +77,7 @@ class FolderWalk:
         self._num_other_tables, self._first_other_table = 0, ""
 
     def run(self) -> Iterator[WalkedImage | WalkedTable | Problem]:
-        """Yield what there is: a folder's table, its images by name, then its sub-folders by name.
+        """Yield the table of a folder, its images by name, then its sub-folders by name.
 
         Raises:
             SourceError: the root cannot be read.
@@ -103,7 +103,7 @@ class FolderWalk:
             yield from self._enter(folder, listing, folder_id, pending)
 
     def notes(self, num_images: int, num_captioned: int) -> Iterator[Problem]:
-        """Yield what is wrong with the tables, and what was seen and belongs to no image."""
+        """Yield what is wrong with the tables, and texts that belong to no image."""
         for table in self._tables:
             yield from table.problems()
         if num_captioned == num_images:
@@ -135,7 +135,7 @@ class FolderWalk:
         text_folders = (*folder.text_folders, *self._texts.seen(folder.path, listing.folders))
         without = set[str]()
         for image in listing.images:
-            texts = [(ending, prefix + name) for ending, name in listing.texts.of(image)]
+            texts = [(ending, prefix + name) for ending, name in listing.texts.texts_of(image)]
             texts = texts or self._texts.find(folder.path, image, text_folders)
             if not texts:
                 without.add(os.path.splitext(image)[0])
@@ -167,7 +167,7 @@ class FolderWalk:
 
 
 def _folder_id(path: str) -> _FolderId | None:
-    """Return what tells a folder by whatever way it is reached; None in a store, which has no links."""
+    """Return device and inode, equal for all links to a folder; None in a store, which has no links."""
     if is_remote(path):
         return None
     status = os.stat(path)

@@ -21,9 +21,9 @@ _MAX_FILES = 1_000_000
 
 
 def is_pattern(location: Location) -> bool:
-    """Say whether what the user named stands for several files: it does not exist by that name.
+    """Return whether a location is a pattern: it has wildcards or braces and does not exist by that name.
 
-    A URL is not asked for, and said to be a pattern by its looks.
+    A URL with wildcards or braces always is one; the store is not asked.
     """
     text = str(location)
     looks_so = any(character in text for character in "*?[{")
@@ -31,7 +31,7 @@ def is_pattern(location: Location) -> bool:
 
 
 def is_there(location: Location) -> bool:
-    """Say whether there is such a file or folder, or any file that fits such a pattern."""
+    """Return whether a file or folder exists, or any file that matches a pattern."""
     if not is_pattern(location):
         return paths.is_there(str(location))
     names = itertools.chain.from_iterable(map(_matches, _expand_braces(str(location))))

@@ -1,10 +1,10 @@
-"""Names in a corpus: which are images, which folders belong to a storage system, which name a class."""
+"""Names in a corpus: images, folders of storage systems, folders that are classes."""
 
 import re
 from collections.abc import Collection
 
 USUAL_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""What messages name."""
+"""Endings that messages name."""
 
 IMAGE_ENDINGS = (
     *USUAL_ENDINGS,
@@ -12,7 +12,7 @@ IMAGE_ENDINGS = (
     *(".dib", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".jpg_large", ".jpg_orig", ".png_large", ".png_orig"),
 )
-"""What is taken for an image, of several of one sample the first; its bytes decide what it is."""
+"""Endings of images. Of several images of a sample the first of these is used; the bytes decide the format."""
 
 _SYSTEM_FOLDERS = {
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin"),
@@ -40,7 +40,7 @@ _BESIDE_IMAGES = {"annotations", "labels", "captions", "texts", "text", "meta", 
 
 
 def is_system_folder(name: str) -> bool:
-    """Return whether a folder is a storage system's own: thumbnails, snapshots, a waste basket."""
+    """Return whether a folder belongs to a storage system: thumbnails, snapshots, a recycle bin."""
     lower = name.lower()
     return lower in _SYSTEM_FOLDERS or _TRASH.fullmatch(lower) is not None
 
@@ -49,8 +49,8 @@ def class_of(path: str, top_folders: Collection[str]) -> str | None:
     """Return the class that an image's path below its corpus names; None where it names none.
 
     It is the first folder that is neither a split (``train``, ``val2017``) nor a mere container
-    (``images``). An image directly in ``train`` is of the class train if folders of other classes stand
-    beside it, as a bus and a car.
+    (``images``). An image directly in ``train`` has the class train if there are folders of other classes
+    beside it, such as bus and car.
 
     Args:
         path: relative to the corpus, forward slashes.

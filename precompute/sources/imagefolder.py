@@ -20,55 +20,55 @@ from .samples import Caption, Problem
 from .text import is_missing
 
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.tsv")
-"""Names of such a table; of several in a folder the first is read."""
+"""Names of such a table. Of several in a folder the first is read."""
 
 _FILE_NAME = "filename"
 _SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """What the rows of an image say."""
+class ImageRow:
+    """What the rows of one image say."""
 
     captions: tuple[Caption, ...]
     label: str | None
 
 
 class FolderTable:
-    """One table, read when it is first asked, and kept whole: some 400 bytes a row.
+    """One table, read on first use and kept in memory: some 400 bytes per row.
 
-    Of a folder with tens of millions of rows give the table itself as the source, which is streamed.
+    For tens of millions of rows, use the table itself as the source, which is streamed.
     """
 
     def __init__(self, table: Location, columns: TableColumns) -> None:
         self._table = table
         self._columns = replace(columns, image=None, key=None)
-        self._rows: dict[str, _Told] | None = None
-        self._asked: set[str] = set()
+        self._rows: dict[str, ImageRow] | None = None
+        self._used: set[str] = set()
         self._problems: list[Problem] = []
 
-    def of(self, path: str) -> _Told | None:
-        """Return what is said of an image, by its path below the table's folder; None for nothing."""
+    def row_of(self, path: str) -> ImageRow | None:
+        """Return the row of an image, by its path below the table's folder, or None."""
         if self._rows is None:
             self._rows = {}
             self._read(self._rows)
         path = _composed(path)
         found = self._rows.get(path)
         if found is not None:
-            self._asked.add(path)
+            self._used.add(path)
         return found
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong with the table, and how many of its images are not there."""
+        """Yield what is wrong with the table, and how many of its images do not exist."""
         yield from self._problems
-        gone = [path for path in self._rows or () if path not in self._asked]
+        gone = [path for path in self._rows or () if path not in self._used]
         place = printable(str(self._table))
         if gone:
             names = ", ".join(printable(path[-60:]) for path in gone[:_SHOWN])
             reason = f"{len(gone):,} images that it names are not in its folder: {names}"
             yield Problem(place=place, reason=reason + (", ..." if len(gone) > _SHOWN else ""))
 
-    def _read(self, rows: dict[str, _Told]) -> None:
+    def _read(self, rows: dict[str, ImageRow]) -> None:
         place = printable(str(self._table))
         try:
             names = column_names(self._table, self._columns)
@@ -88,7 +88,7 @@ class FolderTable:
             self._problems.append(Problem(place=place, reason=reason))
 
     def _add(
-        self, rows: dict[str, _Told], where: str, values: dict[str, object], files: Sequence[str]
+        self, rows: dict[str, ImageRow], where: str, values: dict[str, object], files: Sequence[str]
     ) -> None:
         found = _fields_of(values, files, self._columns)
         try:
@@ -102,7 +102,7 @@ class FolderTable:
             before = rows.get(path)
             captions = (*before.captions, *fields.captions) if before else fields.captions
             label = fields.label or (before.label if before else None)
-            rows[path] = _Told(tuple(dict.fromkeys(captions)), label)
+            rows[path] = ImageRow(tuple(dict.fromkeys(captions)), label)
 
 
 def _fields_of(values: Iterable[str], files: Sequence[str], columns: TableColumns) -> FoundColumns:
@@ -118,7 +118,7 @@ def _file_columns(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _path(value: object) -> str:
-    """Return a path as it is below the table's folder."""
+    """Return a path relative to the folder of the table."""
     text = clean_text(value, "the file name")
     return _composed(posixpath.normpath(text.replace("\\", "/")))
 

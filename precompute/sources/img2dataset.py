@@ -27,7 +27,7 @@ from .problem_tally import Tally
 from .samples import Problem, Sample
 from .text import is_unicode
 
-_SHARD_FOLDER = re.compile(r"\d+")  # img2dataset writes 5 digits unless it is told otherwise
+_SHARD_FOLDER = re.compile(r"\d+")  # img2dataset writes 5 digits by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Img2datasetFiles(Source):
     kind: ClassVar[str] = "img2dataset"
 
     def _own_parts(self) -> Iterator[CorpusPart]:
-        """Yield one part a shard, by name.
+        """Yield one part per shard, by name.
 
         Raises:
             SourceError: the folder cannot be read.
@@ -112,7 +112,7 @@ class Img2datasetFiles(Source):
             reason = "the file name is not UTF-8; rename it"
             yield from tally.add(reason, Problem(place=place, reason=reason))
             return
-        texts = {ending: f"{folder}/{name}" for ending, name in listing.texts.of(image)}
+        texts = {ending: f"{folder}/{name}" for ending, name in listing.texts.texts_of(image)}
         reads = {ending: partial(read_bytes, path) for ending, path in texts.items()}
         found = describe_image(reads, self.choice)
         num_bytes, mtime_ns = listing.facts.get(image) or size_and_time(f"{folder}/{image}")
@@ -134,7 +134,7 @@ class Img2datasetFiles(Source):
                 yield from tally.add(SECOND_IMAGE, problem)
         for fault in found.faults:
             problem = Problem(place=printable(texts[fault.ending]), reason=fault.reason, key=key)
-            yield from tally.add(f"its .{fault.ending} is no use, or part of it", problem)
+            yield from tally.add(f"its .{fault.ending} is unusable, or a part of it", problem)
 
 
 def _preference(image: str) -> int:
@@ -143,9 +143,9 @@ def _preference(image: str) -> int:
 
 
 def find_img2dataset_files(folder: Location, choice: CaptionChoice) -> Img2datasetFiles | None:
-    """Return the source that a folder is, where img2dataset wrote it in its format "files".
+    """Return the source of a folder that img2dataset wrote in its format "files", or None.
 
-    That is: sub-folders of digits with img2dataset's records beside them.
+    Such a folder has sub-folders named by digits, with records beside them.
     """
     shards, _ = _folders(str(folder))
     is_recorded = RecordedFolder(str(folder)).belongs_to(shards)
@@ -162,15 +162,15 @@ def unread_folders(root: Location, names: Sequence[str]) -> Iterator[Problem]:
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     yield Problem(
         place=printable(str(root)),
-        reason=f"its sub-folders {', '.join(map(printable, names[:3]))}{more} are not read, for shards "
-        "lie beside them; name what is in them as a source of its own",
+        reason=f"its sub-folders {', '.join(map(printable, names[:3]))}{more} are not read, because there are "
+        "shards beside them; give each as a separate source",
     )
 
 
 def holds_cache_or_nothing(folder: str) -> bool:
     """Return whether a folder beside shards is a cache, even one that is being planned, or is empty.
 
-    Nothing in it waits to be read; and to name it would change the corpus by building its cache in it.
+    Such a folder holds nothing to read. Reporting it would change the corpus whenever its cache is built in it.
     """
     if folder.endswith(f"/{NAMELESS}"):
         return False
@@ -184,7 +184,7 @@ def holds_cache_or_nothing(folder: str) -> bool:
 
 
 def _folders(root: str) -> tuple[list[str], list[str]]:
-    """Return the sub-folders that are named like shards, and others that may hold something unread."""
+    """Return the sub-folders named like shards, and others whose contents are not read."""
     try:
         with scan_folder(root, with_nameless=True) as entries:
             names = sorted(e.name for e in entries if e.name[0] not in "._" and is_folder(e))

@@ -90,7 +90,7 @@ class ShardRecords:
     """Why the shard is not finished and what mends that; None where it is."""
 
     def fingerprint(self) -> str:
-        """Changes with the records."""
+        """Return a text that changes with the records."""
         records = size_and_time(f"{self.stem}.parquet") if self.has_records else None
         return f"{records} {self.unfinished is None}"
 
@@ -161,7 +161,7 @@ class RecordedFolder:
         return self.of_shard(name) if name.isdecimal() and self._names[0] else None
 
     def belongs_to(self, shards: Collection[str]) -> bool:
-        """Say whether it was img2dataset that wrote these shards."""
+        """Return whether img2dataset wrote these shards."""
         finished, recorded = self._names
         if finished:
             return any(name in finished for name in shards)
@@ -169,7 +169,7 @@ class RecordedFolder:
 
 
 def _is_whole_parquet(path: str) -> bool:
-    """Say whether a file ends as a Parquet file does: it was written to its end."""
+    """Return whether a file ends as a Parquet file does, so that it was written completely."""
     try:
         if is_remote(path):
             with RangeFile(cast(UPath, as_location(path))) as file:

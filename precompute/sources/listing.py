@@ -1,6 +1,6 @@
-"""Paths of a corpus: as the catalog keeps them, as a message shows them, what lies there.
+"""Paths of a corpus: relative to its root, listed, opened, shown in messages.
 
-A path is a text here: absolute on this machine, or the URL of an object.
+A path here is a str: absolute on this machine, or the URL of an object.
 """
 
 import contextlib
@@ -29,22 +29,22 @@ from ...store.io.requests import (
 )
 
 SizeAndTime = tuple[int | None, int | None]
-"""Bytes, and modification time in nanoseconds (whole seconds in an object store); None, None where there
-is no file."""
+"""Size in bytes, and modification time in nanoseconds (whole seconds in an object store); (None, None) if
+there is no file."""
 
 TWO_SLASHES = "objects whose keys have two slashes here cannot be listed; copy them to other keys"
 """Reason of the problem that such objects are: no client of a store reads what lies there."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _MAX_PART = 255  # of a path, on every file system in use
-_FEW_FILES = 16  # of one folder: asked for one by one rather than listing what else lies there
+_FEW_FILES = 16  # of one folder: looked up one by one, without listing the folder
 
 
 def path_below(root: Location, written: str) -> str:
-    """The path relative to root, with forward slashes; ``..`` stays where it leads outside.
+    """Return the path relative to root, with forward slashes; ``..`` stays where it leads outside.
 
-    ``..`` is not folded away: behind a symbolic link ``link/../a.jpg`` is another file than
-    ``a.jpg``. In an object store a URL of the same bucket will do as well.
+    ``..`` is not resolved: after a symbolic link ``link/../a.jpg`` is another file than ``a.jpg``. In an
+    object store the path may also be a URL of the same bucket.
 
     Raises:
         ValueError: it names no file; the message is a reason.
@@ -75,10 +75,10 @@ def path_below(root: Location, written: str) -> str:
 
 
 def as_location(path: str) -> Location:
-    """Return what a path names; objects may have names that a location which is typed may not.
+    """Return the location of a path. Objects may have names that a location given by a user may not.
 
     Raises:
-        FileNotFoundError: a URL leads out of its bucket.
+        FileNotFoundError: a URL leads outside its bucket.
     """
     if not is_remote(path):
         return Path(path)
@@ -93,21 +93,23 @@ def _bucket(protocol: str, bucket: str) -> Location:
 
 
 def is_remote(path: str) -> bool:
-    """Say whether a path is a URL."""
+    """Return whether a path is a URL."""
     return "://" in path and is_url(path)
 
 
 def size_and_time(path: str) -> SizeAndTime:
-    """Bytes and modification time of a file; None, None where there is none.
+    """Return size and modification time of a file; (None, None) if there is none.
 
     Raises:
-        StorageError: its store does not answer.
+        StorageError: its store is unreachable.
     """
     if is_remote(path):
         return _of_object(path)
     try:
         status = os.stat(path)
-    except OSError:  # missing, a broken or looping link, a name too long: the build will say which
+    except (
+        OSError
+    ):  # missing, a broken or looping link, a name too long: reading the image reports it
         return None, None
     if not stat.S_ISREG(status.st_mode):
         return None, None
@@ -126,7 +128,7 @@ def sizes_and_times(paths: Sequence[str]) -> Iterator[SizeAndTime]:
         num_in[folder] = num_in.get(folder, 0) + 1
     listed: dict[str, SizeAndTime] = {}
     for folder in (folder for folder, count in num_in.items() if count > _FEW_FILES):
-        # A folder that is missing, or may not be read, holds no files, as of size_and_time.
+        # A folder that is missing, or may not be read, has no files.
         missing = contextlib.suppress(FileNotFoundError, PermissionError)
         with missing, scan_folder(folder) as entries:
             listed.update((entry.path, facts_of(entry)) for entry in entries)
@@ -144,15 +146,15 @@ class ObjectEntry:
     status: ObjectStatus | None
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """Say whether objects lie below it."""
+        """Return whether there are objects below it."""
         return self.status is None
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        """Say whether it is an object."""
+        """Return whether it is an object."""
         return self.status is not None
 
     def is_symlink(self) -> bool:
-        """There is no such thing."""
+        """Return False: a store has no links."""
         return False
 
 
@@ -161,9 +163,9 @@ FolderEntry = os.DirEntry[str] | ObjectEntry
 
 @contextlib.contextmanager
 def scan_folder(path: str, *, with_nameless: bool = False) -> Generator[Iterable[FolderEntry]]:
-    """As os.scandir: give the entries of a folder, of objects with what the listing says of them.
+    """Yield the entries of a folder, as os.scandir does; objects come with size and time.
 
-    ``with_nameless``: of an object store, also NAMELESS where keys hold ``//`` after this folder.
+    With ``with_nameless`` an object store also yields NAMELESS if keys hold ``//`` after this folder.
 
     Raises:
         OSError: there is none, or it may not be read.
@@ -180,7 +182,7 @@ def scan_folder(path: str, *, with_nameless: bool = False) -> Generator[Iterable
 
 
 def list_names(path: str) -> list[str]:
-    """As os.listdir.
+    """Return the names in a folder, as os.listdir does.
 
     Raises:
         OSError: there is no such folder, or it may not be read.
@@ -192,7 +194,7 @@ def list_names(path: str) -> list[str]:
 
 
 def facts_of(entry: FolderEntry) -> SizeAndTime:
-    """Return size and time of an entry: as it was listed, where it is an object."""
+    """Return size and time of an entry; those of an object come from the listing."""
     if not isinstance(entry, ObjectEntry):
         return size_and_time(entry.path)
     status = entry.status
@@ -220,17 +222,17 @@ def walk_folder(path: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def is_there(path: str) -> bool:
-    """Say whether there is such a file or folder."""
+    """Return whether a file or folder exists."""
     return kind_of(as_location(path)) is not None if is_remote(path) else os.path.exists(path)
 
 
 def may_be_read(path: str) -> bool:
-    """Say whether a file may be read; a store will say so itself."""
+    """Return whether a file may be read; always True in a store, which reports it when it is read."""
     return is_remote(path) or os.access(path, os.R_OK)
 
 
 def open_path(path: str) -> BinaryIO:
-    """Open a file for reading, unbuffered; an object is read ahead.
+    """Open a file for reading: unbuffered on this machine, read ahead in a store.
 
     Raises:
         OSError: there is none, or it may not be read.
@@ -241,7 +243,7 @@ def open_path(path: str) -> BinaryIO:
 
 
 def read_path(path: str, num_bytes: int) -> bytes:
-    """Return a file's first bytes, at most so many; of an object, in one request.
+    """Return at most this many first bytes of a file; of an object, in one request.
 
     Raises:
         OSError: there is none, or it may not be read.
@@ -253,7 +255,7 @@ def read_path(path: str, num_bytes: int) -> bytes:
 
 
 def is_folder(entry: FolderEntry) -> bool:
-    """Say whether an entry is a folder or leads to one; a link to itself does not."""
+    """Return whether an entry is a folder or a link to one; False for a link to itself."""
     try:
         return entry.is_dir()
     except OSError:
@@ -261,7 +263,7 @@ def is_folder(entry: FolderEntry) -> bool:
 
 
 def printable(path: str) -> str:
-    """The path for a message; bytes of a name that are not UTF-8 appear as ``\\xff``."""
+    """Return a path for a message; bytes that are not UTF-8 appear as ``\\xff``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -295,5 +297,5 @@ def _relative(root: Location, absolute: str) -> str:
     prefix = f"{root}/"
     if absolute.startswith(prefix):
         return absolute.removeprefix(prefix)
-    # From the real root: the system follows ".." from where a linked root really lies.
+    # From the real root: the system resolves ".." from the target of a linked root.
     return os.path.relpath(absolute, os.path.realpath(root))

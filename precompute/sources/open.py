@@ -1,4 +1,4 @@
-"""From what the user named to the source that reads it."""
+"""Opening a source by its location."""
 
 from collections.abc import Sequence
 
@@ -25,23 +25,23 @@ def open_source(
     columns: TableColumns | None = None,
     caption_endings: tuple[str, ...] | None = None,
 ) -> Source:
-    """The source at a location: its kind is told by what lies there. No image is read yet.
+    """Return the source at a location, whose contents decide its kind. Reads no image.
 
     Args:
-        location: path or URL of a folder or a file, or a pattern of files (patterns.py); ``~`` is the
+        location: path or URL of a folder or a file, or a pattern of files (globs.py); ``~`` is the
             home folder.
-        columns: columns of a table, where their names are not the usual ones; those of captions, languages
-            and labels are also names in the .json files beside images.
-        caption_endings: endings of what holds captions beside images, of parse_endings; None: the usual.
+        columns: columns of a table with unusual names; those of captions, languages and labels also apply
+            to the .json files beside images.
+        caption_endings: endings of caption files beside images, from parse_endings; None: the usual ones.
 
     Raises:
-        SourceError: there is nothing, or nothing of a kind that can be read.
+        SourceError: nothing is there, or nothing that can be read.
         SettingError: columns of images or keys were given for something that has none.
     """
     if not str(location):
-        raise SettingError("a source is named by an empty text; give a folder or a table of images")
+        raise SettingError("the name of a source is empty; give a folder or a table of images")
     path = parse_location(location)
-    choice = CaptionChoice(told=caption_endings, columns=columns or TableColumns())
+    choice = CaptionChoice(caption_endings=caption_endings, columns=columns or TableColumns())
     try:
         kind = kind_of(path)
     except PermissionError as error:
@@ -78,7 +78,7 @@ def _open_files(
     columns: TableColumns | None,
     choice: CaptionChoice,
 ) -> Source:
-    """The source of files of one kind."""
+    """Return the source of files of one kind."""
     if all(is_tar(file.name) for file in files):
         _refuse_columns(columns, f"{location} is a tar")
         return make_webdataset(location, files, choice=choice)
@@ -86,7 +86,7 @@ def _open_files(
     if len(endings) > 1:
         raise SourceError(
             f"{location} names files of several kinds ({', '.join(sorted(endings))}); "
-            "name those of each kind as a source of their own"
+            "give the files of each kind as a separate source"
         )
     [ending] = endings
     if ending == ".parquet":
@@ -96,23 +96,23 @@ def _open_files(
     if ending in TABLE_ENDINGS:
         if len(files) > 1:
             raise SourceError(
-                f"{location} names {len(files)} tables; name each as a source of its own, NAME=PATH"
+                f"{location} names {len(files)} tables; give each as a separate source, NAME=PATH"
             )
         return TableSource(files[0], CaptionChoice(columns=columns or TableColumns()))
-    raise SourceError(f"{location} is no corpus that can be read; expected {_accepted()}")
+    raise SourceError(f"{location} is not a corpus; expected {_accepted()}")
 
 
 def _refuse_columns(columns: TableColumns | None, what: str) -> None:
-    """Refuse columns that only a table can have; those of captions are also names in a .json."""
+    """Refuse columns that only a table can have. Those of captions also apply to .json files."""
     if columns is not None and (columns.image, columns.key) != (None, None):
         raise SettingError(
-            f"columns are for tables, and {what}; of its .json files only the names of captions, languages "
-            "and labels can be told; leave the others out"
+            f"columns are for tables, and {what}; only columns of captions, languages "
+            "and labels apply to its .json files; leave the others out"
         )
 
 
 def _accepted() -> str:
     return (
-        "a folder of images, of shards or one that datasets saved, tar archives, or a table "
+        "a folder of images or of shards, a folder that datasets saved, tar archives, or a table "
         f"({', '.join(TABLE_ENDINGS)})"
     )

@@ -1,4 +1,4 @@
-"""From the rows of a file that holds its images to samples, whether it is Parquet or Arrow."""
+"""Making samples of the rows of a Parquet or Arrow file that holds its images."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,7 @@ class PackedFile:
     """One file whose rows hold images."""
 
     def __init__(self, root: Location, name: str, columns: PackedColumns) -> None:
-        """Args:
-        root: of the source.
-        name: path of the file, relative to root.
-        columns: of the file.
-        """
+        """Describe a file by the root of its source, its path relative to root, and its columns."""
         self.name, self.columns = name, columns
         self.place = printable(f"{root}/{name}")
         self._root, self._folder = root, PurePosixPath(name).parent
@@ -37,15 +33,15 @@ class PackedFile:
         image_sha256: str | None = None,
         source_sha256: bytes | None = None,
     ) -> Iterator[Sample | Problem]:
-        """Yield the sample of a row, and a problem for each of its values that is no use.
+        """Yield the sample of a row, and a problem for each value that cannot be used.
 
         Args:
-            values: of the columns but the image's, by name; or why they cannot be read.
-            index: of the row, for messages.
-            key: of a row that has none.
-            address: fields of a sample that say where in the file the bytes lie; None: there are none.
-            path: text beside the bytes; the image where there are no bytes.
-            image_sha256: of the bytes, where rows may repeat an image.
+            values: of all columns but the image's, by name; or why they cannot be read.
+            index: number of the row, for messages.
+            key: key of a row without one.
+            address: fields of Sample with the position of the bytes in the file; None: there are no bytes.
+            path: text beside the bytes; the file of the image if there are no bytes.
+            image_sha256: hash of the bytes, if rows may repeat an image.
             source_sha256: as in Sample.
         """
         place = f"{self.place}, index {index}"
@@ -81,9 +77,9 @@ class PackedFile:
 
 
 def image_id(name: str | None, image_sha256: str | None) -> str | None:
-    """Return what rows of one image share: its name, the path beside it or the key, and its bytes.
+    """Return a text that rows of one image share: a hash of its name (path or key) and its bytes.
 
-    Rows that share their bytes alone may be copies that the corpus tells apart.
+    Rows with the same bytes under different names are different samples.
     """
     if name is None or image_sha256 is None:
         return None

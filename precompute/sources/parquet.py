@@ -37,8 +37,8 @@ from .readers.parquet_rows import (
 from .samples import Problem, Sample
 
 _ENDING = ".parquet"
-_MAX_LOOKED_AT = 16  # footers read to tell what a folder holds
-_MAX_NAMES = 10_000  # names looked at: a folder of a billion images is not listed for this
+_MAX_LOOKED_AT = 16  # footers read to recognise what a folder holds
+_MAX_NAMES = 10_000  # names listed to recognise a folder, which may hold a billion images
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,15 @@ class ParquetSource(Source):
 
     @property
     def root(self) -> Location:
+        """Folder that holds the files."""
         return root_of(self.location)
 
     def fingerprint(self) -> str:
-        """Changes with the name, size or time of any file, or with the columns asked for."""
+        """Return a hash that changes with the name, size or time of any file, or with the chosen columns."""
         return hash_parts(f"parquet\n{self.choice.columns!r}\n", self._file_parts())
 
     def _own_parts(self) -> Iterator[CorpusPart]:
-        """Yield a part for each file."""
+        """Yield one part per file."""
         yield from self._file_parts()
         if is_folder(self.location) and (unread := list(_unread(self.location))):
             yield CorpusPart("", partial(iter, unread))
@@ -65,8 +66,8 @@ class ParquetSource(Source):
         files, root = self._files(), self.root
         is_only = len(files) == 1
         recorded: tuple[Location, RecordedFolder] | None = None
-        told = sizes_and_times([str(file) for file in files])
-        for file, facts in zip(files, told, strict=True):
+        all_facts = sizes_and_times([str(file) for file in files])
+        for file, facts in zip(files, all_facts, strict=True):
             if recorded is None or recorded[0] != file.parent:
                 recorded = file.parent, RecordedFolder(str(file.parent))
             records = recorded[1].of_images(file.stem)
@@ -74,7 +75,7 @@ class ParquetSource(Source):
             name = relative_to(file, root)
             if name is None:  # a pattern with ".." in it
                 name = os.path.relpath(str(file), str(root))
-            # A file that may not be read looks the same when it may: its size and time stay.
+            # Size and time of a file stay the same when it becomes readable.
             state = f"{facts} {may_be_read(str(file))} {is_unfinished}"
             yield CorpusPart(name, partial(self._scan, file, name, is_only, records), state)
 
@@ -89,7 +90,7 @@ class ParquetSource(Source):
         """Yield the samples of a file.
 
         Raises:
-            SourceError: it is the only one, and cannot be read or holds no images.
+            SourceError: it is the only file, and cannot be read or holds no images.
         """
         place = printable(str(file))
         if records is not None and records.unfinished is not None:
@@ -111,10 +112,10 @@ class ParquetSource(Source):
 
 
 def find_parquet(folder: Location, columns: TableColumns) -> ParquetSource | None:
-    """Return the source of a folder of Parquet files with images; None for any other folder.
+    """Return the source of a folder of Parquet files with images, or None.
 
     Raises:
-        SourceError: it has Parquet files, none of which can be read, and no image file.
+        SourceError: none of its Parquet files can be read, and it has no image file.
     """
     reason: SourceError | None = None
     num_opened = 0
@@ -139,7 +140,7 @@ def find_parquet(folder: Location, columns: TableColumns) -> ParquetSource | Non
 def find_parquet_files(
     location: Location, files: Sequence[Location], columns: TableColumns
 ) -> ParquetSource | None:
-    """Return the source of files with images inside; None where the first that can be read has none."""
+    """Return the source of files with images inside; None if the first readable file has none."""
     for file in files:
         try:
             with open_parquet(file) as opened:
@@ -160,7 +161,7 @@ def _walk(folder: Location) -> Iterator[Location]:
 
 
 def _unread(folder: Location) -> Iterator[Problem]:
-    """Yield what lies beside the Parquet files and is not read."""
+    """Yield problems for files beside the Parquet files that are not read."""
     num_images = 0
     for path in _all_names(folder):
         num_images += path.lower().endswith(IMAGE_ENDINGS)
@@ -188,7 +189,7 @@ def _all_names(folder: Location) -> Iterator[str]:
 
 
 def _first_names(folder: Location) -> Iterator[Location]:
-    """Yield some thousand names of files, the nearest to the folder first."""
+    """Yield at most some thousand names of files, those at the top first."""
     pending = deque([str(folder)])
     num_names = 0
     while pending and num_names < _MAX_NAMES:
@@ -211,5 +212,5 @@ def _first_names(folder: Location) -> Iterator[Location]:
 
 
 def _is_cache(names: Sequence[str]) -> bool:
-    """Say whether a folder is a cache by what lies in it. Its tables are Parquet, but no corpus."""
+    """Return whether a folder is a cache, whose Parquet tables are no corpus."""
     return CACHE_RECORD in names and CATALOG in names

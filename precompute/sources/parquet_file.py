@@ -1,4 +1,4 @@
-"""The samples of one Parquet file that holds its images. No image is read, unless rows may repeat one."""
+"""The samples of one Parquet file with images. Images are read only if rows may repeat one."""
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -28,7 +28,7 @@ class ParquetFile:
         self._null_counts: NullCounts | None = None
 
     def scan(self) -> Iterator[Sample | Problem]:
-        """Yield the samples of the file in order, and what is wrong with it."""
+        """Yield the samples and problems of the file in order."""
         columns = self._columns
         names = [name for name in columns.fields.names() if name != columns.image[0]]
         if columns.is_img2dataset:
@@ -76,7 +76,7 @@ class ParquetFile:
         return source_sha256(values)
 
     def _has_repeats(self) -> bool:
-        """Return whether in a row group two rows have one key, or one path beside their bytes."""
+        """Return whether two rows of a row group have the same key, or the same path beside their bytes."""
         columns = self._columns
         names = [".".join(columns.path)] if columns.path else []
         names += [columns.fields.key] if columns.fields.key else []
@@ -91,7 +91,7 @@ class ParquetFile:
         Raises:
             ValueError: the row group is damaged; the message is a reason.
         """
-        if self._columns.is_img2dataset:  # its status says which
+        if self._columns.is_img2dataset:  # whose status column says it
             return set()
         if self._null_counts is None:
             num_groups, member = self._metadata.num_row_groups, self._columns.member
@@ -99,7 +99,7 @@ class ParquetFile:
         return null_rows(self._opened, group, self._columns.image, self._null_counts[group])
 
     def _paths(self, group: int) -> dict[int, object]:
-        """Return what stands beside the bytes of each row as their path."""
+        """Return the path beside the bytes of each row."""
         if self._columns.path is None:
             return {}
         rows = row_group_rows(self._opened, group, [".".join(self._columns.path)])
@@ -110,7 +110,7 @@ class ParquetFile:
 
 
 def _inner(values: dict[str, object]) -> object:
-    """Return the one value inside nested structs of which one field was read."""
+    """Return the value inside nested structs with one field."""
     found: object = values
     while isinstance(found, dict):
         found = next(iter(found.values()), None)  # pyright: ignore[reportUnknownArgumentType]

@@ -1,4 +1,4 @@
-"""Problems of a file of very many samples: the first of each kind one by one, the rest as a number."""
+"""Problems of a file with many samples: the first of each kind one by one, the others as a count."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ _NUM_SHOWN = 3
 
 
 class Tally:
-    """Counts the problems of one file by kind, so that what ails every sample is said in few lines."""
+    """Counts the problems of one file by kind, so that a problem of every sample takes few lines."""
 
     def __init__(self, place: str) -> None:
         """Args:
@@ -19,10 +19,10 @@ class Tally:
         self._counts: Counter[str] = Counter()
 
     def add(self, kind: str, problem: Problem) -> Iterator[Problem]:
-        """Yield the problem where it is among the first of its kind; else count it.
+        """Yield the problem if it is among the first of its kind, and count it.
 
         Args:
-            kind: what all such problems have in common, as it follows "97 more: ".
+            kind: what all such problems have in common; it follows "97 more: ".
             problem: the problem.
         """
         self._counts[kind] += 1
@@ -30,7 +30,7 @@ class Tally:
             yield problem
 
     def rest(self) -> Iterator[Problem]:
-        """Yield a line for each kind of which not all were shown."""
+        """Yield a line for each kind with problems that were not shown."""
         for kind, count in self._counts.items():
             if count > _NUM_SHOWN:
                 yield Problem(place=self._place, reason=f"{count - _NUM_SHOWN:,} more: {kind}")

@@ -9,7 +9,7 @@ class Caption:
 
     text: str
     lang: str | None = None
-    """Language tag as the corpus wrote it, for instance ``de``; None where it says nothing."""
+    """Language tag as the corpus wrote it, for instance ``de``; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +24,11 @@ class Sample:
 
     captions: tuple[Caption, ...] = ()
     label: str | None = None
-    """Class, where the corpus has classes."""
+    """Class, if the corpus has classes."""
 
     member: str | None = None
-    """Name inside a tar archive, never used as a path; of a row of a Parquet file, its column (dots
-    between nested names: ``image.bytes``); None for all else."""
+    """Name inside a tar archive, never used as a path; for a row of a Parquet file, its column (with dots
+    between nested names: ``image.bytes``); otherwise None."""
 
     offset: int | None = None
     """First byte of the image in the file; None: the whole file is the image, or a row is."""
@@ -37,41 +37,41 @@ class Sample:
     """Bytes of the image from offset; None with offset None."""
 
     row_group: int | None = None
-    """Row group of a Parquet file; None for all else."""
+    """Row group of a Parquet file; otherwise None."""
 
     index: int | None = None
     """Row within the row group; None with row_group None."""
 
     image_id: str | None = None
-    """What the rows of one image share, where an image is no whole file: rows of a source with one id become
-    one sample. None: the row is a sample of its own. Whole files are told by their path."""
+    """Id that rows of one image share, if the image is not a whole file: rows of a source with the same id
+    become one sample. None: the row is a separate sample. The id of a whole file is its path."""
 
     source_sha256: bytes | None = None
-    """SHA-256, 32 bytes, of what the image was made of, where the corpus says so (img2dataset: the
-    original download). It tells duplicates; the bytes of the image itself have another."""
+    """SHA-256, 32 bytes, of the original of the image, if the corpus records it (img2dataset: the download).
+    It identifies duplicates; the hash of the image itself differs."""
 
     num_bytes: int | None = None
-    """Size of the file when planned; None where it was not there."""
+    """Size of the file when planned; None if it did not exist."""
 
     mtime_ns: int | None = None
-    """Modification time of the file when planned, nanoseconds; None where it was not there."""
+    """Modification time of the file when planned, nanoseconds; None if it did not exist."""
 
     place: str
-    """Where a person finds this sample, for messages: ``/data/captions.jsonl line 17``."""
+    """Where to find this sample, for messages: ``/data/captions.jsonl line 17``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something of a corpus that could not be read; counted, kept and shown, never dropped."""
+    """Something in a corpus that could not be read. It is counted, recorded and shown."""
 
     place: str
-    """Where a person finds it, as in Sample.place."""
+    """Where to find it, as in Sample.place."""
 
     reason: str
     """What is wrong, one lower-case line."""
 
     key: str | None = None
-    """Key of the sample it concerns, where there is one."""
+    """Key of the sample concerned, if there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""Folders that ``datasets`` saved (save_to_disk): Arrow files, each image addressed by its bytes in one.
+"""Folders that ``datasets`` saved (save_to_disk): Arrow files, in which each image is a range of bytes.
 
-The files are streams of uncompressed Arrow batches, so an image is a part of a file, and reading one
-needs neither Arrow nor any other row. ``datasets`` itself is not needed.
+The files are streams of uncompressed Arrow batches, so reading an image needs neither Arrow nor any other
+row. ``datasets`` itself is not needed.
 """
 
 # pyarrow has no types, so that everything it returns is unknown to a strict checker.
@@ -40,12 +40,12 @@ _MAX_JSON = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """The Arrow files of one Dataset, and how many rows come before each."""
+    """The Arrow files of one Dataset, and the number of rows before each."""
 
     name: str | None
     files: tuple[Path, ...]
     _ends: list[int] = field(default_factory=lambda: [0])
-    """Rows up to the end of the files counted so far, each opened once for it."""
+    """Rows up to the end of each file counted so far. A file is opened once to count its rows."""
 
     def first_row(self, number: int) -> int:
         """Return the number, in the split, of the first row of a file.
@@ -68,22 +68,22 @@ class SavedDatasetSource(Source):
     location: Path
 
     def fingerprint(self) -> str:
-        """Changes with the name, size or time of any Arrow file, or with the columns asked for."""
+        """Return a hash that changes with the name, size or time of any Arrow file, or the columns."""
         digest = hashlib.sha256(f"datasets\n{self.choice.columns!r}\n".encode())
         for split in self._splits():
             for path in split.files:
-                told = hashlib.sha256(_facts(path)).hexdigest()
-                digest.update(f"{split.name}\0{told}\n".encode())
+                facts = hashlib.sha256(_facts(path)).hexdigest()
+                digest.update(f"{split.name}\0{facts}\n".encode())
         return digest.hexdigest()
 
     def _own_parts(self) -> Iterator[CorpusPart]:
         """Yield a part for each Arrow file.
 
         Raises:
-            SourceError: what the folder says of itself cannot be read or followed.
+            SourceError: the description of the dataset cannot be read.
         """
         for split in self._splits():
-            digest = hashlib.sha256()  # of all files so far: the earlier ones give the numbers
+            digest = hashlib.sha256()  # of all files so far, which decide the numbers of the rows
             for number, path in enumerate(split.files):
                 digest.update(_facts(path))
                 name = path.relative_to(self.location).as_posix()
@@ -101,7 +101,7 @@ class SavedDatasetSource(Source):
         """Yield the samples of a file.
 
         Raises:
-            SourceError: it cannot be read or holds no images. The rows behind it could not be numbered.
+            SourceError: it cannot be read or holds no images, so that later rows cannot be numbered.
         """
         first = split.first_row(number)
         path = split.files[number]
@@ -118,14 +118,14 @@ class _FileScan:
     def __init__(
         self, root: Path, path: Path, columns: PackedColumns, opened: ArrowFile, prefix: str
     ) -> None:
-        """``prefix``: what comes before the number of a row."""
+        """``prefix`` comes before the number of a row."""
         self._columns, self._opened, self._prefix = columns, opened, prefix
         self._packed = PackedFile(root, path.relative_to(root).as_posix(), columns)
         wanted = [name for name in columns.fields.names() if name != columns.image[0]]
         self._indices = [opened.schema.get_field_index(name) for name in wanted]
 
     def run(self, first: int) -> Iterator[Sample | Problem]:
-        """Yield the samples of the file, whose first row has a number in its split."""
+        """Yield the samples of the file. ``first`` is the number of its first row in its split."""
         batches: list[Any] = []  # mapped, not read
         for batch in self._opened.batches():
             if not batches:
@@ -171,7 +171,7 @@ class _FileScan:
 
 
 def find_saved_dataset(folder: Location, columns: TableColumns) -> SavedDatasetSource | None:
-    """Return the source of a folder that save_to_disk wrote; None for any other folder."""
+    """Return the source of a folder that save_to_disk wrote, or None."""
     if isinstance(folder, UPath):
         _refuse_remote(folder)
         return None
@@ -187,10 +187,10 @@ def find_saved_dataset(folder: Location, columns: TableColumns) -> SavedDatasetS
 
 
 def _refuse_remote(folder: UPath) -> None:
-    """Refuse a saved dataset in an object store: its images are found by reading all of it.
+    """Refuse a saved dataset in an object store, because finding its images means reading all of it.
 
     Raises:
-        SourceError: it is one.
+        SourceError: the folder is a saved dataset.
     """
     try:
         with scan_folder(str(folder)) as entries:
@@ -199,28 +199,26 @@ def _refuse_remote(folder: UPath) -> None:
         return
     if _SPLITS in names or (_STATE in names and any(name.endswith(".arrow") for name in names)):
         raise SourceError(
-            f"{folder} was saved by datasets (save_to_disk), whose Arrow files are read on this machine "
-            "only; copy it here, or write it as Parquet (Dataset.to_parquet)"
+            f"{folder} was saved by datasets (save_to_disk), whose Arrow files can only be read on this "
+            "machine; copy it here, or write it as Parquet (Dataset.to_parquet)"
         )
 
 
 def _files_of(folder: Path) -> tuple[Path, ...]:
-    """Return the files of one Dataset, those that it says and no others.
+    """Return the files that a Dataset lists.
 
     Raises:
-        SourceError: it says none, or that other rows are meant than those of the files.
+        SourceError: it lists none, or it is a selection of the rows in its files.
     """
     state = _read_json(folder / _STATE)
     files = state.get("_data_files")
     names = [_file_name(file) for file in cast(list[Any], files)] if isinstance(files, list) else []
     if not _is_names(names):
-        raise SourceError(
-            f"{folder / _STATE} does not say which files it is; save the dataset again"
-        )
-    # datasets before 2.0 saved a selection as the whole and the numbers of the rows that are meant.
+        raise SourceError(f"{folder / _STATE} does not list its files; save the dataset again")
+    # datasets before 2.0 saved a selection as all rows, with the numbers of the selected ones.
     if state.get("_indices_data_files") or state.get("_indices_files"):
         raise SourceError(
-            f"{folder} is a selection of rows of its files, as datasets before 2.0 saved it; load it, "
+            f"{folder} is a selection of the rows in its files, as datasets before 2.0 saved it; load it, "
             "call flatten_indices() and save it again"
         )
     return tuple(folder / name for name in names)
@@ -231,7 +229,7 @@ def _file_name(file: object) -> object:
 
 
 def _is_names(names: object) -> TypeGuard[list[str]]:
-    """Say whether these are names of files or folders, none of which leads elsewhere."""
+    """Return whether these are names of files or folders, without any path."""
     return isinstance(names, list) and all(
         isinstance(name, str)
         and name not in ("", ".", "..")
@@ -259,7 +257,7 @@ def _facts(path: Path) -> bytes:
 
 
 def _as_text(value: Any) -> object:
-    """Return a path; bytes that are no text as they are, which image_file refuses."""
+    """Return a path; bytes that are not UTF-8 unchanged, which image_file refuses."""
     try:
         return value.as_py()
     except UnicodeDecodeError:

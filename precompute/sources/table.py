@@ -1,4 +1,4 @@
-"""A table of images and captions: .jsonl, .json, .csv, .tsv or .parquet, a row for each image or caption."""
+"""Tables that name images: .jsonl, .json, .csv, .tsv or .parquet, with a row for each image or caption."""
 
 import contextlib
 import errno
@@ -32,14 +32,14 @@ from .text import is_missing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    """What a row says."""
+    """The values of one row."""
 
     place: str
     path: str
-    """Of the image, relative to the table's folder."""
+    """Path of the image, relative to the folder of the table."""
 
     key: str
-    """Of a row that has none."""
+    """Key of a row without one."""
 
     fields: RowFields
     span: tuple[int, int] | None = None
@@ -56,10 +56,11 @@ class TableSource(Source):
 
     @property
     def root(self) -> Location:
+        """Folder of the table."""
         return self.location.parent
 
     def fingerprint(self) -> str:
-        """Changes with the table's size or time, or the columns asked for; images do not count."""
+        """Return a hash that changes with the size or time of the table, or the columns; not with images."""
         try:
             status = status_of(self.location)
         except OSError as error:
@@ -73,10 +74,10 @@ class TableSource(Source):
         yield CorpusPart("", self._scan)
 
     def _scan(self) -> Iterator[Sample | Problem]:
-        """Yield a sample for each row, and a problem for each thing of a row that is no use.
+        """Yield a sample for each row, and a problem for each value that cannot be used.
 
         Raises:
-            SourceError: the table is empty, cannot be read, or lacks a column that it needs.
+            SourceError: the table is empty, cannot be read, or has no column of images.
         """
         names = column_names(self.location, self.choice.columns)
         check_columns(names, self.choice.columns, self.location)
@@ -100,7 +101,7 @@ class TableSource(Source):
         yield from unread_columns(unread.counts, printable(str(self.location)), found)
 
     def _texts_among(self, names: Sequence[str]) -> Sequence[str]:
-        """Return the columns that can hold text: of a Parquet file those whose type says so."""
+        """Return the columns that can hold text; of a Parquet file those of a type with text."""
         if self.location.suffix.lower() != ".parquet":
             return names
         with open_parquet(self.location) as opened:
@@ -109,7 +110,7 @@ class TableSource(Source):
     def _with_facts(
         self, entries: Iterator[_Entry | Problem]
     ) -> Iterator[tuple[_Entry | Problem, SizeAndTime]]:
-        """Yield size and time of each row's image; objects are asked for theirs many at a time."""
+        """Yield size and time of each row's image; those of objects are looked up in parallel."""
         prefix = f"{self.root}/"
         of_table = cache(partial(size_and_time, str(self.location)))
 
@@ -124,7 +125,7 @@ class TableSource(Source):
 
 
 class _Entries:
-    """Makes entries of the rows of one table."""
+    """Converts the rows of one table to entries."""
 
     def __init__(self, source: TableSource, unread: UnreadColumns) -> None:
         self._source, self._unread = source, unread
@@ -132,7 +133,7 @@ class _Entries:
         self._num_rows = 0
 
     def read(self, rows: Iterable[Row | BadRow]) -> Iterator[_Entry | Problem]:
-        """Yield an entry for each row, or the problem that it is."""
+        """Yield an entry or a problem for each row."""
         with contextlib.closing(self._spans):
             for row in rows:
                 try:
@@ -151,7 +152,7 @@ class _Entries:
             return self._base64_entry(row, image, read_fields(row.values, found))
         if is_missing(image):
             raise ValueError("no image is named")
-        clean_text(image, "the image path")  # for its checks; a file name may end in a space
+        clean_text(image, "the image path")  # only checks it; a file name may end in a space
         assert isinstance(image, str)
         path = path_below(self._source.root, image)
         fields = read_fields(row.values, found)
@@ -162,8 +163,8 @@ class _Entries:
         table = self._source.location
         if table.suffix.lower() == ".parquet":
             raise ValueError(
-                f"the image stands in the table as base64 text of {len(image.text):,} characters; write it "
-                "as bytes, in a column of type binary"
+                f"the image is base64 text of {len(image.text):,} characters; write it as bytes, in a column "
+                "of type binary"
             )
         return _Entry(
             place=f"{table} {row.where}",

@@ -1,12 +1,11 @@
 """The samples of one tar archive, by WebDataset's rule: members that share a key are one sample.
 
 The archive is indexed first, from its headers alone, then grouped: members of a sample need not follow
-each other. A million members take 115 MB while they are grouped (names of 13 bytes). Images are
-addressed where they lie; only texts are read.
+each other. Grouping a million members takes 115 MB (names of 13 bytes). Images are not read, only texts.
 
-Of an archive that is cut or damaged the last sample is left out: more members of it may have stood there,
-and a caption that is not there when it is planned could never be added. Where nothing but the end mark is
-missing it is used, for some writers never write one.
+If an archive is cut or damaged, the last sample is left out: members of it may be missing, and a caption
+cannot be added after it was planned. If only the end mark is missing, the sample is used, because some
+writers never write one.
 """
 
 import stat
@@ -35,13 +34,13 @@ _IMAGES = tuple(ending[1:].encode() for ending in IMAGE_ENDINGS)
 
 _DOTTED_IMAGE = (
     "an image with a dot in its name before the ending, where WebDataset ends the key: not used; "
-    "rename it if it is no mask or the like"
+    "rename it unless it is a mask or the like"
 )
 
 _SMALL_TEXT = 1 << 16
 _KEPT_BYTES = 1 << 26
-"""Of the texts of an archive in an object store: they lie in the pieces that are read for its headers, so
-that they are taken as it is walked; what is too much is read afterwards, once more in order."""
+"""Bytes of texts kept while the headers of an archive in an object store are read, because they come in
+the same requests. Further texts are read afterwards."""
 
 
 def tar_samples(
@@ -51,11 +50,11 @@ def tar_samples(
 
     Args:
         path: the archive.
-        relative: the same as Sample.path has it.
+        relative: its path relative to the root, as in Sample.path.
         choice: which members are captions.
 
     Raises:
-        SourceError: it is compressed, or reading it fails (not: it is missing, or damaged).
+        SourceError: it is compressed, or reading it fails. A missing or damaged archive is a problem.
     """
     choice = choice or CaptionChoice()
     try:
@@ -93,17 +92,17 @@ class _Archive:
         texts = dict.fromkeys((*choice.endings, CLASS_ENDING))
         self._texts_of = dict(
             enumerate(texts, len(_IMAGES))
-        )  # ending by role, in the order of trying
-        # Number of an ending; those of images come first, the preferred ones before the others.
+        )  # ending by role, in the order in which they are tried
+        # Number of an ending: images first, preferred endings before others.
         self._role_of = {ending: role for role, ending in enumerate(_IMAGES)}
         self._role_of |= {ending.encode(): role for role, ending in self._texts_of.items()}
         self._place = printable(str(path))
         self._num_bytes, self._mtime_ns = size_and_time(str(path))
         self._tally = Tally(self._place)
         self._index = TarIndex()
-        self._texts: dict[int, bytes] = {}  # by member; kept while they are at hand
-        self._kept_bytes = _KEPT_BYTES if keeps_texts else 0  # that may be kept still
-        self._left_out: str | None = None  # key of the last sample, where it may lack members
+        self._texts: dict[int, bytes] = {}  # by member, until they are used
+        self._kept_bytes = _KEPT_BYTES if keeps_texts else 0  # that may still be kept
+        self._left_out: str | None = None  # key of the last sample, if it may be incomplete
         self._unread = UnreadTexts("members")
 
     def scan(self) -> Iterator[Sample | Problem]:
@@ -121,9 +120,9 @@ class _Archive:
         yield from self._closing_problems(num_images)
 
     def _groups(self) -> Iterator[list[int]]:
-        """Yield the members of each sample: those whose keys are one text, however Unicode writes it.
+        """Yield the members of each sample: those with the same key in any Unicode form.
 
-        Two images whose keys only Unicode tells apart are two samples, each with what is written as it is.
+        Two images whose keys differ only in Unicode form are two samples, each with the members of its form.
         """
         index = self._index
         for group in index.groups():
@@ -157,7 +156,7 @@ class _Archive:
                         _DOTTED_IMAGE, self._problem(member.name, _DOTTED_IMAGE)
                     )
             elif member.kind != "file":
-                index.passed[member.kind] += 1
+                index.skipped[member.kind] += 1
             elif not _is_utf8(member.name):
                 reason = "the member's name is not UTF-8"
                 yield from self._tally.add(reason, self._problem(member.name, reason))
@@ -192,7 +191,7 @@ class _Archive:
         assert parts is not None
         key = parts[0].decode()
         if index.is_cut and index.is_last_key(parts[0]):
-            self._left_out = key  # with captions missing it would be frozen without them
+            self._left_out = key  # it would be recorded without its missing captions
             return
         if role >= len(_IMAGES):
             reason = "there is no image to it"
@@ -206,23 +205,23 @@ class _Archive:
             for r, ending in self._texts_of.items()
             if r in members and self._choice.fits(ending, parts[1].decode())
         }
-        told = describe_image(texts, self._choice)
+        found = describe_image(texts, self._choice)
         yield Sample(
             key=key,
             path=self._relative,
-            captions=told.captions,
-            label=told.label,
+            captions=found.captions,
+            label=found.label,
             member=name.decode(),
             offset=index.offsets[image],
             length=index.sizes[image],
-            source_sha256=told.source_sha256,
+            source_sha256=found.source_sha256,
             num_bytes=self._num_bytes,
             mtime_ns=self._mtime_ns,
             place=self._place_of(name),
         )
-        for fault in told.faults:
+        for fault in found.faults:
             wrong = index.name(members[self._role_of[fault.ending.encode()]])
-            kind = f"its .{fault.ending} is no use, or part of it"
+            kind = f"its .{fault.ending} is unusable, or a part of it"
             yield from self._tally.add(kind, self._problem(wrong, fault.reason, key))
 
     def _read_text(self, i: int) -> bytes:
@@ -237,9 +236,9 @@ class _Archive:
     def _closing_problems(self, num_images: int) -> Iterator[Problem]:
         """Yield what is wrong with the archive as a whole."""
         index = self._index
-        passed = index.passed.items()
-        if passed:
-            counts = " and ".join(f"{count:,} of kind {kind}" for kind, count in passed)
+        skipped = index.skipped.items()
+        if skipped:
+            counts = " and ".join(f"{count:,} of kind {kind}" for kind, count in skipped)
             yield Problem(place=self._place, reason=f"members that are no files: {counts}")
         if index.fault is not None:
             reason = index.fault

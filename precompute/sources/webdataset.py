@@ -1,4 +1,4 @@
-"""A WebDataset: samples in tar archives, read where they lie. Nothing is unpacked."""
+"""A WebDataset: samples in tar archives, which are read in place."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,17 +26,18 @@ class WebDatasetSource(Source):
     kind: ClassVar[str] = "webdataset"
 
     files: tuple[Location, ...] = field(kw_only=True)
-    """The tars in order; one that is not there is a problem of the corpus."""
+    """The tars in order. A missing one is a problem of the corpus."""
 
     unread_folders: tuple[str, ...] = field(default=(), kw_only=True)
     """Sub-folders beside the tars: nothing in them is read."""
 
     @property
     def root(self) -> Location:
+        """Folder that holds the files."""
         return root_of(self.location)
 
     def _own_parts(self) -> Iterator[CorpusPart]:
-        """Yield one part a tar, in order."""
+        """Yield one part per tar, in order."""
         root = self.root
         if self.unread_folders:
             yield CorpusPart("", partial(unread_folders, root, self.unread_folders))
@@ -50,7 +51,7 @@ class WebDatasetSource(Source):
             relative = relative_to(path, root)
             assert relative is not None
             state = records.fingerprint() if records else "none"
-            # A file that may not be read looks the same when it may: its size and time stay.
+            # Size and time of a file stay the same when it becomes readable.
             state = f"{size_and_time} {may_be_read(str(path))} {state}"
             yield CorpusPart(relative, partial(_scan, path, relative, records, self.choice), state)
 
@@ -69,10 +70,10 @@ def _scan(
 def find_webdataset(
     folder: Location, choice: CaptionChoice | None = None
 ) -> WebDatasetSource | None:
-    """Return the source that a folder is, where tars and no images lie at its top.
+    """Return the source of a folder with tars and no images at its top, or None.
 
     Raises:
-        SourceError: a tar is compressed and is not there unpacked; or the folder cannot be read.
+        SourceError: a tar is compressed and not also there unpacked, or the folder cannot be read.
     """
     tars: list[str] = []
     folders: list[str] = []
@@ -105,7 +106,7 @@ def make_webdataset(
     """Return the source of these tars.
 
     Raises:
-        SourceError: one is compressed and is not there unpacked.
+        SourceError: one is compressed and not also there unpacked.
     """
     names = set(files)
     for file in files:

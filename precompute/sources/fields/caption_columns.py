@@ -1,4 +1,4 @@
-"""Which columns of a table, or fields of a .json, are captions: by their usual names."""
+"""Which columns of a table, or fields of a .json, are captions, by their usual names."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from functools import partial
 from .languages import IDENTIFIER_LIKE, split_language
 
 CAPTION_NAMES = ("caption", "captions", "text", "texts")
-"""All that there are are taken together, with those that name a caption otherwise: ``blip_caption``,
+"""Captions wherever they exist, all of them, as are names with the word caption: ``blip_caption``,
 ``Caption Text``, ``caption_1``."""
 
 FALLBACK_CAPTION_NAMES = (
@@ -28,8 +28,8 @@ FALLBACK_CAPTION_NAMES = (
     ("conversations", "conversation", "messages"),
     ("prompt", "prompts"),
 )
-"""Captions only where no column before them is: beside one, they say something else. All of the first
-tuple that there is are taken."""
+"""Captions only if no name before them exists; beside one they mean something else. All names of the first
+tuple with an existing name are used."""
 
 _FACTS = """
     id ids uid key url urls uri link links path file filename name hash md5 sha sha256 phash index idx
@@ -39,10 +39,10 @@ _FACTS = """
     boxes embedding embeddings emb vector token tokens ids mask label labels category class tag tags split
     error meta metadata
 """
-_NO_CAPTION_BEHIND = frozenset(_FACTS.split())
-"""Words that behind ``caption`` say what is known of it: ``caption_url``, ``caption_1_score``."""
+_FACTS_AFTER = frozenset(_FACTS.split())
+"""Words after ``caption`` that make a name a fact about it: ``caption_url``, ``caption_1_score``."""
 
-_NO_CAPTION_BEFORE = (
+_FACTS_BEFORE = (
     "has",
     "have",
     "is",
@@ -55,7 +55,7 @@ _NO_CAPTION_BEFORE = (
     "with",
     "count",
 )
-"""Words that before ``caption`` make it a fact: ``has_caption``, ``num_captions``."""
+"""Words before ``caption`` that make a name a fact: ``has_caption``, ``num_captions``."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_]+")
 
@@ -66,11 +66,11 @@ class CaptionColumn:
 
     name: str
     lang: str | None = None
-    """Language that its name says."""
+    """Language at the end of its name."""
 
     min_words: int = 0
-    """Words that a text must have to be taken; 0: any text. A column that is known by a part of its name
-    may hold numbers or identifiers instead."""
+    """Words that a text needs to be a caption; 0: any text. A column recognised by a part of its name may hold
+    numbers or identifiers instead."""
 
 
 def caption_columns(names: Sequence[str]) -> tuple[CaptionColumn, ...]:
@@ -86,24 +86,24 @@ def caption_columns(names: Sequence[str]) -> tuple[CaptionColumn, ...]:
 
 
 def is_fallback(name: str) -> bool:
-    """Say whether a name means captions only where there is no better, in whatever language."""
+    """Return whether a name means captions only where no better one exists, with or without a language."""
     parts = split_language(name.strip())
     bases = [base for usual in FALLBACK_CAPTION_NAMES for base in usual]
     return _is_one_of(name, bases) or (parts is not None and _is_one_of(parts[0], bases))
 
 
 def is_fact(name: str) -> bool:
-    """Say whether a name says something other than a text on the image: a URL, a score, an identifier."""
-    return any(word.casefold() in _NO_CAPTION_BEHIND for word in _WORD.findall(name))
+    """Return whether a name states a fact other than a caption: a URL, a score, an identifier."""
+    return any(word.casefold() in _FACTS_AFTER for word in _WORD.findall(name))
 
 
-def told_columns(names: Sequence[str]) -> tuple[CaptionColumn, ...]:
-    """Return columns that the user named; a language at the end of a name is theirs."""
+def named_columns(names: Sequence[str]) -> tuple[CaptionColumn, ...]:
+    """Return columns that the user named; a language at the end of a name is that of their captions."""
     return tuple(CaptionColumn(name, _language_of(name)) for name in names)
 
 
 def squash(name: str) -> str:
-    """Return a name as names are compared: without case, spaces, hyphens and underscores."""
+    """Return a name without case, spaces, hyphens and underscores, to compare it."""
     return "".join(c for c in name.casefold() if c not in " -_\t")
 
 
@@ -114,13 +114,13 @@ def _is_one_of(name: str, usual: Sequence[str]) -> bool:
 def _with_languages(
     names: Sequence[str], rule: Callable[[str], int | None]
 ) -> tuple[CaptionColumn, ...]:
-    """Return the columns that a rule takes, which gives the least words, or None to leave one out."""
+    """Return the columns that a rule accepts; it returns the least number of words, or None to reject."""
     found: list[CaptionColumn] = []
     for name in names:
         least = rule(name)
         parts = split_language(name.strip())
         if parts is not None and (of_base := rule(parts[0])) is not None:
-            # caption_id is mostly an identifier, seldom Indonesian: its values tell, a text from a number.
+            # caption_id is usually an identifier, rarely Indonesian: the values decide.
             is_odd = parts[1].lower() in IDENTIFIER_LIKE and ":" not in name
             found.append(CaptionColumn(name, parts[1], 2 if is_odd else of_base))
         elif least is not None:
@@ -139,9 +139,9 @@ def _is_caption(name: str) -> int | None:
     if not words:
         return None
     if words[-1] in ("caption", "captions"):
-        return None if any(word in _NO_CAPTION_BEFORE for word in words) else 1
+        return None if any(word in _FACTS_BEFORE for word in words) else 1
     if words[0] in ("caption", "captions"):
-        return None if any(word in _NO_CAPTION_BEHIND for word in words) else 1
+        return None if any(word in _FACTS_AFTER for word in words) else 1
     return None
 
 

@@ -1,4 +1,4 @@
-"""Which files and members beside an image are its captions: by their usual endings, or as told."""
+"""Which files and members beside an image are its captions: by their usual endings, or as chosen."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,16 +16,16 @@ CLASS_ENDING = "cls"
 """Ending of a file that holds the class of an image."""
 
 CAPTION_ENDINGS = ("json", "txt", "caption", "cap", "text", "caption.txt", *_BEHIND_IMAGE)
-"""Endings behind the name of an image without its own: ``dog.json`` and ``dog.jpg.txt`` of ``dog.jpg``. The
-first that gives a caption is taken."""
+"""Endings that follow the name of an image without its own: ``dog.json`` and ``dog.jpg.txt`` of ``dog.jpg``.
+The first file with a caption is used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionChoice:
-    """What the user told of the captions beside images."""
+    """Which captions the user chose."""
 
-    told: tuple[str, ...] | None = None
-    """Endings as parse_endings returns them; all that there are give captions. None: CAPTION_ENDINGS."""
+    caption_endings: tuple[str, ...] | None = None
+    """Endings from parse_endings; every file with one of them gives captions. None: CAPTION_ENDINGS."""
 
     columns: TableColumns = field(default_factory=TableColumns)
     """Names in a .json, and in the table of a folder (imagefolder.py), where they are not the usual ones."""
@@ -36,17 +36,21 @@ class CaptionChoice:
     @property
     def endings(self) -> tuple[str, ...]:
         """Endings of the texts that are read beside an image."""
-        captions = CAPTION_ENDINGS if self.told is None else self.told
+        captions = CAPTION_ENDINGS if self.caption_endings is None else self.caption_endings
         return (*captions, CLASS_ENDING) if self.has_class_files else captions
 
     def fits(self, ending: str, image_ending: str) -> bool:
-        """Say whether a text may belong to an image: ``dog.png.txt`` is not that of ``dog.jpg``."""
+        """Return whether a text may belong to an image: ``dog.png.txt`` does not belong to ``dog.jpg``."""
         return ending not in _BEHIND_IMAGE or ending == f"{image_ending}.txt"
 
     def to_settings(self) -> dict[str, Any]:
-        """Return what the user told, as JSON values."""
-        told = {} if self.told is None else {SETTING: list(self.told)}
-        return told | self.columns.to_settings()
+        """Return what the user chose, as JSON values."""
+        settings = self.columns.to_settings()
+        return (
+            settings
+            if self.caption_endings is None
+            else {SETTING: list(self.caption_endings), **settings}
+        )
 
 
 def parse_endings(given: Iterable[str]) -> tuple[str, ...]:
@@ -59,8 +63,10 @@ def parse_endings(given: Iterable[str]) -> tuple[str, ...]:
     for each in given:
         ending = each.strip().lower().lstrip("*").lstrip(".")
         if not ending or not ending.isprintable() or any(c in "/\\ " for c in ending):
-            raise SettingError(f"caption ending {each!r} is none; write for instance .txt or .cap")
+            raise SettingError(
+                f"caption ending {each!r} is invalid; use an ending such as .txt or .cap"
+            )
         if f".{ending}" in IMAGE_ENDINGS:
-            raise SettingError(f"caption ending {each!r} is one of images, and no text")
+            raise SettingError(f"caption ending {each!r} is that of an image, not of a text")
         endings[ending] = None
     return tuple(endings)

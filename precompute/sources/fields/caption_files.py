@@ -13,14 +13,14 @@ from .captions import caption_fields, clean_captions, clean_name
 from .columns import TableColumns, find_columns, show_names
 
 MAX_TEXT_BYTES = 1 << 24
-"""Of a caption file, which is read whole."""
+"""Largest caption file; it is read whole."""
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionJson:
-    """What a JSON text says of an image."""
+    """What a JSON text says about an image."""
 
     captions: tuple[Caption, ...] = ()
     label: str | None = None
@@ -28,17 +28,17 @@ class CaptionJson:
     """What is wrong with it."""
 
     entry: Mapping[str, object] = field(default_factory=dict[str, object])
-    """The object that the text is; empty where it is another value."""
+    """The whole object; empty if the text is another value."""
 
     is_sure: bool = True
-    """False where its captions stand under names that mean captions only where there is nothing better."""
+    """False if its captions have names that are captions only if nothing better exists."""
 
     is_foreign: bool = False
-    """It is an object with a place for neither captions nor a label; the one reason says so."""
+    """It is an object without captions and without a label, as the only reason says."""
 
 
 def decode_text(data: bytes) -> str:
-    """The text, with bytes that are not UTF-8 as surrogates.
+    """Return the text; bytes that are not UTF-8 become surrogates.
 
     Raises:
         ValueError: it is no text; the message is a reason.
@@ -49,9 +49,9 @@ def decode_text(data: bytes) -> str:
 
 
 def _looks_like_utf16(data: bytes) -> bool:
-    """Say whether half of the bytes at even, or at odd, places are zero: so is western text in UTF-16.
+    """Return whether half of the bytes at even, or at odd, positions are zero, as in western text in UTF-16.
 
-    A single NUL is a character like any other, in a .txt as in a .jsonl.
+    A single NUL is an ordinary character.
     """
     if b"\0" not in data or len(data) % 2:
         return False
@@ -59,7 +59,7 @@ def _looks_like_utf16(data: bytes) -> bool:
 
 
 def read_bytes(path: str) -> bytes:
-    """A whole caption file.
+    """Return the contents of a caption file.
 
     Raises:
         ValueError: it cannot be read, or is too large; the message is a reason.
@@ -75,7 +75,7 @@ def read_bytes(path: str) -> bytes:
 
 def caption_lines(text: str) -> tuple[tuple[Caption, ...], list[int]]:
     """Return the captions of a text, one a line, and the numbers of the lines that are not UTF-8."""
-    # Not splitlines(): it also splits at characters that stand inside captions, such as U+2028.
+    # Not splitlines(), which also splits at characters inside captions, such as U+2028.
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     bad = [number for number, line in enumerate(lines, 1) if not is_unicode(line)]
     captions, _ = clean_captions([(line, None) for line in lines if is_unicode(line)])
@@ -83,7 +83,7 @@ def caption_lines(text: str) -> tuple[tuple[Caption, ...], list[int]]:
 
 
 def parse_caption_json(text: str, columns: TableColumns) -> CaptionJson:
-    """What a JSON text says of its image, under the usual names or those that the user told.
+    """Return what a JSON text says of its image, under the usual names or those that the user chose.
 
     Raises:
         ValueError: it is not JSON; the message is a reason.
@@ -97,7 +97,7 @@ def parse_caption_json(text: str, columns: TableColumns) -> CaptionJson:
     entry = cast(dict[str, object], value)
     found = find_columns(tuple(entry), columns)
     if not found.captions and found.label is None:
-        # {"de": "ein Hund", "en": "a dog"}: a caption value in itself, or something else entirely
+        # {"de": "ein Hund", "en": "a dog"}: captions by language, or something else
         captions, reasons = clean_captions([(entry, None)])
         if reasons:
             expected = ", ".join(CAPTION_NAMES if columns.captions is None else columns.captions)

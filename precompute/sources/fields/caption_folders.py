@@ -1,4 +1,4 @@
-"""Where in a tree of folders the texts of an image are: beside it, or in a folder of captions."""
+"""Finding the texts of an image in a tree of folders: beside it, or in a folder of captions."""
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
@@ -11,24 +11,24 @@ from .caption_endings import CaptionChoice
 from .texts_beside import IMAGE_FOLDERS, TEXT_FOLDERS, TextsBeside
 
 _MAX_LISTED = 8
-"""Folders of captions of which the names are kept."""
+"""Folders of captions whose names are kept in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextFolder:
-    """A folder of captions that was seen above, with what its tree is a tree of."""
+    """A folder of captions in a folder above, and which images its tree mirrors."""
 
     path: str
     """Relative to the root."""
 
     parent: str
-    """The folder that it lies in."""
+    """The folder that contains it."""
 
     images: str | None
-    """The one folder of images beside it, which its tree leaves out; None where there is none or several."""
+    """The only folder of images beside it, which its tree leaves out; None for none or several."""
 
-    def of(self, folder: str) -> Iterator[str]:
-        """Yield the folders that may hold the captions of a folder's images."""
+    def folders_for(self, folder: str) -> Iterator[str]:
+        """Yield the folders that may hold the captions of the images in a folder."""
         below = folder[len(self.parent) :].strip("/")
         yield f"{self.path}/{below}".rstrip("/")
         if self.images is not None and f"{below}/".startswith(f"{self.images}/"):
@@ -42,10 +42,10 @@ class TextFolders:
         self._root, self._choice = root, choice
         self._listed: OrderedDict[str, TextsBeside] = OrderedDict()
         self._stray: dict[str, tuple[int, str]] = {}
-        """Of each folder the texts beside no image, and the first of them."""
+        """Number of texts beside no image by folder, and the first of them."""
 
         self._num_used: dict[str, int] = {}
-        """Of each folder of captions the texts that images elsewhere took."""
+        """Number of texts that images of other folders used, by folder."""
 
     def seen(self, folder: str, folders: Collection[str]) -> Iterator[TextFolder]:
         """Yield the folders of captions among the sub-folders of a folder."""
@@ -56,12 +56,14 @@ class TextFolders:
                 yield TextFolder(path, folder, images[0] if len(images) == 1 else None)
 
     def find(self, folder: str, image: str, above: Sequence[TextFolder]) -> list[tuple[str, str]]:
-        """Return (ending, path) of the texts of an image; none where two folders have some."""
+        """Return (ending, path) of the texts of an image; none if two folders have some."""
         found: dict[str, list[tuple[str, str]]] = {}
         for each in above:
-            for place in each.of(folder):
+            for place in each.folders_for(folder):
                 if place != folder and place not in found:
-                    texts = [(e, f"{place}/{name}") for e, name in self._names(place).of(image)]
+                    texts = [
+                        (e, f"{place}/{name}") for e, name in self._names(place).texts_of(image)
+                    ]
                     found |= {place: texts} if texts else {}
         if len(found) != 1:
             return []
@@ -70,13 +72,13 @@ class TextFolders:
         return texts
 
     def note_stray(self, folder: str, texts: TextsBeside) -> None:
-        """Remember the texts of a folder that no image of it used."""
+        """Count the texts of a folder that no image in it used."""
         stray = sorted(texts.names - texts.used)
         if stray:
             self._stray[folder] = len(stray), f"{folder}/{stray[0]}".lstrip("/")
 
     def notes(self, num_images: int, num_captioned: int) -> Iterator[Unused]:
-        """Yield how many texts belong to no image, where that is worth a word."""
+        """Yield a note on texts that belong to no image, if they may be missing captions."""
         strays = {
             folder: count - self._num_used.get(folder, 0)
             for folder, (count, _) in self._stray.items()
@@ -89,8 +91,8 @@ class TextFolders:
                 place=printable(f"{self._root}/{first}"),
                 reason="texts that are named like no image beside them",
                 count=count,
-                remedy="captions lie beside their images (x.txt of x.jpg), in a folder captions/ beside "
-                "those of the images, or in a table",
+                remedy="put captions beside their images (x.txt for x.jpg), in a folder captions/ beside "
+                "the images, or in a table",
             )
 
     def _names(self, folder: str) -> TextsBeside:
@@ -103,7 +105,7 @@ class TextFolders:
         return texts
 
     def _list(self, folder: str) -> TextsBeside:
-        """Return the texts of a folder; none where it holds images, or is not there."""
+        """Return the texts of a folder; none if it holds images or does not exist."""
         texts = TextsBeside(self._choice)
         try:
             with scan_folder(f"{self._root}/{folder}") as entries:

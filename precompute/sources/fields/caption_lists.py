@@ -1,4 +1,4 @@
-"""Lists of captions that a writer put into a text: as JSON, or as Python prints a list."""
+"""Lists of captions written into a text, as JSON or as Python prints a list."""
 
 import ast
 import json
@@ -7,14 +7,14 @@ from typing import cast
 
 _MAX_CHARACTERS = 1 << 20
 _NO_COMMA = re.compile(r"""['"]\s+['"]""")
-"""Numpy prints no commas; Python would read two such texts as one."""
+"""Numpy prints no commas, so Python would read two such texts as one."""
 
 _ODD_ESCAPE = re.compile(r"\\[^\\'\"abfnrtvxuU0-7]")
-"""Of which Python warns."""
+"""Escapes that Python warns about."""
 
 
 def read_written(value: object) -> object:
-    """Return the list, or the object of captions, that a text holds; any other value as it stands."""
+    """Return the list or object of captions that a text holds; any other value unchanged."""
     if not isinstance(value, str) or len(value) > _MAX_CHARACTERS:
         return value
     text = value.strip()

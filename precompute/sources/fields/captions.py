@@ -1,11 +1,11 @@
-"""Captions, languages and names as corpora write them, made clean.
+"""Cleaning captions, languages and names as corpora write them.
 
 A caption value is a text, a list of texts, an object ``{"text": ..., "lang": ...}``, a list of such
 objects, an object of lists ``{"text": [...], "lang": [...]}``, or an object keyed by language:
 ``{"de": "ein Hund", "en": ["a dog", "the dog"]}``.
-So is a conversation, ``[{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]``: what the model
-says in it. A list or an object may be written into a text, as JSON or as Python prints it.
-Nothing here raises for bad content: what cannot be used comes back as a reason.
+A conversation, ``[{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]``, gives what the model
+says. A list or an object may be written into a text, as JSON or as Python prints it.
+Bad content raises no error here: what cannot be used is returned as a reason.
 """
 
 import re
@@ -28,10 +28,10 @@ _NO_WORDS = frozenset(("true", "false", "none", "null", "nan", "n/a"))
 _SPEAKERS = frozenset(("gpt", "assistant", "model", "chatgpt", "bot", "bard", "gemini"))
 _SPOKEN = (("from", "value"), ("role", "content"))  # LLaVA's and ShareGPT's; OpenAI's
 _IMAGE_TOKEN = re.compile(r"</?(?:image|img|im_start|im_end|im_patch)(?:_[0-9]+)?>")
-_MAX_DEPTH = 3  # {lang: [{text: ...}]}; deeper nesting is no caption in any corpus we know
+_MAX_DEPTH = 3  # {lang: [{text: ...}]}; no known corpus nests captions deeper
 
 _MAX_NAME = 4096
-"""Characters of a key or label; more is another column, or a damaged one."""
+"""Characters of a key or label; a longer value is another column, or damaged."""
 
 _Item = tuple[
     str | None, str | None
@@ -41,13 +41,13 @@ _Item = tuple[
 def clean_captions(
     fields: Sequence[tuple[object, str | None]], lang: object = None
 ) -> tuple[tuple[Caption, ...], list[str]]:
-    """The usable captions of one sample in order, each once, and the reasons for the others.
+    """Return the usable captions of one sample in order, each once, and reasons for the others.
 
     Args:
-        fields: caption values, each with the language that its column name says, or None.
-        lang: language of the captions that have none of their own: a text for all of them, or a
-            list as long as those captions. A list of another length gives a reason, and the
-            captions stay without language: a guess could pair every text with a wrong one.
+        fields: caption values, each with the language in its column name, or None.
+        lang: language of the captions without one of their own: a text for all of them, or a list as long
+            as those captions. A list of another length gives a reason, and the captions keep no language,
+            because a guess could pair every text with a wrong one.
     """
     reasons: list[str] = []
     items: list[_Item] = []
@@ -59,14 +59,14 @@ def clean_captions(
 
 
 def clean_name(value: object, what: str) -> str | None:
-    """A key or label as text, stripped; None where the corpus says nothing.
+    """Return a key or label as stripped text; None for a missing value.
 
-    Numbers become their digits: whole floats too, exactly, for pandas writes integers beside a missing one
-    as ``12.0``. UUIDs, decimals, dates and times become their usual text; bytes that are no text their
-    hexadecimal digits, 16 of them those of a UUID.
+    Numbers become digits, also whole floats, because pandas writes integers beside a missing one as ``12.0``.
+    UUIDs, decimals, dates and times become their usual text, bytes that are no text hexadecimal digits, and
+    16 such bytes a UUID.
 
     Raises:
-        ValueError: the value is no name, or a very long one; the message is a reason that starts with
+        ValueError: the value is not a name, or too long; the message is a reason that starts with
             ``what``.
     """
     if is_missing(value):
@@ -80,7 +80,7 @@ def clean_name(value: object, what: str) -> str | None:
 
 
 def _usual_text(value: object) -> object:
-    """The text that stands for a value of a type that has one; any other value as it is."""
+    """Return the usual text of a number, UUID, date, ...; any other value unchanged."""
     match value:
         case bool():
             return value
@@ -102,10 +102,10 @@ def _usual_text(value: object) -> object:
 
 
 def clean_text(value: object, what: str) -> str:
-    """The text stripped, possibly empty.
+    """Return a text stripped, possibly empty.
 
     Raises:
-        ValueError: the value is no text, or one that UTF-8 cannot write.
+        ValueError: the value is not text, or not valid Unicode.
     """
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
@@ -127,7 +127,7 @@ def caption_fields(
 
 
 def _keep_worded(value: object, least: int) -> object:
-    """Return a value without its texts of fewer words, and without numbers, which are no captions here."""
+    """Return a value without texts of fewer words and without numbers."""
     if least == 0:
         return value
     if isinstance(value, list):
@@ -138,7 +138,7 @@ def _keep_worded(value: object, least: int) -> object:
 
 
 def has_words(text: str, least: int = 1) -> bool:
-    """Say whether a text is of so many words, and no number, identifier, file name or URL."""
+    """Return whether a text has this many words and is no number, identifier, file name or URL."""
     words = text.split()
     if len(words) < least or text.strip().casefold() in _NO_WORDS:
         return False

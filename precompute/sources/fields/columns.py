@@ -1,4 +1,4 @@
-"""Which column of a table is the image, which are captions: by their usual names, or as told."""
+"""Which column of a table is the image, which are captions: by their usual names, or as named."""
 
 import difflib
 import re
@@ -9,10 +9,10 @@ from typing import Any
 
 from ....errors import SettingError, SourceError
 from ....store.io.location import Location
-from .caption_columns import CaptionColumn, caption_columns, squash, told_columns
+from .caption_columns import CaptionColumn, caption_columns, named_columns, squash
 
 # Names are compared without case, spaces, hyphens and underscores: "File Name" is filename.
-# In each tuple the first that a table has is taken. Those of captions: caption_columns.py.
+# The first name in each tuple that a table has is used. Names of captions: caption_columns.py.
 IMAGE_NAMES = (
     *("image", "image_path", "path", "file", "filename", "filepath", "img", "img_path"),
     *("image_file", "image_filename", "image_name", "img_file", "img_name"),
@@ -35,10 +35,10 @@ class TableColumns:
     the image, with dots between nested names (``image.bytes``)."""
 
     captions: tuple[str, ...] | None = None
-    """Captions. A name that ends in a language (``caption_de``) gives them that; () takes none."""
+    """Captions. A language at the end of a name (``caption_de``) is theirs; () for no captions."""
 
     key: str | None = None
-    """Name of the sample. Where the table has none, the image's path without its extension."""
+    """Key of the sample. Without one, the path of the image without its extension."""
 
     lang: str | None = None
     """Language of the captions: one, or a list as long as the captions."""
@@ -47,42 +47,42 @@ class TableColumns:
     """Class of the image."""
 
     encoding: str | None = None
-    """Of a table that is text. None: UTF-8, or UTF-16 with its mark."""
+    """Encoding of a text table. None: UTF-8, or UTF-16 with a byte order mark."""
 
     def __post_init__(self) -> None:
         if self.encoding is not None:
             check_encoding(self.encoding)
-        if isinstance(self.captions, str):  # "caption" would be taken for seven columns
+        if isinstance(self.captions, str):  # "caption" would be seven columns
             raise SettingError(f"columns.captions must be a tuple of names, got {self.captions!r}")
 
     def named(self) -> tuple[str, ...]:
-        """Every column that the user named."""
+        """Return every column that the user named."""
         single = (self.image, self.key, self.lang, self.label)
         return (*(name for name in single if name is not None), *(self.captions or ()))
 
     def to_settings(self) -> dict[str, Any]:
-        """What the user named, as JSON values."""
+        """Return the columns that the user named, as JSON values."""
         named = {name: value for name, value in asdict(self).items() if value is not None}
         return {n: list(v) if isinstance(v, tuple) else v for n, v in named.items()}
 
 
 def check_encoding(encoding: str) -> None:
-    """Refuse an encoding that is none.
+    """Refuse an unknown encoding.
 
     Raises:
-        SettingError: Python knows no such encoding of text.
+        SettingError: Python has no such encoding of text.
     """
     try:
         "".encode(encoding)
     except (LookupError, ValueError):
         raise SettingError(
-            f"encoding {encoding[:40]!r} is none that Python knows; such as latin-1, cp1252, utf-16"
+            f"encoding {encoding[:40]!r} is unknown to Python; use one such as latin-1, cp1252, utf-16"
         ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundColumns:
-    """The columns of one table, or of one row of a .jsonl, that mean something to us."""
+    """The columns of one table, or of one row of a .jsonl, that have a meaning."""
 
     image: str | None
     captions: tuple[CaptionColumn, ...]
@@ -92,7 +92,7 @@ class FoundColumns:
     label: str | None
 
     def names(self) -> list[str]:
-        """Every column to be read, each once."""
+        """Return every column to be read, each once."""
         single = (self.image, self.key, self.lang, self.label)
         captions = (column.name for column in self.captions)
         return list(dict.fromkeys(name for name in (*single, *captions) if name is not None))
@@ -100,19 +100,19 @@ class FoundColumns:
 
 @lru_cache(maxsize=256)  # once for a table; .jsonl rows come in few shapes
 def find_columns(names: tuple[str, ...], wanted: TableColumns) -> FoundColumns:
-    """The meaning of each column name; what the user named is taken as it is, if it is there."""
-    named = set(wanted.named())
-    free = [name for name in names if name not in named]
+    """Return which columns have which meaning. Columns that the user named are used if they exist."""
+    chosen = set(wanted.named())
+    free = [name for name in names if name not in chosen]
 
-    def one(told: str | None, usual: Sequence[str]) -> str | None:
-        if told is not None:
-            return told if told in names else None
+    def one(named: str | None, usual: Sequence[str]) -> str | None:
+        if named is not None:
+            return named if named in names else None
         return first_column(free, usual)
 
     if wanted.captions is None:
         captions = caption_columns(free)
     else:
-        captions = told_columns([name for name in wanted.captions if name in names])
+        captions = named_columns([name for name in wanted.captions if name in names])
     return FoundColumns(
         image=one(wanted.image, IMAGE_NAMES),
         captions=captions,
@@ -123,16 +123,16 @@ def find_columns(names: tuple[str, ...], wanted: TableColumns) -> FoundColumns:
 
 
 def first_column(names: Sequence[str], usual: Sequence[str]) -> str | None:
-    """The column with the first of the usual names that there is; None where there is none."""
+    """Return the column with the first usual name that exists, or None."""
     by_name = {squash(name): name for name in reversed(names)}
     return next((by_name[squash(name)] for name in usual if squash(name) in by_name), None)
 
 
 def check_columns(names: Sequence[str], wanted: TableColumns, table: Location) -> None:
-    """Refuse a table that lacks a column the user named, or any column of images.
+    """Refuse a table without a column that the user named, or without any column of images.
 
     Raises:
-        SourceError: names the columns there are.
+        SourceError: the message names the existing columns.
     """
     for name in wanted.named():
         if name not in names:
@@ -150,7 +150,7 @@ def check_columns(names: Sequence[str], wanted: TableColumns, table: Location) -
 
 
 def _image_advice(names: Sequence[str]) -> str:
-    """Return what to do about a table in which no column is known to name images."""
+    """Return the remedy for a table without a known column of images."""
     if any(_FILE_NAME.fullmatch(name) for name in names):
         return (
             "that looks like a row, not like names: number the columns, such as --image-column 1 "
@@ -160,11 +160,11 @@ def _image_advice(names: Sequence[str]) -> str:
     if url is not None:
         return (
             f"if {url[:40]!r} holds URLs, download them with img2dataset and build from what it writes; if "
-            f"paths, say --image-column {url[:40]}"
+            f"paths, use --image-column {url[:40]}"
         )
     return (
         f"expected one named {', '.join(IMAGE_NAMES[:3])} or the like: rename it, or name it with "
-        "--image-column (a .csv or .tsv without a line of names: by its number)"
+        "--image-column (by number in a .csv or .tsv without a header)"
     )
 
 

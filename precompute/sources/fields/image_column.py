@@ -57,13 +57,13 @@ class PackedColumns:
     """False where there are paths only."""
 
     class_names: tuple[str, ...] = ()
-    """Names of classes, where the metadata of datasets say so and labels are numbers."""
+    """Names of classes, if the metadata of datasets has them and labels are numbers."""
 
     unread: tuple[str, ...] = ()
     """Columns of texts that are not read and may be captions."""
 
     is_img2dataset: bool = False
-    """The table says of each row whether it could be downloaded."""
+    """The table says for each row whether it was downloaded."""
 
     @property
     def member(self) -> str:
@@ -72,7 +72,7 @@ class PackedColumns:
 
 
 def holds_images(schema: Any, wanted: TableColumns) -> bool:
-    """Say whether a table with an Arrow schema holds images, rather than paths of some."""
+    """Return whether a table with an Arrow schema holds images rather than paths."""
     if _find_image(schema, wanted) is not None:
         return True
     top = wanted.image or first_column(schema.names, IMAGE_NAMES)
@@ -88,10 +88,10 @@ def packed_columns(
         schema: of the file.
         wanted: what the user named.
         place: the file, for messages.
-        takes_paths: a column of paths will do where none holds bytes.
+        takes_paths: also accept a column of paths if no column holds bytes.
 
     Raises:
-        SourceError: it has none that holds images, or lacks one that the user named.
+        SourceError: no column holds images, or a column that the user named is missing.
     """
     image = _find_image(schema, wanted)
     paths = _find_path(schema, wanted) if image is None and takes_paths else None
@@ -160,8 +160,10 @@ def _find_image(schema: Any, wanted: TableColumns) -> tuple[str, ...] | None:
 
 
 def _only_bytes(schema: Any, packed: Sequence[str], wanted: TableColumns) -> str | None:
-    """Return the one column of bytes of a table without a column of paths, whatever its name; not one of
-    keys, hashes, sounds or vectors."""
+    """Return the only column of bytes of a table without a column of paths, by any name.
+
+    Columns of keys, hashes, sounds and vectors do not count.
+    """
     found = find_columns(tuple(schema.names), wanted)
     others = set(packed) - {found.key, found.label, found.lang}
     plain = [
@@ -172,9 +174,9 @@ def _only_bytes(schema: Any, packed: Sequence[str], wanted: TableColumns) -> str
     return free[0] if is_only else None
 
 
-def _follow(schema: Any, told: str) -> tuple[str, ...] | None:
-    """Return the way to the bytes of the column that the user named, with dots or without."""
-    for way in _ways(told):
+def _follow(schema: Any, column: str) -> tuple[str, ...] | None:
+    """Return the names that lead to the bytes of the column that the user named, with or without dots."""
+    for way in _readings(column):
         found = schema.get_all_field_indices(way[0])
         if len(found) != 1:
             continue
@@ -187,11 +189,11 @@ def _follow(schema: Any, told: str) -> tuple[str, ...] | None:
     return None
 
 
-def _ways(told: str) -> Iterator[tuple[str, ...]]:
-    """Yield the readings of a name with dots, which may itself be the name of a column."""
-    yield (told,)
-    if "." in told:
-        yield tuple(told.split("."))
+def _readings(column: str) -> Iterator[tuple[str, ...]]:
+    """Yield the meanings of a name: a column of that name, or a path of names with dots."""
+    yield (column,)
+    if "." in column:
+        yield tuple(column.split("."))
 
 
 def _leaf(found: Any) -> tuple[str, ...] | None:
@@ -241,12 +243,12 @@ def _no_image(schema: Any, wanted: TableColumns, place: Location) -> str:
     names = ", ".join((*IMAGE_NAMES[:1], *_BYTES_NAMES))
     return (
         f"{place} has no column of images ({expected}) named {names} or the like, it has {shown}; "
-        "say which it is with --image-column"
+        "name it with --image-column"
     )
 
 
 def _features(schema: Any) -> Mapping[str, object]:
-    """Return the features by column, as datasets writes them into a schema; empty without."""
+    """Return the features by column that datasets writes into a schema; empty without."""
     written = (schema.metadata or {}).get(b"huggingface")
     try:
         found: Any = json.loads(written) if written is not None else None
@@ -270,7 +272,7 @@ def _class_names(feature: object) -> tuple[str, ...]:
 
 
 def image_file(root: Location, folder: PurePosixPath, written: object) -> str:
-    """Return the file that stands for the bytes of a row, relative to the source's root.
+    """Return the file of a row without bytes, relative to the root of the source.
 
     Args:
         root: of the source.
@@ -278,7 +280,7 @@ def image_file(root: Location, folder: PurePosixPath, written: object) -> str:
         written: the row's path.
 
     Raises:
-        ValueError: there is none; the message is a reason.
+        ValueError: there is no path, or no valid one; the message is a reason.
     """
     if is_missing(written):
         raise ValueError("the image has no bytes and no path")

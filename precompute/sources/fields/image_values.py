@@ -1,4 +1,4 @@
-"""What stands in a table's column of images: a path, an object or a list around one, or base64 text."""
+"""Values in a column of images of a table: a path, an object or list with one, or base64 text."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -15,13 +15,13 @@ _HEAD_CHARACTERS = 512
 
 @dataclass(frozen=True, slots=True)
 class Base64Image:
-    """An image that stands in the table itself."""
+    """An image inside a text table."""
 
     text: str
-    """In base64, without what a ``data:`` URL has before it."""
+    """Its base64 text, without the head of a ``data:`` URL."""
 
     name: str | None = None
-    """Path that the row gives beside it."""
+    """Path beside it."""
 
 
 def read_image_value(value: object) -> object:
@@ -44,7 +44,7 @@ def read_image_value(value: object) -> object:
         if isinstance(data, str) and (text := _base64_text(data)) is not None:
             return Base64Image(text, path if isinstance(path, str) else None)
         if is_missing(path) and not is_missing(data):
-            raise ValueError("the image stands in the table as bytes that are no base64 text")
+            raise ValueError("the bytes of the image are not base64 text")
         return path if path is not None or _BYTES_NAME in entry else value
     if isinstance(value, str) and (text := _base64_text(value)) is not None:
         return Base64Image(text)

@@ -1,8 +1,8 @@
-"""Telling a language tag from any other word, in column names and in objects keyed by language.
+"""Recognising language tags, in column names and in objects keyed by language.
 
 A corpus writes ``caption_de`` or ``{"de": "ein Hund"}``, and also ``caption_url`` and
-``{"raw": "a dog", "sentid": 3}``. A tag counts as one only when its first part is a known code;
-taking every short word for a language would turn such columns into captions without a word.
+``{"raw": "a dog", "sentid": 3}``. A tag counts only if its first part is a known code;
+otherwise every short word would silently turn such columns into captions.
 """
 
 import re
@@ -31,7 +31,7 @@ IDENTIFIER_LIKE = frozenset({"id", "no"})
 
 
 def is_language_tag(text: str) -> bool:
-    """True for a language code, alone or with script and region: de, pt-BR, zh_Hant, eng_Latn."""
+    """Return whether a text is a language code, alone or with script and region: de, pt-BR, zh_Hant."""
     found = _TAG.fullmatch(text)
     if found is None:
         return False
@@ -40,10 +40,10 @@ def is_language_tag(text: str) -> bool:
 
 
 def split_language(column: str) -> tuple[str, str] | None:
-    """The two parts of a column name that ends in a language; None for any other name.
+    """Return the two parts of a column name that ends in a language; None for any other name.
 
     ``caption_de``, ``caption-de``, ``caption.de`` and ``caption:de`` give ``("caption", "de")``.
-    The longest tag wins, so that ``caption_zh_Hant`` is not taken for the language Hant.
+    The longest tag wins, so that ``caption_zh_Hant`` is not the language Hant.
     """
     for separator in re.finditer(r"[_:.-]", column):
         base, tag = column[: separator.start()], column[separator.end() :]

@@ -1,4 +1,4 @@
-"""What a row of any table says of its image: key, label, captions."""
+"""The key, label and captions in a row of any table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from .columns import FoundColumns
 
 @dataclass(frozen=True, slots=True)
 class RowFields:
-    """One row, made clean."""
+    """The cleaned values of one row."""
 
     key: str | None
-    """None where the row has none."""
+    """None if the row has none."""
 
     label: str | None
     captions: tuple[Caption, ...]
     reasons: tuple[str, ...]
-    """Why other values are no use; the sample stays."""
+    """Why other values cannot be used; the sample remains."""
 
 
 def read_fields(
@@ -28,15 +28,15 @@ def read_fields(
     *,
     class_names: Sequence[str] = (),
 ) -> RowFields:
-    """Return what a row says.
+    """Return the key, label and captions of a row.
 
     Args:
         values: the row's values by column name.
         found: the meaning of its columns.
-        class_names: names of the classes, where labels are their numbers.
+        class_names: names of the classes, if labels are numbers.
 
     Raises:
-        ValueError: its key is no name; the message is a reason.
+        ValueError: its key is invalid; the message is a reason.
     """
     key = clean_name(values[found.key], "the key") if found.key is not None else None
     label, reasons = None, list[str]()
@@ -53,7 +53,7 @@ def read_fields(
 
 
 def _class_name(value: object, names: Sequence[str]) -> object:
-    """Return the name of a class where its number stands; -1 is a row without class."""
+    """Return the name of a class for its number; None for -1, which means no class."""
     if not names or not isinstance(value, int) or isinstance(value, bool) or value == -1:
         return None if names and value == -1 else value
     if not 0 <= value < len(names):

@@ -1,4 +1,4 @@
-"""What stands beside an image, in a folder or in a sample of a tar, and says what it shows."""
+"""The texts beside an image, in a folder or in a sample of a tar, and what they say."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from .caption_files import CaptionJson, caption_lines, decode_text, parse_captio
 from .captions import clean_captions, clean_name
 
 SECOND_IMAGE = "a second image of its sample, not used"
-"""Reason of the problem that each image of a sample is but for the one that is taken."""
+"""Reason of the problem for each further image of a sample."""
 
 _SHA256_DIGITS = 64
 
 Texts = Mapping[str, Callable[[], bytes]]
-"""By ending, in the order in which they are tried; each gives the bytes or raises ValueError, a reason."""
+"""Functions by ending, in the order in which they are tried; each returns bytes or raises ValueError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,31 +25,32 @@ class Fault:
     ending: str
     reason: str
     line: int | None = None
-    """Where the reason is that of a line."""
+    """Number of the line, if the reason concerns one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What is said of one image."""
+    """What the texts of one image say."""
 
     captions: tuple[Caption, ...] = ()
     label: str | None = None
     source_sha256: bytes | None = None
-    """As in Sample: img2dataset writes the sum of the download, which it then encoded anew."""
+    """As in Sample: img2dataset writes the hash of the download, which it then encoded again."""
 
     faults: tuple[Fault, ...] = ()
 
 
 def describe_image(texts: Texts, choice: CaptionChoice, *, by_lines: bool = False) -> Description:
-    """Return what is said of an image; what cannot be used is among the faults.
+    """Return what the texts of an image say. What cannot be used is among the faults.
 
-    Where nobody told the endings, the captions of a .json win, then those of the first text that has any,
-    then what a .json has under names that mean captions only where there is nothing better (a title).
+    With the usual endings the captions of a .json win, then those of the first text with any, then those
+    that a .json has under names that are captions only if nothing better exists (a title). With chosen
+    endings the captions of all texts count.
 
     Args:
-        texts: those that there are.
-        choice: which names of a .json are captions, and whether all endings are.
-        by_lines: a text holds a caption a line, not one that is whole.
+        texts: the texts that exist.
+        choice: names of captions in a .json, and endings of captions.
+        by_lines: each line of a text is a caption, instead of the whole text.
     """
     return _Reading(texts, choice, by_lines).run()
 
@@ -65,7 +66,7 @@ class _Reading:
         jsons = {ending: self._json(ending) for ending in self._texts if _is_json(ending)}
         plain = [e for e in self._texts if e not in jsons and e != CLASS_ENDING]
         captions: tuple[Caption, ...] = ()
-        if self._choice.told is not None:
+        if self._choice.caption_endings is not None:
             found = [
                 jsons[e].captions if e in jsons else self._text(e)
                 for e in self._texts
@@ -76,25 +77,25 @@ class _Reading:
             captions = next((j.captions for j in jsons.values() if j.captions and j.is_sure), ())
             captions = captions or next(filter(None, map(self._text, plain)), ())
             captions = captions or next((j.captions for j in jsons.values() if j.captions), ())
-        label = next((told.label for told in jsons.values() if told.label is not None), None)
+        label = next((each.label for each in jsons.values() if each.label is not None), None)
         if CLASS_ENDING in self._texts:
             label = self._label() or label
-        sums = (_source_sha256(told) for told in jsons.values())
+        sums = map(_source_sha256, jsons.values())
         sha256 = next((each for each in sums if each is not None), None)
         return Description(captions, label, sha256, tuple(self._faults))
 
     def _json(self, ending: str) -> CaptionJson:
         try:
             text = decode_text(self._texts[ending]())
-            told = parse_caption_json(text, self._choice.columns)
+            found = parse_caption_json(text, self._choice.columns)
         except ValueError as error:
             self._faults.append(Fault(ending, str(error)))
             return CaptionJson()
         if not (
-            told.is_foreign and len(self._texts) > 1
-        ):  # facts of another kind, beside a text of ours
-            self._faults += [Fault(ending, reason) for reason in told.reasons]
-        return told
+            found.is_foreign and len(self._texts) > 1
+        ):  # other facts, beside a text with captions
+            self._faults += [Fault(ending, reason) for reason in found.reasons]
+        return found
 
     def _text(self, ending: str) -> tuple[Caption, ...]:
         try:
@@ -129,8 +130,8 @@ def _whole_text(data: bytes) -> str:
     return text
 
 
-def _source_sha256(told: CaptionJson) -> bytes | None:
-    digits = told.entry.get("sha256")
+def _source_sha256(found: CaptionJson) -> bytes | None:
+    digits = found.entry.get("sha256")
     if not isinstance(digits, str) or len(digits) != _SHA256_DIGITS:
         return None
     try:

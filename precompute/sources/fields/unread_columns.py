@@ -1,4 +1,4 @@
-"""Columns of a table that hold text and are not taken for captions: counted, for a note."""
+"""Counting columns of text that are not used as captions, for notes."""
 
 import shlex
 from collections import Counter
@@ -11,7 +11,7 @@ from .captions import has_words
 from .columns import FoundColumns, TableColumns
 
 _LOOKED_AT = 1000
-"""Rows whose values are looked into; in the others only the columns that were found to hold text count."""
+"""Rows that are searched for text; in later rows only the columns found by then count."""
 
 _MAX_NAMED = 5
 _MAX_NAME = 60
@@ -22,8 +22,8 @@ def may_hold_captions(
 ) -> tuple[str, ...]:
     """Return the unused columns that may hold captions, by their names.
 
-    Beside other captions these are titles, descriptions and the like; where there are none, all whose name
-    says no fact (a URL, a score). None where the user told which columns are captions.
+    Beside other captions these are titles, descriptions and the like; without any, all columns whose name
+    states no fact (a URL, a score). None if the user chose the columns of captions.
     """
     if wanted.captions is not None:
         return ()
@@ -41,25 +41,23 @@ def unread_columns(counts: Mapping[str, int], place: str, found: FoundColumns) -
         if len(name) <= _MAX_NAME:
             yield Unused(
                 place=place,
-                reason=f"rows with text in column {name!r}, not taken for a caption",
+                reason=f"rows with text in column {name!r}, not used as a caption",
                 count=count,
-                remedy=f"--caption-column {shlex.quote(name)} takes them{beside}",
+                remedy=f"--caption-column {shlex.quote(name)} uses them{beside}",
             )
 
 
 class UnreadColumns:
-    """Counts the rows in which a column that nobody reads holds words."""
+    """Counts the rows with words in a column that is not read."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Args:
-        names: columns as may_hold_captions returns them.
-        """
+        """Count columns that may_hold_captions returns."""
         self.names = tuple(names)
         self._num_rows = 0
         self.counts: Counter[str] = Counter()
 
     def add(self, values: Mapping[str, object]) -> None:
-        """Look into a row."""
+        """Count the columns of a row."""
         self._num_rows += 1
         names = self.names if self._num_rows <= _LOOKED_AT else tuple(self.counts)
         for name in names:

@@ -1,4 +1,4 @@
-"""Texts that stand beside images and that nobody reads: counted by ending, for a note."""
+"""Counting texts beside images that are not read, by ending, for notes."""
 
 import codecs
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from .captions import has_words
 
 _MAX_ENDINGS = 64
 HEAD_BYTES = 1024
-"""Bytes of a text that tell it from other files."""
+"""Bytes that are read to recognise a text."""
 
 
 @dataclass(slots=True)
@@ -20,17 +20,15 @@ class _Ending:
 
 
 class UnreadTexts:
-    """Counts files or members by ending; of each ending the first is looked into."""
+    """Counts files or members by ending, and reads the head of the first one of each."""
 
     def __init__(self, noun: str) -> None:
-        """Args:
-        noun: what they are: ``files``, ``members``.
-        """
+        """Count what ``noun`` names: ``files`` or ``members``."""
         self._noun = noun
         self._endings: dict[str, _Ending] = {}
 
     def add(self, ending: str, place: str, read_head: Callable[[], bytes]) -> None:
-        """Count one; ``read_head`` gives its first HEAD_BYTES bytes, or raises OSError."""
+        """Count one; ``read_head`` returns its first HEAD_BYTES bytes, or raises OSError."""
         found = self._endings.get(ending)
         if found is not None:
             found.count += 1
@@ -38,10 +36,10 @@ class UnreadTexts:
             self._endings[ending] = _Ending(1, place, read_head)
 
     def notes(self, otherwise: Callable[[str], tuple[str, str]] | None = None) -> Iterator[Unused]:
-        """Yield what is unused of each ending that is text.
+        """Yield a note for each ending.
 
         Args:
-            otherwise: says of a place that is no text what it is and what takes it; None: nothing is said.
+            otherwise: returns reason and remedy for a place that is not text; None: no note is made of it.
         """
         for ending, found in self._endings.items():
             if not _holds_words(found.read_head):
@@ -53,7 +51,7 @@ class UnreadTexts:
                     place=found.first,
                     reason=f"{self._noun} ending in .{ending} that hold text, beside images",
                     count=found.count,
-                    remedy=f"--caption-ending .{ending} takes them as captions",
+                    remedy=f"--caption-ending .{ending} uses them as captions",
                 )
 
 

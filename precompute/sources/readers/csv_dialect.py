@@ -95,7 +95,7 @@ def _try_record(table: Location, separator: str, wanted: TableColumns) -> list[s
 
 
 def _fit(names: list[str], wanted: TableColumns) -> bool:
-    """Say whether a first line names, or has, the columns that are needed."""
+    """Return whether a first line names, or has, the columns that are needed."""
     if _are_numbered(names, wanted):
         return all(int(number) <= len(names) for number in wanted.named())
     has_named = set(names) >= set(wanted.named())
@@ -103,7 +103,7 @@ def _fit(names: list[str], wanted: TableColumns) -> bool:
 
 
 def _are_numbered(names: list[str], wanted: TableColumns) -> bool:
-    """Say whether the user named columns by their numbers, and the first line names none so."""
+    """Return whether the user named columns by number and the first line has no such names."""
     named = wanted.named()
     return (
         wanted.image is not None

@@ -22,7 +22,7 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def open_text(path: Location, *, newline: str | None, encoding: str | None = None) -> TextIO:
-    """A text file; bytes that are no text come as surrogates.
+    """Return an open text file; bytes that cannot be decoded become surrogates.
 
     Args:
         path: the file.
@@ -49,7 +49,7 @@ def open_text(path: Location, *, newline: str | None, encoding: str | None = Non
 
 
 def read_line(file: TextIO) -> str:
-    """The next line, at most MAX_LINE characters of it; the rest of a longer one is passed by."""
+    """Return the next line, at most MAX_LINE characters of it; the rest of a longer line is skipped."""
     line = file.readline(MAX_LINE)
     rest = line
     while len(rest) == MAX_LINE and not rest.endswith("\n"):
@@ -58,7 +58,7 @@ def read_line(file: TextIO) -> str:
 
 
 def fault_of_line(line: str) -> str | None:
-    """Why a line is no use; None for a good one."""
+    """Return why a line cannot be used; None for a good one."""
     if len(line) >= MAX_LINE:
         return f"the line is longer than {MAX_LINE:,} characters"
     return None if is_unicode(line) else NOT_TEXT

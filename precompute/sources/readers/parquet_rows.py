@@ -19,7 +19,7 @@ _BATCH_ROWS = 1024
 
 
 def parquet_names(table: Location) -> list[str]:
-    """Names of the columns.
+    """Return the names of the columns.
 
     Raises:
         SourceError: the file cannot be read.
@@ -72,7 +72,7 @@ def check_names(fields: Any) -> None:
 def parquet_rows(
     table: Location, columns: Sequence[str] | None
 ) -> Iterator[tuple[str, dict[str, object] | str]]:
-    """Where each row stands, and its values or the reason why it has none.
+    """Yield the place of each row, and its values or the reason why it cannot be read.
 
     Raises:
         SourceError: the file cannot be read, or is damaged from some row on.
@@ -99,7 +99,7 @@ def parquet_rows(
 def row_group_rows(
     file: Any, row_group: int, columns: Sequence[str]
 ) -> Iterator[dict[str, object] | str]:
-    """The values of each row of a row group, or the reason why it has none.
+    """Yield the values of each row of a row group, or the reason why it cannot be read.
 
     Raises:
         ValueError: the row group is damaged from the next row on; the message is a reason.
@@ -203,7 +203,7 @@ def image_sums(file: Any, member: str, row_group: int) -> dict[int, str]:
 
 
 def batch_rows(batch: Any) -> Iterator[dict[str, object] | str]:
-    """The values of each row of an Arrow batch, or the reason why it has none."""
+    """Yield the values of each row of an Arrow batch, or the reason why it cannot be read."""
     import pyarrow as pa
 
     # Texts that are not UTF-8, which nobody checks; times that Python cannot hold, unknown time zones.

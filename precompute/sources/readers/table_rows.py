@@ -42,7 +42,7 @@ class BadRow:
 
 
 def column_names(table: Location, wanted: TableColumns) -> list[str]:
-    """Names of the columns; of a .jsonl, those of its first thousand rows together.
+    """Return the names of the columns; of JSON, all names in its first thousand rows.
 
     Raises:
         SourceError: the table is empty or cannot be read.
@@ -61,7 +61,7 @@ def column_names(table: Location, wanted: TableColumns) -> list[str]:
 def read_rows(
     table: Location, wanted: TableColumns, columns: Sequence[str] | None = None
 ) -> Iterator[Row | BadRow]:
-    """The rows in order.
+    """Yield the rows in order.
 
     Args:
         table: file with one of TABLE_ENDINGS.

@@ -76,7 +76,7 @@ class TarIndex:
         self.last_key = cut[0] if cut else self.last_key
 
     def is_last_key(self, key: bytes) -> bool:
-        """Say whether a key is that of the last member that has one, however Unicode writes it."""
+        """Return whether a key is that of the last member with one, in any Unicode form."""
         return self.last_key is not None and compose(key) == compose(self.last_key)
 
     def groups(self) -> Iterator[list[int]]:

@@ -20,12 +20,12 @@ TAR_ENDING = ".tar"
 
 
 def is_tar(name: str) -> bool:
-    """Say whether a file is a tar archive by its name, compressed or not."""
+    """Return whether a name is that of a tar archive, compressed or not."""
     return name.lower().endswith(TAR_ENDING) or is_compressed_tar(name)
 
 
 def is_compressed_tar(name: str) -> bool:
-    """Say whether a file is a compressed archive by its name."""
+    """Return whether a name is that of a compressed archive."""
     return any(name.lower().endswith(endings) for endings, _, _ in _COMPRESSED)
 
 
