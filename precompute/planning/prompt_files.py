@@ -14,7 +14,7 @@ from ...store.cache import Cache
 from ..sources.fields.captions import clean_name, clean_text
 from ..sources.fields.columns import LABEL_NAMES, LANG_NAMES, TableColumns, first_column, show_names
 from ..sources.readers.table_rows import BadRow, column_names, read_rows
-from ..sources.text import describe, is_unicode, parse_json
+from ..sources.text import is_unicode, name_type, parse_json
 from .config import PlanConfig
 from .prompts import Label, Prompt, Template, make_prompts, number_labels
 
@@ -246,7 +246,7 @@ def _templates_of_json(path: Path, value: object) -> Iterator[_Entry]:
     for lang, texts in _object(path, value).items():
         if not isinstance(texts, list):
             raise SourceError(
-                f"{path}: the templates in {lang!r} are {describe(texts)}, expected a list"
+                f"{path}: the templates in {lang!r} are {name_type(texts)}, expected a list"
             )
         for number, text in enumerate(cast(list[object], texts), 1):
             yield _Entry(f"{path} {lang} item {number}", label=None, text=text, lang=lang)
@@ -254,7 +254,7 @@ def _templates_of_json(path: Path, value: object) -> Iterator[_Entry]:
 
 def _object(path: Path, value: object) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise SourceError(f"{path} holds {describe(value)}, expected a list or an object")
+        raise SourceError(f"{path} holds {name_type(value)}, expected a list or an object")
     return cast(dict[str, object], value)
 
 

@@ -15,7 +15,7 @@ from ...store.io.storage import Storage
 from ..sources import Source, TableColumns, open_source
 from ..sources.fields.caption_endings import SETTING as ENDINGS
 from ..sources.fields.caption_endings import parse_endings
-from ..sources.globs import is_pattern, is_there
+from ..sources.globs import is_pattern, matches_any
 from ..sources.key_rules import PLAIN, PREFIXED, RULES
 from .config import PlanConfig
 
@@ -153,7 +153,7 @@ def _root_of(cache: Cache | None) -> str:
 
 def _refuse_moved(source: Source, recorded: Mapping[str, SourceRecord]) -> None:
     """Refuse a new source without a name if a recorded one is gone: its samples could be added twice."""
-    gone = [location for location in recorded if not is_there(parse_location(location))]
+    gone = [location for location in recorded if not matches_any(parse_location(location))]
     if gone:
         same_name = (each for each in gone if Path(each).name == source.location.name)
         old = next(same_name, gone[0])

@@ -12,12 +12,12 @@ from upath import UPath
 from ...errors import SourceError
 from ...store.io.location import Location, parse_location
 from ...store.io.requests import is_folder
-from . import listing as paths
+from .listing import as_location, exists, is_remote, scan_folder
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 _MAX_FILES = 1_000_000
-"""A typo's limit: {000..999999999}, or {0..9} ten times, would fill the memory with names."""
+"""Limit for typos: {000..999999999}, or {0..9} ten times, would fill the memory with names."""
 
 
 def is_pattern(location: Location) -> bool:
@@ -30,35 +30,35 @@ def is_pattern(location: Location) -> bool:
     return looks_so and (isinstance(location, UPath) or not location.exists())
 
 
-def is_there(location: Location) -> bool:
+def matches_any(location: Location) -> bool:
     """Return whether a file or folder exists, or any file that matches a pattern."""
     if not is_pattern(location):
-        return paths.is_there(str(location))
+        return exists(str(location))
     names = itertools.chain.from_iterable(map(_matches, _expand_braces(str(location))))
-    return any(map(paths.is_there, names))
+    return any(map(exists, names))
 
 
 def expand(location: Location) -> list[Location]:
     """Return the files of a pattern, each once: braces in the order written, globs sorted by name.
 
-    A name that braces spell out is returned whether it exists or not: a missing shard is to be
-    missed. ``{000..123}`` counts with as many digits as are written, ``{a,b}`` chooses.
+    A name from braces is returned even if it does not exist, so that a missing shard is reported.
+    ``{000..123}`` counts with the digits as written, ``{a,b}`` lists alternatives.
 
     Raises:
-        SourceError: nothing fits a glob, or braces count too far.
+        SourceError: nothing matches a glob, or braces give too many names.
     """
     found: dict[Location, None] = {}
     _refuse_too_many(str(location))
     for name in _expand_braces(str(location)):
         files = sorted(_matches(name))
         if not files:
-            raise SourceError(f"no file is called {name}")
-        found.update((paths.as_location(file), None) for file in files)
+            raise SourceError(f"no file matches {name}")
+        found.update((as_location(file), None) for file in files)
     return list(found)
 
 
 def root_of(location: Location) -> Location:
-    """Return the folder that the files at a location are named relative to."""
+    """Return the folder to which the paths of the files at a location are relative."""
     if is_pattern(location):
         return pattern_root(location)
     return location if is_folder(location) else location.parent
@@ -77,7 +77,7 @@ def pattern_root(location: Location) -> Location:
 def _matches(name: str) -> Iterator[str]:
     if not any(character in name for character in "*?["):
         return iter([name])
-    if paths.is_remote(name):
+    if is_remote(name):
         protocol, _, rest = name.partition("://")
         bucket, *parts = rest.split("/")
         return _objects(f"{protocol}://{bucket}", parts)
@@ -85,7 +85,7 @@ def _matches(name: str) -> Iterator[str]:
 
 
 def _objects(folder: str, parts: Sequence[str]) -> Iterator[str]:
-    """Yield the objects below a folder that fit, as glob would; folder by folder, no more than needed."""
+    """Yield the matching objects below a folder, as glob would; lists only folders that are needed."""
     part, *rest = parts
     if part == "**":
         if rest:
@@ -94,11 +94,11 @@ def _objects(folder: str, parts: Sequence[str]) -> Iterator[str]:
         path = f"{folder}/{part}"
         if rest:
             yield from _objects(path, rest)
-        elif paths.is_there(path):
+        elif exists(path):
             yield path
         return
     try:
-        with paths.scan_folder(folder) as entries:
+        with scan_folder(folder) as entries:
             for entry in entries:
                 is_hidden = entry.name.startswith(".") and not part.startswith(".")
                 if is_hidden or not (part == "**" or fnmatch.fnmatchcase(entry.name, part)):

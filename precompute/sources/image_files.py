@@ -12,7 +12,7 @@ IMAGE_ENDINGS = (
     *(".dib", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".jpg_large", ".jpg_orig", ".png_large", ".png_orig"),
 )
-"""Endings of images. Of several images of a sample the first of these is used; the bytes decide the format."""
+"""Endings of images, preferred ones first. The bytes decide the format."""
 
 _SYSTEM_FOLDERS = {
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin"),

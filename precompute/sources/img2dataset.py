@@ -22,8 +22,8 @@ from .fields.unused_texts import UnreadTexts
 from .folder_listing import FolderListing, count_unread, list_folder
 from .image_files import IMAGE_ENDINGS
 from .img2dataset_records import RecordedFolder, ShardRecords
-from .listing import TWO_SLASHES, is_folder, is_there, printable, scan_folder, size_and_time
-from .problem_tally import Tally
+from .listing import TWO_SLASHES, exists, is_folder, printable, scan_folder, size_and_time
+from .problem_tally import ProblemTally
 from .samples import Problem, Sample
 from .text import is_unicode
 
@@ -47,7 +47,7 @@ class Img2datasetFiles(Source):
         if others:
             yield CorpusPart("", partial(unread_folders, self.root, others))
         for name in shards:
-            records = recorded.of_shard(name)
+            records = recorded.find_records(name)
             state = records.fingerprint() if records else "none"
             try:
                 state += f" {self._list_shard(name).fingerprint()}"
@@ -76,7 +76,7 @@ class Img2datasetFiles(Source):
             yield Problem(place=printable(folder), reason=reason)
             return
         yield from listing.all_problems()
-        tally = Tally(printable(folder))
+        tally = ProblemTally(printable(folder))
         of_key: dict[str, list[str]] = {}
         for image in listing.images:
             of_key.setdefault(os.path.splitext(image)[0], []).append(image)
@@ -95,7 +95,7 @@ class Img2datasetFiles(Source):
             )
             problem = Problem(place=printable(f"{folder}/{text}"), reason=reason, key=key)
             yield from tally.add(reason, problem)
-        yield from tally.rest()
+        yield from tally.remaining()
         unread = UnreadTexts("files")
         count_unread(listing, without_caption, unread)
         yield from unread.notes()
@@ -103,7 +103,7 @@ class Img2datasetFiles(Source):
             yield from records.problems()
 
     def _sample(
-        self, shard: str, key: str, images: list[str], listing: FolderListing, tally: Tally
+        self, shard: str, key: str, images: list[str], listing: FolderListing, tally: ProblemTally
     ) -> Iterator[Sample | Problem]:
         folder = f"{self.root}/{shard}"
         image = min(reversed(images), key=_preference)
@@ -162,19 +162,19 @@ def unread_folders(root: Location, names: Sequence[str]) -> Iterator[Problem]:
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     yield Problem(
         place=printable(str(root)),
-        reason=f"its sub-folders {', '.join(map(printable, names[:3]))}{more} are not read, because there are "
-        "shards beside them; give each as a separate source",
+        reason=f"its sub-folders {', '.join(map(printable, names[:3]))}{more} are not read, because "
+        "there are shards beside them; give each as a separate source",
     )
 
 
 def holds_cache_or_nothing(folder: str) -> bool:
     """Return whether a folder beside shards is a cache, even one that is being planned, or is empty.
 
-    Such a folder holds nothing to read. Reporting it would change the corpus whenever its cache is built in it.
+    Such a folder holds nothing to read, and reporting it would change the corpus whenever a cache is built.
     """
     if folder.endswith(f"/{NAMELESS}"):
         return False
-    if is_there(f"{folder}/{CACHE_RECORD}"):
+    if exists(f"{folder}/{CACHE_RECORD}"):
         return True
     try:
         with scan_folder(folder) as entries:

@@ -1,8 +1,7 @@
-"""What img2dataset recorded of its downloads, in whatever format it wrote the images.
+"""The records of img2dataset about its downloads, beside images in any of its formats.
 
-A shard NNNNN (a tar, a folder, or the Parquet file itself) has beside it NNNNN.parquet, a row for each
-link of the shard with what became of it, and NNNNN_stats.json, which is written last: a shard without
-it is not finished.
+Beside a shard NNNNN (a tar, a folder, or the Parquet file itself) are NNNNN.parquet, with a row for each
+link and its status, and NNNNN_stats.json, which is written last: without it the shard is not finished.
 Source: img2dataset 1.47, writer.py, downloader.py, logger.py.
 """
 
@@ -30,7 +29,7 @@ from .text import is_unicode
 
 STATUS_COLUMNS = ("status", "error_message")
 HASH_COLUMN = "sha256"
-"""Of the download, in 64 hexadecimal digits; null where img2dataset was not to compute it."""
+"""Hash of the download, 64 hexadecimal digits; null if img2dataset did not compute it."""
 
 _STATS = re.compile(r"(\d+)_stats\.json")
 _RECORDS = re.compile(r"(\d+)\.parquet")
@@ -72,7 +71,7 @@ class Downloads:
 
 
 def source_sha256(values: Mapping[str, object]) -> bytes | None:
-    """Return the hash of what was downloaded, where the row says it."""
+    """Return the hash of the download, if the row has one."""
     written = values.get(HASH_COLUMN)
     is_hash = isinstance(written, str) and _SHA256.fullmatch(written)
     return bytes.fromhex(written) if is_hash and isinstance(written, str) else None
@@ -80,14 +79,14 @@ def source_sha256(values: Mapping[str, object]) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class ShardRecords:
-    """What stands beside one shard."""
+    """The records beside one shard."""
 
     stem: str
     """Path of the shard without its ending."""
 
     has_records: bool
     unfinished: str | None
-    """Why the shard is not finished and what mends that; None where it is."""
+    """Why the shard is not finished, with the remedy; None if it is finished."""
 
     def fingerprint(self) -> str:
         """Return a text that changes with the records."""
@@ -100,23 +99,21 @@ class ShardRecords:
             yield from _failures(as_location(f"{self.stem}.parquet"))
 
     def skipped(self, place: str) -> Problem:
-        """Return the problem that an unfinished shard is."""
+        """Return the problem of an unfinished shard."""
         reason = f"img2dataset has not finished it, skipped ({self.unfinished})"
         return Problem(place=printable(place), reason=reason)
 
 
 class RecordedFolder:
-    """The records that img2dataset left in one folder."""
+    """The records of img2dataset in one folder."""
 
     def __init__(self, folder: str) -> None:
-        """Args:
-        folder: of the shards; listed once, when a shard is asked for that is named like one.
-        """
+        """Describe the records in the folder of the shards, which is listed once, on first use."""
         self._folder = folder
 
     @cached_property
     def _names(self) -> tuple[set[str], set[str]]:
-        """Shards that have stats, and those that have records."""
+        """Names of shards with stats, and of shards with records."""
         finished, recorded = set[str](), set[str]()
         try:
             names = list_names(self._folder)
@@ -129,11 +126,11 @@ class RecordedFolder:
                 recorded.add(found[1])
         return finished, recorded
 
-    def of_shard(self, name: str) -> ShardRecords | None:
-        """Return what stands beside a shard, named without ending; None where img2dataset wrote nothing.
+    def find_records(self, name: str) -> ShardRecords | None:
+        """Return the records of a shard, named without ending; None if img2dataset did not write it.
 
-        Many corpora are handed on without the stats: where no shard has them, those count as finished
-        whose records are whole. These are closed when the last link has been tried.
+        Many corpora are published without the stats. If no shard has them, shards with complete records count
+        as finished, because records are closed after the last download.
         """
         if not name.isdecimal():
             return None
@@ -155,9 +152,11 @@ class RecordedFolder:
             )
         return ShardRecords(stem, is_recorded, unfinished)
 
-    def of_images(self, name: str) -> ShardRecords | None:
-        """Return what stands beside a shard that is a Parquet file with the images in it; None where
-        img2dataset recorded nothing. Without any stats it is a file as other programs write it."""
+    def find_parquet_records(self, name: str) -> ShardRecords | None:
+        """Return the records of a shard that is a Parquet file with the images inside, or None.
+
+        Without any stats beside it, it is a file of another program.
+        """
         return self.of_shard(name) if name.isdecimal() and self._names[0] else None
 
     def belongs_to(self, shards: Collection[str]) -> bool:
@@ -183,13 +182,13 @@ def _is_whole_parquet(path: str) -> bool:
 
 
 def _failures(records: Location) -> Iterator[Problem]:
-    """Yield why rows of a shard's records gave no image, each reason once, the commonest first."""
+    """Yield why links of a shard gave no image, each reason once, the most frequent first."""
     place = printable(str(records))
     downloads = Downloads()
     try:
         with open_parquet(records) as file:
             columns = [name for name in STATUS_COLUMNS if name in file.schema_arrow.names]
-            if "status" not in columns:  # some other table that is named like the shard
+            if "status" not in columns:  # another table with the name of the shard
                 return
             for group in range(file.metadata.num_row_groups):
                 for values in row_group_rows(file, group, columns):

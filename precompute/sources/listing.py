@@ -33,7 +33,7 @@ SizeAndTime = tuple[int | None, int | None]
 there is no file."""
 
 TWO_SLASHES = "objects whose keys have two slashes here cannot be listed; copy them to other keys"
-"""Reason of the problem that such objects are: no client of a store reads what lies there."""
+"""Reason of the problem for such objects, which no client of a store can list."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _MAX_PART = 255  # of a path, on every file system in use
@@ -117,8 +117,7 @@ def size_and_time(path: str) -> SizeAndTime:
 
 
 def sizes_and_times(paths: Sequence[str]) -> Iterator[SizeAndTime]:
-    """Yield as size_and_time, in order; of objects, many are asked for at a time, and where many lie in
-    one folder, that is listed."""
+    """Yield sizes and times in order. Objects are looked up in parallel, many of one folder by a listing."""
     if not any(map(is_remote, paths)):
         yield from map(size_and_time, paths)
         return
@@ -139,7 +138,7 @@ def sizes_and_times(paths: Sequence[str]) -> Iterator[SizeAndTime]:
 
 @dataclass(frozen=True, slots=True)
 class ObjectEntry:
-    """A name in a folder of an object store, asked like an os.DirEntry."""
+    """A name in a folder of an object store, with the interface of os.DirEntry."""
 
     name: str
     path: str
@@ -221,12 +220,12 @@ def walk_folder(path: str) -> Iterator[tuple[str, list[str], list[str]]]:
         yield from walk_folder(f"{path.rstrip('/')}/{name}")
 
 
-def is_there(path: str) -> bool:
+def exists(path: str) -> bool:
     """Return whether a file or folder exists."""
     return kind_of(as_location(path)) is not None if is_remote(path) else os.path.exists(path)
 
 
-def may_be_read(path: str) -> bool:
+def is_readable(path: str) -> bool:
     """Return whether a file may be read; always True in a store, which reports it when it is read."""
     return is_remote(path) or os.access(path, os.R_OK)
 
@@ -263,7 +262,7 @@ def is_folder(entry: FolderEntry) -> bool:
 
 
 def printable(path: str) -> str:
-    """Return a path for a message; bytes that are not UTF-8 appear as ``\\xff``."""
+    r"""Return a path for a message; bytes that are not UTF-8 appear as ``\xff``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

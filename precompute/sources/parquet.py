@@ -24,7 +24,7 @@ from .img2dataset_records import (
 from .listing import (
     TWO_SLASHES,
     as_location,
-    may_be_read,
+    is_readable,
     printable,
     scan_folder,
     sizes_and_times,
@@ -70,13 +70,13 @@ class ParquetSource(Source):
         for file, facts in zip(files, all_facts, strict=True):
             if recorded is None or recorded[0] != file.parent:
                 recorded = file.parent, RecordedFolder(str(file.parent))
-            records = recorded[1].of_images(file.stem)
+            records = recorded[1].find_parquet_records(file.stem)
             is_unfinished = records is not None and records.unfinished is not None
             name = relative_to(file, root)
             if name is None:  # a pattern with ".." in it
                 name = os.path.relpath(str(file), str(root))
             # Size and time of a file stay the same when it becomes readable.
-            state = f"{facts} {may_be_read(str(file))} {is_unfinished}"
+            state = f"{facts} {is_readable(str(file))} {is_unfinished}"
             yield CorpusPart(name, partial(self._scan, file, name, is_only, records), state)
 
     def _files(self) -> Sequence[Location]:

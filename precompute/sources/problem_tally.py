@@ -8,13 +8,11 @@ from .samples import Problem
 _NUM_SHOWN = 3
 
 
-class Tally:
+class ProblemTally:
     """Counts the problems of one file by kind, so that a problem of every sample takes few lines."""
 
     def __init__(self, place: str) -> None:
-        """Args:
-        place: the file, for the lines that count.
-        """
+        """Count problems of a file; ``place`` names it in the lines with counts."""
         self._place = place
         self._counts: Counter[str] = Counter()
 
@@ -29,7 +27,7 @@ class Tally:
         if self._counts[kind] <= _NUM_SHOWN:
             yield problem
 
-    def rest(self) -> Iterator[Problem]:
+    def remaining(self) -> Iterator[Problem]:
         """Yield a line for each kind with problems that were not shown."""
         for kind, count in self._counts.items():
             if count > _NUM_SHOWN:

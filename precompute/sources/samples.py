@@ -76,9 +76,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unused(Problem):
-    """Things of one kind in a part of a corpus that were not used, though they may be images, captions or
-    labels. Counts with equal reason and remedy are added up over all parts (precompute/planning/unused.py).
+    """Things of one kind in a part of a corpus that were not used: possible images, captions or labels.
 
+    Counts with equal reason and remedy are added up over all parts (precompute/planning/unused.py).
     ``place`` is where the first of them is, ``reason`` what they are: a lower-case plural without
     numbers, such as ``files ending in .heic, not read as images``.
     """

@@ -24,7 +24,7 @@ from .fields.sidecars import SECOND_IMAGE, describe_image
 from .fields.unused_texts import HEAD_BYTES, UnreadTexts
 from .image_files import IMAGE_ENDINGS, USUAL_ENDINGS
 from .listing import printable, size_and_time
-from .problem_tally import Tally
+from .problem_tally import ProblemTally
 from .readers.tar import TarFault, TarMember, printable_name, walk_tar
 from .readers.tar_index import TarIndex, split_key
 from .readers.tar_names import refuse_compressed
@@ -98,7 +98,7 @@ class _Archive:
         self._role_of |= {ending.encode(): role for role, ending in self._texts_of.items()}
         self._place = printable(str(path))
         self._num_bytes, self._mtime_ns = size_and_time(str(path))
-        self._tally = Tally(self._place)
+        self._tally = ProblemTally(self._place)
         self._index = TarIndex()
         self._texts: dict[int, bytes] = {}  # by member, until they are used
         self._kept_bytes = _KEPT_BYTES if keeps_texts else 0  # that may still be kept
@@ -114,7 +114,7 @@ class _Archive:
                     num_images += 1
                     num_captioned += bool(entry.captions)
                 yield entry
-        yield from self._tally.rest()
+        yield from self._tally.remaining()
         if num_captioned * 2 < num_images:
             yield from self._unread.notes()
         yield from self._closing_problems(num_images)

@@ -1,4 +1,4 @@
-"""Values as corpora write them: valid Unicode, missing values, JSON, and their kinds in words."""
+"""Values as corpora write them: Unicode, missing values, JSON, and types in words."""
 
 import json
 from collections.abc import Callable
@@ -21,8 +21,8 @@ def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
-def describe(value: object) -> str:
-    """Return the kind of a value in words, for a message."""
+def name_type(value: object) -> str:
+    """Return the type of a value in words, for a message."""
     match value:
         case None:
             return "null"

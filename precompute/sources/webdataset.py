@@ -13,7 +13,7 @@ from .globs import root_of
 from .image_files import IMAGE_ENDINGS, is_system_folder
 from .img2dataset import holds_cache_or_nothing, unread_folders
 from .img2dataset_records import RecordedFolder, ShardRecords
-from .listing import is_folder, is_there, may_be_read, scan_folder, sizes_and_times
+from .listing import exists, is_folder, is_readable, scan_folder, sizes_and_times
 from .readers.tar_names import is_compressed_tar, is_tar, refuse_compressed, unpacked_name
 from .samples import Problem, Sample
 from .tar_samples import tar_samples
@@ -47,19 +47,19 @@ class WebDatasetSource(Source):
             folder = str(path.parent)
             if recorded is None or recorded[0] != folder:
                 recorded = folder, RecordedFolder(folder)
-            records = recorded[1].of_shard(path.stem)
+            records = recorded[1].find_records(path.stem)
             relative = relative_to(path, root)
             assert relative is not None
             state = records.fingerprint() if records else "none"
             # Size and time of a file stay the same when it becomes readable.
-            state = f"{size_and_time} {may_be_read(str(path))} {state}"
+            state = f"{size_and_time} {is_readable(str(path))} {state}"
             yield CorpusPart(relative, partial(_scan, path, relative, records, self.choice), state)
 
 
 def _scan(
     path: Location, relative: str, records: ShardRecords | None, choice: CaptionChoice
 ) -> Iterator[Sample | Problem]:
-    if records is not None and records.unfinished is not None and is_there(str(path)):
+    if records is not None and records.unfinished is not None and exists(str(path)):
         yield records.skipped(str(path))
         return
     yield from tar_samples(path, relative, choice)

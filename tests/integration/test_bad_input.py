@@ -607,7 +607,7 @@ def test_a_key_given_twice_names_both_places(tmp_path: Path, refused: Callable[.
         ("t.jsonl", b"", "is empty; expected a row for each image"),
         ("t.csv", b"image,caption\n", "has no rows below its column names"),
         ("t.tsv", b"\n\n", "is empty; expected a row for each image"),
-        ("t.jsonl", b"\xff\xfe{\0", "holds no row that can be read (line 1: malformed JSON"),
+        ("t.jsonl", b"\xff\xfe{\0", "has no readable row (line 1: malformed JSON"),
         ("t.jsonl", b'{"x": 1}\n', "has no column of images, it has 'x'; expected one named image"),
         ("t.parquet", b"PAR1", "cannot be read as Parquet ("),
     ],
@@ -654,8 +654,8 @@ def test_a_source_in_the_cache_or_given_twice_through_a_link_is_one_line(
 def test_typed_nonsense_is_one_line(tmp_path: Path, refused: Callable[..., str]) -> None:
     corpus, cache = write_folder_corpus(tmp_path / "corpus", 1), tmp_path / "cache"
     cases: list[tuple[tuple[object, ...], str]] = [
-        (("", cache), "a source is named by an empty text; give a folder or a table of images"),
-        (("a=", cache), "a source is named by an empty text; give a folder or a table of images"),
+        (("", cache), "a source is empty; give a folder or a table of images"),
+        (("a=", cache), "a source is empty; give a folder or a table of images"),
         (("~nobody-here/x", cache), "there is no "),
         (("{a,b}" * 30 + ".jsonl", cache), "names more than 1,000,000 files; write fewer braces"),
         ((corpus, cache, "--batch-size", "9" * 5000), "batch size must be 1 to 65,536, got 9999"),

@@ -301,7 +301,7 @@ def test_every_mistake_is_one_line_that_says_what_would_be_right(
 
     cases: list[tuple[Sequence[object], str]] = [
         (build_of(tmp_path / "nowhere", new), f"there is no {tmp_path}/nowhere; expected a folder"),
-        (build_of(tmp_path / "file", new), f"{tmp_path}/file is no corpus that can be read; exp"),
+        (build_of(tmp_path / "file", new), f"{tmp_path}/file is not a corpus; exp"),
         (build_of(tmp_path / "empty", new), f"{tmp_path}/empty holds no images; expected files"),
         (build_of(built.corpus, tmp_path / "file"), "file is a file; name a folder for the cache"),
         (build_of(built.corpus, "/proc/no"), "/proc/no: No such file or directory"),

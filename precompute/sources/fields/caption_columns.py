@@ -69,8 +69,8 @@ class CaptionColumn:
     """Language at the end of its name."""
 
     min_words: int = 0
-    """Words that a text needs to be a caption; 0: any text. A column recognised by a part of its name may hold
-    numbers or identifiers instead."""
+    """Words that a text needs to be a caption; 0: any text. A column recognised by a part of its name may
+    hold numbers or identifiers instead."""
 
 
 def caption_columns(names: Sequence[str]) -> tuple[CaptionColumn, ...]:

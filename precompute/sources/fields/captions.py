@@ -17,7 +17,7 @@ from typing import cast
 from uuid import UUID
 
 from ..samples import Caption
-from ..text import describe, is_missing, is_unicode
+from ..text import is_missing, is_unicode, name_type
 from .caption_columns import CaptionColumn
 from .caption_lists import read_written
 from .languages import IDENTIFIER_LIKE, is_language_tag
@@ -110,7 +110,7 @@ def clean_text(value: object, what: str) -> str:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
     if not isinstance(value, str):
-        raise ValueError(f"{what} is {describe(value)}, expected text")
+        raise ValueError(f"{what} is {name_type(value)}, expected text")
     text = value.strip()
     if not is_unicode(text):
         shown = repr(text if len(text) <= 40 else text[:40] + "...")

@@ -1,4 +1,4 @@
-"""An Arrow file of record batches, and where in it the bytes of a value lie."""
+"""Reading an Arrow file of record batches, and finding the bytes of its values in it."""
 
 # pyarrow has no types, so that everything it returns is unknown to a strict checker.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -19,7 +19,7 @@ from .parquet_rows import check_names
 _FILE_MAGIC = b"ARROW1"
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
-_INLINE_BYTES = 12  # a shorter value stands inside its view
+_INLINE_BYTES = 12  # a value of at most this length is inside its view
 _VIEW = np.dtype([("length", "<i4"), ("prefix", "<i4"), ("buffer", "<i4"), ("offset", "<i4")])
 
 Span = tuple[int, int]
@@ -27,11 +27,13 @@ Span = tuple[int, int]
 
 
 class ArrowFile:
-    """A stream or a file of batches, mapped: nothing but what is looked at is read."""
+    """A stream or a file of batches, memory-mapped: only what is used is read."""
 
     def __init__(self, path: Path) -> None:
-        """Raises:
-        SourceError: it cannot be read.
+        """Open a file.
+
+        Raises:
+            SourceError: it cannot be read.
         """
         import pyarrow as pa
 
@@ -47,7 +49,7 @@ class ArrowFile:
             raise SourceError(f"{path} cannot be read as Arrow ({first_line(error)})") from error
         end = self._buffer[-len(_STREAM_END) :].to_pybytes()
         if self._is_stream and end != _STREAM_END:
-            raise SourceError(f"{path} is cut short: it does not end as Arrow does; copy it again")
+            raise SourceError(f"{path} is cut short: it has no end mark of Arrow; copy it again")
 
     def __enter__(self) -> "ArrowFile":
         return self
@@ -73,7 +75,7 @@ class ArrowFile:
             number += 1
 
     def count_rows(self) -> int:
-        """Return the number of rows; reads no value. The file is then at its end.
+        """Return the number of rows, without reading values. The file is then at its end.
 
         Raises:
             SourceError: the file is damaged.
@@ -85,13 +87,13 @@ class ArrowFile:
         return num_rows
 
     def image_spans(self, column: Any) -> list[Span | str | None]:
-        """Return where in the file the bytes of each image lie; None for null, or why a value is no image.
+        """Return the span of each image in the file; None for null, or why a value is not an image.
 
         Args:
             column: array out of a batch, of a type in which _leaf of fields/image_column.py finds bytes.
 
         Raises:
-            SourceError: they do not lie there as they are: the file is compressed.
+            SourceError: the file is compressed.
         """
         return [
             self._checked(*span) if isinstance(span, tuple) else span for span in _spans(column)
@@ -116,13 +118,13 @@ class ArrowFile:
             raise self._damaged(error) from error
 
     def _check(self, batch: Any) -> None:
-        """Refuse a batch with offsets that lead outside: Arrow itself would follow them."""
+        """Refuse a batch with offsets outside its buffers, which Arrow would follow."""
         import pyarrow as pa
 
         try:
             batch.validate(full=True)
         except pa.ArrowException as error:
-            if "UTF8" not in str(error):  # a text that is not; its row will say so
+            if "UTF8" not in str(error):  # an invalid text; reported with its row
                 raise self._damaged(error) from error
 
     def _damaged(self, error: BaseException) -> SourceError:
@@ -130,16 +132,16 @@ class ArrowFile:
 
     def _checked(self, address: int, length: int) -> Span:
         offset = address - self._buffer.address
-        if length and not 0 <= offset <= self._buffer.size - length:  # Arrow has checked length
+        if length and not 0 <= offset <= self._buffer.size - length:  # Arrow has checked the length
             raise SourceError(
-                f"{self._path} is compressed, so that its images cannot be read in place; write it "
+                f"{self._path} is compressed, so its images cannot be read in place; write it "
                 "without compression, as datasets' save_to_disk does, or as Parquet"
             )
         return (offset if length else 0), length
 
 
 def follow(batch: Any, names: tuple[str, ...]) -> Any:
-    """Return the array that names lead to, as far as there are structs: null where one of them is."""
+    """Return the array that names lead to through structs, null where a struct is null."""
     import pyarrow as pa
 
     column = batch.column(batch.schema.get_field_index(names[0]))
@@ -216,7 +218,7 @@ def _view_spans(column: Any) -> list[Span | str | None]:
     found: list[Span | str | None] = []
     for i, (view, is_valid) in enumerate(zip(table, column.is_valid().to_pylist(), strict=True)):
         length, _, buffer, offset = view
-        if not is_valid:  # what stands in its view has no meaning
+        if not is_valid:  # its view has no meaning
             found.append(None)
         elif length <= _INLINE_BYTES:
             found.append((views.address + (start + i) * _VIEW.itemsize + 4, length))

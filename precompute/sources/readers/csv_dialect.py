@@ -1,4 +1,4 @@
-"""Rows of a .csv or .tsv file: what separates its cells, and whether its first line names the columns."""
+"""Rows of a .csv or .tsv file, with detection of the separator and of a header."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,3}")
 
 
 def csv_names(table: Location, wanted: TableColumns) -> list[str]:
-    """Return the names of the columns; ``1``, ``2``, ... where the first line is a row already.
+    """Return the names of the columns; ``1``, ``2``, ... without a header.
 
     Raises:
         SourceError: the table is empty or cannot be read.
@@ -26,7 +26,7 @@ def csv_names(table: Location, wanted: TableColumns) -> list[str]:
 def csv_rows(
     table: Location, wanted: TableColumns
 ) -> Iterator[tuple[str, dict[str, object] | str]]:
-    """Yield where each row stands, and its cells by name, or the reason why it has none.
+    """Yield the place of each row, and its cells by name or the reason why it cannot be read.
 
     Raises:
         SourceError: the table is empty or cannot be read.
@@ -54,20 +54,20 @@ def csv_rows(
 
 
 class _Head:
-    """What the first line of a table says."""
+    """The first line of a table, its separator, and the names of the columns."""
 
     def __init__(self, table: Location, wanted: TableColumns) -> None:
-        """Read it.
+        """Read the first line.
 
-        Cells are separated as the file's ending says, if they then name the columns that are needed; else
-        by the first separator with which they do.
+        The separator is the usual one for the ending of the file, if the line then names the columns that
+        are needed; otherwise the first separator with which it does.
         """
         usual = "\t" if table.suffix.lower() == ".tsv" else ","
         self.separator, self.names = usual, _first_record(table, usual, wanted)
         if not _fit(self.names, wanted):
             others = {s: _try_record(table, s, wanted) for s in _SEPARATORS if s != usual}
             found = [s for s, names in others.items() if _fit(names, wanted)]
-            if len(self.names) == 1:  # a message had better name the columns
+            if len(self.names) == 1:  # so that a message can name the columns
                 found += [s for s, names in others.items() if len(names) > 1]
             if found:
                 self.separator, self.names = found[0], others[found[0]]
@@ -90,7 +90,7 @@ def _first_record(table: Location, separator: str, wanted: TableColumns) -> list
 def _try_record(table: Location, separator: str, wanted: TableColumns) -> list[str]:
     try:
         return _first_record(table, separator, wanted)
-    except SourceError:  # a quote in the middle of what this separator makes a cell
+    except SourceError:  # a quote inside a cell of this separator
         return []
 
 

@@ -1,4 +1,4 @@
-"""Records of a CSV file, going on behind broken ones."""
+"""Records of a CSV file, resuming after malformed ones."""
 
 import csv
 import re
@@ -8,34 +8,34 @@ from typing import TextIO
 
 from .lines import MAX_LINE, fault_of_line, read_line
 
-_MAX_FIELD = 1 << 24  # characters; a quote that is never closed swallows no more than this
+_MAX_FIELD = 1 << 24  # characters that an unclosed quote can consume
 _FILE = re.compile(r"[^\n]{0,999}\.[A-Za-z][A-Za-z0-9]{1,4}|\S{0,999}/\S{1,999}")
-"""What names a file: an ending, or folders and no blanks."""
+"""A file name: with an ending, or with folders and no blanks."""
 
 
 class CsvRecords:
-    """Records of a CSV file with their line numbers, able to go on behind a broken one.
+    """Records of a CSV file with their line numbers, resuming after malformed records.
 
-    A broken record (text after a closing quote, a quote never closed) is given up at its first
-    line, and reading starts again at its second: otherwise one stray quote would take every line
-    up to the next quote with it. So is one whose cell spans lines that look like rows of their own.
+    After a malformed record (text after a closing quote, an unclosed quote) reading resumes at its second
+    line. Otherwise a stray quote would consume every line up to the next quote. The same holds for a record
+    with a cell that spans lines that look like rows.
     """
 
     num_cells: int | None = None
-    """Cells of a row, once they are known: a line inside a cell can be a row only if it has as many."""
+    """Number of cells of a row, once known. A line inside a cell can be a row only if it has as many."""
 
     def __init__(self, file: TextIO, delimiter: str) -> None:
         csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))
         self._file, self._delimiter = file, delimiter
         self._given_back: deque[str] = deque()
-        self._lines: list[str] = []  # of the record at hand
-        self._num_lines = 0  # handed out so far, without those given back
+        self._lines: list[str] = []  # of the current record
+        self._num_lines = 0  # read so far, without lines to be read again
         self._reader = csv.reader(
             _CsvLines(self._next_line), delimiter=delimiter, strict=True, skipinitialspace=True
         )
 
     def __iter__(self) -> Iterator[tuple[str, list[str] | str]]:
-        """Yield where each record starts, and its cells or the reason why it has none."""
+        """Yield the first line of each record, and its cells or the reason why it cannot be read."""
         while True:
             self._lines.clear()
             where = f"line {self._num_lines + 1}"
@@ -46,20 +46,20 @@ class CsvRecords:
             except csv.Error as error:
                 yield where, self._give_up(error)
                 continue
-            swallowed = self._find_swallowed(record)
-            if swallowed is not None:
+            consumed = self._find_consumed(record)
+            if consumed is not None:
                 last = self._num_lines
                 self._give_back()
                 yield (
                     where,
-                    f"malformed CSV (a quote opens here and closes on line {last}, but line {swallowed} "
+                    f"malformed CSV (a quote opens here and closes on line {last}, but line {consumed} "
                     "looks like a row of its own)",
                 )
             elif any(cell.strip() for cell in record):
                 yield where, record
 
-    def _find_swallowed(self, record: list[str]) -> int | None:
-        """Return the number of the first line inside a record that names a file where the record does."""
+    def _find_consumed(self, record: list[str]) -> int | None:
+        """Return the number of the first line inside a record that has a file name in the same cell."""
         if len(self._lines) < 2 or len(record) != self.num_cells:
             return None
         places = [i for i, cell in enumerate(record) if _FILE.fullmatch(cell.strip())]
@@ -80,7 +80,7 @@ class CsvRecords:
         return line
 
     def _give_back(self) -> None:
-        """Take back all lines of the record but the first, to be read again."""
+        """Return all lines of the record but the first, to be read again."""
         after_first = self._lines[1:]
         self._given_back.extendleft(reversed(after_first))
         self._num_lines -= len(after_first)
@@ -98,7 +98,7 @@ class CsvRecords:
 
 
 def _cells_of(line: str, delimiter: str) -> list[str]:
-    """Return the cells of one line by itself."""
+    """Return the cells of a single line."""
     try:
         return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
     except csv.Error:
@@ -106,7 +106,7 @@ def _cells_of(line: str, delimiter: str) -> list[str]:
 
 
 class _CsvLines:
-    """An iterator that csv may ask again after it ended: a generator would stay ended."""
+    """An iterator that can continue after it ended, unlike a generator."""
 
     def __init__(self, next_line: Callable[[], str]) -> None:
         self._next_line = next_line

@@ -1,7 +1,7 @@
 """Rows of a .json file: a list of objects, one list inside an object, or COCO's images and annotations.
 
-Values are read one by one, so a list of any length takes the memory of one row. Of COCO's images the names
-are held while the annotations are read, some 200 bytes an image.
+Values are read one by one, so that memory holds one row of a list of any length. For COCO's format the names
+of the images are kept while the annotations are read, some 200 bytes per image.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import TextIO, cast
 from ....errors import SourceError
 from ....store.io.location import Location
 from ..fields.columns import TableColumns
-from ..text import describe, is_unicode
+from ..text import is_unicode, name_type
 from .lines import MAX_LINE, NOT_TEXT, open_text
 
 _CHUNK = 1 << 16
@@ -22,10 +22,10 @@ _Records = Iterator[tuple[str, dict[str, object] | str]]
 
 
 def json_rows(table: Location, wanted: TableColumns) -> _Records:
-    """Yield where each row stands, and its values or the reason why it has none.
+    """Yield the place of each row, and its values or the reason why it cannot be read.
 
     Raises:
-        SourceError: it is no JSON, or holds no list of rows.
+        SourceError: it is not JSON, or has no list of rows.
     """
     lists = _lists_of(table, wanted)
     if lists >= {_IMAGES, _ANNOTATIONS}:
@@ -35,14 +35,13 @@ def json_rows(table: Location, wanted: TableColumns) -> _Records:
         names = ", ".join(sorted(name for name in lists if name)) or "none"
         raise SourceError(
             f"{table} should be a list of rows, or an object with one list of rows, it has lists: "
-            f"{names[:80]}; write one object a line as .jsonl"
+            f"{names[:80]}; or write one object per line as .jsonl"
         )
     yield from _rows_of(table, wanted, next(iter(lists)))
 
 
 def _coco_rows(table: Location, wanted: TableColumns) -> _Records:
-    """Yield a row for each image, then one for each caption with its image: rows of one picture are one
-    sample."""
+    """Yield a row for each image, then one for each caption: rows of one image become one sample."""
     names: dict[object, object] = {}
     for where, image in _rows_of(table, wanted, _IMAGES):
         if isinstance(image, str):
@@ -58,7 +57,10 @@ def _coco_rows(table: Location, wanted: TableColumns) -> _Records:
             if of in names:
                 yield where, {"image": names[of], "caption": entry["caption"]}
             else:
-                yield where, f"its image_id {str(of)[:40]!r} is of no image in the file"
+                yield (
+                    where,
+                    f"its image_id {str(of)[:40]!r} does not belong to an image of the file",
+                )
 
 
 def _hashable(value: object) -> object:
@@ -66,7 +68,7 @@ def _hashable(value: object) -> object:
 
 
 def _rows_of(table: Location, wanted: TableColumns, name: str) -> _Records:
-    """Yield the entries of one list of a file; the name of a file that is a list is empty."""
+    """Yield the entries of one list of a file; the name is empty if the file is a list."""
     label = f"{name} " if name else ""
     with open_text(table, newline="", encoding=wanted.encoding) as file:
         for of, number, value in _Reader(table, file).entries():
@@ -76,11 +78,11 @@ def _rows_of(table: Location, wanted: TableColumns, name: str) -> _Records:
             if isinstance(value, dict):
                 yield where, cast(dict[str, object], value)
             else:
-                yield where, f"expected an object of named values, got {describe(value)}"
+                yield where, f"expected an object of named values, got {name_type(value)}"
 
 
 def _lists_of(table: Location, wanted: TableColumns) -> set[str]:
-    """Return the names of the lists of objects of a file; one that is itself a list has no name."""
+    """Return the names of the lists of objects in a file; empty for a file that is a list."""
     found: set[str] = set()
     with open_text(table, newline="", encoding=wanted.encoding) as file:
         for of, number, value in _Reader(table, file).entries():
@@ -92,7 +94,7 @@ def _lists_of(table: Location, wanted: TableColumns) -> set[str]:
 
 
 class _Reader:
-    """Reads values from a text of which a part is at hand."""
+    """Reads values from a text, a part of which is in memory."""
 
     def __init__(self, table: Location, file: TextIO) -> None:
         self._table, self._file = table, file
@@ -100,7 +102,7 @@ class _Reader:
         self._decoder = json.JSONDecoder()
 
     def entries(self) -> Iterator[tuple[str, int, object]]:
-        """Yield list, number from 1 and value of each entry of a list; other values with number 0."""
+        """Yield name of the list, number from 1, and value of each entry; other values with number 0."""
         if self._peek() == "[":
             for number, value in enumerate(self._list(), 1):
                 yield "", number, value
@@ -132,7 +134,7 @@ class _Reader:
         self._at += 1
 
     def _value(self) -> object:
-        """Return the value that begins here; reads on until it is whole."""
+        """Return the value that begins here; reads until it is complete."""
         self._peek()
         while True:
             try:
@@ -144,10 +146,10 @@ class _Reader:
                     raise self._fault("a value") from None
                 self._read(
                     max(_CHUNK, len(self._text) - self._at)
-                )  # doubled: no more than twice is parsed
+                )  # doubled, so that parsing stays linear
                 continue
             if end == len(self._text) and not self._is_end:
-                self._read(_CHUNK)  # a number may go on
+                self._read(_CHUNK)  # a number may continue
                 continue
             self._at = end
             return value
@@ -177,6 +179,6 @@ class _Reader:
         if not is_unicode(here):
             return SourceError(f"{self._table} is {NOT_TEXT}")
         return SourceError(
-            f"{self._table} is no JSON: expected {expected} at {here!r}; if it has one object a line, call "
-            "it .jsonl"
+            f"{self._table} is not JSON: expected {expected} at {here!r}; if it has one object per line, "
+            "rename it to .jsonl"
         )

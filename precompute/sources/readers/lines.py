@@ -1,4 +1,4 @@
-"""Lines of a text file of any size: none too long for the memory, none that stops the others."""
+"""Lines of a text file of any size, with bounded memory, in any encoding."""
 
 import codecs
 import io
@@ -10,11 +10,11 @@ from ..listing import open_path
 from ..text import is_unicode
 
 MAX_LINE = 1 << 25
-"""Characters; a longer line is a damaged file, and must not fill the memory."""
+"""Longest line in characters; a longer one is damaged and would fill the memory."""
 
 
 NOT_TEXT = "not UTF-8; save it as UTF-8, or name its encoding, such as --encoding latin-1"
-"""Why a line, or a whole table, is no use."""
+"""Why a line, or a whole table, cannot be used."""
 
 _LONE = "siglip2-cache.lone"
 codecs.register_error(_LONE, lambda error: ("\udcff", cast(UnicodeDecodeError, error).end))
@@ -26,11 +26,11 @@ def open_text(path: Location, *, newline: str | None, encoding: str | None = Non
 
     Args:
         path: the file.
-        newline: as for open(): what ends a line.
-        encoding: of the file; None: UTF-8 with or without BOM, or UTF-16 with one.
+        newline: as for open().
+        encoding: of the file; None: UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
-        SourceError: it cannot be opened, or is UTF-16 without a BOM and that was not said.
+        SourceError: it cannot be opened, or looks like UTF-16 without a byte order mark.
     """
     try:
         file = io.BufferedReader(cast(io.RawIOBase, open_path(str(path))))
@@ -41,7 +41,7 @@ def open_text(path: Location, *, newline: str | None, encoding: str | None = Non
         file.close()
         order = "le" if head[1] == 0 else "be"
         raise SourceError(
-            f"{path} is not UTF-8, it looks like UTF-16 without a mark; say --encoding utf-16-{order}"
+            f"{path} is not UTF-8, it looks like UTF-16 without a mark; use --encoding utf-16-{order}"
         )
     encoding = encoding or ("utf-16" if head in _UTF16 else "utf-8-sig")
     errors = "surrogateescape" if encoding == "utf-8-sig" else _LONE

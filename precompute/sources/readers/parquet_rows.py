@@ -28,10 +28,10 @@ def parquet_names(table: Location) -> list[str]:
 
 
 def refuse_packed_images(table: Location, column: str) -> None:
-    """Refuse a Parquet column of images that holds no paths, before its bytes are read.
+    """Refuse a Parquet column of images that cannot hold paths, before its bytes are read.
 
     Raises:
-        SourceError: names the type that the column has.
+        SourceError: the message names the type of the column.
     """
     found = open_parquet(table).schema_arrow.field(column).type
     if not holds_paths(found):
@@ -41,12 +41,12 @@ def refuse_packed_images(table: Location, column: str) -> None:
 
 
 def open_parquet(path: Location) -> Any:
-    """Open a Parquet file: its footer is read, none of its columns.
+    """Open a Parquet file; reads its footer only.
 
     Raises:
         SourceError: it cannot be read.
     """
-    import pyarrow as pa  # here: it takes 0.2 s, and most tables are text
+    import pyarrow as pa  # imported here because it takes 0.2 s, and most tables are text
 
     try:
         file = open_streamed(path)
@@ -62,7 +62,7 @@ def check_names(fields: Any) -> None:
     """Read every name of an Arrow schema, or of the fields of a type.
 
     Raises:
-        UnicodeDecodeError: one is not UTF-8; pyarrow would say so at some later time.
+        UnicodeDecodeError: one is not UTF-8; pyarrow would only raise this later.
     """
     for field in fields:
         assert field.name is not None
@@ -75,7 +75,7 @@ def parquet_rows(
     """Yield the place of each row, and its values or the reason why it cannot be read.
 
     Raises:
-        SourceError: the file cannot be read, or is damaged from some row on.
+        SourceError: the file cannot be read, or is damaged after some row.
     """
     import pyarrow as pa
 
@@ -102,7 +102,7 @@ def row_group_rows(
     """Yield the values of each row of a row group, or the reason why it cannot be read.
 
     Raises:
-        ValueError: the row group is damaged from the next row on; the message is a reason.
+        ValueError: the row group is damaged after this row; the message is a reason.
     """
     import pyarrow as pa
 
@@ -120,9 +120,9 @@ def row_group_rows(
 
 
 def null_rows(file: Any, row_group: int, image: Sequence[str], null_count: int | None) -> set[int]:
-    """Return which rows of a row group have no bytes in a column, named by the way that leads to it.
+    """Return the rows of a row group without bytes in a column, which is given by the names that lead to it.
 
-    The column is read only where its null count does not say that every row, or none, has bytes.
+    The column is read only if its null count is neither 0 nor the number of rows.
 
     Raises:
         ValueError: the row group is damaged; the message is a reason.
@@ -147,12 +147,12 @@ def null_rows(file: Any, row_group: int, image: Sequence[str], null_count: int |
 
 
 def group_has_repeats(file: Any, row_group: int, column: str) -> bool:
-    """Return whether a value stands twice in a row group of a column; False where it cannot be read.
+    """Return whether a row group of a column repeats a value; False if it cannot be read.
 
     Args:
         file: open.
         row_group: number of the row group.
-        column: name of the column, or the way to a field of it with dots.
+        column: name of the column, or of a field in it with dots.
     """
     import pyarrow as pa
 
@@ -166,7 +166,7 @@ def group_has_repeats(file: Any, row_group: int, column: str) -> bool:
 
 
 def has_repeats(values: Any) -> bool:
-    """Return whether a value stands twice in an Arrow array; False where values have no order."""
+    """Return whether an Arrow array repeats a value; False for types that cannot be compared."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -206,7 +206,7 @@ def batch_rows(batch: Any) -> Iterator[dict[str, object] | str]:
     """Yield the values of each row of an Arrow batch, or the reason why it cannot be read."""
     import pyarrow as pa
 
-    # Texts that are not UTF-8, which nobody checks; times that Python cannot hold, unknown time zones.
+    # Texts that are not UTF-8, times outside the range of Python, unknown time zones.
     no_value = (ValueError, OverflowError, LookupError, pa.ArrowException)
     try:
         yield from batch.to_pylist(maps_as_pydicts="lossy")

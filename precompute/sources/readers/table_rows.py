@@ -1,7 +1,7 @@
-"""Rows of a .jsonl, .json, .csv, .tsv or .parquet file, streamed, each with the place it stands at.
+"""Streaming the rows of a .jsonl, .json, .csv, .tsv or .parquet file, each with its place.
 
-A row that cannot be read is a BadRow and the next one goes on; only a file that cannot be read at
-all is an error. Memory is bounded: one line (or a Parquet batch) at a time, whatever the file.
+A row that cannot be read is a BadRow, and the next row follows. Only a file that cannot be read at all is an
+error. Memory is bounded: one line or Parquet batch at a time.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from typing import cast
 from ....errors import SourceError
 from ....store.io.location import Location
 from ..fields.columns import TableColumns
-from ..text import describe, parse_json
+from ..text import name_type, parse_json
 from .csv_dialect import csv_names, csv_rows
 from .json_records import json_rows
 from .lines import fault_of_line, open_text, read_line
@@ -20,7 +20,7 @@ from .parquet_rows import parquet_names, parquet_rows
 
 TABLE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
-_HEAD_ROWS = 1000  # rows of a .jsonl looked at to learn its columns
+_HEAD_ROWS = 1000  # rows of JSON that are read to find its columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ def read_rows(
 
     Args:
         table: file with one of TABLE_ENDINGS.
-        wanted: what the user said of it.
-        columns: columns of a Parquet file to read; None reads all. Other kinds give all of them.
+        wanted: columns and encoding that the user chose.
+        columns: columns to read of a Parquet file; None reads all. Other files always yield all.
 
     Raises:
         SourceError: the table cannot be read.
@@ -107,7 +107,7 @@ def _jsonl_row(where: str, line: str) -> Row | BadRow:
     except ValueError as error:
         return BadRow(where, str(error))
     if not isinstance(value, dict):
-        return BadRow(where, f"expected an object of named values, got {describe(value)}")
+        return BadRow(where, f"expected an object of named values, got {name_type(value)}")
     return Row(where, cast(dict[str, object], value))
 
 
@@ -125,7 +125,7 @@ def _names_of(table: Location, rows: Iterator[Row | BadRow]) -> list[str]:
         if first_bad is None:
             raise _empty(table)
         raise SourceError(
-            f"{table} holds no row that can be read ({first_bad.where}: {first_bad.reason}); "
+            f"{table} has no readable row ({first_bad.where}: {first_bad.reason}); "
             "expected UTF-8 text of JSON objects, one for each row"
         )
     return list(names)

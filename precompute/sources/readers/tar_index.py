@@ -1,4 +1,4 @@
-"""The members of a tar archive that matter to its samples, by WebDataset's keys, in little memory."""
+"""The members of a tar archive that belong to samples, by WebDataset's keys, in little memory."""
 
 import hashlib
 import itertools
@@ -13,15 +13,15 @@ import numpy as np
 
 from .tar import TarFault, TarKind, TarMember
 
-_DIGEST_BYTES = 16  # of a key: two keys of one archive never share it
+_DIGEST_BYTES = 16  # of a key; collisions within an archive are practically impossible
 
 _META = re.compile(rb"__[^/]*__(?:/|$)|(?:.*/)?(?:\._|__MACOSX/|@eaDir/)")
-"""Names that WebDataset keeps for facts about the archive; what macOS and NAS systems add to files."""
+"""Names that WebDataset reserves for facts about the archive, and files that macOS and NAS systems add."""
 
 
 @dataclass(slots=True)
 class TarIndex:
-    """Members of an archive that matter to its samples, in order, without an object for each."""
+    """Members of an archive that belong to samples, in order, without an object for each."""
 
     names: bytearray = field(default_factory=bytearray)
     """All names, one after the other."""
@@ -33,22 +33,22 @@ class TarIndex:
     key_digests: bytearray = field(default_factory=bytearray)
 
     has_variants: bool = False
-    """A key is written as macOS does, with accents of their own."""
+    """Some key is in decomposed form, as macOS writes accents."""
 
     num_others: int = 0
-    """Members that are passed by."""
+    """Members that belong to no sample."""
 
-    passed: "Counter[TarKind]" = field(default_factory=Counter)
-    """Members that are named like ours and are no files."""
+    skipped: "Counter[TarKind]" = field(default_factory=Counter)
+    """Members named like those of samples that are not files."""
 
     fault: str | None = None
-    """Why the archive ends otherwise than it should."""
+    """Why the archive does not end properly."""
 
     last_key: bytes | None = None
-    """Key of the last member that has one, of whatever kind."""
+    """Key of the last member with one, of any kind."""
 
     is_cut: bool = False
-    """More members of the last key may be missing."""
+    """Members of the last key may be missing."""
 
     def __len__(self) -> int:
         return len(self.roles)
@@ -59,7 +59,7 @@ class TarIndex:
         return bytes(self.names[start : self.name_ends[i]])
 
     def add(self, member: TarMember, key: bytes, role: int) -> None:
-        """Take in a member."""
+        """Add a member."""
         self.names += member.name
         self.name_ends.append(len(self.names))
         self.offsets.append(member.offset)
@@ -70,7 +70,7 @@ class TarIndex:
         self.key_digests += hashlib.blake2b(composed, digest_size=_DIGEST_BYTES).digest()
 
     def take_fault(self, fault: TarFault) -> None:
-        """Take in why the archive ends, and of which sample members may be missing for it."""
+        """Record why the archive ends, and which sample may be incomplete."""
         self.fault, self.is_cut = fault.reason, not fault.lacks_mark_only
         cut = split_key(fault.cut_name) if fault.cut_name else None
         self.last_key = cut[0] if cut else self.last_key
@@ -80,7 +80,7 @@ class TarIndex:
         return self.last_key is not None and compose(key) == compose(self.last_key)
 
     def groups(self) -> Iterator[list[int]]:
-        """Yield the members of each key, in order; the keys in the order of their first members."""
+        """Yield the members of each key in order, keys in the order of their first members."""
         if not len(self):
             return
         halves = np.frombuffer(self.key_digests, "<u8").reshape(-1, 2)
@@ -99,16 +99,16 @@ _ODD = "utf-8", "surrogateescape"
 
 
 def compose(name: bytes) -> bytes:
-    """Return a name with its accents on their letters (NFC): what looks alike is alike."""
+    """Return a name in composed form (NFC), so that names that look the same are equal."""
     return (
         name if name.isascii() else unicodedata.normalize("NFC", name.decode(*_ODD)).encode(*_ODD)
     )
 
 
 def split_key(name: bytes) -> tuple[bytes, bytes] | None:
-    """Return key and ending (lower-case) of a member: split at the first dot behind the last slash.
+    """Return key and ending (lower-case) of a member, split at the first dot after the last slash.
 
-    None where it has no key: no dot, or nothing before it, or it is about the archive itself.
+    None if there is no dot or nothing before it, or the member is about the archive itself.
     Source: webdataset 1.0, tariterators.py, base_plus_ext and tar_file_iterator.
     """
     folder, slash, base = name.rpartition(b"/")

@@ -1,4 +1,4 @@
-"""Tar archives by name. Compressed ones are refused: no image in them could be read alone."""
+"""Names of tar archives. Compressed ones are refused, because no single image in them can be read."""
 
 import shlex
 
@@ -30,29 +30,29 @@ def is_compressed_tar(name: str) -> bool:
 
 
 def unpacked_name(name: str) -> str:
-    """Return the name that a compressed archive has when it is unpacked."""
+    """Return the name of a compressed archive once it is unpacked."""
     ending = next(e for endings, _, _ in _COMPRESSED for e in endings if name.lower().endswith(e))
     return name[: -len(ending)] + TAR_ENDING
 
 
 def refuse_compressed(path: Location, *, begins: bytes | None = None) -> None:
-    """Refuse an archive that is compressed by its name, or by its first bytes where they are given.
+    """Refuse an archive that is compressed, by its first bytes if given, otherwise by its name.
 
     Raises:
-        SourceError: it is; the message has the command that unpacks it.
+        SourceError: it is compressed; the message has the command that unpacks it.
     """
     name = path.name.lower()
     for endings, magic, command in _COMPRESSED:
         if begins is None and name.endswith(endings):
             unpack = command.format(shlex.quote(str(path)))
         elif begins is not None and begins.startswith(magic):
-            # The programs go by the ending, and take it away.
+            # The programs require the ending, and remove it.
             packed = shlex.quote(f"{path}{endings[0].removeprefix('.tar')}")
             unpack = f"mv {shlex.quote(str(path))} {packed} && {command.format(packed)}"
         else:
             continue
-        if isinstance(path, UPath):  # no program unpacks where it lies
-            unpack = f"put there what {command.format('it')} makes of a copy"
+        if isinstance(path, UPath):  # no program unpacks it in the store
+            unpack = f"download it, run {command.format('it')}, and upload the result"
         raise SourceError(
-            f"{path} is compressed, so that no image in it can be read alone; unpack it: {unpack}"
+            f"{path} is compressed, so single images in it cannot be read; unpack it: {unpack}"
         )

@@ -277,10 +277,10 @@ def test_linked_folders_are_followed_and_loops_are_problems(tmp_path: Path) -> N
     ]
     reason = "a link to a folder that holds it; not followed"
     assert [(problem.place, problem.reason) for problem in problems_of(root)] == [
-        (f"{root}/in/self", "a link that leads nowhere"),
+        (f"{root}/in/self", "a dead link"),
         (f"{root}/in/dot", reason),
         (f"{root}/in/up", reason),
-        (f"{root}/linked/back/self", "a link that leads nowhere"),
+        (f"{root}/linked/back/self", "a dead link"),
         (f"{root}/linked/back/dot", reason),
         (f"{root}/linked/back/up", reason),
     ]
@@ -300,7 +300,7 @@ def test_a_dead_link_that_may_be_a_folder_is_a_problem(tmp_path: Path) -> None:
     put(tmp_path, "a.jpg")
     (tmp_path / "train").symlink_to("/mnt/gone")
     assert problems_of(tmp_path) == [
-        Problem(place=f"{tmp_path}/train", reason="a link that leads nowhere")
+        Problem(place=f"{tmp_path}/train", reason="a dead link")
     ]
 
 
@@ -404,7 +404,7 @@ def test_a_place_with_nothing_there_says_what_could_be(tmp_path: Path) -> None:
 def test_a_file_of_an_unknown_kind_says_what_could_be_read(tmp_path: Path) -> None:
     put(tmp_path, "a.xlsx")
     accepted = r"a table \(\.jsonl, .*, \.parquet\)$"
-    with pytest.raises(SourceError, match=rf"a\.xlsx is no corpus that can be read.*{accepted}"):
+    with pytest.raises(SourceError, match=rf"a\.xlsx is not a corpus.*{accepted}"):
         open_source(tmp_path / "a.xlsx")
 
 
@@ -444,7 +444,7 @@ def test_folders_of_storage_systems_are_passed_by_and_counted(tmp_path: Path) ->
     put(tmp_path, "a.jpg", "@eaDir/a.jpg/THUMB.jpg", "$RECYCLE.BIN/r.jpg", "x/b.jpg")
     put(tmp_path, "x/#recycle/c.jpg", ".Trash-1000/files/d.jpg", "__MACOSX/e.jpg", ".git/f.jpg")
     assert [sample.path for sample in samples_of(tmp_path)] == ["a.jpg", "x/b.jpg"]
-    what = "folders of storage systems (thumbnails, waste baskets), passed by"
+    what = "folders of storage systems (thumbnails, recycle bins), skipped"
     assert unused_of(tmp_path) == [(what, 4, "$RECYCLE.BIN"), (what, 1, "x/#recycle")]
 
 

@@ -146,7 +146,7 @@ def test_texts_that_nobody_reads_are_counted_by_ending_with_what_takes_them(tmp_
     [blip] = [
         n for n in FolderSource(tmp_path).scan() if isinstance(n, Unused) and "blip" in n.reason
     ]
-    assert blip.remedy == "--caption-ending .blip takes them as captions"
+    assert blip.remedy == "--caption-ending .blip uses them as captions"
 
 
 def test_a_table_among_images_without_captions_is_named(tmp_path: Path) -> None:

@@ -249,8 +249,8 @@ def test_what_is_wrong_with_files_is_named(files: Path) -> None:
     assert found == [
         (
             str(files),
-            "its sub-folders more are not read, for shards lie beside them; name what is in them "
-            "as a source of its own",
+            "its sub-folders more are not read, because lie beside them; name what is in them "
+            "separate source",
         ),
         ("00000/000001.json", "malformed JSON"),
         ("00000/000000.json", "there is no image to it"),

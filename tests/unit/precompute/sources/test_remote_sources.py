@@ -218,7 +218,7 @@ def test_a_glob_lists_no_folder_that_it_does_not_need(bucket: MemoryBucket) -> N
     assert str(source.root) == f"{bucket.url}/a"
     assert [piece.name for piece in source.parts()] == ["1/x.tar", "2/x.tar"]
     assert bucket.requests["ls"] == 3  # a, a/1, a/2
-    with pytest.raises(SourceError, match=r"no file is called .*/a/\*\.tar"):
+    with pytest.raises(SourceError, match=r"no file matches .*/a/\*\.tar"):
         open_source(f"{bucket.url}/a/*.tar")
 
 

@@ -116,7 +116,7 @@ def test_an_encoding_that_was_not_named_is_asked_for_in_one_line(tmp_path: Path)
     found, reasons = read(write(tmp_path / "t.csv", text, "latin-1"))
     assert found == {"b": ["tea"]}
     assert reasons["line 2"].endswith("name its encoding, such as --encoding latin-1")
-    with pytest.raises(SourceError, match=r"UTF-16 without a mark; say --encoding utf-16-be$"):
+    with pytest.raises(SourceError, match=r"UTF-16 without a mark; use --encoding utf-16-be$"):
         read(write(tmp_path / "t.csv", text, "utf-16-be"))
 
 
@@ -128,7 +128,7 @@ def test_bytes_that_the_named_encoding_has_not_cost_their_row(tmp_path: Path) ->
 
 
 def test_an_encoding_that_is_none_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"encoding 'utf-99' is none that Python knows"):
+    with pytest.raises(SettingError, match=r"encoding 'utf-99' is unknown to Python"):
         TableColumns(encoding="utf-99")
 
 

@@ -50,7 +50,7 @@ def test_a_title_beside_captions_is_named_and_nothing_else(tmp_path: Path, kind:
     path = write(tmp_path / f"t.{kind}", [row | {"story": "once upon a time"}])
     [note] = [each for each in open_source(path).scan() if isinstance(each, Unused)]
     assert (note.reason, note.count, note.place) == (
-        *("rows with text in column 'title', not taken for a caption", 1),
+        *("rows with text in column 'title', not used as a caption", 1),
         str(path),
     )
     assert (

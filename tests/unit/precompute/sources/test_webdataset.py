@@ -292,7 +292,7 @@ def test_members_of_text_that_nobody_reads_are_counted_by_ending(tmp_path: Path)
     assert len(samples) == 3
     assert isinstance(note, Unused)
     assert (note.count, note.reason) == (3, "members ending in .blip that hold text, beside images")
-    assert note.remedy == "--caption-ending .blip takes them as captions"
+    assert note.remedy == "--caption-ending .blip uses them as captions"
 
 
 def test_accents_of_a_key_may_be_written_in_two_ways(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_what_ails_every_sample_is_said_in_few_lines(tmp_path: Path) -> None:
     assert len(samples) == 100
     assert len(problems) == 8
     assert [p.reason for p in problems if p.place.endswith("a.tar")] == [
-        "97 more: its .json is no use, or part of it",
+        "97 more: its .json is unusable, or a part of it",
         "1,001 more: there is no image to it",
     ]
 
@@ -486,8 +486,8 @@ PLAIN, PAX, GNU = tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT
         (PAX, ONE_TEXT + 100, "it is cut in the middle of a header, at byte 3,172"),
         (PAX, ONE_TEXT + 512, "it is cut at byte 3,584, in the middle of an extended header"),
         (GNU, ONE_TEXT + 600, "it is cut at byte 3,672, in the middle of an extended header"),
-        (PAX, ONE_TEXT + 1024, "it is cut at byte 4,096, behind the name of a member that is gone"),
-        (GNU, ONE_TEXT + 1024, "it is cut at byte 4,096, behind the name of a member that is gone"),
+        (PAX, ONE_TEXT + 1024, "it is cut at byte 4,096, after the name of a member that is missing"),
+        (GNU, ONE_TEXT + 1024, "it is cut at byte 4,096, after the name of a member that is missing"),
         (GNU, ONE_TEXT + 1100, "it is cut in the middle of a header, at byte 4,172"),
         (PLAIN, ONE_TEXT - 1, "it has no end mark at byte 3,071 and may be cut"),
     ],
@@ -508,7 +508,7 @@ def test_of_a_tar_that_is_cut_in_what_precedes_a_member_the_last_sample_is_left_
     ("at", "wrong", "reason"),
     [
         (ONE_TEXT, b"x", "it is damaged at byte 3,072, where a header should stand"),
-        (ONE_TEXT, bytes(512), "it has more behind its end mark, from byte 3,584 on"),
+        (ONE_TEXT, bytes(512), "there is more data after its end mark, from byte 3,584 on"),
     ],
 )
 def test_of_a_tar_that_is_damaged_at_a_header_the_last_sample_is_left_out(
@@ -785,7 +785,7 @@ def test_a_compressed_tar_is_refused_with_the_command_that_unpacks_it(
         with pytest.raises(SourceError) as refused:
             open_source(location)
         assert str(refused.value) == (
-            f"{tmp_path}/{name} is compressed, so that no image in it can be read alone; "
+            f"{tmp_path}/{name} is compressed, so single images in it cannot be read; "
             f"unpack it: {command.replace('DIR', str(tmp_path))}"
         )
 

@@ -85,7 +85,7 @@ def test_coco_annotations_are_joined_with_their_images(tmp_path: Path, names: li
     assert [(row, texts[text]) for row, text in captions] == [(0, "two"), (1, "one"), (1, "three")]
     assert found.num_problems == 1
     assert found.problems == [
-        f"{table} annotations entry 4: its image_id '77' is of no image in the file"
+        f"{table} annotations entry 4: its image_id '77' does not belong to an image of the file"
     ]
 
 
@@ -104,14 +104,14 @@ def test_an_entry_that_is_no_object_costs_itself_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"image": "a.jpg"}, {"image"', r"is no JSON: expected a value at '\{\"image\"'"),
+        ('[{"image": "a.jpg"}, {"image"', r"is not JSON: expected a value at '\{\"image\"'"),
         ('[{"image": "a.jpg"} {}]', r"expected , at '\{\}\]'"),
         ('{"image": "a.jpg"}\n{"image": "b.jpg"}\n', r"should be a list of rows, .*as \.jsonl$"),
         ('"text"', r"should begin with \[ or \{"),
         ('{"a": [{}], "b": [{}]}', r"it has lists: a, b; write one object a line as \.jsonl$"),
         ("[]", r"should be a list of rows"),
-        ("", r"is no JSON"),
-        ("[" * 100_000, r"is no JSON: expected less deeply nested values"),
+        ("", r"is not JSON"),
+        ("[" * 100_000, r"is not JSON: expected less deeply nested values"),
     ],
 )
 def test_a_json_that_is_no_table_is_one_short_line(tmp_path: Path, text: str, message: str) -> None:

@@ -247,7 +247,7 @@ def test_zero_blocks_are_the_end(blocks: int) -> None:
     ("archive", "names", "reason"),
     [
         (b"", 0, "it is empty: 0 bytes"),
-        (b"<html>" + bytes(600), 0, "it is no tar archive: at its beginning stands no header"),
+        (b"<html>" + bytes(600), 0, "it is not a tar archive: it does not begin with a header"),
         (b"<html>", 0, "it is cut in the middle of a header, at byte 6"),
         (ONE, 1, "it has no end mark at byte 1,024 and may be cut"),
         (ONE[:515], 1, "it has no end mark at byte 515 and may be cut"),
@@ -268,13 +268,13 @@ def test_zero_blocks_are_the_end(blocks: int) -> None:
         (
             ONE + END + ONE + END,
             1,
-            "it has more behind its end mark, from byte 2,048 on, which is not read; if archives "
+            "there is more data after its end mark, from byte 2,048 on, which is not read; if archives "
             "were appended to each other, name each as a file of its own",
         ),
         (
             ONE + pax(record(b"path", b"x")),
             1,
-            "it is cut at byte 2,048, behind the name of a member that is gone",
+            "it is cut at byte 2,048, after the name of a member that is missing",
         ),
         (
             ONE + pax(record(b"path", b"x")) + END,
@@ -295,7 +295,7 @@ def test_zero_blocks_are_the_end(blocks: int) -> None:
         (
             bytes(header(b"a.jpg", b"\xff" * 12)) + END,
             0,
-            "it is no tar archive: at its beginning stands no header",
+            "it is not a tar archive: it does not begin with a header",
         ),
     ],
 )
