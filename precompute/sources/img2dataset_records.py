@@ -157,7 +157,7 @@ class RecordedFolder:
 
         Without any stats beside it, it is a file of another program.
         """
-        return self.of_shard(name) if name.isdecimal() and self._names[0] else None
+        return self.find_records(name) if name.isdecimal() and self._names[0] else None
 
     def belongs_to(self, shards: Collection[str]) -> bool:
         """Return whether img2dataset wrote these shards."""

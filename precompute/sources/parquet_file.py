@@ -10,7 +10,7 @@ from .fields.unread_columns import unread_columns
 from .img2dataset_records import HASH_COLUMN, STATUS_COLUMNS, Downloads, source_sha256
 from .listing import as_location
 from .packed_rows import PackedFile
-from .readers.parquet_footers import FOOTERS, NullCounts
+from .readers.parquet_footer import NullCounts, read_null_counts
 from .readers.parquet_rows import group_has_repeats, image_sums, null_rows, row_group_rows
 from .samples import Problem, Sample
 
@@ -95,7 +95,7 @@ class ParquetFile:
             return set()
         if self._null_counts is None:
             num_groups, member = self._metadata.num_row_groups, self._columns.member
-            self._null_counts = FOOTERS.null_counts(str(self._file), member, num_groups)
+            self._null_counts = read_null_counts(str(self._file), member, num_groups)
         return null_rows(self._opened, group, self._columns.image, self._null_counts[group])
 
     def _paths(self, group: int) -> dict[int, object]:

@@ -35,7 +35,7 @@ def json_rows(table: Location, wanted: TableColumns) -> _Records:
         names = ", ".join(sorted(name for name in lists if name)) or "none"
         raise SourceError(
             f"{table} should be a list of rows, or an object with one list of rows, it has lists: "
-            f"{names[:80]}; or write one object per line as .jsonl"
+            f"{names[:80]}; write one object per line as .jsonl"
         )
     yield from _rows_of(table, wanted, next(iter(lists)))
 

@@ -299,9 +299,7 @@ def test_a_dead_link_is_a_sample_without_its_image(tmp_path: Path) -> None:
 def test_a_dead_link_that_may_be_a_folder_is_a_problem(tmp_path: Path) -> None:
     put(tmp_path, "a.jpg")
     (tmp_path / "train").symlink_to("/mnt/gone")
-    assert problems_of(tmp_path) == [
-        Problem(place=f"{tmp_path}/train", reason="a dead link")
-    ]
+    assert problems_of(tmp_path) == [Problem(place=f"{tmp_path}/train", reason="a dead link")]
 
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
@@ -397,7 +395,9 @@ def test_columns_for_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_place_with_nothing_there_says_what_could_be(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"there is no .*/gone; expected a folder of images, of"):
+    with pytest.raises(
+        SourceError, match=r"there is no .*/gone; expected a folder of images or of"
+    ):
         open_source(tmp_path / "gone")
 
 

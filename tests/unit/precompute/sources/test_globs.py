@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from siglip2_cache.errors import SourceError
-from siglip2_cache.precompute.sources.globs import expand, is_pattern, is_there, pattern_root
+from siglip2_cache.precompute.sources.globs import expand, is_pattern, matches_any, pattern_root
 
 
 @pytest.fixture
@@ -71,5 +71,5 @@ def test_the_root_is_the_folder_above_the_pattern() -> None:
         ("c/*", False),
     ],
 )
-def test_a_location_is_there_or_not(shards: Path, location: str, expected: bool) -> None:
-    assert is_there(shards / location) == expected
+def test_a_location_matches_any_or_not(shards: Path, location: str, expected: bool) -> None:
+    assert matches_any(shards / location) == expected

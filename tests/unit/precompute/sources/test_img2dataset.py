@@ -249,7 +249,7 @@ def test_what_is_wrong_with_files_is_named(files: Path) -> None:
     assert found == [
         (
             str(files),
-            "its sub-folders more are not read, because lie beside them; name what is in them "
+            "its sub-folders more are not read, because there are shards beside them; give each as a "
             "separate source",
         ),
         ("00000/000001.json", "malformed JSON"),

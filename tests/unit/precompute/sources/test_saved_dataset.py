@@ -259,7 +259,7 @@ def test_a_file_cut_short_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("state.json", "{", r"state\.json is not JSON"),
-        ("state.json", '{"_data_files": [{"filename": "../x.arrow"}]}', "does not say which files"),
+        ("state.json", '{"_data_files": [{"filename": "../x.arrow"}]}', "does not list its files"),
         ("dataset_dict.json", "[]", r"dataset_dict\.json holds no object"),
         ("dataset_dict.json", '{"splits": ["../x"]}', "names no splits"),
         ("dataset_dict.json", '{"splits": ["test"]}', r"test/state\.json cannot be read"),

@@ -469,7 +469,7 @@ def test_a_wrong_caption_or_label_is_a_problem_and_the_sample_stays(
             "t.csv", b"\n\"image\n", r"line 2 should name the columns: malformed CSV", id="quote"
         ),
         pytest.param(
-            "t.jsonl", b'[\n{"image": "a.jpg"', r"no row that can be read \(line 1: mal", id="json"
+            "t.jsonl", b'[\n{"image": "a.jpg"', r"has no readable row \(line 1: mal", id="json"
         ),
         pytest.param(
             "t.jsonl", '{"image"'.encode("utf-16-le"), r"looks like UTF-16 without a mark", id="utf-16"

@@ -1,4 +1,4 @@
-"""Columns that hold text and are not taken: said with the option that takes them."""
+"""Columns that hold text and are not taken: said with the option that uses them."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_a_title_beside_captions_is_named_and_nothing_else(tmp_path: Path, kind:
     )
     assert (
         note.remedy
-        == "--caption-column title takes them (beside the others: --caption-column caption)"
+        == "--caption-column title uses them (beside the others: --caption-column caption)"
     )
 
 

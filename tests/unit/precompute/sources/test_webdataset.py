@@ -389,7 +389,7 @@ def test_images_that_are_not_used_are_told_three_of_each_kind_and_the_rest_count
     second = "a second image of its sample, not used"
     dotted = (
         "an image with a dot in its name before the ending, where WebDataset ends the key: not used; "
-        "rename it if it is no mask or the like"
+        "rename it unless it is a mask or the like"
     )
     assert [(p.place.removeprefix(str(tmp_path)), p.reason, p.key) for p in problems] == [
         *((f"/a.tar member 'photo.{i}.JPG'", dotted, None) for i in range(3)),
@@ -486,8 +486,16 @@ PLAIN, PAX, GNU = tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT
         (PAX, ONE_TEXT + 100, "it is cut in the middle of a header, at byte 3,172"),
         (PAX, ONE_TEXT + 512, "it is cut at byte 3,584, in the middle of an extended header"),
         (GNU, ONE_TEXT + 600, "it is cut at byte 3,672, in the middle of an extended header"),
-        (PAX, ONE_TEXT + 1024, "it is cut at byte 4,096, after the name of a member that is missing"),
-        (GNU, ONE_TEXT + 1024, "it is cut at byte 4,096, after the name of a member that is missing"),
+        (
+            PAX,
+            ONE_TEXT + 1024,
+            "it is cut at byte 4,096, after the name of a member that is missing",
+        ),
+        (
+            GNU,
+            ONE_TEXT + 1024,
+            "it is cut at byte 4,096, after the name of a member that is missing",
+        ),
         (GNU, ONE_TEXT + 1100, "it is cut in the middle of a header, at byte 4,172"),
         (PLAIN, ONE_TEXT - 1, "it has no end mark at byte 3,071 and may be cut"),
     ],
@@ -795,7 +803,7 @@ def test_a_tar_that_is_compressed_whatever_its_name_is_refused(tmp_path: Path, f
     put_shards(tmp_path, "0.tar")
     path = put_tar(tmp_path / "a b.tar", {"a.jpg": b"j"})
     path.write_bytes(PACK[form](path.read_bytes()))
-    with pytest.raises(SourceError, match="is compressed, so that no image") as refused:
+    with pytest.raises(SourceError, match="is compressed, so single images") as refused:
         entries_of(tmp_path)
     command = str(refused.value).partition("unpack it: ")[2]
     assert shlex.quote(f"{path}.{form}") in command

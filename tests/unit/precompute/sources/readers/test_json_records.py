@@ -108,7 +108,7 @@ def test_an_entry_that_is_no_object_costs_itself_alone(tmp_path: Path) -> None:
         ('[{"image": "a.jpg"} {}]', r"expected , at '\{\}\]'"),
         ('{"image": "a.jpg"}\n{"image": "b.jpg"}\n', r"should be a list of rows, .*as \.jsonl$"),
         ('"text"', r"should begin with \[ or \{"),
-        ('{"a": [{}], "b": [{}]}', r"it has lists: a, b; write one object a line as \.jsonl$"),
+        ('{"a": [{}], "b": [{}]}', r"it has lists: a, b; write one object per line as \.jsonl$"),
         ("[]", r"should be a list of rows"),
         ("", r"is not JSON"),
         ("[" * 100_000, r"is not JSON: expected less deeply nested values"),

@@ -269,7 +269,7 @@ def test_zero_blocks_are_the_end(blocks: int) -> None:
             ONE + END + ONE + END,
             1,
             "there is more data after its end mark, from byte 2,048 on, which is not read; if archives "
-            "were appended to each other, name each as a file of its own",
+            "were concatenated, give each as a separate file",
         ),
         (
             ONE + pax(record(b"path", b"x")),
