@@ -747,7 +747,7 @@ def test_a_source_that_vanishes_is_one_line_whenever_it_does(
     with pytest.raises(BuildError, match=r"every image was rejected .*--corpus-root OLD=NEW"):
         build(config, progress=SilentProgress(), make_teacher=make_teacher)
     line = refused(corpus, tmp_path / "cache")
-    assert line.startswith(f"there is no {corpus}; expected a folder of images, of shards")
+    assert line.startswith(f"there is no {corpus}; expected a folder of images or of shards")
     (tmp_path / "away").rename(corpus)
     again = ("build", *teacher_of(tiny_checkpoint), "--retry-rejected", corpus, tmp_path / "cache")
     status, out, _ = command(*again)
