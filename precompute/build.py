@@ -34,6 +34,9 @@ from .teacher.identity import grow_arrays, recorded_decode, recorded_dtype, rest
 from .teacher.siglip_teacher import load_teacher
 from .teacher.teacher import Teacher, TeacherFactory
 
+_MAX_COMPARED = 1_000_000
+"""Samples of a cache whose images are compared after a build, some 100 bytes of memory each."""
+
 _REMEDY: dict[Modality, str] = {
     "image": "repair them and run again with --retry-rejected, or use --corpus-root OLD=NEW if the corpus "
     "moved",
@@ -88,6 +91,7 @@ class _Build:
         clear_garbage(self._files)
         summary.elapsed_s = time.monotonic() - started
         _count_rejected(cache.renewed(), record.name, summary)
+        _count_copies(cache.renewed(), record.name, summary)
         if not self._config.retry_rejected:
             self._refuse_all_rejected("image", summary.num_images, summary)
             self._refuse_all_rejected("text", summary.num_texts, summary)
@@ -260,6 +264,17 @@ class _Build:
             self._progress.say(
                 f"warning: {changed}: embeddings may differ from earlier ones in rounding"
             )
+
+
+def _count_copies(cache: Cache, teacher: str, summary: BuildSummary) -> None:
+    """Count images with the bytes of another image, if a source is a file of rows that hold images."""
+    kinds = {source.kind for source in cache.manifest.sources}
+    is_packed = not kinds.isdisjoint(("parquet", "datasets"))
+    if not (is_packed and summary.num_images) or cache.num_samples > _MAX_COMPARED:
+        return
+    units = cache.commits(teacher).units_of("image")
+    sums = pl.concat([cache.seen(teacher, unit)["sha256"] for unit in units]).drop_nulls()
+    summary.num_copies = len(sums) - sums.n_unique()
 
 
 def _count_rejected(cache: Cache, teacher: str, summary: BuildSummary) -> None:

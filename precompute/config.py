@@ -181,6 +181,9 @@ class BuildSummary:
     first_rejected: list[str] = field(default_factory=list[str])
     """The first few, as ``key: reason``."""
 
+    num_copies: int = 0
+    """Images with the bytes of another image, in caches of Parquet files or saved datasets."""
+
     image_batch: int = 0
     text_batch: int = 0
     elapsed_s: float = 0.0

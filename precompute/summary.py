@@ -2,7 +2,7 @@
 
 import shlex
 
-from ..formatting import format_seconds
+from ..formatting import format_count, format_seconds
 from .config import BuildConfig, BuildSummary
 from .planning.findings import finding_lines
 
@@ -24,6 +24,12 @@ def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:
             f"{summary.image_batch} images, {summary.text_batch} texts"
         )
         lines += _stage_lines(summary)
+    if summary.num_copies:
+        lines.append(
+            f"copies     {format_count(summary.num_copies, 'image')} with the bytes of another image, kept "
+            f"as separate samples; siglip2-cache duplicates {shlex.quote(str(config.cache))} lists them; in "
+            "a new cache, rows of one image that share a key or path become one sample"
+        )
     lines += _rejected_lines(summary, list_all)
     lines.append(f"cache      {config.cache}, teacher {summary.teacher}")
     return lines

@@ -22,6 +22,7 @@ from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute.build import BuildSummary, build
 from siglip2_cache.precompute.dry_run import dry_run, dry_run_lines
+from siglip2_cache.precompute.summary import summary_lines
 from siglip2_cache.precompute.verify_live import verify_live
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.verify.verify import verify_cache
@@ -119,6 +120,21 @@ def test_the_targets_are_those_of_the_same_images_as_plain_files(
     live = verify_live(packed, 8, make_teacher=lambda *_: FakeTeacher())
     assert live.faults == []
     assert live.cosines["image"].min > 0.999
+
+
+@BOTH
+def test_rows_that_share_only_their_bytes_stay_samples_and_are_counted(
+    tiny_checkpoint: Path, tmp_path: Path, write: Write
+) -> None:
+    corpus = write(tmp_path / "packed", [1, 2, 1, 1, 2, 5])
+    summary, cache = run(corpus, tmp_path / "c", tiny_checkpoint, num_views=1, decode_workers=0)
+    assert (cache.num_samples, summary.num_copies) == (6, 3)
+    config = config_of(corpus, tmp_path / "c", tiny_checkpoint)
+    [line] = [x for x in summary_lines(config, summary) if x.startswith("copies")]
+    assert line.startswith(
+        "copies     3 images with the bytes of another image, kept as separate samples"
+    )
+    assert len(line) < 300
 
 
 @BOTH
