@@ -284,3 +284,19 @@ def test_a_flipped_bit_is_seen_where_the_file_has_checksums(tmp_path: Path) -> N
     path.write_bytes(data)
     ((_, found),) = prefetch_parquet([(None, [ref_of(path, i) for i in range(8)])])
     assert [ref.data for ref in found] == [*images[:4], *[None] * 4]
+
+
+def test_a_row_of_several_images_has_one_reason_each_time_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [[b"1"], [b"2", b"3"], [b"4"]]}), path)
+    member = "image.list.element"
+    rows = RowReader()
+    refs = [
+        ImageRef(i, ImageLocation(path=path, member=member, row_group=0, index=i), (WHOLE_IMAGE,))
+        for i in (0, 1, 1, 2)
+    ]
+    read = [rows.read(ref) for ref in refs]
+    reason = "its row holds 2 images, expected one; write a row for each"
+    assert [ref.data for ref in read] == [b"1", None, None, b"4"]
+    assert [ref.fault for ref in read] == [None, reason, reason, None]
+    rows.close()
