@@ -205,3 +205,15 @@ def test_times_are_whole_seconds_whatever_a_store_gives() -> None:
     for given in (told, told.isoformat(), told.timestamp(), "2026-01-02T03:04:05Z"):
         found = requests._status({"size": 3, "LastModified": given})  # pyright: ignore[reportPrivateUsage]
         assert found == ObjectStatus(3, seconds)
+
+
+def test_a_warning_of_a_long_location_is_one_short_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(requests, "_WAITS_S", (0.0,) * 8)
+    error = ConnectionError("reset by peer")
+    with_retries(answers(*[error] * 4), url(f"memory://b/{'folder/' * 100}x"))
+    [record] = caplog.records
+    assert record.getMessage().startswith("memory://b/folder/")
+    assert record.getMessage().endswith("no answer, retrying (reset by peer)")
+    assert len(record.getMessage()) <= 300
