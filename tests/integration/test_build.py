@@ -411,7 +411,7 @@ def test_a_build_of_which_every_text_is_rejected_fails_and_names_the_first(
     corpus = write_folder_corpus(tmp_path / "corpus", 3)
     message = (
         r"every text was rejected \(1 of 1\), the first: text row 0: the teacher returned an "
-        r"embedding that is not finite; the checkpoint's text tower is the likely cause"
+        r"embedding that is not finite; the checkpoint's text tower is probably damaged"
     )
     for _ in range(2):  # the second has nothing to do, and is no success either
         with pytest.raises(BuildError, match=message):
@@ -637,7 +637,7 @@ def test_what_is_known_wrong_is_refused_before_the_corpus_is_planned(
     cache.write_text("a file")
     with pytest.raises(SettingError, match="cache is a file; name a folder for the cache"):
         run(corpus, cache, tiny_checkpoint)
-    with pytest.raises(SettingError, match="has a name that is not UTF-8"):
+    with pytest.raises(SettingError, match="the name of the cache folder, .*, is not UTF-8"):
         run(corpus, tmp_path / "caf\udce9", tiny_checkpoint)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "corpus"]
 
