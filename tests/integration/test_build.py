@@ -637,7 +637,7 @@ def test_what_is_known_wrong_is_refused_before_the_corpus_is_planned(
     cache.write_text("a file")
     with pytest.raises(SettingError, match="cache is a file; name a folder for the cache"):
         run(corpus, cache, tiny_checkpoint)
-    with pytest.raises(SettingError, match="the name of the cache folder, .*, is not UTF-8"):
+    with pytest.raises(SettingError, match=r"the name of the cache folder, .*, is not UTF-8"):
         run(corpus, tmp_path / "caf\udce9", tiny_checkpoint)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "corpus"]
 
