@@ -168,8 +168,10 @@ def _labels(cache: Cache, rows_N: NDArray[np.int64]) -> list[str | None]:
 
 
 def _classes(prompts: pl.DataFrame) -> dict[str, int]:
-    """Return the class of each label. Labels with the same texts, such as Dog and dog, are one class: they
-    would tie in every image."""
+    """Return the class of each label.
+
+    Labels with the same texts, such as Dog and dog, are one class: they would tie in every image.
+    """
     texts = prompts.group_by("label").agg(pl.col("text_row").unique().sort()).sort("label")
     classes: dict[tuple[int, ...], int] = {}
     return {

@@ -272,7 +272,7 @@ def _write_extra(folder: Path, extra: Mapping[str, Any] | None) -> None:
 def _write_card(
     folder: Path, card: ModelCard, text: Checkpoint | None, model_type: ModelType
 ) -> None:
-    """Write README.md, and the files of sentence-transformers, of which it tells.
+    """Write the files of sentence-transformers, then README.md, which describes their use.
 
     ``text`` is the checkpoint of the text tower; None for an image tower alone.
     """

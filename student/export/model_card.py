@@ -183,7 +183,7 @@ This is an image tower alone. It was trained with the teacher's text embeddings,
 
 
 _SENTENCE_TRANSFORMERS = """\
-With [sentence-transformers](https://sbert.net) 6. The embeddings are not of length 1: compare them by cosine.
+With [sentence-transformers](https://sbert.net) 6. The embeddings are not normalised: compare them by cosine.
 
 ```python
 from PIL import Image
@@ -197,7 +197,7 @@ texts = model.encode(["This is a photo of a red cat.", "This is a photo of two d
 cosines = model.similarity(images, texts)
 """
 _NO_SENTENCE_TRANSFORMERS = (
-    "sentence-transformers takes another tokenizer: it is not right for this model."
+    "sentence-transformers loads another tokenizer and gives wrong embeddings for this model."
 )
 
 

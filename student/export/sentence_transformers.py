@@ -1,7 +1,7 @@
-"""The files by which sentence-transformers loads an exported folder, and pads its texts as training did.
+"""The files that make sentence-transformers pad texts of an exported model as in training.
 
-Without them sentence-transformers pads each batch of texts to its longest. A SigLIP text tower reads its
-last position, so most texts then get a wrong embedding, without a warning.
+Without them it pads each batch of texts to the longest one. A SigLIP text tower pools its last position, so
+most texts would get a wrong embedding, without a warning.
 """
 
 import json
@@ -16,14 +16,14 @@ _TOWER = {"method_output_name": "pooler_output"}
 
 
 def write_sentence_transformers(folder: Path, text: Checkpoint | None) -> bool:
-    """Write the files that sentence-transformers reads; return whether its embeddings are right.
+    """Write the files that sentence-transformers reads; return whether its embeddings are correct.
 
-    Where its tokens would differ from those of training, nothing is written. sentence-transformers itself is
-    not needed for that: it takes the tokens of AutoProcessor.
+    Writes nothing if its tokens differ from those of training. The check needs no sentence-transformers,
+    which uses the tokens of AutoProcessor.
 
     Args:
-        folder: a whole export, except README.md.
-        text: the checkpoint of the text tower; None for an image tower alone.
+        folder: an export, complete except for README.md.
+        text: checkpoint of the text tower; None for an image tower alone.
     """
     if text is None:
         modalities = {"image": {"method": "forward", **_TOWER}}

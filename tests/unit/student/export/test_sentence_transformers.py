@@ -146,5 +146,5 @@ def test_a_folder_whose_words_would_be_cut_otherwise_is_not_offered(
     export_model(model, start, tmp_path / "out", card=CARD)
     assert not (tmp_path / "out" / "modules.json").exists()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "sentence-transformers takes another tokenizer" in card
+    assert "sentence-transformers loads another tokenizer" in card
     assert "import SentenceTransformer" not in card
