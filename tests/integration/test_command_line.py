@@ -1,14 +1,11 @@
 """The command line before a command does its work: version, help, what is wrong with it, precedence."""
 
-import ast
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kit.patience import PATIENCE_S
 from typer.main import get_command
 
 from siglip2_cache import __version__
@@ -99,20 +96,6 @@ def test_help_is_free_of_types_that_say_nothing(
     assert (status, err) == (0, "")
     assert f"Usage: siglip2-cache {' '.join(words)} [OPTIONS] " in out
     assert not re.search(r"<\w+>|\[\[|\{", out.replace("{000..123}", "").replace("with {}", ""))
-
-
-def test_help_imports_nothing_that_takes_long() -> None:
-    program = (
-        "import sys; from siglip2_cache.cli import main\n"
-        "sys.argv = ['siglip2-cache', '--help']\n"
-        "try: main()\n"
-        "finally: print(sorted({name.partition('.')[0] for name in sys.modules}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S
-    )
-    imported = set(ast.literal_eval(done.stdout.splitlines()[-1]))
-    assert imported & {"typer", "numpy", "polars", "pyarrow", "fsspec", "torch"} == {"typer"}
 
 
 def test_train_takes_an_option_for_a_setting_only_where_it_is_given(

@@ -69,7 +69,7 @@ def test_a_page_can_be_made_from_the_wheel(
         "from pathlib import Path\n"
         "from siglip2_cache.neighbors.page import render_page\n"
         "from siglip2_cache.neighbors.report import Report\n"
-        "report = Report(title='Nothing', cache=Path('c'), teachers=(), summary=(), strips=())\n"
+        "report = Report(title='Nothing', cache=Path('c'), teachers=(), summary=(), groups=())\n"
         "print(''.join(render_page(report, {})))"
     )
     page = _run(installed_wheel, empty_folder, sys.executable, "-c", code)
@@ -93,7 +93,17 @@ def test_help_imports_nothing_heavy(installed_wheel: "InstalledWheel", empty_fol
     output = _run(installed_wheel, empty_folder, sys.executable, "-c", code)
     *help_lines, imported = output.splitlines()
     assert any("siglip2-cache" in line for line in help_lines)
-    heavy = {"PIL", "faiss", "numpy", "polars", "pyarrow", "torch", "transformers", "zarr"}
+    heavy = {
+        "PIL",
+        "faiss",
+        "fsspec",
+        "numpy",
+        "polars",
+        "pyarrow",
+        "torch",
+        "transformers",
+        "zarr",
+    }
     assert heavy.isdisjoint(json.loads(imported))
 
 
