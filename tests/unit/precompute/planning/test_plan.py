@@ -38,8 +38,7 @@ from siglip2_cache.precompute.planning.plan import Plan, make_plan
 from siglip2_cache.precompute.planning.spill import Scratch
 from siglip2_cache.precompute.sources import Sample, TableColumns
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.store.format import layout
-from siglip2_cache.store.format import transaction as commits
+from siglip2_cache.store.format import layout, transaction
 from siglip2_cache.store.format.catalog import Part, Table
 from siglip2_cache.store.format.transaction import roll_forward
 from siglip2_cache.store.format.views import WHOLE_IMAGE, draw_view
@@ -1195,7 +1194,7 @@ def test_arrays_that_grow_are_never_set_back_by_an_intent_left_behind(
         return roll_forward(files, record)
 
     with monkeypatch.context() as dying:
-        dying.setattr(commits, "roll_forward", die_before_the_growth_is_published)
+        dying.setattr(transaction, "roll_forward", die_before_the_growth_is_published)
         with pytest.raises(KeyboardInterrupt):
             run()
     assert LocalStorage(cache).exists(f"{growth}.intent")

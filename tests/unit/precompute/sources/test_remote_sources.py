@@ -27,8 +27,7 @@ from siglip2_cache.precompute.planning.source_names import name_sources
 from siglip2_cache.precompute.sources import CorpusPart, Problem, Sample, open_source
 from siglip2_cache.precompute.sources.listing import sizes_and_times
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.store.io import range_file as read_ahead
-from siglip2_cache.store.io import requests
+from siglip2_cache.store.io import range_file, requests
 from siglip2_cache.store.io.local import LocalStorage
 from siglip2_cache.store.io.location import Location, join
 
@@ -225,7 +224,7 @@ def test_a_glob_lists_no_folder_that_it_does_not_need(bucket: MemoryBucket) -> N
 def test_six_hundred_members_are_planned_in_a_few_requests(
     tmp_path: Path, bucket: MemoryBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_ahead, "PIECE_BYTES", 1 << 16)
+    monkeypatch.setattr(range_file, "PIECE_BYTES", 1 << 16)
     folder = write_shards(tmp_path / "w", 1, 200)  # an image and two texts each
     url = bucket.put_folder(folder)
     source = open_source(url)
@@ -247,7 +246,7 @@ def test_texts_too_many_to_keep_are_read_again(
     folder = write_shards(tmp_path / "w", 1, 40)
     url = bucket.put_folder(folder)
     monkeypatch.setattr(tar_samples, "_KEPT_BYTES", 300)
-    monkeypatch.setattr(read_ahead, "PIECE_BYTES", 8192)
+    monkeypatch.setattr(range_file, "PIECE_BYTES", 8192)
     bucket.requests.clear()
     same_frames(folder, url)
     assert bucket.requests["cat_file"] < 60  # 240 KB twice, in pieces of 8
@@ -296,7 +295,7 @@ def test_of_images_inside_parquet_files_the_plan_reads_none(
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read_ahead, "read_bytes", counted)
+        patch.setattr(range_file, "read_bytes", counted)
         assert sum(isinstance(item, Sample) for item in open_source(url).scan()) == 8
     assert 0 < num_bytes < 1_000_000
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from siglip2_cache.store.io import local as store_files
+from siglip2_cache.store.io import local
 from siglip2_cache.store.io.local import LocalStorage, sync_file
 
 
@@ -24,7 +24,7 @@ def test_a_file_is_created_once_on_a_file_system_without_links(
     def link(source: Any, target: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(store_files.os, "link", link)
+    monkeypatch.setattr(local.os, "link", link)
     assert files.create("a", b"1", token="0")
     assert not files.create("a", b"2", token="1")
     assert (files.read("a"), files.names("")) == (b"1", ["a"])
@@ -40,9 +40,9 @@ def test_a_link_that_was_made_though_its_answer_was_lost_is_ours(
         link(source, target)
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
 
-    monkeypatch.setattr(store_files.os, "link", of_nfs)
+    monkeypatch.setattr(local.os, "link", of_nfs)
     assert files.create("a", b"1", token="0")
-    monkeypatch.setattr(store_files.os, "link", link)
+    monkeypatch.setattr(local.os, "link", link)
     assert not files.create("a", b"1", token="1")
 
 
@@ -55,7 +55,7 @@ def test_a_folder_that_cannot_be_synced_is_let_be(
     def fsync(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(store_files.os, "fsync", fsync)
+    monkeypatch.setattr(local.os, "fsync", fsync)
     files.sync_folders(["a/b"])
     with pytest.raises(OSError, match=os.strerror(number)):
         files.write("a/c", b"1")  # bytes that cannot be synced are not durable
@@ -67,7 +67,7 @@ def test_macos_is_asked_to_empty_the_memory_of_the_disk(
     asked: list[object] = []
     monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
     monkeypatch.setattr(fcntl, "fcntl", lambda *arguments: asked.append(arguments))
-    monkeypatch.setattr(store_files.os, "fsync", lambda descriptor: asked.append("fsync"))
+    monkeypatch.setattr(local.os, "fsync", lambda descriptor: asked.append("fsync"))
     sync_file(7)
     assert asked == [(7, 51)]
 

@@ -11,8 +11,7 @@ from kit.memory_bucket import MemoryBucket, memory_bucket
 from upath import UPath
 
 from siglip2_cache.errors import StorageError
-from siglip2_cache.store.io import range_file as read_ahead
-from siglip2_cache.store.io import requests
+from siglip2_cache.store.io import range_file, requests
 from siglip2_cache.store.io.location import parse_location
 from siglip2_cache.store.io.parallel import Threads, map_parallel
 from siglip2_cache.store.io.range_file import RangeFile, ReadAhead
@@ -23,8 +22,8 @@ PIECE = 1 << 16
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryBucket]:
-    monkeypatch.setattr(read_ahead, "PIECE_BYTES", PIECE)
-    monkeypatch.setattr(read_ahead, "_SMALL_BYTES", 1 << 10)
+    monkeypatch.setattr(range_file, "PIECE_BYTES", PIECE)
+    monkeypatch.setattr(range_file, "_SMALL_BYTES", 1 << 10)
     with memory_bucket() as made:
         made.put("x", DATA)
         yield made
@@ -69,7 +68,7 @@ def test_what_is_passed_over_far_is_not_fetched(bucket: MemoryBucket, where: UPa
         return real(location, start, length)
 
     with pytest.MonkeyPatch.context() as patch, ReadAhead(where) as file:
-        patch.setattr(read_ahead, "read_bytes", counted)
+        patch.setattr(range_file, "read_bytes", counted)
         for at in range(4 * PIECE, len(DATA), 4 * PIECE):
             file.seek(at)
             file.read(512)

@@ -20,10 +20,9 @@ from siglip2_cache.progress import Display, TaskProgress
 from siglip2_cache.store.describe import describe, describe_lines
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.records import encode_record
-from siglip2_cache.store.io import local as store_files
+from siglip2_cache.store.io import local
 from siglip2_cache.store.io.local import LocalStorage
-from siglip2_cache.store.search import index_build as making
-from siglip2_cache.store.search import index_kinds
+from siglip2_cache.store.search import index_build, index_kinds
 from siglip2_cache.store.search.exact import exact_neighbors
 from siglip2_cache.store.search.index_build import BuiltIndex, build_index
 from siglip2_cache.store.search.index_checkpoint import IndexState
@@ -595,16 +594,16 @@ def run_and_kill(root: Path, prepare: Callable[[], None]) -> int | None:
 
 
 def kill_at_op(number: int) -> None:
-    making.faiss.omp_set_num_threads(1)
-    store_files.os = Killer(number)  # type: ignore[assignment]
+    index_build.faiss.omp_set_num_threads(1)
+    local.os = Killer(number)  # type: ignore[assignment]
 
 
 def stop_at_save(number: int) -> Callable[[], None]:
     """Return what lets this process kill itself when it begins its n-th save; the first is trained."""
 
     def prepare() -> None:
-        making.faiss.omp_set_num_threads(1)
-        save, calls = making.IndexState.save, []
+        index_build.faiss.omp_set_num_threads(1)
+        save, calls = index_build.IndexState.save, []
 
         def counted(self: Any, index: Any, next_row: int) -> None:
             calls.append(next_row)
@@ -612,7 +611,7 @@ def stop_at_save(number: int) -> Callable[[], None]:
                 signal.raise_signal(signal.SIGKILL)
             save(self, index, next_row)
 
-        making.IndexState.save = counted  # type: ignore[method-assign]
+        index_build.IndexState.save = counted  # type: ignore[method-assign]
 
     return prepare
 

@@ -16,7 +16,7 @@ from siglip2_cache import Cache, open_cache
 from siglip2_cache.errors import DamagedCacheError, RowUnavailableError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.store.format import layout
-from siglip2_cache.store.targets import shard_maps as shards
+from siglip2_cache.store.targets import shard_maps
 from siglip2_cache.store.targets.targets import Targets
 
 pytestmark = pytest.mark.skipif(
@@ -43,7 +43,7 @@ def cache_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 def singly(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Targets:
     """The same targets, read from shards mapped one by one."""
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_MAX_MAPPED_SHARDS", 0)
+        patch.setattr(shard_maps, "_MAX_MAPPED_SHARDS", 0)
         targets = cache.renewed().image_targets()
     assert targets._map is None
     return targets
@@ -134,7 +134,7 @@ def test_where_no_addresses_are_left_shards_are_mapped_one_by_one(
         raise OSError(12, "Cannot allocate memory")
 
     expected = open_cache(cache_folder).image_targets().read([0, 100])
-    monkeypatch.setattr(shards, "_map_memory", refuse)
+    monkeypatch.setattr(shard_maps, "_map_memory", refuse)
     targets = open_cache(cache_folder).image_targets()
     assert targets._map is None
     np.testing.assert_array_equal(targets.read([0, 100]), expected)
