@@ -1,4 +1,4 @@
-"""Images that stand in a table as base64 text."""
+"""Images in text tables, as base64."""
 
 import base64
 import binascii
@@ -20,10 +20,10 @@ def is_base64_image(text: bytes) -> bool:
 
 
 def decode_base64(text: bytes) -> bytes:
-    """Return the bytes that a base64 text stands for, as CSV or JSON writes it.
+    """Return the bytes of a base64 text in CSV or JSON.
 
     Raises:
-        ValueError: it is not base64.
+        ValueError: the text is not base64.
     """
     text = _ESCAPES.sub(b"", text).translate(_URL_SAFE).rstrip(b"=")
     try:

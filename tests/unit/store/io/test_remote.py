@@ -176,11 +176,11 @@ def test_a_store_that_does_not_answer_is_named_and_no_secret_is(
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
     with pytest.raises(
         StorageError, match=r"^s3://bucket-\d+/cache/a is unreachable: .*request rate"
-    ) as told:
+    ) as raised:
         remote.read("a")
-    assert "run the same command again" in str(told.value)
-    assert KEY_ID not in str(told.value)
-    assert SECRET not in str(told.value)
+    assert "run the same command again" in str(raised.value)
+    assert KEY_ID not in str(raised.value)
+    assert SECRET not in str(raised.value)
 
 
 def test_denied_access_is_said_at_once(s3: "S3", remote: RemoteStorage) -> None:

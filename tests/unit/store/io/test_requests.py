@@ -200,9 +200,9 @@ def test_the_hub_is_asked_by_each_thread_for_itself(monkeypatch: pytest.MonkeyPa
 
 
 def test_times_are_whole_seconds_whatever_a_store_gives() -> None:
-    told = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+    reported = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
     seconds = 1767323045 * 10**9
-    for given in (told, told.isoformat(), told.timestamp(), "2026-01-02T03:04:05Z"):
+    for given in (reported, reported.isoformat(), reported.timestamp(), "2026-01-02T03:04:05Z"):
         found = requests._status({"size": 3, "LastModified": given})  # pyright: ignore[reportPrivateUsage]
         assert found == ObjectStatus(3, seconds)
 
