@@ -42,13 +42,13 @@ def write_vectors(
     }
     Transaction(files, layout.CACHE_RECORD).commit(generation)
     manifest = open_cache(root).manifest
-    enrolment = Transaction(files, layout.teacher_record(TEACHER))
+    transaction = Transaction(files, layout.teacher_record(TEACHER))
     for modality in MODALITIES:
         metadata = manifest.array_layout(modality, embed_dim).metadata()
-        enrolment.add(layout.array_metadata(TEACHER, modality), json.dumps(metadata).encode())
+        transaction.add(layout.array_metadata(TEACHER, modality), json.dumps(metadata).encode())
     teacher: dict[str, Any] = {"name": TEACHER, "source": "random", "identity": {}}
     teacher |= {"embed_dim": embed_dim, "logit_scale": 4.75, "logit_bias": -16.8}
-    enrolment.commit({**teacher, "batch_size": {"image": 1, "text": 1}, "generation": 0})
+    transaction.commit({**teacher, "batch_size": {"image": 1, "text": 1}, "generation": 0})
     for modality in vectors:
         for unit in manifest.units(modality):
             commit_unit(root, modality, unit.number, vectors[modality])

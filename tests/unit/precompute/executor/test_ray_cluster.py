@@ -1,4 +1,4 @@
-"""How a driver listens to actors: to any, to none in particular. What stands for Ray answers as told."""
+"""How a driver listens to actors: to any, to none in particular. Ray is a stand-in with scripted answers."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace

@@ -86,18 +86,18 @@ def test_what_a_worker_gave_back_is_handed_out_again_without_blame() -> None:
     assert not work_queue.is_done
 
 
-def test_more_is_asked_for_when_nothing_waits_and_told_what_is_in_work() -> None:
-    told: list[set[tuple[Modality, int]]] = []
+def test_more_units_are_requested_when_none_waits_given_those_in_work() -> None:
+    in_work: list[set[tuple[Modality, int]]] = []
 
-    def more(held: set[tuple[Modality, int]]) -> list[Job]:
-        told.append(held)
-        return [job(5)] if len(told) == 1 else []
+    def more(units: set[tuple[Modality, int]]) -> list[Job]:
+        in_work.append(units)
+        return [job(5)] if len(in_work) == 1 else []
 
     work_queue = WorkQueue([job(0)], more)
     assert number_of(work_queue.take(0, None)) == ("image", 0)
     assert number_of(work_queue.take(1, None)) == ("image", 5)
     assert work_queue.take(1, None) is None
-    assert told == [{("image", 0)}, {("image", 0), ("image", 5)}]
+    assert in_work == [{("image", 0)}, {("image", 0), ("image", 5)}]
 
 
 def test_it_is_not_done_before_there_are_no_more() -> None:

@@ -241,13 +241,16 @@ def test_what_changed_is_skipped_counted_and_leaves_no_trace(tmp_path: Path) -> 
     source = write(tmp_path, *now)
     with pytest.raises(SettingError, match=r"^5 samples of ") as error:
         plan(tmp_path, source)
-    told = "captions of 4: 'a', 'b', 'c', ...; location or label of 1: 'e' had label 'l' and now has 'other'"
-    assert f"({told})" in str(error.value)
+    differences = (
+        "captions of 4: 'a', 'b', 'c', ...; location or label of 1: 'e' had label 'l' and now has "
+        "'other'"
+    )
+    assert f"({differences})" in str(error.value)
     found = plan(tmp_path, source, changed="skip")
     assert samples(tmp_path) == {**{n: [n] for n in "abcdef"}, "g": ["a edited"], "h": ["a"]}
     assert (found.num_samples, found.num_texts, found.num_kept) == (2, 1, 5)
     assert (
-        f"kept       5 samples as recorded, though changed in the corpus: {told}"
+        f"kept       5 samples as recorded, though changed in the corpus: {differences}"
     ) in finding_lines(found, "")
 
 
