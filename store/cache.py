@@ -185,7 +185,7 @@ class Cache:
             raise NotACacheError(f"{self.root} has no teacher yet; run siglip2-cache build")
         if name is None:
             raise SettingError(
-                f"{self.root} has several teachers: {', '.join(self.teachers)}; name one"
+                f"{self.root} has several teachers: {', '.join(self.teachers)}; name one (--teacher)"
             )
         if name not in self.teacher_records:
             raise SettingError(

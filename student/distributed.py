@@ -154,5 +154,5 @@ def lost_peers_reported(ranks: Ranks) -> Generator[None]:
             raise
         raise TrainError(
             f"process {ranks.rank} of {ranks.world_size} lost the connection to another one, which failed "
-            f"or was killed ({first_line(error)}); run the same command to resume"
+            f"or was killed ({first_line(error)}); run the same command again to resume"
         ) from error

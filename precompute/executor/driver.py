@@ -134,7 +134,7 @@ class Driver:
         if not self._work_queue.is_done:
             raise BuildError(
                 "no worker is left: every worker died, for the reasons in the warnings above; "
-                "finished units are kept, run the same command to resume"
+                "finished units are kept, run the same command again to resume"
             )
 
     @property

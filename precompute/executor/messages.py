@@ -16,7 +16,8 @@ class BuildInterrupted(BuildError):  # noqa: N818 - an interruption is not an er
     """The user stopped the build; committed units stay."""
 
     def __init__(
-        self, message: str = "stopped; finished units are kept, run the same command to resume"
+        self,
+        message: str = "stopped; finished units are kept, run the same command again to resume",
     ) -> None:
         super().__init__(message)
 

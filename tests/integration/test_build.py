@@ -736,7 +736,7 @@ def test_an_interrupted_build_finishes_its_batch_and_the_next_run_completes_the_
     stopped = run_command(corpus, tmp_path / "cache", tiny_checkpoint, number=number, at_batch=3)
     assert stopped.returncode == 130, stopped.stderr
     assert stopped.stderr.splitlines()[-1] == (
-        "stopped; finished units are kept, run the same command to resume"
+        "stopped; finished units are kept, run the same command again to resume"
     )
     assert "Traceback" not in stopped.stderr
     assert stopped.stdout == "batch\nbatch\nbatch\nbatch 3 done\n"

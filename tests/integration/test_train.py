@@ -527,7 +527,8 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
     assert statuses[-2:] == [130, 0], ran.stdout
     [said] = [line for line in ran.stdout.splitlines() if line.startswith("stopped ")]
     assert re.fullmatch(
-        r"stopped after step \d+ of 20; a checkpoint is saved, run the same command to resume", said
+        r"stopped after step \d+ of 20; a checkpoint is saved, run the same command again to resume",
+        said,
     )
     assert_same_run(run, undisturbed)
 
@@ -896,6 +897,6 @@ def test_a_term_signal_saves_and_says_how_to_go_on(
     assert (process.returncode, out) == (130, "")
     step = metrics_of(run)[-1]["step"]
     assert err.splitlines()[-1] == (
-        f"stopped after step {step} of 100,000; a checkpoint is saved, run the same command to resume"
+        f"stopped after step {step} of 100,000; a checkpoint is saved, run the same command again to resume"
     )
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{step:07d}"]
