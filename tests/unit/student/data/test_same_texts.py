@@ -152,8 +152,9 @@ def test_a_text_that_a_held_out_image_has_in_other_letters_leaves_the_bank(cache
     assert choose_eval_set(cache, corpus, split="val").num_texts_in_train == 1
 
 
-def test_equal_prompts_of_a_class_count_once(cache: Cache) -> None:
+def test_classes_whose_prompts_are_one_text_are_one_class(cache: Cache) -> None:
     eval_set = choose_eval_set(cache, read_corpus(cache, None, None), split="all")
-    # "Dog" and "dog" are two classes, which one text stands for
-    assert len(eval_set.prompt_Q) == 2
-    assert len(set(eval_set.prompt_Q.tolist())) == 1
+    assert len(eval_set.prompt_Q) == 1  # that of "Dog" and of "dog"
+    assert eval_set.class_Q.tolist() == [0]
+    assert set(eval_set.class_N.tolist()) == {0}
+    assert eval_set.num_labelled == 5
