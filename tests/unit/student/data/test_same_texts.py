@@ -156,5 +156,5 @@ def test_classes_whose_prompts_are_one_text_are_one_class(cache: Cache) -> None:
     eval_set = choose_eval_set(cache, read_corpus(cache, None, None), split="all")
     assert len(eval_set.prompt_Q) == 1  # that of "Dog" and of "dog"
     assert eval_set.class_Q.tolist() == [0]
-    assert set(eval_set.class_N.tolist()) == {0}
+    assert set(eval_set.label_N.tolist()) == {0}
     assert eval_set.num_labelled == 5
