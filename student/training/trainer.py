@@ -246,8 +246,8 @@ class Trainer:
                 if is_stopping and step < steps:
                     kept = "a checkpoint is saved" if is_sound else "the last checkpoint is kept"
                     raise TrainInterrupted(
-                        f"stopped after step {step:,} of {steps:,}; {kept}, run the same command to "
-                        "resume"
+                        f"stopped after step {step:,} of {steps:,}; {kept}, run the same command "
+                        "again to resume"
                     )
 
     def _make_step(self, step: int, batch: Batch) -> dict[str, Any]:
