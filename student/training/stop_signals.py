@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during a training: noted, so that the step ends and a checkpoint is written."""
+"""SIGINT, SIGTERM and SIGUSR1 during a training: noted, so that the step ends and a checkpoint is written."""
 
 import signal
 from collections.abc import Generator
@@ -7,14 +7,18 @@ from typing import Any
 
 
 class StopFlag:
-    """Whether a signal came."""
+    """Which signals came."""
 
     is_set = False
+    """Whether to stop."""
+
+    is_save_wanted = False
+    """Whether to write a checkpoint and go on: SIGUSR1 came since the last one."""
 
 
 @contextmanager
 def stop_signals_noted() -> Generator[StopFlag]:
-    """Return a flag that SIGINT and SIGTERM set instead of ending the process.
+    """Return a flag that SIGINT, SIGTERM and SIGUSR1 set instead of ending the process.
 
     A second SIGINT ends it. A second SIGTERM does not: one may come from a batch system and one from the
     process that started this one.
@@ -25,10 +29,14 @@ def stop_signals_noted() -> Generator[StopFlag]:
         stop.is_set = True
         signal.signal(signal.SIGINT, old[signal.SIGINT])
 
+    def note_save(number: int, frame: Any) -> None:
+        stop.is_save_wanted = True
+
     old: dict[int, Any] = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             old[number] = signal.signal(number, note)
+        old[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, note_save)
     except ValueError:  # not the main thread: the caller's main thread handles signals
         old.clear()
     try:

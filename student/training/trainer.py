@@ -38,7 +38,7 @@ from .resume import begin_or_resume, pack_checkpoint, restore_checkpoint
 from .run_folder import RunFolder
 from .schedule import Schedule, make_schedule
 from .step_metrics import StepTimer, step_metrics
-from .stop_signals import stop_signals_noted
+from .stop_signals import StopFlag, stop_signals_noted
 
 _MOST_NAMED = 5
 """Images that are named in a warning each as they are skipped; the others are counted."""
@@ -237,12 +237,14 @@ class Trainer:
                 step = batch.step + 1
                 with self._timer.measured(batch):
                     metrics = self._make_step(step, batch)
-                is_stopping, skipped = self._shared(stop.is_set, batch)
+                is_stopping, is_save_wanted, skipped = self._shared(stop, batch)
                 self._report(metrics, skipped)
                 # Not amid steps that are not finite: it would take the place of a better checkpoint.
                 is_sound = self._nonfinite.in_row == 0
-                if step == steps or (is_sound and (is_stopping or step % save_every == 0)):
+                is_due = is_stopping or is_save_wanted or step % save_every == 0
+                if step == steps or (is_sound and is_due):
                     self._save(step)
+                    stop.is_save_wanted = False
                 if is_stopping and step < steps:
                     kept = "a checkpoint is saved" if is_sound else "the last checkpoint is kept"
                     raise TrainInterrupted(
@@ -279,12 +281,13 @@ class Trainer:
             bank = make_bank_columns(self._bank, step, batch, self._pca, device)
         return BatchLabels(matching_2P=torch.from_numpy(matching).to(device), bank=bank)
 
-    def _shared(self, is_stopped: bool, batch: Batch) -> tuple[bool, list[tuple[str, str]]]:
-        """Return whether any process got a stop signal, and the images that all of them skipped."""
-        own = torch.tensor([int(is_stopped), len(batch.skipped)], device=self._distiller.device)
-        num_stopped, num_skipped = self._ranks.sum(own).tolist()
+    def _shared(self, stop: StopFlag, batch: Batch) -> tuple[bool, bool, list[tuple[str, str]]]:
+        """Return whether any process is to stop or to save, and the images that all of them skipped."""
+        flags = [int(stop.is_set), int(stop.is_save_wanted), len(batch.skipped)]
+        own = torch.tensor(flags, device=self._distiller.device)
+        num_stopped, num_saving, num_skipped = self._ranks.sum(own).tolist()
         lists = self._ranks.gather_objects(batch.skipped) if num_skipped else []
-        return num_stopped > 0, [each for skipped in lists for each in skipped]
+        return num_stopped > 0, num_saving > 0, [each for skipped in lists for each in skipped]
 
     def _report(self, metrics: dict[str, Any], skipped: Sequence[tuple[str, str]]) -> None:
         """Write the metrics of a step; warn of the first skipped images by key, count the others."""

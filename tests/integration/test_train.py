@@ -900,3 +900,24 @@ def test_a_term_signal_saves_and_says_how_to_go_on(
         f"stopped after step {step} of 100,000; a checkpoint is saved, run the same command again to resume"
     )
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{step:07d}"]
+
+
+def test_sigusr1_writes_a_checkpoint_and_the_run_goes_on(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    def save_at_3(metrics: Any) -> None:
+        if metrics["step"] == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    run = tmp_path / "run"
+    settings = {
+        "steps": 6,
+        "save_every": 5,
+        "keep_checkpoints": 9,
+        "progress": Listening(save_at_3),
+    }
+    train_of(made.cache, tiny_student, run, **settings)
+    saved = sorted(path.name for path in (run / "checkpoints").iterdir())
+    # The signal comes after step 3 asked the other processes, so step 4 saves, once.
+    assert saved == ["step-0000004", "step-0000005", "step-0000006"]
+    assert len(metrics_of(run)) == 6
