@@ -1,4 +1,4 @@
-"""The steps before the first unit: check settings, plan and add the teacher, or wait for rank 0 to."""
+"""The steps before the first unit: check settings, plan and add the teacher, or wait until rank 0 has."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """The content of a saved."""
+    """The content of a checkpoint."""
 
     step: int
     """Steps done."""
@@ -94,7 +94,7 @@ class Checkpoints:
         return SavedState(steps[-1], state, model, optimizer)
 
     def newest_weights_sha256(self) -> str | None:
-        """Return the SHA-256 of the newest checkpoint's weights; None where there is no saved."""
+        """Return the SHA-256 of the newest checkpoint's weights; None if there is no checkpoint."""
         steps = self.steps()
         if not steps:
             return None
