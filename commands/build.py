@@ -15,6 +15,7 @@ from .options import (
     DecodeWorkers,
     Device,
     Dtype,
+    MaxNumPatches,
     flag,
     given_location,
     local_path_option,
@@ -142,15 +143,7 @@ def build(
             "NAME", "Name of the teacher in the cache.", TEACHER, default="the checkpoint's name"
         ),
     ] = None,
-    max_num_patches: Annotated[
-        int | None,
-        option(
-            "N",
-            "Most patches of a view; NaFlex checkpoints only.",
-            TEACHER,
-            default="as the checkpoint's processor",
-        ),
-    ] = None,
+    max_num_patches: MaxNumPatches = None,
     view_seed: Annotated[
         int | None,
         option("N", "Random seed of the crops.", TEACHER, default="as the cache, else 0"),

@@ -5,7 +5,16 @@ from decimal import Decimal
 from typing import Annotated
 
 from ..errors import SettingError
-from .options import CORPUS, HARDWARE, TEACHER, AsJson, option, path_option, print_found
+from .options import (
+    CORPUS,
+    HARDWARE,
+    TEACHER,
+    AsJson,
+    MaxNumPatches,
+    option,
+    path_option,
+    print_found,
+)
 
 _COUNT = re.compile(
     r"(?P<number>[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,2})?)(?P<factor>[kKMGBT]?)"
@@ -43,15 +52,7 @@ def estimate(
         str | None, option("COUNT", "Mean size of an image file.", CORPUS, default="100k, assumed")
     ] = None,
     images_per_tar: Annotated[str, option("COUNT", "Images in one tar.", CORPUS)] = "10k",
-    max_num_patches: Annotated[
-        int | None,
-        option(
-            "N",
-            "Most patches of a view; NaFlex checkpoints only.",
-            TEACHER,
-            default="as the checkpoint's processor",
-        ),
-    ] = None,
+    max_num_patches: MaxNumPatches = None,
     shard_rows: Annotated[
         int | None, option("N", "Rows in one unit.", TEACHER, default="16384 / VIEWS")
     ] = None,

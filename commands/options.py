@@ -115,6 +115,15 @@ TeacherName = Annotated[
     str | None, option("NAME", "Teacher in the cache. Required if it has several.", TEACHER)
 ]
 View = Annotated[int, option("N", "View of the images; 0 is the whole image.", TEACHER)]
+MaxNumPatches = Annotated[
+    int | None,
+    option(
+        "N",
+        "Most patches of a view; NaFlex checkpoints only.",
+        TEACHER,
+        default="as the checkpoint's processor",
+    ),
+]
 
 
 def say(line: str, *, err: bool = False) -> None:

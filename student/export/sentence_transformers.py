@@ -10,8 +10,8 @@ from typing import Any
 
 from ...siglip import Checkpoint, TextTokenizer
 from ...siglip.text_settings import read_text_settings
+from .tokenizer import PROBES
 
-_PROBES = ["A Red CAT", "two  spaces\nand a line", "猫 😀", "Word " * 99, ""]
 _TOWER = {"method_output_name": "pooler_output"}
 
 
@@ -70,6 +70,6 @@ def _tokens_are_right(folder: Path, text: Checkpoint, padding: dict[str, Any]) -
     if read_text_settings(text.folder).is_siglip1:  # not tried: it may need sentencepiece
         return True
     processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    found = processor(text=_PROBES, **padding)
+    found = processor(text=PROBES, **padding)
     is_alone = "attention_mask" not in found
-    return is_alone and np.array_equal(found["input_ids"], TextTokenizer(text)(_PROBES))
+    return is_alone and np.array_equal(found["input_ids"], TextTokenizer(text)(PROBES))

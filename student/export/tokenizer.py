@@ -34,7 +34,8 @@ _SIGLIP1_FILES = (
 _PIPELINE_TOKENS = 64
 
 # Capitals (a final sigma and a dotted I among them), spaces, no word, more words than fit, none.
-_PROBES = ["A Red CAT", "ΟΔΥΣΣΕΥΣ İstanbul", "two  spaces\nand a line", "猫 😀", "Word " * 99, ""]
+PROBES = ["A Red CAT", "ΟΔΥΣΣΕΥΣ İstanbul", "two  spaces\nand a line", "猫 😀", "Word " * 99, ""]
+"""Texts whose ids tell whether a tokenizer cleans, cuts and pads as in training."""
 
 
 def write_tokenizer(
@@ -109,8 +110,8 @@ def tokenizer_class_to_name(
     if read_text_settings(checkpoint.folder).is_siglip1:  # not tried: it may need sentencepiece
         return "SiglipTokenizer" if model_type == "siglip2" else "AutoTokenizer"
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    found = tokenizer(_PROBES, padding="max_length", truncation=True)
-    is_right = np.array_equal(found["input_ids"], TextTokenizer(checkpoint)(_PROBES))
+    found = tokenizer(PROBES, padding="max_length", truncation=True)
+    is_right = np.array_equal(found["input_ids"], TextTokenizer(checkpoint)(PROBES))
     return "AutoTokenizer" if is_right else "PreTrainedTokenizerFast"
 
 
@@ -140,10 +141,10 @@ def pipeline_is_right(checkpoint: Checkpoint, folder: Path, *, tokenizer_class: 
     )
     prepare: Any = transformers.ZeroShotImageClassificationPipeline.preprocess
     picture = Image.new("RGB", (32, 32))
-    inputs = prepare(pipeline, picture, candidate_labels=_PROBES, hypothesis_template="{}")
+    inputs = prepare(pipeline, picture, candidate_labels=PROBES, hypothesis_template="{}")
     [texts] = inputs["text_inputs"]
     is_all = list(texts) == _INPUT_NAMES
-    return is_all and np.array_equal(texts["input_ids"], TextTokenizer(checkpoint)(_PROBES))
+    return is_all and np.array_equal(texts["input_ids"], TextTokenizer(checkpoint)(PROBES))
 
 
 def _copy_siglip1_files(source: Path, target: Path) -> None:
