@@ -25,7 +25,7 @@ class Batch:
     epoch: int
 
     positions_N: NDArray[np.int64]
-    """(N,) positions in the corpus, without skipped images. N is at least 1."""
+    """(N,) positions in the corpus, without skipped images. N is 0 if all are skipped."""
 
     views_N: NDArray[np.int64]
     """(N,) view of each image."""

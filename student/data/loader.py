@@ -113,7 +113,7 @@ class Loader:
         """Yield the batches from a step, counted from 0, to below ``end_step``; None: without end.
 
         Raises:
-            TrainError: no image of a batch could be used, or the workers cannot be started.
+            TrainError: the workers cannot be started.
         """
         ahead = Prefetcher(
             lambda stopping: self._make(first_step, end_step, stopping),
@@ -225,13 +225,6 @@ class Loader:
         """Return the finished batch: add targets and texts to the decoded images."""
         global_batch, own = filling.global_batch, self._sampler.rank_slice
         keep = np.flatnonzero(filling.is_used)
-        skipped = self._name_skipped(filling)
-        if len(keep) == 0:
-            key, reason = skipped[0]
-            raise TrainError(
-                f"no image of step {global_batch.step + 1:,} can be used (first: {key!r}, {reason}); if the "
-                "corpus has moved, add --corpus-root OLD=NEW"
-            )
         positions_N, views_N = global_batch.positions_N[own][keep], global_batch.views_N[own][keep]
         started = time.perf_counter()
         teacher_image = self._image_targets.read(self._sampler.corpus.rows_N[positions_N], views_N)
@@ -250,7 +243,7 @@ class Loader:
             ids_ML=self._token_ids(global_batch),
             teacher_image_NE=self._tensor(teacher_image),
             teacher_text_ME=self._tensor(teacher_text),
-            skipped=skipped,
+            skipped=self._name_skipped(filling),
             read_targets_s=read_targets_s,
         )
 

@@ -264,6 +264,8 @@ class Trainer:
             loss = self._gradients.compute(batch, labels)
             parameters = self._distiller.parameters()
             norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.clip_norm).item()
+        if loss.counts.num_images == 0:  # in all processes at once: the count is their sum
+            raise self._no_image(step, batch)
         metrics = step_metrics(step, batch, loss, norm, self._schedule, self._config)
         if not (loss.is_finite and np.isfinite(norm)):
             self._optimizer.zero_gradients()
@@ -272,6 +274,17 @@ class Trainer:
         if not is_fitting:
             self._optimizer.step(self._schedule, step)
         return metrics
+
+    def _no_image(self, step: int, batch: Batch) -> TrainError:
+        """Return the error of a step in which no process has an image that can be used."""
+        skipped = [each for found in self._ranks.gather_objects(batch.skipped) for each in found]
+        key, reason = skipped[0]
+        return self._ranks.error_of_first(
+            TrainError(
+                f"no image of step {step:,} can be used (first: {key!r}, {reason}); if the corpus has "
+                "moved, add --corpus-root OLD=NEW"
+            )
+        )
 
     def _batch_labels(self, step: int, batch: Batch) -> BatchLabels:
         device = self._resolved.device

@@ -540,15 +540,7 @@ def test_two_processes_in_pieces_make_the_model_of_one_in_one_piece(
     shared = {**FINISHED, "corpus_roots": changed}  # so that they have not as many images
     train_of(made.cache, tiny_student, one, **shared)
     given = settings_of(made.cache, tiny_student, two, **shared, micro_batch_size=3)
-    settings.write_text(json.dumps(given, default=str))  # JSON is YAML
-    command = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m"
-    ran = subprocess.run(
-        [*command.split(), "siglip2_cache", "train", "--config", str(settings)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    ran = run_two_processes(settings, given)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.count("trained    20 of 20 steps in ") == 1  # one of the two talks
     assert ", on cpu and 1 more" in ran.stderr
@@ -564,6 +556,50 @@ def test_two_processes_in_pieces_make_the_model_of_one_in_one_piece(
         if not name.startswith("optimizer"):
             found, expected = (without_key_biases(name, each) for each in (weights[name], tensor))
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def run_two_processes(file: Path, settings: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    file.write_text(json.dumps(settings, default=str))  # JSON is YAML
+    command = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m"
+    return subprocess.run(
+        [*command.split(), "siglip2_cache", "train", "--config", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_process_without_a_usable_image_goes_on_with_the_other(
+    made: Made, tiny_student: Path, tmp_path: Path, changed: dict[str, str]
+) -> None:
+    """With one image each a step: where it is skipped, a process has none."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    shared = {**FINISHED, "corpus_roots": changed, "global_batch_size": 2, "eval_samples": 0}
+    train_of(made.cache, tiny_student, one, **shared)
+    ran = run_two_processes(
+        tmp_path / "run.yaml", settings_of(made.cache, tiny_student, two, **shared)
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert {line["images"] for line in metrics_of(two)} == {1, 2}
+    for found, expected in zip(metrics_of(two), metrics_of(one), strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert found["skipped"] == expected["skipped"]
+
+
+def test_a_step_in_which_no_process_has_an_image_ends_the_run(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run, gone = tmp_path / "run", {str(made.corpus): str(tmp_path / "gone")}
+    given = settings_of(made.cache, tiny_student, run, corpus_roots=gone, eval_samples=0)
+    ran = run_two_processes(tmp_path / "run.yaml", given)
+    assert ran.returncode == 1
+    [line] = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    assert re.fullmatch(
+        r"error: no image of step 1 can be used \(first: 'img\d+', no such file\); if the corpus has "
+        r"moved, add --corpus-root OLD=NEW",
+        line,
+    )
 
 
 def without_key_biases(name: str, weight: torch.Tensor) -> torch.Tensor:

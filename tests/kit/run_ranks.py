@@ -52,6 +52,14 @@ SCENARIOS = {
     "uneven in pieces": Scenario(UNEVEN, micro_batch_size=2),
     "two pieces against one": Scenario(UNEVEN, micro_batch_size=3),
     "one has no text": Scenario({"captions": (0, 1, 0, 2, -1, -1, -1)}, num_texts=4),
+    "one has no image": Scenario(UNEVEN, num_images=7),
+    "one has no image, in pieces": Scenario(UNEVEN, num_images=7, micro_batch_size=2),
+    "one has nothing, bank of hard labels": Scenario(
+        {**UNEVEN, "bank_labels": "hard"}, num_images=0, num_texts=0
+    ),
+    "naflex, one has nothing": Scenario(
+        {**UNEVEN, "towers": "image", "projection": "pca"}, is_naflex=True, num_images=7
+    ),
     "naflex image tower": Scenario(
         {**UNEVEN, "towers": "image", "projection": "pca", "bank_labels": "hard"},
         is_naflex=True,

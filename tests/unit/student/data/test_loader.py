@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from siglip2_cache import open_cache
-from siglip2_cache.errors import DamagedCacheError, SettingError, TrainError
+from siglip2_cache.errors import DamagedCacheError, SettingError
 from siglip2_cache.images import prefetch_parquet as parquet_images
 from siglip2_cache.precompute.build import build
 from siglip2_cache.siglip import (
@@ -362,13 +362,36 @@ def test_pixels_are_checked_as_often_as_was_said(moved: Made, tiny_checkpoint: P
     assert found == {"always": [True] * 2, "first-epoch": [True, False], "never": [False] * 2}
 
 
-def test_a_corpus_that_is_not_there_stops_the_training(moved: Made, tiny_checkpoint: Path) -> None:
+@pytest.mark.parametrize("towers", ["both", "image"])
+def test_a_batch_without_a_usable_image_is_empty_and_names_all_of_them(
+    moved: Made, tiny_checkpoint: Path, towers: str
+) -> None:
+    (whole,) = batches_of(moved, tiny_checkpoint, 2, 3, towers=towers)
     shutil.rmtree(moved.folder)
-    with pytest.raises(
-        TrainError,
-        match=r"no image of step 3 can be used \(first: 'img\d+', no such file\); if the corpus has moved",
-    ):
-        batches_of(moved, tiny_checkpoint, 2, 3)
+    (batch,) = batches_of(moved, tiny_checkpoint, 2, 3, towers=towers)
+    assert len(batch.skipped) == 12
+    assert {reason for _, reason in batch.skipped} == {"no such file"}
+    assert_empty(batch)
+    np.testing.assert_array_equal(batch.text_rows_M, whole.text_rows_M)
+    torch.testing.assert_close(batch.ids_ML, whole.ids_ML)
+
+
+def test_an_empty_naflex_batch_has_grids_of_no_image(
+    moved: Made, naflex_checkpoint: Path, tmp_path: Path
+) -> None:
+    student = with_max_num_patches(resolve_checkpoint(str(naflex_checkpoint)), 16)
+    teacher = FakeNaflexTeacher(recipe=student.image)
+    of = made(moved.folder, tmp_path / "cache", naflex_checkpoint, teacher, max_num_patches=16)
+    shutil.rmtree(moved.folder)
+    (batch,) = batches_of(of, student, 0, 1)
+    assert_empty(batch)
+    assert batch.grids_N2 is not None
+    assert batch.grids_N2.shape == (0, 2)
+
+
+def assert_empty(batch: Batch) -> None:
+    lengths = (batch.positions_N, batch.views_N, batch.pixels_N, batch.caption_N)
+    assert [len(each) for each in (*lengths, batch.teacher_image_NE)] == [0] * 5
 
 
 def test_a_catalog_without_an_image_is_damaged(small: Made) -> None:
