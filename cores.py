@@ -29,6 +29,14 @@ def decoders_for(cores: int) -> int:
     return min(_MOST_DECODERS, cores)
 
 
+def decoders_beside_training(num_ranks: int) -> int:
+    """Return how many decoding processes each rank of this machine starts, at least 1.
+
+    Two cores are left to the ranks themselves, which launch kernels and assemble batches.
+    """
+    return max(1, (num_cores() - 2) // num_ranks)
+
+
 def _quota(root: Path) -> float | None:
     """Return the smallest quota, in cores, of the process's cgroup and its parents; None without one.
 

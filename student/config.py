@@ -209,6 +209,14 @@ class TrainConfig:
     check_pixels: Annotated[
         CheckPixels, Setting("When to compare an image's bytes with those the teacher saw.", CORPUS)
     ] = "first-epoch"
+    decode: Annotated[
+        Literal["exact", "scaled"],
+        Setting(
+            "exact: the pixels of the student's processor. scaled: decode large JPEGs at reduced "
+            "size, faster and nearly the same.",
+            CORPUS,
+        ),
+    ] = "exact"
     sample_timeout: Annotated[
         float,
         Setting(
@@ -271,9 +279,9 @@ class TrainConfig:
     decode_workers: Annotated[
         int | None,
         Setting(
-            "Processes that decode images, on this machine; 0: none.",
+            "Processes that decode images for each process of the training; 0: none.",
             HARDWARE,
-            default="one per core, at most 16",
+            default="its share of the machine's cores less 2, at least 1",
             least=0,
         ),
     ] = None

@@ -21,6 +21,7 @@ from torch import Tensor
 from ...errors import BuildError, SettingError, TrainError
 from ...images.decoder import Decoder
 from ...images.image import DecodedBatch, DecodedImage, ImageRef, PixelFormat
+from ...images.pixels import DECODES, Decode
 from ...siglip import Checkpoint, TextTokenizer, Towers
 from ...store.cache import Cache
 from ..config import CheckPixels
@@ -39,13 +40,16 @@ _OTHER_BYTES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderConfig:
-    """Settings of a loader. None of them changes the batches, unless a file changed."""
+    """Settings of a loader. Only ``decode`` changes the batches, unless a file changed."""
 
     num_workers: int = 2
     """Decoding processes; 0: decode in a thread of this process."""
 
     check_pixels: CheckPixels = "always"
     """When an image's bytes are compared with those the teacher saw, by SHA-256."""
+
+    decode: Decode = "exact"
+    """How images are decoded before they are resized."""
 
     prefetch: int = 2
     """Batches ready ahead of the training, at least 1; one more is being made."""
@@ -60,6 +64,8 @@ class LoaderConfig:
             raise SettingError(
                 f"check_pixels {self.check_pixels!r} is not one of {', '.join(get_args(CheckPixels))}"
             )
+        if self.decode not in DECODES:
+            raise SettingError(f"decode {self.decode!r} is not one of {', '.join(DECODES)}")
         if self.prefetch < 1:
             raise SettingError(f"prefetch must be at least 1, got {self.prefetch}")
         if not self.sample_timeout_s > 0:
@@ -157,7 +163,11 @@ class Loader:
         """Yield batches; runs in the thread. Decoding does not pause between steps."""
         views_per_step = self._sampler.views_per_step
         decoder = Decoder(
-            PixelFormat(num_views=views_per_step, recipe=self._checkpoint.image),
+            PixelFormat(
+                num_views=views_per_step,
+                recipe=self._checkpoint.image,
+                decode=self._config.decode,
+            ),
             batch_images=self._ids_per_piece,
             num_workers=self._config.num_workers,
             timeout_s=self._config.sample_timeout_s,

@@ -48,6 +48,7 @@ def make_loader(resolved: Resolved, sampler: Sampler, images: ImageLookup) -> Lo
         config=LoaderConfig(
             num_workers=resolved.num_workers,
             check_pixels=config.check_pixels,
+            decode=config.decode,
             sample_timeout_s=config.sample_timeout,
         ),
         towers=config.towers,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ...cores import cores_each, decoders_for
+from ...cores import decoders_beside_training
 from ...errors import SettingError
 from ...siglip import (
     Checkpoint,
@@ -265,7 +265,7 @@ def _refuse_other_texts(teacher_text: str | None, teacher: TeacherRecord) -> Non
 def _num_workers(config: TrainConfig, launch: Launch) -> int:
     if config.decode_workers is not None:
         return config.decode_workers
-    return decoders_for(cores_each(launch.local_world_size))
+    return decoders_beside_training(launch.local_world_size)
 
 
 def _student_sha256(checkpoint: Checkpoint, *, is_new: bool) -> str:

@@ -15,7 +15,7 @@ from .resolve import Resolved
 from .run_folder import RunFolder
 from .schedule import Optimizer
 
-_CHANGE_TRAINING = {"lr", "projection_lr", "dtype", "clip_norm", "steps"}
+_CHANGE_TRAINING = {"lr", "projection_lr", "dtype", "clip_norm", "steps", "decode"}
 _PATHS = {"cache", "student", "out", "corpus_roots", "teacher_text", "cache_dir", "cache_limit"}
 """Where files are. Cache and student are compared by hash."""
 _MAY_CHANGE = {

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from siglip2_cache.cores import num_cores
+from siglip2_cache import cores
+from siglip2_cache.cores import decoders_beside_training, num_cores
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +80,13 @@ def test_without_affinity_there_are_as_many_as_the_machine_has(
 ) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
     assert num_cores(tmp_path) == 64
+
+
+@pytest.mark.parametrize(
+    ("num_here", "num_ranks", "expected"), [(64, 8, 7), (16, 1, 14), (2, 1, 1), (8, 8, 1)]
+)
+def test_ranks_share_the_cores_less_two_for_decoding(
+    monkeypatch: pytest.MonkeyPatch, num_here: int, num_ranks: int, expected: int
+) -> None:
+    monkeypatch.setattr(cores, "num_cores", lambda: num_here)
+    assert decoders_beside_training(num_ranks) == expected

@@ -55,6 +55,7 @@ def from_file(tmp_path: Path, text: str, **flags: Any) -> TrainConfig:
         ({"clip_norm": 0.0}, "clip_norm must be above 0, got 0.0"),
         ({"clip_norm": float("inf")}, "clip_norm must be above 0, got inf"),
         ({"epochs": 0.0}, "epochs must be above 0, got 0.0"),
+        ({"decode": "fast"}, "decode 'fast' is not one of exact, scaled"),
         ({"sample_timeout": 0.0}, "sample_timeout must be above 0, got 0.0"),
         ({"teacher_scale": 0.0}, "teacher_scale must be above 0, got 0.0"),
         ({"towers": "text"}, "towers 'text' is not one of both, image"),

@@ -246,6 +246,23 @@ def test_batches_for_a_gpu_are_pinned(small: Made, tiny_checkpoint: Path) -> Non
     assert_same(batch, same)
 
 
+def test_scaled_decoding_of_large_jpegs_gives_nearly_the_same_pixels(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = write_folder_corpus(tmp_path / "corpus", 8, captions=1)
+    for i, path in enumerate(sorted(folder.glob("*.png"))):
+        path.unlink()
+        draw_image(i).resize((640, 480)).save(path.with_suffix(".jpg"), quality=95)
+    of = made(folder, tmp_path / "cache", tiny_checkpoint)
+    (exact,), (scaled,) = (
+        batches_of(of, tiny_checkpoint, 0, 1, global_batch_size=4, config={"decode": decode})
+        for decode in ("exact", "scaled")
+    )
+    difference = (exact.pixels_N.short() - scaled.pixels_N.short()).abs()
+    assert 0 < difference.max() <= 16
+    assert difference.float().mean() < 1
+
+
 # -- texts
 
 
@@ -517,6 +534,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_wanted(
             {"check_pixels": "often"},
             "check_pixels 'often' is not one of always, first-epoch, never",
         ),
+        ({"decode": "fast"}, "decode 'fast' is not one of exact, scaled"),
         ({"prefetch": 0}, "prefetch must be at least 1, got 0"),
         ({"sample_timeout_s": 0}, "sample_timeout must be above 0, got 0"),
     ],
