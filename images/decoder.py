@@ -29,7 +29,7 @@ class Decoder:
         batch_images: int,
         num_workers: int,
         timeout_s: float,
-        open_row_groups: int = 1,
+        open_groups: int = 1,
     ) -> None:
         """Start no process yet.
 
@@ -38,13 +38,13 @@ class Decoder:
             batch_images: most images in a batch.
             num_workers: worker processes; 0 decodes in this process.
             timeout_s: seconds for reading and decoding one image, after which its worker is replaced.
-            open_row_groups: row groups of Parquet files that are read alternately.
+            open_groups: row groups of Parquet files, and parts of objects, that are read alternately.
         """
         self._form = form
         self._batch_images = batch_images
         self._num_workers = num_workers
         self._timeout_s = timeout_s
-        self._open_row_groups = open_row_groups
+        self._open_groups = open_groups
 
     def decode(self, batches: Iterable[tuple[Any, Sequence[ImageRef]]]) -> Generator[DecodedBatch]:
         """Yield decoded batches in the order given; a batch is valid until the next is requested.
@@ -56,8 +56,9 @@ class Decoder:
             BuildError: the workers do not start.
             StorageError: an object store does not respond.
         """
-        rows = prefetch_parquet(batches, open_groups=self._open_row_groups)
-        with contextlib.closing(rows), contextlib.closing(prefetch_remote(rows)) as ready:
+        rows = prefetch_parquet(batches, open_groups=self._open_groups)
+        remote = prefetch_remote(rows, open_parts=2 * self._open_groups)  # the next ones too
+        with contextlib.closing(rows), contextlib.closing(remote) as ready:
             if self._num_workers == 0:
                 yield from self._decode_here(ready)
                 return

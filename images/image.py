@@ -24,6 +24,10 @@ class ImageRef:
     row: int
     location: ImageLocation
     boxes: tuple[ViewBox, ...]
+    part: tuple[int, int] | None = None
+    """First byte and end of the part of its file that is read at once, for other images too; None: it is
+    read alone."""
+
     data: bytes | None = None
     """Its bytes if they were prefetched; None: read them from the location."""
 

@@ -76,6 +76,10 @@ def read_image_bytes(location: ImageLocation) -> bytes:
         raise ReadError("no such file") from None
     except OSError as error:
         raise ReadError(f"cannot be read: {error.strerror or error}") from None
+    return _checked_image(data, location)
+
+
+def _checked_image(data: bytes, location: ImageLocation) -> bytes:
     if not data:
         raise ReadError("empty: 0 bytes")
     if location.offset is not None and location.member is None and is_base64_image(data):
@@ -84,6 +88,24 @@ def read_image_bytes(location: ImageLocation) -> bytes:
         except ValueError as error:
             raise ReadError(str(error)) from None
     return data
+
+
+def image_in_part(part: bytes, first: int, location: ImageLocation) -> bytes:
+    """Return the bytes of an image from a part of its object that begins at byte ``first``.
+
+    Raises:
+        ReadError: they are missing, or differ from the plan.
+        StorageError: the object store does not respond.
+    """
+    assert location.offset is not None
+    at = location.offset - first
+    if location.member is not None:
+        _check_header(part[max(0, at - BLOCK) : at], location, location.offset)
+    else:
+        _check_same_size(_object_bytes(cast(UPath, location.path)), location)
+    data = part[at : at + (location.length or 0)]
+    _check_read(data, location)
+    return _checked_image(data, location)
 
 
 def read_parquet_image(file: Any, location: ImageLocation) -> bytes:

@@ -14,15 +14,22 @@ from numpy.typing import NDArray
 from ...errors import DamagedCacheError
 from ...images.catalog_refs import LOCATION_COLUMNS, PlannedFiles
 from ...images.image import ImageRef
+from ...images.tar_header import BLOCK
 from ...store.cache import Cache
 from ...store.format.views import WHOLE_IMAGE, ViewBox
-from .corpus import Corpus
+from .corpus import Corpus, find_ascending
+from .sampler import ReadGroups
+
+_PART_BYTES = 8 << 20
+"""Bytes of a tar that are read at once: some 80 photographs, so that 32 parts hold enough to mix."""
+
+_OPEN_PARTS, _OPEN_ROW_GROUPS = 32, 8
 
 
 class ImageLookup:
     """Files of the images of a corpus, and the boxes of their views.
 
-    Takes about 60 bytes of memory an image, 17 a view, and the names of files and members.
+    Takes about 70 bytes of memory an image, 17 a view, and the names of files and members.
     """
 
     def __init__(self, cache: Cache, corpus: Corpus) -> None:
@@ -43,16 +50,21 @@ class ImageLookup:
             )
         used = self._places.lazy().select(pl.col("file").unique())
         self._files = cache.table("files").join(used, on="file", how="semi").sort("file").collect()
+        self._group_N = _group_numbers(self._places)
+        self._parts = _Parts(self._places, self._group_N)
         self._boxes_NK4, self._flips_NK = _read_boxes(cache, corpus)
 
     @property
-    def row_groups(self) -> NDArray[np.int64] | None:
-        """(N,) number of each image's Parquet row group, -1 outside of Parquet; None if all are outside."""
-        group = pl.col("row_group")
-        if self._places.select(group.is_null().all()).item():
+    def groups(self) -> ReadGroups | None:
+        """Which images are read together: a Parquet row group, or a part of a tar; None: no images are."""
+        if (self._group_N < 0).all():
             return None
-        number = pl.col("file") * (group.max() + 1) + group
-        return self._places.select(number.fill_null(-1).alias("group"))["group"].to_numpy()
+        has_rows = bool(self._places["row_group"].is_not_null().any())
+        return ReadGroups(
+            number_I=self._group_N,
+            num_open=_OPEN_ROW_GROUPS if has_rows else _OPEN_PARTS,
+            in_order=has_rows,
+        )
 
     def refs(self, positions_B: NDArray[np.int64], views_BV: NDArray[np.int64]) -> list[ImageRef]:
         """Return references to images, with the boxes of V views of each, in the order asked."""
@@ -61,9 +73,10 @@ class ImageLookup:
         at = np.searchsorted(self._files["file"].to_numpy(), numbers)
         files = PlannedFiles(self._cache, self._files[at])
         boxes = self._boxes(positions_B, views_BV)
+        parts = self._parts.ranges(self._group_N[positions_B])
         return [
-            ImageRef(row, files.locate(*place), box)
-            for (row, *place), box in zip(places.iter_rows(), boxes, strict=True)
+            ImageRef(row, files.locate(*place), box, part=part)
+            for (row, *place), box, part in zip(places.iter_rows(), boxes, parts, strict=True)
         ]
 
     def keys(self, positions: list[int]) -> list[str]:
@@ -83,6 +96,42 @@ class ImageLookup:
         return [
             tuple(ViewBox(*box, flip=flip) for box, flip in zip(boxes, flips, strict=True))
             for boxes, flips in zip(boxes_BV4, flips_BV, strict=True)
+        ]
+
+
+def _group_numbers(places: pl.DataFrame) -> NDArray[np.int64]:
+    """Return the number of each image's row group or part of a tar, -1 for one that is read alone, (N,)."""
+    is_small = pl.col("length") <= _PART_BYTES
+    part = pl.coalesce("row_group", pl.when(is_small).then(pl.col("offset") // _PART_BYTES))
+    number = pl.col("file") * (part.max() + 1) + part
+    return places.select(number.fill_null(-1).alias("group"))["group"].to_numpy()
+
+
+class _Parts:
+    """First byte and end of each part of a tar or other file of several images."""
+
+    def __init__(self, places: pl.DataFrame, group_N: NDArray[np.int64]) -> None:
+        header = pl.when(pl.col("member").is_not_null()).then(BLOCK).otherwise(0)
+        ends = places.lazy().with_columns(pl.Series("group", group_N))
+        parts = (
+            ends.filter(pl.col("offset").is_not_null() & (pl.col("group") >= 0))
+            .group_by("group")
+            .agg(
+                (pl.col("offset") - header).min().clip(0).alias("first"),
+                (pl.col("offset") + pl.col("length")).max().alias("end"),
+            )
+            .sort("group")
+            .collect()
+        )
+        self._groups = parts["group"].to_numpy()
+        self._ranges = parts.select("first", "end").to_numpy()
+
+    def ranges(self, group_B: NDArray[np.int64]) -> list[tuple[int, int] | None]:
+        """Return the part of each group; None for a group that is none."""
+        at_B, is_part_B = find_ascending(self._groups, group_B)
+        return [
+            tuple(self._ranges[at].tolist()) if is_part else None
+            for at, is_part in zip(at_B, is_part_B, strict=True)
         ]
 
 

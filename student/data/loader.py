@@ -28,7 +28,7 @@ from ..config import CheckPixels
 from .batch import Batch, FillingBatch
 from .catalog_index import ImageLookup, TextLookup
 from .prefetch import Prefetcher
-from .sampler import OPEN_ROW_GROUPS, GlobalBatch, Sampler
+from .sampler import GlobalBatch, Sampler
 
 _PIECE_VIEWS = 256
 """Views decoded at a time: four such pieces are in shared memory, 154 MB at 224 px."""
@@ -171,7 +171,7 @@ class Loader:
             batch_images=self._ids_per_piece,
             num_workers=self._config.num_workers,
             timeout_s=self._config.sample_timeout_s,
-            open_row_groups=OPEN_ROW_GROUPS,
+            open_groups=self._sampler.open_groups,
         )
         pieces = decoder.decode(self._pieces(first_step, end_step))
         with contextlib.closing(pieces), _as_train_error():

@@ -16,9 +16,19 @@ from ...errors import SettingError
 from .corpus import Corpus
 from .random_draws import LARGEST_SEED, draw_captions, draw_views, epoch_generator
 
-OPEN_ROW_GROUPS = 8
-"""Number of Parquet row groups that an epoch takes images from at a time: enough to mix, few enough for
-their pages to fit in memory."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadGroups:
+    """Images that are read together: those of a row group of Parquet, or of a part of a tar."""
+
+    number_I: NDArray[np.int64]
+    """(I,) number of each image's group; -1 for an image in a file of its own."""
+
+    num_open: int
+    """Groups that an epoch takes images from at a time: enough to mix, few enough to be in memory."""
+
+    in_order: bool
+    """Whether the images of a group must come in the order of the corpus."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +71,7 @@ class Sampler:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        groups: NDArray[np.int64] | None = None,
+        groups: ReadGroups | None = None,
     ) -> None:
         """Check the settings.
 
@@ -73,10 +83,10 @@ class Sampler:
             seed: 0 to 2**63 - 1.
             rank: rank of this process.
             world_size: number of processes.
-            groups: (I,) int64, number of the Parquet row group of each image, -1 outside of Parquet; None
-                if all are outside. An epoch takes images from a few groups at a time, in the order of
-                the corpus within each group, so that a group is read once; images of one file are
-                therefore mixed less than others.
+            groups: which images are read together; None: each is read alone. An epoch takes images from
+                a few groups at a time, so that a group is read once; images of one file are therefore
+                mixed less than others. In a batch the images of a group are adjacent, so that few ranks
+                read the same group.
 
         Raises:
             SettingError: the settings contradict each other, or the corpus is smaller than a batch.
@@ -91,7 +101,7 @@ class Sampler:
         self.world_size = world_size
         self._groups = groups
         self._ids = global_batch_size // views_per_step
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self._order: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
         if len(corpus) < self._ids:
             views = f" ({views_per_step} views of each image)" if views_per_step > 1 else ""
             raise SettingError(
@@ -115,10 +125,25 @@ class Sampler:
         """This rank's slice of the images of the global batch."""
         return slice(self.rank * self.images_per_rank, (self.rank + 1) * self.images_per_rank)
 
+    @property
+    def open_groups(self) -> int:
+        """Groups that this rank takes images from at a time: its share, and those that two ranks share.
+
+        Groups in order are counted for all ranks: opening one again means reading it from its start.
+        """
+        if self._groups is None:
+            return 1
+        num_open = self._groups.num_open
+        if self._groups.in_order:
+            return num_open
+        return min(num_open, -(-num_open // self.world_size) + 2)
+
     def global_batch(self, step: int) -> GlobalBatch:
         """Return the global batch of a step, counted from 0 over all epochs."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        ids_S = self._order_of(epoch)[number * self._ids : (number + 1) * self._ids]
+        own = slice(number * self._ids, (number + 1) * self._ids)
+        order_I, lane_I = self._order_of(epoch)
+        ids_S = _with_adjacent_groups(order_I[own], lane_I[own])
         rows_S = self.corpus.rows_N[ids_S]
         views_SV = draw_views(
             self.seed, epoch, rows_S, num_views=self.num_views, num_drawn=self.views_per_step
@@ -150,45 +175,56 @@ class Sampler:
         text_rows_S[has_S] = corpus.caption_text_row[start_S[has_S] + drawn_S[has_S]]
         return text_rows_S
 
-    def _order_of(self, epoch: int) -> NDArray[np.int64]:
-        """Return the images in the order of an epoch, (I,); caches the last epoch."""
+    def _order_of(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the order of an epoch and the lanes, see epoch_order; caches the last epoch."""
         kept = self._order
         if kept is None or kept[0] != epoch:
-            kept = epoch, epoch_order(len(self.corpus), self._groups, self.seed, epoch)
+            kept = epoch, *epoch_order(len(self.corpus), self._groups, self.seed, epoch)
             self._order = kept
-        return kept[1]
+        return kept[1:]
 
 
 def epoch_order(
-    num_images: int, groups: NDArray[np.int64] | None, seed: int, epoch: int
-) -> NDArray[np.int64]:
-    """Return the positions of all images in the order of an epoch, (I,).
+    num_images: int, groups: ReadGroups | None, seed: int, epoch: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the positions of all images in the order of an epoch, (I,), and the lane of each, (I,).
 
-    Images of groups come from OPEN_ROW_GROUPS groups at a time, ascending within each group; the choice of
-    groups and the order between them are random. Images without a group may be anywhere.
+    The choice of groups and the order of their images are random, but for the order within a group if that
+    must be kept. Images without a group may be anywhere, and have lane -1. Of the groups that images are
+    taken from at a time each has another lane.
     """
     draw = epoch_generator(seed, epoch)
     order_I = draw.permutation(num_images)
-    if groups is None or (groups < 0).all():
-        return order_I
-    is_grouped_I = groups[order_I] >= 0
-    order_I[is_grouped_I] = _by_groups(np.flatnonzero(groups >= 0), groups, draw)
-    return order_I
+    lane_I = np.full(num_images, -1, np.int64)
+    if groups is not None and (groups.number_I >= 0).any():
+        is_grouped_I = groups.number_I[order_I] >= 0
+        grouped = np.flatnonzero(groups.number_I >= 0)
+        order_I[is_grouped_I], lane_I[is_grouped_I] = _by_groups(grouped, groups, draw)
+    return order_I, lane_I
 
 
 def _by_groups(
-    grouped: NDArray[np.int64], groups: NDArray[np.int64], draw: np.random.Generator
-) -> NDArray[np.int64]:
-    """Return the positions of images that have a group, a few groups at a time."""
-    names, group = np.unique(groups[grouped], return_inverse=True)
+    grouped: NDArray[np.int64], groups: ReadGroups, draw: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the positions of images that have a group, a few groups at a time, and their lanes."""
+    names, group = np.unique(groups.number_I[grouped], return_inverse=True)
     rank = draw.permutation(len(names))[group]  # position of each image's group in random order
-    turns = np.lexsort((draw.random(len(grouped)), rank // OPEN_ROW_GROUPS))  # of images at random
+    turns = np.lexsort((draw.random(len(grouped)), rank // groups.num_open))  # images at random
+    if not groups.in_order:
+        return grouped[turns], rank[turns] % groups.num_open
     turns_by_group = turns[np.argsort(rank[turns], kind="stable")]
     slots = np.empty(len(grouped), np.int64)
     slots[turns] = np.arange(len(grouped))
     order = np.empty(len(grouped), np.int64)
     order[slots[turns_by_group]] = grouped[np.argsort(rank, kind="stable")]
-    return order
+    return order, rank[turns]  # a group is finished before others take its place
+
+
+def _with_adjacent_groups(ids_S: NDArray[np.int64], lane_S: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the images of a batch with those of each lane together; those of none stay in place."""
+    result_S, has_lane_S = ids_S.copy(), lane_S >= 0
+    result_S[has_lane_S] = ids_S[has_lane_S][np.argsort(lane_S[has_lane_S], kind="stable")]
+    return result_S
 
 
 def _in_order_of_appearance(

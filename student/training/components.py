@@ -32,7 +32,7 @@ def make_sampler(resolved: Resolved, images: ImageLookup, ranks: Ranks) -> Sampl
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        groups=images.row_groups,
+        groups=images.groups,
     )
 
 

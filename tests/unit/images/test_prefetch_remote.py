@@ -93,6 +93,20 @@ def test_a_member_is_read_with_its_header_in_one_request(
         read_image_bytes(place)
 
 
+def test_images_of_a_part_are_read_in_one_request_while_it_is_among_the_last(
+    bucket: MemoryBucket,
+) -> None:
+    parts = [(0, 30), (30, 60), (60, 90)]
+    url = bucket.put("a.bin", b"".join(b"%03d" % i for i in range(30)))
+    refs = [
+        replace(ref_of(i, url, offset=3 * i, length=3, file_bytes=90), part=parts[i // 10])
+        for i in (0, 10, 1, 11, 2, 20, 3, 12)
+    ]
+    found = [ref for _, part in prefetch_remote(batches_of(refs, 2), open_parts=2) for ref in part]
+    assert [ref.data for ref in found] == [b"%03d" % ref.row for ref in refs]
+    assert bucket.requests["cat_file"] == 4  # the second part was dropped for the third
+
+
 def test_what_is_wrong_with_one_image_is_its_reason(bucket: MemoryBucket) -> None:
     def denied(method: str, path: str) -> None:
         if path.endswith("secret"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -22,6 +23,7 @@ from kit.fakes import (
     draw_image,
     write_folder_corpus,
 )
+from kit.memory_bucket import memory_bucket
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -108,7 +110,7 @@ def loader_of(
     **settings: Any,
 ) -> Loader:
     images = ImageLookup(of.cache, of.corpus)
-    given = {"global_batch_size": 12, "num_views": NUM_VIEWS, "groups": images.row_groups}
+    given = {"global_batch_size": 12, "num_views": NUM_VIEWS, "groups": images.groups}
     sampler = Sampler(of.corpus, **{**given, **settings})
     return Loader(
         of.cache,
@@ -449,6 +451,57 @@ def test_each_row_group_is_decoded_once_an_epoch(
     scattered = batches_of(of, tiny_checkpoint, 0, 4, groups=None)
     assert len(started) > 30
     assert sum(len(batch.positions_N) for batch in scattered) == 48
+
+
+# -- tars
+
+
+@pytest.fixture
+def tarred(tiny_checkpoint: Path, tmp_path: Path) -> Made:
+    """Three tars of 60 images each."""
+    folder = write_folder_corpus(tmp_path / "drawn", 180, captions=1)
+    (tmp_path / "corpus").mkdir()
+    for i in range(3):
+        with tarfile.open(tmp_path / f"corpus/{i}.tar", "w") as tar:
+            for path in sorted(folder.iterdir())[120 * i : 120 * i + 120]:
+                tar.add(path, path.name)
+    return made(tmp_path / "corpus", tmp_path / "cache", tiny_checkpoint)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_epoch_from_tars_in_a_store_makes_a_tenth_of_a_request_an_image(
+    tarred: Made, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    monkeypatch.setattr(catalog_index, "_PART_BYTES", 64 << 10)  # of tars of 150 kB
+    monkeypatch.setattr(catalog_index, "_OPEN_PARTS", 4)
+    with memory_bucket() as bucket:
+        roots = {str(tarred.folder): bucket.put_folder(tarred.folder)}
+        of = replace(tarred, cache=open_cache(tarred.cache.root, corpus_roots=roots))
+        for rank in range(world_size):
+            settings = {"rank": rank, "world_size": world_size, "global_batch_size": 16}
+            found = batches_of(of, tiny_checkpoint, 0, 11, **settings)
+            here = batches_of(tarred, tiny_checkpoint, 0, 11, **settings)
+            for batch, expected in zip(found, here, strict=True):
+                assert not batch.skipped
+                assert_same(batch, expected)
+        assert 9 <= bucket.requests.total() <= 16 * 11 / 10
+        [later] = batches_of(of, tiny_checkpoint, 7, 8, **settings)
+    assert_same(later, found[7])
+
+
+def test_what_is_wrong_with_a_tar_in_a_store_is_named_for_each_of_its_images(
+    tarred: Made, tiny_checkpoint: Path
+) -> None:
+    with memory_bucket() as bucket:
+        roots = {str(tarred.folder): bucket.put_folder(tarred.folder)}
+        of = replace(tarred, cache=open_cache(tarred.cache.root, corpus_roots=roots))
+        bucket.remove("0.tar")
+        data = (tarred.folder / "1.tar").read_bytes()
+        bucket.put("1.tar", bytes(1024) + data)
+        skipped = skipped_of(batches_of(of, tiny_checkpoint, 0, 11, global_batch_size=16))
+    reasons = [reason.partition(":")[0] for reason in skipped.values()]
+    assert set(reasons) == {"no such file", "the archive changed since it was planned"}
+    assert all(50 < reasons.count(reason) <= 60 for reason in set(reasons))
 
 
 # -- starting and ending

@@ -1,5 +1,7 @@
 """Draws and the batches made of them: pure, uniform, the same for every rank and from any step on."""
 
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 from siglip2_cache.errors import SettingError
 from siglip2_cache.student.data.corpus import Corpus, starts_of
 from siglip2_cache.student.data.random_draws import draw_captions, draw_views, draw_words
-from siglip2_cache.student.data.sampler import OPEN_ROW_GROUPS, GlobalBatch, Sampler, epoch_order
+from siglip2_cache.student.data.sampler import GlobalBatch, ReadGroups, Sampler, epoch_order
 
 
 def corpus_of(counts: list[int], *, num_texts: int = 40, seed: int = 0) -> Corpus:
@@ -189,11 +191,15 @@ def test_another_seed_draws_others() -> None:
     assert a.positions_N.tolist() != b.positions_N.tolist()
 
 
-# -- images in row groups
+# -- images that are read together
 
 GROUPS = np.array([i // 10 if i < 300 else -1 for i in range(400)])[
     np.random.default_rng(0).permutation(400)
 ]
+
+
+def groups_of(*, in_order: bool = False, num_open: int = 8) -> ReadGroups:
+    return ReadGroups(number_I=GROUPS, num_open=num_open, in_order=in_order)
 
 
 def open_at_a_time(order: NDArray[np.int64]) -> int:
@@ -209,24 +215,68 @@ def open_at_a_time(order: NDArray[np.int64]) -> int:
     return most
 
 
-def test_images_of_row_groups_come_a_few_groups_at_a_time_in_their_order() -> None:
-    order = epoch_order(400, GROUPS, 0, 0)
-    assert sorted(order.tolist()) == list(range(400))
-    for group in range(30):
-        own = order[GROUPS[order] == group]
-        assert (np.diff(own) > 0).all()
-    assert open_at_a_time(order) == OPEN_ROW_GROUPS
-    assert open_at_a_time(epoch_order(400, None, 0, 0)) > 20
+@pytest.mark.parametrize("in_order", [True, False])
+def test_images_of_groups_come_a_few_groups_at_a_time(in_order: bool) -> None:
+    orders = [epoch_order(400, groups_of(in_order=in_order), 0, epoch)[0] for epoch in range(2)]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(400))
+        assert open_at_a_time(order) == 8
+        own = [order[GROUPS[order] == group] for group in range(30)]
+        assert all((np.diff(each) > 0).all() for each in own) == in_order
+    assert open_at_a_time(epoch_order(400, None, 0, 0)[0]) > 20
 
 
-def test_groups_are_mixed_and_other_images_stand_anywhere() -> None:
-    orders = [epoch_order(400, GROUPS, 0, epoch) for epoch in range(2)]
+@pytest.mark.parametrize("in_order", [True, False])
+def test_groups_are_mixed_and_other_images_stand_anywhere(in_order: bool) -> None:
+    orders = [epoch_order(400, groups_of(in_order=in_order), 0, epoch)[0] for epoch in range(2)]
     turns = [[g for g in GROUPS[order].tolist() if g >= 0] for order in orders]
     assert turns[0][:80] != turns[1][:80]
     same_in_a_row = sum(a == b for a, b in zip(turns[0], turns[0][1:], strict=False))
     assert same_in_a_row < 80  # one in eight by chance; 270 one group after the other
     elsewhere = np.flatnonzero(GROUPS[orders[0]] < 0)
     assert chi_square(np.histogram(elsewhere, 4, (0, 400))[0]) < 21.2  # 3 degrees: p = 1e-4
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_batch_has_the_drawn_images_with_those_of_a_group_together(in_order: bool) -> None:
+    corpus, groups = corpus_of([1] * 400), groups_of(in_order=in_order)
+    settings: dict[str, Any] = {"global_batch_size": 40, "groups": groups}
+    order, _ = epoch_order(400, groups, 3, 0)
+    for step in range(10):
+        batch = sampler_of(corpus, **settings).global_batch(step)
+        assert set(batch.positions_N) == set(order[40 * step : 40 * step + 40])
+        turns = [group for group in GROUPS[batch.positions_N].tolist() if group >= 0]
+        num_turns = 1 + sum(a != b for a, b in pairwise(turns))
+        # In order a group is finished before the next; else a lane may go on with another one.
+        assert num_turns <= len(set(turns)) + (0 if in_order else 8)
+        halves = [
+            sampler_of(corpus, rank=rank, world_size=2, **settings).global_batch(step)
+            for rank in range(2)
+        ]
+        assert_same(replace_bounds(halves[0], batch), batch)
+        assert_same(replace_bounds(halves[1], batch), batch)
+
+
+def replace_bounds(part: GlobalBatch, whole: GlobalBatch) -> GlobalBatch:
+    """The texts are divided among more ranks; all else must be equal."""
+    return replace(part, text_bounds=whole.text_bounds)
+
+
+def test_few_groups_are_read_by_more_than_one_rank() -> None:
+    number_I = np.arange(32_000) // 100
+    groups = ReadGroups(number_I=number_I, num_open=32, in_order=False)
+    corpus = corpus_of([0] * 32_000)
+    ranks = [
+        Sampler(corpus, global_batch_size=512, groups=groups, rank=rank, world_size=4)
+        for rank in range(4)
+    ]
+    readers = np.zeros((4, 320), np.bool_)
+    for step in range(ranks[0].steps_per_epoch):
+        for rank, sampler in enumerate(ranks):
+            own = sampler.global_batch(step).positions_N[sampler.rank_slice]
+            readers[rank, number_I[own]] = True
+            assert len(np.unique(number_I[own])) <= 2 * sampler.open_groups
+    assert readers.sum() < 1.8 * 320  # 4 times if each rank read all
 
 
 # -- refusals
