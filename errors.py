@@ -12,7 +12,8 @@ CacheError
 ├── DiskFullError         (OSError)            the disk is full, or too small
 ├── StorageError          (RuntimeError)       an object store does not respond
 ├── BuildError            (RuntimeError)       the build failed, or embedded nothing
-└── TrainError            (RuntimeError)       the training failed
+├── TrainError            (RuntimeError)       the training failed
+└── ExportError           (RuntimeError)       an exported file does not compute what the student does
 
 The command line prints the message of each as one line and exits with status 1.
 """
@@ -68,3 +69,7 @@ class BuildError(CacheError, RuntimeError):
 
 class TrainError(CacheError, RuntimeError):
     """A training cannot continue; the message says what to do. Its last checkpoint is kept."""
+
+
+class ExportError(CacheError, RuntimeError):
+    """An exported file does not compute what the student does, and was not kept."""

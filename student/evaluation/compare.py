@@ -145,6 +145,17 @@ def compare(config: EvalConfig) -> Comparison:
     return Comparison(found=found, lines=lines)
 
 
+def open_eval_set(config: EvalConfig, checkpoint: Checkpoint) -> tuple[Cache, EvalSet]:
+    """Return the cache and the images and texts that compare would evaluate ``checkpoint`` on."""
+    cache = open_cache(config.cache, corpus_roots=config.corpus_roots)
+    policy = _split_policy(config, read_metadata(checkpoint))
+    corpus = _read_corpus(cache, cache.teacher(config.teacher), policy, config, checkpoint)
+    eval_set = choose_eval_set(
+        cache, corpus, split=config.split, max_images=config.samples, seed=config.seed
+    )
+    return cache, eval_set
+
+
 def _split_policy(config: EvalConfig, metadata: ModelMetadata) -> SplitPolicy | None:
     """Return the given policy, else that of the model's training; None: every image is taken."""
     if config.split == "all":

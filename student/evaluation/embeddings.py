@@ -4,18 +4,15 @@ Shape letters in this file:
     N = images, M = texts, D = embedding width, E = that of the teacher, B = batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from ...errors import TrainError
-from ...images.catalog_refs import LOCATION_COLUMNS, PlannedFiles
-from ...images.decoder import Decoder
-from ...images.image import DecodedBatch, ImageRef, PixelFormat
+from ...images.image import DecodedBatch
 from ...siglip import (
     Checkpoint,
     NaflexRecipe,
@@ -27,12 +24,10 @@ from ...siglip import (
     vision_tower,
 )
 from ...store.cache import Cache
-from ...store.format.views import WHOLE_IMAGE
+from .pictures import decoded_pictures, read_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_IMAGE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,15 +162,16 @@ class _Runner:
         self, tower: Any, rows_N: NDArray[np.int64], sha256_N: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float32], dict[int, str]]:
         """Return (N, D) unit rows, NaN for images that cannot be used, and the reasons by row."""
-        decoder = Decoder(
-            PixelFormat(num_views=1, recipe=self.checkpoint.image),
-            batch_images=self.batch_size,
-            num_workers=self.num_workers,
-            timeout_s=_IMAGE_TIMEOUT_S,
-        )
         images_ND = np.full((len(rows_N), self.checkpoint.embed_dim), np.nan, np.float32)
         faults: dict[int, str] = {}
-        for batch in decoder.decode(self._batches(rows_N)):
+        batches = decoded_pictures(
+            self.checkpoint,
+            self.cache,
+            rows_N,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+        )
+        for batch in batches:
             first: int = batch.tag
             known = None if sha256_N is None else sha256_N[first : first + len(batch.refs)]
             found = _faults(batch, known)
@@ -198,12 +194,11 @@ class _Runner:
         import torch
 
         tokenizer = TextTokenizer(self.checkpoint)
-        lazy = self.cache.texts().filter(pl.col("text_row").is_in(text_rows_M.tolist()))
-        texts = dict(lazy.select("text_row", "text").collect().iter_rows())
+        texts = read_texts(self.cache, text_rows_M)
         found = [np.empty((0, self.checkpoint.embed_dim), np.float32)]
-        for first in range(0, len(text_rows_M), self.batch_size):
-            rows = text_rows_M[first : first + self.batch_size].tolist()
-            ids_BL = torch.from_numpy(tokenizer([texts[row] for row in rows])).to(self.device)
+        for first in range(0, len(texts), self.batch_size):
+            ids = tokenizer(texts[first : first + self.batch_size])
+            ids_BL = torch.from_numpy(ids).to(self.device)
             found.append(self._unit_rows(lambda: pool_token_ids(tower, ids_BL)))  # noqa: B023
         return np.concatenate(found)
 
@@ -212,17 +207,6 @@ class _Runner:
 
         with torch.no_grad(), autocast(torch.device(self.device).type, self.compute_dtype):
             return unit_rows(pool()).float().cpu().numpy()
-
-    def _batches(self, rows_N: NDArray[np.int64]) -> Iterator[tuple[int, list[ImageRef]]]:
-        """Yield the position of each batch's first image, and references to its images."""
-        lazy = self.cache.samples().filter(pl.col("row").is_in(rows_N.tolist()))
-        samples = lazy.select("row", *LOCATION_COLUMNS).collect()
-        wanted = pl.col("file").is_in(samples["file"].unique().to_list())
-        files = PlannedFiles(self.cache, self.cache.table("files").filter(wanted).collect())
-        places = {row: files.locate(*place) for row, *place in samples.iter_rows()}
-        for first in range(0, len(rows_N), self.batch_size):
-            rows = rows_N[first : first + self.batch_size].tolist()
-            yield first, [ImageRef(row, places[row], (WHOLE_IMAGE,)) for row in rows]
 
 
 def _faults(batch: DecodedBatch, sha256_B: NDArray[np.uint8] | None) -> dict[int, str]:

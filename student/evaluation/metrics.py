@@ -100,6 +100,30 @@ def soft_loss_excess(
     return total / (len(images) * len(texts))
 
 
+def match_entropy(
+    images_ND: Rows, texts_MD: Rows, logit: tuple[float, float], *, block_rows: int | None = None
+) -> float | None:
+    """Return the mean entropy of a model's probability of a match, in nats a pair, over all N x M pairs.
+
+    It is the least that the soft sigmoid loss of any student can be.
+
+    Args:
+        images_ND: unit rows.
+        texts_MD: unit rows.
+        logit: (scale, bias), the scale already exponentiated.
+        block_rows: images at a time.
+    """
+    images, texts = (finite_in_both(rows, rows) for rows in (images_ND, texts_MD))
+    if len(images) == 0 or len(texts) == 0:
+        return None
+    texts_MD = texts_MD[texts].astype(np.float64)
+    total = 0.0
+    for rows in blocks(len(images), len(texts), block_rows):
+        z_BM = logit[0] * (images_ND[images[rows]].astype(np.float64) @ texts_MD.T) + logit[1]
+        total += float((np.logaddexp(0, z_BM) - sigmoid(z_BM) * z_BM).sum())
+    return total / (len(images) * len(texts))
+
+
 def sigmoid(logits: Rows) -> Rows:
     """Return the probabilities of logits, without overflow."""
     return 0.5 * (1 + np.tanh(0.5 * logits))

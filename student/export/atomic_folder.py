@@ -80,6 +80,9 @@ def _is_full_disk(error: BaseException) -> bool:
 
 def _sync(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            _sync(path)
+            continue
         with path.open("rb") as file:
             sync_file(file.fileno())
     sync_folder(folder)

@@ -11,14 +11,15 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from ... import __version__
 from ...errors import CheckpointError
-from ...siglip import Checkpoint, NaflexRecipe
+from ...siglip import Checkpoint
 from ...siglip.config import ModelType, read_towers
 from ...siglip.files import weight_files
 from .atomic_folder import MARK, replaced_atomically
+from .image_processor import processor_class_to_name, write_image_processor
 from .model_card import ModelCard, render_card
 from .sentence_transformers import write_sentence_transformers
 from .tokenizer import pipeline_is_right, tokenizer_class_to_name, write_tokenizer
@@ -62,9 +63,11 @@ def export_model(
     student: Any = model
     with replaced_atomically(out) as folder:
         config = copy.deepcopy(student.config)
-        _write_text_part(folder, config, checkpoint, _processor_class(checkpoint, checkpoint))
+        _write_text_part(
+            folder, config, checkpoint, processor_class_to_name(checkpoint, checkpoint)
+        )
         _write_model(folder, type(model), config, student.state_dict())
-        _write_image_processor(folder, checkpoint, _processor_class(checkpoint, checkpoint))
+        write_image_processor(folder, checkpoint, processor_class_to_name(checkpoint, checkpoint))
         _write_extra(folder, extra)
         _write_card(folder, card, checkpoint, checkpoint.model_type)
 
@@ -118,14 +121,32 @@ def export_image_tower(
             _write_model(folder, type(vision_model), copy.deepcopy(tower.config), vision)
         else:
             model_class, config = _joined(tower.config, teacher_text)
-            processor_class = _processor_class(checkpoint, teacher_text)
+            processor_class = processor_class_to_name(checkpoint, teacher_text)
             _write_text_part(folder, config, teacher_text, processor_class)
             tensors = vision | _mapped_text_tower(teacher_text, map_ED)
             tensors |= _constants(logit_scale, logit_bias)
             _write_model(folder, model_class, config, tensors)
-        _write_image_processor(folder, checkpoint, _processor_class(checkpoint, teacher_text))
+        write_image_processor(folder, checkpoint, processor_class_to_name(checkpoint, teacher_text))
         _write_extra(folder, extra)
         _write_card(folder, card, teacher_text, checkpoint.model_type)
+
+
+def write_settings(config: Any, checkpoint: Checkpoint, folder: Path) -> None:
+    """Write config.json, the tokenizer and the image processor of a model of two towers, no weights.
+
+    Args:
+        config: that of the model; not changed.
+        checkpoint: what the model was loaded from.
+        folder: an existing folder.
+
+    Raises:
+        CheckpointError: the tokenizer files are missing or damaged.
+    """
+    config = copy.deepcopy(config)
+    processor_class = processor_class_to_name(checkpoint, checkpoint)
+    _write_text_part(folder, config, checkpoint, processor_class)
+    config.save_pretrained(folder)
+    write_image_processor(folder, checkpoint, processor_class)
 
 
 def _check_map(map_ED: "NDArray[Any] | None", E: int, D: int) -> None:
@@ -175,25 +196,6 @@ def _constants(logit_scale: float, logit_bias: float) -> "_Tensors":
     }
 
 
-@overload
-def _processor_class(image: Checkpoint, text: Checkpoint) -> str: ...
-@overload
-def _processor_class(image: Checkpoint, text: Checkpoint | None) -> str | None: ...
-def _processor_class(image: Checkpoint, text: Checkpoint | None) -> str | None:
-    """Return the class for AutoProcessor; None for an image tower alone.
-
-    Siglip2Processor of transformers 5.23 always takes 256 patches of 16 pixels and 64 tokens, whatever the
-    files say; SiglipProcessor follows the files.
-    """
-    if text is None:
-        return None
-    recipe = image.image
-    if not isinstance(recipe, NaflexRecipe):
-        return "SiglipProcessor"
-    wanted = (recipe.max_num_patches, recipe.patch_size, text.max_text_tokens)
-    return "Siglip2Processor" if wanted == (256, 16, 64) else "SiglipProcessor"
-
-
 def _write_text_part(
     folder: Path, config: Any, checkpoint: Checkpoint, processor_class: str
 ) -> None:
@@ -236,33 +238,6 @@ def _check_tensors(model_class: Any, config: Any, tensors: "_Tensors") -> None:
             f"{len(wrong)} weights do not fit a {model_class.__name__} of this config: {wrong[0]} has "
             f"shape {found.get(wrong[0])}, expected {shapes.get(wrong[0])}"
         )
-
-
-def _write_image_processor(
-    folder: Path, checkpoint: Checkpoint, processor_class: str | None
-) -> None:
-    """Write preprocessor_config.json for transformers 4 and 5; every setting is explicit."""
-    recipe = checkpoint.image
-    name = checkpoint.model_type.capitalize()
-    settings: dict[str, Any] = {
-        "image_processor_type": f"{name}ImageProcessor",
-        # null and not false: the same to transformers, but it makes transformers.js drop alpha.
-        "do_convert_rgb": True if recipe.on_white else None,
-        "do_resize": True,
-        "resample": recipe.resample,
-        "do_rescale": True,
-        "rescale_factor": checkpoint.rescale_factor,
-        "do_normalize": True,
-        "image_mean": list(checkpoint.image_mean),
-        "image_std": list(checkpoint.image_std),
-    }
-    if isinstance(recipe, NaflexRecipe):
-        settings |= {"patch_size": recipe.patch_size, "max_num_patches": recipe.max_num_patches}
-    else:
-        settings["size"] = {"height": recipe.size[0], "width": recipe.size[1]}
-    if processor_class is not None:
-        settings["processor_class"] = processor_class
-    _write_json(folder / "preprocessor_config.json", settings)
 
 
 def _write_extra(folder: Path, extra: Mapping[str, Any] | None) -> None:

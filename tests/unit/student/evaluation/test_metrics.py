@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from siglip2_cache.student.evaluation.metrics import (
     calibration_error,
     image_agreement,
+    match_entropy,
     mean_cosine,
     other_pairs,
     pair_cosines,
@@ -75,6 +76,19 @@ def test_of_equally_near_neighbours_the_first_rows_are_taken() -> None:
 
 def bernoulli_kl(p: float, q: float) -> float:
     return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+
+def test_the_entropy_of_a_match_by_hand() -> None:
+    """Cosines 1, 0, -1 and 0 at scale 2 and bias 0.5; the third image has no embedding."""
+    images = np.array([[1.0, 0], [-1, 0], [np.nan, 0]])
+    texts = np.array([[1.0, 0], [0, 1]])
+    expected = 0.0
+    for logit in (2.5, 0.5, -1.5, 0.5):
+        p = 1 / (1 + math.exp(-logit))
+        expected -= (p * math.log(p) + (1 - p) * math.log(1 - p)) / 4
+    assert match_entropy(images, texts, (2.0, 0.5)) == pytest.approx(expected, rel=1e-12)
+    assert match_entropy(images, texts, (2.0, 0.5), block_rows=1) == pytest.approx(expected)
+    assert match_entropy(images[2:], texts, (2.0, 0.5)) is None
 
 
 @pytest.mark.parametrize("block_rows", [1, 2, None])

@@ -1,0 +1,65 @@
+"""The pictures of a cache, decoded as the image processor of a checkpoint does."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ...images.catalog_refs import LOCATION_COLUMNS, PlannedFiles
+from ...images.decoder import Decoder
+from ...images.image import DecodedBatch, ImageRef, PixelFormat
+from ...siglip import Checkpoint
+from ...store.cache import Cache
+from ...store.format.views import WHOLE_IMAGE
+
+_IMAGE_TIMEOUT_S = 60.0
+
+
+def decoded_pictures(
+    checkpoint: Checkpoint,
+    cache: Cache,
+    rows_N: NDArray[np.int64],
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> Iterator[DecodedBatch]:
+    """Yield the whole images of some rows in batches, in order; a batch is valid until the next one.
+
+    The tag of a batch is the position of its first image in ``rows_N``.
+
+    Args:
+        checkpoint: its image processor.
+        cache: has the files of the images.
+        rows_N: images, in any order.
+        batch_size: images in a batch.
+        num_workers: decoding processes; 0: decode in this process.
+    """
+    decoder = Decoder(
+        PixelFormat(num_views=1, recipe=checkpoint.image),
+        batch_images=batch_size,
+        num_workers=num_workers,
+        timeout_s=_IMAGE_TIMEOUT_S,
+    )
+    yield from decoder.decode(_batches(cache, rows_N, batch_size))
+
+
+def _batches(
+    cache: Cache, rows_N: NDArray[np.int64], batch_size: int
+) -> Iterator[tuple[int, list[ImageRef]]]:
+    """Yield the position of each batch's first image, and references to its images."""
+    lazy = cache.samples().filter(pl.col("row").is_in(rows_N.tolist()))
+    samples = lazy.select("row", *LOCATION_COLUMNS).collect()
+    wanted = pl.col("file").is_in(samples["file"].unique().to_list())
+    files = PlannedFiles(cache, cache.table("files").filter(wanted).collect())
+    places = {row: files.locate(*place) for row, *place in samples.iter_rows()}
+    for first in range(0, len(rows_N), batch_size):
+        rows = rows_N[first : first + batch_size].tolist()
+        yield first, [ImageRef(row, places[row], (WHOLE_IMAGE,)) for row in rows]
+
+
+def read_texts(cache: Cache, text_rows_M: NDArray[np.int64]) -> list[str]:
+    """Return the texts of some text_rows, in their order."""
+    lazy = cache.texts().filter(pl.col("text_row").is_in(text_rows_M.tolist()))
+    texts = dict(lazy.select("text_row", "text").collect().iter_rows())
+    return [texts[row] for row in text_rows_M.tolist()]

@@ -1,0 +1,1 @@
+"""Files of a student for other runtimes: ONNX, transformers.js; and the check that they are right."""

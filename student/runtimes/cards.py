@@ -1,0 +1,102 @@
+"""The part of a model card that shows how each runtime loads the student, and how exact it is there."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...siglip import Checkpoint, NaflexRecipe
+from .gate import Parity
+from .onnx_student import SUFFIXES
+
+_ONNX = """\
+## ONNX
+
+```python
+import numpy as np
+import onnxruntime
+from PIL import Image
+from tokenizers import Tokenizer
+from transformers import AutoImageProcessor
+
+folder = "."  # this folder
+tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")  # lowercases, truncates and pads
+image_processor = AutoImageProcessor.from_pretrained(folder)
+model = onnxruntime.InferenceSession(f"{folder}/onnx/model.onnx")
+
+image = image_processor(Image.open("picture.jpg").convert("RGB"), return_tensors="np")
+texts = tokenizer.encode_batch(["This is a photo of a red cat.", "This is a photo of two dogs."])
+inputs = {**IMAGE, "input_ids": np.array([text.ids for text in texts], np.int64)}
+logits = model.run(["logits_per_image"], inputs)[0]
+probabilities = 1 / (1 + np.exp(-logits))  # one a text; they need not add up to 1
+```
+
+`vision_model.onnx` and `text_model.onnx` are the towers alone: `image_embeds` and `text_embeds` have norm 1,
+`pooler_output` is not normalised. A logit is `exp(logit_scale) * cosine + logit_bias`;
+both constants are in `export.json`."""
+_FIXED_INPUTS = '"pixel_values": image["pixel_values"]'
+_NAFLEX_INPUTS = "**{name: np.asarray(value) for name, value in image.items()}"
+
+_JS = """\
+## transformers.js
+
+```js
+import { AutoProcessor, AutoTokenizer, RawImage, SiglipModel } from '@huggingface/transformers';
+
+const folder = '.';  // this folder, or its id on the hub
+const tokenizer = await AutoTokenizer.from_pretrained(folder);
+const processor = await AutoProcessor.from_pretrained(folder);
+const model = await SiglipModel.from_pretrained(folder, { dtype: 'fp32' });
+
+const images = await processor(await RawImage.read('picture.jpg'));
+const texts = tokenizer(['This is a photo of a red cat.', 'This is a photo of two dogs.'],
+                        { padding: 'max_length', truncation: true });
+const { logits_per_image } = await model({ ...texts, ...images });
+```
+"""
+_JS_DTYPES = {"float32": "fp32", "float16": "fp16", "int8": "q8"}
+
+
+def write_runtime_card(
+    checkpoint: Checkpoint,
+    folder: Path,
+    parities: Mapping[str, Parity],
+    left_out: Mapping[str, str],
+) -> None:
+    """Write README.md: the model's own card, if it has one, then use and exactness of the graphs.
+
+    Args:
+        checkpoint: the model.
+        folder: where README.md is written.
+        parities: how each precision differs from the student.
+        left_out: the reason for each precision that was not kept.
+    """
+    path = checkpoint.folder / "README.md"
+    card = path.read_text("utf-8") if path.is_file() else f"# {checkpoint.name}\n"
+    is_naflex = isinstance(checkpoint.image, NaflexRecipe)
+    onnx = _ONNX.replace("**IMAGE", _NAFLEX_INPUTS if is_naflex else _FIXED_INPUTS)
+    parts = [card, onnx, _JS, _parity(parities)]
+    if left_out:
+        parts.append(
+            "\n".join(f"- {name} is left out: {reason}" for name, reason in left_out.items())
+        )
+    text = "\n\n".join(part.strip() for part in parts) + "\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _parity(parities: Mapping[str, Parity]) -> str:
+    some = next(iter(parities.values()))
+    rows = [
+        "| files | `dtype` of transformers.js | least image cosine | least text cosine | "
+        "largest logit error | R@1 image to text | R@1 text to image | KL / entropy |",
+        "|" + " --- |" * 8,
+        *(
+            f"| `onnx/*{SUFFIXES[name]}.onnx` | {_JS_DTYPES[name]} | {parity.image_cosine:.6f} | "
+            f"{parity.text_cosine:.6f} | {parity.logit_error:.4f} | "
+            f"{parity.image_to_text[1]:.4f} (PyTorch {parity.image_to_text[0]:.4f}) | "
+            f"{parity.text_to_image[1]:.4f} (PyTorch {parity.text_to_image[0]:.4f}) | {parity.kl_share:.2e} |"
+            for name, parity in parities.items()
+        ),
+    ]
+    return (
+        f"Compared with PyTorch in float32 on {some.images:,} held-out images and {some.texts:,} "
+        "captions:\n\n" + "\n".join(rows)
+    )

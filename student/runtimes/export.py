@@ -1,0 +1,239 @@
+"""Export of a student for other runtimes: files written beside, checked on held-out rows, then renamed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ...cores import decoders_for, num_cores
+from ...errors import SettingError
+from ...siglip import (
+    Checkpoint,
+    file_sha256,
+    files_sha256,
+    load_model,
+    logit_scale_and_bias,
+    read_text_settings,
+    resolve_checkpoint,
+    weight_files,
+)
+from ...store.io.location import Location
+from ..evaluation.compare import EvalConfig
+from ..export.atomic_folder import MARK, replaced_atomically
+from ..export.export import write_settings
+from .cards import write_runtime_card
+from .gate import Parity
+from .onnx_files import PRECISIONS, check_onnx_installed, write_checked_graphs
+
+RUNTIMES = ("onnx", "transformers-js")
+_CALIBRATION_IMAGES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimesConfig:
+    """Settings of an export for other runtimes."""
+
+    model: str
+    """Hub id or folder of a SigLIP 2 checkpoint of two towers, such as a training's RUN/model."""
+
+    out: Path
+    """Folder to write; an earlier export is replaced."""
+
+    to: tuple[str, ...]
+    """Runtimes, of RUNTIMES. onnx and transformers-js are one folder, which both read."""
+
+    check: Location
+    """Cache whose held-out images and captions the files are checked on."""
+
+    precisions: tuple[str, ...] | None = None
+    """Precisions of ONNX graphs, of PRECISIONS, all of which must pass the check. None: float32, and the
+    others if they pass."""
+
+    teacher: str | None = None
+    """Name of a teacher in the cache whose rows are used; None: the only one."""
+
+    samples: int = 256
+    """Most held-out images that the files are checked on."""
+
+    decode_workers: int | None = None
+    """Decoding processes; 0: decode in this process; None: one a core, at most 16."""
+
+    corpus_roots: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Old folder to new folder, where the corpus has moved."""
+
+    def __post_init__(self) -> None:
+        for name, values, known in (
+            ("to", self.to, RUNTIMES),
+            ("precision", self.precisions or (), PRECISIONS),
+        ):
+            for value in values:
+                if value not in known:
+                    raise SettingError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if not self.to:
+            raise SettingError(f"to must name a runtime: {', '.join(RUNTIMES)}")
+        if self.samples < 1:
+            raise SettingError(f"samples must be at least 1, got {self.samples}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimesExported:
+    """Result of an export."""
+
+    found: dict[str, Any]
+    """Contents of export.json."""
+
+    lines: list[str]
+    """The main facts, as lines for people."""
+
+
+def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
+    """Write a student for other runtimes, whole or not at all.
+
+    Raises:
+        SettingError: a package is missing, ``out`` is no earlier export, or a setting is out of range.
+        CheckpointError: the model cannot be read, or is not supported.
+        ExportError: a file does not compute what the student does; nothing is left in ``out``.
+        DiskFullError: the disk is full; ``out`` is unchanged.
+    """
+    from .held_out import read_held_out, student_outputs
+
+    check_onnx_installed()
+    checkpoint = resolve_checkpoint(config.model)
+    _check_tokenizer(checkpoint)
+    rows = EvalConfig(
+        model=config.model,
+        cache=config.check,
+        teacher=config.teacher,
+        samples=config.samples,
+        decode_workers=decoders_for(num_cores())
+        if config.decode_workers is None
+        else config.decode_workers,
+        corpus_roots=config.corpus_roots,
+    )
+    with replaced_atomically(config.out) as folder:
+        held_out = read_held_out(rows, checkpoint)
+        model = load_model(checkpoint, device="cpu", compute_dtype="float32")
+        student = student_outputs(model, checkpoint, held_out)
+        write_settings(model.config, checkpoint, folder)
+        del model
+        facts = _facts(checkpoint)
+        _write_json(folder / "export.json", facts)
+        parities, left_out = write_checked_graphs(
+            checkpoint,
+            folder,
+            config.precisions,
+            student=student,
+            held_out=held_out,
+            calibration=read_held_out(_calibration(rows), checkpoint),
+        )
+        facts |= {
+            "files": _files(folder),
+            "check": {name: parity.as_json() for name, parity in parities.items()},
+            "left_out": left_out,
+        }
+        _write_json(folder / "export.json", facts)
+        _write_json(folder / MARK, _mark(checkpoint))
+        write_runtime_card(checkpoint, folder, parities, left_out)
+    return RuntimesExported(found=facts, lines=_lines(config.out, facts, parities, left_out))
+
+
+def _check_tokenizer(checkpoint: Checkpoint) -> None:
+    if read_text_settings(checkpoint.folder).is_siglip1:
+        raise SettingError(
+            f"{checkpoint.given} is a SigLIP 1 checkpoint, whose tokenizer files leave the cleaning of texts "
+            "to Python code; other runtimes would not clean them. Export a SigLIP 2 checkpoint"
+        )
+
+
+def _calibration(rows: EvalConfig) -> EvalConfig:
+    """Return settings for other images than those of the check."""
+    from dataclasses import replace
+
+    return replace(rows, split="train", samples=_CALIBRATION_IMAGES)
+
+
+def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    import onnx
+    import onnxruntime
+    import torch
+
+    from .onnx_graphs import OPSET
+
+    scale, bias = logit_scale_and_bias(checkpoint)
+    return {
+        "written_by": f"siglip2-cache {__version__}",
+        "weights_sha256": files_sha256(weight_files(checkpoint.folder)),
+        "embed_dim": checkpoint.embed_dim,
+        "logit_scale": scale,
+        "logit_bias": bias,
+        "opset": OPSET,
+        "versions": {
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+    }
+
+
+def _files(folder: Path) -> dict[str, Any]:
+    """Return size and hash of each graph."""
+    return {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
+        }
+        for path in sorted(folder.rglob("*.onnx*"))
+    }
+
+
+def _mark(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return siglip2_cache.json: that of the model, so that an evaluation finds the split."""
+    path = checkpoint.folder / MARK
+    found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return {**found, "written_by": f"siglip2-cache {__version__}"}
+
+
+def _lines(
+    out: Path, facts: dict[str, Any], parities: dict[str, Parity], left_out: dict[str, str]
+) -> list[str]:
+    from ...formatting import format_bytes
+
+    width = max(len(name) for name in facts["files"])
+    some = next(iter(parities.values()))
+    return [
+        f"wrote {out}",
+        *(
+            f"  {name:{width}}  {format_bytes(file['bytes']):>9}"
+            for name, file in facts["files"].items()
+        ),
+        f"checked on {some.images:,} held-out images and {some.texts:,} captions, against PyTorch:",
+        *parity_lines(parities),
+        *(f"left out {name}: {reason}" for name, reason in left_out.items()),
+    ]
+
+
+def parity_lines(parities: dict[str, Parity]) -> list[str]:
+    """Return a table, one row a precision."""
+    rows = [("", "image cosine", "text cosine", "logit error", "R@1 i2t", "R@1 t2i", "KL/entropy")]
+    rows += [
+        (
+            name,
+            f"{parity.image_cosine:.6f}",
+            f"{parity.text_cosine:.6f}",
+            f"{parity.logit_error:.4f}",
+            f"{parity.image_to_text[1]:.4f} of {parity.image_to_text[0]:.4f}",
+            f"{parity.text_to_image[1]:.4f} of {parity.text_to_image[0]:.4f}",
+            f"{parity.kl_share:.2e}",
+        )
+        for name, parity in parities.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows
+    ]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

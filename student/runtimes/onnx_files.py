@@ -1,0 +1,131 @@
+"""A folder with the ONNX graphs of a student, in the layout of transformers.js.
+
+OUT/config.json tokenizer.json tokenizer_config.json preprocessor_config.json
+OUT/onnx/model.onnx text_model.onnx vision_model.onnx            float32
+         model_fp16.onnx ...                                     float16
+         model_quantized.onnx ...                                int8
+"""
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import ExportError, SettingError
+from ...siglip import Checkpoint, load_model
+from .gate import LIMITS, Parity, check_parity
+from .held_out import HeldOut, Outputs
+from .onnx_student import FOLDER, GRAPHS, SUFFIXES, OnnxStudent, image_inputs
+
+PRECISIONS = tuple(SUFFIXES)
+
+
+def check_onnx_installed() -> None:
+    """Check that the packages of the extra ``onnx`` are there.
+
+    Raises:
+        SettingError: one is missing.
+    """
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise SettingError(
+                f"an export to ONNX needs the package {name}, which is not installed: pip install "
+                "'siglip2-cache[onnx]'"
+            )
+
+
+def write_graphs(
+    model: Any,
+    checkpoint: Checkpoint,
+    folder: Path,
+    precision: str,
+    *,
+    calibration: HeldOut,
+) -> None:
+    """Write the three graphs of one precision into ``folder/onnx``.
+
+    Args:
+        model: from load_model, on the CPU in float32; float16 converts its towers.
+        checkpoint: the one it was loaded from.
+        folder: an existing folder.
+        precision: one of PRECISIONS.
+        calibration: pictures for the ranges of the activations of an int8 image tower.
+    """
+    from .onnx_graphs import image_graph, joint_graph, save_graph, text_graph
+    from .onnx_int8 import int8_image_graph, int8_text_graph
+
+    scale, bias = (float(value.detach()) for value in (model.logit_scale, model.logit_bias))
+    dtype = "float16" if precision == "float16" else "float32"
+    graphs = {"image": image_graph(model, checkpoint, dtype), "text": text_graph(model, dtype)}
+    if precision == "int8":
+        inputs = (image_inputs(checkpoint, *batch) for batch in calibration.image_batches())
+        graphs["image"] = int8_image_graph(graphs["image"], inputs)
+        graphs["text"] = int8_text_graph(graphs["text"])
+    graphs["both"] = joint_graph(
+        graphs["image"], graphs["text"], logit_scale=scale, logit_bias=bias
+    )
+    (folder / FOLDER).mkdir(exist_ok=True)
+    for kind, name in GRAPHS.items():
+        file = f"{name}{SUFFIXES[precision]}.onnx"
+        if save_graph(graphs[kind], folder / FOLDER / file):
+            _mention_second_file(folder, file)
+
+
+def _mention_second_file(folder: Path, file: str) -> None:
+    """Tell transformers.js that the weights of a graph are in a second file."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    settings = config.setdefault("transformers.js_config", {})
+    settings.setdefault("use_external_data_format", {})[file] = True
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_checked_graphs(
+    checkpoint: Checkpoint,
+    folder: Path,
+    precisions: Sequence[str] | None,
+    *,
+    student: Outputs,
+    held_out: HeldOut,
+    calibration: HeldOut,
+) -> tuple[dict[str, Parity], dict[str, str]]:
+    """Write graphs of several precisions and check each; keep those that compute what the student does.
+
+    Args:
+        checkpoint: the student.
+        folder: has config.json, the tokenizer, preprocessor_config.json and export.json.
+        precisions: those that must pass. None: float32 must pass, the others are kept if they do.
+        student: what PyTorch computes from ``held_out``.
+        held_out: pictures and captions of the check.
+        calibration: other pictures, for int8.
+
+    Returns:
+        How each precision differs from the student, and the reason for each that is left out.
+
+    Raises:
+        ExportError: a precision that must pass does not.
+    """
+    found: dict[str, Parity] = {}
+    left_out: dict[str, str] = {}
+    for precision in precisions or PRECISIONS:
+        model = load_model(checkpoint, device="cpu", compute_dtype="float32")
+        write_graphs(model, checkpoint, folder, precision, calibration=calibration)
+        del model
+        try:
+            found[precision] = check_parity(
+                OnnxStudent(folder, precision),
+                student,
+                checkpoint,
+                held_out,
+                limits=LIMITS[precision],
+                what=f"ONNX in {precision}",
+            )
+        except ExportError as error:
+            if precisions is not None or precision == "float32":
+                raise
+            left_out[precision] = str(error)
+            for name in GRAPHS.values():
+                for path in (folder / FOLDER).glob(f"{name}{SUFFIXES[precision]}.onnx*"):
+                    path.unlink()
+    return found, left_out
