@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from kit import processes
 from kit.fakes import (
     EMBED_DIM,
     SIZE,
@@ -25,7 +26,6 @@ from kit.fakes import (
     write_folder_corpus,
     write_table_corpus,
 )
-from kit.patience import PATIENCE_S
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -771,8 +771,7 @@ main()
 """
     arguments = ["build", corpus, cache, "--teacher", checkpoint, "--shard-rows", 4]
     options = ["--batch-size", 2, "--decode-workers", 0, "--dtype", "float32", "--device", "cpu"]
-    command = [sys.executable, "-c", program, *map(str, [*arguments, *options])]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    return processes.run([sys.executable, "-c", program, *arguments, *options])
 
 
 def test_a_unit_whose_record_is_damaged_is_made_again_with_a_warning(

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kit import processes
 from kit.crashes import Disk, Recorder, spying
 from kit.fakes import FakeTeacher, SilentProgress, config_of, tree_of, write_folder_corpus
 from kit.patience import PATIENCE_S
+from kit.processes import Process
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import NotACacheError
@@ -42,8 +44,7 @@ def undisturbed(
 def run_build(
     corpus: Path, cache: Path, checkpoint: Path, *options: str
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, RUN_BUILD, corpus, cache, checkpoint, *options]
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=PATIENCE_S)
+    return processes.run([sys.executable, RUN_BUILD, corpus, cache, checkpoint, *options])
 
 
 @pytest.mark.parametrize(
@@ -89,9 +90,7 @@ def test_killed_while_the_teacher_works_the_cache_equals_an_undisturbed_one(
     expected, _ = undisturbed
     command = [sys.executable, RUN_BUILD, corpus, tmp_path / "cache", tiny_checkpoint]
     for num_units in (1, 2, 1):
-        process = subprocess.Popen(
-            [*map(str, [*command, "--hold-at", num_units])], stdout=subprocess.PIPE, text=True
-        )
+        process = Process([*command, "--hold-at", num_units], stdout=subprocess.PIPE)
         assert process.stdout is not None
         for _ in range(num_units):
             assert process.stdout.readline() == "unit\n"
@@ -239,11 +238,10 @@ def test_two_builds_at_once_with_different_bytes_leave_records_that_fit_the_file
         cache = tmp_path / f"cache{attempt}"
         command = [sys.executable, RUN_BUILD, corpus, cache, tiny_checkpoint, "--shard-rows", "2"]
         builds = [
-            subprocess.Popen(
-                [*map(str, command), "--noise", str(seed), "--views", "1"],
+            Process(
+                [*command, "--noise", seed, "--views", "1"],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                text=True,
             )
             for seed in (1, 2)
         ]

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from kit.fakes import FakeFactory, SilentProgress, config_of, tree_of, write_folder_corpus
 from kit.patience import PATIENCE_S
+from kit.processes import Process
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import BuildError, CheckpointError, NotACacheError, SettingError
@@ -231,13 +232,8 @@ def test_workers_leave_signals_to_their_driver(
 def start_build(corpus: Path, cache: Path, checkpoint: Path, *options: object) -> Any:
     command = [sys.executable, RUN_BUILD, corpus, cache, checkpoint, "--shard-rows", 2]
     fixed = ["--views", 1, "--batch-size", 1, *options]
-    return subprocess.Popen(
-        [*map(str, [*command, *fixed])],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    pipe = subprocess.PIPE
+    return Process([*command, *fixed], stdout=pipe, stderr=pipe, start_new_session=True)
 
 
 def damages(cache: Path) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from kit import processes
 from kit.fakes import FakeTeacher, SilentProgress, config_of, draw_image, tree_of
 from kit.patience import PATIENCE_S
 from numpy.typing import NDArray
@@ -159,25 +160,20 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
 ) -> None:
     corpus = write(tmp_path / "corpus", range(20))
 
-    def command(cache: str, *more: object) -> list[str]:
+    def build_again(cache: str, *more: object) -> subprocess.CompletedProcess[str]:
         script = KIT / "run_build.py"
-        return [
-            *map(str, [sys.executable, script, corpus, tmp_path / cache, tiny_checkpoint, *more])
-        ]
+        command = [sys.executable, script, corpus, tmp_path / cache, tiny_checkpoint, *more]
+        return processes.run(command)
 
-    whole = subprocess.run(
-        command("a"), capture_output=True, text=True, timeout=PATIENCE_S, check=True
-    )
+    whole = build_again("a")
+    assert whole.returncode == 0, whole.stderr
     num_ops = int(whole.stdout.split("ops ")[1])
     num_kills = 0
     for share in (0.1, 0.3, 0.3, 0.3):
-        kill_at = str(max(3, int(num_ops * share)))
-        done = subprocess.run(
-            command("b", "--kill-at", kill_at), capture_output=True, timeout=PATIENCE_S
-        )
+        done = build_again("b", "--kill-at", max(3, int(num_ops * share)))
         num_kills += done.returncode == -signal.SIGKILL
     assert num_kills >= 2
-    subprocess.run(command("b"), check=True, capture_output=True, timeout=PATIENCE_S)
+    assert build_again("b").returncode == 0
     records = dict(tree_of(tmp_path / "a").items())
     again = dict(tree_of(tmp_path / "b").items())
     assert records == again

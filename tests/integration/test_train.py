@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kit import run_train
+from kit import processes, run_train
 from kit.commands import error_line
 from kit.fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_folder_corpus
 from kit.patience import PATIENCE_S, wait_until
+from kit.processes import Process
 from kit.students import write_student
 from safetensors.torch import load_file
 
@@ -487,10 +488,7 @@ def run_trainings(
     """Train in processes that kill themselves; see run_train.py."""
     folder.mkdir(exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(settings, default=str))
-    command = [sys.executable, run_train.__file__, folder / "settings.json", *kills]
-    return subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=PATIENCE_S
-    )
+    return processes.run([sys.executable, run_train.__file__, folder / "settings.json", *kills])
 
 
 @pytest.fixture(scope="module")
@@ -885,11 +883,10 @@ def test_of_two_processes_one_says_what_is_refused_and_both_end(
     both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-m", "siglip2_cache", "train", made.cache, "--device", "cpu"]
     processes = [
-        subprocess.Popen(
+        Process(
             [*command, "--student", tiny_student, "--out", made.cache],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
             env={**os.environ, **both, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
@@ -912,12 +909,10 @@ def test_a_term_signal_saves_and_says_how_to_go_on(
     settings = tmp_path / "run.yaml"
     given = settings_of(made.cache, tiny_student, run, steps=100_000, save_every=50_000)
     settings.write_text(json.dumps(given, default=str))
-    process = subprocess.Popen(
+    process = Process(
         [sys.executable, "-m", "siglip2_cache", "train", "--config", settings],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     try:
         metrics = run / "metrics.jsonl"

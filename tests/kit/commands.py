@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from kit import processes
 from kit.patience import PATIENCE_S
 
 _PROGRESS = ("planning ", "loading ", "warning: ", "images ", "texts ")
@@ -15,6 +16,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own; ``before`` is called in it first."""
     command = [sys.executable, "-m", "siglip2_cache.cli", *map(str, arguments)]
+    if before is None:
+        return processes.run(command, cwd=cwd)
     return subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, timeout=PATIENCE_S, preexec_fn=before
     )

@@ -1,14 +1,12 @@
 """Two processes compute what one computes."""
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kit import run_ranks
-from kit.patience import PATIENCE_S
+from kit import processes, run_ranks
 from kit.run_ranks import SCENARIOS
 from kit.steps import assert_same_gradients
 
@@ -21,10 +19,7 @@ def by_two(
 ) -> dict[str, Any]:
     """What the first of two processes found in every scenario."""
     out = tmp_path_factory.mktemp("ranks") / "found.pt"
-    command = [sys.executable, run_ranks.__file__, tiny_student, naflex_student, out]
-    ran = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=PATIENCE_S
-    )
+    ran = processes.run([sys.executable, run_ranks.__file__, tiny_student, naflex_student, out])
     assert ran.returncode == 0, ran.stderr
     return torch.load(out, weights_only=False)
 
