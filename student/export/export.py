@@ -21,8 +21,9 @@ from ...siglip.files import weight_files
 from .atomic_folder import MARK, replaced_atomically
 from .image_processor import processor_class_to_name, write_image_processor
 from .model_card import ModelCard, render_card
+from .programs import try_programs
 from .sentence_transformers import write_sentence_transformers
-from .tokenizer import pipeline_is_right, tokenizer_class_to_name, write_tokenizer
+from .tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -251,16 +252,16 @@ def _write_card(
 
     ``text`` is the checkpoint of the text tower; None for an image tower alone.
     """
-    tokenizer_class, has_pipeline = None, False
-    if text is not None:
-        tokenizer_class = tokenizer_class_to_name(text, folder, model_type=model_type)
-        has_pipeline = pipeline_is_right(text, folder, tokenizer_class=tokenizer_class)
+    programs = None if text is None else try_programs(text, folder, model_type=model_type)
+    has_sentence_transformers = programs is None or programs.has_sentence_transformers
+    if has_sentence_transformers:
+        write_sentence_transformers(folder, text)
     rendered = render_card(
         card,
-        tokenizer_class=tokenizer_class,
+        tokenizer_class=programs.tokenizer_class if programs else None,
         max_text_tokens=text.max_text_tokens if text else 0,
-        has_pipeline=has_pipeline,
-        has_sentence_transformers=write_sentence_transformers(folder, text),
+        has_pipeline=programs is not None and programs.has_pipeline,
+        has_sentence_transformers=has_sentence_transformers,
     )
     (folder / "README.md").write_text(rendered, encoding="utf-8")
 

@@ -8,18 +8,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...siglip import Checkpoint, TextTokenizer
-from ...siglip.text_settings import read_text_settings
-from .tokenizer import PROBES
+from ...siglip import Checkpoint
+from .programs import padding_of
 
 _TOWER = {"method_output_name": "pooler_output"}
 
 
-def write_sentence_transformers(folder: Path, text: Checkpoint | None) -> bool:
-    """Write the files that sentence-transformers reads; return whether its embeddings are correct.
-
-    Writes nothing if its tokens differ from those of training. The check needs no sentence-transformers,
-    which uses the tokens of AutoProcessor.
+def write_sentence_transformers(folder: Path, text: Checkpoint | None) -> None:
+    """Write the files that sentence-transformers reads.
 
     Args:
         folder: an export, complete except for README.md.
@@ -29,13 +25,10 @@ def write_sentence_transformers(folder: Path, text: Checkpoint | None) -> bool:
         modalities = {"image": {"method": "forward", **_TOWER}}
         processing: dict[str, Any] = {}
     else:
-        padding = {"padding": "max_length", "max_length": text.max_text_tokens, "truncation": True}
-        if not _tokens_are_right(folder, text, padding):
-            return False
         modalities = {
             name: {"method": f"get_{name}_features", **_TOWER} for name in ("text", "image")
         }
-        processing = {"text": padding}
+        processing = {"text": padding_of(text)}
     files: dict[str, Any] = {
         "modules.json": [
             {
@@ -60,16 +53,3 @@ def write_sentence_transformers(folder: Path, text: Checkpoint | None) -> bool:
     }
     for name, value in files.items():
         (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    return True
-
-
-def _tokens_are_right(folder: Path, text: Checkpoint, padding: dict[str, Any]) -> bool:
-    import numpy as np
-    from transformers import AutoProcessor
-
-    if read_text_settings(text.folder).is_siglip1:  # not tried: it may need sentencepiece
-        return True
-    processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    found = processor(text=PROBES, **padding)
-    is_alone = "attention_mask" not in found
-    return is_alone and np.array_equal(found["input_ids"], TextTokenizer(text)(PROBES))

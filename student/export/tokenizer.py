@@ -11,11 +11,9 @@ tokenizer_config.json turns it off.
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
-from ...siglip import Checkpoint, TextTokenizer
-from ...siglip.config import ModelType
+from ...siglip import Checkpoint
 from ...siglip.files import read_json
 from ...siglip.text_settings import read_text_settings
 
@@ -30,12 +28,6 @@ _SIGLIP1_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-
-_PIPELINE_TOKENS = 64
-
-# Capitals (a final sigma and a dotted I among them), spaces, no word, more words than fit, none.
-PROBES = ["A Red CAT", "ΟΔΥΣΣΕΥΣ İstanbul", "two  spaces\nand a line", "猫 😀", "Word " * 99, ""]
-"""Texts whose ids tell whether a tokenizer cleans, cuts and pads as in training."""
 
 
 def write_tokenizer(
@@ -88,63 +80,6 @@ def write_tokenizer(
     return {
         name: ids[name] for name in ("pad_token_id", "eos_token_id", "bos_token_id") if name in ids
     }
-
-
-def tokenizer_class_to_name(
-    checkpoint: Checkpoint, folder: Path, *, model_type: ModelType
-) -> Literal["AutoTokenizer", "PreTrainedTokenizerFast", "SiglipTokenizer"]:
-    """Return the class that loads the folder's tokenizer correctly with the installed transformers.
-
-    That is AutoTokenizer, except that for NaFlex transformers 5.23 always loads Siglip2Tokenizer, which
-    splits words as the published tokenizer does. If that gives other ids, users and pipelines must name
-    the class.
-
-    Args:
-        checkpoint: checkpoint of the exported text tower.
-        folder: has config.json and the files of write_tokenizer.
-        model_type: type of the exported model.
-    """
-    import numpy as np
-    from transformers import AutoTokenizer
-
-    if read_text_settings(checkpoint.folder).is_siglip1:  # not tried: it may need sentencepiece
-        return "SiglipTokenizer" if model_type == "siglip2" else "AutoTokenizer"
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    found = tokenizer(PROBES, padding="max_length", truncation=True)
-    is_right = np.array_equal(found["input_ids"], TextTokenizer(checkpoint)(PROBES))
-    return "AutoTokenizer" if is_right else "PreTrainedTokenizerFast"
-
-
-def pipeline_is_right(checkpoint: Checkpoint, folder: Path, *, tokenizer_class: str) -> bool:
-    """Return whether transformers' zero-shot pipeline gives the text tower the token ids it needs.
-
-    The pipeline's own code prepares a few texts, without the model. It always pads to 64 tokens.
-
-    Args:
-        checkpoint: checkpoint of the exported text tower.
-        folder: an export, complete except for README.md.
-        tokenizer_class: from tokenizer_class_to_name.
-    """
-    import numpy as np
-    import torch
-    import transformers
-    from PIL import Image
-
-    if read_text_settings(checkpoint.folder).is_siglip1:  # not tried: it may need sentencepiece
-        return checkpoint.max_text_tokens == _PIPELINE_TOKENS
-    of_folder: Any = {"pretrained_model_name_or_path": folder, "local_files_only": True}
-    pipeline = SimpleNamespace(
-        model=SimpleNamespace(config=transformers.AutoConfig.from_pretrained(**of_folder)),
-        tokenizer=getattr(transformers, tokenizer_class).from_pretrained(**of_folder),
-        image_processor=transformers.AutoImageProcessor.from_pretrained(**of_folder),
-        dtype=torch.float32,
-    )
-    prepare: Any = transformers.ZeroShotImageClassificationPipeline.preprocess
-    picture = Image.new("RGB", (32, 32))
-    inputs = prepare(pipeline, picture, candidate_labels=PROBES, hypothesis_template="{}")
-    [texts] = inputs["text_inputs"]
-    is_all = list(texts) == _INPUT_NAMES
-    return is_all and np.array_equal(texts["input_ids"], TextTokenizer(checkpoint)(PROBES))
 
 
 def _copy_siglip1_files(source: Path, target: Path) -> None:
