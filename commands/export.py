@@ -1,10 +1,11 @@
-"""The commands ``export ...``: write what a cache holds as files for other tools."""
+"""The commands ``export ...``: write what a cache or a run holds as files for other tools."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..errors import SettingError
 from .help import Command, CommandGroup
 from .options import (
     AsJson,
@@ -16,11 +17,15 @@ from .options import (
     local_path,
     option,
     parse_roots,
+    path_option,
     print_found,
+    say,
 )
 
 export = typer.Typer(
-    cls=CommandGroup, no_args_is_help=True, help="Write embeddings as files for other tools."
+    cls=CommandGroup,
+    no_args_is_help=True,
+    help="Write embeddings or a model as files for other tools.",
 )
 
 
@@ -63,3 +68,48 @@ def embeddings(
     finally:
         progress.stop()
     print_found(exported.found, exported.lines, as_json)
+
+
+@export.command(cls=Command)
+def model(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", parser=local_path, help="Folder of a training.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", parser=local_path, help="Folder to write.")],
+    step: Annotated[int | None, option("N", "Checkpoint to export.", default="the newest")] = None,
+    best: Annotated[
+        bool, flag("--best", "The best weights up to that step, by --best-metric.")
+    ] = False,
+    ema: Annotated[bool, flag("--ema", "The moving average of the weights.")] = False,
+    cache: Annotated[
+        str | None, path_option("CACHE", "The cache, if it has moved since the training.")
+    ] = None,
+    student: Annotated[
+        str | None, path_option("CHECKPOINT", "The initial student, if it has moved.")
+    ] = None,
+    teacher_text: Annotated[
+        str | None,
+        path_option(
+            "CHECKPOINT",
+            "After train --towers image: the teacher's checkpoint, whose text tower completes the result.",
+        ),
+    ] = None,
+) -> None:
+    """Write a checkpoint of a training, finished or running, as a folder for plain transformers."""
+    from ..student.training.export_checkpoint import ExportCheckpointConfig, export_checkpoint
+
+    if best and ema:
+        raise SettingError("--best and --ema both say which weights: give one")
+    weights = export_checkpoint(
+        ExportCheckpointConfig(
+            run=run,
+            out=out,
+            choice="best" if best else "ema" if ema else "last",
+            step=step,
+            cache=cache,
+            student=student,
+            teacher_text=teacher_text,
+        )
+    )
+    average = "moving average of " if weights.kind == "ema" else ""
+    say(f"model      {out}: {average}the weights after step {weights.step:,}")

@@ -4,12 +4,12 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_origin
+from typing import Annotated, Any, cast, get_args, get_origin
 
 import typer
 
 from ..errors import SettingError
-from ..student.config import SETTINGS, TrainConfig
+from ..student.config import SETTINGS, TrainConfig, choices_of
 from .options import flag, local_path_option, option, parse_roots, path_argument, say
 
 
@@ -107,8 +107,8 @@ def _parameters() -> Iterator[inspect.Parameter]:
 
 def _on_command_line(hint: Any) -> tuple[Any, str]:
     """Return the type in which an option takes a field, and what stands for its value in the help."""
-    if get_origin(hint) is Literal:
-        return str, "|".join(get_args(hint))
+    if choices := choices_of(hint):
+        return str, "|".join(choices)
     if get_origin(hint) is Mapping:
         return list[str], "NAME=VALUE"
     [kind] = set(get_args(hint) or [hint]) - {type(None)}

@@ -1,6 +1,7 @@
 """Settings of one training: their help, their bounds, and which go together."""
 
 import math
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,18 @@ Projection = Literal["auto", "learned", "pca", "none"]
 CheckPixels = Literal["always", "first-epoch", "never"]
 BankLabels = Literal["soft", "hard"]
 Term = Literal["soft", "cosine", "contrastive", "bank"]
+ScheduleKind = Literal["cosine", "wsd"]
+ExportChoice = Literal["last", "best", "ema"]
+BestMetric = Literal[
+    "mean_r1",
+    "image_to_text_r1",
+    "text_to_image_r1",
+    "zero_shot_top1",
+    "image_cosine",
+    "text_cosine",
+    "image_correlation",
+    "soft_loss_excess",
+]
 
 TERMS: tuple[Term, ...] = get_args(Term)
 
@@ -102,6 +115,15 @@ class TrainConfig:
     from_scratch: Annotated[
         bool, Setting("Start from random weights; read only settings and tokenizer.", STUDENT)
     ] = False
+    init_from: Annotated[
+        str | None,
+        Setting(
+            "Begin with the weights of another run: RUN (its last checkpoint), RUN/STEP, RUN/best or "
+            "RUN/ema. --student says which checkpoint that run started from.",
+            STUDENT,
+            metavar="RUN[/STEP]",
+        ),
+    ] = None
     towers: Annotated[
         Literal["both", "image"],
         Setting(
@@ -179,6 +201,36 @@ class TrainConfig:
             least=0,
         ),
     ] = None
+    schedule: Annotated[
+        ScheduleKind,
+        Setting(
+            "Of the learning rate after the warm-up. cosine: decays to 0 over all steps. wsd: constant, "
+            "and decays to 0 in the last --decay-steps; a finished run goes on with more --steps from "
+            "where its decay began.",
+            OPTIMIZER,
+        ),
+    ] = "cosine"
+    decay_steps: Annotated[
+        int | None,
+        Setting(
+            "Last steps, in which --schedule wsd decays.",
+            OPTIMIZER,
+            metavar="STEPS",
+            default="a fifth of the steps",
+            least=1,
+        ),
+    ] = None
+    ema: Annotated[
+        float | None,
+        Setting(
+            "Also keep an exponential moving average of the weights, with this decay for each 256 "
+            "images, such as 0.9999.",
+            OPTIMIZER,
+            metavar="DECAY",
+            above=0,
+            below=1,
+        ),
+    ] = None
     clip_norm: Annotated[float, Setting("Largest norm of the gradient.", OPTIMIZER, above=0)] = 1.0
     max_nonfinite_steps: Annotated[
         int,
@@ -253,6 +305,29 @@ class TrainConfig:
         ),
     ] = 10_000
 
+    eval_every: Annotated[
+        int | None,
+        Setting(
+            "Steps between evaluations of the model, and of its EMA, during the training.",
+            HELD_OUT,
+            metavar="STEPS",
+            default="none",
+            least=1,
+        ),
+    ] = None
+    eval_every_samples: Annotated[
+        int, Setting("Most held-out images of each of these.", HELD_OUT, metavar="N", least=1)
+    ] = 2000
+    best_metric: Annotated[
+        BestMetric | None,
+        Setting(
+            "Metric of these by which the best weights are kept.",
+            HELD_OUT,
+            metavar="METRIC",
+            default="mean_r1; image_correlation without captions",
+        ),
+    ] = None
+
     device: Annotated[
         str,
         Setting("auto (cuda, mps or cpu), or a device such as cuda:1.", HARDWARE, metavar="DEVICE"),
@@ -296,6 +371,21 @@ class TrainConfig:
         ),
     ] = None
     keep_checkpoints: Annotated[int, Setting("Newest checkpoints to keep.", FILES, least=1)] = 2
+    export: Annotated[
+        ExportChoice,
+        Setting(
+            "Weights of RUN/model: of the last step, the best by --best-metric, or the last EMA.",
+            FILES,
+        ),
+    ] = "last"
+    wandb: Annotated[
+        str | None,
+        Setting(
+            "Also log the metrics to this project of Weights & Biases (extra: wandb).",
+            FILES,
+            metavar="PROJECT",
+        ),
+    ] = None
     tensorboard: Annotated[
         bool, Setting("Also write RUN/tensorboard (extra: tensorboard).", FILES)
     ] = False
@@ -323,8 +413,9 @@ class TrainConfig:
             value = getattr(self, name)
             if isinstance(value, int | float):
                 setting.check(name, value)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                raise SettingError(f"{name} {value!r} is not one of {', '.join(get_args(hint))}")
+            choices = choices_of(hint)
+            if choices and value is not None and value not in choices:
+                raise SettingError(f"{name} {value!r} is not one of {', '.join(choices)}")
         if self.teacher_bias is not None and not math.isfinite(self.teacher_bias):
             raise SettingError(f"teacher_bias must be a finite number, got {self.teacher_bias}")
         for term, weight in self.weights.items():
@@ -341,6 +432,12 @@ class TrainConfig:
                 f"val_share {self.val_share:g} and val_keys {self.val_keys!r} both say what is held out: "
                 "give one"
             )
+        if self.decay_steps is not None and self.schedule != "wsd":
+            raise SettingError(f"decay_steps {self.decay_steps} goes with schedule wsd")
+        if self.export == "best" and self.eval_every is None:
+            raise SettingError("export best needs eval_every: else no step is evaluated")
+        if self.export == "ema" and self.ema is None:
+            raise SettingError("export ema needs ema, a decay such as 0.9999")
         if self.teacher_text is not None and self.towers != "image":
             raise SettingError("teacher_text goes with towers image: else the student has its own")
         if self.towers == "image" and self.projection == "learned":
@@ -348,6 +445,15 @@ class TrainConfig:
                 "projection learned goes with towers both: an image tower alone must come out in the "
                 "space of the teacher's texts; take pca, or none where widths are equal"
             )
+
+
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """Return the values of a Literal, or of one that may be None; empty for other types."""
+    is_optional = get_origin(hint) in (types.UnionType, typing.Union)
+    for each in get_args(hint) if is_optional else (hint,):
+        if get_origin(each) is Literal:
+            return get_args(each)
+    return ()
 
 
 def _settings() -> dict[str, tuple[Any, Setting]]:

@@ -152,8 +152,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_CHECKPOINTS = ("student", "teacher_text")
-"""Settings that are a folder or a hub id; a hub id never begins with ``~``."""
+_CHECKPOINTS = ("student", "teacher_text", "init_from")
+"""Settings that are a folder, or may be a hub id; a hub id never begins with ``~``."""
 
 
 def _typed(name: str, value: Any, file: Path | None) -> Any:

@@ -1,6 +1,7 @@
 """What a field of a config says about itself: its help on the command line, and its bounds."""
 
 import math
+import operator
 from dataclasses import dataclass
 
 from ..errors import SettingError
@@ -29,13 +30,23 @@ class Setting:
     above: float | None = None
     """Value that must be exceeded."""
 
+    below: float | None = None
+    """Value that must not be reached."""
+
     def check(self, name: str, value: float) -> None:
         """Refuse a number that is out of bounds.
 
         Raises:
             SettingError: naming the field, its bound and the number.
         """
-        if self.least is not None and not (math.isfinite(value) and value >= self.least):
-            raise SettingError(f"{name} must be at least {self.least}, got {value}")
-        if self.above is not None and not (math.isfinite(value) and value > self.above):
-            raise SettingError(f"{name} must be above {self.above}, got {value}")
+        bounds = [
+            (self.least, "at least", operator.ge),
+            (self.above, "above", operator.gt),
+            (self.below, "below", operator.lt),
+        ]
+        given = [(bound, words, holds) for bound, words, holds in bounds if bound is not None]
+        if given and not (
+            math.isfinite(value) and all(holds(value, bound) for bound, _, holds in given)
+        ):
+            wanted = " and ".join(f"{words} {bound}" for bound, words, _ in given)
+            raise SettingError(f"{name} must be {wanted}, got {value}")

@@ -201,6 +201,19 @@ def _at(*path: str) -> Callable[[_Column], "float | None"]:
     return get
 
 
+def main_metrics(column: _Column) -> dict[str, float]:
+    """Return the metrics of a column by which a training is watched, without those that do not apply."""
+    ways = {f"{way}_r1": _at("retrieval", "all", way, "1")(column) for way in _WAYS}
+    both = [value for value in ways.values() if value is not None]
+    found: dict[str, float | None] = {
+        "mean_r1": sum(both) / len(both) if both else None,
+        **ways,
+        "zero_shot_top1": _at("zero_shot", "all", "accuracy", "1")(column),
+        **{name: column[name] for name, *_ in _NEARNESS},
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def result_rows(columns: Mapping[str, _Column]) -> list[tuple[str, str, str, str]]:
     """Return rows (metric, teacher, student before, student after) of a run, for its model card.
 

@@ -46,6 +46,7 @@ def export_model(
     *,
     card: ModelCard,
     extra: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a student of two towers, whole or not at all, in place of an earlier export.
 
@@ -55,6 +56,7 @@ def export_model(
         out: the folder.
         card: README.md.
         extra: JSON values for siglip2_cache.json.
+        files: more files to write, by name.
 
     Raises:
         SettingError: ``out`` exists and is no earlier export.
@@ -69,7 +71,7 @@ def export_model(
         )
         _write_model(folder, type(model), config, student.state_dict())
         write_image_processor(folder, checkpoint, processor_class_to_name(checkpoint, checkpoint))
-        _write_extra(folder, extra)
+        _write_extra(folder, extra, files)
         _write_card(folder, card, checkpoint, checkpoint.model_type)
 
 
@@ -84,6 +86,7 @@ def export_image_tower(
     map_ED: "NDArray[np.floating[Any]] | None",
     card: ModelCard,
     extra: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write an image tower that was trained with cached texts, beside the teacher's text tower.
 
@@ -103,6 +106,7 @@ def export_image_tower(
         map_ED: (E, D), maps the teacher's embeddings by ``rows @ map_ED``; None: D equals E.
         card: README.md.
         extra: JSON values for siglip2_cache.json.
+        files: more files to write, by name.
 
     Raises:
         ValueError: the shape of the map does not fit the widths.
@@ -128,7 +132,7 @@ def export_image_tower(
             tensors |= _constants(logit_scale, logit_bias)
             _write_model(folder, model_class, config, tensors)
         write_image_processor(folder, checkpoint, processor_class_to_name(checkpoint, teacher_text))
-        _write_extra(folder, extra)
+        _write_extra(folder, extra, files)
         _write_card(folder, card, teacher_text, checkpoint.model_type)
 
 
@@ -241,7 +245,11 @@ def _check_tensors(model_class: Any, config: Any, tensors: "_Tensors") -> None:
         )
 
 
-def _write_extra(folder: Path, extra: Mapping[str, Any] | None) -> None:
+def _write_extra(
+    folder: Path, extra: Mapping[str, Any] | None, files: Mapping[str, bytes] | None
+) -> None:
+    for name, data in (files or {}).items():
+        (folder / name).write_bytes(data)
     _write_json(folder / MARK, {**(extra or {}), "written_by": f"siglip2-cache {__version__}"})
 
 

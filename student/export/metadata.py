@@ -96,6 +96,13 @@ def read_projection(checkpoint: Checkpoint, teacher_dim: int) -> NDArray[np.floa
     return map_ED
 
 
+def projection_bytes(map_ED: NDArray[np.float32]) -> bytes:
+    """Return the content of projection.safetensors."""
+    from safetensors.numpy import save
+
+    return save({"map_ED": np.ascontiguousarray(map_ED)})
+
+
 def identity_sha256(teacher: TeacherRecord) -> str:
     """Return a hash of all facts that determine a teacher's embeddings."""
     return hashlib.sha256(json.dumps(dict(teacher.identity), sort_keys=True).encode()).hexdigest()

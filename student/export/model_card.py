@@ -54,6 +54,9 @@ class ModelCard:
     steps: int
     """Optimizer steps."""
 
+    is_average: bool = False
+    """Whether the weights are the moving average over these steps."""
+
     global_batch_size: int
     """Images in one step, over all processes."""
 
@@ -244,6 +247,7 @@ def _training(card: ModelCard) -> str:
         ("corpora", ", ".join(cache.corpora)),
         ("loss terms (weight)", ", ".join(weights)),
         ("steps", f"{card.steps:,} of {card.global_batch_size:,} images"),
+        ("weights", "exponential moving average" if card.is_average else ""),
         ("towers trained", trained),
         ("versions", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
     ]

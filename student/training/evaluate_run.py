@@ -22,6 +22,70 @@ from .run_folder import RunFolder
 _EVAL_BATCH = 64
 
 
+class HeldOutEvaluation:
+    """Evaluates a student of a run on held-out images, again and again."""
+
+    def __init__(self, resolved: Resolved, pca: PcaMap | None, *, max_images: int) -> None:
+        """Choose the images and read the teacher's embeddings of them.
+
+        Args:
+            resolved: settings, cache and checkpoint.
+            pca: the fixed map, where there is one.
+            max_images: most images; more than those held out are drawn by the seed of the run.
+        """
+        config, cache = resolved.config, resolved.cache
+        self._resolved, self._pca = resolved, pca
+        self.eval_set = choose_eval_set(
+            cache, resolved.corpus, split="val", max_images=max_images, seed=config.seed
+        )
+        self._reference = teacher_embeddings(
+            cache, resolved.teacher.name, self.eval_set.rows_N, self.eval_set.text_rows_M
+        )
+
+    def teacher(self) -> dict[str, Any]:
+        """Return the metrics of the teacher itself."""
+        seed = self._resolved.config.seed
+        return evaluate(self._reference, self._reference, self.eval_set, seed=seed)
+
+    def student(self, distiller: Distiller, name: str, *, has_map: bool = True) -> dict[str, Any]:
+        """Return the metrics of a student; its mode, training or not, is restored.
+
+        Args:
+            distiller: the student.
+            name: of the column.
+            has_map: whether a learned map is more than random by now.
+
+        Raises:
+            TrainError: none of the images can be read.
+        """
+        resolved, eval_set = self._resolved, self.eval_set
+        config = resolved.config
+        texts_MD, logit = None, None
+        map_ED = None if self._pca is None else self._pca.map_ED
+        if config.towers == "image":
+            scale, bias = distiller.scale_and_bias
+            texts_MD = map_texts(self._reference, map_ED)
+            logit = (float(scale.detach()), float(bias.detach()))
+        student = student_embeddings(
+            distiller.model,
+            resolved.checkpoint,
+            resolved.cache,
+            eval_set.rows_N,
+            eval_set.text_rows_M,
+            device=resolved.device,
+            compute_dtype=resolved.compute_dtype,
+            batch_size=_EVAL_BATCH,
+            num_workers=resolved.num_workers,
+            name=name,
+            sha256_N=None if config.check_pixels == "never" else eval_set.sha256_N,
+            texts_MD=texts_MD,
+            logit=logit,
+        )
+        if has_map and distiller.projection is not None:
+            map_ED = distiller.projection.weight.detach().float().cpu().numpy()
+        return evaluate(student, self._reference, eval_set, map_ED=map_ED, seed=config.seed)
+
+
 def evaluate_student(
     resolved: Resolved, distiller: Distiller, run: RunFolder, column: str, pca: PcaMap | None
 ) -> None:
@@ -38,41 +102,13 @@ def evaluate_student(
     """
     if not lacks_evaluation(resolved, run, column):
         return
-    config, cache = resolved.config, resolved.cache
+    config = resolved.config
     columns = run.read_evaluation()
     policy = split_policy(config.val_share, config.val_keys)
-    eval_set = choose_eval_set(
-        cache, resolved.corpus, split="val", max_images=config.eval_samples, seed=config.seed
-    )
-    rows = eval_set.rows_N
-    reference = teacher_embeddings(cache, resolved.teacher.name, rows, eval_set.text_rows_M)
-    texts_MD, logit = None, None
-    map_ED = None if pca is None else pca.map_ED
-    if config.towers == "image":
-        scale, bias = distiller.scale_and_bias
-        texts_MD, logit = (
-            map_texts(reference, map_ED),
-            (float(scale.detach()), float(bias.detach())),
-        )
-    student = student_embeddings(
-        distiller.model,
-        resolved.checkpoint,
-        cache,
-        rows,
-        eval_set.text_rows_M,
-        device=resolved.device,
-        compute_dtype=resolved.compute_dtype,
-        batch_size=_EVAL_BATCH,
-        num_workers=resolved.num_workers,
-        name=f"student {column}",
-        sha256_N=None if config.check_pixels == "never" else eval_set.sha256_N,
-        texts_MD=texts_MD,
-        logit=logit,
-    )
-    if column == "after" and distiller.projection is not None:  # before, it is random
-        map_ED = distiller.projection.weight.detach().float().cpu().numpy()
-    columns["teacher"] = evaluate(reference, reference, eval_set, seed=config.seed)
-    columns[column] = evaluate(student, reference, eval_set, map_ED=map_ED, seed=config.seed)
+    held_out = HeldOutEvaluation(resolved, pca, max_images=config.eval_samples)
+    eval_set = held_out.eval_set
+    columns["teacher"] = held_out.teacher()
+    columns[column] = held_out.student(distiller, f"student {column}", has_map=column == "after")
     columns["gallery"] = eval_set_numbers(eval_set, policy) | {
         "held_out_images": eval_set.num_split_images,
         "captions": eval_set.num_captions,

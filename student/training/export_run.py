@@ -4,6 +4,8 @@ Shape letters in this file: E = the teacher's width, D = the student's.
 """
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,17 @@ from ..config import TrainConfig
 from ..evaluation.report import result_rows
 from ..export.atomic_folder import MARK
 from ..export.export import export_image_tower, export_model
-from ..export.metadata import PROJECTION
+from ..export.metadata import PROJECTION, projection_bytes
 from ..export.model_card import CacheSummary, ModelCard
 from ..losses.pca_map import PcaMap
+from .checkpoints import Weights
 from .distiller import Distiller
 from .evaluate_run import evaluate_student, lacks_evaluation
 from .plot import loss_plot
 from .progress import TrainProgress
 from .resolve import Resolved
+from .resume import load_weights
+from .run_files import RunFiles
 from .run_folder import RunFolder
 
 
@@ -34,41 +39,44 @@ def export_run(
 ) -> None:
     """Evaluate the student, export RUN/model and the map between the widths, plot RUN/loss.png.
 
-    Does nothing if RUN/model was made from the newest checkpoint and that is evaluated.
+    Does nothing if RUN/model was made from the weights that config.export names, and these are evaluated.
+
+    Raises:
+        TrainError: the run has no such weights.
     """
-    made_from = _made_from(resolved, run)
+    choice = resolved.config.export
+    weights = run.checkpoints.weights(choice)
+    made_from = _made_from(resolved, weights)
     if made_from == _recorded_source(run) and not lacks_evaluation(resolved, run, "after"):
         return
     progress.stop()
+    if choice != "last":  # those are in the distiller
+        load_weights(distiller, weights.load(), str(weights.path))
     columns = run.read_evaluation()
     if columns.pop("after", None) is not None:  # of other or unknown weights
         run.write_evaluation(columns)
     evaluate_student(resolved, distiller, run, "after", pca)
-    map_ED = _map_of(distiller, pca)
+    map_ED = map_of(distiller, pca)
     if map_ED is not None:
-        from safetensors.numpy import save
-
-        run.write(PROJECTION, save({"map_ED": np.ascontiguousarray(map_ED)}))
+        run.write(PROJECTION, projection_bytes(map_ED))
     run.write("loss.png", loss_plot(run.metrics(), title=f"{resolved.checkpoint.name}, distilled"))
-    _export(resolved, distiller, run, pca, made_from)
+    export_weights(resolved, distiller, weights, run, run.model, pca, is_evaluated=True)
 
 
-def _map_of(distiller: Distiller, pca: PcaMap | None) -> NDArray[np.float32] | None:
+def map_of(distiller: Distiller, pca: PcaMap | None) -> NDArray[np.float32] | None:
+    """Return the map between the widths, (E, D); None without one."""
     if distiller.projection is not None:
         return distiller.projection.weight.detach().float().cpu().numpy()
     return None if pca is None else pca.map_ED
 
 
-def _made_from(resolved: Resolved, run: RunFolder) -> dict[str, Any]:
-    """Return what identifies the source of RUN/model."""
+def _made_from(resolved: Resolved, weights: Weights) -> dict[str, Any]:
+    """Return what identifies the source of an exported model."""
     has_teacher_text = resolved.config.teacher_text is not None
-    return {
-        "weights_sha256": run.checkpoints.newest_weights_sha256(),
-        "teacher_text": has_teacher_text,
-    }
+    return {"weights_sha256": weights.sha256(), "teacher_text": has_teacher_text}
 
 
-def _recorded_source(run: RunFolder) -> Any:
+def _recorded_source(run: RunFiles) -> Any:
     """Return what the present RUN/model was made from; None if that is not recorded."""
     try:
         return json.loads((run.model / MARK).read_text(encoding="utf-8")).get("made_from")
@@ -76,24 +84,51 @@ def _recorded_source(run: RunFolder) -> Any:
         return None
 
 
-def _export(
+def is_model_of(run: RunFiles, weights: Weights) -> bool:
+    """Return whether RUN/model, and with it RUN/evaluation.json, is of these weights."""
+    recorded = _recorded_source(run)
+    return isinstance(recorded, dict) and recorded.get("weights_sha256") == weights.sha256()
+
+
+def export_weights(
     resolved: Resolved,
     distiller: Distiller,
-    run: RunFolder,
+    weights: Weights,
+    run: RunFiles,
+    out: Path,
     pca: PcaMap | None,
-    made_from: dict[str, Any],
+    *,
+    is_evaluated: bool,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
+    """Write a folder for plain transformers.
+
+    Args:
+        resolved: settings, cache and checkpoint.
+        distiller: holds the weights.
+        weights: where they come from.
+        run: has the evaluation.
+        out: folder to write; an earlier export is replaced.
+        pca: the fixed map, where there is one.
+        is_evaluated: whether the run's evaluation is of these weights, for the card.
+        files: more files to write, by name.
+
+    Raises:
+        SettingError: ``out`` exists and is no earlier export.
+        DiskFullError: the disk is full; ``out`` is unchanged.
+    """
     config = resolved.config
     extra = {
-        "steps": resolved.steps,
-        "made_from": made_from,
+        "steps": weights.step,
+        "weights": weights.kind,
+        "made_from": _made_from(resolved, weights),
         "teacher": resolved.teacher.name,
         "teacher_identity": resolved.fingerprint()["teacher"],
         "split": _split(config),
     }
-    card = _card(resolved, run)
+    card = _card(resolved, run, weights, is_evaluated=is_evaluated)
     if config.towers == "both":
-        export_model(distiller.model, resolved.checkpoint, run.model, card=card, extra=extra)
+        export_model(distiller.model, resolved.checkpoint, out, card=card, extra=extra, files=files)
         return
     scale, bias = distiller.scale_and_bias
     text = resolve_checkpoint(config.teacher_text) if config.teacher_text else None
@@ -102,11 +137,12 @@ def _export(
         float(scale.detach()),
         float(bias.detach()),
         resolved.checkpoint,
-        run.model,
+        out,
         teacher_text=text,
         map_ED=None if pca is None else pca.map_ED,
         card=card,
         extra=extra,
+        files=files,
     )
 
 
@@ -116,7 +152,7 @@ def _split(config: TrainConfig) -> dict[str, Any]:
     return {"val_share": config.val_share}
 
 
-def _card(resolved: Resolved, run: RunFolder) -> ModelCard:
+def _card(resolved: Resolved, run: RunFiles, weights: Weights, *, is_evaluated: bool) -> ModelCard:
     import tokenizers
     import torch
     import transformers
@@ -125,7 +161,7 @@ def _card(resolved: Resolved, run: RunFolder) -> ModelCard:
 
     config, cache = resolved.config, resolved.cache
     return ModelCard(
-        name=run.root.name,
+        name=run.root.resolve().name,
         student=resolved.checkpoint.given,
         base_model=resolved.checkpoint.given if resolved.checkpoint.revision else None,
         teacher=resolved.teacher.source,
@@ -137,10 +173,11 @@ def _card(resolved: Resolved, run: RunFolder) -> ModelCard:
             corpora=[source.kind for source in cache.sources.values()],
         ),
         objectives={term: weight for term, weight in resolved.weights.items() if weight},
-        steps=resolved.steps,
+        steps=weights.step,
+        is_average=weights.kind == "ema",
         global_batch_size=config.global_batch_size,
         towers=config.towers,
-        results=result_rows(run.read_evaluation()),
+        results=result_rows(run.read_evaluation()) if is_evaluated else (),
         versions={
             "siglip2-cache": __version__,
             "torch": torch.__version__,

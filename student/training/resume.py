@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import SettingError, TrainError
 from ...formatting import first_line
@@ -13,15 +13,28 @@ from .checkpoints import SavedState
 from .distiller import Distiller
 from .resolve import Resolved
 from .run_folder import RunFolder
-from .schedule import Optimizer
+from .schedule import Optimizer, decay_start
 
-_CHANGE_TRAINING = {"lr", "projection_lr", "dtype", "clip_norm", "steps", "decode"}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHANGE_TRAINING = {
+    "lr",
+    "projection_lr",
+    "dtype",
+    "clip_norm",
+    "steps",
+    "decay_steps",
+    "ema",
+    "decode",
+}
 _PATHS = {"cache", "student", "out", "corpus_roots", "teacher_text", "cache_dir", "cache_limit"}
 """Where files are. Cache and student are compared by hash."""
 _MAY_CHANGE = {
     *_CHANGE_TRAINING,
     *("epochs", "max_nonfinite_steps", "eval_samples", "micro_batch_size", "device"),
     *("gradient_checkpointing", "compile", "check_pixels", "decode_workers", "sample_timeout"),
+    *("eval_every", "eval_every_samples", "best_metric", "export", "wandb"),
     *("save_every", "keep_checkpoints", "tensorboard"),
 }
 """Settings that a run may change when it is resumed."""
@@ -69,7 +82,10 @@ def begin_or_resume(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]
     # After the facts: some settings are derived from them.
     changes = find_changes(old, as_plain(resolved.config), run=run.root)
     done = saved_steps[-1]
-    if resolved.steps < done:
+    undone = _undo_decay(run, old, resolved) if "steps" in changes else None
+    if undone is not None:
+        done = undone
+    elif resolved.steps < done:
         raise SettingError(
             f"{run.root} has made {done:,} steps, so steps must be at least {done:,}, got "
             f"{resolved.steps:,}"
@@ -79,6 +95,10 @@ def begin_or_resume(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]
         for name, (was, now) in changes.items()
         if name in _CHANGE_TRAINING
     ]
+    if undone is not None:
+        lines.append(
+            f"the decay to step {saved_steps[-1]:,} is undone: the training goes on after step {done:,}"
+        )
     if changes:
         settings = {name: {"old": was, "new": now} for name, (was, now) in changes.items()}
         change = {"after_step": done, "settings": settings}
@@ -88,6 +108,31 @@ def begin_or_resume(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]
         run.write_evaluation({})
     run.write_config(to_yaml(resolved.given, resolved.config))
     return RunStart(lines=lines, first_steps=_first_steps(recorded, resolved.steps))
+
+
+def _undo_decay(run: RunFolder, old: Mapping[str, Any], resolved: Resolved) -> int | None:
+    """Let a run of a wsd schedule that grows go on from where its decay began.
+
+    Returns:
+        The step of that checkpoint; None where no later one was removed.
+
+    Raises:
+        SettingError: there is no checkpoint from before the decay.
+    """
+    saved_steps = run.checkpoints.steps()
+    if resolved.config.schedule != "wsd" or resolved.steps < int(old["steps"]):
+        return None
+    start = decay_start(int(old["steps"]), old.get("decay_steps"))
+    if saved_steps[-1] <= start:
+        return None
+    before = [step for step in saved_steps if step <= start]
+    if not before:
+        raise SettingError(
+            f"{run.root} has no checkpoint from before its decay, which began after step {start:,}, so it "
+            "cannot grow; start another run with --init-from"
+        )
+    run.checkpoints.remove_after(before[-1])
+    return before[-1]
 
 
 def find_changes(
@@ -133,19 +178,14 @@ def _first_steps(recorded: Mapping[str, Any], steps: int) -> int:
     return steps
 
 
-def pack_checkpoint(
-    step: int, facts: Mapping[str, Any], distiller: Distiller, optimizer: Optimizer
-) -> SavedState:
-    """Return the state after a step, on the host."""
-    model = {name: t.detach().cpu().contiguous() for name, t in distiller.state_dict().items()}
-    moments = {name: t.detach().cpu() for name, t in optimizer.tensors().items()}
-    return SavedState(step, facts, model, moments)
-
-
 def restore_checkpoint(
-    step: int, saved: SavedState | None, distiller: Distiller, optimizer: Optimizer, ranks: Ranks
+    step: int,
+    saved: SavedState | None,
+    distiller: Distiller,
+    optimizer: Optimizer,
+    ranks: Ranks,
 ) -> None:
-    """Load a checkpoint of rank 0 in all processes.
+    """Load a checkpoint of rank 0 in all processes, without its moving average.
 
     Args:
         step: of the checkpoint.
@@ -159,11 +199,30 @@ def restore_checkpoint(
     """
     model = ranks.broadcast_tensors(saved and saved.model, distiller.device)
     moments = ranks.broadcast_tensors(saved and saved.optimizer, distiller.device)
+    load_weights(distiller, model, f"the checkpoint of step {step:,}")
+    optimizer.load(moments)
+
+
+def on_host(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Return the tensors on the host, contiguous."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def load_weights(distiller: Distiller, tensors: "Mapping[str, Tensor]", what: str) -> None:
+    """Load all weights of a distiller.
+
+    Args:
+        distiller: what is trained.
+        tensors: its state_dict.
+        what: where the tensors come from, for the error.
+
+    Raises:
+        TrainError: names or shapes of the tensors differ.
+    """
     try:
-        distiller.load_state_dict(model)
+        distiller.load_state_dict(tensors)
     except RuntimeError as error:  # torch names what does not fit
         raise TrainError(
-            f"the checkpoint of step {step:,} is of another version of this program "
+            f"{what} is of another version of this program "
             f"({first_line(error)}); start another run with another --out"
         ) from None
-    optimizer.load(moments)

@@ -1,83 +1,124 @@
 """Learning rates over the steps, and the optimizer that applies them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ...errors import SettingError
+from ..config import ScheduleKind
 from .distiller import Distiller
 
 BETAS = (0.9, 0.95)
 """Betas of AdamW. Source: SigLIP, arXiv:2303.15343, table 7 and section 4 (0.95 instead of 0.999 keeps
 large batches stable)."""
 
-_ALONE_SHARE = 0.02
-"""Share of the steps in which only the learned map is fitted and the student is frozen."""
-
 _LEAST_WARMUP, _WARMUP_SHARE = 200, 0.05
+_DECAY_SHARE = 0.2
+"""Share of the steps in which a wsd schedule decays. Source: Haegele et al. 2024, arXiv:2405.18392, who also
+measure the form 1 - sqrt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """Factors of the peak learning rates: linear warm-up, then a cosine decay to 0."""
+    """Factor of the peak learning rates: linear warm-up, then a decay to 0."""
 
     steps: int
     warmup_steps: int
     alone_steps: int
     """First steps, in which the learned map is fitted and the student is frozen; 0 without such a map."""
 
-    def student_factor(self, step: int) -> float:
-        """Return the factor of the student's learning rate in step 1, 2, ..., steps."""
+    decay_steps: int | None = None
+    """None: a cosine over all steps after the warm-up. Else the last steps, in which the rate decays as
+    1 - sqrt; it is constant before them."""
+
+    def factor(self, step: int) -> float:
+        """Return the factor of the learning rates in step 1, 2, ..., steps; 0 while the map is fitted."""
         done = step - 1 - self.alone_steps
         if done < 0:
             return 0.0
         if done < self.warmup_steps:
             return (done + 1) / self.warmup_steps
-        return self._cosine(
-            done - self.warmup_steps, self.steps - self.alone_steps - self.warmup_steps
-        )
+        if self.decay_steps is None:
+            out_of = self.steps - self.alone_steps - self.warmup_steps
+            return 0.5 * (1 + math.cos(math.pi * (done - self.warmup_steps) / max(1, out_of)))
+        decayed = step - 1 - (self.steps - self.decay_steps)
+        return 1.0 if decayed < 0 else 1 - math.sqrt(decayed / self.decay_steps)
 
-    def projection_factor(self, step: int) -> float:
-        """Return the factor of the learned map's learning rate: 0 while it is fitted, then a cosine."""
-        done = step - 1 - self.alone_steps
-        return 0.0 if done < 0 else self._cosine(done, self.steps - self.alone_steps)
+    @property
+    def decay_start(self) -> int | None:
+        """The last step before the decay of wsd; None with a cosine."""
+        return None if self.decay_steps is None else self.steps - self.decay_steps
 
-    @staticmethod
-    def _cosine(done: int, out_of: int) -> float:
-        return 0.5 * (1 + math.cos(math.pi * done / max(1, out_of)))
+    def lasting(self, steps: int, decay_steps: int | None) -> "Schedule":
+        """Return the schedule with another number of steps, as a run has that was resumed with more.
+
+        Args:
+            steps: steps of the run.
+            decay_steps: with wsd, steps that decay; None: a fifth of all.
+
+        Raises:
+            SettingError: fewer steps than decay_steps come after the warm-up.
+        """
+        if self.decay_steps is None:
+            return replace(self, steps=steps)
+        start = decay_start(steps, decay_steps)
+        before = self.alone_steps + self.warmup_steps
+        if decay_steps is not None and start < before:
+            raise SettingError(
+                f"decay_steps {decay_steps:,} is more than the {steps - before:,} steps after the warm-up; "
+                "take fewer, or more steps"
+            )
+        return replace(self, steps=steps, decay_steps=steps - max(start, before))
 
 
-def make_schedule(
-    steps: int, warmup_steps: int | None, *, steps_to_fit: float | None = None
-) -> Schedule:
-    """Return the schedule of a run.
+def decay_start(steps: int, decay_steps: int | None) -> int:
+    """Return the last step before the decay of a wsd schedule.
 
     Args:
         steps: steps of the run.
-        warmup_steps: None: the larger of 200 and 5 % of the steps, at most half of those that train the
-            student.
-        steps_to_fit: steps in which a learned map sees enough rows. It is fitted for the larger of that
-            and 2 % of the steps, at most a fifth of them. None: there is no such map.
+        decay_steps: steps that decay; None: a fifth of all.
+    """
+    return max(0, steps - (decay_steps or math.ceil(_DECAY_SHARE * steps)))
+
+
+def make_schedule(
+    steps: int,
+    warmup_steps: int | None,
+    *,
+    steps_to_fit: float | None = None,
+    kind: ScheduleKind = "cosine",
+) -> Schedule:
+    """Return the schedule of a run; with wsd it decays in all steps after the warm-up: see lasting().
+
+    Args:
+        steps: steps of the run.
+        warmup_steps: None: 200 or, with a cosine, 5 % of the steps if that is more; at most half of those
+            that train the student.
+        steps_to_fit: steps in which a learned map sees enough rows. It is fitted for so long, at most a
+            fifth of the steps. None: there is no such map.
+        kind: cosine or wsd.
 
     Raises:
         SettingError: there are fewer steps that train the student than warm-up steps.
     """
     alone = 0
     if steps_to_fit is not None and steps > 1:
-        enough = min(math.ceil(steps_to_fit), steps // 5)
-        alone = max(1, enough, math.ceil(_ALONE_SHARE * steps))
+        alone = max(1, min(math.ceil(steps_to_fit), steps // 5))
     moving = steps - alone
     if warmup_steps is None:
-        warmup_steps = min(max(_LEAST_WARMUP, math.ceil(_WARMUP_SHARE * steps)), moving // 2)
+        # With wsd it does not depend on the number of steps, which may grow.
+        share = 0.0 if kind == "wsd" else _WARMUP_SHARE
+        warmup_steps = min(max(_LEAST_WARMUP, math.ceil(share * steps)), moving // 2)
     if warmup_steps > moving:
         fitted = f" after {alone:,} that fit the map" if alone else ""
         raise SettingError(
             f"warmup_steps {warmup_steps:,} is more than the {moving:,} steps that train the student"
             f"{fitted}; take at most {moving:,}, or more steps"
         )
-    return Schedule(steps=steps, warmup_steps=warmup_steps, alone_steps=alone)
+    schedule = Schedule(steps=steps, warmup_steps=warmup_steps, alone_steps=alone)
+    return schedule if kind == "cosine" else replace(schedule, decay_steps=moving - warmup_steps)
 
 
 class Optimizer:
@@ -96,7 +137,7 @@ class Optimizer:
         groups: list[dict[str, Any]] = [
             {"params": matrices, "weight_decay": weight_decay, "peak_lr": lr},
             {"params": others, "weight_decay": 0.0, "peak_lr": lr},
-            {"params": maps, "weight_decay": 0.0, "peak_lr": projection_lr, "is_map": True},
+            {"params": maps, "weight_decay": 0.0, "peak_lr": projection_lr},
         ]
         groups = [group for group in groups if group["params"]]
         is_fused = distiller.device.type == "cuda"
@@ -105,9 +146,7 @@ class Optimizer:
     def step(self, schedule: Schedule, step: int) -> None:
         """Make step 1, 2, ... with the present gradients, then drop them."""
         for group in self._adamw.param_groups:
-            is_map = group.get("is_map", False)
-            factor = schedule.projection_factor(step) if is_map else schedule.student_factor(step)
-            group["lr"] = group["peak_lr"] * factor
+            group["lr"] = group["peak_lr"] * schedule.factor(step)
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from ..data.loader import Loader
 from ..distributed import Ranks, join_ranks, leave_ranks, lost_peers_reported
 from ..launch import find_launch, raised_once
 from .batch_loss import BatchLabels
+from .checkpoints import SavedState
 from .components import (
     fit_pca,
     make_bank,
@@ -30,11 +31,15 @@ from .components import (
     num_steps_to_fit,
 )
 from .distiller import Distiller
+from .ema import WeightAverage
+from .evaluations import Evaluations
 from .gradient_cache import GradientCache
+from .initial_weights import begin_from
+from .loggers import Callbacks, MetricsLogger, make_loggers
 from .nonfinite_steps import NonfiniteSteps
 from .progress import TrainProgress
 from .resolve import Resolved, device_of, resolve
-from .resume import begin_or_resume, pack_checkpoint, restore_checkpoint
+from .resume import begin_or_resume, on_host, restore_checkpoint
 from .run_folder import RunFolder
 from .schedule import Schedule, make_schedule
 from .step_metrics import StepTimer, step_metrics
@@ -77,6 +82,7 @@ def train(
     config: TrainConfig,
     *,
     progress: TrainProgress | None = None,
+    callbacks: Callbacks | None = None,
     trainer_class: "type[Trainer] | None" = None,
 ) -> TrainSummary:
     """Train, evaluate and export a student; called again with the same settings, resume or do nothing.
@@ -86,6 +92,7 @@ def train(
     Args:
         config: the settings.
         progress: where lines for people go; None: plain lines on stderr.
+        callbacks: functions that rank 0 calls after steps and evaluations.
         trainer_class: for experiments, a subclass of Trainer.
 
     Raises:
@@ -107,7 +114,7 @@ def train(
                 if ranks.is_first:
                     run = RunFolder(config.out.absolute())
                     stack.callback(run.close)
-                return (trainer_class or Trainer)(resolved, ranks, run, progress)
+                return (trainer_class or Trainer)(resolved, ranks, run, progress, callbacks)
 
             summary = ranks.run_together(start).run()
     except TrainInterrupted:  # in all processes at once
@@ -125,7 +132,12 @@ class Trainer:
     """One process's part of a training. Experiments override make_distiller and batches."""
 
     def __init__(
-        self, resolved: Resolved, ranks: Ranks, run: RunFolder | None, progress: TrainProgress
+        self,
+        resolved: Resolved,
+        ranks: Ranks,
+        run: RunFolder | None,
+        progress: TrainProgress,
+        callbacks: Callbacks | None = None,
     ) -> None:
         """Begin or resume the run, and make everything that a step needs.
 
@@ -134,8 +146,10 @@ class Trainer:
             ranks: this process among the others.
             run: folder of the run; None in processes other than rank 0.
             progress: where lines for people go.
+            callbacks: functions that rank 0 calls.
         """
         self._resolved, self._ranks, self._run, self._progress = resolved, ranks, run, progress
+        self._callbacks = callbacks or Callbacks()
         self._config = resolved.config
         self._facts = resolved.fingerprint() if run is not None else {}
         self._first_steps = resolved.steps
@@ -149,8 +163,19 @@ class Trainer:
         self._pca = fit_pca(resolved) if resolved.projection == "pca" else None
         self._distiller = self.make_distiller(resolved)
         self._optimizer = make_optimizer(self._distiller, resolved)
+        self._average = None
+        if self._config.ema is not None and run is not None:
+            self._average = WeightAverage(
+                self._distiller,
+                self._config.ema,
+                global_batch_size=self._config.global_batch_size,
+            )
+        self._evaluations = None
+        if self._config.eval_every is not None and run is not None:
+            self._evaluations = Evaluations(resolved, run, self._pca, progress)
         self._objective = make_objective(resolved)
         self._bank = make_bank(resolved) if resolved.has_bank else None
+        self._loggers: list[MetricsLogger] = []
         self._timer = StepTimer()
         self._num_skipped = 0
         self._nonfinite = NonfiniteSteps(
@@ -190,14 +215,21 @@ class Trainer:
 
         def evaluate_start(run: RunFolder) -> None:
             if lacks_evaluation(resolved, run, "before"):
-                start = self._distiller if done == 0 else self.make_distiller(resolved)
+                start = self._distiller
+                if done:
+                    start = self.make_distiller(resolved)
+                    begin_from(start, self._config.init_from)
                 evaluate_student(resolved, start, run, "before", self._pca)
 
         self._on_first(evaluate_start)
         self._progress.say(self._first_line(done))
         started = time.monotonic()
-        if done < resolved.steps:
-            self._make_steps(done)
+        try:
+            if done < resolved.steps:
+                self._make_steps(done)
+        finally:
+            for logger in self._loggers:
+                logger.close()
         seconds = time.monotonic() - started
         self._on_first(
             lambda run: export_run(resolved, self._distiller, run, self._pca, self._progress)
@@ -216,15 +248,15 @@ class Trainer:
 
     def _make_schedule(self) -> Schedule:
         """Return the schedule; warm-up and fit of the map are those of the steps at the start of the run."""
-        first_steps = self._ranks.broadcast(self._first_steps)
-        schedule = self._ranks.run_together(
+        first_steps, config = self._ranks.broadcast(self._first_steps), self._config
+        return self._ranks.run_together(
             lambda: make_schedule(
                 first_steps,
-                self._config.warmup_steps,
+                config.warmup_steps,
                 steps_to_fit=num_steps_to_fit(self._distiller, self._resolved),
-            )
+                kind=config.schedule,
+            ).lasting(self._resolved.steps, config.decay_steps)
         )
-        return replace(schedule, steps=self._resolved.steps)
 
     def _make_steps(self, done: int) -> None:
         """Make all steps after those done: the training loop."""
@@ -238,10 +270,12 @@ class Trainer:
                 with self._timer.measured(batch):
                     metrics = self._make_step(step, batch)
                 is_stopping, is_save_wanted, skipped = self._shared(stop, batch)
+                metrics |= self._evaluate(step)
                 self._report(metrics, skipped)
                 # Not amid steps that are not finite: it would take the place of a better checkpoint.
                 is_sound = self._nonfinite.in_row == 0
                 is_due = is_stopping or is_save_wanted or step % save_every == 0
+                is_due = is_due or step == self._schedule.decay_start
                 if step == steps or (is_sound and is_due):
                     self._save(step)
                     stop.is_save_wanted = False
@@ -273,6 +307,11 @@ class Trainer:
         self._nonfinite.in_row = 0
         if not is_fitting:
             self._optimizer.step(self._schedule, step)
+        if self._average is not None:
+            if is_fitting:
+                self._average.restart()
+            else:
+                self._average.update(step)
         return metrics
 
     def _no_image(self, step: int, batch: Batch) -> TrainError:
@@ -285,6 +324,21 @@ class Trainer:
                 "moved, add --corpus-root OLD=NEW"
             )
         )
+
+    def _evaluate(self, step: int) -> dict[str, Any]:
+        """Evaluate after a step in which that is due; return the numbers in rank 0."""
+        every, found = self._config.eval_every, dict[str, Any]()
+        if every is None or not (step % every == 0 or step == self._resolved.steps):
+            return found
+
+        def evaluate(run: RunFolder) -> None:
+            assert self._evaluations is not None
+            found.update(self._evaluations.evaluate(step, self._distiller, self._average))
+            if self._callbacks.on_eval is not None:
+                self._callbacks.on_eval({"step": step, **found})
+
+        self._on_first(evaluate)
+        return found
 
     def _batch_labels(self, step: int, batch: Batch) -> BatchLabels:
         device = self._resolved.device
@@ -312,6 +366,10 @@ class Trainer:
                 self._progress.say(f"warning: image {key!r} is skipped: {reason}")
         if self._run is not None:
             self._run.add_metrics(metrics)
+            for logger in self._loggers:
+                logger.add(metrics)
+            if self._callbacks.on_step is not None:
+                self._callbacks.on_step(metrics)
         self._progress.step(metrics | {"terms": list(self._objective.terms)})
 
     def _restore(self) -> int:
@@ -322,17 +380,34 @@ class Trainer:
         done = self._ranks.broadcast(0 if saved is None else saved.step)
         if done:
             restore_checkpoint(done, saved, self._distiller, self._optimizer, self._ranks)
+        else:
+            begin_from(self._distiller, self._config.init_from)
+        if self._average is not None:
+            if saved is None or saved.ema is None:
+                self._average.restart()
+            else:
+                self._average.load(saved.ema)
+        self._best = None if saved is None else saved.best
+        if self._evaluations is not None:
+            self._evaluations.best = self._best
         if self._run is not None:
             self._run.start_metrics(done)
-            if self._config.tensorboard:
-                self._run.start_tensorboard(done)
+            self._loggers = make_loggers(self._config, self._run, done)
         return done
 
     def _save(self, step: int) -> None:
         def save(run: RunFolder) -> None:
-            saved = pack_checkpoint(step, self._facts, self._distiller, self._optimizer)
-            run.sync_metrics()
-            run.checkpoints.save(saved, keep=self._config.keep_checkpoints)
+            average, model = self._average, self._distiller.state_dict()
+            saved = SavedState(
+                step,
+                self._facts,
+                model=on_host(model),
+                optimizer=on_host(self._optimizer.tensors()),
+                ema=None if average is None else on_host(model | average.tensors()),
+                best=self._best if self._evaluations is None else self._evaluations.best,
+            )
+            also = [self._schedule.decay_start] if self._schedule.decay_start else []
+            run.save_checkpoint(saved, keep=self._config.keep_checkpoints, also=also)
 
         self._on_first(save)
 

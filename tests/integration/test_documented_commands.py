@@ -35,6 +35,7 @@ _SMALLER = {
     "--global-batch-size": "8",
     "--micro-batch-size": "4",
     "--warmup-steps": "1",
+    "--eval-every": "2",
     "--nproc-per-node": "2",
     "--workers": "1",
 }

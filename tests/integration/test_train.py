@@ -17,73 +17,48 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kit import processes, run_train
 from kit.commands import error_line
 from kit.fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_folder_corpus
 from kit.patience import PATIENCE_S, wait_until
 from kit.processes import Process
 from kit.students import write_student
+from kit.trainings import (
+    BATCH,
+    NUM_IMAGES,
+    Listening,
+    Made,
+    assert_same_run,
+    make_cache,
+    metrics_of,
+    run_trainings,
+    settings_of,
+    train_of,
+    weights_of,
+)
 from safetensors.torch import load_file
 
 from siglip2_cache.errors import SettingError, TrainError
 from siglip2_cache.precompute.build import build
-from siglip2_cache.progress import Display
 from siglip2_cache.student.config_file import make_config
 from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.launch import Launch
-from siglip2_cache.student.training.progress import TrainProgress
 from siglip2_cache.student.training.resolve import resolve
 from siglip2_cache.student.training.schedule import Schedule
 from siglip2_cache.student.training.trainer import Trainer, TrainSummary, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NUM_IMAGES, STEPS, BATCH = 48, 20, 8
+STEPS = 20
 GOLDEN = Path(__file__).parents[1] / "data" / "train-golden.json"
 """Loss and gradient norm of each step of the run of ``finished``. It moves only when a commit says why."""
-
-_TIMES = {"images_per_s", "wait_share"}
 
 Command = Callable[..., tuple[int, str, str]]
 
 
-class Listening(TrainProgress):
-    """Keeps what a training says and its metrics."""
-
-    def __init__(self, on_step: Callable[[Any], None] = lambda _: None) -> None:
-        super().__init__(Display())
-        self.said: list[str] = []
-        self.steps: list[dict[str, Any]] = []
-        self._on_step = on_step
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    def step(self, metrics: Any) -> None:
-        self.steps.append(dict(metrics))
-        self._on_step(metrics)
-
-
-@dataclass(frozen=True)
-class Made:
-    cache: Path
-    corpus: Path
-    teacher: Path
-
-
 @pytest.fixture(scope="module")
 def made(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A cache of 48 pictures in two views by a real tiny teacher; read it, do not change it.
-
-    Every fifth picture has no caption; neighbours share one.
-    """
-    root = tmp_path_factory.mktemp("train")
-    corpus = write_folder_corpus(root / "corpus", NUM_IMAGES, captions=2)
-    for i in range(0, NUM_IMAGES, 5):
-        (corpus / f"img{i:03d}.txt").unlink()
-    settings = config_of(corpus, root / "cache", tiny_checkpoint, num_views=2, shard_rows=16)
-    build(settings, progress=SilentProgress())
-    return Made(root / "cache", corpus, tiny_checkpoint)
+    """The cache of make_cache; read it, do not change it."""
+    return make_cache(tmp_path_factory.mktemp("train"), tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -96,59 +71,10 @@ def uncaptioned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     return root / "cache"
 
 
-def settings_of(cache: Path, student: Path, out: Path, **settings: Any) -> dict[str, Any]:
-    return {
-        "cache": cache,
-        "student": str(student),
-        "out": out,
-        "steps": 4,
-        "global_batch_size": BATCH,
-        "lr": 1e-3,
-        "val_share": 0.25,
-        "decode_workers": 0,
-        "device": "cpu",
-        **settings,
-    }
-
-
-def train_of(
-    cache: Path, student: Path, out: Path, *, progress: Any = None, **settings: Any
-) -> TrainSummary:
-    config = make_config(None, settings_of(cache, student, out, **settings))
-    return train(config, progress=progress or Listening())
-
-
-def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """Each step's line, without its times."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name not in _TIMES} for line in lines]
-
-
-def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    """The weights of the model, and all tensors of the last checkpoint."""
-    last = sorted((run / "checkpoints").iterdir())[-1]
-    files = {
-        "model": run / "model" / "model.safetensors",
-        "checkpoint": last / "model.safetensors",
-        "optimizer": last / "optimizer.safetensors",
-    }
-    return {
-        f"{kind}: {name}": tensor
-        for kind, path in files.items()
-        for name, tensor in load_file(path).items()
-    }
-
-
-def assert_same_run(found: Path, expected: Path) -> None:
-    assert metrics_of(found) == metrics_of(expected)
-    assert weights_of(found).keys() == weights_of(expected).keys()
-    for name, tensor in weights_of(expected).items():
-        assert torch.equal(weights_of(found)[name], tensor), name
-    before, after = (json.loads((run / "evaluation.json").read_text()) for run in (expected, found))
-    assert before == after
-
-
 FINISHED = {"steps": STEPS, "weights": {"bank": 0.5}, "bank_size": 16, "save_every": 6}
+
+
+WATCHED = {**FINISHED, "ema": 0.9, "eval_every": 4, "export": "best"}
 
 
 @dataclass(frozen=True)
@@ -482,15 +408,6 @@ def test_a_picture_that_was_changed_is_left_out_and_named(
         assert line["images"] == BATCH - line["skipped"]
 
 
-def run_trainings(
-    folder: Path, settings: dict[str, Any], *kills: object
-) -> subprocess.CompletedProcess[str]:
-    """Train in processes that kill themselves; see run_train.py."""
-    folder.mkdir(exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(settings, default=str))
-    return processes.run([sys.executable, run_train.__file__, folder / "settings.json", *kills])
-
-
 @pytest.fixture(scope="module")
 def dropping_student(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student whose attention drops a tenth of its weights."""
@@ -502,9 +419,9 @@ def dropping_student(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
 def undisturbed(
     one_thread: None, made: Made, dropping_student: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A run of the same settings as ``finished``, but with dropout; read it, do not change it."""
+    """A run with dropout, a moving average and evaluations; read it, do not change it."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    train_of(made.cache, dropping_student, run, **FINISHED)
+    train_of(made.cache, dropping_student, run, **WATCHED)
     return run
 
 
@@ -514,7 +431,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
 ) -> None:
     run = tmp_path / "run"
     settings = settings_of(
-        made.cache, dropping_student, run, **FINISHED | {"decode_workers": num_workers}
+        made.cache, dropping_student, run, **WATCHED | {"decode_workers": num_workers}
     )
     # A process makes some 15 operations before its first step, and 13 for 6 steps and a checkpoint.
     kills = np.random.default_rng(num_workers).integers(3, 33, 3 if num_workers else 5)
@@ -733,7 +650,7 @@ def test_a_run_resumes_with_other_rates_and_more_steps_and_records_them(
     assert [line["step"] for line in lines] == list(range(1, 21))
     # Warm-up and fit of the map are those of the start; the rate falls to the new end.
     schedule = Schedule(steps=20, warmup_steps=4, alone_steps=2)
-    assert lines[12]["lr"] == pytest.approx(5e-4 * schedule.student_factor(13))
+    assert lines[12]["lr"] == pytest.approx(5e-4 * schedule.factor(13))
     assert lines[-1]["lr"] < lines[10]["lr"] < 5e-4
     changes = json.loads((run / "run.json").read_text())["changes"]
     assert [change["after_step"] for change in changes] == [10]

@@ -1,16 +1,18 @@
 """A run's folder: one process at a time, whole checkpoints, each step's metrics once."""
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from siglip2_cache.errors import DamagedCacheError, SettingError, TrainError
+from siglip2_cache.errors import DamagedCacheError, DiskFullError, SettingError, TrainError
 from siglip2_cache.student.export import atomic_folder
-from siglip2_cache.student.training.checkpoints import SavedState
+from siglip2_cache.student.training.checkpoints import Best, SavedState
 from siglip2_cache.student.training.run_folder import RunFolder
 
 
@@ -103,7 +105,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(run: RunFolder) -> None:
     run.checkpoints.save(saved(7), keep=2)
     found = run.checkpoints.load_newest()
     assert found is not None
-    assert (found.step, found.state) == (7, {"step": 7, "catalog": "abc"})
+    assert (found.step, found.state) == (7, {"step": 7, "best": None, "catalog": "abc"})
     for name, tensor in saved(7).model.items():
         assert torch.equal(found.model[name], tensor)
     assert torch.equal(found.optimizer["b:exp_avg"], torch.tensor([1.0 / 7]))
@@ -176,15 +178,119 @@ def test_a_save_that_fails_leaves_what_was_there(
     assert names_of(run) == ["step-0000005"]
 
 
-def test_the_newest_weights_are_known_by_their_bytes(run: RunFolder) -> None:
-    assert run.checkpoints.newest_weights_sha256() is None
-    seen = {run.checkpoints.newest_weights_sha256()}
+def test_weights_are_known_by_their_bytes(run: RunFolder) -> None:
+    with pytest.raises(TrainError, match="has no checkpoint yet; train longer"):
+        run.checkpoints.weights()
+    seen: set[str] = set()
     for step in (5, 10):
         run.checkpoints.save(saved(step), keep=2)
-        seen.add(run.checkpoints.newest_weights_sha256())
-    assert len(seen) == 3
+        seen.add(run.checkpoints.weights().sha256())
+    assert len(seen) == 2
     run.checkpoints.save(saved(10), keep=2)
-    assert run.checkpoints.newest_weights_sha256() in seen
+    assert run.checkpoints.weights().sha256() in seen
+
+
+def test_weights_of_a_step_the_best_and_the_average_are_found_or_the_lack_is_named(
+    run: RunFolder,
+) -> None:
+    checkpoints = run.checkpoints
+    run.save_checkpoint(saved(5), keep=3)
+    with pytest.raises(
+        TrainError, match="no step up to 5 was evaluated; resume it with --eval-every"
+    ):
+        checkpoints.weights("best")
+    with pytest.raises(
+        TrainError, match=r"step-0000005 has no moving average; resume .* with --ema"
+    ):
+        checkpoints.weights("ema")
+    best = Best(7, "ema", "mean_r1", 0.5)
+    run.save_best(best, {"w": torch.tensor([7.5])})
+    average = {"w": torch.tensor([9.0])}
+    run.save_checkpoint(replace(saved(10), best=best, ema=average), keep=3)
+    found = checkpoints.weights("best")
+    assert (found.step, found.kind, found.load()) == (7, "ema", {"w": torch.tensor([7.5])})
+    assert checkpoints.weights("ema").load() == average
+    assert checkpoints.weights(step=5).load().keys() == saved(5).model.keys()
+    with pytest.raises(TrainError, match="no checkpoint of step 6; it has those of 5, 10"):
+        checkpoints.weights(step=6)
+    found = checkpoints.load_newest()
+    assert found is not None
+    assert (found.best, found.ema) == (best, average)
+
+
+def test_best_weights_stay_while_a_checkpoint_refers_to_them(run: RunFolder) -> None:
+    for step, of in ((10, 8), (20, 8), (30, 25), (40, 25), (50, 45)):
+        best = Best(of, "model", "mean_r1", of / 100)
+        run.save_best(best, {"w": torch.tensor([1.0])})
+        run.save_checkpoint(replace(saved(step), best=best), keep=2, also=[20])
+        kept = [name for name in names_of(run) if name.startswith("best")]
+        expected = {10: [8], 20: [8], 30: [8, 25], 40: [8, 25], 50: [8, 25, 45]}[step]
+        assert kept == [f"best-{each:07d}" for each in expected]
+    assert run.checkpoints.steps() == [20, 40, 50]
+
+
+def test_weights_that_a_training_removed_meanwhile_are_named(run: RunFolder) -> None:
+    run.save_checkpoint(saved(5), keep=1)
+    found = run.checkpoints.weights()
+    run.save_checkpoint(saved(10), keep=1)
+    for act in (found.load, found.sha256):
+        with pytest.raises(
+            TrainError, match=r"step-0000005 was removed meanwhile, .* same command"
+        ):
+            act()
+
+
+# -- a folder or a disk that fails
+
+
+def test_a_folder_that_was_moved_is_named_and_nothing_is_written_elsewhere(run: RunFolder) -> None:
+    run.start_metrics(0)
+    run.save_checkpoint(saved(5), keep=1)
+    moved = run.root.rename(run.root.with_name("moved"))
+    for act in (
+        lambda: run.save_checkpoint(saved(10), keep=1),
+        lambda: run.add_metrics({"step": 6}),
+    ):
+        with pytest.raises(TrainError) as refused:
+            act()
+        assert str(refused.value) == (
+            f"{run.root} was removed or moved while a training wrote there; move it back and run the same "
+            "command again, or start another run"
+        )
+    assert not run.root.exists()
+    moved.rename(run.root)
+    run.save_checkpoint(saved(10), keep=1)
+    assert run.checkpoints.steps() == [10]
+
+
+def test_another_folder_in_its_place_is_not_written(run: RunFolder) -> None:
+    run.root.rename(run.root.with_name("moved"))
+    RunFolder(run.root).close()
+    with pytest.raises(TrainError, match="was removed or moved"):
+        run.save_checkpoint(saved(10), keep=1)
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.start_metrics(0)
+    run.save_checkpoint(saved(5), keep=1)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic_folder, "_sync", fail)
+    with pytest.raises(
+        DiskFullError, match=r"no space left .* while writing step-0000010; free some"
+    ):
+        run.save_checkpoint(saved(10), keep=1)
+    monkeypatch.setattr(run, "_metrics", Path("/dev/full").open("w"))  # noqa: SIM115 - closed by the run
+    with pytest.raises(
+        DiskFullError, match=r"cannot be written \(.*No space left.*the last checkpoint"
+    ):
+        run.add_metrics({"step": 6})
+    run.close()  # what could not be written is no second error
+    assert run.checkpoints.steps() == [5]
 
 
 # -- settings

@@ -15,33 +15,60 @@ from siglip2_cache.student.training.schedule import Optimizer, Schedule, make_sc
 # -- the schedule
 
 
-def test_the_learned_map_is_fitted_alone_for_the_first_two_in_a_hundred_steps() -> None:
-    schedule = make_schedule(1000, 100, steps_to_fit=0.0)
-    alone = range(1, 21)
-    assert [schedule.student_factor(step) for step in alone] == [0.0] * 20
-    assert [schedule.projection_factor(step) for step in alone] == [0.0] * 20
-    assert schedule.student_factor(21) == pytest.approx(1 / 100)
-    assert schedule.projection_factor(21) == 1.0  # the cosine begins at its top
-    assert schedule.projection_factor(22) < 1.0
+def test_the_learned_map_is_fitted_alone_until_it_has_seen_enough_rows() -> None:
+    for to_fit, alone in (
+        (0.1, 1),
+        (7.2, 8),
+        (1e6, 200),
+    ):  # at least a step, at most a fifth of them
+        schedule = make_schedule(1000, 100, steps_to_fit=to_fit)
+        assert [schedule.factor(step) for step in range(1, alone + 1)] == [0.0] * alone
+        assert schedule.factor(alone + 1) == pytest.approx(1 / 100)
 
 
 def test_without_a_learned_map_the_student_moves_in_the_first_step() -> None:
     schedule = make_schedule(1000, 100)
-    assert schedule.student_factor(1) == pytest.approx(1 / 100)
-    assert make_schedule(1, None, steps_to_fit=0.0).student_factor(1) > 0
+    assert schedule.factor(1) == pytest.approx(1 / 100)
+    assert make_schedule(1, None, steps_to_fit=0.0).factor(1) > 0
 
 
 def test_warm_up_is_a_line_to_the_peak_and_then_half_a_cosine_to_nothing() -> None:
     schedule = Schedule(steps=110, warmup_steps=10, alone_steps=0)
-    assert [schedule.student_factor(step) for step in range(1, 11)] == pytest.approx(
+    assert [schedule.factor(step) for step in range(1, 11)] == pytest.approx(
         [i / 10 for i in range(1, 11)]
     )
     for step, expected in ((11, 1.0), (36, (1 + math.cos(math.pi / 4)) / 2), (61, 0.5)):
-        assert schedule.student_factor(step) == pytest.approx(expected)
+        assert schedule.factor(step) == pytest.approx(expected)
     # The last step is one short of the end of the cosine, where nothing would be learned.
-    assert 0 < schedule.student_factor(110) < 1e-3
-    falling = [schedule.student_factor(step) for step in range(11, 111)]
+    assert 0 < schedule.factor(110) < 1e-3
+    falling = [schedule.factor(step) for step in range(11, 111)]
     assert falling == sorted(falling, reverse=True)
+
+
+def test_wsd_stays_at_the_peak_and_decays_in_its_last_steps() -> None:
+    schedule = make_schedule(100, 10, kind="wsd").lasting(100, 25)
+    assert [schedule.factor(step) for step in range(11, 77)] == [1.0] * 66
+    assert schedule.decay_start == 75
+    for step, expected in ((82, 1 - math.sqrt(6 / 25)), (100, 1 - math.sqrt(24 / 25))):
+        assert schedule.factor(step) == pytest.approx(expected)
+    assert make_schedule(100, 10, kind="wsd").lasting(100, None).decay_start == 80
+
+
+def test_with_wsd_the_steps_before_the_decay_do_not_depend_on_their_number() -> None:
+    short = make_schedule(2000, None, steps_to_fit=3, kind="wsd").lasting(2000, 100)
+    long = make_schedule(4000, None, steps_to_fit=3, kind="wsd").lasting(4000, 100)
+    grown = make_schedule(2000, None, steps_to_fit=3, kind="wsd").lasting(4000, 100)
+    assert grown == long
+    for step in range(1, 1902):
+        assert short.factor(step) == long.factor(step)
+
+
+def test_a_decay_longer_than_what_follows_the_warm_up_is_refused() -> None:
+    with pytest.raises(SettingError) as refused:
+        make_schedule(100, 10, kind="wsd").lasting(100, 91)
+    assert str(refused.value) == (
+        "decay_steps 91 is more than the 90 steps after the warm-up; take fewer, or more steps"
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +89,7 @@ def test_how_long_warm_up_is(steps: int, given: int | None, expected: int) -> No
 
 def test_more_warm_up_than_there_are_steps_is_refused() -> None:
     with pytest.raises(SettingError) as refused:
-        make_schedule(100, 99, steps_to_fit=0.0)
+        make_schedule(100, 99, steps_to_fit=2.0)
     assert str(refused.value) == (
         "warmup_steps 99 is more than the 98 steps that train the student after 2 that fit the map; take "
         "at most 98, or more steps"
@@ -72,7 +99,7 @@ def test_more_warm_up_than_there_are_steps_is_refused() -> None:
 def test_a_run_of_few_steps_still_learns_in_every_step_after_the_map_was_alone() -> None:
     for steps in range(2, 8):
         schedule = make_schedule(steps, None, steps_to_fit=0.0)
-        factors = [schedule.student_factor(step) for step in range(1, steps + 1)]
+        factors = [schedule.factor(step) for step in range(1, steps + 1)]
         assert factors[0] == 0
         assert min(factors[1:]) > 0
 

@@ -1,0 +1,97 @@
+"""Evaluations during a training, and which weights are the best so far."""
+
+from typing import Any
+
+from ...errors import SettingError
+from ..config import BestMetric
+from ..evaluation.report import main_metrics
+from ..losses.pca_map import PcaMap
+from .checkpoints import Best, WeightsKind
+from .distiller import Distiller
+from .ema import WeightAverage
+from .evaluate_run import HeldOutEvaluation
+from .progress import TrainProgress
+from .resolve import Resolved
+from .resume import on_host
+from .run_folder import RunFolder
+
+_LOWER_IS_BETTER = {"soft_loss_excess"}
+_PREFIX: dict[WeightsKind, str] = {"model": "eval_", "ema": "ema_eval_"}
+
+
+class Evaluations:
+    """Evaluates the model and its moving average on a sample of held-out images; keeps the best."""
+
+    def __init__(
+        self, resolved: Resolved, run: RunFolder, pca: PcaMap | None, progress: TrainProgress
+    ) -> None:
+        """Choose the images and the metric.
+
+        Raises:
+            SettingError: no image is held out, or the metric does not apply to those that are.
+        """
+        config = resolved.config
+        if not resolved.val.num_images:
+            raise SettingError(
+                f"eval_every {config.eval_every} needs held-out images, and val_share {config.val_share} "
+                "or val_keys holds out none; give --val-share 0.05, or leave --eval-every out"
+            )
+        self._run, self._progress = run, progress
+        self._held_out = HeldOutEvaluation(resolved, pca, max_images=config.eval_every_samples)
+        of_teacher = main_metrics(self._held_out.teacher())
+        chosen = config.best_metric
+        if chosen is not None and chosen not in of_teacher:
+            raise SettingError(
+                f"best_metric {chosen} does not apply to the held-out images; of these there are "
+                f"{', '.join(of_teacher)}"
+            )
+        has_map = resolved.projection != "none" or config.towers == "image"
+        widths = resolved.checkpoint.embed_dim, resolved.teacher.embed_dim
+        if chosen in ("image_cosine", "text_cosine") and widths[0] != widths[1] and not has_map:
+            raise SettingError(
+                f"best_metric {chosen} needs a map between the widths {widths[0]} and {widths[1]}; use "
+                "--projection learned, or another metric"
+            )
+        default: BestMetric = "mean_r1" if "mean_r1" in of_teacher else "image_correlation"
+        self._metric: BestMetric = chosen or default
+        self.best: Best | None = None
+
+    def evaluate(
+        self, step: int, distiller: Distiller, average: WeightAverage | None
+    ) -> dict[str, Any]:
+        """Evaluate after a step; return the numbers, and write the weights if they are the best so far."""
+        found = self._of(step, distiller, "model")
+        if average is not None:
+            with average.swapped_in():
+                found |= self._of(step, distiller, "ema")
+        self._progress.say(f"evaluated step {step:,}: {self._line(found)}{self._best_words(step)}")
+        return found
+
+    def _of(self, step: int, distiller: Distiller, kind: WeightsKind) -> dict[str, float]:
+        found = main_metrics(self._held_out.student(distiller, kind))
+        value = found.get(self._metric)
+        if value is not None and self._is_better(value):
+            self.best = Best(step, kind, self._metric, value)
+            self._run.save_best(self.best, on_host(distiller.state_dict()))
+        return {_PREFIX[kind] + name: value for name, value in found.items()}
+
+    def _is_better(self, value: float) -> bool:
+        if self.best is None or self.best.metric != self._metric:
+            return True
+        is_lower = value < self.best.value
+        return is_lower if self._metric in _LOWER_IS_BETTER else value > self.best.value
+
+    def _line(self, found: dict[str, float]) -> str:
+        names = {"model": "", "ema": "EMA "}
+        return ", ".join(
+            f"{names[kind]}{self._metric} {found[prefix + self._metric]:.4g}"
+            for kind, prefix in _PREFIX.items()
+            if prefix + self._metric in found
+        )
+
+    def _best_words(self, step: int) -> str:
+        if self.best is None:
+            return ""
+        if self.best.step == step:
+            return ", the best so far"
+        return f"; the best is {self.best.value:.4g} of step {self.best.step:,}"

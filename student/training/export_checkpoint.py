@@ -1,0 +1,113 @@
+"""Export of any checkpoint of a run, finished, stopped or running, as a folder for plain transformers."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ...errors import SettingError, TrainError
+from ...formatting import nearest_name
+from ..config import ExportChoice, TrainConfig
+from ..config_file import make_config
+from ..export.metadata import PROJECTION, projection_bytes
+from ..launch import Launch
+from .checkpoints import Weights
+from .components import fit_pca, make_distiller
+from .export_run import export_weights, is_model_of, map_of
+from .resolve import resolve
+from .resume import load_weights
+from .run_files import CONFIG, RunFiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportCheckpointConfig:
+    """What to export, and where the files of the run are by now."""
+
+    run: Path
+    out: Path
+    choice: ExportChoice = "last"
+    step: int | None = None
+    """Checkpoint; None: the newest."""
+
+    cache: str | None = None
+    """None: where it was in the training; so for the others."""
+
+    student: str | None = None
+    teacher_text: str | None = None
+
+
+def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
+    """Write the folder; return where its weights come from.
+
+    The run is only read, and a training may go on in it.
+
+    Raises:
+        SettingError: ``run`` is no run, or ``out`` is in it, or exists and is no earlier export.
+        TrainError: the run has no such weights.
+    """
+    run = RunFiles(config.run.absolute())
+    settings = run.read_config()
+    if settings is None:
+        raise SettingError(
+            f"{config.run} is no run: it has no {CONFIG}; name the --out of a training"
+        )
+    if config.out.resolve().is_relative_to(run.root.resolve()):
+        raise SettingError(
+            f"{config.out} is in the run {config.run}, which its training writes; name a folder elsewhere"
+        )
+    weights = run.checkpoints.weights(config.choice, config.step)
+    tensors = weights.load()  # first, since a running training removes old checkpoints
+    of_run = _settings_of(settings, run, config)
+    resolved = resolve(
+        of_run, Launch(rank=0, world_size=1, local_rank=0, local_world_size=1), "cpu"
+    )
+    needed = ["teacher"]
+    if resolved.projection == "pca":  # which is computed anew from the cache
+        needed += ["catalog", "images with a target", "captions with a target"]
+    facts, recorded = resolved.fingerprint(), run.read_facts()
+    for name in needed:
+        if facts[name] != recorded.get(name):
+            raise TrainError(
+                f"{of_run.cache} is another cache than that of {config.run}: {name} was "
+                f"{recorded.get(name)}, now it is {facts[name]}; name the right one by --cache"
+            )
+    pca = fit_pca(resolved) if resolved.projection == "pca" else None
+    distiller = make_distiller(resolved)
+    load_weights(distiller, tensors, str(weights.path.parent))
+    map_ED = map_of(distiller, pca)
+    export_weights(
+        resolved,
+        distiller,
+        weights,
+        run,
+        config.out,
+        pca,
+        is_evaluated=is_model_of(run, weights),
+        files=None if map_ED is None else {PROJECTION: projection_bytes(map_ED)},
+    )
+    return weights
+
+
+def _settings_of(
+    settings: dict[str, Any], run: RunFiles, config: ExportCheckpointConfig
+) -> TrainConfig:
+    """Return the settings of a run, for an export on the CPU.
+
+    Raises:
+        TrainError: it has settings of a newer version.
+    """
+    known = [each.name for each in fields(TrainConfig)]
+    for name in settings:
+        if name not in known:
+            raise TrainError(
+                f"{run.root / CONFIG} has a setting {name!r}{nearest_name(name, known)}, which this version "
+                "does not know; update siglip2-cache"
+            )
+    given = {"cache": config.cache, "student": config.student, "teacher_text": config.teacher_text}
+    moved = {name: value for name, value in given.items() if value is not None}
+    return replace(
+        make_config(None, {**settings, **moved}),
+        compile=False,
+        decode_workers=0,
+        device="cpu",
+        dtype="float32",
+    )
