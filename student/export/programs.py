@@ -15,7 +15,7 @@ from ...siglip.text_settings import read_text_settings
 _PIPELINE_TOKENS = 64
 
 # Capitals (a final sigma and a dotted I among them), spaces, no word, more words than fit, none.
-_PROBES = ["A Red CAT", "ΟΔΥΣΣΕΥΣ İstanbul", "two  spaces\nand a line", "猫 😀", "Word " * 99, ""]
+PROBES = ["A Red CAT", "ΟΔΥΣΣΕΥΣ İstanbul", "two  spaces\nand a line", "猫 😀", "Word " * 99, ""]
 """Texts whose ids tell whether a tokenizer cleans, cuts and pads as in training."""
 
 
@@ -52,7 +52,7 @@ def try_programs(checkpoint: Checkpoint, folder: Path, *, model_type: ModelType)
             has_pipeline=checkpoint.max_text_tokens == _PIPELINE_TOKENS,
             has_sentence_transformers=True,
         )
-    expected = TextTokenizer(checkpoint)(_PROBES)
+    expected = TextTokenizer(checkpoint)(PROBES)
 
     def is_right(texts: Any) -> bool:
         # An attention mask would change the embedding.
@@ -60,7 +60,7 @@ def try_programs(checkpoint: Checkpoint, folder: Path, *, model_type: ModelType)
 
     processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
     tokenizer: Any = processor.tokenizer  # what AutoTokenizer loads
-    found = tokenizer(_PROBES, padding="max_length", truncation=True)
+    found = tokenizer(PROBES, padding="max_length", truncation=True)
     is_auto = np.array_equal(found["input_ids"], expected)
     if not is_auto:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -68,7 +68,7 @@ def try_programs(checkpoint: Checkpoint, folder: Path, *, model_type: ModelType)
     return TextPrograms(
         tokenizer_class="AutoTokenizer" if is_auto else "PreTrainedTokenizerFast",
         has_pipeline=is_right(_prepare_for_pipeline(folder, tokenizer, processor.image_processor)),
-        has_sentence_transformers=is_right(processor(text=_PROBES, **padding)),
+        has_sentence_transformers=is_right(processor(text=PROBES, **padding)),
     )
 
 
@@ -92,6 +92,6 @@ def _prepare_for_pipeline(folder: Path, tokenizer: Any, image_processor: Any) ->
     )
     prepare: Any = transformers.ZeroShotImageClassificationPipeline.preprocess
     picture = Image.new("RGB", (32, 32))
-    inputs = prepare(pipeline, picture, candidate_labels=_PROBES, hypothesis_template="{}")
+    inputs = prepare(pipeline, picture, candidate_labels=PROBES, hypothesis_template="{}")
     [texts] = inputs["text_inputs"]
     return texts

@@ -14,7 +14,7 @@ from ...formatting import one_line
 from ...siglip import Checkpoint, TextTokenizer
 from ..evaluation.metrics import match_entropy, soft_loss_excess
 from ..evaluation.retrieval import retrieval
-from ..export.tokenizer import PROBES
+from ..export.programs import PROBES
 from .held_out import HeldOut, Outputs
 
 
