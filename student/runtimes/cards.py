@@ -46,10 +46,13 @@ const tokenizer = await AutoTokenizer.from_pretrained(folder);
 const processor = await AutoProcessor.from_pretrained(folder);
 const model = await SiglipModel.from_pretrained(folder, { dtype: 'fp32' });
 
-const images = await processor(await RawImage.read('picture.jpg'));
+// transformers.js resizes without antialiasing; Lanczos is nearest to the filter of training.
+const picture = (await RawImage.read('picture.jpg')).rgb();
+const images = await processor(await picture.resize(WIDTH, HEIGHT, { resample: 'lanczos' }));
 const texts = tokenizer(['This is a photo of a red cat.', 'This is a photo of two dogs.'],
                         { padding: 'max_length', truncation: true });
 const { logits_per_image } = await model({ ...texts, ...images });
+const probabilities = logits_per_image.sigmoid().tolist()[0];  // one a text; they need not add up to 1
 ```
 """
 _JS_DTYPES = {"float32": "fp32", "float16": "fp16", "int8": "q8"}
@@ -71,9 +74,13 @@ def write_runtime_card(
     """
     path = checkpoint.folder / "README.md"
     card = path.read_text("utf-8") if path.is_file() else f"# {checkpoint.name}\n"
-    is_naflex = isinstance(checkpoint.image, NaflexRecipe)
-    onnx = _ONNX.replace("**IMAGE", _NAFLEX_INPUTS if is_naflex else _FIXED_INPUTS)
-    parts = [card, onnx, _JS, _parity(parities)]
+    recipe = checkpoint.image
+    if isinstance(recipe, NaflexRecipe):
+        usage = [_ONNX.replace("**IMAGE", _NAFLEX_INPUTS)]
+    else:
+        (height, width), onnx = recipe.size, _ONNX.replace("**IMAGE", _FIXED_INPUTS)
+        usage = [onnx, _JS.replace("WIDTH", str(width)).replace("HEIGHT", str(height))]
+    parts = [card, *usage, _parity(parities)]
     if left_out:
         parts.append(
             "\n".join(f"- {name} is left out: {reason}" for name, reason in left_out.items())

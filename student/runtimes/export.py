@@ -101,7 +101,7 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
 
     check_onnx_installed()
     checkpoint = resolve_checkpoint(config.model)
-    _check_tokenizer(checkpoint)
+    _check_supported(checkpoint, config.to)
     rows = EvalConfig(
         model=config.model,
         cache=config.check,
@@ -139,7 +139,12 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
     return RuntimesExported(found=facts, lines=_lines(config.out, facts, parities, left_out))
 
 
-def _check_tokenizer(checkpoint: Checkpoint) -> None:
+def _check_supported(checkpoint: Checkpoint, to: tuple[str, ...]) -> None:
+    if "transformers-js" in to and checkpoint.model_type == "siglip2":
+        raise SettingError(
+            f"{checkpoint.given} is a NaFlex checkpoint (model_type siglip2), which transformers.js 4.3 does "
+            "not load; use --to onnx, or a checkpoint of fixed resolution"
+        )
     if read_text_settings(checkpoint.folder).is_siglip1:
         raise SettingError(
             f"{checkpoint.given} is a SigLIP 1 checkpoint, whose tokenizer files leave the cleaning of texts "

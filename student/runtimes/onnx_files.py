@@ -57,7 +57,10 @@ def write_graphs(
 
     scale, bias = (float(value.detach()) for value in (model.logit_scale, model.logit_bias))
     dtype = "float16" if precision == "float16" else "float32"
-    graphs = {"image": image_graph(model, checkpoint, dtype), "text": text_graph(model, dtype)}
+    graphs = {
+        "image": image_graph(model, checkpoint, dtype),
+        "text": text_graph(model, checkpoint, dtype),
+    }
     if precision == "int8":
         inputs = (image_inputs(checkpoint, *batch) for batch in calibration.image_batches())
         graphs["image"] = int8_image_graph(graphs["image"], inputs)

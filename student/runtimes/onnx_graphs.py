@@ -19,7 +19,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.compose import add_prefix_graph
 from torch import Tensor, nn
 
-from ...siglip import Checkpoint, NaflexRecipe, unit_rows
+from ...siglip import Checkpoint, NaflexRecipe, TextTokenizer, unit_rows
 
 OPSET = 20
 """Operator set of the graphs; onnxruntime reads it from 1.17 on, onnxruntime-web too."""
@@ -34,19 +34,24 @@ _LARGEST_FILE = 2_000_000_000
 """Bytes of weights in one file; protobuf ends at 2 GiB. Larger weights get a file of their own."""
 
 
-def text_graph(model: Any, dtype: Literal["float32", "float16"]) -> ModelProto:
+def text_graph(
+    model: Any, checkpoint: Checkpoint, dtype: Literal["float32", "float16"]
+) -> ModelProto:
     """Return the text tower: input_ids (B, L) int64 -> pooler_output and text_embeds, (B, D) float32.
 
-    L is fixed: the tower pools its last position, so a shorter text would get a wrong embedding.
+    L is fixed: the tower pools its last position, so a shorter text would get a wrong embedding. There a
+    text has the padding or eos, and any other id becomes eos: transformers.js cuts off the eos of long texts.
 
     Args:
         model: a SiglipModel or Siglip2Model on the CPU; its text tower is converted to ``dtype``.
+        checkpoint: the one it was loaded from.
         dtype: dtype of weights and activations.
     """
     tower = model.text_model.to(getattr(torch, dtype))
     ids_BL = torch.ones(2, tower.config.max_position_embeddings, dtype=torch.int64)
+    eos, *_, pad = TextTokenizer(checkpoint)([""])[0].tolist()
     names = {"input_ids": {0: "text_batch"}}
-    return _traced(_TextTower(tower), {"input_ids": ids_BL}, names, "text")
+    return _traced(_TextTower(tower, eos, pad), {"input_ids": ids_BL}, names, "text")
 
 
 def image_graph(
@@ -146,12 +151,13 @@ def _prepare(graph: Any, prefix: str) -> None:
 
 
 class _TextTower(nn.Module):
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, tower: nn.Module, eos: int, pad: int) -> None:
         super().__init__()
-        self.tower = tower
+        self.tower, self.eos, self.pad = tower, eos, pad
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        return _outputs(self.tower(input_ids=input_ids))
+        last_B1 = torch.where(input_ids[:, -1:] == self.pad, self.pad, self.eos)
+        return _outputs(self.tower(input_ids=torch.cat([input_ids[:, :-1], last_B1], dim=1)))
 
 
 class _ImageTower(nn.Module):

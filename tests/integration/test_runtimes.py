@@ -12,23 +12,21 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from kit.fakes import config_of, draw_image
+from kit.fakes import draw_image
+from kit.runtimes import STUDENT, build_cache, export_settings
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime import InferenceSession
 
 from siglip2_cache import siglip
-from siglip2_cache.demo.corpus import CorpusConfig, write_corpus
 from siglip2_cache.errors import ExportError, SettingError
-from siglip2_cache.precompute.build import build
 from siglip2_cache.student.evaluation.compare import EvalConfig
 from siglip2_cache.student.runtimes import onnx_files, onnx_graphs
-from siglip2_cache.student.runtimes.export import RuntimesConfig, export_runtimes
+from siglip2_cache.student.runtimes.export import export_runtimes
 from siglip2_cache.student.runtimes.gate import LIMITS, check_parity
 from siglip2_cache.student.runtimes.held_out import HeldOut, Outputs, read_held_out, student_outputs
 from siglip2_cache.student.runtimes.onnx_student import OnnxStudent
 
-STUDENT = Path(__file__).parents[2] / "demo" / "checkpoints" / "teacher"
 TEXTS = ["A Red circle", "ein blaues Dreieck", "two  squares", "Word " * 99, ""]
 PRECISIONS = ("float32", "float16", "int8")
 
@@ -49,27 +47,19 @@ class Exported:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("cache")
-    write_corpus(CorpusConfig(num_images=400, held_out=True), root / "corpus")
-    build(config_of(root / "corpus" / "captions.jsonl", root / "cache", STUDENT))
-    return root / "cache"
+    return build_cache(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
 def exported(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     out = tmp_path_factory.mktemp("exports") / "out"
-    done = export_runtimes(settings(cache, out))
+    done = export_runtimes(export_settings(cache, out))
     checkpoint = siglip.resolve_checkpoint(str(STUDENT))
     model = siglip.load_model(checkpoint, device="cpu", compute_dtype="float32")
     rows = EvalConfig(model=str(STUDENT), cache=cache, decode_workers=0)
     held_out = read_held_out(rows, checkpoint)
     student = student_outputs(model, checkpoint, held_out)
     return Exported(out, cache, done.found, done.lines, checkpoint, model, held_out, student)
-
-
-def settings(cache: Path, out: Path, **more: Any) -> RuntimesConfig:
-    named = {"model": str(STUDENT), "out": out, "to": ("onnx",), "check": cache}
-    return RuntimesConfig(**named | {"decode_workers": 0} | more)
 
 
 def session(exported: Exported, name: str) -> InferenceSession:
@@ -85,15 +75,17 @@ def ids_of(folder: Path, texts: list[str]) -> NDArray[np.int64]:
 
 
 @pytest.mark.parametrize("num_texts", [1, 5])
-def test_a_text_has_the_students_embedding_in_a_batch_of_any_size(
+def test_a_text_has_the_students_embedding_in_any_batch_even_if_its_eos_was_cut_off(
     exported: Exported, num_texts: int
 ) -> None:
     texts = TEXTS[:num_texts]
     ids = torch.from_numpy(siglip.TextTokenizer(exported.checkpoint)(texts))
     with torch.no_grad():
         expected = exported.model.text_model(input_ids=ids).pooler_output.numpy()
+    found = ids_of(exported.out, texts)
+    found[:, -1] = np.where(found[:, -1] == 1, 7, found[:, -1])  # as transformers.js cuts a text
     pooled, unit = session(exported, "text_model.onnx").run(
-        ["pooler_output", "text_embeds"], {"input_ids": ids_of(exported.out, texts)}
+        ["pooler_output", "text_embeds"], {"input_ids": found}
     )
     np.testing.assert_allclose(pooled, expected, atol=1e-4)
     norms = np.linalg.norm(expected, axis=1, keepdims=True)
@@ -237,12 +229,12 @@ def test_a_refused_export_leaves_the_earlier_one_and_nothing_else(
     monkeypatch.setattr(onnx_files, "write_graphs", copied)
     out = tmp_path / "out"
     with pytest.raises(ExportError, match=r"^ONNX in float32 is not kept: error of a logit"):
-        export_runtimes(settings(exported.cache, out))
+        export_runtimes(export_settings(exported.cache, out))
     assert list(tmp_path.iterdir()) == []
     out.mkdir()
     (out / "siglip2_cache.json").write_text("{}")
     with pytest.raises(ExportError):
-        export_runtimes(settings(exported.cache, out))
+        export_runtimes(export_settings(exported.cache, out))
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "siglip2_cache.json"]
 
 
@@ -254,14 +246,16 @@ def test_a_precision_that_misses_is_left_out_with_its_reason_unless_it_was_asked
         change_weights("model_fp16.onnx", "logit_bias", np.zeros_like)(folder)
 
     monkeypatch.setattr(onnx_files, "write_graphs", copied)
-    done = export_runtimes(settings(exported.cache, tmp_path / "out"))
+    done = export_runtimes(export_settings(exported.cache, tmp_path / "out"))
     assert list(done.found["check"]) == ["float32", "int8"]
     [(name, reason)] = done.found["left_out"].items()
     assert name == "float16"
     assert reason.startswith("ONNX in float16 is not kept: error of a logit is")
     assert f"left out float16: {reason}" in done.lines
     with pytest.raises(ExportError, match="ONNX in float16 is not kept"):
-        export_runtimes(settings(exported.cache, tmp_path / "other", precisions=("float16",)))
+        export_runtimes(
+            export_settings(exported.cache, tmp_path / "other", precisions=("float16",))
+        )
 
 
 def test_position_embeddings_of_any_grid_are_those_of_transformers() -> None:
@@ -331,8 +325,16 @@ def test_weights_too_large_for_one_file_lie_in_a_second_one(
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, wrong: Any, message: str) -> None:
     with pytest.raises(SettingError) as error:
-        settings(tmp_path, tmp_path / "out", **wrong)
+        export_settings(tmp_path, tmp_path / "out", **wrong)
     assert str(error.value) == message
+
+
+def test_naflex_is_refused_for_transformers_js(naflex_checkpoint: Path, tmp_path: Path) -> None:
+    wanted = export_settings(
+        tmp_path, tmp_path / "out", model=str(naflex_checkpoint), to=("transformers-js",)
+    )
+    with pytest.raises(SettingError, match=r"transformers.js 4.3 does not load; use --to onnx"):
+        export_runtimes(wanted)
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +343,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
     )
     with pytest.raises(SettingError) as error:
-        export_runtimes(settings(tmp_path, tmp_path / "out"))
+        export_runtimes(export_settings(tmp_path, tmp_path / "out"))
     assert str(error.value) == (
         "an export to ONNX needs the package onnxscript, which is not installed: pip install "
         "'siglip2-cache[onnx]'"
