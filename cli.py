@@ -22,6 +22,7 @@ from .commands.mismatched import mismatched
 from .commands.neighbors import neighbors
 from .commands.options import say
 from .commands.outliers import outliers
+from .commands.student import student
 from .commands.train import train
 from .commands.verify import verify
 from .errors import CacheError
@@ -50,6 +51,7 @@ for _panel, _commands in _COMMANDS.items():
     for _name, _function in _commands.items():
         app.command(_name, cls=Command, rich_help_panel=_panel)(_function)
 app.add_typer(export, name="export", rich_help_panel="Search a cache")
+app.add_typer(student, name="student", rich_help_panel="Train a student")
 
 
 def _print_version(is_asked: bool) -> None:

@@ -1,0 +1,1 @@
+"""A smaller student cut from a checkpoint: vocabulary, layers, width, image and patch size."""

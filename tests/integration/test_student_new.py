@@ -1,0 +1,131 @@
+"""``siglip2-cache student new``: a smaller student as a user makes, loads and trains it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kit.commands import error_line
+from kit.runtimes import STUDENT, build_cache
+from transformers import AutoModel, AutoTokenizer
+
+from siglip2_cache import open_cache, siglip
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_cache(tmp_path_factory.mktemp("cache"), num_images=40)
+
+
+def captions(cache: Path) -> list[str]:
+    return open_cache(cache).texts().collect()["text"].to_list()
+
+
+def made(command: Command, out: Path, *arguments: object) -> dict[str, Any]:
+    status, said, err = command("student", "new", out, *arguments, "--json")
+    assert (status, err) == (0, "")
+    return json.loads(said)
+
+
+def embedded(folder: Path, texts: list[str]) -> torch.Tensor:
+    checkpoint = siglip.resolve_checkpoint(str(folder))
+    model = siglip.load_model(checkpoint, device="cpu", compute_dtype="float32")
+    ids = torch.from_numpy(siglip.TextTokenizer(checkpoint)(texts))
+    return siglip.embed_token_ids(model, ids, compute_dtype="float32")
+
+
+def test_a_cut_vocabulary_leaves_every_text_of_the_cache_as_it_was(
+    command: Command, cache: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    found = made(command, out, "--from", STUDENT, "--vocabulary", cache)
+    assert found["before"]["tokens"] == 206
+    assert found["after"]["tokens"] < 206
+    saved = (206 - found["after"]["tokens"]) * 128
+    assert found["before"]["parameters"] - found["after"]["parameters"] == saved
+    texts = captions(cache)
+    assert torch.equal(embedded(out, texts), embedded(STUDENT, texts))
+    assert embedded(out, ["xylophones", "", "猫" * 99]).isfinite().all()
+    ids = AutoTokenizer.from_pretrained(out)(texts, padding="max_length", truncation=True)
+    checkpoint = siglip.resolve_checkpoint(str(out))
+    assert ids["input_ids"] == siglip.TextTokenizer(checkpoint)(texts).tolist()
+
+
+def test_every_cut_at_once_loads_in_transformers_and_trains(
+    command: Command, cache: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    sizes = ("--vision-layers", "1,3", "--text-layers", "1", "--image-size", 24, "--patch-size", 4)
+    arguments = ("--from", STUDENT, "--vocabulary", cache, *sizes, "--width", 64)
+    status, said, err = command("student", "new", out, *arguments)
+    assert (status, err) == (0, "")
+    lines = said.splitlines()
+    assert lines[0].split() == ["before", "after"]
+    assert lines[-1] == f"wrote {out}"
+    model = AutoModel.from_pretrained(out)
+    assert f"{sum(p.numel() for p in model.parameters()):,}" == lines[1].split()[-1]
+    config = model.config
+    assert (config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers) == (2, 1)
+    assert (config.vision_config.image_size, config.vision_config.patch_size) == (24, 4)
+    assert config.vision_config.hidden_size == config.text_config.projection_size == 64
+    run = tmp_path / "run"
+    training = ("--steps", 2, "--global-batch-size", 8, "--val-share", 0.2, "--decode-workers", 0)
+    status, _, err = command("train", cache, "--student", out, "--out", run, *training)
+    assert status == 0, err
+    trained = siglip.resolve_checkpoint(str(run / "model"))
+    assert trained.vocab_size == config.text_config.vocab_size
+    assert embedded(run / "model", ["A Red circle"]).shape == (1, 64)
+
+
+def test_new_weights_follow_from_the_seed(command: Command, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "again", "other")]
+    for folder, seed in zip(folders, (1, 1, 2), strict=True):
+        made(command, folder, "--from", STUDENT, "--init", "random", "--seed", seed)
+    one, again, other = (folder.joinpath("model.safetensors").read_bytes() for folder in folders)
+    assert one == again != other
+    model = AutoModel.from_pretrained(folders[0])
+    assert (model.logit_scale.exp().item(), model.logit_bias.item()) == pytest.approx((10, -10))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--vision-layers", "5"], "vision layers must be 1 to 4, got 5"),
+        (
+            ["--text-layers", "1,0"],
+            "text layers must be ascending positions from 0 to 1, each once, got 1,0",
+        ),
+        (
+            ["--vision-layers", "half"],
+            "vision layers must be a number such as 6, or positions such as 0,2,5, got 'half'",
+        ),
+        (
+            ["--width", "100"],
+            "width must be a multiple of 32, the width of a head of the text tower, up to 128, got 100",
+        ),
+        (["--image-size", "4"], "image size 4 is smaller than a patch of 8 pixels"),
+        (["--patch-size", "0"], "patch size must be at least 1, got 0"),
+        (["--init", "zeros"], "init must be one of selected, random, got 'zeros'"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_named_and_nothing_is_written(
+    command: Command, tmp_path: Path, wrong: list[str], message: str
+) -> None:
+    out = tmp_path / "out"
+    assert error_line(*command("student", "new", out, "--from", STUDENT, *wrong)) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pixels_of_a_naflex_checkpoint_are_not_changed(
+    command: Command, naflex_checkpoint: Path, tmp_path: Path
+) -> None:
+    wrong = ("--from", naflex_checkpoint, "--image-size", 128)
+    found = error_line(*command("student", "new", tmp_path / "out", *wrong))
+    assert found == (
+        f"{naflex_checkpoint} is a NaFlex checkpoint, which takes images of any size; leave out --image-size "
+        "and --patch-size, and train with --max-num-patches"
+    )
