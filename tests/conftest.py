@@ -22,6 +22,9 @@ _ROOT = Path(__file__).resolve().parents[1]
 # test starts, and must stand before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Where no bytecode is kept, each process that a test starts compiles the package anew: half a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # The same examples in every run, and no clock: a busy machine finds no fault.
 settings.register_profile(
     "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -858,7 +858,7 @@ def test_a_piece_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_member_takes_little_memory(tmp_path: Path) -> None:
-    num_samples = 20_000
+    num_samples = 10_000
     path = put_tar(
         tmp_path / "a.tar",
         {f"{i:09d}.{e}": b"t" for i in range(num_samples) for e in ("jpg", "txt")},
