@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from kit.commands import error_line
 from kit.fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_folder_corpus
 from kit.patience import PATIENCE_S, wait_until
 from kit.processes import Process
+from kit.ranks import train_in_two
 from kit.students import write_student
 from kit.trainings import (
     BATCH,
@@ -455,7 +455,14 @@ def test_two_processes_in_pieces_make_the_model_of_one_in_one_piece(
     shared = {**FINISHED, "corpus_roots": changed}  # so that they have not as many images
     train_of(made.cache, tiny_student, one, **shared)
     given = settings_of(made.cache, tiny_student, two, **shared, micro_batch_size=3)
-    ran = run_two_processes(settings, given)
+    settings.write_text(json.dumps(given, default=str))  # JSON is YAML
+    command = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m"
+    ran = subprocess.run(
+        [*command.split(), "siglip2_cache", "train", "--config", str(settings)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.count("trained    20 of 20 steps in ") == 1  # one of the two talks
     assert ", on cpu and 1 more" in ran.stderr
@@ -473,29 +480,17 @@ def test_two_processes_in_pieces_make_the_model_of_one_in_one_piece(
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=name)
 
 
-def run_two_processes(file: Path, settings: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    file.write_text(json.dumps(settings, default=str))  # JSON is YAML
-    command = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m"
-    return subprocess.run(
-        [*command.split(), "siglip2_cache", "train", "--config", str(file)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 def test_a_process_without_a_usable_image_goes_on_with_the_other(
     made: Made, tiny_student: Path, tmp_path: Path, changed: dict[str, str]
 ) -> None:
     """With one image each a step: where it is skipped, a process has none."""
-    one, two = tmp_path / "one", tmp_path / "two"
+    one, two, settings = tmp_path / "one", tmp_path / "two", tmp_path / "run.yaml"
     shared = {**FINISHED, "corpus_roots": changed, "global_batch_size": 2, "eval_samples": 0}
     train_of(made.cache, tiny_student, one, **shared)
-    ran = run_two_processes(
-        tmp_path / "run.yaml", settings_of(made.cache, tiny_student, two, **shared)
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    given = settings_of(made.cache, tiny_student, two, **shared)
+    settings.write_text(json.dumps(given, default=str))
+    ran = train_in_two("--config", settings)
+    assert [each.returncode for each in ran] == [0, 0], ran
     assert {line["images"] for line in metrics_of(two)} == {1, 2}
     for found, expected in zip(metrics_of(two), metrics_of(one), strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
@@ -507,9 +502,12 @@ def test_a_step_in_which_no_process_has_an_image_ends_the_run(
 ) -> None:
     run, gone = tmp_path / "run", {str(made.corpus): str(tmp_path / "gone")}
     given = settings_of(made.cache, tiny_student, run, corpus_roots=gone, eval_samples=0)
-    ran = run_two_processes(tmp_path / "run.yaml", given)
-    assert ran.returncode == 1
-    [line] = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    settings = tmp_path / "run.yaml"
+    settings.write_text(json.dumps(given, default=str))
+    ran = train_in_two("--config", settings)
+    assert [each.returncode for each in ran] == [1, 1]
+    errors = "".join(each.stderr for each in ran)
+    [line] = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert re.fullmatch(
         r"error: no image of step 1 can be used \(first: 'img\d+', no such file\); if the corpus has "
         r"moved, add --corpus-root OLD=NEW",
@@ -795,28 +793,12 @@ def test_a_folder_in_which_another_process_trains_is_refused(
 def test_of_two_processes_one_says_what_is_refused_and_both_end(
     made: Made, tiny_student: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "siglip2_cache", "train", made.cache, "--device", "cpu"]
-    processes = [
-        Process(
-            [*command, "--student", tiny_student, "--out", made.cache],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **both, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    options = ["--student", tiny_student, "--out", made.cache, "--device", "cpu"]
+    ran = train_in_two(made.cache, *options)
     refusal = f"error: {made.cache} holds cache.json and no config.yaml, so it is no run; name a "
-    assert [process.returncode for process in processes] == [1, 1]
-    assert said[0].startswith(refusal)
-    assert (said[0].count("\n"), said[1]) == (1, "")
+    assert [each.returncode for each in ran] == [1, 1]
+    assert ran[0].stderr.startswith(refusal)
+    assert (ran[0].stderr.count("\n"), ran[1].stderr) == (1, "")
 
 
 def test_a_term_signal_saves_and_says_how_to_go_on(

@@ -25,7 +25,16 @@ _PR_SET_CHILD_SUBREAPER = 36
 _OPTIONS = {"cwd", "env", "stdin", "stdout", "stderr", "start_new_session"}
 """Those of Popen that the server knows."""
 
-_READ_LATE = ("PYTEST_", "AWS_", "SIGLIP2_CACHE_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_")
+_READ_LATE = (
+    "AWS_",
+    "LOCAL_RANK",
+    "MASTER_",
+    "PYTEST_",
+    "RANK",
+    "SIGLIP2_CACHE_",
+    "TORCHELASTIC_",
+    "WORLD_SIZE",
+)
 """Beginnings of the variables that no library reads as it is imported."""
 
 
