@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from kit import processes
 from safetensors.torch import load_file, save_file
 
 from siglip2_cache import siglip
@@ -622,7 +623,8 @@ def test_weights_of_a_wrapped_model_are_refused_with_the_command_that_mends_them
     with pytest.raises(CheckpointError, match=rf"names its weights {prefix}\*; run there: ") as e:
         resolve_checkpoint(str(folder))
     code = str(e.value).partition('python -c "')[2].removesuffix('"')
-    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    mended = processes.run([sys.executable, "-c", code], cwd=folder)
+    assert mended.returncode == 0, mended.stderr
     assert load_file(file).keys() == whole.keys()
     assert logit_scale_and_bias(resolve_checkpoint(str(folder))) == pytest.approx((4.75, -16.8))
 
