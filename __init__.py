@@ -7,13 +7,59 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import CacheError as CacheError
+    from .precompute.build import build as build
+    from .precompute.config import BuildConfig as BuildConfig
+    from .precompute.planning.config import PlanConfig as PlanConfig
     from .store.cache import Cache as Cache
     from .store.cache import open_cache as open_cache
+    from .student.config import TrainConfig as TrainConfig
+    from .student.evaluation.compare import EvalConfig as EvalConfig
+    from .student.evaluation.compare import evaluate_model as evaluate
+    from .student.losses.objective import LossInputs as LossInputs
+    from .student.losses.objective import TermValue as TermValue
+    from .student.terms import LossTerm as LossTerm
+    from .student.terms import register_term as register_term
+    from .student.training.loggers import Callbacks as Callbacks
+    from .student.training.trainer import train as train
 
 __version__ = "0.1.0"
-__all__ = ["Cache", "CacheError", "__version__", "open_cache"]
+__all__ = [
+    "BuildConfig",
+    "Cache",
+    "CacheError",
+    "Callbacks",
+    "EvalConfig",
+    "LossInputs",
+    "LossTerm",
+    "PlanConfig",
+    "TermValue",
+    "TrainConfig",
+    "__version__",
+    "build",
+    "evaluate",
+    "open_cache",
+    "register_term",
+    "train",
+]
 
-_HOMES = {"Cache": ".store.cache", "CacheError": ".errors", "open_cache": ".store.cache"}
+_HOMES = {
+    "BuildConfig": ".precompute.config",
+    "Cache": ".store.cache",
+    "CacheError": ".errors",
+    "Callbacks": ".student.training.loggers",
+    "EvalConfig": ".student.evaluation.compare",
+    "LossInputs": ".student.losses.objective",
+    "LossTerm": ".student.terms",
+    "PlanConfig": ".precompute.planning.config",
+    "TermValue": ".student.losses.objective",
+    "TrainConfig": ".student.config",
+    "build": ".precompute.build",
+    "evaluate": ".student.evaluation.compare:evaluate_model",
+    "open_cache": ".store.cache",
+    "register_term": ".student.terms",
+    "train": ".student.training.trainer",
+}
+"""Module of each public name, and its name there if that is another one."""
 
 
 def __getattr__(name: str) -> Any:
@@ -21,7 +67,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name], __name__), name)
+    module, _, own = _HOMES[name].partition(":")
+    return getattr(import_module(module, __name__), own or name)
 
 
 def __dir__() -> list[str]:

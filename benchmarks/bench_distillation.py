@@ -232,9 +232,11 @@ def run_job(job: Job) -> dict[str, float]:
 
 def recall(model: str, cache: Path) -> float:
     """Return the mean of both ways' R@1 of a model on all images of a cache."""
-    from siglip2_cache.student.evaluation.compare import EvalConfig, compare
+    from siglip2_cache.student.evaluation.compare import EvalConfig, evaluate_model
 
-    found = compare(EvalConfig(model=model, cache=cache, split="all", decode_workers=0)).found
+    found = evaluate_model(
+        EvalConfig(model=model, cache=cache, split="all", decode_workers=0)
+    ).found
     return mean_recall(found["columns"]["model"])
 
 
@@ -245,10 +247,12 @@ def mean_recall(column: Mapping[str, Any]) -> float:
 
 def baseline(args: argparse.Namespace, held_out: Path) -> tuple[float, float]:
     """Return the recall of the teacher and of the student's start."""
-    from siglip2_cache.student.evaluation.compare import EvalConfig, compare
+    from siglip2_cache.student.evaluation.compare import EvalConfig, evaluate_model
 
     start = str(args.checkpoints / "student")
-    found = compare(EvalConfig(model=start, cache=held_out, split="all", decode_workers=0)).found
+    found = evaluate_model(
+        EvalConfig(model=start, cache=held_out, split="all", decode_workers=0)
+    ).found
     return mean_recall(found["columns"]["teacher"]), mean_recall(found["columns"]["model"])
 
 

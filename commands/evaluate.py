@@ -70,7 +70,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Compare a model with the teacher: retrieval, zero-shot, agreement, calibration."""
-    from ..student.evaluation.compare import EvalConfig, compare
+    from ..student.evaluation.compare import EvalConfig, evaluate_model
 
     config = EvalConfig(
         model=model,
@@ -88,5 +88,5 @@ def evaluate(
         corpus_roots=parse_roots(corpus_root),
         allow_partial=allow_partial,
     )
-    comparison = compare(config)
+    comparison = evaluate_model(config)
     print_found(comparison.found, comparison.lines, as_json)

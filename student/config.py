@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 from ..errors import SettingError
 from ..formatting import nearest_name
 from .setting import Setting
+from .terms import loss_terms
 
 if TYPE_CHECKING:
     from ..store.io.location import Location
@@ -20,7 +21,6 @@ else:
 Projection = Literal["auto", "learned", "pca", "none"]
 CheckPixels = Literal["always", "first-epoch", "never"]
 BankLabels = Literal["soft", "hard"]
-Term = Literal["soft", "cosine", "contrastive", "bank"]
 ScheduleKind = Literal["cosine", "wsd"]
 ExportChoice = Literal["last", "best", "ema"]
 BestMetric = Literal[
@@ -33,8 +33,6 @@ BestMetric = Literal[
     "image_correlation",
     "soft_loss_excess",
 ]
-
-TERMS: tuple[Term, ...] = get_args(Term)
 
 TEACHER = "Teacher"
 STUDENT = "Student"
@@ -151,15 +149,16 @@ class TrainConfig:
     ] = None
 
     weights: Annotated[
-        Mapping[Term, float],
+        Mapping[str, float],
         Setting(
-            "Weight of a loss term: soft (1), cosine (a third of the teacher's scale), contrastive "
-            "(0.1) or bank (0). Repeatable.",
+            "Weight of a loss term: "
+            + ", ".join(f"{name} ({term.default_words})" for name, term in loss_terms().items())
+            + ". Repeatable.",
             LOSS,
             metavar="TERM=WEIGHT",
             flag="--weight",
         ),
-    ] = field(default_factory=dict[Term, float])
+    ] = field(default_factory=dict[str, float])
     bank_size: Annotated[
         int, Setting("Cached teacher texts drawn in each step for the bank term.", LOSS, least=0)
     ] = 4096
@@ -409,6 +408,7 @@ class TrainConfig:
     ] = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "out", Path(self.out))  # callers from Python may give a text
         for name, (hint, setting) in SETTINGS.items():
             value = getattr(self, name)
             if isinstance(value, int | float):
@@ -419,8 +419,9 @@ class TrainConfig:
         if self.teacher_bias is not None and not math.isfinite(self.teacher_bias):
             raise SettingError(f"teacher_bias must be a finite number, got {self.teacher_bias}")
         for term, weight in self.weights.items():
-            if term not in TERMS:
-                raise SettingError(f"weights has no term {term!r}{nearest_name(term, TERMS)}")
+            if term not in loss_terms():
+                known = list(loss_terms())
+                raise SettingError(f"weights has no term {term!r}{nearest_name(term, known)}")
             if not (math.isfinite(weight) and weight >= 0):
                 raise SettingError(f"weights.{term} must be at least 0, got {weight}")
         if self.steps is not None and self.epochs is not None:

@@ -97,7 +97,7 @@ class Comparison:
     """The main numbers, as lines for people."""
 
 
-def compare(config: EvalConfig) -> Comparison:
+def evaluate_model(config: EvalConfig) -> Comparison:
     """Evaluate a model beside the teacher of a cache.
 
     Raises:

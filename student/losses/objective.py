@@ -14,10 +14,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...siglip import unit_rows
-from ..config import BankLabels, Term
+from ..config import BankLabels
+from ..terms import loss_terms
 from .pair_labels import AlikeTexts, HardLabels, MarkedPairs, SoftLabels
-from .pairwise_bce import check_pair, compute_dtype, pairwise_sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +104,7 @@ class TermValue:
 class Objective:
     """The terms, their weights and settings."""
 
-    weights: Mapping[Term, float]
+    weights: Mapping[str, float]
     teacher_scale: float
     """Exponentiated."""
 
@@ -114,90 +113,20 @@ class Objective:
     bank_threshold: float = 0.95
 
     @property
-    def terms(self) -> list[Term]:
-        """Terms with a weight above 0, in a fixed order."""
-        order: tuple[Term, ...] = ("soft", "cosine", "contrastive", "bank")
-        return [term for term in order if self.weights[term] > 0]
+    def terms(self) -> list[str]:
+        """Terms with a weight above 0, in the order of registration."""
+        return [name for name in loss_terms() if self.weights.get(name, 0) > 0]
 
-    def values(self, rows: LossInputs) -> dict[Term, TermValue]:
+    def values(self, inputs: LossInputs) -> dict[str, TermValue]:
         """Return this process's share of each term."""
-        compute = {
-            "soft": self._soft,
-            "cosine": self._cosine,
-            "contrastive": self._contrastive,
-            "bank": self._bank,
-        }
-        return {term: compute[term](rows) for term in self.terms}
+        terms = loss_terms()
+        return {name: terms[name].function()(inputs, self) for name in self.terms}
 
-    def _soft(self, rows: LossInputs) -> TermValue:
-        labels = self._soft_labels(rows, rows.texts)
-        sums = pairwise_sum(
-            rows.image_ND, rows.texts.text, labels, scale=rows.scale, bias=rows.bias
-        )
-        N = max(1, rows.counts.num_images)
-        return TermValue(sums.loss_sum / N, sums.entropy_sum / N)
-
-    def _contrastive(self, rows: LossInputs) -> TermValue:
-        labels = rows.texts.hard_labels(len(rows.image_ND))
-        sums = pairwise_sum(
-            rows.image_ND, rows.texts.text, labels, scale=rows.scale, bias=rows.bias
-        )
-        return TermValue(sums.loss_sum / max(1, rows.counts.num_captioned))
-
-    def _cosine(self, rows: LossInputs) -> TermValue:
-        images = cosine_distillation_sum(rows.mapped_image_NE, rows.target_image_NE)
-        images = images / max(1, rows.counts.num_images)
-        if rows.mapped_text_E is None or rows.target_text_E is None:
-            return TermValue(images)
-        texts = cosine_distillation_sum(rows.mapped_text_E, rows.target_text_E)
-        return TermValue((images + texts / max(1, rows.counts.num_texts)) / 2)
-
-    def _bank(self, rows: LossInputs) -> TermValue:
-        assert rows.bank and rows.bank_scale is not None and rows.bank_bias is not None
-        if self.bank_labels == "soft":
-            labels, count = self._soft_labels(rows, rows.bank), rows.counts.num_images
-        else:
-            alike = AlikeTexts(rows.bank.teacher_text_ME, self.bank_threshold)
-            labels = rows.bank.hard_labels(len(rows.image_ND), alike)
-            count = rows.counts.num_bank_captioned
-        sums = pairwise_sum(
-            rows.mapped_image_NE,
-            rows.bank.text,
-            labels,
-            scale=rows.bank_scale,
-            bias=rows.bank_bias,
-        )
-        floor = sums.entropy_sum / max(1, count) if self.bank_labels == "soft" else None
-        return TermValue(sums.loss_sum / max(1, count), floor)
-
-    def _soft_labels(self, rows: LossInputs, columns: TextColumns) -> SoftLabels:
+    def soft_labels(self, inputs: LossInputs, columns: TextColumns) -> SoftLabels:
+        """Return the teacher's probabilities of this process's images and some texts as labels."""
         return SoftLabels(
-            teacher_image_NE=rows.teacher_image_NE,
+            teacher_image_NE=inputs.teacher_image_NE,
             teacher_text_ME=columns.teacher_text_ME,
             scale=self.teacher_scale,
             bias=self.teacher_bias,
         )
-
-
-def cosine_distillation_sum(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
-    """Return the sum of 1 - cos over the rows, which turns each student row towards the teacher's.
-
-    Args:
-        student_BD: any float dtype, mapped to the teacher's width; normalised here.
-        teacher_BD: any float dtype, normalised here; no gradient.
-
-    Returns:
-        Scalar float32, or float64 if an input is.
-
-    Raises:
-        ValueError: the shapes differ, or an input is not floating point.
-    """
-    check_pair("student", student_BD, "teacher", teacher_BD)
-    if len(student_BD) != len(teacher_BD):
-        raise ValueError(
-            f"student and teacher must have one shape, "
-            f"got {tuple(student_BD.shape)} and {tuple(teacher_BD.shape)}"
-        )
-    dtype = compute_dtype(student_BD, teacher_BD)
-    cosine_B = (unit_rows(student_BD.to(dtype)) * unit_rows(teacher_BD.detach().to(dtype))).sum(-1)
-    return (1 - cosine_B).sum()

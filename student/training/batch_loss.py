@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Term
 from ..data.batch import Batch
 from ..distributed import Ranks
 from ..losses.objective import Counts, LossInputs, Objective, TextColumns
@@ -25,13 +24,13 @@ class StepLoss:
     """The loss of a batch over all processes, by term."""
 
     total: float
-    values: Mapping[Term, float]
+    values: Mapping[str, float]
     """Each term, without its weight."""
 
-    floors: Mapping[Term, float]
+    floors: Mapping[str, float]
     """Lowest possible value of each term whose targets are probabilities: the teacher's entropy."""
 
-    gradient_norms: Mapping[Term, float]
+    gradient_norms: Mapping[str, float]
     """Norm of each weighted term's gradient by the unit rows of all images."""
 
     counts: Counts
@@ -186,7 +185,7 @@ class BatchLoss:
         )
 
     def _summed(
-        self, values: Mapping[Term, Any], squares: Sequence[Tensor], counts: Counts
+        self, values: Mapping[str, Any], squares: Sequence[Tensor], counts: Counts
     ) -> StepLoss:
         zero = self._distiller.scale_and_bias[0].new_zeros(())
         parts = [each.value.detach() for each in values.values()]

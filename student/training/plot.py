@@ -1,4 +1,4 @@
-"""The plot of the loss terms over the steps."""
+"""The plot of a training: the loss terms, their shares of the gradient, the evaluations, over the steps."""
 
 import io
 from collections.abc import Sequence
@@ -6,42 +6,99 @@ from typing import Any
 
 import numpy as np
 
-from ..config import TERMS
+from ..terms import loss_terms
 
 _SMOOTHED = 100
 """Least number of points of the smoothed line."""
 
+_EVALUATED = {
+    "mean_r1": "R@1, mean of both ways",
+    "zero_shot_top1": "zero-shot, top 1",
+    "image_cosine": "cosine to the teacher, images",
+    "soft_loss_excess": "soft loss - entropy",
+}
+"""Title of each metric of the evaluations that has a panel."""
 
-def loss_plot(metrics: Sequence[dict[str, Any]], *, title: str) -> bytes:
-    """Return a PNG with a panel for each term: its value, a moving mean, the lowest possible value."""
+Metrics = Sequence[dict[str, Any]]
+
+
+def loss_plot(metrics: Metrics, *, title: str) -> bytes:
+    """Return a PNG of a run.
+
+    The first row has a panel for each term: its value, a moving mean, the lowest possible value. The second
+    has the share of each term in the gradient by the images' embeddings, and the evaluations of the model
+    and of its moving average, where there are any.
+
+    Args:
+        metrics: lines of metrics.jsonl.
+        title: of the figure.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    metrics = [line for line in metrics if "nonfinite_keys" not in line]
-    terms = [term for term in TERMS if any(term in line for line in metrics)]
-    steps = np.array([line["step"] for line in metrics])
-    figure = Figure(figsize=(4.2 * max(1, len(terms)), 3.4), dpi=120, layout="constrained")
+    evaluated = [name for name in _EVALUATED if any(f"eval_{name}" in line for line in metrics)]
+    finite = [line for line in metrics if "nonfinite_keys" not in line]
+    terms = [term for term in loss_terms() if any(term in line for line in finite)]
+    num_panels = max(1, len(terms), 1 + len(evaluated))
+    figure = Figure(figsize=(4.2 * num_panels, 6.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
-    for axes, term in zip(
-        figure.subplots(1, max(1, len(terms)), squeeze=False)[0], terms, strict=True
-    ):
-        values = np.array([line[term] for line in metrics], float)
-        axes.plot(steps, values, color="#9bbbd8", linewidth=0.8, label="each step")
-        width = max(1, len(steps) // _SMOOTHED)
-        axes.plot(*smoothed(steps, values, width), color="#1f5a91", linewidth=1.8, label="mean")
-        floors = np.array([line.get(f"{term}_floor", np.nan) for line in metrics], float)
-        if np.isfinite(floors).any():
-            floor = smoothed(steps, floors, width)
-            axes.plot(*floor, color="#c4622d", linewidth=1.2, label="teacher's entropy")
-        axes.set_title(term, fontsize=10)
+    rows = figure.subplots(2, num_panels, squeeze=False)
+    for axes, term in zip(rows[0], terms, strict=False):
+        _plot_term(axes, finite, term)
+    _plot_shares(rows[1, 0], finite, terms)
+    for axes, name in zip(rows[1, 1:], evaluated, strict=False):
+        _plot_evaluations(axes, metrics, name)
+    for axes in rows.flat:
+        axes.set_visible(axes.has_data())
         axes.set_xlabel("step", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=7, frameon=False)
+        if axes.has_data():
+            axes.legend(fontsize=7, frameon=False)
     data = io.BytesIO()
     figure.savefig(data, format="png", metadata={"Software": None})
     return data.getvalue()
+
+
+def _plot_term(axes: Any, metrics: Metrics, term: str) -> None:
+    steps, values = _column(metrics, "step"), _column(metrics, term)
+    axes.plot(steps, values, color="#9bbbd8", linewidth=0.8, label="each step")
+    width = max(1, len(steps) // _SMOOTHED)
+    axes.plot(*smoothed(steps, values, width), color="#1f5a91", linewidth=1.8, label="mean")
+    floors = _column(metrics, f"{term}_floor")
+    if np.isfinite(floors).any():
+        floor = smoothed(steps, floors, width)
+        axes.plot(*floor, color="#c4622d", linewidth=1.2, label="teacher's entropy")
+    axes.set_title(term, fontsize=10)
+
+
+def _plot_shares(axes: Any, metrics: Metrics, terms: Sequence[str]) -> None:
+    """Plot the norm of each weighted term's gradient as a share of the sum of these norms."""
+    steps = _column(metrics, "step")
+    norms = {term: _column(metrics, f"{term}_gradient_norm") for term in terms}
+    total = np.sum(list(norms.values()), axis=0) if norms else np.array([])
+    width = max(1, len(steps) // _SMOOTHED)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for term, norm in norms.items():
+            axes.plot(*smoothed(steps, norm / total, width), linewidth=1.4, label=term)
+    axes.set_ylim(0, 1)
+    axes.set_title("share of the gradient", fontsize=10)
+
+
+def _plot_evaluations(axes: Any, metrics: Metrics, name: str) -> None:
+    for prefix, label in (("eval_", "model"), ("ema_eval_", "moving average")):
+        found = [line for line in metrics if line.get(f"{prefix}{name}") is not None]
+        if found:
+            values = _column(found, f"{prefix}{name}")
+            axes.plot(_column(found, "step"), values, marker="o", markersize=3, label=label)
+    axes.set_title(_EVALUATED[name], fontsize=10)
+
+
+def _column(metrics: Metrics, name: str) -> Any:
+    """Return one metric of each line, float64; NaN where a line has none."""
+    found = [line.get(name) for line in metrics]
+    return np.array([np.nan if value is None else value for value in found], float)
 
 
 def smoothed(steps: Any, values: Any, width: int) -> tuple[Any, Any]:

@@ -20,12 +20,13 @@ from ...siglip import (
 from ...store.cache import Cache, open_cache
 from ...store.format.teacher_record import TeacherRecord
 from ...store.io.download_cache import copies_of
-from ..config import Term, TrainConfig
+from ..config import TrainConfig
 from ..data.corpus import Corpus
 from ..data.read_corpus import read_corpus
 from ..data.split import SplitPolicy, split_policy
 from ..export.metadata import identity_sha256
 from ..launch import Launch
+from ..terms import active_terms, loss_terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Resolved:
     device: str
     compute_dtype: str
     projection: Literal["learned", "pca", "none"]
-    weights: Mapping[Term, float]
+    weights: Mapping[str, float]
     teacher_scale: float
     """Exponentiated."""
 
@@ -68,8 +69,8 @@ class Resolved:
 
     @property
     def has_bank(self) -> bool:
-        """Whether there is a bank term."""
-        return self.weights["bank"] > 0
+        """Whether a term needs the bank of teacher texts."""
+        return any(term.needs_bank for term in active_terms(self.weights))
 
     def fingerprint(self) -> dict[str, Any]:
         """Return hashes and counts of cache, teacher and student; a run resumes only with the same."""
@@ -186,14 +187,9 @@ def device_of(config: TrainConfig, launch: Launch) -> str:
     return f"cuda:{launch.local_rank}"
 
 
-def _weights(config: TrainConfig, scale: float) -> dict[Term, float]:
-    defaults: dict[Term, float] = {
-        "soft": 1.0,
-        "cosine": scale / 3,
-        "contrastive": 0.1,
-        "bank": 0.0,
-    }
-    weights: dict[Term, float] = {**defaults, **config.weights}
+def _weights(config: TrainConfig, scale: float) -> dict[str, float]:
+    defaults = {name: term.default_weight(scale) for name, term in loss_terms().items()}
+    weights = {**defaults, **config.weights}
     if not any(weights.values()):
         raise SettingError("all weights are 0; give one term a weight above 0")
     return weights
@@ -203,11 +199,11 @@ def _projection(
     config: TrainConfig,
     checkpoint: Checkpoint,
     teacher: TeacherRecord,
-    weights: Mapping[Term, float],
+    weights: Mapping[str, float],
 ) -> Literal["learned", "pca", "none"]:
     """Return the map between the widths."""
     is_equal = checkpoint.embed_dim == teacher.embed_dim
-    needs_one = weights["cosine"] > 0 or weights["bank"] > 0 or config.towers == "image"
+    needs_one = config.towers == "image" or any(term.needs_map for term in active_terms(weights))
     widths = f"the student's {checkpoint.embed_dim}, the teacher's {teacher.embed_dim}"
     if config.projection == "none" and needs_one and not is_equal:
         raise SettingError(
@@ -230,15 +226,15 @@ def _steps(config: TrainConfig, train: Corpus) -> int:
     )
 
 
-def _refuse_no_data(config: TrainConfig, weights: Mapping[Term, float], train: Corpus) -> None:
+def _refuse_no_data(config: TrainConfig, weights: Mapping[str, float], train: Corpus) -> None:
     """Refuse a training in which no term has any data.
 
     Raises:
-        SettingError: there are no captions, and the cosine term has weight 0.
+        SettingError: there are no captions, and every term with a weight needs them.
     """
     if train.num_captioned:
         return
-    if weights["cosine"] == 0:
+    if all(term.needs_captions for term in active_terms(weights)):
         raise SettingError(
             f"{config.cache} has no caption in its train split, so only the cosine term has data, and its "
             "weight is 0; use --weight cosine=1"

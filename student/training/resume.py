@@ -154,10 +154,14 @@ def find_changes(
         if name in _MAY_CHANGE:
             changes[name] = was, now
             continue
-        if isinstance(was, Mapping) and isinstance(now, Mapping):  # weights: the first that differs
-            terms = cast("list[str]", [term for term in now if was.get(term) != now[term]])
-            if terms:
-                name, was, now = f"{name}.{terms[0]}", was.get(terms[0]), now[terms[0]]
+        if isinstance(was, Mapping) and isinstance(now, Mapping):  # weights; a new term has 0
+            before, after = cast("dict[str, float]", was), cast("dict[str, float]", now)
+            names = [
+                term for term in {**before, **after} if before.get(term, 0) != after.get(term, 0)
+            ]
+            if not names:
+                continue
+            name, was, now = f"{name}.{names[0]}", before.get(names[0], 0), after.get(names[0], 0)
         raise SettingError(
             f"{run} was started with {name} {was!r}, now it is {now!r}; resume with the old value, or "
             "start another run with another --out"

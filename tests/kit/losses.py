@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from siglip2_cache.student.losses.objective import cosine_distillation_sum
+from siglip2_cache.student.losses.cosine import cosine_distillation_sum
 from siglip2_cache.student.losses.pair_labels import (
     AlikeTexts,
     HardLabels,

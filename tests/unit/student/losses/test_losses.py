@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SiglipConfig, SiglipModel
 
-from siglip2_cache.student.losses.objective import cosine_distillation_sum
+from siglip2_cache.student.losses.cosine import cosine_distillation_sum
 from siglip2_cache.student.losses.pair_labels import HardLabels, SoftLabels
 from siglip2_cache.student.losses.pairwise_bce import CHUNK_NUM_BYTES, chunk_rows, pairwise_sum
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from siglip2_cache.student.config import BankLabels, Term
+from siglip2_cache.student.config import BankLabels
 from siglip2_cache.student.losses.objective import Counts, LossInputs, Objective, TextColumns
 
 N, M, K, D, E = 4, 3, 5, 6, 4
@@ -65,9 +65,9 @@ def rows_of(**changed: Any) -> LossInputs:
 
 
 def objective_of(
-    *terms: Term, bank_labels: BankLabels = "soft", bank_threshold: float = 1.0
+    *terms: str, bank_labels: BankLabels = "soft", bank_threshold: float = 1.0
 ) -> Objective:
-    weights: Mapping[Term, float] = {
+    weights: Mapping[str, float] = {
         term: float(term in terms) for term in ("soft", "cosine", "contrastive", "bank")
     }
     return Objective(
@@ -79,7 +79,7 @@ def objective_of(
     )
 
 
-def value_of(term: Term, rows: LossInputs | None = None, **settings: Any) -> float:
+def value_of(term: str, rows: LossInputs | None = None, **settings: Any) -> float:
     found = objective_of(term, **settings).values(rows or rows_of())
     assert list(found) == [term]
     return float(found[term].value)

@@ -1,0 +1,29 @@
+"""The teacher-text bank: images against cached texts that need no forward pass (docs/objectives.md)."""
+
+from .objective import LossInputs, Objective, TermValue
+from .pair_labels import AlikeTexts
+from .pairwise_bce import pairwise_sum
+
+
+def teacher_text_bank(inputs: LossInputs, objective: Objective) -> TermValue:
+    """Return the binary cross-entropy of images and bank texts, with soft or hard labels.
+
+    It is divided by all images, with hard labels by those whose caption is in the bank.
+    """
+    bank, is_soft = inputs.bank, objective.bank_labels == "soft"
+    assert bank and inputs.bank_scale is not None and inputs.bank_bias is not None
+    if is_soft:
+        labels, count = objective.soft_labels(inputs, bank), inputs.counts.num_images
+    else:
+        alike = AlikeTexts(bank.teacher_text_ME, objective.bank_threshold)
+        labels = bank.hard_labels(len(inputs.image_ND), alike)
+        count = inputs.counts.num_bank_captioned
+    sums = pairwise_sum(
+        inputs.mapped_image_NE,
+        bank.text,
+        labels,
+        scale=inputs.bank_scale,
+        bias=inputs.bank_bias,
+    )
+    floor = sums.entropy_sum / max(1, count) if is_soft else None
+    return TermValue(sums.loss_sum / max(1, count), floor)
