@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .student.terms import register_term as register_term
     from .student.training.loggers import Callbacks as Callbacks
     from .student.training.trainer import train as train
+    from .version import __version__ as __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "BuildConfig",
     "Cache",
@@ -53,6 +53,7 @@ _HOMES = {
     "PlanConfig": ".precompute.planning.config",
     "TermValue": ".student.losses.objective",
     "TrainConfig": ".student.config",
+    "__version__": ".version",
     "build": ".precompute.build",
     "evaluate": ".student.evaluation.compare:evaluate_model",
     "open_cache": ".store.cache",

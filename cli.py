@@ -56,7 +56,7 @@ app.add_typer(student, name="student", rich_help_panel="Train a student")
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        from . import __version__
+        from .version import __version__
 
         typer.echo(f"siglip2-cache {__version__}")
         raise typer.Exit

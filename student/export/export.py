@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ... import __version__
 from ...errors import CheckpointError
 from ...siglip import Checkpoint
 from ...siglip.config import ModelType, read_towers
 from ...siglip.files import weight_files
+from ...version import __version__
 from .atomic_folder import MARK, replaced_atomically
 from .image_processor import processor_class_to_name, write_image_processor
 from .model_card import ModelCard, render_card

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ... import __version__
 from ...cores import decoders_for, num_cores
 from ...errors import SettingError
 from ...siglip import (
@@ -20,6 +19,7 @@ from ...siglip import (
     weight_files,
 )
 from ...store.io.location import Location
+from ...version import __version__
 from ..evaluation.compare import EvalConfig
 from ..export.atomic_folder import MARK, replaced_atomically
 from ..export.export import write_settings

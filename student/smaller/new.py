@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ... import __version__
 from ...errors import ExportError, SettingError
 from ...siglip import (
     SquashRecipe,
@@ -24,6 +23,7 @@ from ...siglip import (
 from ...siglip.files import read_json
 from ...store.cache import open_cache
 from ...store.io.location import Location
+from ...version import __version__
 from ..export.atomic_folder import MARK, replaced_atomically
 from ..export.image_processor import processor_class_to_name, write_image_processor
 from ..export.tokenizer import write_tokenizer

@@ -157,7 +157,7 @@ def _card(resolved: Resolved, run: RunFiles, weights: Weights, *, is_evaluated: 
     import torch
     import transformers
 
-    from ... import __version__
+    from ...version import __version__
 
     config, cache = resolved.config, resolved.cache
     return ModelCard(
