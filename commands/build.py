@@ -10,6 +10,7 @@ from ..errors import SettingError
 from .options import (
     CORPUS,
     HARDWARE,
+    OUTPUT,
     TEACHER,
     CorpusRoot,
     DecodeWorkers,
@@ -167,6 +168,22 @@ def build(
             default="as the cache, else exact",
         ),
     ] = None,
+    keep_pixels: Annotated[
+        int | None,
+        option(
+            "PIXELS",
+            "Also keep each image, at most so many pixels on the short side, as a JPEG beside the "
+            "targets, so that train needs no corpus.",
+            OUTPUT,
+            default="as the cache, else none",
+        ),
+    ] = None,
+    keep_quality: Annotated[
+        int | None,
+        option(
+            "QUALITY", "Quality of these JPEGs, 50 to 100.", OUTPUT, default="as the cache, else 90"
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     decode_workers: DecodeWorkers = None,
@@ -296,6 +313,8 @@ def build(
         max_num_patches=max_num_patches,
         batch_size=_parse_batch_size(batch_size),
         decode=cast("Decode | None", decode),  # the config refuses other words
+        keep_pixels=keep_pixels,
+        keep_quality=keep_quality,
         decode_workers=decode_workers,
         engine=cast(Literal["local", "ray"], engine),  # the config refuses other words
         address=address,

@@ -8,6 +8,7 @@ from ..errors import SettingError
 from .options import (
     CORPUS,
     HARDWARE,
+    OUTPUT,
     TEACHER,
     AsJson,
     MaxNumPatches,
@@ -55,6 +56,15 @@ def estimate(
     max_num_patches: MaxNumPatches = None,
     shard_rows: Annotated[
         int | None, option("N", "Rows in one unit.", TEACHER, default="16384 / VIEWS")
+    ] = None,
+    keep_pixels: Annotated[
+        int | None,
+        option(
+            "PIXELS",
+            "Also keep each image, at most so many pixels on the short side.",
+            OUTPUT,
+            default="none are kept",
+        ),
     ] = None,
     images_per_s: Annotated[
         float | None,
@@ -108,6 +118,7 @@ def estimate(
             gpu=gpu,
             peak_tflops=peak_tflops,
             mfu=mfu,
+            keep_pixels=keep_pixels,
             images_per_s=images_per_s,
             texts_per_s=texts_per_s,
             image_bytes=None if image_bytes is None else parse_count("image bytes", image_bytes),

@@ -24,6 +24,7 @@ from ..errors import BuildError
 from . import decode_worker
 from .decode_worker import Descriptor, SharedPixels, work
 from .image import DecodedBatch, DecodedImage, ImageRef, PixelFormat
+from .kept import KeptFormat
 from .main_module import hide_main_module
 from .prefetch_remote import strip_location
 
@@ -60,7 +61,7 @@ class _Worker:
         self,
         context: multiprocessing.context.BaseContext,
         shared: SharedPixels,
-        form: PixelFormat,
+        form: PixelFormat | KeptFormat,
         timeout_s: float,
         number: int,
     ) -> None:
@@ -92,7 +93,11 @@ class DecodePool:
     """Worker processes, and the thread that distributes images and enforces time limits."""
 
     def __init__(
-        self, shared: SharedPixels, form: PixelFormat, num_workers: int, timeout_s: float
+        self,
+        shared: SharedPixels,
+        form: PixelFormat | KeptFormat,
+        num_workers: int,
+        timeout_s: float,
     ) -> None:
         method = (
             "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"

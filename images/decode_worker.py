@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .image import DecodedImage, PixelFormat, decode_image
+from .kept import KeptFormat
 
 _AT = np.dtype(np.int64)
 _MAX_DELAY_S = 0.05
@@ -29,7 +30,7 @@ class SharedPixels:
     """Pixels of several batches, in memory that worker processes share through a file descriptor."""
 
     def __init__(
-        self, num_slots: int, num_images: int, form: PixelFormat, *, num_workers: int
+        self, num_slots: int, num_images: int, form: PixelFormat | KeptFormat, *, num_workers: int
     ) -> None:
         self.shape = (num_slots, num_images, *form.image_shape)
         self.descriptor = _anonymous_file()
@@ -82,7 +83,7 @@ def work(
     connection: Connection,
     descriptor: Descriptor,
     shape: tuple[int, ...],
-    form: PixelFormat,
+    form: PixelFormat | KeptFormat,
     number: int,
 ) -> None:
     """Decode the images that the pipe delivers until it closes. Runs in a worker process.

@@ -12,6 +12,7 @@ import numpy as np
 from .decode_pool import DecodePool
 from .decode_worker import SharedPixels
 from .image import DecodedBatch, ImageRef, PixelFormat, decode_image
+from .kept import KeptFormat
 from .prefetch_parquet import prefetch_parquet
 from .prefetch_remote import prefetch_remote
 
@@ -24,7 +25,7 @@ class Decoder:
 
     def __init__(
         self,
-        form: PixelFormat,
+        form: PixelFormat | KeptFormat,
         *,
         batch_images: int,
         num_workers: int,

@@ -12,6 +12,7 @@ from PIL import Image
 from ..siglip import ImageRecipe, SquashRecipe
 from ..store.format.views import ViewBox
 from .image_bytes import ImageLocation, read_image_bytes
+from .kept import KeptFormat
 from .naflex import Grid, patch_grid, render_patches
 from .parquet_cells import ReadError
 from .pixels import Decode, PixelError, decode_for_views, render_views, sha256_of_pixels
@@ -27,6 +28,9 @@ class ImageRef:
     part: tuple[int, int] | None = None
     """First byte and end of the part of its file that is read at once, for other images too; None: it is
     read alone."""
+
+    sha256: bytes | None = None
+    """Expected hash of its bytes, for a kept image; None: that of the image that the teacher saw."""
 
     data: bytes | None = None
     """Its bytes if they were prefetched; None: read them from the location."""
@@ -47,6 +51,12 @@ class DecodedImage:
     sha256: bytes = b""
     reason: str | None = None
     """Why it was rejected; its pixels are then zero."""
+
+    kept: bytes = b""
+    """The image encoded anew, for KeptFormat; else empty."""
+
+    kept_size: tuple[int, int] = (0, 0)
+    """(width, height) of the same."""
 
     grids: tuple[Grid, ...] = ()
     """Rows and columns of patches of each view, for a NaFlex model; empty if it was rejected."""
@@ -139,21 +149,27 @@ class DecodedBatch:
         )
 
 
-def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> DecodedImage:
+def decode_image(
+    ref: ImageRef, form: PixelFormat | KeptFormat, out: NDArray[np.uint8]
+) -> DecodedImage:
     """Read and decode one image into ``out``, of image_shape; zeros if it is rejected."""
     started = time.perf_counter()
     read_at = started
+    kept, kept_size, grids = b"", (0, 0), ()
     try:
         data = _bytes_of(ref)
         read_at = time.perf_counter()
-        image, (width, height) = decode_for_views(
-            data,
-            ref.boxes,
-            view_size=form.view_size,
-            decode=form.decode,
-            on_white=form.recipe.on_white,
-        )
-        grids = form.render(image, (width, height), ref.boxes, out)
+        if isinstance(form, KeptFormat):
+            kept, kept_size, (width, height) = form.encode(data)
+        else:
+            image, (width, height) = decode_for_views(
+                data,
+                ref.boxes,
+                view_size=form.view_size,
+                decode=form.decode,
+                on_white=form.recipe.on_white,
+            )
+            grids = form.render(image, (width, height), ref.boxes, out)
     except (ReadError, PixelError) as error:
         out[:] = 0
         return DecodedImage(reason=str(error), read_s=ref.read_s + read_at - started)
@@ -162,6 +178,8 @@ def decode_image(ref: ImageRef, form: PixelFormat, out: NDArray[np.uint8]) -> De
         width=width,
         height=height,
         sha256=sha256_of_pixels(data),
+        kept=kept,
+        kept_size=kept_size,
         grids=grids,
         read_s=ref.read_s + read_at - started,
         decode_s=done - read_at,

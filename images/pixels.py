@@ -106,6 +106,26 @@ def decode_for_views(
     return _decode(data, smallest, on_white=on_white)
 
 
+def decode_for_short_side(
+    data: bytes, short_side: int, *, on_white: bool
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Return an upright RGB image to make smaller, and its (width, height) at full resolution.
+
+    A JPEG is decoded as in ``scaled``: its shorter side is at least _SCALED_MARGIN times ``short_side``,
+    unless it is less at full resolution.
+
+    Raises:
+        PixelError: not an image, damaged, too large, or of a pixel type without a defined range.
+    """
+    wanted = _SCALED_MARGIN * short_side
+
+    def smallest(full: tuple[int, int]) -> tuple[int, int]:
+        scale = wanted / min(full)
+        return math.ceil(full[0] * scale), math.ceil(full[1] * scale)
+
+    return _decode(data, smallest, on_white=on_white)
+
+
 def render_views(
     image: Image.Image, boxes: Sequence[ViewBox], *, size: tuple[int, int], resample: int
 ) -> NDArray[np.uint8]:

@@ -28,6 +28,7 @@ from .executor.totals import BuildTotals, compare_provenance
 from .executor.unit import Job
 from .executor.work_queue import WorkQueue
 from .executor.work_stealing import WorkStealing
+from .keep_pixels import keep_pixels, settle_pixel_settings
 from .prepare import Preparation
 from .teacher.embedder import split_images
 from .teacher.identity import grow_arrays, recorded_decode, recorded_dtype, restore_checkpoint
@@ -82,12 +83,15 @@ class _Build:
         cache = self._preparation.open()
         grow_arrays(cache, record)
         roll_forward_units(self._files, record.name)
+        pixels = settle_pixel_settings(self._config, cache, checkpoint, self._progress.say)
         jobs = self._find_jobs(cache, record, checkpoint)
         if self._config.finish and jobs:
             raise BuildError(f"{cache.root} is not finished: {describe_missing(cache, jobs)}")
         summary = BuildSummary(plan=plan, teacher=record.name)
         if jobs:
             self._make_units(cache, record, checkpoint, jobs, summary)
+        if pixels is not None:
+            keep_pixels(self._config, cache.renewed(), pixels, self._progress, summary)
         clear_garbage(self._files)
         summary.elapsed_s = time.monotonic() - started
         _count_rejected(cache.renewed(), record.name, summary)

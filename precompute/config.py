@@ -8,6 +8,7 @@ from ..errors import SettingError
 from ..images.pixels import DECODES, Decode
 from ..siglip import COMPUTE_DTYPES, check_max_num_patches
 from ..store.format.layout import MODALITIES, Modality
+from ..store.format.pixel_settings import check_quality, check_short_side
 from ..store.io.location import Location
 from .executor.unit import StageTimes
 from .planning.config import PlanConfig
@@ -59,6 +60,13 @@ class BuildConfig:
     decode: Decode | None = None
     """How images are decoded; None: as recorded in the cache, else exact."""
 
+    keep_pixels: int | None = None
+    """Short side in pixels at which each image is kept beside the targets; None: as recorded in the cache,
+    else none are kept."""
+
+    keep_quality: int | None = None
+    """Quality of the kept JPEGs, 50 to 100; None: as recorded in the cache, else 90."""
+
     decode_workers: int | None = None
     """Decoding processes of each worker; 0 decodes in the worker itself; None: one a core, at most 16."""
 
@@ -104,6 +112,12 @@ class BuildConfig:
         for name, number in (("workers", self.workers), ("threads", self.threads)):
             if number is not None and not 1 <= number <= _MOST_WORKERS:
                 raise SettingError(f"{name} must be 1 to {_MOST_WORKERS:,}, got {number}")
+        if self.keep_pixels is not None:
+            check_short_side(self.keep_pixels)
+        if self.keep_quality is not None:
+            check_quality(self.keep_quality)
+            if self.keep_pixels is None:
+                raise SettingError(f"--keep-quality {self.keep_quality} goes with --keep-pixels")
         if self.engine not in ENGINES:
             raise SettingError(f"engine {self.engine!r} is not one of {', '.join(ENGINES)}")
         if self.engine == "local" and (self.address, self.gpus_per_worker) != (None, None):
@@ -194,3 +208,10 @@ class BuildSummary:
     """Workers whose times are summed: those that were not killed."""
 
     times: StageTimes = field(default_factory=StageTimes)
+
+    num_kept: int | None = None
+    """Images whose pixels are kept; None: the cache keeps none."""
+
+    num_kept_bytes: int = 0
+    num_kept_now: int = 0
+    """Those that this run kept."""

@@ -9,7 +9,9 @@ from ..images.decoder import Decoder
 from ..images.image import ImageRef, PixelFormat
 from ..images.image_bytes import ImageLocation
 from ..siglip import Checkpoint, resolve_checkpoint
+from ..store.cache import Cache
 from ..store.format.layout import MODALITIES, Modality
+from ..store.format.pixel_settings import expected_bytes
 from ..store.format.shard import ArrayLayout
 from ..store.io.location import Location, join, parse_location
 from ..store.io.storage import open_storage
@@ -40,6 +42,9 @@ class DryRun:
     num_units: dict[Modality, int]
     num_target_bytes: int
     num_catalog_bytes: int
+    num_pixel_bytes: int = 0
+    """Expected bytes of the pixels to keep."""
+
     images_per_s: float | None = None
     texts_per_s: float | None = None
 
@@ -97,6 +102,7 @@ def dry_run(
         num_units={m: len(spans[m]) for m in MODALITIES},
         num_target_bytes=num_bytes,
         num_catalog_bytes=plan.num_catalog_bytes,
+        num_pixel_bytes=_pixel_bytes(config, cache, new["image"]),
         images_per_s=rates[0],
         texts_per_s=rates[1],
     )
@@ -119,7 +125,12 @@ def dry_run_lines(found: DryRun) -> list[str]:
         f"units      {found.num_units['image']:,} image, {found.num_units['text']:,} text, "
         f"{plan.shard_rows:,} rows each",
         f"on disk    {format_bytes(found.num_target_bytes)} of targets ({found.embed_dim} x float16),"
-        f" {format_bytes(found.num_catalog_bytes)} of catalog",
+        f" {format_bytes(found.num_catalog_bytes)} of catalog"
+        + (
+            f", about {format_bytes(found.num_pixel_bytes)} of kept pixels"
+            if found.num_pixel_bytes
+            else ""
+        ),
     ]
     seconds = found.seconds
     if seconds is not None and found.images_per_s and found.texts_per_s:
@@ -134,6 +145,17 @@ def dry_run_lines(found: DryRun) -> list[str]:
 def _missing(findings: Findings) -> str:
     count = findings.num_missing_files
     return f" ({count:,} of them are not there now and would be rejected)" if count else ""
+
+
+def _pixel_bytes(config: BuildConfig, cache: Cache | None, num_new: int) -> int:
+    """Return the expected bytes of the pixels that the build would keep."""
+    kept = None if cache is None else cache.kept_pixels()
+    short_side = config.keep_pixels or (kept.settings.short_side if kept else None)
+    if short_side is None:
+        return 0
+    num_images = num_new + (0 if cache is None else cache.num_samples)
+    num_kept = 0 if kept is None else sum(unit.num_rows for unit in kept.units.values())
+    return (num_images - num_kept) * expected_bytes(short_side)
 
 
 def _unit_sizes(num_rows: int, shard_rows: int) -> list[int]:

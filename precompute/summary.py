@@ -2,7 +2,7 @@
 
 import shlex
 
-from ..formatting import format_count, format_seconds
+from ..formatting import format_bytes, format_count, format_seconds
 from .config import BuildConfig, BuildSummary
 from .planning.findings import finding_lines
 
@@ -13,11 +13,11 @@ def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:
     lines = finding_lines(summary.plan.findings, list_all)
     if summary.num_units == 0 and config.retry_rejected and summary.num_rejected:
         lines.append(f"tried again {summary.num_rejected:,} rejected rows; none can be read yet")
-    elif summary.num_units == 0:
+    elif summary.num_units == 0 and summary.num_kept_now == 0:
         lines.append(
             f"nothing to do: every unit of {config.cache} is committed for {summary.teacher}"
         )
-    else:
+    elif summary.num_units:
         lines.append(
             f"embedded   {summary.num_images:,} images, {summary.num_texts:,} texts in "
             f"{summary.num_units} units, {format_seconds(summary.elapsed_s)}; batches of "
@@ -31,6 +31,11 @@ def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:
             "a new cache, rows of one image that share a key or path become one sample"
         )
     lines += _rejected_lines(summary, list_all)
+    if summary.num_kept is not None:
+        lines.append(
+            f"pixels     {format_count(summary.num_kept, 'image')} kept, {summary.num_kept_now:,} of them by "
+            f"this run, {format_bytes(summary.num_kept_bytes)}"
+        )
     lines.append(f"cache      {config.cache}, teacher {summary.teacher}")
     return lines
 

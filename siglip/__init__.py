@@ -29,6 +29,7 @@ from .image import (
     SquashRecipe,
     check_max_num_patches,
     shows_on_white,
+    view_pixels,
 )
 from .loading import Towers, checkpoint_activations, load_model, load_trainable
 from .model import (
@@ -81,6 +82,7 @@ __all__ = [
     "resolve_device",
     "shows_on_white",
     "unit_rows",
+    "view_pixels",
     "vision_tower",
     "weight_files",
     "with_max_num_patches",

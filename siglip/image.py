@@ -3,6 +3,7 @@
 A recipe describes the pixels that a model takes; images/ produces them.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,3 +254,10 @@ def _read_processor(folder: Path, model_type: ModelType) -> tuple[Path, dict[str
                 f"{path} has {what}, which is not supported; {_PROCESSOR_STEPS[model_type]}"
             )
     return path, image
+
+
+def view_pixels(recipe: ImageRecipe) -> int:
+    """Return the pixels of a side of a view; for NaFlex those of a square of all its patches."""
+    if isinstance(recipe, SquashRecipe):
+        return max(recipe.size)
+    return math.ceil(math.sqrt(recipe.max_num_patches) * recipe.patch_size)

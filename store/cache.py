@@ -12,6 +12,7 @@ from upath import UPath
 from ..errors import DamagedCacheError, DiskFullError, NotACacheError, SettingError
 from .format import layout
 from .format.catalog import Part, Table, read_table, scan_table
+from .format.kept_pixels import KeptPixels, read_kept_pixels
 from .format.layout import MODALITIES, Modality
 from .format.manifest import Manifest, SourceRecord, Span, read_manifest
 from .format.teacher_record import TeacherRecord, read_teachers
@@ -198,9 +199,16 @@ class Cache:
         name = self.teacher(teacher).name
         if name not in self._commits:
             self._commits[name] = read_committed_units(
-                self.files, name, shard_rows=self.shard_rows, previous=self._previous.get(name)
+                self.files,
+                layout.commits_folder(name),
+                shard_rows=self.shard_rows,
+                previous=self._previous.get(name),
             )
         return self._commits[name]
+
+    def kept_pixels(self) -> KeptPixels | None:
+        """Return the kept pixels, as they are now; None if there are none."""
+        return read_kept_pixels(self.files, shard_rows=self.shard_rows)
 
     def image_targets(self, teacher: str | None = None) -> Targets:
         """Return the image targets of a teacher; None: the only teacher."""

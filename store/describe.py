@@ -38,6 +38,7 @@ def describe(cache: Cache) -> dict[str, Any]:
         "sources": [
             {"name": s.name, "kind": s.kind, "location": s.location} for s in cache.sources.values()
         ],
+        "pixels": _describe_pixels(cache),
         "teachers": {name: _describe_teacher(cache, name) for name in cache.teachers},
     }
 
@@ -60,6 +61,8 @@ def describe_lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"problems   {found['problems']:,} items of the corpus could not be read")
     for name, teacher in found["teachers"].items():
         lines += _teacher_lines(name, teacher)
+    if found["pixels"] is not None:
+        lines += _pixels_lines(found["pixels"])
     if not found["teachers"]:
         lines.append("teacher    none yet; run the same siglip2-cache build again")
     return lines
@@ -122,6 +125,34 @@ def _describe_teacher(cache: Cache, name: str) -> dict[str, Any]:
     described["is_complete"] = all(d["units"] == d["units_committed"] for d in both)
     described["indexes"] = describe_indexes(cache, name)
     return described
+
+
+def _describe_pixels(cache: Cache) -> dict[str, Any] | None:
+    kept = cache.kept_pixels()
+    if kept is None:
+        return None
+    return {
+        "short_side": kept.settings.short_side,
+        "quality": kept.settings.quality,
+        "transparency": "on white" if kept.settings.on_white else "ignored",
+        "units": sum(1 for _ in cache.manifest.units("image")),
+        "units_committed": len(kept.units),
+        "images": kept.num_images,
+        "num_bytes": kept.num_bytes,
+        "damaged_records": len(kept.commits.damaged),
+    }
+
+
+def _pixels_lines(pixels: dict[str, Any]) -> list[str]:
+    is_complete = pixels["units"] == pixels["units_committed"]
+    state = "complete" if is_complete else "unfinished; run the same build again"
+    return [
+        f"pixels     kept: {state}",
+        f"           {pixels['images']:,} images ({pixels['units_committed']} of {pixels['units']} units), "
+        f"at most {pixels['short_side']} px on the short side, JPEG of quality {pixels['quality']}, "
+        f"transparent colours {pixels['transparency']}",
+        f"           {pixels['num_bytes']:,} bytes",
+    ]
 
 
 def _teacher_lines(name: str, teacher: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ...errors import SettingError
+from ...store.format.pixel_settings import check_short_side
 from ...store.format.views import ViewPolicy
 from ..planning.config import check_shard_rows
 
@@ -70,6 +71,9 @@ class EstimateConfig:
 
     images_per_tar: int = 10_000
 
+    keep_pixels: int | None = None
+    """Short side in pixels at which each image is kept; None: none are."""
+
     def __post_init__(self) -> None:
         ranges = (
             ("images", self.num_images, 1, _MOST_IMAGES),
@@ -93,6 +97,8 @@ class EstimateConfig:
             )
         _refuse_outside("texts", self.num_texts, 0, self.num_captions)
         check_shard_rows(self.shard_rows)
+        if self.keep_pixels is not None:
+            check_short_side(self.keep_pixels)
         ViewPolicy(num_views=self.num_views)  # refuses what no cache could have
 
     @property

@@ -9,6 +9,7 @@ from ...formatting import format_bytes
 from ...siglip import TEXT_FORMULA, VIEW_FORMULA, Architecture
 from ...store.format.catalog import PART_ROWS, Table
 from ...store.format.layout import Modality
+from ...store.format.pixel_settings import expected_bytes
 from ...store.format.shard import ArrayLayout
 from ...store.io.range_file import PIECE_BYTES
 from ..planning.config import default_shard_rows
@@ -143,12 +144,19 @@ class Formulas:
             "image_tables": (self.image_units, "one per image unit"),
             "records": (self.units, "one per unit"),
             "catalog_parts": (sum(parts.values()), f"of {PART_ROWS:,} lines: {named}"),
+            **self._kept_objects(),
             "settings": (4, "cache.json, teacher.json, a zarr.json for each modality"),
         }
         for name, (count, formula) in counts.items():
             yield name, count, "", formula
         total = sum(count for count, _ in counts.values())
         yield "objects", total, "", "the sum; each is written once"
+
+    def _kept_objects(self) -> dict[str, tuple[int, str]]:
+        if self.config.keep_pixels is None:
+            return {}
+        formula = "a tar, a table and a record for each image unit, and pixels.json"
+        return {"kept_pixels": (3 * self.image_units + 1, formula)}
 
     def _bytes(self) -> Iterator[_Row]:
         images, texts, dim, lines = self.images, self.texts, self.dim, self.lines
@@ -179,6 +187,10 @@ class Formulas:
             _RECORD_BYTES * self.units,
             f"{self.units:,} units x {_RECORD_BYTES} B",
         )
+        if (short_side := self.config.keep_pixels) is not None:
+            each = expected_bytes(short_side)
+            formula = f"{images:,} images x {each:,} B (expected of {short_side} px at quality 90)"
+            sizes["kept_pixels"] = (each * images, formula)
         for name, (num_bytes, formula) in sizes.items():
             if num_bytes:
                 yield name, num_bytes, "B", formula

@@ -70,6 +70,10 @@ class BuildProgress:
         counts.num_units_done += 1
         self._show(modality, now=counts.num_units_done == counts.num_units)
 
+    def show(self, task: Task, line: str) -> None:
+        """Show where another task of the build is."""
+        self._display.show(task, line)
+
     def stop(self) -> None:
         """Close the display."""
         self._display.stop()

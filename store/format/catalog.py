@@ -107,6 +107,20 @@ IMAGES_SCHEMA = pa.schema(
 )
 """Columns of teachers/<name>/images/: size and hash of the image as embedded, null if rejected."""
 
+PIXELS_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("length", pa.int64(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("source_sha256", pa.binary(32), nullable=False),
+    ]
+)
+"""Columns of the tables in pixels/: where each kept image is in the tar, and hashes of its bytes and of the
+image it was made from."""
+
 # Ascending integers and sorted names compress to a byte or two; hashes and fractions do not.
 _ENCODINGS: dict[Any, str] = {
     pa.int64(): "DELTA_BINARY_PACKED",

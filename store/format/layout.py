@@ -9,6 +9,9 @@ CACHE/
   teachers/<name>/images/00000.parquet    sizes and hashes of the images of a unit
   teachers/<name>/commits/image-00000.json, text-00000.json   record of each unit
   teachers/<name>/commits/arrays-00001.json                   record of array shapes of a generation
+  pixels/pixels.json                      record: size and quality of the kept pixels
+  pixels/00000.tar, 00000.parquet         kept pixels of a unit, and where each image is in the tar
+  pixels/commits/image-00000.json         record of each unit of kept pixels
   indexes/<name>/image.faiss, text.faiss, image-view1.faiss   approximate indexes, derived from targets
   indexes/<name>/image.json, ...                              record of each index
 """
@@ -25,6 +28,9 @@ MODALITIES: tuple[Modality, ...] = ("image", "text")
 CACHE_RECORD = "cache.json"
 CATALOG = "catalog"
 TEACHERS = "teachers"
+PIXELS = "pixels"
+PIXELS_RECORD = f"{PIXELS}/pixels.json"
+PIXELS_COMMITS = f"{PIXELS}/commits"
 INDEXES = "indexes"
 _KEPT_SCAN = "scan-"
 
@@ -88,8 +94,28 @@ def commits_folder(teacher: str) -> str:
 
 def unit_record(teacher: str, modality: Modality, unit: int, attempt: int = 0) -> str:
     """Return the path of the record of an attempt at a unit, e.g. ``.../commits/image-00003.r1.json``."""
+    return f"{commits_folder(teacher)}/{unit_record_name(modality, unit, attempt)}"
+
+
+def unit_record_name(modality: Modality, unit: int, attempt: int = 0) -> str:
+    """Return the name of the record of an attempt at a unit, e.g. ``image-00003.r1.json``."""
     suffix = f".r{attempt}" if attempt else ""
-    return f"{commits_folder(teacher)}/{modality}-{unit:05d}{suffix}.json"
+    return f"{modality}-{unit:05d}{suffix}.json"
+
+
+def pixels_unit_record(unit: int, attempt: int = 0) -> str:
+    """Return the path of the record of an attempt at the kept pixels of a unit."""
+    return f"{PIXELS_COMMITS}/{unit_record_name('image', unit, attempt)}"
+
+
+def pixels_tar(unit: int) -> str:
+    """Return the path of the kept pixels of a unit."""
+    return f"{PIXELS}/{unit:05d}.tar"
+
+
+def pixels_index(unit: int) -> str:
+    """Return the path of the table of where each image is in the kept pixels of a unit."""
+    return f"{PIXELS}/{unit:05d}.parquet"
 
 
 def arrays_record(teacher: str, generation: int) -> str:
@@ -171,7 +197,7 @@ def parse_unit_record(name: str) -> tuple[Modality, int, int] | None:
         return None
     modality: Modality = "image" if commit["modality"] == "image" else "text"
     unit, attempt = int(commit["unit"]), int(record["attempt"] or 0)
-    is_ours = unit_record("", modality, unit, attempt).endswith(f"/{name}")  # refuse other padding
+    is_ours = unit_record_name(modality, unit, attempt) == name  # refuse other padding
     return (modality, unit, attempt) if is_ours else None
 
 
@@ -194,6 +220,8 @@ def record_of_staged(path: str) -> str | None:
         return CACHE_RECORD
     if commit.startswith("append-"):
         return f"{CATALOG}/{commit}.json"
+    if parts[0] == PIXELS:
+        return f"{PIXELS_COMMITS}/{commit}.json"
     if parts[0] != TEACHERS or len(parts) < 3:
         return None
     if commit == "teacher":

@@ -19,8 +19,11 @@ damaged, the unit is not committed. Lower attempts are never removed, so that no
 unit for an uncommitted one.
 """
 
+import hashlib
 import re
 import secrets
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -50,9 +53,7 @@ class Transaction:
 
     def add(self, path: str, data: bytes | bytearray | memoryview, **description: Any) -> None:
         """Stage a file durably. The record will contain ``description`` and the checksum."""
-        commit = PurePosixPath(self.record).name.removesuffix(".json")
-        partial = f"{path}.{commit}.{self._token}.partial"
-        self._staged[path] = partial
+        partial = self._stage(path)
         try:
             self.files.write(partial, data)
         except BaseException:  # remove what will not be published from a full disk
@@ -63,6 +64,32 @@ class Transaction:
             "num_bytes": len(data),
             "sha256": sha256_hex(data),
         }
+
+    @contextmanager
+    def adding(self, path: str) -> Generator[Callable[[bytes], None]]:
+        """Return a context whose value appends bytes to a file, which is staged durably at the end."""
+        digest, num_bytes = hashlib.sha256(), 0
+        try:
+            with self.files.writing(self._stage(path)) as write:
+
+                def append(piece: bytes) -> None:
+                    nonlocal num_bytes
+                    digest.update(piece)
+                    num_bytes += len(piece)
+                    write(piece)
+
+                yield append
+        except BaseException:
+            self.abandon()
+            raise
+        self._descriptions[path] = {"num_bytes": num_bytes, "sha256": digest.hexdigest()}
+
+    def _stage(self, path: str) -> str:
+        """Return the path of the partial file of a file."""
+        commit = PurePosixPath(self.record).name.removesuffix(".json")
+        partial = f"{path}.{commit}.{self._token}.partial"
+        self._staged[path] = partial
+        return partial
 
     @property
     def descriptions(self) -> dict[str, dict[str, Any]]:

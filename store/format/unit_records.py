@@ -26,6 +26,8 @@ class UnitRecord:
 
     files: Mapping[str, Mapping[str, Any]]
     batch_size: int
+    """Size of the smallest forward pass; 0 for kept pixels, which need none."""
+
     provenance: Mapping[str, Any]
 
 
@@ -57,20 +59,20 @@ class CommittedUnits:
 
 
 def read_committed_units(
-    files: Storage, teacher: str, *, shard_rows: int, previous: CommittedUnits | None = None
+    files: Storage, folder: str, *, shard_rows: int, previous: CommittedUnits | None = None
 ) -> CommittedUnits:
-    """Return the committed units of a teacher, and messages about damaged records.
+    """Return the committed units of a teacher, or of kept pixels, and messages about damaged records.
 
     A billion samples have 122,000 records: each takes some 50 microseconds and 1.4 kB of memory.
 
     Args:
         files: the cache.
-        teacher: name of the teacher.
+        folder: the folder of their records.
         shard_rows: rows of a unit.
         previous: the result of an earlier call. Records never change, so these are not read again.
     """
     found = CommittedUnits()
-    for name in files.names(layout.commits_folder(teacher)):
+    for name in files.names(folder):
         parsed = layout.parse_unit_record(name)
         if parsed is not None:
             modality, unit, attempt = parsed
@@ -82,8 +84,9 @@ def read_committed_units(
         if record is not None and record.attempt == next_attempt - 1:
             found.units[key] = record
         else:
-            unread.append((key, layout.unit_record(teacher, *key, next_attempt - 1)))
-    parser = _Parser(shard_rows)
+            name = layout.unit_record_name(*key, next_attempt - 1)
+            unread.append((key, f"{folder}/{name}"))
+    parser = _Parser(shard_rows, has_batches=folder != layout.PIXELS_COMMITS)
     data = read_many(files.read, [path for _, path in unread])
     for (key, path), record_data in zip(unread, data, strict=True):
         try:
@@ -97,8 +100,8 @@ def read_committed_units(
 class _Parser:
     """Parses unit records. Equal parts of many records are shared, which halves their memory."""
 
-    def __init__(self, shard_rows: int) -> None:
-        self._shard_rows = shard_rows
+    def __init__(self, shard_rows: int, *, has_batches: bool) -> None:
+        self._shard_rows, self._has_batches = shard_rows, has_batches
         self._provenances: dict[str, Mapping[str, Any]] = {}
         self._nothing_rejected: Mapping[int, str] = {}
 
@@ -124,6 +127,6 @@ class _Parser:
                 path: {intern(name): value for name, value in description.items()}
                 for path, description in fields.files().items()
             },
-            batch_size=fields.count("batch_size"),
+            batch_size=fields.count("batch_size") if self._has_batches else 0,
             provenance=self._provenances.setdefault(repr(provenance), provenance),
         )

@@ -5,6 +5,8 @@ Neither Zarr nor a memory map detects a flipped bit in a shard.
 
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
+from itertools import starmap
+from typing import TypeVar
 
 from ...errors import CacheError
 from ...formatting import format_count
@@ -21,8 +23,11 @@ from ..io.parallel import map_parallel
 from ..search.index_verify import check_indexes
 from .catalog import check_catalog
 from .files import Checked, FileChecker
+from .kept_pixels import check_kept_pixels
 from .unfinished import read_unfinished
-from .units import UnitChecker, UnitFound
+from .units import UnitChecker
+
+_Found = TypeVar("_Found")
 
 _PARALLEL_UNITS = 8
 """Units of a cache in an object store that are checked in parallel. A piece of each is in memory."""
@@ -79,6 +84,7 @@ class _Verifier:
             self._check_teacher(record)
         if not self._cache.teacher_records:
             self._fault("the cache has no teacher and no embeddings; run siglip2-cache build")
+        self._note(check_kept_pixels(self._cache, self._checker, self._map_units))
         self._check_indexes()
         self._check_orphans()
         return self._report
@@ -121,7 +127,7 @@ class _Verifier:
             checker = UnitChecker(
                 self._cache, record, modality, self._checker, is_raw=is_raw.get(modality)
             )
-            for found in self._check_units(checker, committed):
+            for found in self._map_units(checker.check, committed):
                 self._note(found.checked)
                 self._report.num_rows[modality] += found.num_rows
                 self._report.num_rejected += found.num_rejected
@@ -131,14 +137,17 @@ class _Verifier:
                     f"(first: {uncommitted[0]}); run the same build again"
                 )
 
-    def _check_units(
-        self, checker: UnitChecker, committed: Iterable[tuple[Unit, UnitRecord]]
-    ) -> Generator[UnitFound]:
+    def _map_units(
+        self,
+        check: Callable[[Unit, UnitRecord], _Found],
+        committed: Iterable[tuple[Unit, UnitRecord]],
+    ) -> Generator[_Found]:
+        """Yield the result of checking each unit, in order; several at a time in an object store."""
         if not self._cache.files.is_remote:
-            yield from (checker.check(*each) for each in committed)
+            yield from starmap(check, committed)
             return
         results = map_parallel(
-            lambda each: checker.check(*each),
+            lambda each: check(*each),
             committed,
             num_threads=_PARALLEL_UNITS,
             num_ahead=2 * _PARALLEL_UNITS,
@@ -224,7 +233,8 @@ class _Verifier:
     def _is_older_record(self, path: str) -> bool:
         """Return whether a file is a record of any attempt at a unit, or of array shapes."""
         folder, _, name = path.rpartition("/")
-        is_commits = folder in {layout.commits_folder(t) for t in self._cache.teachers}
+        folders = {layout.commits_folder(t) for t in self._cache.teachers}
+        is_commits = folder in {*folders, layout.PIXELS_COMMITS}
         is_unit = layout.parse_unit_record(name) is not None
         return is_commits and (is_unit or name.startswith("arrays-"))
 

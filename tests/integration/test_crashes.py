@@ -44,7 +44,8 @@ def undisturbed(
 def run_build(
     corpus: Path, cache: Path, checkpoint: Path, *options: str
 ) -> subprocess.CompletedProcess[str]:
-    return processes.run([sys.executable, RUN_BUILD, corpus, cache, checkpoint, *options])
+    command = [sys.executable, RUN_BUILD, corpus, cache, checkpoint, "--keep-pixels", 32, *options]
+    return processes.run(command)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,7 @@ def test_killed_while_the_teacher_works_the_cache_equals_an_undisturbed_one(
 ) -> None:
     expected, _ = undisturbed
     command = [sys.executable, RUN_BUILD, corpus, tmp_path / "cache", tiny_checkpoint]
+    command += ["--keep-pixels", 32]
     for num_units in (1, 2, 1):
         process = Process([*command, "--hold-at", num_units], stdout=subprocess.PIPE)
         assert process.stdout is not None
@@ -114,6 +116,11 @@ def assert_readable(cache_folder: Path, expected: dict[str, bytes]) -> int:
             num_units += 1
             for path in commit.files:
                 assert cache.files.read(path) == expected[path], path
+    kept = cache.kept_pixels()
+    for commit in kept.units.values() if kept else ():
+        num_units += 1
+        for path in commit.files:
+            assert cache.files.read(path) == expected[path], path
     return num_units
 
 
@@ -162,7 +169,7 @@ def test_after_a_power_cut_at_any_operation_the_cache_opens_and_the_build_contin
         build_in(work / "cache", retry_rejected=True)
 
     def build_in(cache: Path, **settings: bool) -> None:
-        config = config_of(corpus, cache, tiny_checkpoint, shard_rows=2, **settings)
+        config = config_of(corpus, cache, tiny_checkpoint, shard_rows=2, keep_pixels=32, **settings)
         build(config, progress=SilentProgress(), make_teacher=lambda *_: FakeTeacher())
 
     with spying(Recorder(work)) as recorder:
@@ -185,6 +192,9 @@ def test_after_a_power_cut_at_any_operation_the_cache_opens_and_the_build_contin
             assert verify_cache(cache).faults == []
             values = cache.image_targets().read(np.arange(5))
             np.testing.assert_array_equal(values, expected_values)
+            kept = cache.kept_pixels()
+            assert kept is not None
+            assert kept.num_images == 5
             assert not [p for p in cache.files.walk() if layout.is_garbage_name(p)]
         except Exception as error:
             raise AssertionError(f"after a power cut at {where}: {error}") from error
@@ -201,7 +211,7 @@ def assert_sound_so_far(folder: Path, expected: np.ndarray) -> None:
         rows = targets.available_rows()
         np.testing.assert_array_equal(targets.read(rows), expected[rows])
         assert cache.commits(teacher).damaged == []
-    is_to_come = ("are not embedded yet", "the cache has no teacher")
+    is_to_come = ("are not embedded yet", "are not kept yet", "the cache has no teacher")
     faults = verify_cache(cache).faults
     assert [fault for fault in faults if not any(text in fault for text in is_to_come)] == []
 

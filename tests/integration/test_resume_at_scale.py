@@ -18,6 +18,7 @@ from kit.patience import PATIENCE_S
 
 from siglip2_cache import open_cache
 from siglip2_cache.precompute.build import BuildConfig, build
+from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.records import decode_record, encode_record
 from siglip2_cache.store.format.unit_records import read_committed_units
 from siglip2_cache.store.io.local import LocalStorage
@@ -87,9 +88,11 @@ def test_a_record_takes_so_little_memory_that_a_billion_samples_fit(large: Path)
     cache = open_cache(files.root)
     [teacher], rows = cache.teachers, cache.shard_rows
     tracemalloc.start()
-    commits = read_committed_units(files, teacher, shard_rows=rows)
+    commits = read_committed_units(files, layout.commits_folder(teacher), shard_rows=rows)
     held, _ = tracemalloc.get_traced_memory()
-    again = read_committed_units(files, teacher, shard_rows=rows, previous=commits)
+    again = read_committed_units(
+        files, layout.commits_folder(teacher), shard_rows=rows, previous=commits
+    )
     both, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     num_records = len(commits.units)

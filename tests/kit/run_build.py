@@ -3,7 +3,7 @@
 python run_build.py CORPUS CACHE CHECKPOINT [--kill-at N] [--noise SEED]
     [--seconds S] [--quick N] [--hold-at N]
     [--decode-workers N] [--workers N] [--batch-size N] [--share I/N] [--say-start]
-    [--address HOST:PORT]
+    [--address HOST:PORT] [--keep-pixels N]
 
 Each batch takes --seconds, but for the first --quick of every process; after unit --hold-at it goes no
 further: so that a test which kills it knows where it is.
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--share")
     parser.add_argument("--say-start", action="store_true")
     parser.add_argument("--address")
+    parser.add_argument("--keep-pixels", type=int)
     args = parser.parse_args()
     on_ray: dict[str, Any] = {}
     if args.address is not None:
@@ -79,6 +80,7 @@ def main() -> None:
         batch_size=args.batch_size,
         rank=find_rank(args.share, {}),
         plan_timeout_s=PATIENCE_S,
+        keep_pixels=args.keep_pixels,
         **on_ray,
     )
     make_teacher = FakeFactory(

@@ -497,7 +497,8 @@ def test_a_damaged_plan_cannot_be_opened_at_all(copied: Path) -> None:
 
 def _is_record(path: str) -> bool:
     is_plan = path == "cache.json" or path.startswith("catalog/append-")
-    return is_plan or path.endswith("/teacher.json") or "/commits/" in path
+    is_settings = path.endswith(("/teacher.json", "/pixels.json"))
+    return is_plan or is_settings or "/commits/" in path
 
 
 # -- how much of it is read, and held

@@ -1,0 +1,102 @@
+"""Images encoded to be kept: small, upright, RGB, never enlarged, and near to the original."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from kit.fakes import draw_image
+from PIL import Image
+
+from siglip2_cache.errors import SettingError
+from siglip2_cache.images.image import ImageRef, decode_image
+from siglip2_cache.images.image_bytes import ImageLocation
+from siglip2_cache.images.kept import KeptFormat, kept_size
+from siglip2_cache.images.pixels import PixelError
+from siglip2_cache.store.format.pixel_settings import PixelSettings
+
+FORM = KeptFormat(PixelSettings(short_side=64, quality=90, on_white=True))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def kept(data: bytes, form: KeptFormat = FORM) -> Image.Image:
+    image = Image.open(io.BytesIO(form.encode(data)[0]))
+    assert (image.format, image.mode) == ("JPEG", "RGB")
+    return image
+
+
+@pytest.mark.parametrize(
+    ("full", "expected"),
+    [
+        ((640, 480), (85, 64)),
+        ((480, 640), (64, 85)),
+        ((64, 64), (64, 64)),
+        ((40, 30), (40, 30)),  # not enlarged
+        ((4000, 64), (4000, 64)),
+        ((4000, 65), (3938, 64)),
+    ],
+)
+def test_the_short_side_is_as_asked_and_nothing_is_enlarged(
+    full: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert kept_size(full, 64) == expected
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_kept_image_is_the_original_made_smaller(kind: str) -> None:
+    original = draw_image(1, (16, 12)).resize((640, 480), Image.Resampling.BICUBIC)
+    data, size, full = FORM.encode(encoded(original, kind))
+    assert (size, full) == ((85, 64), (640, 480))
+    expected = original.resize(size, Image.Resampling.LANCZOS)
+    found = np.asarray(Image.open(io.BytesIO(data))).astype(int)
+    assert np.abs(found - np.asarray(expected)).mean() < 4
+
+
+def test_a_kept_image_is_upright_and_without_exif() -> None:
+    original = draw_image(2, (20, 12)).resize((160, 96), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side: turned by 90 degrees
+    found = kept(encoded(original, "JPEG", quality=95, exif=exif))
+    assert found.size == (64, 107)
+    assert not found.getexif()
+    upright = original.rotate(270, expand=True).resize((64, 107), Image.Resampling.LANCZOS)
+    assert np.abs(np.asarray(found).astype(int) - np.asarray(upright)).mean() < 4
+
+
+@pytest.mark.parametrize(("on_white", "expected"), [(True, 255), (False, 0)])
+def test_a_transparent_colour_becomes_white_where_the_settings_say_so(
+    on_white: bool, expected: int
+) -> None:
+    image = Image.new("P", (80, 80), 0)
+    image.putpalette([0, 0, 0])
+    data = encoded(image, "GIF", transparency=0)
+    form = KeptFormat(PixelSettings(short_side=64, quality=90, on_white=on_white))
+    assert np.asarray(kept(data, form)).mean() == pytest.approx(expected, abs=1)
+
+
+def test_what_is_no_image_is_refused_with_the_reason() -> None:
+    with pytest.raises(PixelError, match="damaged image"):
+        FORM.encode(encoded(draw_image(0, (80, 80)))[:100])
+    out = np.empty(FORM.image_shape, np.uint8)
+    found = decode_image(ImageRef(0, ImageLocation(path=None), (), data=b"text"), FORM, out)  # type: ignore[arg-type]
+    assert found.reason
+    assert found.kept == b""
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"short_side": 16}, "--keep-pixels must be 32 to 4096, got 16"),
+        ({"short_side": 5000}, "--keep-pixels must be 32 to 4096, got 5000"),
+        ({"quality": 0}, "--keep-quality must be 50 to 100, got 0"),
+        ({"quality": 101}, "--keep-quality must be 50 to 100, got 101"),
+    ],
+)
+def test_settings_that_are_none_are_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        PixelSettings(**{"short_side": 64, "quality": 90, "on_white": True, **settings})  # type: ignore[arg-type]
