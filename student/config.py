@@ -20,6 +20,7 @@ else:
 
 Projection = Literal["auto", "learned", "pca", "none"]
 CheckPixels = Literal["always", "first-epoch", "never"]
+Pixels = Literal["auto", "corpus", "kept"]
 BankLabels = Literal["soft", "hard"]
 ScheduleKind = Literal["cosine", "wsd"]
 ExportChoice = Literal["last", "best", "ema"]
@@ -260,6 +261,14 @@ class TrainConfig:
     check_pixels: Annotated[
         CheckPixels, Setting("When to compare an image's bytes with those the teacher saw.", CORPUS)
     ] = "first-epoch"
+    pixels: Annotated[
+        Pixels,
+        Setting(
+            "Images to read. corpus: its files. kept: those of build --keep-pixels, which need no corpus. "
+            "auto: kept, if all are kept and at least as large as the student's.",
+            CORPUS,
+        ),
+    ] = "auto"
     decode: Annotated[
         Literal["exact", "scaled"],
         Setting(

@@ -7,6 +7,9 @@ Shape letters in this file: N = images of the corpus, K = views of each, B = ima
 of each that are wanted.
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -14,8 +17,10 @@ from numpy.typing import NDArray
 from ...errors import DamagedCacheError
 from ...images.catalog_refs import LOCATION_COLUMNS, PlannedFiles
 from ...images.image import ImageRef
+from ...images.kept_places import kept_places, kept_refs
 from ...images.tar_header import BLOCK
 from ...store.cache import Cache
+from ...store.format.kept_pixels import KeptPixels
 from ...store.format.views import WHOLE_IMAGE, ViewBox
 from .corpus import Corpus, find_ascending
 from .sampler import ReadGroups
@@ -32,26 +37,23 @@ class ImageLookup:
     Takes about 70 bytes of memory an image, 17 a view, and the names of files and members.
     """
 
-    def __init__(self, cache: Cache, corpus: Corpus) -> None:
+    def __init__(self, cache: Cache, corpus: Corpus, kept: KeptPixels | None = None) -> None:
         """Read the catalog.
 
+        Args:
+            cache: the cache.
+            corpus: the images.
+            kept: kept pixels to read; None: read the corpus.
+
         Raises:
-            DamagedCacheError: the catalog lacks images of the corpus, or views of them.
+            DamagedCacheError: the catalog lacks images of the corpus, or views of them; or a table of
+                kept pixels is damaged.
         """
         self._cache = cache
         self._rows_N = corpus.rows_N
-        wanted = pl.DataFrame({"row": corpus.rows_N}).lazy()
-        samples = cache.samples().select("row", *LOCATION_COLUMNS)
-        self._places = samples.join(wanted, on="row", how="semi").sort("row").collect()
-        if self._places.height != len(corpus):
-            raise DamagedCacheError(
-                f"the catalog of {cache.root} has {self._places.height:,} of {len(corpus):,} images "
-                "that have a target; run siglip2-cache verify"
-            )
-        used = self._places.lazy().select(pl.col("file").unique())
-        self._files = cache.table("files").join(used, on="file", how="semi").sort("file").collect()
-        self._group_N = _group_numbers(self._places)
-        self._parts = _Parts(self._places, self._group_N)
+        self._images = _PlannedImages(cache, corpus) if kept is None else _KeptImages(kept, corpus)
+        self._group_N = _group_numbers(self._images.places)
+        self._parts = _Parts(self._images.places, self._group_N)
         self._boxes_NK4, self._flips_NK = _read_boxes(cache, corpus)
 
     @property
@@ -59,7 +61,7 @@ class ImageLookup:
         """Which images are read together: a Parquet row group, or a part of a tar; None: no images are."""
         if (self._group_N < 0).all():
             return None
-        has_rows = bool(self._places["row_group"].is_not_null().any())
+        has_rows = bool(self._images.places["row_group"].is_not_null().any())
         return ReadGroups(
             number_I=self._group_N,
             num_open=_OPEN_ROW_GROUPS if has_rows else _OPEN_PARTS,
@@ -68,15 +70,12 @@ class ImageLookup:
 
     def refs(self, positions_B: NDArray[np.int64], views_BV: NDArray[np.int64]) -> list[ImageRef]:
         """Return references to images, with the boxes of V views of each, in the order asked."""
-        places = self._places[positions_B]
-        numbers = places["file"].unique().sort().to_numpy()
-        at = np.searchsorted(self._files["file"].to_numpy(), numbers)
-        files = PlannedFiles(self._cache, self._files[at])
         boxes = self._boxes(positions_B, views_BV)
         parts = self._parts.ranges(self._group_N[positions_B])
+        found = self._images.refs(positions_B)
         return [
-            ImageRef(row, files.locate(*place), box, part=part)
-            for (row, *place), box, part in zip(places.iter_rows(), boxes, parts, strict=True)
+            replace(ref, boxes=box, part=part)
+            for ref, box, part in zip(found, boxes, parts, strict=True)
         ]
 
     def keys(self, positions: list[int]) -> list[str]:
@@ -133,6 +132,46 @@ class _Parts:
             tuple(self._ranges[at].tolist()) if is_part else None
             for at, is_part in zip(at_B, is_part_B, strict=True)
         ]
+
+
+class _PlannedImages:
+    """The images in the corpus."""
+
+    def __init__(self, cache: Cache, corpus: Corpus) -> None:
+        self._cache = cache
+        wanted = pl.DataFrame({"row": corpus.rows_N}).lazy()
+        samples = cache.samples().select("row", *LOCATION_COLUMNS)
+        self.places = samples.join(wanted, on="row", how="semi").sort("row").collect()
+        if self.places.height != len(corpus):
+            raise DamagedCacheError(
+                f"the catalog of {cache.root} has {self.places.height:,} of {len(corpus):,} images "
+                "that have a target; run siglip2-cache verify"
+            )
+        used = self.places.lazy().select(pl.col("file").unique())
+        self._files = cache.table("files").join(used, on="file", how="semi").sort("file").collect()
+
+    def refs(self, positions_B: NDArray[np.int64]) -> Iterator[ImageRef]:
+        """Yield references without views."""
+        places = self.places[positions_B]
+        numbers = places["file"].unique().sort().to_numpy()
+        at = np.searchsorted(self._files["file"].to_numpy(), numbers)
+        files = PlannedFiles(self._cache, self._files[at])
+        for row, *place in places.iter_rows():
+            yield ImageRef(row, files.locate(*place), ())
+
+
+class _KeptImages:
+    """The kept images in a cache."""
+
+    def __init__(self, kept: KeptPixels, corpus: Corpus) -> None:
+        self._kept = kept
+        self.places = kept_places(kept, corpus.rows_N, corpus.sha256_N).with_columns(
+            pl.lit("").alias("member"), pl.lit(None, pl.Int64).alias("row_group")
+        )
+
+    def refs(self, positions_B: NDArray[np.int64]) -> Iterator[ImageRef]:
+        """Yield references without views; with a fault where an image is not kept."""
+        return kept_refs(self._kept, self.places[positions_B])
 
 
 class TextLookup:

@@ -37,6 +37,8 @@ _OTHER_BYTES = (
     "its bytes are not those the teacher saw; restore the file, or build a cache of the new one"
 )
 
+_OTHER_KEPT_BYTES = "its kept pixels are damaged; run siglip2-cache verify"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderConfig:
@@ -222,14 +224,15 @@ class Loader:
         own = global_batch.positions_N[self._sampler.rank_slice][
             num_seen : num_seen + len(piece.refs) * V : V
         ]
-        expected = corpus.sha256_N[own]
+        seen_B = corpus.sha256_N[own]
 
-        def fault_of(image: DecodedImage, sha256: NDArray[np.uint8]) -> str | None:
-            if image.reason is None and is_checked and image.sha256 != sha256.tobytes():
-                return _OTHER_BYTES
+        def fault_of(ref: ImageRef, image: DecodedImage, seen: NDArray[np.uint8]) -> str | None:
+            expected = ref.sha256 or seen.tobytes()
+            if image.reason is None and is_checked and image.sha256 != expected:
+                return _OTHER_BYTES if ref.sha256 is None else _OTHER_KEPT_BYTES
             return image.reason
 
-        return [fault_of(i, sha256) for i, sha256 in zip(piece.images, expected, strict=True)]
+        return list(map(fault_of, piece.refs, piece.images, seen_B))
 
     def _finish(self, filling: "FillingBatch") -> Batch:
         """Return the finished batch: add targets and texts to the decoded images."""

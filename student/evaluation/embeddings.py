@@ -24,6 +24,7 @@ from ...siglip import (
     vision_tower,
 )
 from ...store.cache import Cache
+from ...store.format.kept_pixels import KeptPixels
 from .pictures import decoded_pictures, read_texts
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def student_embeddings(
     sha256_N: NDArray[np.uint8] | None = None,
     texts_MD: NDArray[np.float32] | None = None,
     logit: tuple[float, float] | None = None,
+    kept: KeptPixels | None = None,
 ) -> Embeddings:
     """Return a model's embeddings of the whole images, from their files, and of the texts.
 
@@ -113,11 +115,12 @@ def student_embeddings(
         sha256_N: (N, 32) expected hash of each image's bytes; others get no embedding. None: no check.
         texts_MD: unit rows of the texts, for a model without a text tower; None: NaN.
         logit: (logit_scale, a logarithm, and logit_bias), for a model without them.
+        kept: kept pixels to read; None: read the corpus.
 
     Raises:
         TrainError: none of the images can be read.
     """
-    runner = _Runner(checkpoint, cache, device, compute_dtype, batch_size, num_workers)
+    runner = _Runner(checkpoint, cache, device, compute_dtype, batch_size, num_workers, kept)
     was_training = model.training
     model.eval()
     try:
@@ -157,6 +160,7 @@ class _Runner:
     compute_dtype: str
     batch_size: int
     num_workers: int
+    kept: KeptPixels | None
 
     def images(
         self, tower: Any, rows_N: NDArray[np.int64], sha256_N: NDArray[np.uint8] | None
@@ -170,6 +174,8 @@ class _Runner:
             rows_N,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
+            kept=self.kept,
+            sha256_N=sha256_N,
         )
         for batch in batches:
             first: int = batch.tag
@@ -215,7 +221,7 @@ def _faults(batch: DecodedBatch, sha256_B: NDArray[np.uint8] | None) -> dict[int
     for i, (ref, image) in enumerate(zip(batch.refs, batch.images, strict=True)):
         if image.reason is not None:
             found[ref.row] = image.reason
-        elif sha256_B is not None and image.sha256 != sha256_B[i].tobytes():
+        elif sha256_B is not None and image.sha256 != (ref.sha256 or sha256_B[i].tobytes()):
             found[ref.row] = "its bytes are not those the teacher saw"
     return found
 

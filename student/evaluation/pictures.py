@@ -1,6 +1,7 @@
 """The pictures of a cache, decoded as the image processor of a checkpoint does."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -9,8 +10,10 @@ from numpy.typing import NDArray
 from ...images.catalog_refs import LOCATION_COLUMNS, PlannedFiles
 from ...images.decoder import Decoder
 from ...images.image import DecodedBatch, ImageRef, PixelFormat
+from ...images.kept_places import kept_places, kept_refs
 from ...siglip import Checkpoint
 from ...store.cache import Cache
+from ...store.format.kept_pixels import KeptPixels
 from ...store.format.views import WHOLE_IMAGE
 
 _IMAGE_TIMEOUT_S = 60.0
@@ -23,6 +26,8 @@ def decoded_pictures(
     *,
     batch_size: int,
     num_workers: int,
+    kept: KeptPixels | None = None,
+    sha256_N: NDArray[np.uint8] | None = None,
 ) -> Iterator[DecodedBatch]:
     """Yield the whole images of some rows in batches, in order; a batch is valid until the next one.
 
@@ -34,28 +39,37 @@ def decoded_pictures(
         rows_N: images, in any order.
         batch_size: images in a batch.
         num_workers: decoding processes; 0: decode in this process.
+        kept: kept pixels to read; None: read the corpus.
+        sha256_N: (N, 32) hashes of the images that kept pixels must have been made from; None: no check.
     """
+    if kept is None:
+        refs = _planned(cache, rows_N)
+    else:
+        refs = list(kept_refs(kept, kept_places(kept, rows_N, sha256_N)))
     decoder = Decoder(
         PixelFormat(num_views=1, recipe=checkpoint.image),
         batch_images=batch_size,
         num_workers=num_workers,
         timeout_s=_IMAGE_TIMEOUT_S,
     )
-    yield from decoder.decode(_batches(cache, rows_N, batch_size))
+    yield from decoder.decode(_batches(refs, batch_size))
 
 
-def _batches(
-    cache: Cache, rows_N: NDArray[np.int64], batch_size: int
-) -> Iterator[tuple[int, list[ImageRef]]]:
-    """Yield the position of each batch's first image, and references to its images."""
+def _batches(refs: list[ImageRef], batch_size: int) -> Iterator[tuple[int, list[ImageRef]]]:
+    """Yield the position of each batch's first image, and references to its whole images."""
+    for first in range(0, len(refs), batch_size):
+        batch = refs[first : first + batch_size]
+        yield first, [replace(ref, boxes=(WHOLE_IMAGE,)) for ref in batch]
+
+
+def _planned(cache: Cache, rows_N: NDArray[np.int64]) -> list[ImageRef]:
+    """Return references to images of the corpus, without views."""
     lazy = cache.samples().filter(pl.col("row").is_in(rows_N.tolist()))
     samples = lazy.select("row", *LOCATION_COLUMNS).collect()
     wanted = pl.col("file").is_in(samples["file"].unique().to_list())
     files = PlannedFiles(cache, cache.table("files").filter(wanted).collect())
     places = {row: files.locate(*place) for row, *place in samples.iter_rows()}
-    for first in range(0, len(rows_N), batch_size):
-        rows = rows_N[first : first + batch_size].tolist()
-        yield first, [ImageRef(row, places[row], (WHOLE_IMAGE,)) for row in rows]
+    return [ImageRef(row, places[row], ()) for row in rows_N.tolist()]
 
 
 def read_texts(cache: Cache, text_rows_M: NDArray[np.int64]) -> list[str]:

@@ -80,6 +80,7 @@ class HeldOutEvaluation:
             sha256_N=None if config.check_pixels == "never" else eval_set.sha256_N,
             texts_MD=texts_MD,
             logit=logit,
+            kept=resolved.kept,
         )
         if has_map and distiller.projection is not None:
             map_ED = distiller.projection.weight.detach().float().cpu().numpy()

@@ -18,10 +18,12 @@ from ...siglip import (
     with_max_num_patches,
 )
 from ...store.cache import Cache, open_cache
+from ...store.format.kept_pixels import KeptPixels
 from ...store.format.teacher_record import TeacherRecord
 from ...store.io.download_cache import copies_of
 from ..config import TrainConfig
 from ..data.corpus import Corpus
+from ..data.kept_pixels import choose_pixels
 from ..data.read_corpus import read_corpus
 from ..data.split import SplitPolicy, split_policy
 from ..export.metadata import identity_sha256
@@ -55,6 +57,12 @@ class Resolved:
     teacher_bias: float
     num_workers: int
     """Decoding processes of this rank."""
+
+    kept: KeptPixels | None
+    """Kept pixels to read; None: the corpus is read."""
+
+    kept_note: str | None
+    """Why kept pixels are not read although there are some."""
 
     @property
     def steps(self) -> int:
@@ -116,6 +124,7 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
         student=checkpoint if config.towers == "both" else None,
         allow_partial=config.allow_partial,
     )
+    kept, kept_note = choose_pixels(cache, corpus, checkpoint, config.pixels)
     train = corpus.select(~corpus.is_val_N)
     scale = config.teacher_scale or math.exp(teacher.logit_scale)
     bias = teacher.logit_bias if config.teacher_bias is None else config.teacher_bias
@@ -137,6 +146,7 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
         weight_decay=_value_or(config.weight_decay, 1e-4 if config.from_scratch else 0.0),
         max_num_patches=getattr(checkpoint.image, "max_num_patches", None),
         dtype=dtype,
+        pixels="corpus" if kept is None else "kept",
         val_share=policy.val_share if policy.val_keys is None else None,
     )
     _refuse_no_data(full, weights, train)
@@ -157,6 +167,8 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
         teacher_scale=scale,
         teacher_bias=bias,
         num_workers=_num_workers(config, launch),
+        kept=kept,
+        kept_note=kept_note,
     )
 
 

@@ -27,6 +27,7 @@ _CHANGE_TRAINING = {
     "decay_steps",
     "ema",
     "decode",
+    "pixels",
 }
 _PATHS = {"cache", "student", "out", "corpus_roots", "teacher_text", "cache_dir", "cache_limit"}
 """Where files are. Cache and student are compared by hash."""

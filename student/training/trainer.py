@@ -158,7 +158,7 @@ class Trainer:
             self._first_steps = start.first_steps
             for line in start.lines:
                 progress.say(line)
-        self._images = ImageLookup(resolved.cache, resolved.train)
+        self._images = ImageLookup(resolved.cache, resolved.train, resolved.kept)
         self._sampler = make_sampler(resolved, self._images, ranks)
         self._pca = fit_pca(resolved) if resolved.projection == "pca" else None
         self._distiller = self.make_distiller(resolved)
@@ -222,6 +222,8 @@ class Trainer:
                 evaluate_student(resolved, start, run, "before", self._pca)
 
         self._on_first(evaluate_start)
+        if resolved.kept_note is not None:
+            self._progress.say(f"note: {resolved.kept_note}")
         self._progress.say(self._first_line(done))
         started = time.monotonic()
         try:
@@ -420,7 +422,8 @@ class Trainer:
         return (
             f"training {resolved.checkpoint.name} on {resolved.train.num_images:,} images "
             f"({resolved.train.num_captioned:,} with captions) for {resolved.steps:,} steps of "
-            f"{self._config.global_batch_size:,}, on {resolved.device}"
+            f"{self._config.global_batch_size:,}, "
+            f"{'from kept pixels, ' if resolved.kept is not None else ''}on {resolved.device}"
             f"{f' and {num_others} more' if num_others else ''}"
             f"{f', resuming after step {done:,}' if done else ''}"
         )

@@ -1,0 +1,420 @@
+"""``build --keep-pixels``: accepted images again, small, in tars beside the targets; training from them."""
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kit.fakes import (
+    FakeTeacher,
+    SilentProgress,
+    config_of,
+    draw_image,
+    tree_of,
+    write_folder_corpus,
+)
+from kit.memory_bucket import memory_bucket
+from PIL import Image
+
+from siglip2_cache import open_cache
+from siglip2_cache.errors import BuildError, SettingError
+from siglip2_cache.precompute.build import build
+from siglip2_cache.precompute.config import BuildSummary
+from siglip2_cache.precompute.executor.messages import BuildInterrupted
+from siglip2_cache.precompute.ranks import ProcessRank
+from siglip2_cache.progress import Display
+from siglip2_cache.store.cache import Cache
+from siglip2_cache.store.format import layout
+from siglip2_cache.store.io.location import Location, parse_location
+from siglip2_cache.store.verify.verify import verify_cache
+from siglip2_cache.student.config_file import make_config
+from siglip2_cache.student.training.progress import TrainProgress
+from siglip2_cache.student.training.trainer import train
+
+NUM_IMAGES, SHORT_SIDE = 14, 64
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """14 images of 160 x 96, but for one of 24 x 16 and one that is no image."""
+    folder = write_folder_corpus(tmp_path / "corpus", NUM_IMAGES, captions=2)
+    for i in range(NUM_IMAGES):
+        if i != 3:
+            picture(i).save(folder / f"img{i:03d}.png")
+    (folder / "img007.png").write_bytes(b"text")
+    return folder
+
+
+def picture(number: int) -> Image.Image:
+    """A smooth image, which a JPEG keeps well."""
+    return draw_image(number, (16, 12)).resize((160, 96), Image.Resampling.BICUBIC)
+
+
+def no_teacher(*_: object) -> FakeTeacher:
+    raise AssertionError("the teacher is not needed")
+
+
+def build_in(
+    corpus: Path,
+    cache: Location,
+    teacher: Path,
+    *,
+    make_teacher: Any = lambda *_: FakeTeacher(),
+    progress: SilentProgress | None = None,
+    **settings: Any,
+) -> BuildSummary:
+    config = config_of(corpus, cache, teacher, shard_rows=4, **settings)
+    return build(config, progress=progress or SilentProgress(), make_teacher=make_teacher)
+
+
+def members(cache: Path, unit: int) -> dict[str, bytes]:
+    with tarfile.open(cache / layout.pixels_tar(unit)) as tar:
+        found = {each.name: tar.extractfile(each) for each in tar}
+        return {name: file.read() for name, file in found.items() if file is not None}
+
+
+def assert_kept(cache: Cache, rows: list[int]) -> None:
+    """These rows and no others are kept, where the tables say, and nothing is at fault."""
+    assert verify_cache(cache).faults == []
+    kept = cache.kept_pixels()
+    assert kept is not None
+    found: list[int] = []
+    for unit in sorted(kept.units):
+        data = cache.files.read(layout.pixels_tar(unit))
+        for line in kept.index(unit).iter_rows(named=True):
+            image = Image.open(io.BytesIO(data[line["offset"] :][: line["length"]]))
+            assert image.size == (line["width"], line["height"])
+            found.append(line["row"])
+    assert found == rows
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_build_keeps_each_accepted_image_in_ordinary_tars(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path, num_workers: int
+) -> None:
+    cache = tmp_path / "cache"
+    summary = build_in(
+        corpus, cache, tiny_checkpoint, keep_pixels=SHORT_SIDE, decode_workers=num_workers
+    )
+    assert (summary.num_kept, summary.num_kept_now) == (13, 13)
+    opened = open_cache(cache)
+    assert_kept(opened, [row for row in range(NUM_IMAGES) if row != 7])
+    found = members(cache, 0)
+    assert list(found) == [f"{row:012d}.jpg" for row in range(4)]
+    for name, data in found.items():
+        row = int(name[:12])
+        image = Image.open(io.BytesIO(data))
+        assert image.size == ((107, 64) if row != 3 else (24, 16))
+        if row != 3:
+            expected = picture(row).resize((107, 64), Image.Resampling.LANCZOS)
+            assert np.abs(np.asarray(image).astype(int) - np.asarray(expected)).mean() < 3
+    kept = opened.kept_pixels()
+    assert kept is not None
+    assert dict(kept.units[1].rejected) == dict(opened.commits().units["image", 1].rejected)
+    seen = opened.seen("tiny", 0).select("row", "sha256")
+    assert kept.index(0).select("row", sha256="source_sha256").equals(seen)
+
+
+def test_a_finished_cache_gets_pixels_without_the_teacher_equal_to_those_of_one_build(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    build_in(corpus, tmp_path / "one", tiny_checkpoint, keep_pixels=SHORT_SIDE)
+    build_in(corpus, tmp_path / "two", tiny_checkpoint)
+    before = tree_of(tmp_path / "two")
+    build_in(
+        corpus, tmp_path / "two", tiny_checkpoint, keep_pixels=SHORT_SIDE, make_teacher=no_teacher
+    )
+    after = tree_of(tmp_path / "two")
+    assert after == tree_of(tmp_path / "one")
+    assert {path: after[path] for path in before} == before
+    again = build_in(corpus, tmp_path / "two", tiny_checkpoint, make_teacher=no_teacher)
+    assert (again.num_kept, again.num_kept_now) == (13, 0)
+    assert tree_of(tmp_path / "two") == after
+
+
+def test_new_images_and_images_that_can_be_read_at_last_are_kept_too(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    build_in(corpus, cache, tiny_checkpoint, keep_pixels=SHORT_SIDE)
+    write_folder_corpus(corpus, 2, first=NUM_IMAGES)
+    assert build_in(corpus, cache, tiny_checkpoint).num_kept_now == 2
+    picture(7).save(corpus / "img007.png")
+    settings = {"retry_rejected": True, "changed": "skip"}
+    assert build_in(corpus, cache, tiny_checkpoint, **settings).num_kept_now == 1
+    assert_kept(open_cache(cache), [*range(NUM_IMAGES), 16, 17])
+
+
+def test_an_image_that_changed_since_is_not_kept_until_it_is_restored(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    build_in(corpus, cache, tiny_checkpoint)
+    good = (corpus / "img005.png").read_bytes()
+    picture(99).save(corpus / "img005.png")
+    build_in(corpus, cache, tiny_checkpoint, keep_pixels=SHORT_SIDE, changed="skip")
+    kept = open_cache(cache).kept_pixels()
+    assert kept is not None
+    assert kept.units[1].rejected[5] == "its bytes are not those the teacher saw"
+    (corpus / "img005.png").write_bytes(good)
+    build_in(corpus, cache, tiny_checkpoint, retry_rejected=True, changed="skip")
+    assert_kept(open_cache(cache), [row for row in range(NUM_IMAGES) if row != 7])
+
+
+def test_other_settings_are_refused_with_both_values(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path, command: Command
+) -> None:
+    cache = tmp_path / "cache"
+    progress = SilentProgress()
+    build_in(
+        corpus, cache, tiny_checkpoint, keep_pixels=SHORT_SIDE, keep_quality=80, progress=progress
+    )
+    before = tree_of(cache)
+    message = r"--keep-pixels 64 --keep-quality 80, now they are 96 and 80; leave the options out"
+    with pytest.raises(SettingError, match=message):
+        build_in(corpus, cache, tiny_checkpoint, keep_pixels=96)
+    for options, expected in (
+        (("--keep-pixels", 16), "error: --keep-pixels must be 32 to 4096, got 16\n"),
+        (("--keep-quality", 10), "error: --keep-quality must be 50 to 100, got 10\n"),
+        (("--keep-quality", 90), "error: --keep-quality 90 goes with --keep-pixels\n"),
+    ):
+        words = ("build", corpus, tmp_path / "new", "--teacher", tiny_checkpoint, *options)
+        assert command(*words) == (1, "", expected)
+    assert tree_of(cache) == before
+
+
+def test_pixels_smaller_than_the_teachers_are_kept_with_a_warning(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("siglip2_cache.precompute.keep_pixels.view_pixels", lambda _: 384)
+    progress = SilentProgress()
+    build_in(corpus, tmp_path / "cache", tiny_checkpoint, keep_pixels=288, progress=progress)
+    assert (
+        "warning: --keep-pixels 288 is below the 384 px that the teacher sees; train students of at most "
+        "288 px from these pixels"
+    ) in progress.said
+
+
+def test_ranks_keep_the_pixels_of_their_units_and_finish_says_what_is_missing(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    cache, settings = tmp_path / "cache", {"keep_pixels": SHORT_SIDE}
+    build_in(corpus, cache, tiny_checkpoint)
+    rank = ProcessRank(rank=0, world_size=2, local_rank=None)
+    build_in(corpus, cache, tiny_checkpoint, rank=rank, **settings)
+    with pytest.raises(BuildError, match=r"the pixels of 2 units are not kept \(first: 1\); run"):
+        build_in(corpus, cache, tiny_checkpoint, finish=True)
+    missing = "pixels: 2 image units are not kept yet (first: 1); run the same build again"
+    assert verify_cache(open_cache(cache)).faults == [missing]
+    build_in(corpus, cache, tiny_checkpoint, rank=replace(rank, rank=1), **settings)
+    assert build_in(corpus, cache, tiny_checkpoint, finish=True).num_kept == 13
+    build_in(corpus, tmp_path / "one", tiny_checkpoint, **settings)
+    assert tree_of(cache) == tree_of(tmp_path / "one")
+
+
+def test_an_interrupted_build_keeps_whole_units_and_resumes(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    import signal
+
+    class Interrupting(SilentProgress):
+        def show(self, task: Any, line: str) -> None:
+            if task.done == 7:  # of unit 1, too
+                signal.raise_signal(signal.SIGINT)
+
+    cache = tmp_path / "cache"
+    with pytest.raises(BuildInterrupted):
+        build_in(corpus, cache, tiny_checkpoint, keep_pixels=SHORT_SIDE, progress=Interrupting())
+    kept = open_cache(cache).kept_pixels()
+    assert kept is not None
+    assert sorted(kept.units) == [0, 1]
+    assert not [path for path in tree_of(cache) if layout.is_garbage_name(path)]
+    build_in(corpus, cache, tiny_checkpoint, make_teacher=no_teacher)
+    assert_kept(open_cache(cache), [row for row in range(NUM_IMAGES) if row != 7])
+
+
+def test_a_store_holds_the_same_objects_as_a_folder(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with memory_bucket() as bucket:
+        url = parse_location(f"{bucket.url}/cache")
+        build_in(corpus, url, tiny_checkpoint, keep_pixels=SHORT_SIDE)
+        remote = open_cache(url)
+        assert_kept(remote, [row for row in range(NUM_IMAGES) if row != 7])
+        build_in(corpus, tmp_path / "cache", tiny_checkpoint, keep_pixels=SHORT_SIDE)
+        local = {
+            path: data for path, data in tree_of(tmp_path / "cache").items() if "pixels/" in path
+        }
+        assert {path: remote.files.read(path) for path in local} == local
+        assert len(local) == 1 + 3 * 4
+
+
+# -- damage
+
+
+def damaged(cache: Path, path: str, change: Callable[[bytes], bytes]) -> list[str]:
+    (cache / path).write_bytes(change((cache / path).read_bytes()))
+    return verify_cache(open_cache(cache)).faults
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.fixture
+def kept_cache(corpus: Path, tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    build_in(corpus, tmp_path / "cache", tiny_checkpoint, keep_pixels=SHORT_SIDE)
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("path", [layout.pixels_tar(1), layout.pixels_index(1)])
+def test_a_flipped_bit_is_found_and_the_remedy_mends_it(
+    kept_cache: Path, corpus: Path, tiny_checkpoint: Path, path: str
+) -> None:
+    before = (kept_cache / path).read_bytes()
+    [fault] = damaged(kept_cache, path, flip)
+    assert fault == (
+        f"{path} is damaged: its bytes have changed; remove pixels/commits/image-00001*.json and run the "
+        "same build again to keep the pixels of the unit again"
+    )
+    for record in kept_cache.glob("pixels/commits/image-00001*.json"):
+        record.unlink()
+    build_in(corpus, kept_cache, tiny_checkpoint, make_teacher=no_teacher)
+    assert (kept_cache / path).read_bytes() == before
+    assert verify_cache(open_cache(kept_cache)).faults == []
+
+
+def test_a_damaged_record_costs_its_unit_and_a_damaged_setting_is_named(
+    kept_cache: Path, corpus: Path, tiny_checkpoint: Path
+) -> None:
+    record = layout.pixels_unit_record(2)
+    faults = damaged(kept_cache, record, lambda data: data[:50])
+    assert any("not a complete record (50 bytes)" in fault for fault in faults)
+    build_in(corpus, kept_cache, tiny_checkpoint, make_teacher=no_teacher)
+    assert_kept(open_cache(kept_cache), [row for row in range(NUM_IMAGES) if row != 7])
+    faults = damaged(kept_cache, layout.PIXELS_RECORD, flip)
+    assert faults[0].startswith(str(kept_cache / layout.PIXELS_RECORD))
+    assert "or remove the folder pixels to keep them anew" in faults[0]
+
+
+def test_a_file_that_is_in_no_record_is_named(kept_cache: Path) -> None:
+    (kept_cache / "pixels/00009.tar").write_bytes(b"?")
+    [fault] = verify_cache(open_cache(kept_cache)).faults
+    assert fault.startswith("pixels/00009.tar is in no record")
+
+
+def test_info_and_a_dry_run_know_the_pixels(
+    kept_cache: Path, corpus: Path, tiny_checkpoint: Path, command: Command
+) -> None:
+    status, out, _ = command("info", kept_cache)
+    assert status == 0
+    assert "pixels     kept: complete\n" in out
+    assert "13 images (4 of 4 units), at most 64 px on the short side, JPEG of quality 90" in out
+    found = json.loads(command("info", kept_cache, "--json")[1])["pixels"]
+    files = [path for path in tree_of(kept_cache) if path.startswith("pixels/")]
+    num_bytes = sum((kept_cache / p).stat().st_size for p in files if not p.endswith(".json"))
+    assert (found["images"], found["num_bytes"]) == (13, num_bytes)
+    write_folder_corpus(corpus, 2, first=NUM_IMAGES)
+    words = ("build", corpus, kept_cache, "--teacher", tiny_checkpoint, "--dry-run")
+    assert "about 5.1 kB of kept pixels" in command(*words)[1]
+
+
+# -- training from them
+
+
+class Listening(TrainProgress):
+    def __init__(self) -> None:
+        super().__init__(Display())
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+@pytest.fixture
+def trainable(tiny_checkpoint: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A cache of 24 images with kept pixels, and its corpus."""
+    corpus = write_folder_corpus(tmp_path / "drawn", 24, captions=1)
+    for i in range(24):
+        picture(i).save(corpus / f"img{i:03d}.png")
+    build_in(corpus, tmp_path / "cache", tiny_checkpoint, keep_pixels=SHORT_SIDE)
+    return tmp_path / "cache", corpus
+
+
+def train_of(cache: Path, student: Path, out: Path, **settings: Any) -> list[str]:
+    given = {
+        "cache": cache,
+        "student": str(student),
+        "out": out,
+        "steps": 4,
+        "global_batch_size": 8,
+        "val_share": 0.25,
+        "decode_workers": 0,
+        "check_pixels": "always",
+        "device": "cpu",
+        **settings,
+    }
+    heard = Listening()
+    summary = train(make_config(None, given), progress=heard)
+    assert summary.num_skipped == 0
+    return heard.said
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_training_reads_kept_pixels_and_needs_no_corpus(
+    trainable: tuple[Path, Path], tiny_student: Path, tmp_path: Path
+) -> None:
+    cache, corpus = trainable
+    train_of(cache, tiny_student, tmp_path / "corpus-run", pixels="corpus")
+    shutil.rmtree(corpus)
+    said = train_of(cache, tiny_student, tmp_path / "kept")
+    assert any(", from kept pixels, on cpu" in line for line in said)
+    assert "pixels: kept" in (tmp_path / "kept" / "config.yaml").read_text()
+    evaluations = [
+        json.loads((tmp_path / run / "evaluation.json").read_text())
+        for run in ("kept", "corpus-run")
+    ]
+    assert evaluations[0]["gallery"] == evaluations[1]["gallery"]
+    assert evaluations[0]["before"] != evaluations[1]["before"]
+    ours, theirs = (each["before"]["image_correlation"] for each in evaluations)
+    assert ours == pytest.approx(theirs, abs=0.02)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_kept_pixels_that_do_not_do_are_refused_or_left_for_the_corpus(
+    trainable: tuple[Path, Path],
+    tiny_student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, _ = trainable
+    size = "siglip2_cache.student.data.kept_pixels.view_pixels"
+    monkeypatch.setattr(size, lambda _: 224)
+    message = (
+        "keeps 64 px on the short side, below the 224 px of the student; keep them anew with "
+        "--keep-pixels 224, or use --pixels corpus"
+    )
+    with pytest.raises(SettingError, match=message):
+        train_of(cache, tiny_student, tmp_path / "a", pixels="kept")
+    said = train_of(cache, tiny_student, tmp_path / "a")
+    assert any(line.startswith("note: the corpus is read: ") and message in line for line in said)
+    monkeypatch.setattr(size, lambda _: 32)
+    (cache / layout.pixels_unit_record(3)).unlink()
+    with pytest.raises(SettingError, match=r"the pixels of 1 units yet \(first: 3\); run the same"):
+        train_of(cache, tiny_student, tmp_path / "b", pixels="kept")
+    shutil.rmtree(cache / "pixels")
+    with pytest.raises(
+        SettingError, match="keeps none; run siglip2-cache build with --keep-pixels"
+    ):
+        train_of(cache, tiny_student, tmp_path / "b", pixels="kept")
+    with pytest.raises(SettingError, match="pixels 'both' is not one of auto, corpus, kept"):
+        train_of(cache, tiny_student, tmp_path / "b", pixels="both")
