@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from .help import Command, CommandGroup
-from .options import AsJson, given_location, local_path, option, path_option, print_found
+from .options import AsJson, given_location, local_path, option, path, path_option, print_found
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -33,6 +33,7 @@ def new(
         str,
         typer.Option(
             "--from",
+            parser=path,
             metavar="MODEL",
             help="Folder or hub id of a SigLIP 2 checkpoint of two towers.",
         ),

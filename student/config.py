@@ -180,6 +180,53 @@ class TrainConfig:
     views_per_step: Annotated[
         int, Setting("Views of each image in one step.", OPTIMIZER, least=1)
     ] = 1
+    image_lr: Annotated[
+        float | None,
+        Setting("Peak learning rate of the image tower.", OPTIMIZER, default="--lr", above=0),
+    ] = None
+    text_lr: Annotated[
+        float | None,
+        Setting("Peak learning rate of the text tower.", OPTIMIZER, default="--lr", above=0),
+    ] = None
+    layer_decay: Annotated[
+        float | None,
+        Setting(
+            "Factor of the learning rate for each layer further from a tower's output.",
+            OPTIMIZER,
+            default="none",
+            above=0,
+            below=1,
+        ),
+    ] = None
+    freeze_image: Annotated[
+        int | None,
+        Setting(
+            "Freeze the embeddings and the first LAYERS layers of the image tower; as many as it has: all "
+            "of it.",
+            OPTIMIZER,
+            metavar="LAYERS",
+            default="none",
+            least=0,
+        ),
+    ] = None
+    freeze_text: Annotated[
+        int | None,
+        Setting(
+            "The same of the text tower.", OPTIMIZER, metavar="LAYERS", default="none", least=0
+        ),
+    ] = None
+    patch_dropout: Annotated[
+        float | None,
+        Setting(
+            "Share of an image's patches that the image tower does not see, except in the last tenth of the "
+            "steps. Not for NaFlex students.",
+            OPTIMIZER,
+            metavar="SHARE",
+            default="none",
+            above=0,
+            below=1,
+        ),
+    ] = None
     projection_lr: Annotated[
         float, Setting("Peak learning rate of the learned map.", OPTIMIZER, metavar="RATE", above=0)
     ] = 1e-3
@@ -448,6 +495,10 @@ class TrainConfig:
             raise SettingError("export best needs eval_every: else no step is evaluated")
         if self.export == "ema" and self.ema is None:
             raise SettingError("export ema needs ema, a decay such as 0.9999")
+        if self.towers == "image" and (self.text_lr, self.freeze_text) != (None, None):
+            raise SettingError(
+                "text_lr and freeze_text go with towers both: else there is no text tower"
+            )
         if self.teacher_text is not None and self.towers != "image":
             raise SettingError("teacher_text goes with towers image: else the student has its own")
         if self.towers == "image" and self.projection == "learned":

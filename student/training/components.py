@@ -17,6 +17,8 @@ from ..losses.objective import Objective, TextColumns
 from ..losses.pca_map import PcaMap, fit_pca_map
 from ..losses.text_bank import TextBank
 from .distiller import Distiller
+from .parameter_groups import freeze, make_groups
+from .patch_dropout import PatchDropout
 from .resolve import Resolved
 from .schedule import Optimizer
 
@@ -77,6 +79,9 @@ def make_distiller(resolved: Resolved, kind: type[Distiller] = Distiller) -> Dis
         teacher_dim=resolved.teacher.embed_dim if resolved.projection == "learned" else None,
         bank=of_teacher if resolved.has_bank else None,
     )
+    freeze(distiller, config)
+    if config.patch_dropout is not None:
+        distiller.patch_dropout = PatchDropout(vision_tower(model), config.patch_dropout)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     if config.compile:
@@ -88,14 +93,7 @@ def make_distiller(resolved: Resolved, kind: type[Distiller] = Distiller) -> Dis
 
 def make_optimizer(distiller: Distiller, resolved: Resolved) -> Optimizer:
     """Return AdamW over the distiller's parameters."""
-    config = resolved.config
-    assert config.lr is not None and config.weight_decay is not None
-    return Optimizer(
-        distiller,
-        lr=config.lr,
-        projection_lr=config.projection_lr,
-        weight_decay=config.weight_decay,
-    )
+    return Optimizer(distiller, make_groups(distiller, resolved.config))
 
 
 def make_objective(resolved: Resolved) -> Objective:

@@ -23,6 +23,7 @@ from ...siglip import (
 )
 from ..distributed import Ranks
 from ..losses.learned_map import LearnedMap
+from .patch_dropout import PatchDropout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +86,7 @@ class Distiller(nn.Module):
         with torch.no_grad():
             owner.logit_scale.fill_(logit_scale)
             owner.logit_bias.fill_(logit_bias)
+        self.patch_dropout: PatchDropout | None = None
         self.projection = None
         if teacher_dim is not None:
             self.projection = LearnedMap(checkpoint.embed_dim, teacher_dim)
@@ -155,7 +157,8 @@ class Distiller(nn.Module):
         for parameter, by_parameter in zip(self.head(), gradient.head, strict=False):
             total = total + (parameter * by_parameter).sum()
         if gradient.touches_all:
-            total = total + sum(p.reshape(-1)[0] * 0.0 for p in self.parameters())
+            moving = (p for p in self.parameters() if p.requires_grad)
+            total = total + sum(p.reshape(-1)[0] * 0.0 for p in moving)
         return total
 
     def _embed_images(self, micro_batch: MicroBatch) -> Tensor:

@@ -9,6 +9,7 @@ from ...cores import decoders_beside_training
 from ...errors import SettingError
 from ...siglip import (
     Checkpoint,
+    NaflexRecipe,
     checkpoint_identity,
     file_sha256,
     files_sha256,
@@ -149,6 +150,11 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
         pixels="corpus" if kept is None else "kept",
         val_share=policy.val_share if policy.val_keys is None else None,
     )
+    if full.patch_dropout is not None and isinstance(checkpoint.image, NaflexRecipe):
+        raise SettingError(
+            f"patch_dropout goes with students of fixed resolution, and {config.student} is NaFlex; "
+            "--max-num-patches limits its patches"
+        )
     _refuse_no_data(full, weights, train)
     _refuse_other_texts(config.teacher_text, teacher)
     return Resolved(

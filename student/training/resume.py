@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CHANGE_TRAINING = {
+    "image_lr",
+    "text_lr",
     "lr",
     "projection_lr",
     "dtype",

@@ -51,6 +51,13 @@ class Schedule:
         """The last step before the decay of wsd; None with a cosine."""
         return None if self.decay_steps is None else self.steps - self.decay_steps
 
+    def has_patch_dropout(self, step: int) -> bool:
+        """Return whether patches may be dropped in a step: not in the last tenth of the steps."""
+        last = self.steps - math.ceil(self.steps / 10)
+        if self.decay_start is not None:  # steps before it do not depend on the number of all
+            last = max(last, self.decay_start)
+        return self.alone_steps < step <= last
+
     def lasting(self, steps: int, decay_steps: int | None) -> "Schedule":
         """Return the schedule with another number of steps, as a run has that was resumed with more.
 
@@ -124,22 +131,14 @@ def make_schedule(
 class Optimizer:
     """AdamW over a student, its head and the learned map."""
 
-    def __init__(
-        self, distiller: Distiller, *, lr: float, projection_lr: float, weight_decay: float
-    ) -> None:
+    def __init__(self, distiller: Distiller, groups: list[dict[str, Any]]) -> None:
+        """Take the groups of make_groups.
+
+        Args:
+            distiller: what is trained, on its device.
+            groups: params, weight_decay and peak_lr of each.
+        """
         self._names = {id(p): name for name, p in distiller.named_parameters()}
-        maps = distiller.maps()
-        in_head = {id(p) for p in distiller.head()}
-        is_map = {id(p) for p in maps}
-        matrices = [p for p in distiller.parameters() if p.ndim > 1 and id(p) not in in_head]
-        taken = is_map | {id(p) for p in matrices}
-        others = [p for p in distiller.parameters() if id(p) not in taken]
-        groups: list[dict[str, Any]] = [
-            {"params": matrices, "weight_decay": weight_decay, "peak_lr": lr},
-            {"params": others, "weight_decay": 0.0, "peak_lr": lr},
-            {"params": maps, "weight_decay": 0.0, "peak_lr": projection_lr},
-        ]
-        groups = [group for group in groups if group["params"]]
         is_fused = distiller.device.type == "cuda"
         self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=is_fused)
 

@@ -294,6 +294,8 @@ class Trainer:
         torch.manual_seed(_seed_of_step(self._config.seed, step, self._ranks.rank))
         labels, norm = self._batch_labels(step, batch), 0.0
         is_fitting = step <= self._schedule.alone_steps
+        if self._distiller.patch_dropout is not None:
+            self._distiller.patch_dropout.is_on = self._schedule.has_patch_dropout(step)
         if is_fitting:
             loss = self._gradients.fit_map(batch, labels)
         else:

@@ -221,6 +221,64 @@ def test_weights_and_biases_gets_the_metrics_of_every_step(
         train_of(made.cache, tiny_student, run, wandb="teachers", steps=5)
 
 
+# -- of a part of the student
+
+
+def test_frozen_layers_stay_and_patches_are_dropped_but_in_the_last_steps(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    whole, part, pieces = tmp_path / "whole", tmp_path / "part", tmp_path / "pieces"
+    shared = {"steps": 10, "freeze_text": 1, "layer_decay": 0.5, "image_lr": 1e-2}
+    train_of(made.cache, tiny_student, whole, **shared)
+    train_of(made.cache, tiny_student, part, patch_dropout=0.5, **shared)
+    start = load_file(tiny_student / "model.safetensors")
+    model = model_of(part / "model")
+    moved = {name for name, tensor in model.items() if not torch.equal(tensor, start[name])}
+    assert not [name for name in moved if name.startswith("text_model.")]
+    assert [name for name in moved if name.startswith("vision_model.encoder.layers.0.")]
+    losses = [[line["loss"] for line in metrics_of(run)] for run in (whole, part)]
+    num_alone = sum(line["lr"] == 0 for line in metrics_of(part))
+    assert losses[0][:num_alone] == losses[1][:num_alone]
+    assert all(a != b for a, b in zip(losses[0][num_alone:], losses[1][num_alone:], strict=True))
+    # A run that is resumed drops the same patches.
+    train_of(made.cache, tiny_student, pieces, patch_dropout=0.5, save_every=3, **shared)
+    shutil.rmtree(pieces / "checkpoints" / "step-0000010")
+    train_of(made.cache, tiny_student, pieces, patch_dropout=0.5, save_every=3, **shared)
+    assert_same_run(pieces, part)
+
+
+def test_layers_and_towers_that_are_not_there_are_refused(
+    made: Made, tiny_student: Path, naflex_student: Path, tmp_path: Path
+) -> None:
+    for student, settings, said in (
+        (
+            tiny_student,
+            {"freeze_image": 2},
+            "freeze_image must be 0 to 1, the layers of the image tower, got 2",
+        ),
+        (
+            tiny_student,
+            {"towers": "image", "text_lr": 1e-3},
+            "text_lr and freeze_text go with towers both: ",
+        ),
+        (tiny_student, {"layer_decay": 1.5}, "layer_decay must be above 0 and below 1, got 1.5"),
+        (
+            tiny_student,
+            {"patch_dropout": 0.0},
+            "patch_dropout must be above 0 and below 1, got 0.0",
+        ),
+        (tiny_student, {"image_lr": float("nan")}, "image_lr must be above 0, got nan"),
+        (
+            naflex_student,
+            {"patch_dropout": 0.5},
+            "patch_dropout goes with students of fixed resolution, and ",
+        ),
+    ):
+        with pytest.raises(SettingError) as refused:
+            train_of(made.cache, student, tmp_path / "run", **settings)
+        assert str(refused.value).startswith(said)
+
+
 # -- grown
 
 

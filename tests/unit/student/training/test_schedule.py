@@ -1,6 +1,9 @@
 """Learning rates over the steps, and an optimizer that goes on where it was."""
 
+import json
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,9 @@ import torch
 
 from siglip2_cache.errors import SettingError
 from siglip2_cache.siglip import load_trainable, resolve_checkpoint
+from siglip2_cache.student.config import TrainConfig
 from siglip2_cache.student.training.distiller import Distiller
+from siglip2_cache.student.training.parameter_groups import freeze, make_groups
 from siglip2_cache.student.training.schedule import Optimizer, Schedule, make_schedule
 
 # -- the schedule
@@ -107,6 +112,19 @@ def test_a_run_of_few_steps_still_learns_in_every_step_after_the_map_was_alone()
 # -- the optimizer
 
 
+@pytest.fixture(scope="module")
+def deeper_student(tiny_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of two layers a tower."""
+    from transformers import SiglipConfig, SiglipModel
+
+    folder = shutil.copytree(tiny_student, tmp_path_factory.mktemp("deeper") / "student")
+    config = json.loads((folder / "config.json").read_text())
+    for tower in ("text_config", "vision_config"):
+        config[tower]["num_hidden_layers"] = 2
+    SiglipModel(SiglipConfig(**config)).save_pretrained(folder)
+    return folder
+
+
 def distiller_of(student: Path) -> Distiller:
     torch.manual_seed(0)
     checkpoint = resolve_checkpoint(str(student))
@@ -123,7 +141,18 @@ def distiller_of(student: Path) -> Distiller:
 
 
 def optimizer_of(distiller: Distiller, weight_decay: float = 0.1) -> Optimizer:
-    return Optimizer(distiller, lr=1e-2, projection_lr=1e-1, weight_decay=weight_decay)
+    return Optimizer(distiller, make_groups(distiller, config_of(weight_decay=weight_decay)))
+
+
+def config_of(**settings: Any) -> TrainConfig:
+    given = {
+        "cache": Path("C"),
+        "student": "S",
+        "out": Path("R"),
+        "lr": 1e-2,
+        "projection_lr": 1e-1,
+    }
+    return TrainConfig(**{**given, "weight_decay": 0.0, **settings})
 
 
 def make_steps(distiller: Distiller, optimizer: Optimizer, steps: range) -> None:
@@ -180,6 +209,62 @@ def test_only_the_learned_map_has_its_own_rate_and_only_matrices_of_the_towers_d
         if p.ndim > 1 and name != "projection.weight"
     }
     assert {name for name, is_decayed in decayed.items() if is_decayed} == matrices
+
+
+def rates_of(distiller: Distiller, **settings: Any) -> dict[str, float]:
+    """The peak learning rate of each parameter that is trained."""
+    config = config_of(**settings)
+    freeze(distiller, config)
+    names = {id(p): name for name, p in distiller.named_parameters()}
+    return {
+        names[id(parameter)]: group["peak_lr"]
+        for group in make_groups(distiller, config)
+        for parameter in group["params"]
+    }
+
+
+def test_each_tower_and_each_layer_has_its_rate(deeper_student: Path) -> None:
+    rates = rates_of(distiller_of(deeper_student), image_lr=1.0, layer_decay=0.5)
+    expected = {
+        "model.vision_model.embeddings.patch_embedding.weight": 0.125,
+        "model.vision_model.encoder.layers.0.mlp.fc1.bias": 0.25,
+        "model.vision_model.encoder.layers.1.mlp.fc1.weight": 0.5,
+        "model.vision_model.post_layernorm.weight": 1.0,
+        "model.vision_model.head.probe": 1.0,
+        "model.text_model.embeddings.token_embedding.weight": 0.125e-2,
+        "model.text_model.encoder.layers.1.mlp.fc1.weight": 0.5e-2,
+        "model.text_model.head.weight": 1e-2,
+        "model.logit_scale": 1e-2,
+        "bank_bias": 1e-2,
+        "projection.weight": 1e-1,
+    }
+    assert {name: rates[name] for name in expected} == pytest.approx(expected)
+    assert len(rates) == len(list(distiller_of(deeper_student).parameters()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "frozen"),
+    [
+        ({"freeze_image": 0}, r"model\.vision_model\.embeddings\."),
+        ({"freeze_image": 1}, r"model\.vision_model\.(embeddings|encoder\.layers\.0)\."),
+        ({"freeze_image": 2}, r"model\.vision_model\."),
+        ({"freeze_text": 2, "freeze_image": 0}, r"model\.(text_model|vision_model\.embeddings)\."),
+    ],
+)
+def test_frozen_layers_are_not_trained(
+    settings: dict[str, int], frozen: str, deeper_student: Path
+) -> None:
+    distiller = distiller_of(deeper_student)
+    rates = rates_of(distiller, **settings)
+    of_frozen = {name for name, _ in distiller.named_parameters() if re.match(frozen, name)}
+    assert of_frozen
+    assert rates.keys() == {name for name, _ in distiller.named_parameters()} - of_frozen
+
+
+def test_more_layers_than_a_tower_has_are_refused(deeper_student: Path) -> None:
+    with pytest.raises(SettingError) as refused:
+        rates_of(distiller_of(deeper_student), freeze_text=3)
+    assert str(refused.value) == "freeze_text must be 0 to 2, the layers of the text tower, got 3"
 
 
 def test_gradients_are_gone_after_a_step_and_after_they_are_forgotten(tiny_student: Path) -> None:
