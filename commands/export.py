@@ -11,15 +11,16 @@ from .options import (
     AsJson,
     CacheArgument,
     CorpusRoot,
+    DecodeWorkers,
     TeacherName,
     View,
     flag,
     local_path,
     option,
     parse_roots,
+    path_argument,
     path_option,
     print_found,
-    say,
 )
 
 export = typer.Typer(
@@ -72,8 +73,12 @@ def embeddings(
 
 @export.command(cls=Command)
 def model(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", parser=local_path, help="Folder of a training.")
+    source: Annotated[
+        str,
+        path_argument(
+            "RUN",
+            help="Folder of a training; with --to also a folder or hub id of a SigLIP 2 checkpoint.",
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", parser=local_path, help="Folder to write.")],
     step: Annotated[int | None, option("N", "Checkpoint to export.", default="the newest")] = None,
@@ -81,6 +86,33 @@ def model(
         bool, flag("--best", "The best weights up to that step, by --best-metric.")
     ] = False,
     ema: Annotated[bool, flag("--ema", "The moving average of the weights.")] = False,
+    to: Annotated[
+        list[str] | None,
+        option(
+            "onnx|transformers-js",
+            "Write ONNX graphs instead, which both read, and check them against PyTorch. Repeatable.",
+            default="plain transformers",
+        ),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        option(
+            "float32|float16|int8",
+            "With --to: precision that must pass the check. Repeatable.",
+            default="float32, and the others if they pass",
+        ),
+    ] = None,
+    check: Annotated[
+        str | None,
+        path_option(
+            "CACHE",
+            "With --to: cache whose held-out images and captions the graphs are checked on.",
+            default="that of RUN",
+        ),
+    ] = None,
+    samples: Annotated[int, option("N", "With --to: most images of the check.")] = 256,
+    corpus_root: CorpusRoot = None,
+    decode_workers: DecodeWorkers = None,
     cache: Annotated[
         str | None, path_option("CACHE", "The cache, if it has moved since the training.")
     ] = None,
@@ -94,22 +126,44 @@ def model(
             "After train --towers image: the teacher's checkpoint, whose text tower completes the result.",
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint of a training, finished or running, as a folder for plain transformers."""
+    """Write a checkpoint of a training, finished or running, as a folder for plain transformers or ONNX."""
     from ..student.training.export_checkpoint import ExportCheckpointConfig, export_checkpoint
 
     if best and ema:
         raise SettingError("--best and --ema both say which weights: give one")
-    weights = export_checkpoint(
-        ExportCheckpointConfig(
-            run=run,
-            out=out,
-            choice="best" if best else "ema" if ema else "last",
-            step=step,
-            cache=cache,
-            student=student,
-            teacher_text=teacher_text,
-        )
+    if not to and (precision or check):
+        raise SettingError("--precision and --check go with --to; name a runtime")
+    chosen = ExportCheckpointConfig(
+        run=local_path(source),
+        out=out,
+        choice="best" if best else "ema" if ema else "last",
+        step=step,
+        cache=cache,
+        student=student,
+        teacher_text=teacher_text,
     )
+    if to:
+        from ..student.runtimes.export import RuntimesConfig
+        from ..student.runtimes.from_run import export_source
+
+        exported = export_source(
+            RuntimesConfig(
+                model=source,
+                out=out,
+                to=tuple(to),
+                precisions=tuple(precision) if precision else None,
+                check=check,
+                samples=samples,
+                decode_workers=decode_workers,
+                corpus_roots=parse_roots(corpus_root),
+            ),
+            chosen,
+        )
+        print_found(exported.found, exported.lines, as_json)
+        return
+    weights = export_checkpoint(chosen)
     average = "moving average of " if weights.kind == "ema" else ""
-    say(f"model      {out}: {average}the weights after step {weights.step:,}")
+    line = f"model      {out}: {average}the weights after step {weights.step:,}"
+    print_found({"out": str(out), "kind": weights.kind, "step": weights.step}, [line], as_json)

@@ -69,9 +69,11 @@ def flag(name: str, help: str, panel: str | None = None) -> Any:
     return typer.Option(name, help=help, rich_help_panel=panel)
 
 
-def path_option(metavar: str, help: str, panel: str | None = None) -> Any:
+def path_option(
+    metavar: str, help: str, panel: str | None = None, *, default: str | None = None
+) -> Any:
     """Return an option whose value, or each of them, is a path, URL or hub id, as text."""
-    return option(metavar, help, panel, parser=path)
+    return option(metavar, help, panel, default=default, parser=path)
 
 
 def local_path_option(

@@ -18,7 +18,7 @@ from ...siglip import (
     resolve_checkpoint,
     weight_files,
 )
-from ...store.io.location import Location
+from ...store.io.location import Location, given_location
 from ...version import __version__
 from ..evaluation.compare import EvalConfig
 from ..export.atomic_folder import MARK, replaced_atomically
@@ -44,7 +44,7 @@ class RuntimesConfig:
     to: tuple[str, ...]
     """Runtimes, of RUNTIMES. onnx and transformers-js are one folder, which both read."""
 
-    check: Location
+    check: Location | str | None = None
     """Cache whose held-out images and captions the files are checked on."""
 
     precisions: tuple[str, ...] | None = None
@@ -100,11 +100,15 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
     from .held_out import read_held_out, student_outputs
 
     check_onnx_installed()
+    if config.check is None:
+        raise SettingError(
+            "name a cache with --check, on whose held-out images and captions the files are checked"
+        )
     checkpoint = resolve_checkpoint(config.model)
     _check_supported(checkpoint, config.to)
     rows = EvalConfig(
         model=config.model,
-        cache=config.check,
+        cache=given_location(str(config.check)),
         teacher=config.teacher,
         samples=config.samples,
         decode_workers=decoders_for(num_cores())

@@ -50,10 +50,7 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
         raise SettingError(
             f"{config.run} is no run: it has no {CONFIG}; name the --out of a training"
         )
-    if config.out.resolve().is_relative_to(run.root.resolve()):
-        raise SettingError(
-            f"{config.out} is in the run {config.run}, which its training writes; name a folder elsewhere"
-        )
+    check_outside(config.run, config.out)
     weights = run.checkpoints.weights(config.choice, config.step)
     tensors = weights.load()  # first, since a running training removes old checkpoints
     of_run = _settings_of(settings, run, config)
@@ -85,6 +82,18 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
         files=None if map_ED is None else {PROJECTION: projection_bytes(map_ED)},
     )
     return weights
+
+
+def check_outside(run: Path, out: Path) -> None:
+    """Check that an export does not go into a run.
+
+    Raises:
+        SettingError: it does.
+    """
+    if out.resolve().is_relative_to(run.resolve()):
+        raise SettingError(
+            f"{out} is in the run {run}, which its training writes; name a folder elsewhere"
+        )
 
 
 def _settings_of(

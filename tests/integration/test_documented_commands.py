@@ -38,6 +38,8 @@ _SMALLER = {
     "--eval-every": "2",
     "--nproc-per-node": "2",
     "--workers": "1",
+    "--vision-layers": "1",
+    "--text-layers": "1",
 }
 """Values of options that a test gives instead."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from kit.commands import error_line
 from kit.fakes import draw_image
 from kit.runtimes import STUDENT, build_cache, export_settings
 from numpy.typing import NDArray
@@ -335,6 +336,35 @@ def test_naflex_is_refused_for_transformers_js(naflex_checkpoint: Path, tmp_path
     )
     with pytest.raises(SettingError, match=r"transformers.js 4.3 does not load; use --to onnx"):
         export_runtimes(wanted)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--check", "C"], "--precision and --check go with --to; name a runtime"),
+        (
+            ["--to", "onnx"],
+            "name a cache with --check, on whose held-out images and captions the files are checked",
+        ),
+        (
+            ["--to", "onnx", "--check", "C", "--step", "3"],
+            f"{STUDENT} is a model and no run: leave out --step, --best and --ema",
+        ),
+        (["--to", "onnx", "--check", "nowhere"], "no cache at "),
+        (["--to", "onnx", "--check", "C", "--precision", "int4"], "precision must be one of"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_writes_nothing(
+    command: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = error_line(*command("export", "model", STUDENT, "out", *arguments))
+    assert said.startswith(message)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit.documents import blocks_of, read
 from kit.fakes import draw_image
 from kit.patience import PATIENCE_S
 from kit.runtimes import STUDENT, build_cache, export_settings
@@ -102,6 +103,19 @@ def test_a_picture_that_is_resized_as_the_card_says_is_nearly_the_same(
     expected = siglip.unit_rows(pooled.pooler_output).numpy()
     found = in_node(node, exported, tmp_path / "picture.png", "fp32", TEXTS)
     assert (np.array(found["images"]) * expected).sum() > 0.98
+
+
+def test_the_documented_block_runs(node: Path, exported: Path, tmp_path: Path) -> None:
+    [block] = [b for b in blocks_of(read("docs/deploy.md")) if b.language == "js"]
+    (node / "block.js").write_text(block.text + "console.log(JSON.stringify(probabilities));\n")
+    (node / "MODEL").symlink_to(exported)
+    (node / "photos").mkdir()
+    draw_image(3, (64, 48)).save(node / "photos" / "cat.jpg")
+    done = subprocess.run(
+        ["node", "block.js"], cwd=node, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout.splitlines()[-1])) == 2
 
 
 @pytest.mark.skipif(not REAL_PROCESSOR.is_dir(), reason=f"no tokenizer in {REAL_PROCESSOR}")

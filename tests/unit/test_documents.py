@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from siglip2_cache.cli import app
 
-LANGUAGES = {"", "console", "json", "python", "sh", "sql"}
+LANGUAGES = {"", "console", "js", "json", "python", "sh", "sql"}
 OF_OTHERS = {
     *("--index-url", "--nproc-per-node"),  # pip, torchrun
     *("--vector", "--neighbors", "--text"),  # embedding-atlas

@@ -1,0 +1,45 @@
+"""Export of a checkpoint of a run for other runtimes, by way of a folder for plain transformers."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from ...errors import SettingError
+from ..training.export_checkpoint import (
+    ExportCheckpointConfig,
+    check_outside,
+    export_checkpoint,
+)
+from ..training.run_files import RunFiles
+from .export import RuntimesConfig, RuntimesExported, export_runtimes
+
+
+def export_source(config: RuntimesConfig, checkpoint: ExportCheckpointConfig) -> RuntimesExported:
+    """Export a checkpoint of a run, or a model, for other runtimes.
+
+    Args:
+        config: what to write. For a run ``check`` and ``teacher`` default to those of its training.
+        checkpoint: which weights of the run; not used if ``config.model`` is a model.
+
+    Raises:
+        SettingError: ``out`` is in the run, or ``check`` is missing for a model; and as export_runtimes.
+        TrainError: the run has no such weights.
+    """
+    settings = RunFiles(checkpoint.run.absolute()).read_config()
+    if settings is None:
+        if checkpoint.choice != "last" or checkpoint.step is not None:
+            raise SettingError(
+                f"{config.model} is a model and no run: leave out --step, --best and --ema"
+            )
+        return export_runtimes(config)
+    check_outside(checkpoint.run, config.out)
+    with tempfile.TemporaryDirectory(prefix="siglip2-cache-") as name:
+        model = Path(name) / checkpoint.run.resolve().name
+        export_checkpoint(replace(checkpoint, out=model))
+        of_run = replace(
+            config,
+            model=str(model),
+            check=config.check or checkpoint.cache or settings["cache"],
+            teacher=config.teacher or settings.get("teacher"),
+        )
+        return export_runtimes(of_run)
