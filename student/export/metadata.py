@@ -32,6 +32,9 @@ class ModelMetadata:
     teacher_identity: str | None = None
     """identity_sha256 of the teacher of the training."""
 
+    base_model: str | None = None
+    """Hub id of the checkpoint that a smaller student was cut from."""
+
     def is_of(self, teacher: TeacherRecord) -> bool | None:
         """Return whether the model was trained with this teacher; None: unknown."""
         if self.teacher_identity is None:
@@ -56,14 +59,17 @@ def read_metadata(checkpoint: Checkpoint) -> ModelMetadata:
             split = SplitPolicy(**{name: split[name] for name in names if name in split})
         has_logit = "logit_scale" in found and "logit_bias" in found
         logit = (float(found["logit_scale"]), float(found["logit_bias"])) if has_logit else None
-        identity = found.get("teacher_identity")
+        identity, base_model = found.get("teacher_identity"), found.get("base_model")
     except (ValueError, AttributeError, TypeError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged ({first_line(error)}); export the model again, or remove the file and "
             "give --val-share or --val-keys"
         ) from error
     return ModelMetadata(
-        split=split, logit=logit, teacher_identity=None if identity is None else str(identity)
+        split=split,
+        logit=logit,
+        teacher_identity=None if identity is None else str(identity),
+        base_model=base_model if isinstance(base_model, str) else None,
     )
 
 

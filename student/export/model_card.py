@@ -41,7 +41,16 @@ class ModelCard:
     """Hub id or path of the initial student; only the last part of an absolute path is shown."""
 
     base_model: str | None = None
-    """Hub id of the initial student; None for a local folder."""
+    """Hub id of the initial student, or of what it was cut from; None for a local folder."""
+
+    license: str | None = None
+    """License of the initial student, as the hub writes it; None: unknown."""
+
+    datasets: Sequence[str] = ()
+    """Hub ids of the corpora that are datasets of the hub."""
+
+    languages: Sequence[str] = ()
+    """Codes of the languages of the captions."""
 
     teacher: str
     """Hub id or path of the teacher; only the last part of an absolute path is shown."""
@@ -114,7 +123,7 @@ def render_card(
         else _NO_SENTENCE_TRANSFORMERS,
         _training(card),
         *([_results(card)] if card.results else []),
-        "## License\n\nThe license of the student checkpoint named above applies.",
+        _license(card),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -222,9 +231,21 @@ def _front_matter(card: ModelCard, *, has_text: bool) -> str:
         "tags": ["siglip", "distillation", "siglip2-cache"],
     }
     if card.base_model is not None:
-        fields["base_model"] = card.base_model
+        fields |= {"base_model": card.base_model, "base_model_relation": "finetune"}
+    for name, value in (
+        ("license", card.license),
+        ("datasets", list(card.datasets)),
+        ("language", list(card.languages)),
+    ):
+        if value:
+            fields[name] = value
     lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
     return "\n".join(["---", *lines, "---"])
+
+
+def _license(card: ModelCard) -> str:
+    name = "The license" if card.license is None else f"The license ({_escaped(card.license)})"
+    return f"## License\n\n{name} of the student checkpoint named above applies."
 
 
 def _summary(card: ModelCard) -> str:
@@ -244,7 +265,8 @@ def _training(card: ModelCard) -> str:
             f"{cache.samples:,} samples, {cache.captions:,} captions, {cache.texts:,} unique texts",
         ),
         ("views per image", f"{cache.views:,}"),
-        ("corpora", ", ".join(cache.corpora)),
+        ("corpora", ", ".join([*cache.corpora, *card.datasets])),
+        ("languages of captions", ", ".join(card.languages)),
         ("loss terms (weight)", ", ".join(weights)),
         ("steps", f"{card.steps:,} of {card.global_batch_size:,} images"),
         ("weights", "exponential moving average" if card.is_average else ""),

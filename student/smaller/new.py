@@ -26,6 +26,7 @@ from ...store.io.location import Location
 from ...version import __version__
 from ..export.atomic_folder import MARK, replaced_atomically
 from ..export.image_processor import processor_class_to_name, write_image_processor
+from ..export.provenance import base_model_of
 from ..export.tokenizer import write_tokenizer
 from . import weights as cuts
 from .shape import shape_of
@@ -102,6 +103,7 @@ def new_student(config: NewStudentConfig) -> NewStudent:
         raise SettingError(
             f"{checkpoint.given} is a SigLIP 1 checkpoint; name a SigLIP 2 checkpoint"
         )
+    base_model = base_model_of(checkpoint)
     shape = shape_of(
         checkpoint,
         text_layers=config.text_layers,
@@ -129,7 +131,8 @@ def new_student(config: NewStudentConfig) -> NewStudent:
         if config.init == "random":
             weights = _new_weights(folder, config.seed)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        _write_json(folder / MARK, {"written_by": f"siglip2-cache {__version__}"})
+        mark = {"written_by": f"siglip2-cache {__version__}", "base_model": base_model}
+        _write_json(folder / MARK, mark)
         load_model(resolve_checkpoint(str(folder)), device="cpu", compute_dtype="float32")
     before, after = (sizes(str(place)) for place in (checkpoint.folder, config.out))
     return NewStudent(

@@ -18,6 +18,7 @@ from ..export.atomic_folder import MARK
 from ..export.export import export_image_tower, export_model
 from ..export.metadata import PROJECTION, projection_bytes
 from ..export.model_card import CacheSummary, ModelCard
+from ..export.provenance import base_model_of, hub_datasets, language_codes, license_of
 from ..losses.pca_map import PcaMap
 from .checkpoints import Weights
 from .distiller import Distiller
@@ -163,7 +164,10 @@ def _card(resolved: Resolved, run: RunFiles, weights: Weights, *, is_evaluated: 
     return ModelCard(
         name=run.root.resolve().name,
         student=resolved.checkpoint.given,
-        base_model=resolved.checkpoint.given if resolved.checkpoint.revision else None,
+        base_model=base_model_of(resolved.checkpoint),
+        license=license_of(resolved.checkpoint),
+        datasets=hub_datasets(source.location for source in cache.sources.values()),
+        languages=language_codes(resolved.corpus.langs),
         teacher=resolved.teacher.source,
         cache=CacheSummary(
             samples=cache.num_samples,

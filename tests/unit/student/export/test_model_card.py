@@ -56,7 +56,24 @@ def test_the_front_matter_says_what_the_hub_asks() -> None:
         "pipeline_tag": "zero-shot-image-classification",
         "tags": ["siglip", "distillation", "siglip2-cache"],
         "base_model": "google/siglip2-base-patch16-224",
+        "base_model_relation": "finetune",
     }
+
+
+def test_license_datasets_and_languages_are_named_where_they_are_known() -> None:
+    named = dataclasses.replace(
+        CARD, license="apache-2.0", datasets=["nlphuji/flickr30k"], languages=["de", "en"]
+    )
+    text = render(named)
+    fields = front_matter(text)
+    assert fields["license"] == "apache-2.0"
+    assert fields["datasets"] == ["nlphuji/flickr30k"]
+    assert fields["language"] == ["de", "en"]
+    assert "The license (apache-2.0) of the student checkpoint named above applies." in text
+    rows = dict(cells(line) for line in text.splitlines() if len(cells(line)) == 2)
+    assert rows["corpora"] == "webdataset, parquet, nlphuji/flickr30k"
+    assert rows["languages of captions"] == "de, en"
+    assert "The license of the student checkpoint named above applies." in render()
 
 
 def test_a_student_from_a_local_folder_has_no_base_model_and_no_path() -> None:
