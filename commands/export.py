@@ -1,7 +1,7 @@
 """The commands ``export ...``: write what a cache or a run holds as files for other tools."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -22,6 +22,9 @@ from .options import (
     path_option,
     print_found,
 )
+
+if TYPE_CHECKING:
+    from ..student.export.export import WeightsDtype
 
 export = typer.Typer(
     cls=CommandGroup,
@@ -86,6 +89,9 @@ def model(
         bool, flag("--best", "The best weights up to that step, by --best-metric.")
     ] = False,
     ema: Annotated[bool, flag("--ema", "The moving average of the weights.")] = False,
+    dtype: Annotated[
+        str, option("float32|bfloat16", "Weights of the folder for plain transformers.")
+    ] = "float32",
     to: Annotated[
         list[str] | None,
         option(
@@ -133,6 +139,8 @@ def model(
 
     if best and ema:
         raise SettingError("--best and --ema both say which weights: give one")
+    if to and dtype != "float32":
+        raise SettingError("--dtype is of plain transformers; with --to give --precision")
     if not to and (precision or check):
         raise SettingError("--precision and --check go with --to; name a runtime")
     chosen = ExportCheckpointConfig(
@@ -143,6 +151,7 @@ def model(
         cache=cache,
         student=student,
         teacher_text=teacher_text,
+        dtype=cast("WeightsDtype", dtype),  # the config refuses other words
     )
     if to:
         from ..student.runtimes.export import RuntimesConfig

@@ -1,6 +1,6 @@
 """Export of a student as a Hugging Face folder that plain transformers loads correctly.
 
-tokenizer.py has the part that needs care. Weights are float32, as trained, in one dtype for every reader.
+tokenizer.py has the part that needs care. Weights are float32, as trained, unless asked otherwise.
 For a teacher's text tower stored in bfloat16 that doubles its bytes, but the map folded into its head would
 lose as much to bfloat16 as the embeddings themselves do.
 
@@ -11,7 +11,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import CheckpointError
 from ...siglip import Checkpoint
@@ -24,6 +24,8 @@ from .model_card import ModelCard, render_card
 from .programs import try_programs
 from .sentence_transformers import write_sentence_transformers
 from .tokenizer import write_tokenizer
+
+WeightsDtype = Literal["float32", "bfloat16"]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +48,7 @@ def export_model(
     *,
     card: ModelCard,
     extra: Mapping[str, Any] | None = None,
+    dtype: WeightsDtype = "float32",
     files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a student of two towers, whole or not at all, in place of an earlier export.
@@ -56,6 +59,7 @@ def export_model(
         out: the folder.
         card: README.md.
         extra: JSON values for siglip2_cache.json.
+        dtype: dtype of the weights; scale and bias of the logits are always float32.
         files: more files to write, by name.
 
     Raises:
@@ -69,7 +73,7 @@ def export_model(
         _write_text_part(
             folder, config, checkpoint, processor_class_to_name(checkpoint, checkpoint)
         )
-        _write_model(folder, type(model), config, student.state_dict())
+        _write_model(folder, type(model), config, student.state_dict(), dtype)
         write_image_processor(folder, checkpoint, processor_class_to_name(checkpoint, checkpoint))
         _write_extra(folder, extra, files)
         _write_card(folder, card, checkpoint, checkpoint.model_type)
@@ -86,6 +90,7 @@ def export_image_tower(
     map_ED: "NDArray[np.floating[Any]] | None",
     card: ModelCard,
     extra: Mapping[str, Any] | None = None,
+    dtype: WeightsDtype = "float32",
     files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write an image tower that was trained with cached texts, beside the teacher's text tower.
@@ -106,6 +111,7 @@ def export_image_tower(
         map_ED: (E, D), maps the teacher's embeddings by ``rows @ map_ED``; None: D equals E.
         card: README.md.
         extra: JSON values for siglip2_cache.json.
+        dtype: dtype of the weights; scale and bias of the logits are always float32.
         files: more files to write, by name.
 
     Raises:
@@ -123,14 +129,14 @@ def export_image_tower(
     with replaced_atomically(out) as folder:
         if teacher_text is None:
             # The names have a prefix here too: transformers 4 needs it, 5 reads both.
-            _write_model(folder, type(vision_model), copy.deepcopy(tower.config), vision)
+            _write_model(folder, type(vision_model), copy.deepcopy(tower.config), vision, dtype)
         else:
             model_class, config = _joined(tower.config, teacher_text)
             processor_class = processor_class_to_name(checkpoint, teacher_text)
             _write_text_part(folder, config, teacher_text, processor_class)
             tensors = vision | _mapped_text_tower(teacher_text, map_ED)
             tensors |= _constants(logit_scale, logit_bias)
-            _write_model(folder, model_class, config, tensors)
+            _write_model(folder, model_class, config, tensors, dtype)
         write_image_processor(folder, checkpoint, processor_class_to_name(checkpoint, teacher_text))
         _write_extra(folder, extra, files)
         _write_card(folder, card, teacher_text, checkpoint.model_type)
@@ -209,7 +215,9 @@ def _write_text_part(
         setattr(config.text_config, name, value)
 
 
-def _write_model(folder: Path, model_class: Any, config: Any, tensors: "_Tensors") -> None:
+def _write_model(
+    folder: Path, model_class: Any, config: Any, tensors: "_Tensors", dtype: WeightsDtype
+) -> None:
     """Write config.json and model.safetensors.
 
     Raises:
@@ -220,10 +228,12 @@ def _write_model(folder: Path, model_class: Any, config: Any, tensors: "_Tensors
 
     _check_tensors(model_class, config, tensors)
     config.architectures = [model_class.__name__]
-    config.dtype = torch.float32
+    config.dtype = getattr(torch, dtype)
     config.save_pretrained(folder)
     stored = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        name: tensor.detach()
+        .to("cpu", torch.float32 if name.startswith("logit_") else config.dtype)
+        .contiguous()
         for name, tensor in tensors.items()
     }
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})

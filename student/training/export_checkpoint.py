@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ...errors import SettingError, TrainError
 from ...formatting import nearest_name
 from ..config import ExportChoice, TrainConfig
 from ..config_file import make_config
+from ..export.export import WeightsDtype
 from ..export.metadata import PROJECTION, projection_bytes
 from ..launch import Launch
 from .checkpoints import Weights
@@ -33,6 +34,15 @@ class ExportCheckpointConfig:
 
     student: str | None = None
     teacher_text: str | None = None
+
+    dtype: WeightsDtype = "float32"
+    """Dtype of the weights in the folder."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(WeightsDtype):
+            raise SettingError(
+                f"dtype must be one of {', '.join(get_args(WeightsDtype))}, got {self.dtype!r}"
+            )
 
 
 def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
@@ -80,6 +90,7 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
         pca,
         is_evaluated=is_model_of(run, weights),
         files=None if map_ED is None else {PROJECTION: projection_bytes(map_ED)},
+        dtype=config.dtype,
     )
     return weights
 

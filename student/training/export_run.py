@@ -15,7 +15,7 @@ from ...siglip import resolve_checkpoint
 from ..config import TrainConfig
 from ..evaluation.report import result_rows
 from ..export.atomic_folder import MARK
-from ..export.export import export_image_tower, export_model
+from ..export.export import WeightsDtype, export_image_tower, export_model
 from ..export.metadata import PROJECTION, projection_bytes
 from ..export.model_card import CacheSummary, ModelCard
 from ..export.provenance import base_model_of, hub_datasets, language_codes, license_of
@@ -101,6 +101,7 @@ def export_weights(
     *,
     is_evaluated: bool,
     files: Mapping[str, bytes] | None = None,
+    dtype: WeightsDtype = "float32",
 ) -> None:
     """Write a folder for plain transformers.
 
@@ -113,6 +114,7 @@ def export_weights(
         pca: the fixed map, where there is one.
         is_evaluated: whether the run's evaluation is of these weights, for the card.
         files: more files to write, by name.
+        dtype: dtype of the weights.
 
     Raises:
         SettingError: ``out`` exists and is no earlier export.
@@ -129,7 +131,15 @@ def export_weights(
     }
     card = _card(resolved, run, weights, is_evaluated=is_evaluated)
     if config.towers == "both":
-        export_model(distiller.model, resolved.checkpoint, out, card=card, extra=extra, files=files)
+        export_model(
+            distiller.model,
+            resolved.checkpoint,
+            out,
+            card=card,
+            extra=extra,
+            files=files,
+            dtype=dtype,
+        )
         return
     scale, bias = distiller.scale_and_bias
     text = resolve_checkpoint(config.teacher_text) if config.teacher_text else None
@@ -144,6 +154,7 @@ def export_weights(
         card=card,
         extra=extra,
         files=files,
+        dtype=dtype,
     )
 
 

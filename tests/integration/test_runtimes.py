@@ -350,6 +350,11 @@ def test_naflex_is_refused_for_transformers_js(naflex_checkpoint: Path, tmp_path
             ["--to", "onnx", "--check", "C", "--step", "3"],
             f"{STUDENT} is a model and no run: leave out --step, --best and --ema",
         ),
+        (
+            ["--to", "onnx", "--dtype", "bfloat16"],
+            "--dtype is of plain transformers; with --to give --precision",
+        ),
+        (["--dtype", "float16"], "dtype must be one of float32, bfloat16, got 'float16'"),
         (["--to", "onnx", "--check", "nowhere"], "no cache at "),
         (["--to", "onnx", "--check", "C", "--precision", "int4"], "precision must be one of"),
     ],

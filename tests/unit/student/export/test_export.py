@@ -435,6 +435,29 @@ def test_half_precision_weights_are_stored_as_float32(
 
 
 @pytest.mark.parametrize("start", [FIXED], indirect=True)
+def test_bfloat16_weights_are_half_the_size_and_load_as_such(
+    start: siglip.Checkpoint, tmp_path: Path
+) -> None:
+    from transformers import AutoModel
+
+    model: Any = trained(start)
+    export_model(model, start, tmp_path / "whole", card=CARD)
+    export_model(model, start, tmp_path / "out", card=CARD, dtype="bfloat16")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    for name, tensor in whole.items():
+        is_logit = name.startswith("logit_")  # rounded, the scale would be wrong by up to 0.8 %
+        assert torch.equal(stored[name], tensor if is_logit else tensor.bfloat16()), name
+    loaded = AutoModel.from_pretrained(tmp_path / "out")
+    assert loaded.dtype == loaded.text_model.dtype == torch.bfloat16
+    again = siglip.resolve_checkpoint(str(tmp_path / "out"))
+    assert again.stored_dtype == "bfloat16"
+    assert siglip.logit_scale_and_bias(again) == siglip.logit_scale_and_bias(
+        siglip.resolve_checkpoint(str(tmp_path / "whole"))
+    )
+
+
+@pytest.mark.parametrize("start", [FIXED], indirect=True)
 def test_what_else_is_to_be_kept_is_kept(start: siglip.Checkpoint, tmp_path: Path) -> None:
     extra = {"split": {"val": 0.1, "seed": 3}}
     export_model(trained(start), start, tmp_path / "out", card=CARD, extra=extra)
