@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
             config.precisions,
             student=student,
             held_out=held_out,
-            calibration=read_held_out(_calibration(rows), checkpoint),
+            read_calibration=lambda: read_held_out(_calibration(rows), checkpoint),
         )
         facts |= {
             "files": _files(folder),
@@ -158,8 +158,6 @@ def _check_supported(checkpoint: Checkpoint, to: tuple[str, ...]) -> None:
 
 def _calibration(rows: EvalConfig) -> EvalConfig:
     """Return settings for other images than those of the check."""
-    from dataclasses import replace
-
     return replace(rows, split="train", samples=_CALIBRATION_IMAGES)
 
 

@@ -18,7 +18,7 @@ def export_source(config: RuntimesConfig, checkpoint: ExportCheckpointConfig) ->
     """Export a checkpoint of a run, or a model, for other runtimes.
 
     Args:
-        config: what to write. For a run ``check`` and ``teacher`` default to those of its training.
+        config: what to write. For a run ``check``, ``teacher`` and ``corpus_roots`` default to its own.
         checkpoint: which weights of the run; not used if ``config.model`` is a model.
 
     Raises:
@@ -41,5 +41,6 @@ def export_source(config: RuntimesConfig, checkpoint: ExportCheckpointConfig) ->
             model=str(model),
             check=config.check or checkpoint.cache or settings["cache"],
             teacher=config.teacher or settings.get("teacher"),
+            corpus_roots=config.corpus_roots or settings.get("corpus_roots") or {},
         )
         return export_runtimes(of_run)

@@ -8,7 +8,7 @@ OUT/onnx/model.onnx text_model.onnx vision_model.onnx            float32
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def write_graphs(
     folder: Path,
     precision: str,
     *,
-    calibration: HeldOut,
+    calibration: HeldOut | None,
 ) -> None:
     """Write the three graphs of one precision into ``folder/onnx``.
 
@@ -50,7 +50,7 @@ def write_graphs(
         checkpoint: the one it was loaded from.
         folder: an existing folder.
         precision: one of PRECISIONS.
-        calibration: pictures for the ranges of the activations of an int8 image tower.
+        calibration: pictures for the ranges of the activations of an int8 image tower; None for others.
     """
     from .onnx_graphs import image_graph, joint_graph, save_graph, text_graph
     from .onnx_int8 import int8_image_graph, int8_text_graph
@@ -61,7 +61,7 @@ def write_graphs(
         "image": image_graph(model, checkpoint, dtype),
         "text": text_graph(model, checkpoint, dtype),
     }
-    if precision == "int8":
+    if calibration is not None:
         inputs = (image_inputs(checkpoint, *batch) for batch in calibration.image_batches())
         graphs["image"] = int8_image_graph(graphs["image"], inputs)
         graphs["text"] = int8_text_graph(graphs["text"])
@@ -91,7 +91,7 @@ def write_checked_graphs(
     *,
     student: Outputs,
     held_out: HeldOut,
-    calibration: HeldOut,
+    read_calibration: Callable[[], HeldOut],
 ) -> tuple[dict[str, Parity], dict[str, str]]:
     """Write graphs of several precisions and check each; keep those that compute what the student does.
 
@@ -101,7 +101,7 @@ def write_checked_graphs(
         precisions: those that must pass. None: float32 must pass, the others are kept if they do.
         student: what PyTorch computes from ``held_out``.
         held_out: pictures and captions of the check.
-        calibration: other pictures, for int8.
+        read_calibration: returns other pictures, for int8.
 
     Returns:
         How each precision differs from the student, and the reason for each that is left out.
@@ -113,6 +113,7 @@ def write_checked_graphs(
     left_out: dict[str, str] = {}
     for precision in precisions or PRECISIONS:
         model = load_model(checkpoint, device="cpu", compute_dtype="float32")
+        calibration = read_calibration() if precision == "int8" else None
         write_graphs(model, checkpoint, folder, precision, calibration=calibration)
         del model
         try:
