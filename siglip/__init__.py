@@ -19,6 +19,7 @@ from .checkpoint import (
     resolve_checkpoint,
     with_max_num_patches,
 )
+from .compiling import compile_layers, graph_limit_reported, uncompiled
 from .device import resolve_compute_dtype, resolve_device
 from .files import file_sha256, files_sha256, weight_files
 from .image import (
@@ -64,6 +65,7 @@ __all__ = [
     "check_max_num_patches",
     "checkpoint_activations",
     "checkpoint_identity",
+    "compile_layers",
     "embed_image_patches",
     "embed_image_pixels",
     "embed_token_ids",
@@ -71,6 +73,7 @@ __all__ = [
     "files_sha256",
     "find_architecture",
     "find_text_cleaning",
+    "graph_limit_reported",
     "load_model",
     "load_trainable",
     "logit_scale_and_bias",
@@ -81,6 +84,7 @@ __all__ = [
     "resolve_compute_dtype",
     "resolve_device",
     "shows_on_white",
+    "uncompiled",
     "unit_rows",
     "view_pixels",
     "vision_tower",

@@ -405,7 +405,9 @@ class TrainConfig:
     gradient_checkpointing: Annotated[
         bool, Setting("Recompute activations: less memory, a third more computing.", HARDWARE)
     ] = False
-    compile: Annotated[bool, Setting("Compile the towers with torch.compile.", HARDWARE)] = False
+    compile: Annotated[
+        bool, Setting("Compile the layers of the towers with torch.compile.", HARDWARE)
+    ] = False
     decode_workers: Annotated[
         int | None,
         Setting(

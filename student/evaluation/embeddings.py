@@ -20,6 +20,7 @@ from ...siglip import (
     autocast,
     pool_images,
     pool_token_ids,
+    uncompiled,
     unit_rows,
     vision_tower,
 )
@@ -124,11 +125,12 @@ def student_embeddings(
     was_training = model.training
     model.eval()
     try:
-        images_ND, faults = runner.images(vision_tower(model), rows_N, sha256_N)
-        if hasattr(model, "text_model"):
-            texts_MD = runner.texts(model.text_model, text_rows_M)
-        elif texts_MD is None:
-            texts_MD = np.full((len(text_rows_M), images_ND.shape[1]), np.nan, np.float32)
+        with uncompiled():  # batches have other shapes than in training
+            images_ND, faults = runner.images(vision_tower(model), rows_N, sha256_N)
+            if hasattr(model, "text_model"):
+                texts_MD = runner.texts(model.text_model, text_rows_M)
+            elif texts_MD is None:
+                texts_MD = np.full((len(text_rows_M), images_ND.shape[1]), np.nan, np.float32)
     finally:
         model.train(was_training)
     if hasattr(model, "logit_scale"):

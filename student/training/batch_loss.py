@@ -107,7 +107,7 @@ class BatchLoss:
             image_ND=gradients[0] * ranks.world_size,
             text_MD=by_text,
             head=[gradient * ranks.world_size for gradient in by_head],
-            touches_all=True,
+            is_last=True,
         )
 
     def fit_map(self, embedded: Embedded) -> None:

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...siglip import checkpoint_activations, load_trainable, logit_scale_and_bias, vision_tower
+from ...siglip import (
+    NaflexRecipe,
+    checkpoint_activations,
+    compile_layers,
+    load_trainable,
+    logit_scale_and_bias,
+    vision_tower,
+)
 from ..data.batch import Batch
 from ..data.catalog_index import ImageLookup
 from ..data.loader import Loader, LoaderConfig
@@ -85,9 +92,7 @@ def make_distiller(resolved: Resolved, kind: type[Distiller] = Distiller) -> Dis
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     if config.compile:
-        vision_tower(model).compile()
-        if config.towers == "both":
-            model.text_model.compile()
+        compile_layers(model, is_dynamic=isinstance(checkpoint.image, NaflexRecipe))
     return distiller.to(resolved.device)
 
 

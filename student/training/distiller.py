@@ -39,6 +39,11 @@ class MicroBatch:
     ids_ML: Tensor | None
     """Token ids int64; None where the student has no text tower."""
 
+    num_images: int
+    """Images before the padding, which comes after them."""
+
+    num_texts: int
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
@@ -134,7 +139,9 @@ class Distiller(nn.Module):
         """Return unit rows with their graph, in float32, or float64 for a model in float64."""
         with self._autocast():
             image_ND = self._embed_images(micro_batch)
-            text_MD = None if micro_batch.ids_ML is None else self._embed_texts(micro_batch.ids_ML)
+            text_MD, ids_ML = None, micro_batch.ids_ML
+            if ids_ML is not None:
+                text_MD = self._embed_texts(ids_ML, micro_batch.num_texts)
         return Embedded(image_ND=image_ND, text_MD=text_MD)
 
     @property
@@ -156,23 +163,25 @@ class Distiller(nn.Module):
             total = total + (found.text_MD * gradient.text_MD).sum()
         for parameter, by_parameter in zip(self.head(), gradient.head, strict=False):
             total = total + (parameter * by_parameter).sum()
-        if gradient.touches_all:
+        lacks_rows = not len(found.image_ND) or (self.has_text and not micro_batch.num_texts)
+        if gradient.is_last and lacks_rows:
             moving = (p for p in self.parameters() if p.requires_grad)
             total = total + sum(p.reshape(-1)[0] * 0.0 for p in moving)
         return total
 
     def _embed_images(self, micro_batch: MicroBatch) -> Tensor:
-        if not len(micro_batch.pixels_N):
+        if not micro_batch.num_images:
             return self._no_rows()
         pixels_N = micro_batch.pixels_N.to(self.device, non_blocking=True)
         tower = vision_tower(self.model)
-        return unit_rows(pool_images(tower, self._checkpoint, pixels_N, micro_batch.grids))
+        pooled_ND = pool_images(tower, self._checkpoint, pixels_N, micro_batch.grids)
+        return unit_rows(pooled_ND[: micro_batch.num_images])
 
-    def _embed_texts(self, ids_ML: Tensor) -> Tensor:
-        if not len(ids_ML):
+    def _embed_texts(self, ids_ML: Tensor, num_texts: int) -> Tensor:
+        if not num_texts:
             return self._no_rows()
         ids_ML = ids_ML.to(self.device, non_blocking=True)
-        return unit_rows(pool_token_ids(self.model.text_model, ids_ML))
+        return unit_rows(pool_token_ids(self.model.text_model, ids_ML)[:num_texts])
 
     def _no_rows(self) -> Tensor:
         """Return (0, D): the attention of transformers takes no empty batch."""
@@ -191,9 +200,9 @@ class EmbeddingGradient:
     head: Sequence[Tensor] = ()
     """By each parameter of Distiller.head; empty except for the last micro-batch."""
 
-    touches_all: bool = False
-    """Whether every parameter gets a gradient, if only of 0: DDP waits for each, and Adam's momentum
-    must not depend on which texts a process has."""
+    is_last: bool = False
+    """Whether this is the last micro-batch. In that one every parameter gets a gradient, if only of 0: DDP
+    waits for each, and Adam's momentum must not depend on which texts a process has."""
 
 
 Backward = Callable[[Embedded], EmbeddingGradient]

@@ -37,6 +37,7 @@ class GradientCache:
         *,
         micro_batch_size: int | None,
         map_ED: Tensor | None = None,
+        padded_size: int | None = None,
     ) -> None:
         """Wrap the distiller in DDP if there are several processes; rank 0's parameters go to all.
 
@@ -46,9 +47,12 @@ class GradientCache:
             ranks: this process among the others.
             micro_batch_size: images, and texts, of one micro-batch; None: all in one.
             map_ED: fixed map from the teacher's width to the student's; None: there is none.
+            padded_size: images, and texts, that every micro-batch is padded to, for compiled layers; None: no
+                padding.
         """
         self._distiller, self._objective, self._ranks = distiller, objective, ranks
         self._micro_batch_size, self._map_ED = micro_batch_size, map_ED
+        self._padded_size = padded_size
         self._module: nn.Module = distiller
         if ranks.world_size > 1:
             ddp = nn.parallel.DistributedDataParallel
@@ -62,7 +66,7 @@ class GradientCache:
 
         The gradients are unusable if this raises.
         """
-        micro_batches = split_batch(batch, self._micro_batch_size)
+        micro_batches = split_batch(batch, self._micro_batch_size, self._padded_size)
         loss = self._loss_of(batch, labels)
         if self._is_one_micro_batch(micro_batches):
 
@@ -89,7 +93,7 @@ class GradientCache:
 
         Computes no gradient. A batch whose loss is not finite is left out of the fit.
         """
-        micro_batches = split_batch(batch, self._micro_batch_size)
+        micro_batches = split_batch(batch, self._micro_batch_size, self._padded_size)
         _, embedded_parts = self._embed_without_graph(micro_batches)
         loss = self._loss_of(batch, labels)
         embedded = _concatenated(embedded_parts)
@@ -148,22 +152,49 @@ class RandomState:
             yield
 
 
-def split_batch(batch: Batch, micro_batch_size: int | None) -> list[MicroBatch]:
-    """Return the images and texts of a batch as micro-batches of at most that many of each."""
+def split_batch(
+    batch: Batch, micro_batch_size: int | None, padded_size: int | None = None
+) -> list[MicroBatch]:
+    """Return the images and texts of a batch as micro-batches of at most that many of each.
+
+    Args:
+        batch: of one process.
+        micro_batch_size: None: all in one.
+        padded_size: images, and texts, after padding with zeros; None: no padding.
+    """
     N = len(batch.pixels_N)
     M = 0 if batch.ids_ML is None else len(batch.ids_ML)
     size = micro_batch_size or max(N, M, 1)
     grids = None
     if batch.grids_N2 is not None:
         grids = [(int(rows), int(columns)) for rows, columns in batch.grids_N2]
-    return [
-        MicroBatch(
-            pixels_N=batch.pixels_N[start : start + size],
-            grids=None if grids is None else grids[start : start + size],
-            ids_ML=None if batch.ids_ML is None else batch.ids_ML[start : start + size],
+
+    def part(start: int) -> MicroBatch:
+        cut = slice(start, start + size)
+        pixels_N, ids_ML = batch.pixels_N[cut], None if batch.ids_ML is None else batch.ids_ML[cut]
+        part_grids = None if grids is None else grids[cut]
+        num_images, num_texts = len(pixels_N), 0 if ids_ML is None else len(ids_ML)
+        if padded_size is not None:
+            if part_grids is not None:
+                part_grids = part_grids + [(1, 1)] * (padded_size - num_images)
+            pixels_N = _padded(pixels_N, padded_size)
+            ids_ML = None if ids_ML is None else _padded(ids_ML, padded_size)
+        return MicroBatch(
+            pixels_N=pixels_N,
+            grids=part_grids,
+            ids_ML=ids_ML,
+            num_images=num_images,
+            num_texts=num_texts,
         )
-        for start in range(0, max(N, M, 1), size)
-    ]
+
+    return [part(start) for start in range(0, max(N, M, 1), size)]
+
+
+def _padded(rows: Tensor, size: int) -> Tensor:
+    """Return rows followed by zeros, ``size`` in all; ``rows`` itself if it has as many."""
+    if len(rows) >= size:
+        return rows
+    return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])])
 
 
 def _detached(embedded: Embedded) -> Embedded:
@@ -192,5 +223,5 @@ def _part_of_gradient(
         image_ND=whole.image_ND[first : first + images[i]],
         text_MD=None if by_text is None else by_text[first_text : first_text + texts[i]],
         head=whole.head if is_last else (),
-        touches_all=whole.touches_all and is_last,
+        is_last=whole.is_last and is_last,
     )

@@ -11,6 +11,7 @@ import torch
 
 from ...errors import TrainError
 from ...progress import Display
+from ...siglip import graph_limit_reported
 from ..config import TrainConfig
 from ..data.batch import Batch
 from ..data.catalog_index import ImageLookup
@@ -208,6 +209,7 @@ class Trainer:
             self._ranks,
             micro_batch_size=self._config.micro_batch_size,
             map_ED=None if self._pca is None else torch.from_numpy(self._pca.map_ED),
+            padded_size=self._padded_size() if self._config.compile else None,
         )
         if self._pca is not None:
             for line in pca_lines(resolved, self._pca):
@@ -248,6 +250,11 @@ class Trainer:
             num_nonfinite=self._nonfinite.num,
         )
 
+    def _padded_size(self) -> int:
+        """Return the images, and texts, of a full micro-batch of one process."""
+        images = self._config.global_batch_size // self._ranks.world_size
+        return min(images, self._config.micro_batch_size or images)
+
     def _make_schedule(self) -> Schedule:
         """Return the schedule; warm-up and fit of the map are those of the steps at the start of the run."""
         first_steps, config = self._ranks.broadcast(self._first_steps), self._config
@@ -266,7 +273,7 @@ class Trainer:
         self._progress.start(done, steps)
         self._distiller.train()
         loader = make_loader(self._resolved, self._sampler, self._images)
-        with loader, stop_signals_noted() as stop:
+        with loader, stop_signals_noted() as stop, graph_limit_reported(self._progress.say):
             for batch in self.batches(loader, done):
                 step = batch.step + 1
                 with self._timer.measured(batch):

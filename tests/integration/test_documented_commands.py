@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import fsspec
 import pyarrow.parquet
 import pytest
+import torch
 from kit.documents import CHECKOUT, DOCUMENTS, Block, Command, blocks_of, commands_of, read
 from kit.fakes import draw_image, write_table_corpus
 from kit.patience import PATIENCE_S
@@ -42,9 +43,6 @@ _SMALLER = {
     "--text-layers": "1",
 }
 """Values of options that a test gives instead."""
-
-_FOR_A_GPU = {"--compile": 0, "--dtype": 1}
-"""Options left out, with the number of their values."""
 
 _ADDED = {
     "build": ["--decode-workers", "0", "--device", "cpu"],
@@ -73,7 +71,7 @@ def world(
     one_thread: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> World:
+) -> Iterator[World]:
     models = {
         "google/siglip2-so400m-patch14-224": tiny_checkpoint,
         "google/siglip2-so400m-patch14-384": tiny_checkpoint,
@@ -93,6 +91,8 @@ def world(
         {"image": f"images/{i}.jpg", "captions": [f"Picture {i}", f"Look {i}"]} for i in range(24)
     ]
     write_table_corpus(tmp_path / "coco288", lines)
+    # --compile: graphs are captured, and run without code that a compiler takes half a minute for.
+    torch.compiler.set_stance(force_backend="aot_eager")
     monkeypatch.chdir(tmp_path)
     store = fsspec.filesystem("memory")  # for what documents have in a bucket of S3
     store.store.clear()
@@ -100,9 +100,11 @@ def world(
     monkeypatch.setenv(
         "PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     )
-    return World(tmp_path, command)
+    yield World(tmp_path, command)
+    torch.compiler.set_stance("default")
 
 
+@pytest.mark.filterwarnings("default")  # torch.compile has warnings of its own
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_a_document_can_be_followed_from_top_to_bottom(document: str, world: World) -> None:
     if document == "docs/format.md":  # it names a cache that it does not build
@@ -181,18 +183,14 @@ def run_python(block: Block, document: str, names: dict[str, Any]) -> None:
 
 
 def made_smaller(words: list[str]) -> list[str]:
-    """Return a command with smaller values, and without what is for a GPU."""
+    """Return a command with smaller values."""
     smaller: list[str] = []
     rest = iter(words)
     for word in rest:
-        if word in _FOR_A_GPU:
-            for _ in range(_FOR_A_GPU[word]):
-                next(rest)
-        else:
-            smaller.append(word)
-            if word in _SMALLER:
-                next(rest)
-                smaller.append(_SMALLER[word])
+        smaller.append(word)
+        if word in _SMALLER:
+            next(rest)
+            smaller.append(_SMALLER[word])
     return smaller
 
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from kit.trainings import (
 from safetensors.torch import load_file
 
 from siglip2_cache.errors import SettingError, TrainError
+from siglip2_cache.siglip import graph_limit_reported
 from siglip2_cache.student.config_file import make_config
 from siglip2_cache.student.training.loggers import Callbacks
 from siglip2_cache.student.training.trainer import train
@@ -277,6 +278,66 @@ def test_layers_and_towers_that_are_not_there_are_refused(
         with pytest.raises(SettingError) as refused:
             train_of(made.cache, student, tmp_path / "run", **settings)
         assert str(refused.value).startswith(said)
+
+
+# -- compiled
+
+
+@pytest.fixture
+def without_code_generation() -> Iterator[None]:
+    """Graphs are captured and differentiated as for a GPU, but run by PyTorch: no compiler of C++ takes
+    half a minute for each."""
+    torch.compiler.reset()
+    with (
+        torch.compiler.set_stance(force_backend="aot_eager"),
+        torch._dynamo.config.patch(fail_on_recompile_limit_hit=True),  # pyright: ignore[reportPrivateUsage]
+    ):
+        yield
+    torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("default")  # torch.compile has warnings of its own
+@pytest.mark.parametrize("is_naflex", [False, True])
+def test_compiled_layers_learn_the_same_with_one_graph_a_tower_and_mode(
+    is_naflex: bool,
+    made: Made,
+    tiny_student: Path,
+    naflex_student: Path,
+    tmp_path: Path,
+    without_code_generation: None,
+) -> None:
+    from torch._dynamo.utils import counters
+
+    student = naflex_student if is_naflex else tiny_student
+    num_graphs: list[int] = []
+    listening = Listening(lambda _: num_graphs.append(counters["stats"]["unique_graphs"]))
+    # 8 images in pieces of 3, 3 and 2, fewer texts, and evaluations in between.
+    shared = {"steps": 8, "micro_batch_size": 3, "eval_every": 3, "warmup_steps": 2}
+    before = counters["stats"]["unique_graphs"]
+    train_of(made.cache, student, tmp_path / "a", compile=True, progress=listening, **shared)
+    train_of(made.cache, student, tmp_path / "b", **shared)
+    for found, expected in zip(metrics_of(tmp_path / "a"), metrics_of(tmp_path / "b"), strict=True):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert num_graphs[-1] - before <= (8 if is_naflex else 4)
+    # The fit of the map needs none with gradients; the first steps after it add those.
+    num_first = 2 + sum(line["lr"] == 0 for line in metrics_of(tmp_path / "a"))
+    assert set(num_graphs[num_first:]) == {num_graphs[-1]}, num_graphs
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_reached_limit_of_graphs_is_reported_once() -> None:
+    said: list[str] = []
+
+    def layer(x: torch.Tensor, number: int) -> torch.Tensor:
+        return x * number
+
+    compiled = torch.compile(layer, backend="eager", dynamic=False)
+    with graph_limit_reported(said.append):
+        for number in range(2, 24):
+            compiled(torch.ones(number), number)
+    assert [line[:59] for line in said] == [
+        "warning: torch.compile has reached its limit of graphs, and"
+    ]
 
 
 # -- grown

@@ -305,6 +305,8 @@ def pieces_of(batch: Batch, size: int | None) -> list[MicroBatch]:
             pixels_N=batch.pixels_N[cut],
             grids=None if batch.grids_N2 is None else [tuple(g) for g in batch.grids_N2[cut]],
             ids_ML=None if batch.ids_ML is None else batch.ids_ML[cut],
+            num_images=len(batch.pixels_N[cut]),
+            num_texts=0 if batch.ids_ML is None else len(batch.ids_ML[cut]),
         )
         for cut in cuts
     ]
