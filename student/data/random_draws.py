@@ -1,10 +1,13 @@
 """The random choices of a training, each a pure function of (seed, epoch, row).
 
-Random words come from a counter-based hash: the finaliser of splitmix64 over seed and purpose, epoch and
-row in turn. So a choice does not depend on the order of rows, the batch, the rank or the rest of the
-corpus, and no worker has a state.
+Views and captions are drawn without replacement over the epochs: a row has a permutation of them, and an
+epoch takes the next ones. So no target of the cache is left unused while another is used twice.
 
-Shape letters in this file: N = rows, K = views of an image, V = views drawn.
+Random words come from a counter-based hash: the finaliser of splitmix64 over seed, purpose and row in turn.
+So a choice does not depend on the order of rows, the batch, the rank or the rest of the corpus, and no
+worker has a state.
+
+Shape letters in this file: N = rows, K = views of an image, V = views drawn, C = captions of all rows.
 Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"; constants of variant 13
 of Stafford, as in java.util.SplittableRandom.
 """
@@ -22,34 +25,46 @@ _PURPOSES: dict[Purpose, int] = {"caption": 1, "view": 2}
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def draw_words(
-    seed: int, epoch: int, rows_N: NDArray[np.int64], purpose: Purpose
-) -> NDArray[np.uint64]:
+def draw_words(seed: int, rows_N: NDArray[np.int64], purpose: Purpose) -> NDArray[np.uint64]:
     """Return a random 64-bit word for each row of the cache, (N,) uint64."""
-    state = np.array([seed], np.uint64)
-    for counter in (_PURPOSES[purpose], epoch):
-        state = _next(state, np.array([counter], np.uint64))
+    state = _next(np.array([seed], np.uint64), np.array([_PURPOSES[purpose]], np.uint64))
     return _next(state, rows_N.astype(np.uint64))
 
 
 def draw_captions(
     seed: int, epoch: int, rows_N: NDArray[np.int64], counts_N: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return the number of each row's caption in an epoch, below its count; -1 for a count of 0."""
-    high_N = draw_words(seed, epoch, rows_N, "caption") >> np.uint64(32)
-    drawn_N = (high_N * counts_N.astype(np.uint64)) >> np.uint64(32)  # biased by 2**-32 at most
-    return np.where(counts_N > 0, drawn_N.astype(np.int64), -1)
+    """Return the number of each row's caption in an epoch, below its count; -1 for a count of 0.
+
+    After as many epochs as a row has captions each was drawn once. Then another permutation follows, so that
+    a view does not meet the same caption in each round.
+    """
+    round_N, position_N = np.divmod(epoch, np.maximum(counts_N, 1))
+    words_N = _next(draw_words(seed, rows_N, "caption"), round_N.astype(np.uint64))
+    start_N = np.cumsum(counts_N) - counts_N
+    row_C = np.repeat(np.arange(len(rows_N)), counts_N)
+    number_C = np.arange(len(row_C)) - start_N[row_C]
+    words_C = _next(words_N[row_C], number_C.astype(np.uint64))
+    permuted_C = number_C[np.lexsort((words_C, row_C))]
+    has_N = counts_N > 0
+    drawn_N = np.full(len(rows_N), -1, np.int64)
+    drawn_N[has_N] = permuted_C[(start_N + position_N)[has_N]]
+    return drawn_N
 
 
 def draw_views(
     seed: int, epoch: int, rows_N: NDArray[np.int64], *, num_views: int, num_drawn: int
 ) -> NDArray[np.int64]:
-    """Return the views of each row in an epoch, (N, V), all different, in random order."""
-    if num_views == 1:
-        return np.zeros((len(rows_N), num_drawn), np.int64)
-    words_N1 = draw_words(seed, epoch, rows_N, "view")[:, None]
-    words_NK = _next(words_N1, np.arange(num_views, dtype=np.uint64))
-    return np.argsort(words_NK, axis=1, kind="stable")[:, :num_drawn]
+    """Return the views of each row in an epoch, (N, V), all different, in random order.
+
+    They are at positions (epoch * V + i) mod K, i below V, of the row's permutation of all K views. So after
+    any number of epochs the views of a row were drawn equally often, or differ by one.
+    """
+    words_NK = _next(
+        draw_words(seed, rows_N, "view")[:, None], np.arange(num_views, dtype=np.uint64)
+    )
+    positions_V = (epoch * num_drawn + np.arange(num_drawn)) % num_views
+    return np.argsort(words_NK, axis=1, kind="stable")[:, positions_V]
 
 
 def epoch_generator(seed: int, epoch: int) -> np.random.Generator:

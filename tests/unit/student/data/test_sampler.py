@@ -32,8 +32,9 @@ def corpus_of(counts: list[int], *, num_texts: int = 40, seed: int = 0) -> Corpu
     )
 
 
-GOLDEN_WORDS = ["0x80abe802ac1e182e", "0x949f48c1e9eb8a36", "0x61f71b531afc6e79"]
-GOLDEN_VIEWS = [[0, 4], [3, 4], [3, 2]]
+GOLDEN_WORDS = ["0x46b73e79f0c37c00", "0x374327c63d0cc8a6", "0xb6e7f3e3e9122570"]
+GOLDEN_VIEWS = [[1, 4], [4, 3], [1, 4]]
+GOLDEN_CAPTIONS = [[0, 2, 0], [1, 0, 1], [2, 1, 2], [0, 3, 0], [2, 2, 1], [1, 0, 2]]
 CORPUS = corpus_of([i % 4 for i in range(50)])
 
 
@@ -54,52 +55,91 @@ def assert_same(a: GlobalBatch, b: GlobalBatch) -> None:
 # -- draws
 
 
-def test_a_draw_depends_on_seed_epoch_row_and_purpose_and_on_nothing_else() -> None:
+def test_a_draw_depends_on_seed_row_and_purpose_and_on_nothing_else() -> None:
     rows = np.arange(1000)
-    words = draw_words(1, 2, rows, "view")
-    np.testing.assert_array_equal(draw_words(1, 2, rows[[5, 900, 5]], "view"), words[[5, 900, 5]])
+    words = draw_words(1, rows, "view")
+    np.testing.assert_array_equal(draw_words(1, rows[[5, 900, 5]], "view"), words[[5, 900, 5]])
     others = [
-        draw_words(2, 1, rows, "view"),
-        draw_words(1, 3, rows, "view"),
-        draw_words(1, 2, rows + 1000, "view"),
-        draw_words(1, 2, rows, "caption"),
+        draw_words(2, rows, "view"),
+        draw_words(1, rows + 1000, "view"),
+        draw_words(1, rows, "caption"),
         words,
     ]
-    assert len(np.unique(np.concatenate(others))) == 5000
+    assert len(np.unique(np.concatenate(others))) == 4000
+    counts = rows % 7
+    drawn = draw_captions(1, 9, rows, counts)
+    np.testing.assert_array_equal(draw_captions(1, 9, rows[::-7], counts[::-7]), drawn[::-7])
 
 
 def test_draws_stay_what_they_were() -> None:
     # A checkpoint that resumes with a later version must meet the same views and captions.
     rows = np.array([0, 1, 10**12])
-    assert [hex(word) for word in draw_words(0, 0, rows, "caption")] == GOLDEN_WORDS
+    assert [hex(word) for word in draw_words(0, rows, "caption")] == GOLDEN_WORDS
     assert draw_views(7, 1, rows, num_views=5, num_drawn=2).tolist() == GOLDEN_VIEWS
+    assert [draw_captions(7, e, rows, rows % 5 + 3).tolist() for e in range(6)] == GOLDEN_CAPTIONS
 
 
-def test_every_caption_is_drawn_as_often_whatever_its_row() -> None:
+@pytest.mark.parametrize(("K", "V"), [(1, 1), (5, 1), (5, 2), (5, 5), (6, 4), (9, 7)])
+def test_after_any_epoch_the_views_of_every_row_were_drawn_equally_often(K: int, V: int) -> None:
+    N = 300
+    drawn = np.zeros((N, K), np.int64)
+    for epoch in range(3 * K):
+        views = draw_views(3, epoch, np.arange(N) * 5, num_views=K, num_drawn=V)
+        np.add.at(drawn, (np.arange(N)[:, None], views), 1)
+        assert drawn.sum() == N * V * (epoch + 1)
+        assert (drawn.max(axis=1) - drawn.min(axis=1)).max() <= 1
+        assert drawn.min() == V * (epoch + 1) // K  # so all were drawn after ceil(K / V) epochs
+
+
+def test_after_any_epoch_the_captions_of_every_row_were_drawn_equally_often() -> None:
+    counts = np.arange(300) % 8
+    drawn = np.zeros((300, 8), np.int64)
+    has = counts > 0
+    for epoch in range(30):
+        captions = draw_captions(3, epoch, np.arange(300) * 5, counts)
+        assert ((captions >= 0) == has).all()
+        np.add.at(drawn, (np.flatnonzero(has), captions[has]), 1)
+        for row, count in enumerate(counts.tolist()):
+            assert drawn[row, count:].sum() == 0
+            own = drawn[row, :count].tolist()
+            assert not own or min(own) == (epoch + 1) // count
+            assert not own or max(own) - min(own) <= 1
+
+
+def test_a_view_meets_other_captions_in_later_rounds() -> None:
+    rows, met = np.arange(100), np.zeros((100, 4, 4), np.bool_)
+    for epoch in range(40):
+        views = draw_views(0, epoch, rows, num_views=4, num_drawn=1)[:, 0]
+        met[rows, views, draw_captions(0, epoch, rows, np.full(100, 4))] = True
+    assert met.mean() > 0.9  # each pair in 1 - .75**10 = .94 of the rows; .25 with one permutation
+
+
+@pytest.mark.parametrize("epoch", [0, 3, 6])
+def test_every_caption_is_drawn_by_as_many_rows(epoch: int) -> None:
     N, count = 20_000, 5
-    drawn = draw_captions(0, 0, np.arange(N), np.full(N, count))
+    drawn = draw_captions(0, epoch, np.arange(N), np.full(N, count))
     assert chi_square(np.bincount(drawn, minlength=count)) < 23.5  # 4 degrees: p = 1e-4
-    again = draw_captions(0, 1, np.arange(N), np.full(N, count))
-    pairs = np.bincount(drawn * count + again, minlength=count**2)
+    later = draw_captions(0, epoch + count, np.arange(N), np.full(N, count))
+    pairs = np.bincount(drawn * count + later, minlength=count**2)
     assert chi_square(pairs) < 59  # 24 degrees: p = 1e-4
-    one_row = np.array([draw_captions(0, e, np.array([3]), np.array([4]))[0] for e in range(4000)])
-    assert chi_square(np.bincount(one_row, minlength=4)) < 21.2  # 3 degrees: p = 1e-4
 
 
 def test_a_row_without_captions_draws_none() -> None:
     drawn = draw_captions(0, 0, np.arange(4), np.array([0, 1, 0, 2]))
     assert drawn.tolist()[:3] == [-1, 0, -1]
     assert drawn[3] in (0, 1)
+    assert draw_captions(0, 5, np.arange(3), np.zeros(3, np.int64)).tolist() == [-1] * 3
 
 
-def test_views_of_a_step_differ_and_every_pair_is_as_likely() -> None:
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_views_of_a_step_differ_and_every_pair_is_as_likely(epoch: int) -> None:
     N, K = 20_000, 4
-    views = draw_views(0, 0, np.arange(N), num_views=K, num_drawn=2)
+    views = draw_views(0, epoch, np.arange(N), num_views=K, num_drawn=2)
     assert (views[:, 0] != views[:, 1]).all()
     pairs = np.bincount(views[:, 0] * K + views[:, 1], minlength=K * K)
     assert chi_square(pairs[pairs > 0]) < 36  # 11 degrees: p = 1e-4
     assert np.count_nonzero(pairs) == K * (K - 1)
-    all_of_them = draw_views(0, 0, np.arange(9), num_views=K, num_drawn=K)
+    all_of_them = draw_views(0, epoch, np.arange(9), num_views=K, num_drawn=K)
     assert (np.sort(all_of_them, axis=1) == np.arange(K)).all()
 
 
@@ -132,6 +172,18 @@ def test_a_caption_of_a_batch_is_one_of_its_image_and_all_are_seen_in_time() -> 
         assert seen[i] == (set(own.tolist()) or {-1})
 
 
+def test_batches_of_enough_epochs_show_every_view_and_caption_once() -> None:
+    corpus = corpus_of([5] * 12)
+    sampler = sampler_of(corpus, views_per_step=2, global_batch_size=24)  # a step is an epoch
+    batches = [sampler.global_batch(step) for step in range(5)]
+    ids = np.concatenate([batch.positions_N for batch in batches])
+    views = np.concatenate([batch.views_N for batch in batches])
+    assert np.unique(np.stack([ids, views]), axis=1, return_counts=True)[1].tolist() == [2] * 60
+    for i in range(12):
+        texts = [batch.text_rows_N[batch.positions_N == i][0] for batch in batches]
+        assert sorted(texts) == corpus.caption_text_row[5 * i : 5 * i + 5].tolist()
+
+
 def test_views_of_an_image_stand_together_and_share_its_caption() -> None:
     plan = sampler_of(views_per_step=3).global_batch(2)
     ids = plan.positions_N.reshape(4, 3)
@@ -160,7 +212,8 @@ def test_a_rank_owns_the_texts_that_its_images_show_first(world_size: int) -> No
     for rank in range(world_size):
         sampler = sampler_of(rank=rank, world_size=world_size)
         plan = sampler.global_batch(1)
-        np.testing.assert_array_equal(plan.positions_N, whole.positions_N)
+        for name in ("positions_N", "views_N", "text_rows_N"):
+            np.testing.assert_array_equal(getattr(plan, name), getattr(whole, name))
         shown += plan.positions_N[sampler.rank_slice].tolist()
         texts = [t for t in plan.text_rows_N[sampler.rank_slice].tolist() if t >= 0]
         first, last = plan.text_bounds[rank : rank + 2]
