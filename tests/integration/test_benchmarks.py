@@ -19,6 +19,7 @@ def test_every_benchmark_is_tried_here() -> None:
         "bench_cluster_kills.py",
         "bench_decode.py",
         "bench_distillation.py",
+        "bench_feed.py",
         "bench_kills.py",
         "bench_neighbors.py",
         "bench_scale.py",
@@ -59,6 +60,16 @@ def test_decoding_gives_the_gain_and_the_parity_of_every_way() -> None:
         assert ways["exact"]["gain"] == 1
         assert 0 < ways["scaled"]["max_diff"] <= 4
         assert 0.999 < ways["scaled"]["min_cosine"] < 1
+
+
+@pytest.mark.slow
+def test_feeding_gives_the_rate_of_every_loader_beside_the_bare_decoding() -> None:
+    found = last_line("bench_feed.py")
+    assert list(found["of_bare_decode"]) == ["640 x 480", "1280 x 852", "kept"]
+    for ways in found["of_bare_decode"].values():
+        assert list(ways) == ["bare decode", "ours", "ours, scaled", "torch", "webdataset"]
+        assert all(ratio > 0 for ratio in ways.values())
+    assert found["kept_over_plain"] > 0
 
 
 @pytest.mark.slow
