@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from kit.fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_table_corpus
 from numpy.typing import NDArray
 
@@ -16,8 +17,12 @@ from siglip2_cache.siglip import TextTokenizer, find_text_cleaning, resolve_chec
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.student.data.read_corpus import read_corpus
 from siglip2_cache.student.data.same_texts import cleaning_for, one_text_of
+from siglip2_cache.student.data.sampler import Sampler
 from siglip2_cache.student.data.split import SplitPolicy
+from siglip2_cache.student.evaluation.embeddings import Embeddings
 from siglip2_cache.student.evaluation.eval_set import choose_eval_set
+from siglip2_cache.student.evaluation.evaluate import evaluate
+from siglip2_cache.student.losses.objective import TextColumns
 from siglip2_cache.student.losses.text_bank import TextBank
 
 LOWERCASE = "tokenizers.normalizers.Lowercase"
@@ -150,6 +155,46 @@ def test_a_text_that_a_held_out_image_has_in_other_letters_leaves_the_bank(cache
     bank = TextBank(train, val, cache.text_targets(), size=9, seed=0)
     assert len(bank) == 2  # "a cat", "A dog."
     assert choose_eval_set(cache, corpus, split="val").num_texts_in_train == 1
+
+
+def test_equal_captions_of_perfect_pairs_do_not_cost_each_other_their_rank(cache: Cache) -> None:
+    corpus = read_corpus(cache, None, None)
+    three = corpus.select(np.isin(np.arange(5), [0, 1, 2]))  # "A dog" / "a dog", "a DOG", "a cat"
+    eval_set = choose_eval_set(cache, three, split="all")
+    assert (eval_set.num_captioned, eval_set.num_captions) == (3, 2)
+    dog, cat = np.eye(len(eval_set.text_rows_M), dtype=np.float32)[eval_set.text_P[[0, 2]]]
+    model = Embeddings(
+        name="perfect",
+        images_ND=np.stack([dog, dog, cat]),
+        texts_MD=np.eye(len(eval_set.text_rows_M), dtype=np.float32),
+        logit_scale=0.0,
+        logit_bias=0.0,
+    )
+    found = evaluate(model, model, eval_set)["retrieval"]["all"]
+    assert found["image_to_text"]["1"] == found["text_to_image"]["1"] == 1.0
+
+
+def test_equal_captions_of_different_images_pull_both_and_push_neither(cache: Cache) -> None:
+    corpus = read_corpus(cache, None, None)
+    batch = Sampler(corpus, global_batch_size=5).global_batch(0)
+    N, M = len(batch.positions_N), len(batch.global_text_rows_M)
+    assert (N, M) == (5, 3)  # dog, cat, "A dog."
+    matching = corpus.matching_pairs(batch.positions_N, batch.global_text_rows_M)
+    columns = TextColumns(
+        text=torch.eye(3),
+        caption_N=torch.from_numpy(batch.caption_N),
+        matching_2P=torch.from_numpy(matching),
+        teacher_text_ME=torch.eye(3),
+    )
+    logits = torch.zeros(N, M)
+    labels = columns.hard_labels(N)
+    loss = labels.chunk_loss(N, M, dtype=torch.float32, chunk_size=N)
+    gradient_NM = loss(0, logits, needs_gradient=True).gradient_CM
+    assert gradient_NM is not None
+    is_own_NM = batch.caption_N[:, None] == np.arange(M)
+    dogs = np.flatnonzero(np.isin(batch.positions_N, [0, 1]))
+    assert len(set(batch.caption_N[dogs])) == 1
+    np.testing.assert_array_equal(gradient_NM.numpy() < 0, is_own_NM)
 
 
 def test_classes_whose_prompts_are_one_text_are_one_class(cache: Cache) -> None:
