@@ -19,8 +19,10 @@ import transformers.models.siglip2.modeling_siglip2  # noqa: F401 - before the p
 from torch.distributed import TCPStore
 
 from kit.steps import Case, gradients_of, part_of
+from siglip2_cache.student.config import TrainConfig
 from siglip2_cache.student.distributed import Ranks, join_ranks, leave_ranks
 from siglip2_cache.student.training.gradient_cache import GradientCache
+from siglip2_cache.student.training.parameter_groups import make_groups
 from siglip2_cache.student.training.schedule import Optimizer, Schedule
 
 NUM_STEPS = 20
@@ -82,7 +84,10 @@ def loss_curve(scenario: Scenario, student: Path, ranks: Ranks | None) -> list[f
     case = Case(student, **scenario.settings)
     distiller = case.distiller(torch.float32)
     gradients = _gradients(case, distiller, scenario, ranks)
-    optimizer = Optimizer(distiller, lr=3e-3, projection_lr=1e-2, weight_decay=1e-3)
+    config = TrainConfig(
+        cache=Path("C"), student="S", out=Path("R"), lr=3e-3, projection_lr=1e-2, weight_decay=1e-3
+    )
+    optimizer = Optimizer(distiller, make_groups(distiller, config))
     schedule = Schedule(steps=NUM_STEPS, warmup_steps=3, alone_steps=2)
     curve: list[float] = []
     for step in range(1, NUM_STEPS + 1):
