@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from ..errors import SettingError
 from ..formatting import nearest_name
+from .positives import parse_positives
 from .setting import Setting
 from .terms import loss_terms
 
@@ -160,6 +161,15 @@ class TrainConfig:
             flag="--weight",
         ),
     ] = field(default_factory=dict[str, float])
+    positives: Annotated[
+        str,
+        Setting(
+            "How much a drawn caption counts in the contrastive term and a bank of hard labels. all: 1. "
+            "weighed: the teacher's probability that it matches. above=P: 1 if that is above P, else 0.",
+            LOSS,
+            metavar="all|weighed|above=P",
+        ),
+    ] = "all"
     bank_size: Annotated[
         int, Setting("Cached teacher texts drawn in each step for the bank term.", LOSS, least=0)
     ] = 4096
@@ -476,6 +486,7 @@ class TrainConfig:
                 raise SettingError(f"{name} {value!r} is not one of {', '.join(choices)}")
         if self.teacher_bias is not None and not math.isfinite(self.teacher_bias):
             raise SettingError(f"teacher_bias must be a finite number, got {self.teacher_bias}")
+        parse_positives(self.positives)
         for term, weight in self.weights.items():
             if term not in loss_terms():
                 known = list(loss_terms())

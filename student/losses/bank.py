@@ -8,7 +8,8 @@ from .pairwise_bce import pairwise_sum
 def teacher_text_bank(inputs: LossInputs, objective: Objective) -> TermValue:
     """Return the binary cross-entropy of images and bank texts, with soft or hard labels.
 
-    It is divided by all images, with hard labels by those whose caption is in the bank.
+    It is divided by all images, with hard labels by those whose caption is in the bank, each weighed by
+    caption_weights.
     """
     bank, is_soft = inputs.bank, objective.bank_labels == "soft"
     assert bank and inputs.bank_scale is not None and inputs.bank_bias is not None
@@ -16,8 +17,8 @@ def teacher_text_bank(inputs: LossInputs, objective: Objective) -> TermValue:
         labels, count = objective.soft_labels(inputs, bank), inputs.counts.num_images
     else:
         alike = AlikeTexts(bank.teacher_text_ME, objective.bank_threshold)
-        labels = bank.hard_labels(len(inputs.image_ND), alike)
-        count = inputs.counts.num_bank_captioned
+        labels = objective.hard_labels(inputs, bank, alike)
+        count = inputs.counts.bank_caption_weight
     sums = pairwise_sum(
         inputs.mapped_image_NE,
         bank.text,

@@ -7,13 +7,13 @@ from .pairwise_bce import pairwise_sum
 def sigmoid_contrastive(inputs: LossInputs, objective: Objective) -> TermValue:
     """Return the sum over captioned images and texts, divided by all captioned images.
 
-    An image's other known captions are ignored.
+    An image's other known captions are ignored. Images and their number are weighed by caption_weights.
     """
     sums = pairwise_sum(
         inputs.image_ND,
         inputs.texts.text,
-        inputs.texts.hard_labels(len(inputs.image_ND)),
+        objective.hard_labels(inputs, inputs.texts),
         scale=inputs.scale,
         bias=inputs.bias,
     )
-    return TermValue(sums.loss_sum / max(1, inputs.counts.num_captioned))
+    return TermValue(sums.loss_sum / max(1, inputs.counts.caption_weight))

@@ -12,11 +12,15 @@ Shape letters in this file:
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from ...siglip import unit_rows
 from ..config import BankLabels
+from ..positives import ALL, Positives
 from ..terms import loss_terms
 from .pair_labels import AlikeTexts, HardLabels, MarkedPairs, SoftLabels
+from .pairwise_bce import compute_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +39,13 @@ class TextColumns:
     teacher_text_ME: Tensor
     """The teacher's embeddings of the same texts."""
 
-    def hard_labels(self, num_images: int, alike: AlikeTexts | None = None) -> HardLabels:
+    def hard_labels(
+        self,
+        num_images: int,
+        *,
+        alike: AlikeTexts | None = None,
+        weight_N: Tensor | None = None,
+    ) -> HardLabels:
         """Return the labels of drawn captions: they match, and other matching pairs are ignored."""
         shape = (num_images, len(self.text))
         is_captioned_N = self.caption_N >= 0
@@ -44,6 +54,7 @@ class TextColumns:
             positive=MarkedPairs(rows, self.caption_N[is_captioned_N], shape),
             ignored=MarkedPairs(self.matching_2P[0], self.matching_2P[1], shape),
             alike=alike,
+            weight_N=weight_N,
         )
 
 
@@ -54,8 +65,11 @@ class Counts:
     num_images: int
     num_captioned: int
     num_texts: int
-    num_bank_captioned: int = 0
-    """Images whose drawn caption is in the bank."""
+    caption_weight: float
+    """Sum of Objective.caption_weights; num_captioned if all drawn captions count 1."""
+
+    bank_caption_weight: float = 0.0
+    """The same of images whose drawn caption is in the bank."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +125,8 @@ class Objective:
     teacher_bias: float
     bank_labels: BankLabels = "soft"
     bank_threshold: float = 0.95
+    positives: Positives = ALL
+    """How much drawn captions count in hard terms."""
 
     @property
     def terms(self) -> list[str]:
@@ -121,6 +137,35 @@ class Objective:
         """Return this process's share of each term."""
         terms = loss_terms()
         return {name: terms[name].function()(inputs, self) for name in self.terms}
+
+    def hard_labels(
+        self, inputs: LossInputs, columns: TextColumns, alike: AlikeTexts | None = None
+    ) -> HardLabels:
+        """Return the labels of drawn captions, weighed by caption_weights; divide by their sum."""
+        weight_N = None
+        if self.positives.kind != "all":
+            weight_N = self.caption_weights(inputs.teacher_image_NE, columns)
+        return columns.hard_labels(len(inputs.image_ND), alike=alike, weight_N=weight_N)
+
+    def caption_weights(self, teacher_image_NE: Tensor, columns: TextColumns) -> Tensor:
+        """Return how much each image's drawn caption counts, (N,) float, 0 to 1, no gradient.
+
+        It follows ``positives`` and the teacher's probability of this very view and caption. An image without
+        a caption has 0.
+        """
+        has_caption_N = columns.caption_N >= 0
+        dtype = compute_dtype(teacher_image_NE, columns.teacher_text_ME)
+        weight_N = has_caption_N.to(dtype)
+        if self.positives.kind == "all":
+            return weight_N
+        image_PE = teacher_image_NE.detach()[has_caption_N].to(dtype)
+        text_PE = columns.teacher_text_ME.detach()[columns.caption_N[has_caption_N]].to(dtype)
+        cosine_P = (unit_rows(image_PE) * unit_rows(text_PE)).sum(-1)
+        p_P = torch.sigmoid(self.teacher_scale * cosine_P + self.teacher_bias)
+        if self.positives.kind == "above":
+            p_P = torch.where(p_P > self.positives.above, 1, 0 * p_P)  # NaN stays NaN
+        weight_N[has_caption_N] = p_P
+        return weight_N
 
     def soft_labels(self, inputs: LossInputs, columns: TextColumns) -> SoftLabels:
         """Return the teacher's probabilities of this process's images and some texts as labels."""

@@ -140,6 +140,9 @@ class HardLabels:
     alike: AlikeTexts | None = None
     """Also ignore pairs whose text is too similar to an own caption; None: do not."""
 
+    weight_N: Tensor | None = None
+    """(N,) float weight of each row, positives and negatives; no gradient; None: 1."""
+
     @property
     def dtype(self) -> torch.dtype:
         """float32, which is enough for labels 0 and 1."""
@@ -155,12 +158,15 @@ class HardLabels:
         """Return the loss of chunks of rows; see Labels.
 
         Raises:
-            ValueError: the pairs are of another shape than N x M.
+            ValueError: the pairs are of another shape than N x M, or the weights than N.
         """
         shape = (num_rows, num_columns)
         for name, pairs in (("positive", self.positive), ("ignored", self.ignored)):
             if pairs is not None and pairs.shape != shape:
                 raise ValueError(f"{name} pairs must be of shape {shape}, got {pairs.shape}")
+        weight_N = self.weight_N
+        if weight_N is not None and weight_N.shape != (num_rows,):
+            raise ValueError(f"weights must be of shape ({num_rows},), got {tuple(weight_N.shape)}")
         return _HardChunkLoss(self, dtype, chunk_size)
 
 
@@ -171,29 +177,40 @@ class _HardChunkLoss:
         has_positive_N = labels.positive.rows_with_a_pair()
         self._has_positive_N = None if bool(has_positive_N.all()) else has_positive_N
         self._ignored = None if labels.ignored is None else labels.ignored.chunks(chunk_size)
+        self._weight_N = None if labels.weight_N is None else labels.weight_N.detach().to(dtype)
         self._alike = labels.alike
         if self._alike is not None:
             self._unit_text_ME = unit_rows(self._alike.text_ME.detach().to(dtype))
 
     def __call__(self, start: int, logits_CM: Tensor, *, needs_gradient: bool) -> ChunkSums:
         positive = self._positives[start // self._chunk_size]
-        keep_CM = self._keep(start, logits_CM, positive)
+        factor_CM = self._factor(start, logits_CM, positive)
         opposite_P = -logits_CM[positive]
         loss_CM = softplus(logits_CM)
         loss_CM[positive] = softplus(opposite_P)
-        if keep_CM is not None:
-            loss_CM.mul_(
-                keep_CM
-            )  # not masked_fill, so that a NaN in an ignored pair shows (0 x NaN is NaN)
+        if (
+            factor_CM is not None
+        ):  # not masked_fill, so that a NaN in an ignored pair shows: 0 x NaN is NaN
+            loss_CM.mul_(factor_CM)
         loss = loss_CM.sum()
         del loss_CM
         gradient_CM = None
         if needs_gradient:
             gradient_CM = logits_CM.sigmoid_()
             gradient_CM[positive] = -opposite_P.sigmoid()
-            if keep_CM is not None:
-                gradient_CM.mul_(keep_CM)
+            if factor_CM is not None:
+                gradient_CM.mul_(factor_CM)
         return ChunkSums(loss, loss.new_zeros(()), gradient_CM)
+
+    def _factor(
+        self, start: int, logits_CM: Tensor, positive: tuple[Tensor, Tensor]
+    ) -> Tensor | None:
+        """Return how much each pair counts, (C, M) or (C, 1); None: each counts 1."""
+        keep_CM = self._keep(start, logits_CM, positive)
+        if self._weight_N is None:
+            return keep_CM
+        weight_C1 = self._weight_N[start : start + len(logits_CM), None]
+        return weight_C1 if keep_CM is None else weight_C1 * keep_CM
 
     def _keep(
         self, start: int, logits_CM: Tensor, positive: tuple[Tensor, Tensor]

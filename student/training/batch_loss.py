@@ -140,6 +140,12 @@ class BatchLoss:
         own = self._own_texts
         caption_N = torch.from_numpy(batch.caption_N).to(device)
         has_bank = self._labels.bank is not None
+        texts = TextColumns(
+            text=text_MD,
+            caption_N=caption_N,
+            matching_2P=self._labels.matching_2P,
+            teacher_text_ME=teacher_text_ME,
+        )
         return LossInputs(
             image_ND=image_ND,
             mapped_image_NE=distiller.map_images(image_ND),
@@ -147,14 +153,9 @@ class BatchLoss:
             teacher_image_NE=teacher_image_NE,
             target_image_NE=self._targets(teacher_image_NE),
             target_text_E=self._targets(teacher_text_ME[own]) if distiller.has_text else None,
-            texts=TextColumns(
-                text=text_MD,
-                caption_N=caption_N,
-                matching_2P=self._labels.matching_2P,
-                teacher_text_ME=teacher_text_ME,
-            ),
+            texts=texts,
             bank=self._labels.bank,
-            counts=self._counts(),
+            counts=self._counts(teacher_image_NE, texts),
             scale=scale.exp(),
             bias=bias,
             bank_scale=distiller.bank_scale.exp() if has_bank else None,
@@ -170,18 +171,24 @@ class BatchLoss:
         """Return rows of the teacher mapped by the fixed map, if there is one."""
         return rows if self._map_ED is None else rows @ self._map_ED.to(rows)
 
-    def _counts(self) -> Counts:
+    def _counts(self, teacher_image_NE: Tensor, texts: TextColumns) -> Counts:
         """Return counts over all processes; skipped images are not counted."""
         batch, bank = self._batch, self._labels.bank
-        own = [len(batch.caption_N), int((batch.caption_N >= 0).sum())]
-        own.append(0 if bank is None else int((bank.caption_N >= 0).sum()))
-        summed = self._ranks.sum(torch.tensor(own, device=self._distiller.device)).tolist()
-        num_images, num_captioned, num_bank = (int(count) for count in summed)
+        num_captioned = int((batch.caption_N >= 0).sum())
+        weights = [
+            self._objective.caption_weights(teacher_image_NE, columns).sum()
+            for columns in (texts, bank)
+            if columns is not None
+        ]
+        counts = weights[0].new_tensor([len(batch.caption_N), num_captioned])
+        summed = self._ranks.sum(_double(torch.cat([counts, torch.stack(weights)]))).tolist()
+        num_images, num_captioned, *caption_weights = summed
         return Counts(
-            num_images=num_images,
-            num_captioned=num_captioned,
+            num_images=int(num_images),
+            num_captioned=int(num_captioned),
             num_texts=int(batch.text_bounds[-1]),
-            num_bank_captioned=num_bank,
+            caption_weight=caption_weights[0],
+            bank_caption_weight=caption_weights[1] if bank is not None else 0.0,
         )
 
     def _summed(
@@ -190,10 +197,7 @@ class BatchLoss:
         zero = self._distiller.scale_and_bias[0].new_zeros(())
         parts = [each.value.detach() for each in values.values()]
         parts += [zero if each.floor is None else each.floor for each in values.values()]
-        stacked = torch.stack([*parts, *squares])
-        if stacked.device.type != "mps":  # mps has no float64
-            stacked = stacked.double()
-        summed = self._ranks.sum(stacked).tolist()
+        summed = self._ranks.sum(_double(torch.stack([*parts, *squares]))).tolist()
         n = len(values)
         terms = list(values)
         by_value = dict(zip(terms, summed[:n], strict=True))
@@ -214,6 +218,11 @@ def _gradient(value: Tensor, by: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         return (None,) * len(by)
     found = torch.autograd.grad(value, list(by), retain_graph=True, allow_unused=True)
     return cast("tuple[Tensor | None, ...]", found)
+
+
+def _double(values: Tensor) -> Tensor:
+    """Return values in float64, where the device has it: mps does not."""
+    return values if values.device.type == "mps" else values.double()
 
 
 def _square(by_image: Tensor | None, image_ND: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from ..distributed import Ranks
 from ..losses.objective import Objective, TextColumns
 from ..losses.pca_map import PcaMap, fit_pca_map
 from ..losses.text_bank import TextBank
+from ..positives import parse_positives
 from .distiller import Distiller
 from .parameter_groups import freeze, make_groups
 from .patch_dropout import PatchDropout
@@ -109,6 +110,7 @@ def make_objective(resolved: Resolved) -> Objective:
         teacher_bias=resolved.teacher_bias,
         bank_labels=resolved.config.bank_labels,
         bank_threshold=resolved.config.bank_threshold,
+        positives=parse_positives(resolved.config.positives),
     )
 
 

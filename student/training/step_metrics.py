@@ -55,5 +55,6 @@ def step_metrics(
         "lr": config.lr * schedule.factor(step),
         "images": loss.counts.num_images,
         "captioned": loss.counts.num_captioned,
+        "caption_weight": loss.counts.caption_weight,
         "texts": loss.counts.num_texts,
     }

@@ -121,7 +121,7 @@ def test_a_run_learns_and_leaves_what_it_says(finished: Finished) -> None:
         assert line["soft"] > line["soft_floor"] > 0
         assert line["images"] == BATCH
         assert 0 < line["captioned"] <= BATCH
-        assert line["texts"] <= line["captioned"]
+        assert line["texts"] <= line["captioned"] == line["caption_weight"]
         assert line["skipped"] == 0
     assert min(line["captioned"] for line in lines) < BATCH
     assert sum(line["loss"] for line in lines[-4:]) < 0.8 * sum(line["loss"] for line in lines[:4])
@@ -268,11 +268,13 @@ def test_an_image_tower_learns_and_leaves_with_the_teachers_text_tower(
         "micro_batch_size": 3,
         "weights": {"bank": 1.0},
         "bank_labels": "hard",
+        "positives": "weighed",
     }
     train_of(made.cache, tiny_student, run, progress=heard, steps=30, **settings)
     assert heard.said[0].startswith("pca map    64 -> 32 keeps 0.")
     assert " pairs the mean error of a logit is " in heard.said[1]
     lines = metrics_of(run)
+    assert all(0 < line["caption_weight"] < line["captioned"] for line in lines)
     for term in ("cosine", "bank"):
         assert sum(line[term] for line in lines[-5:]) < sum(line[term] for line in lines[:5])
     assert_pipeline_agrees(run / "model")

@@ -41,6 +41,7 @@ def hard_labels(
     positive_NM: Tensor | None = None,
     ignore_NM: Tensor | None = None,
     alike_above_cosine: float | None = None,
+    weight_N: Tensor | None = None,
 ) -> HardLabels:
     """Return the labels of masks; without positive_NM pair (i, i) matches."""
     N = len(image_ND)
@@ -48,6 +49,7 @@ def hard_labels(
         positive=diagonal_pairs(N) if positive_NM is None else marked_pairs(positive_NM),
         ignored=None if ignore_NM is None else marked_pairs(ignore_NM),
         alike=None if alike_above_cosine is None else AlikeTexts(text_MD, alike_above_cosine),
+        weight_N=weight_N,
     )
 
 

@@ -21,6 +21,7 @@ from torch.distributed import TCPStore
 from kit.steps import Case, gradients_of, part_of
 from siglip2_cache.student.config import TrainConfig
 from siglip2_cache.student.distributed import Ranks, join_ranks, leave_ranks
+from siglip2_cache.student.positives import Positives
 from siglip2_cache.student.training.gradient_cache import GradientCache
 from siglip2_cache.student.training.parameter_groups import make_groups
 from siglip2_cache.student.training.schedule import Optimizer, Schedule
@@ -58,6 +59,9 @@ SCENARIOS = {
     "one has no image, in pieces": Scenario(UNEVEN, num_images=7, micro_batch_size=2),
     "one has nothing, bank of hard labels": Scenario(
         {**UNEVEN, "bank_labels": "hard"}, num_images=0, num_texts=0
+    ),
+    "captions weighed": Scenario(
+        {**UNEVEN, "bank_labels": "hard", "positives": Positives("weighed")}, micro_batch_size=2
     ),
     "naflex, one has nothing": Scenario(
         {**UNEVEN, "towers": "image", "projection": "pca"}, is_naflex=True, num_images=7

@@ -26,6 +26,7 @@ from siglip2_cache.siglip import (
 from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.distributed import Ranks
 from siglip2_cache.student.losses.objective import Objective, TextColumns
+from siglip2_cache.student.positives import ALL, Positives
 from siglip2_cache.student.training.batch_loss import BatchLabels, StepLoss
 from siglip2_cache.student.training.distiller import Distiller, MicroBatch
 from siglip2_cache.student.training.gradient_cache import GradientCache
@@ -46,6 +47,7 @@ class Case:
     towers: Literal["both", "image"] = "both"
     projection: Literal["learned", "pca", "none"] = "learned"
     bank_labels: Literal["soft", "hard"] = "soft"
+    positives: Positives = ALL
     captions: Sequence[int] = (0, -1, 1, 0, 2, -1, 3)
     """Which text each image drew; -1: none. Images 0 and 3 share one."""
 
@@ -86,6 +88,7 @@ class Case:
             teacher_bias=TEACHER_BIAS,
             bank_labels=self.bank_labels,
             bank_threshold=ALIKE,
+            positives=self.positives,
         )
 
     def fixed_map(self) -> Tensor | None:
@@ -248,14 +251,16 @@ def plain_loss(
     terms = {
         "soft": (F.softplus(z_NM) - p_NM * z_NM).sum() / N,
         "cosine": _one_minus_cos(mapped(x_ND), target(u_NE)),
-        "contrastive": _hard(z_NM, case.captions, case.matching_pairs()),
+        "contrastive": _hard(
+            z_NM, case.captions, case.matching_pairs(), _weights(case, case.captions, p_NM)
+        ),
     }
     if case.towers == "both":
         terms["cosine"] = (
             terms["cosine"] + _one_minus_cos(mapped(y_MD), target(v_ME)) * (M > 0)
         ) / 2
+    q_NK = torch.sigmoid(TEACHER_SCALE * u_NE @ w_KE.T + TEACHER_BIAS)
     if case.bank_labels == "soft":
-        q_NK = torch.sigmoid(TEACHER_SCALE * u_NE @ w_KE.T + TEACHER_BIAS)
         terms["bank"] = (F.softplus(bank_NK) - q_NK * bank_NK).sum() / N
     else:
         own = [text - 1 if text >= 1 else -1 for text in case.captions]
@@ -264,7 +269,7 @@ def plain_loss(
         ignored |= {
             (i, k) for i, text in enumerate(own) if text >= 0 for k in _true(alike_KK[text])
         }
-        terms["bank"] = _hard(bank_NK, own, ignored)
+        terms["bank"] = _hard(bank_NK, own, ignored, _weights(case, own, q_NK))
     total = sum((WEIGHTS[name] * value for name, value in terms.items()), x_ND.new_zeros(()))
     return total, terms
 
@@ -283,16 +288,30 @@ def _one_minus_cos(student: Tensor, teacher: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
 
 
-def _hard(z_NM: Tensor, captions: Sequence[int], ignored: set[tuple[int, int]]) -> Tensor:
+def _weights(case: Case, captions: Sequence[int], p_NM: Tensor) -> list[float]:
+    """Return how much each image's caption counts."""
+    kind, above = case.positives.kind, case.positives.above
+    p = [float(p_NM[i, text]) if text >= 0 else 0.0 for i, text in enumerate(captions)]
+    if kind == "weighed":
+        return p
+    return [float(text >= 0 and (kind == "all" or p[i] > above)) for i, text in enumerate(captions)]
+
+
+def _hard(
+    z_NM: Tensor,
+    captions: Sequence[int],
+    ignored: set[tuple[int, int]],
+    weights: Sequence[float],
+) -> Tensor:
     """Return the sigmoid loss over captioned images, pair by pair."""
     total = z_NM.new_zeros(())
     for i, text in enumerate(captions):
         for j in range(z_NM.shape[1]) if text >= 0 else ():
             if j == text:
-                total = total - F.logsigmoid(z_NM[i, j])
+                total = total - weights[i] * F.logsigmoid(z_NM[i, j])
             elif (i, j) not in ignored:
-                total = total - F.logsigmoid(-z_NM[i, j])
-    return total / max(1, sum(text >= 0 for text in captions))
+                total = total - weights[i] * F.logsigmoid(-z_NM[i, j])
+    return total / max(1, sum(weights))
 
 
 def pieces_of(batch: Batch, size: int | None) -> list[MicroBatch]:

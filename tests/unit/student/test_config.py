@@ -60,6 +60,15 @@ def from_file(tmp_path: Path, text: str, **flags: Any) -> TrainConfig:
         ({"teacher_scale": 0.0}, "teacher_scale must be above 0, got 0.0"),
         ({"towers": "text"}, "towers 'text' is not one of both, image"),
         ({"projection": "two"}, "projection 'two' is not one of auto, learned, pca, none"),
+        ({"positives": "some"}, "positives 'some' is not one of all, weighed, above=P"),
+        ({"positives": "above"}, "positives 'above' is not one of all, weighed, above=P"),
+        *(
+            (
+                {"positives": f"above={p}"},
+                f"positives 'above={p}' needs a probability from 0 to below 1, such as above=0.1",
+            )
+            for p in ("x", "1", "-0.1", "nan", "")
+        ),
         ({"bank_labels": "firm"}, "bank_labels 'firm' is not one of soft, hard"),
         (
             {"check_pixels": "now"},

@@ -74,6 +74,10 @@ IGNORE = torch.zeros(5, 7, dtype=torch.bool)
 IGNORE[[0, 2, 3, 4], [5, 1, 2, 6]] = True  # (4, 6) is a positive too: it counts
 
 
+WEIGHTS = torch.tensor([0.5, 1.0, 0.0, 0.7, 0.25], dtype=F64)
+"""Of images; that of image 3, which has no caption, counts for nothing."""
+
+
 def loss_of_pair(z: float, p: float) -> float:
     """Binary cross-entropy of one pair in plain Python."""
     q = 1 / (1 + math.exp(-z))
@@ -98,6 +102,10 @@ def hard(batch: Batch, **settings: Any) -> Tensor:
         bias=batch.bias,
         **({"positive_NM": POSITIVE, "ignore_NM": IGNORE} | settings),
     )
+
+
+def weighed(batch: Batch, **settings: Any) -> Tensor:
+    return hard(batch, weight_N=WEIGHTS, **settings)
 
 
 def soft(batch: Batch, **settings: Any) -> Tensor:
@@ -201,6 +209,19 @@ def test_hard_labels_by_hand_with_shared_ignored_and_missing_captions() -> None:
     assert hard(batch).item() == pytest.approx(total / 4, abs=1e-12)
 
 
+def test_a_weight_counts_for_the_positive_and_the_negatives_of_its_row() -> None:
+    batch = make_batch()
+    total = 0.0
+    for i in (0, 1, 2, 4):
+        for j in range(7):
+            if POSITIVE[i, j] or not IGNORE[i, j]:
+                z = logit(batch.image[i], batch.text[j], 6.5, -2.5)
+                total += float(WEIGHTS[i]) * loss_of_pair(z, float(POSITIVE[i, j]))
+    loss, by_image, *_ = with_grads(weighed(batch), batch.leaves)
+    assert loss.item() == pytest.approx(total / 4, abs=1e-12)
+    assert (by_image.abs().sum(dim=1) > 0).tolist() == [True, True, False, False, True]
+
+
 def test_soft_labels_and_their_entropy_by_hand() -> None:
     batch = make_batch()
     total = floor = 0.0
@@ -253,7 +274,7 @@ def test_the_bank_loss_by_hand_for_both_kinds_of_labels() -> None:
 # --- properties
 
 
-LOSSES = [hard, soft, soft_bank, hard_bank]
+LOSSES = [hard, weighed, soft, soft_bank, hard_bank]
 
 
 @pytest.mark.parametrize("loss_of", LOSSES)

@@ -1,5 +1,6 @@
 """What each term counts, ignores and is divided by."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,14 +12,17 @@ from torch import Tensor
 
 from siglip2_cache.student.config import BankLabels
 from siglip2_cache.student.losses.objective import Counts, LossInputs, Objective, TextColumns
+from siglip2_cache.student.positives import parse_positives
 
 N, M, K, D, E = 4, 3, 5, 6, 4
 SCALE, BIAS, BANK_SCALE, BANK_BIAS = 3.0, -1.0, 2.0, -0.5
-TEACHER_SCALE, TEACHER_BIAS = 7.0, -2.0
+TEACHER_SCALE, TEACHER_BIAS = 7.0, 2.0
 CAPTION_N = torch.tensor([0, -1, 2, 0])
 """Images 0 and 3 share a text, image 1 has none."""
 
-COUNTS = Counts(num_images=N, num_captioned=3, num_texts=M, num_bank_captioned=2)
+COUNTS = Counts(
+    num_images=N, num_captioned=3, num_texts=M, caption_weight=3.0, bank_caption_weight=2.0
+)
 
 
 def unit(*shape: int, seed: int) -> Tensor:
@@ -65,7 +69,10 @@ def rows_of(**changed: Any) -> LossInputs:
 
 
 def objective_of(
-    *terms: str, bank_labels: BankLabels = "soft", bank_threshold: float = 1.0
+    *terms: str,
+    bank_labels: BankLabels = "soft",
+    bank_threshold: float = 1.0,
+    positives: str = "all",
 ) -> Objective:
     weights: Mapping[str, float] = {
         term: float(term in terms) for term in ("soft", "cosine", "contrastive", "bank")
@@ -76,6 +83,7 @@ def objective_of(
         teacher_bias=TEACHER_BIAS,
         bank_labels=bank_labels,
         bank_threshold=bank_threshold,
+        positives=parse_positives(positives),
     )
 
 
@@ -140,7 +148,9 @@ def test_a_hard_bank_is_divided_by_images_whose_caption_is_in_it() -> None:
 
 
 def test_counts_are_those_of_all_processes_not_of_this_one() -> None:
-    counts = Counts(num_images=40, num_captioned=30, num_texts=25, num_bank_captioned=20)
+    counts = Counts(
+        num_images=40, num_captioned=30, num_texts=25, caption_weight=30, bank_caption_weight=20
+    )
     rows = rows_of(counts=counts)
     for term, factor in (("soft", 10), ("contrastive", 10)):
         assert value_of(term, rows) == pytest.approx(value_of(term) / factor, rel=1e-12)
@@ -179,6 +189,62 @@ def test_a_hard_bank_ignores_known_pairs_and_texts_too_like_the_own_caption() ->
     assert len(alike) > len(BANK_OWN)
 
 
+P_NM = torch.sigmoid(TEACHER_SCALE * U_NE @ V_ME.T + TEACHER_BIAS)
+BANK_P_NK = torch.sigmoid(TEACHER_SCALE * U_NE @ W_KE.T + TEACHER_BIAS)
+
+
+@pytest.mark.parametrize("positives", ["all", "weighed", "above=0.5"])
+@pytest.mark.parametrize("term", ["contrastive", "bank"])
+def test_a_drawn_caption_counts_by_the_teachers_probability_of_it(
+    term: str, positives: str
+) -> None:
+    z_NM, p_NM, own = {
+        "contrastive": (Z_NM, P_NM, OWN),
+        "bank": (BANK_NK, BANK_P_NK, BANK_OWN),
+    }[term]
+    p = {i: float(p_NM[i, j]) for i, j in own}
+    if positives != "weighed":
+        p = {i: float(positives == "all" or each > 0.5) for i, each in p.items()}
+    total = 0.0
+    for i, j_own in own:
+        for j in range(z_NM.shape[1]):
+            total += p[i] * float(F.softplus(-z_NM[i, j] if j == j_own else z_NM[i, j]))
+    settings: dict[str, Any] = {"bank_labels": "hard", "positives": positives}
+    objective, rows = objective_of(term, **settings), rows_of()
+    assert rows.bank is not None
+    weights = {
+        name: float(objective.caption_weights(U_NE, columns).sum())
+        for name, columns in (("caption_weight", rows.texts), ("bank_caption_weight", rows.bank))
+    }
+    own_weight = weights["caption_weight" if term == "contrastive" else "bank_caption_weight"]
+    assert own_weight == pytest.approx(sum(p.values()), rel=1e-12)
+    assert own_weight >= 1
+    found = value_of(term, rows_of(counts=replace(COUNTS, **weights)), **settings)
+    assert found == pytest.approx(total / max(1, sum(p.values())), rel=1e-12)
+
+
+def test_some_but_not_all_captions_are_above_the_threshold_of_these_tests() -> None:
+    for p_NM, own in ((P_NM, OWN), (BANK_P_NK, BANK_OWN)):
+        assert len({bool(p_NM[i, j] > 0.5) for i, j in own}) == 2
+
+
+@pytest.mark.parametrize("positives", ["weighed", "above=0.5"])
+def test_weights_of_captions_carry_no_gradient_to_the_teacher(positives: str) -> None:
+    teacher_NE, x_ND = U_NE.clone().requires_grad_(), X_ND.clone().requires_grad_()
+    rows = rows_of(image_ND=x_ND, teacher_image_NE=teacher_NE)
+    objective_of("contrastive", positives=positives).values(rows)["contrastive"].value.backward()
+    assert teacher_NE.grad is None
+    assert x_ND.grad is not None
+    is_kept_N = (CAPTION_N >= 0) & ((P_NM[range(N), CAPTION_N] > 0.5) | (positives == "weighed"))
+    assert torch.equal(x_ND.grad.abs().sum(dim=1) > 0, is_kept_N)
+
+
+@pytest.mark.parametrize("positives", ["weighed", "above=0.5"])
+def test_a_missing_target_shows_in_the_loss_and_does_not_drop_its_caption(positives: str) -> None:
+    rows = rows_of(teacher_image_NE=torch.where(torch.arange(N)[:, None] == 2, torch.nan, U_NE))
+    assert not math.isfinite(value_of("contrastive", rows, positives=positives))
+
+
 def test_the_floor_is_the_teachers_entropy_and_only_soft_terms_have_one() -> None:
     found = objective_of("soft", "cosine", "contrastive", "bank").values(rows_of())
     assert list(found) == ["soft", "cosine", "contrastive", "bank"]
@@ -214,7 +280,7 @@ def test_without_any_caption_hard_terms_are_nothing_and_the_others_stay() -> Non
         texts=replace(rows_of().texts, text=Y_MD[:0], teacher_text_ME=V_ME[:0], caption_N=none),
         mapped_text_E=PY_ME[:0],
         target_text_E=V_ME[:0],
-        counts=Counts(num_images=N, num_captioned=0, num_texts=0),
+        counts=Counts(num_images=N, num_captioned=0, num_texts=0, caption_weight=0),
     )
     assert value_of("contrastive", rows) == 0
     assert value_of("soft", rows) == 0

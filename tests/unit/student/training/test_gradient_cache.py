@@ -18,6 +18,7 @@ from kit.steps import (
 from kit.students import write_student
 
 from siglip2_cache.student.data.batch import Batch
+from siglip2_cache.student.positives import Positives
 from siglip2_cache.student.training.gradient_cache import split_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,6 +35,11 @@ CASES: dict[str, dict[str, Any]] = {
         "towers": "image",
         "projection": "none",
         "bank_labels": "hard",
+    },
+    "weighed captions, hard bank": {
+        "projection": "none",
+        "bank_labels": "hard",
+        "positives": Positives("weighed"),
     },
     "more texts than images": {"projection": "learned", **MORE_TEXTS},
     "no captions": {"captions": (-1, -1, -1), "num_texts": 0},
@@ -185,7 +191,8 @@ def test_counts_are_of_images_that_could_be_used(tiny_student: Path) -> None:
     loss, _ = computed(Case(tiny_student))
     counts = loss.counts
     assert (counts.num_images, counts.num_captioned, counts.num_texts) == (7, 5, 4)
-    assert counts.num_bank_captioned == 3  # text 0, of two images, is not in the bank
+    assert counts.caption_weight == 5
+    assert counts.bank_caption_weight == 3  # text 0, of two images, is not in the bank
 
 
 def test_pieces_hold_each_image_and_each_text_once(naflex_student: Path) -> None:
