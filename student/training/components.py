@@ -30,6 +30,9 @@ from .patch_dropout import PatchDropout
 from .resolve import Resolved
 from .schedule import Optimizer
 
+_MOST_PCA_ROWS = 1_000_000
+"""Most images, and texts, that the PCA map is fitted to: hundreds for each of its directions."""
+
 
 def make_sampler(resolved: Resolved, images: ImageLookup, ranks: Ranks) -> Sampler:
     """Return the sampler of the train split, for one rank."""
@@ -138,13 +141,25 @@ def make_bank_columns(
     )
 
 
-def fit_pca(resolved: Resolved) -> PcaMap:
-    """Return the PCA map of the train split, without texts that a held-out image has too."""
+def fit_pca(resolved: Resolved, ranks: Ranks | None = None) -> PcaMap:
+    """Return the PCA map of the train split, without texts that a held-out image has too.
+
+    Rank 0 fits it to at most a million images and as many texts, drawn by the seed, for all.
+    """
+    ranks = ranks or Ranks()
+    fitted = ranks.run_together(lambda: _fit_pca(resolved) if ranks.is_first else None)
+    return ranks.broadcast(fitted)
+
+
+def _fit_pca(resolved: Resolved) -> PcaMap:
     images = resolved.cache.image_targets(resolved.teacher.name)
     texts = resolved.cache.text_targets(resolved.teacher.name)
     text_rows = np.setdiff1d(resolved.train.text_rows, resolved.val.text_rows)
 
     def blocks(targets: Any, rows: Any) -> Iterator[Any]:
+        if len(rows) > _MOST_PCA_ROWS:
+            draw = np.random.default_rng(resolved.config.seed)
+            rows = np.sort(draw.choice(rows, _MOST_PCA_ROWS, replace=False))
         for first in range(0, len(rows), 65_536):
             yield targets.read(rows[first : first + 65_536])
 

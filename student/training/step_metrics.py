@@ -52,6 +52,7 @@ def step_metrics(
         **{f"{term}_floor": floor for term, floor in loss.floors.items()},
         **{f"{term}_gradient_norm": found for term, found in loss.gradient_norms.items()},
         "gradient_norm": norm,
+        "clipped": int(norm > config.clip_norm),
         "lr": config.lr * schedule.factor(step),
         "images": loss.counts.num_images,
         "captioned": loss.counts.num_captioned,

@@ -18,6 +18,7 @@ from ..data.catalog_index import ImageLookup
 from ..data.loader import Loader
 from ..distributed import Ranks, join_ranks, leave_ranks, lost_peers_reported
 from ..launch import find_launch, raised_once
+from ..losses.pca_map import PcaMap
 from .batch_loss import BatchLabels
 from .checkpoints import SavedState
 from .components import (
@@ -161,7 +162,7 @@ class Trainer:
                 progress.say(line)
         self._images = ImageLookup(resolved.cache, resolved.train, resolved.kept)
         self._sampler = make_sampler(resolved, self._images, ranks)
-        self._pca = fit_pca(resolved) if resolved.projection == "pca" else None
+        self._pca: PcaMap | None = None
         self._distiller = self.make_distiller(resolved)
         self._optimizer = make_optimizer(self._distiller, resolved)
         self._average = None
@@ -171,9 +172,7 @@ class Trainer:
                 self._config.ema,
                 global_batch_size=self._config.global_batch_size,
             )
-        self._evaluations = None
-        if self._config.eval_every is not None and run is not None:
-            self._evaluations = Evaluations(resolved, run, self._pca, progress)
+        self._evaluations: Evaluations | None = None
         self._objective = make_objective(resolved)
         self._bank = make_bank(resolved) if resolved.has_bank else None
         self._loggers: list[MetricsLogger] = []
@@ -201,6 +200,10 @@ class Trainer:
         from .export_run import export_run
 
         resolved = self._resolved
+        if resolved.projection == "pca":
+            self._pca = fit_pca(resolved, self._ranks)
+        if self._config.eval_every is not None:
+            self._on_first(self._make_evaluations)
         done = self._restore()
         self._schedule = self._make_schedule()
         self._gradients = GradientCache(
@@ -249,6 +252,9 @@ class Trainer:
             num_skipped=self._num_skipped,
             num_nonfinite=self._nonfinite.num,
         )
+
+    def _make_evaluations(self, run: RunFolder) -> None:
+        self._evaluations = Evaluations(self._resolved, run, self._pca, self._progress)
 
     def _padded_size(self) -> int:
         """Return the images, and texts, of a full micro-batch of one process."""

@@ -20,7 +20,7 @@ from kit.commands import error_line
 from kit.fakes import FakeTeacher, SilentProgress, config_of, draw_image, write_folder_corpus
 from kit.patience import PATIENCE_S, wait_until
 from kit.processes import Process
-from kit.ranks import train_in_two
+from kit.ranks import train_in_two, two_trainings
 from kit.students import write_student
 from kit.trainings import (
     BATCH,
@@ -42,6 +42,7 @@ from siglip2_cache.precompute.build import build
 from siglip2_cache.student.config_file import make_config
 from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.launch import Launch
+from siglip2_cache.student.training import components
 from siglip2_cache.student.training.resolve import resolve
 from siglip2_cache.student.training.schedule import Schedule
 from siglip2_cache.student.training.trainer import Trainer, TrainSummary, train
@@ -123,6 +124,7 @@ def test_a_run_learns_and_leaves_what_it_says(finished: Finished) -> None:
         assert 0 < line["captioned"] <= BATCH
         assert line["texts"] <= line["captioned"] == line["caption_weight"]
         assert line["skipped"] == 0
+        assert line["clipped"] == (line["gradient_norm"] > 1)
     assert min(line["captioned"] for line in lines) < BATCH
     assert sum(line["loss"] for line in lines[-4:]) < 0.8 * sum(line["loss"] for line in lines[:4])
     assert (finished.summary.first_step, finished.summary.steps) == (1, STEPS)
@@ -283,6 +285,20 @@ def test_an_image_tower_learns_and_leaves_with_the_teachers_text_tower(
     found = json.loads(out)["columns"]["model"]
     after = json.loads((run / "evaluation.json").read_text())["after"]
     assert numbers_of(found) == pytest.approx(numbers_of(after), abs=1e-4)
+
+
+def test_the_pca_map_is_fitted_to_a_sample_that_the_seed_draws(
+    made: Made, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(components, "_MOST_PCA_ROWS", 20)
+    maps: list[np.ndarray] = []
+    for seed in (0, 0, 1):
+        given = settings_of(made.cache, tiny_student, tmp_path / "run", towers="image", seed=seed)
+        found = components.fit_pca(resolve(make_config(None, given), Launch(), "cpu"))
+        assert (found.num_images, found.num_texts) == (20, 20)
+        maps.append(found.map_ED)
+    assert np.array_equal(maps[0], maps[1])
+    assert not np.allclose(maps[0], maps[2])
 
 
 def test_an_image_tower_alone_leaves_as_one(made: Made, tiny_student: Path, tmp_path: Path) -> None:
@@ -853,3 +869,29 @@ def test_sigusr1_writes_a_checkpoint_and_the_run_goes_on(
     # The signal comes after step 3 asked the other processes, so step 4 saves, once.
     assert saved == ["step-0000004", "step-0000005", "step-0000006"]
     assert len(metrics_of(run)) == 6
+
+
+def test_signals_to_one_of_two_processes_save_and_stop_both(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run, settings = tmp_path / "run", tmp_path / "run.yaml"
+    given = settings_of(made.cache, tiny_student, run, steps=100_000, save_every=50_000)
+    settings.write_text(json.dumps(given | {"eval_samples": 0}, default=str))
+    metrics, checkpoints = run / "metrics.jsonl", run / "checkpoints"
+
+    def saved() -> list[str]:
+        names = [path.name for path in checkpoints.iterdir()] if checkpoints.exists() else []
+        return sorted(name for name in names if not name.endswith(".partial"))
+
+    with two_trainings("--config", settings) as processes:
+        wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, "two steps")
+        processes[1].send_signal(signal.SIGUSR1)
+        wait_until(saved, "a checkpoint")
+        processes[1].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=PATIENCE_S) for process in processes]
+    assert [process.returncode for process in processes] == [130, 130], said
+    assert len(saved()) == 2  # each of them as all processes asked each other
+    last = int(saved()[-1].removeprefix("step-"))
+    assert f"stopped after step {last:,} of 100,000; a checkpoint is saved" in said[0][1]
+    assert "stopped" not in said[1][1]
+    assert len(metrics_of(run)) == last

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from torch.distributed import TCPStore
 
@@ -12,6 +14,17 @@ from kit.processes import Process
 
 def train_in_two(*arguments: object) -> list[subprocess.CompletedProcess[str]]:
     """Run ``siglip2-cache train`` in two processes, and return both in order of rank."""
+    with two_trainings(*arguments) as processes:
+        said = [process.communicate(timeout=PATIENCE_S) for process in processes]
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *texts)
+        for process, texts in zip(processes, said, strict=True)
+    ]
+
+
+@contextmanager
+def two_trainings(*arguments: object) -> Generator[list[Process]]:
+    """Start ``siglip2-cache train`` in two processes, in order of rank; kill what is left at the end."""
     # Its port is taken from here on, so that nobody else takes it before the processes have begun.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     both = {
@@ -32,11 +45,7 @@ def train_in_two(*arguments: object) -> list[subprocess.CompletedProcess[str]]:
         for rank in ("0", "1")
     ]
     try:
-        said = [process.communicate(timeout=PATIENCE_S) for process in processes]
+        yield processes
     finally:
         for process in processes:
             process.kill()
-    return [
-        subprocess.CompletedProcess(process.args, process.returncode, *texts)
-        for process, texts in zip(processes, said, strict=True)
-    ]
