@@ -214,7 +214,7 @@ class Checkpoints:
             if best is None:
                 raise TrainError(
                     f"{self._root.parent} has no best weights: no step up to {step:,} was evaluated; "
-                    "resume it with --eval-every"
+                    "make more steps with --eval-every"
                 )
             folder = self._root / _best_name(best.step)
             return Weights(folder / "model.safetensors", best.step, best.weights)
@@ -222,7 +222,7 @@ class Checkpoints:
         path = self._folder(step) / f"{kind}.safetensors"
         if kind == "ema" and not path.exists():
             raise TrainError(
-                f"{self._folder(step)} has no moving average; resume {self._root.parent} with --ema"
+                f"{self._folder(step)} has no moving average; make more steps with --ema"
             )
         return Weights(path, step, kind)
 

@@ -28,7 +28,7 @@ from .distiller import Distiller
 from .parameter_groups import freeze, make_groups
 from .patch_dropout import PatchDropout
 from .resolve import Resolved
-from .schedule import Optimizer
+from .schedule import Optimizer, Schedule, make_schedule
 
 _MOST_PCA_ROWS = 1_000_000
 """Most images, and texts, that the PCA map is fitted to: hundreds for each of its directions."""
@@ -170,9 +170,28 @@ def _fit_pca(resolved: Resolved) -> PcaMap:
     )
 
 
-def num_steps_to_fit(distiller: Distiller, resolved: Resolved) -> float | None:
+def schedule_of(resolved: Resolved, first_steps: int) -> Schedule:
+    """Return the schedule of a run.
+
+    Args:
+        resolved: settings, cache and checkpoint.
+        first_steps: steps that the run had when it was started, from which warm-up and fit of the map follow.
+
+    Raises:
+        SettingError: warmup_steps or decay_steps is more than there are steps for.
+    """
+    config = resolved.config
+    return make_schedule(
+        first_steps,
+        config.warmup_steps,
+        steps_to_fit=_num_steps_to_fit(resolved),
+        kind=config.schedule,
+    ).lasting(resolved.steps, config.decay_steps)
+
+
+def _num_steps_to_fit(resolved: Resolved) -> float | None:
     """Return the steps in which a learned map sees four rows a direction; None without a map."""
-    if distiller.projection is None:
+    if resolved.projection != "learned":
         return None
     rows = resolved.config.global_batch_size * (
         1 + resolved.train.num_captioned / len(resolved.train)

@@ -1,5 +1,6 @@
 """Where the metrics of a training go beside RUN/metrics.jsonl: TensorBoard, Weights & Biases, callbacks."""
 
+import importlib
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,12 +37,28 @@ class MetricsLogger(Protocol):
         ...
 
 
-def make_loggers(config: TrainConfig, run: RunFolder, steps_done: int) -> list[MetricsLogger]:
-    """Return the loggers that the settings ask for.
+def check_loggers(config: TrainConfig) -> None:
+    """Check that the packages of the loggers are installed that the settings ask for.
 
     Raises:
-        SettingError: the package of one is not installed.
+        SettingError: one is not.
     """
+    wanted = (
+        (config.tensorboard, "tensorboard", "torch.utils.tensorboard"),
+        (config.wandb is not None, "wandb", "wandb"),
+    )
+    for is_wanted, package, module in wanted:
+        try:
+            if is_wanted:
+                importlib.import_module(module)
+        except ImportError:
+            raise SettingError(
+                f"--{package} needs the package {package}, which is not installed: pip install {package}"
+            ) from None
+
+
+def make_loggers(config: TrainConfig, run: RunFolder, steps_done: int) -> list[MetricsLogger]:
+    """Return the loggers that the settings ask for."""
     loggers: list[MetricsLogger] = []
     if config.tensorboard:
         loggers.append(_TensorBoard(run, steps_done))
@@ -54,10 +71,8 @@ class _TensorBoard:
     """RUN/tensorboard."""
 
     def __init__(self, run: RunFolder, steps_done: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise _not_installed("--tensorboard", "tensorboard") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         folder = str(run.root / "tensorboard")
         self._writer: Any = SummaryWriter(folder, purge_step=steps_done + 1)
 
@@ -73,10 +88,8 @@ class _Wandb:
     """A run of Weights & Biases; resuming goes on with the same one."""
 
     def __init__(self, config: TrainConfig, run: RunFolder) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise _not_installed("--wandb", "wandb") from None
+        import wandb
+
         facts = run.read_facts()
         if "wandb_id" not in facts:
             facts["wandb_id"] = uuid.uuid4().hex
@@ -105,9 +118,3 @@ def _numbers(metrics: Metrics) -> dict[str, float]:
         for name, value in metrics.items()
         if name != "step" and isinstance(value, int | float)
     }
-
-
-def _not_installed(flag: str, package: str) -> SettingError:
-    return SettingError(
-        f"{flag} needs the package {package}, which is not installed: pip install {package}"
-    )

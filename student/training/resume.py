@@ -10,10 +10,11 @@ from ...formatting import first_line
 from ..config_file import as_plain, default_settings, to_yaml
 from ..distributed import Ranks
 from .checkpoints import SavedState
+from .components import schedule_of
 from .distiller import Distiller
 from .resolve import Resolved
 from .run_folder import RunFolder
-from .schedule import Optimizer, decay_start
+from .schedule import Optimizer, Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +86,9 @@ def begin_or_resume(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]
     # After the facts: some settings are derived from them.
     changes = find_changes(old, as_plain(resolved.config), run=run.root)
     done = saved_steps[-1]
-    undone = _undo_decay(run, old, resolved) if "steps" in changes else None
+    first_steps = _first_steps(recorded, int(old["steps"]))
+    schedule = schedule_of(resolved, first_steps)  # which may refuse, before anything is undone
+    undone = _undo_decay(run, old, resolved, schedule) if "steps" in changes else None
     if undone is not None:
         done = undone
     elif resolved.steps < done:
@@ -110,11 +113,19 @@ def begin_or_resume(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]
     if "eval_samples" in changes:
         run.write_evaluation({})
     run.write_config(to_yaml(resolved.given, resolved.config))
-    return RunStart(lines=lines, first_steps=_first_steps(recorded, resolved.steps))
+    return RunStart(lines=lines, first_steps=first_steps)
 
 
-def _undo_decay(run: RunFolder, old: Mapping[str, Any], resolved: Resolved) -> int | None:
+def _undo_decay(
+    run: RunFolder, old: Mapping[str, Any], resolved: Resolved, schedule: Schedule
+) -> int | None:
     """Let a run of a wsd schedule that grows go on from where its decay began.
+
+    Args:
+        run: folder of the run.
+        old: its settings before.
+        resolved: its settings now.
+        schedule: its schedule now.
 
     Returns:
         The step of that checkpoint; None where no later one was removed.
@@ -125,7 +136,8 @@ def _undo_decay(run: RunFolder, old: Mapping[str, Any], resolved: Resolved) -> i
     saved_steps = run.checkpoints.steps()
     if resolved.config.schedule != "wsd" or resolved.steps < int(old["steps"]):
         return None
-    start = decay_start(int(old["steps"]), old.get("decay_steps"))
+    start = schedule.lasting(int(old["steps"]), old.get("decay_steps")).decay_start
+    assert start is not None
     if saved_steps[-1] <= start:
         return None
     before = [step for step in saved_steps if step <= start]

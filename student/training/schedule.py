@@ -70,7 +70,7 @@ class Schedule:
         """
         if self.decay_steps is None:
             return replace(self, steps=steps)
-        start = decay_start(steps, decay_steps)
+        start = max(0, steps - (decay_steps or math.ceil(_DECAY_SHARE * steps)))
         before = self.alone_steps + self.warmup_steps
         if decay_steps is not None and start < before:
             raise SettingError(
@@ -78,16 +78,6 @@ class Schedule:
                 "take fewer, or more steps"
             )
         return replace(self, steps=steps, decay_steps=steps - max(start, before))
-
-
-def decay_start(steps: int, decay_steps: int | None) -> int:
-    """Return the last step before the decay of a wsd schedule.
-
-    Args:
-        steps: steps of the run.
-        decay_steps: steps that decay; None: a fifth of all.
-    """
-    return max(0, steps - (decay_steps or math.ceil(_DECAY_SHARE * steps)))
 
 
 def make_schedule(

@@ -30,20 +30,19 @@ from .components import (
     make_objective,
     make_optimizer,
     make_sampler,
-    num_steps_to_fit,
+    schedule_of,
 )
 from .distiller import Distiller
 from .ema import WeightAverage
 from .evaluations import Evaluations
 from .gradient_cache import GradientCache
 from .initial_weights import begin_from
-from .loggers import Callbacks, MetricsLogger, make_loggers
+from .loggers import Callbacks, MetricsLogger, check_loggers, make_loggers
 from .nonfinite_steps import NonfiniteSteps
 from .progress import TrainProgress
 from .resolve import Resolved, device_of, resolve
 from .resume import begin_or_resume, on_host, restore_checkpoint
 from .run_folder import RunFolder
-from .schedule import Schedule, make_schedule
 from .step_metrics import StepTimer, step_metrics
 from .stop_signals import StopFlag, stop_signals_noted
 
@@ -156,6 +155,7 @@ class Trainer:
         self._facts = resolved.fingerprint() if run is not None else {}
         self._first_steps = resolved.steps
         if run is not None:
+            check_loggers(self._config)
             start = begin_or_resume(run, resolved, self._facts)
             self._first_steps = start.first_steps
             for line in start.lines:
@@ -205,7 +205,8 @@ class Trainer:
         if self._config.eval_every is not None:
             self._on_first(self._make_evaluations)
         done = self._restore()
-        self._schedule = self._make_schedule()
+        first_steps = self._ranks.broadcast(self._first_steps)
+        self._schedule = self._ranks.run_together(lambda: schedule_of(resolved, first_steps))
         self._gradients = GradientCache(
             self._distiller,
             self._objective,
@@ -260,18 +261,6 @@ class Trainer:
         """Return the images, and texts, of a full micro-batch of one process."""
         images = self._config.global_batch_size // self._ranks.world_size
         return min(images, self._config.micro_batch_size or images)
-
-    def _make_schedule(self) -> Schedule:
-        """Return the schedule; warm-up and fit of the map are those of the steps at the start of the run."""
-        first_steps, config = self._ranks.broadcast(self._first_steps), self._config
-        return self._ranks.run_together(
-            lambda: make_schedule(
-                first_steps,
-                config.warmup_steps,
-                steps_to_fit=num_steps_to_fit(self._distiller, self._resolved),
-                kind=config.schedule,
-            ).lasting(self._resolved.steps, config.decay_steps)
-        )
 
     def _make_steps(self, done: int) -> None:
         """Make all steps after those done: the training loop."""

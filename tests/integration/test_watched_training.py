@@ -386,6 +386,43 @@ def test_a_run_without_a_checkpoint_from_before_its_decay_cannot_grow(
     assert (run / "checkpoints" / "step-0000008").is_dir()
 
 
+def test_a_run_whose_warm_up_takes_the_place_of_its_decay_can_grow(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = {**WSD, "decay_steps": None, "warmup_steps": 9}
+    train_of(
+        made.cache, tiny_student, run, steps=11, **settings
+    )  # 2 fit the map: none is left to decay
+    train_of(made.cache, tiny_student, run, steps=16, **settings)
+    assert [line["lr"] for line in metrics_of(run)][10:12] == [1e-3] * 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"decay_steps": 20}, "decay_steps 20 is more than the 9 steps after the warm-up"),
+        ({"wandb": "teachers"}, "--wandb needs the package wandb, which is not installed"),
+    ],
+)
+def test_a_run_that_is_refused_to_grow_keeps_its_decay(
+    wrong: dict[str, Any],
+    said: str,
+    made: Made,
+    tiny_student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tmp_path / "run"
+    train_of(made.cache, tiny_student, run, steps=8, **WSD)
+    config = (run / "config.yaml").read_text()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SettingError, match=said):
+        train_of(made.cache, tiny_student, run, steps=12, **{**WSD, **wrong})
+    assert (run / "checkpoints" / "step-0000008").is_dir()
+    assert (run / "config.yaml").read_text() == config
+
+
 # -- begun with the weights of another run
 
 

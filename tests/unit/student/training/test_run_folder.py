@@ -196,11 +196,11 @@ def test_weights_of_a_step_the_best_and_the_average_are_found_or_the_lack_is_nam
     checkpoints = run.checkpoints
     run.save_checkpoint(saved(5), keep=3)
     with pytest.raises(
-        TrainError, match="no step up to 5 was evaluated; resume it with --eval-every"
+        TrainError, match="no step up to 5 was evaluated; make more steps with --eval-every"
     ):
         checkpoints.weights("best")
     with pytest.raises(
-        TrainError, match=r"step-0000005 has no moving average; resume .* with --ema"
+        TrainError, match=r"step-0000005 has no moving average; make more steps with --ema"
     ):
         checkpoints.weights("ema")
     best = Best(7, "ema", "mean_r1", 0.5)
