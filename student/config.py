@@ -170,6 +170,18 @@ class TrainConfig:
             metavar="all|weighed|above=P",
         ),
     ] = "all"
+    ignore_similar: Annotated[
+        float | None,
+        Setting(
+            "In these terms, ignore texts whose teacher cosine to an image's own caption is higher, and the "
+            "captions of images whose teacher cosine to the image is higher.",
+            LOSS,
+            metavar="COSINE",
+            default="none",
+            least=-1,
+            below=1,
+        ),
+    ] = None
     bank_size: Annotated[
         int, Setting("Cached teacher texts drawn in each step for the bank term.", LOSS, least=0)
     ] = 4096

@@ -1,7 +1,6 @@
 """The teacher-text bank: images against cached texts that need no forward pass (docs/objectives.md)."""
 
 from .objective import LossInputs, Objective, TermValue
-from .pair_labels import AlikeTexts
 from .pairwise_bce import pairwise_sum
 
 
@@ -16,8 +15,7 @@ def teacher_text_bank(inputs: LossInputs, objective: Objective) -> TermValue:
     if is_soft:
         labels, count = objective.soft_labels(inputs, bank), inputs.counts.num_images
     else:
-        alike = AlikeTexts(bank.teacher_text_ME, objective.bank_threshold)
-        labels = objective.hard_labels(inputs, bank, alike)
+        labels = objective.hard_labels(inputs, bank, threshold=objective.bank_threshold)
         count = inputs.counts.bank_caption_weight
     sums = pairwise_sum(
         inputs.mapped_image_NE,

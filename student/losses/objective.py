@@ -6,11 +6,12 @@ terms.
 
 Shape letters in this file:
     N = this process's images, M = texts of all processes, K = bank texts, D = the student's width,
-    E = the teacher's width.
+    E = the teacher's width, G = images of all processes.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from ...siglip import unit_rows
 from ..config import BankLabels
 from ..positives import ALL, Positives
 from ..terms import loss_terms
-from .pair_labels import AlikeTexts, HardLabels, MarkedPairs, SoftLabels
+from .pair_labels import AlikeImages, AlikeTexts, HardLabels, MarkedPairs, SoftLabels
 from .pairwise_bce import compute_dtype
 
 
@@ -39,22 +40,23 @@ class TextColumns:
     teacher_text_ME: Tensor
     """The teacher's embeddings of the same texts."""
 
-    def hard_labels(
-        self,
-        num_images: int,
-        *,
-        alike: AlikeTexts | None = None,
-        weight_N: Tensor | None = None,
-    ) -> HardLabels:
-        """Return the labels of drawn captions: they match, and other matching pairs are ignored."""
+    caption_G: Tensor | None = None
+    """caption_N of all processes; None unless captions of similar images are ignored."""
+
+    def hard_labels(self, num_images: int, **settings: Any) -> HardLabels:
+        """Return the labels of drawn captions: they match, and other matching pairs are ignored.
+
+        Args:
+            num_images: N.
+            **settings: further fields of HardLabels.
+        """
         shape = (num_images, len(self.text))
         is_captioned_N = self.caption_N >= 0
         rows = is_captioned_N.nonzero()[:, 0]
         return HardLabels(
             positive=MarkedPairs(rows, self.caption_N[is_captioned_N], shape),
             ignored=MarkedPairs(self.matching_2P[0], self.matching_2P[1], shape),
-            alike=alike,
-            weight_N=weight_N,
+            **settings,
         )
 
 
@@ -101,6 +103,8 @@ class LossInputs:
     bias: Tensor
     bank_scale: Tensor | None = None
     bank_bias: Tensor | None = None
+    teacher_image_GE: Tensor | None = None
+    """teacher_image_NE of all processes; None unless captions of similar images are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,10 @@ class Objective:
     positives: Positives = ALL
     """How much drawn captions count in hard terms."""
 
+    ignore_similar: float | None = None
+    """Teacher cosine to the drawn caption, or to the image, above which hard terms ignore a text, or the
+    captions of an image; None: they do not."""
+
     @property
     def terms(self) -> list[str]:
         """Terms with a weight above 0, in the order of registration."""
@@ -139,13 +147,33 @@ class Objective:
         return {name: terms[name].function()(inputs, self) for name in self.terms}
 
     def hard_labels(
-        self, inputs: LossInputs, columns: TextColumns, alike: AlikeTexts | None = None
+        self, inputs: LossInputs, columns: TextColumns, *, threshold: float | None = None
     ) -> HardLabels:
-        """Return the labels of drawn captions, weighed by caption_weights; divide by their sum."""
-        weight_N = None
+        """Return the labels of drawn captions, weighed by caption_weights; divide by their sum.
+
+        Args:
+            inputs: this process's images.
+            columns: texts to compare them with.
+            threshold: teacher cosine to the drawn caption above which a text is ignored, if it is lower than
+                ``ignore_similar``.
+        """
+        weight_N = alike = alike_images = None
         if self.positives.kind != "all":
             weight_N = self.caption_weights(inputs.teacher_image_NE, columns)
-        return columns.hard_labels(len(inputs.image_ND), alike=alike, weight_N=weight_N)
+        thresholds = [each for each in (threshold, self.ignore_similar) if each is not None]
+        if thresholds:
+            alike = AlikeTexts(columns.teacher_text_ME, min(thresholds))
+        if self.ignore_similar is not None:
+            assert inputs.teacher_image_GE is not None and columns.caption_G is not None
+            alike_images = AlikeImages(
+                inputs.teacher_image_NE,
+                inputs.teacher_image_GE,
+                columns.caption_G,
+                self.ignore_similar,
+            )
+        return columns.hard_labels(
+            len(inputs.image_ND), alike=alike, alike_images=alike_images, weight_N=weight_N
+        )
 
     def caption_weights(self, teacher_image_NE: Tensor, columns: TextColumns) -> Tensor:
         """Return how much each image's drawn caption counts, (N,) float, 0 to 1, no gradient.

@@ -2,7 +2,7 @@
 
 Shape letters in this file:
     N = rows (images), M = columns (texts), C = rows of one chunk, E = the teacher's width,
-    P = marked pairs.
+    P = marked pairs, G = images of the whole batch.
 """
 
 from dataclasses import dataclass
@@ -114,13 +114,30 @@ def _cross_entropy_sum(logits_CM: Tensor, target_CM: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AlikeTexts:
-    """Texts of a bank, to find columns too similar to an own caption to be negatives."""
+    """Texts, to find columns too similar to an own caption to be negatives."""
 
     text_ME: Tensor
     """Teacher embeddings of the columns."""
 
     above_cosine: float
     """A column whose cosine with an own caption is above it is ignored."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AlikeImages:
+    """Images, to find those too similar to a row's image for their captions to be negatives."""
+
+    image_NE: Tensor
+    """Teacher embeddings of the rows."""
+
+    image_GE: Tensor
+    """Teacher embeddings of all images that captions were drawn for."""
+
+    caption_G: Tensor
+    """int64 column of each one's drawn caption; -1 for none."""
+
+    above_cosine: float
+    """The caption of an image whose cosine with the row's is above it is ignored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -139,6 +156,9 @@ class HardLabels:
 
     alike: AlikeTexts | None = None
     """Also ignore pairs whose text is too similar to an own caption; None: do not."""
+
+    alike_images: AlikeImages | None = None
+    """Also ignore captions of images that are too similar to the row's; None: do not."""
 
     weight_N: Tensor | None = None
     """(N,) float weight of each row, positives and negatives; no gradient; None: 1."""
@@ -181,6 +201,12 @@ class _HardChunkLoss:
         self._alike = labels.alike
         if self._alike is not None:
             self._unit_text_ME = unit_rows(self._alike.text_ME.detach().to(dtype))
+        self._alike_images = labels.alike_images
+        if self._alike_images is not None:
+            image_GE, caption_G = self._alike_images.image_GE, self._alike_images.caption_G
+            self._unit_image_NE = unit_rows(self._alike_images.image_NE.detach().to(dtype))
+            self._unit_image_PE = unit_rows(image_GE.detach()[caption_G >= 0].to(dtype))
+            self._column_P = caption_G[caption_G >= 0]
 
     def __call__(self, start: int, logits_CM: Tensor, *, needs_gradient: bool) -> ChunkSums:
         positive = self._positives[start // self._chunk_size]
@@ -224,6 +250,9 @@ class _HardChunkLoss:
         if self._alike is not None:
             unlike_CM = ~self._alike_columns(logits_CM, positive, self._alike.above_cosine)
             keep_CM = unlike_CM if keep_CM is None else keep_CM & unlike_CM
+        if self._alike_images is not None:
+            unlike_CM = ~self._columns_of_alike(start, logits_CM, self._alike_images.above_cosine)
+            keep_CM = unlike_CM if keep_CM is None else keep_CM & unlike_CM
         if keep_CM is not None:
             keep_CM[positive] = True
         if self._has_positive_N is not None:
@@ -241,4 +270,15 @@ class _HardChunkLoss:
         for row_P, column_P in zip(*(index.split(C) for index in positive), strict=True):
             cosine_PM = self._unit_text_ME[column_P] @ self._unit_text_ME.T
             alike_CM.index_add_(0, row_P, cosine_PM > above_cosine)  # a sum of bools is their OR
+        return alike_CM
+
+    def _columns_of_alike(self, start: int, logits_CM: Tensor, above_cosine: float) -> Tensor:
+        """Return which columns are captions of images too similar to the row's, (C, M) bool."""
+        C, M = logits_CM.shape
+        image_CE = self._unit_image_NE[start : start + C]
+        alike_CM = torch.zeros_like(logits_CM, dtype=torch.bool)
+        # As many images at once as there are columns, so that the cosines are no larger than the logits.
+        parts = (each.split(max(M, 1)) for each in (self._unit_image_PE, self._column_P))
+        for image_PE, column_P in zip(*parts, strict=True):
+            alike_CM.index_add_(1, column_P, image_CE @ image_PE.T > above_cosine)
         return alike_CM

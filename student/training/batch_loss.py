@@ -6,7 +6,7 @@ Shape letters in this file:
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -139,13 +139,19 @@ class BatchLoss:
         scale, bias = distiller.scale_and_bias
         own = self._own_texts
         caption_N = torch.from_numpy(batch.caption_N).to(device)
-        has_bank = self._labels.bank is not None
+        bank, has_bank = self._labels.bank, self._labels.bank is not None
         texts = TextColumns(
             text=text_MD,
             caption_N=caption_N,
             matching_2P=self._labels.matching_2P,
             teacher_text_ME=teacher_text_ME,
         )
+        teacher_image_GE = None
+        if self._objective.ignore_similar is not None:
+            num_images = self._num_images_by_rank()
+            teacher_image_GE = self._ranks.gather_rows(teacher_image_NE, num_images)
+            texts = self._with_all_captions(texts, num_images)
+            bank = None if bank is None else self._with_all_captions(bank, num_images)
         return LossInputs(
             image_ND=image_ND,
             mapped_image_NE=distiller.map_images(image_ND),
@@ -154,12 +160,13 @@ class BatchLoss:
             target_image_NE=self._targets(teacher_image_NE),
             target_text_E=self._targets(teacher_text_ME[own]) if distiller.has_text else None,
             texts=texts,
-            bank=self._labels.bank,
+            bank=bank,
             counts=self._counts(teacher_image_NE, texts),
             scale=scale.exp(),
             bias=bias,
             bank_scale=distiller.bank_scale.exp() if has_bank else None,
             bank_bias=distiller.bank_bias if has_bank else None,
+            teacher_image_GE=teacher_image_GE,
         )
 
     def _teacher(self, rows: Tensor) -> Tensor:
@@ -170,6 +177,15 @@ class BatchLoss:
     def _targets(self, rows: Tensor) -> Tensor:
         """Return rows of the teacher mapped by the fixed map, if there is one."""
         return rows if self._map_ED is None else rows @ self._map_ED.to(rows)
+
+    def _num_images_by_rank(self) -> list[int]:
+        own = torch.zeros(self._ranks.world_size, dtype=torch.int64, device=self._distiller.device)
+        own[self._ranks.rank] = len(self._batch.caption_N)
+        return self._ranks.sum(own).tolist()
+
+    def _with_all_captions(self, columns: TextColumns, num_images: list[int]) -> TextColumns:
+        caption_G = self._ranks.gather_rows(columns.caption_N, num_images)
+        return replace(columns, caption_G=caption_G)
 
     def _counts(self, teacher_image_NE: Tensor, texts: TextColumns) -> Counts:
         """Return counts over all processes; skipped images are not counted."""

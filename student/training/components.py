@@ -114,6 +114,7 @@ def make_objective(resolved: Resolved) -> Objective:
         bank_labels=resolved.config.bank_labels,
         bank_threshold=resolved.config.bank_threshold,
         positives=parse_positives(resolved.config.positives),
+        ignore_similar=resolved.config.ignore_similar,
     )
 
 

@@ -271,6 +271,7 @@ def test_an_image_tower_learns_and_leaves_with_the_teachers_text_tower(
         "weights": {"bank": 1.0},
         "bank_labels": "hard",
         "positives": "weighed",
+        "ignore_similar": 0.9,
     }
     train_of(made.cache, tiny_student, run, progress=heard, steps=30, **settings)
     assert heard.said[0].startswith("pca map    64 -> 32 keeps 0.")

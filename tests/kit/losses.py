@@ -11,6 +11,7 @@ from torch import Tensor
 
 from siglip2_cache.student.losses.cosine import cosine_distillation_sum
 from siglip2_cache.student.losses.pair_labels import (
+    AlikeImages,
     AlikeTexts,
     HardLabels,
     MarkedPairs,
@@ -41,6 +42,7 @@ def hard_labels(
     positive_NM: Tensor | None = None,
     ignore_NM: Tensor | None = None,
     alike_above_cosine: float | None = None,
+    alike_images: AlikeImages | None = None,
     weight_N: Tensor | None = None,
 ) -> HardLabels:
     """Return the labels of masks; without positive_NM pair (i, i) matches."""
@@ -49,6 +51,7 @@ def hard_labels(
         positive=diagonal_pairs(N) if positive_NM is None else marked_pairs(positive_NM),
         ignored=None if ignore_NM is None else marked_pairs(ignore_NM),
         alike=None if alike_above_cosine is None else AlikeTexts(text_MD, alike_above_cosine),
+        alike_images=alike_images,
         weight_N=weight_N,
     )
 

@@ -63,6 +63,10 @@ SCENARIOS = {
     "captions weighed": Scenario(
         {**UNEVEN, "bank_labels": "hard", "positives": Positives("weighed")}, micro_batch_size=2
     ),
+    "similar ignored": Scenario({**UNEVEN, "bank_labels": "hard", "ignore_similar": 0.35}),
+    "similar ignored, one has no image": Scenario(
+        {**UNEVEN, "ignore_similar": 0.35}, num_images=7, micro_batch_size=2
+    ),
     "naflex, one has nothing": Scenario(
         {**UNEVEN, "towers": "image", "projection": "pca"}, is_naflex=True, num_images=7
     ),

@@ -48,6 +48,7 @@ class Case:
     projection: Literal["learned", "pca", "none"] = "learned"
     bank_labels: Literal["soft", "hard"] = "soft"
     positives: Positives = ALL
+    ignore_similar: float | None = None
     captions: Sequence[int] = (0, -1, 1, 0, 2, -1, 3)
     """Which text each image drew; -1: none. Images 0 and 3 share one."""
 
@@ -89,6 +90,7 @@ class Case:
             bank_labels=self.bank_labels,
             bank_threshold=ALIKE,
             positives=self.positives,
+            ignore_similar=self.ignore_similar,
         )
 
     def fixed_map(self) -> Tensor | None:
@@ -248,11 +250,15 @@ def plain_loss(
         distiller.bank_scale.exp() * F.normalize(mapped(x_ND), dim=-1) @ target(w_KE).T
         + distiller.bank_bias
     )
+    similar = _similar(case, case.captions, u_NE, v_ME)
     terms = {
         "soft": (F.softplus(z_NM) - p_NM * z_NM).sum() / N,
         "cosine": _one_minus_cos(mapped(x_ND), target(u_NE)),
         "contrastive": _hard(
-            z_NM, case.captions, case.matching_pairs(), _weights(case, case.captions, p_NM)
+            z_NM,
+            case.captions,
+            case.matching_pairs() | similar,
+            _weights(case, case.captions, p_NM),
         ),
     }
     if case.towers == "both":
@@ -269,6 +275,7 @@ def plain_loss(
         ignored |= {
             (i, k) for i, text in enumerate(own) if text >= 0 for k in _true(alike_KK[text])
         }
+        ignored |= _similar(case, own, u_NE, w_KE)
         terms["bank"] = _hard(bank_NK, own, ignored, _weights(case, own, q_NK))
     total = sum((WEIGHTS[name] * value for name, value in terms.items()), x_ND.new_zeros(()))
     return total, terms
@@ -286,6 +293,23 @@ def _one_minus_cos(student: Tensor, teacher: Tensor) -> Tensor:
     if not len(student):
         return student.new_zeros(())
     return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
+
+
+def _similar(
+    case: Case, captions: Sequence[int], u_NE: Tensor, v_ME: Tensor
+) -> set[tuple[int, int]]:
+    """Return the pairs of an image and a text that is similar to its caption or of a similar image."""
+    above, found = case.ignore_similar, set[tuple[int, int]]()
+    for i, own in enumerate(captions):
+        if above is None or own < 0:
+            continue
+        found |= {(i, j) for j, v in enumerate(v_ME) if float(v @ v_ME[own]) > above}
+        found |= {
+            (i, j)
+            for u, j in zip(u_NE, captions, strict=True)
+            if j >= 0 and float(u @ u_NE[i]) > above
+        }
+    return found
 
 
 def _weights(case: Case, captions: Sequence[int], p_NM: Tensor) -> list[float]:

@@ -69,6 +69,10 @@ def from_file(tmp_path: Path, text: str, **flags: Any) -> TrainConfig:
             )
             for p in ("x", "1", "-0.1", "nan", "")
         ),
+        (
+            {"ignore_similar": 1.0},
+            "ignore_similar must be at least -1 and below 1, got 1.0",
+        ),
         ({"bank_labels": "firm"}, "bank_labels 'firm' is not one of soft, hard"),
         (
             {"check_pixels": "now"},

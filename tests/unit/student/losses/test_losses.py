@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SiglipConfig, SiglipModel
 
 from siglip2_cache.student.losses.cosine import cosine_distillation_sum
-from siglip2_cache.student.losses.pair_labels import HardLabels, SoftLabels
+from siglip2_cache.student.losses.pair_labels import AlikeImages, HardLabels, SoftLabels
 from siglip2_cache.student.losses.pairwise_bce import CHUNK_NUM_BYTES, chunk_rows, pairwise_sum
 
 F64 = torch.float64
@@ -106,6 +106,16 @@ def hard(batch: Batch, **settings: Any) -> Tensor:
 
 def weighed(batch: Batch, **settings: Any) -> Tensor:
     return hard(batch, weight_N=WEIGHTS, **settings)
+
+
+OTHER_CAPTIONS = torch.tensor([6, 0, 3, -1, 5, 2, 1])
+"""Of seven images of another process, for which the teacher's texts stand."""
+
+
+def unlike(batch: Batch, **settings: Any) -> Tensor:
+    """Captions of images that the teacher finds similar are ignored."""
+    alike = AlikeImages(batch.teacher_image, batch.teacher_text, OTHER_CAPTIONS, 0.4)
+    return hard(batch, alike_images=alike, **settings)
 
 
 def soft(batch: Batch, **settings: Any) -> Tensor:
@@ -222,6 +232,21 @@ def test_a_weight_counts_for_the_positive_and_the_negatives_of_its_row() -> None
     assert (by_image.abs().sum(dim=1) > 0).tolist() == [True, True, False, False, True]
 
 
+def test_captions_of_similar_images_by_hand() -> None:
+    batch = make_batch()
+    total, num_ignored = 0.0, 0
+    for i in (0, 1, 2, 4):
+        cosines = [logit(batch.teacher_image[i], other, 1, 0) for other in batch.teacher_text]
+        similar = {OTHER_CAPTIONS[g].item() for g in range(7) if cosines[g] > 0.4}
+        for j in range(7):
+            if POSITIVE[i, j] or not (IGNORE[i, j] or j in similar):
+                z = logit(batch.image[i], batch.text[j], 6.5, -2.5)
+                total += loss_of_pair(z, float(POSITIVE[i, j]))
+            num_ignored += j in similar and not (IGNORE[i, j] or POSITIVE[i, j])
+    assert num_ignored >= 2
+    assert unlike(batch).item() == pytest.approx(total / 4, abs=1e-12)
+
+
 def test_soft_labels_and_their_entropy_by_hand() -> None:
     batch = make_batch()
     total = floor = 0.0
@@ -274,7 +299,7 @@ def test_the_bank_loss_by_hand_for_both_kinds_of_labels() -> None:
 # --- properties
 
 
-LOSSES = [hard, weighed, soft, soft_bank, hard_bank]
+LOSSES = [hard, weighed, unlike, soft, soft_bank, hard_bank]
 
 
 @pytest.mark.parametrize("loss_of", LOSSES)

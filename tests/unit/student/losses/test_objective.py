@@ -73,6 +73,7 @@ def objective_of(
     bank_labels: BankLabels = "soft",
     bank_threshold: float = 1.0,
     positives: str = "all",
+    ignore_similar: float | None = None,
 ) -> Objective:
     weights: Mapping[str, float] = {
         term: float(term in terms) for term in ("soft", "cosine", "contrastive", "bank")
@@ -84,6 +85,7 @@ def objective_of(
         bank_labels=bank_labels,
         bank_threshold=bank_threshold,
         positives=parse_positives(positives),
+        ignore_similar=ignore_similar,
     )
 
 
@@ -243,6 +245,41 @@ def test_weights_of_captions_carry_no_gradient_to_the_teacher(positives: str) ->
 def test_a_missing_target_shows_in_the_loss_and_does_not_drop_its_caption(positives: str) -> None:
     rows = rows_of(teacher_image_NE=torch.where(torch.arange(N)[:, None] == 2, torch.nan, U_NE))
     assert not math.isfinite(value_of("contrastive", rows, positives=positives))
+
+
+@pytest.mark.parametrize("term", ["contrastive", "bank"])
+def test_texts_and_images_that_the_teacher_finds_similar_are_no_negatives(term: str) -> None:
+    z_NM, text_ME, own, other = {
+        "contrastive": (Z_NM, V_ME, OWN, 1),
+        "bank": (BANK_NK, W_KE, BANK_OWN, 2),
+    }[term]
+    # Besides these images there is one with another process: the same picture as image 3.
+    image_GE, caption_G = torch.cat([U_NE, U_NE[3:]]), torch.full((N + 1,), -1)
+    caption_G[N] = other
+    for i, j in own:
+        caption_G[i] = j
+    above = 0.6
+    by_text = {(i, j) for i, k in own for j, v in enumerate(text_ME) if v @ text_ME[k] > above}
+    by_image = {
+        (i, int(caption_G[g]))
+        for i, _ in own
+        for g, u in enumerate(image_GE)
+        if caption_G[g] >= 0 and u @ U_NE[i] > above
+    }
+    assert by_text - by_image - set(own)
+    assert other in {j for _, j in by_image - by_text - set(own)}
+    rows = rows_of(teacher_image_GE=image_GE)
+    assert rows.bank is not None
+    rows = replace(
+        rows,
+        texts=replace(rows.texts, caption_G=caption_G),
+        bank=replace(rows.bank, caption_G=caption_G),
+    )
+    settings: dict[str, Any] = {"bank_labels": "hard", "ignore_similar": above}
+    expected = hard_sum(z_NM, own, by_text | by_image) / len(own)
+    assert value_of(term, rows, **settings) == pytest.approx(expected, rel=1e-12)
+    assert value_of(term, rows, **settings) < value_of(term, rows, bank_labels="hard")
+    assert value_of("soft", rows, ignore_similar=above) == value_of("soft")
 
 
 def test_the_floor_is_the_teachers_entropy_and_only_soft_terms_have_one() -> None:

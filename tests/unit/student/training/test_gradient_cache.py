@@ -41,6 +41,11 @@ CASES: dict[str, dict[str, Any]] = {
         "bank_labels": "hard",
         "positives": Positives("weighed"),
     },
+    "similar texts and images ignored, hard bank": {
+        "projection": "none",
+        "bank_labels": "hard",
+        "ignore_similar": 0.35,
+    },
     "more texts than images": {"projection": "learned", **MORE_TEXTS},
     "no captions": {"captions": (-1, -1, -1), "num_texts": 0},
 }
