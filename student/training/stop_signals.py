@@ -44,3 +44,17 @@ def stop_signals_noted() -> Generator[StopFlag]:
     finally:
         for number, before in old.items():
             signal.signal(number, before)
+
+
+@contextmanager
+def save_signal_ignored() -> Generator[None]:
+    """Ignore SIGUSR1 in a ``with`` block: outside of the steps there is nothing new to save."""
+    try:
+        before: Any = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    except ValueError:  # not the main thread: the caller's main thread handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -44,7 +44,7 @@ from .resolve import Resolved, device_of, resolve
 from .resume import begin_or_resume, on_host, restore_checkpoint
 from .run_folder import RunFolder
 from .step_metrics import StepTimer, step_metrics
-from .stop_signals import StopFlag, stop_signals_noted
+from .stop_signals import StopFlag, save_signal_ignored, stop_signals_noted
 
 _MOST_NAMED = 5
 """Images that are named in a warning each as they are skipped; the others are counted."""
@@ -79,6 +79,7 @@ class TrainSummary:
     """Steps skipped because the loss or the gradient was not finite."""
 
 
+@save_signal_ignored()
 def train(
     config: TrainConfig,
     *,

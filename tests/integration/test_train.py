@@ -872,6 +872,26 @@ def test_sigusr1_writes_a_checkpoint_and_the_run_goes_on(
     assert len(metrics_of(run)) == 6
 
 
+def test_sigusr1_before_the_first_step_and_after_the_last_does_nothing(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    class Signalling(Listening):
+        def say(self, message: str) -> None:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            super().say(message)
+
+        def stop(self) -> None:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            super().stop()
+
+    before = signal.getsignal(signal.SIGUSR1)
+    heard = Signalling()
+    train_of(made.cache, tiny_student, tmp_path / "run", progress=heard, steps=2, eval_samples=0)
+    assert heard.said
+    assert (tmp_path / "run" / "model").is_dir()
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
 def test_signals_to_one_of_two_processes_save_and_stop_both(
     made: Made, tiny_student: Path, tmp_path: Path
 ) -> None:
