@@ -116,7 +116,9 @@ def model(
             default="that of RUN",
         ),
     ] = None,
-    samples: Annotated[int, option("N", "With --to: most images of the check.")] = 256,
+    samples: Annotated[
+        int | None, option("N", "With --to: most images of the check.", default="256")
+    ] = None,
     corpus_root: CorpusRoot = None,
     decode_workers: DecodeWorkers = None,
     cache: Annotated[
@@ -141,8 +143,11 @@ def model(
         raise SettingError("--best and --ema both say which weights: give one")
     if to and dtype != "float32":
         raise SettingError("--dtype is of plain transformers; with --to give --precision")
-    if not to and (precision or check):
-        raise SettingError("--precision and --check go with --to; name a runtime")
+    of_check = precision or corpus_root or (check, samples, decode_workers) != (None, None, None)
+    if not to and of_check:
+        raise SettingError(
+            "--precision, --check, --samples, --corpus-root and --decode-workers go with --to; name a runtime"
+        )
     chosen = ExportCheckpointConfig(
         run=local_path(source),
         out=out,
@@ -164,7 +169,7 @@ def model(
                 to=tuple(to),
                 precisions=tuple(precision) if precision else None,
                 check=check,
-                samples=samples,
+                samples=256 if samples is None else samples,
                 decode_workers=decode_workers,
                 corpus_roots=parse_roots(corpus_root),
             ),

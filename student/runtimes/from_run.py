@@ -27,9 +27,11 @@ def export_source(config: RuntimesConfig, checkpoint: ExportCheckpointConfig) ->
     """
     settings = RunFiles(checkpoint.run.absolute()).read_config()
     if settings is None:
-        if checkpoint.choice != "last" or checkpoint.step is not None:
+        places = (checkpoint.cache, checkpoint.student, checkpoint.teacher_text)
+        if (checkpoint.choice, checkpoint.step, *places) != ("last", None, None, None, None):
             raise SettingError(
-                f"{config.model} is a model and no run: leave out --step, --best and --ema"
+                f"{config.model} is a model and no run: leave out --step, --best, --ema, --cache, --student "
+                "and --teacher-text"
             )
         return export_runtimes(config)
     check_outside(checkpoint.run, config.out)

@@ -341,14 +341,30 @@ def test_naflex_is_refused_for_transformers_js(naflex_checkpoint: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--check", "C"], "--precision and --check go with --to; name a runtime"),
+        *(
+            (
+                arguments,
+                "--precision, --check, --samples, --corpus-root and --decode-workers go with --to; name a "
+                "runtime",
+            )
+            for arguments in (
+                ["--check", "C"],
+                ["--samples", "9"],
+                ["--corpus-root", "a=b"],
+                ["--decode-workers", "0"],
+            )
+        ),
         (
             ["--to", "onnx"],
             "name a cache with --check, on whose held-out images and captions the files are checked",
         ),
         (
             ["--to", "onnx", "--check", "C", "--step", "3"],
-            f"{STUDENT} is a model and no run: leave out --step, --best and --ema",
+            f"{STUDENT} is a model and no run: leave out --step, --best, --ema, --cache, --student and",
+        ),
+        (
+            ["--to", "onnx", "--check", "C", "--cache", "C"],
+            f"{STUDENT} is a model and no run: leave out --step, --best, --ema, --cache, --student and",
         ),
         (
             ["--to", "onnx", "--dtype", "bfloat16"],
