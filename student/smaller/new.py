@@ -24,6 +24,7 @@ from ...siglip.files import read_json
 from ...store.cache import open_cache
 from ...store.io.location import Location
 from ...version import __version__
+from ..data.random_draws import LARGEST_SEED
 from ..export.atomic_folder import MARK, replaced_atomically
 from ..export.image_processor import processor_class_to_name, write_image_processor
 from ..export.provenance import base_model_of
@@ -76,6 +77,8 @@ class NewStudentConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingError(f"{name.replace('_', ' ')} must be at least 1, got {value}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise SettingError(f"seed must be 0 to {LARGEST_SEED}, got {self.seed}")
         if self.init not in ("selected", "random"):
             raise SettingError(f"init must be one of selected, random, got {self.init!r}")
 
@@ -104,6 +107,9 @@ def new_student(config: NewStudentConfig) -> NewStudent:
             f"{checkpoint.given} is a SigLIP 1 checkpoint; name a SigLIP 2 checkpoint"
         )
     base_model = base_model_of(checkpoint)
+    before = sizes(
+        str(checkpoint.folder)
+    )  # before ``out``, which may be the same folder, is replaced
     shape = shape_of(
         checkpoint,
         text_layers=config.text_layers,
@@ -134,7 +140,7 @@ def new_student(config: NewStudentConfig) -> NewStudent:
         mark = {"written_by": f"siglip2-cache {__version__}", "base_model": base_model}
         _write_json(folder / MARK, mark)
         load_model(resolve_checkpoint(str(folder)), device="cpu", compute_dtype="float32")
-    before, after = (sizes(str(place)) for place in (checkpoint.folder, config.out))
+    after = sizes(str(config.out))
     return NewStudent(
         found={"before": before, "after": after},
         lines=[*size_lines(before, after), f"wrote {config.out}"],

@@ -109,6 +109,10 @@ def test_new_weights_follow_from_the_seed(command: Command, tmp_path: Path) -> N
         ),
         (["--image-size", "4"], "image size 4 is smaller than a patch of 8 pixels"),
         (["--patch-size", "0"], "patch size must be at least 1, got 0"),
+        (
+            ["--init", "random", "--seed", str(2**63)],
+            f"seed must be 0 to {2**63 - 1}, got {2**63}",
+        ),
         (["--init", "zeros"], "init must be one of selected, random, got 'zeros'"),
     ],
 )
@@ -118,6 +122,16 @@ def test_a_setting_that_does_not_fit_is_named_and_nothing_is_written(
     out = tmp_path / "out"
     assert error_line(*command("student", "new", out, "--from", STUDENT, *wrong)) == message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_student_that_takes_the_place_of_the_larger_one_is_compared_with_it(
+    command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = made(command, out, "--from", STUDENT)
+    second = made(command, out, "--from", out, "--vision-layers", 1)
+    assert second["before"] == first["after"]
+    assert second["after"]["parameters"] < second["before"]["parameters"]
 
 
 def test_pixels_of_a_naflex_checkpoint_are_not_changed(
