@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...errors import SettingError
+from ...formatting import first_line
 from ..config import TrainConfig
 from ..config_file import as_plain
 from .run_folder import RunFolder
@@ -58,7 +59,11 @@ def check_loggers(config: TrainConfig) -> None:
 
 
 def make_loggers(config: TrainConfig, run: RunFolder, steps_done: int) -> list[MetricsLogger]:
-    """Return the loggers that the settings ask for."""
+    """Return the loggers that the settings ask for.
+
+    Raises:
+        SettingError: Weights & Biases does not take the run, such as without a login.
+    """
     loggers: list[MetricsLogger] = []
     if config.tensorboard:
         loggers.append(_TensorBoard(run, steps_done))
@@ -94,15 +99,21 @@ class _Wandb:
         if "wandb_id" not in facts:
             facts["wandb_id"] = uuid.uuid4().hex
             run.write_facts(facts)
-        self._run: Any = wandb.init(
-            project=config.wandb,
-            id=facts["wandb_id"],
-            name=run.root.name,
-            resume="allow",
-            dir=run.root,
-            config=as_plain(config),
-            settings=wandb.Settings(silent=True),
-        )
+        try:
+            self._run: Any = wandb.init(
+                project=config.wandb,
+                id=facts["wandb_id"],
+                name=run.root.name,
+                resume="allow",
+                dir=run.root,
+                config=as_plain(config),
+                settings=wandb.Settings(silent=True),
+            )
+        except (wandb.Error, ValueError) as error:
+            raise SettingError(
+                f"--wandb {config.wandb!r} cannot be logged to ({first_line(error)}); use wandb login, or "
+                "set WANDB_MODE=offline, or leave it out"
+            ) from None
 
     def add(self, metrics: Metrics) -> None:
         self._run.log(_numbers(metrics), step=metrics["step"])

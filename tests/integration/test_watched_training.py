@@ -215,6 +215,19 @@ def test_weights_and_biases_gets_the_metrics_of_every_step(
     assert [each["project"] for each in begun] == ["teachers", "teachers"]
     assert begun[0]["id"] == begun[1]["id"]  # resumed, it is the same run
     assert begun[0]["config"]["steps"] == 2
+
+    class NoLogin(Wandb):
+        Error = RuntimeError
+
+        @staticmethod
+        def init(**settings: Any) -> Run:
+            raise RuntimeError("No API key configured.")
+
+    monkeypatch.setitem(sys.modules, "wandb", NoLogin)
+    with pytest.raises(
+        SettingError, match=r"cannot be logged to \(No API key configured.*wandb login"
+    ):
+        train_of(made.cache, tiny_student, run, wandb="teachers", eval_every=2, steps=5)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(
         SettingError, match="--wandb needs the package wandb, which is not installed"
