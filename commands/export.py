@@ -90,7 +90,7 @@ def model(
     ] = False,
     ema: Annotated[bool, flag("--ema", "The moving average of the weights.")] = False,
     dtype: Annotated[
-        str, option("float32|bfloat16", "Weights of the folder for plain transformers.")
+        str, option("float32|bfloat16", "Dtype of the weights, for plain transformers.")
     ] = "float32",
     to: Annotated[
         list[str] | None,

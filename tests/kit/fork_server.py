@@ -16,6 +16,7 @@ import json
 import multiprocessing.process
 import os
 import runpy
+import signal
 import socket
 import sys
 import types
@@ -36,6 +37,9 @@ _LIBRARIES = (
 
 MOST_BYTES = 2**17
 """Of a request; Linux queues some 200 kB."""
+
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1)
+"""Those that a process ignores if the one that starts it does: in the background SIGINT is one."""
 
 status: int | None = None
 """What this process exits with; None where the interpreter finds it."""
@@ -75,6 +79,11 @@ def become(process: dict[str, Any]) -> None:
     """Be what a new interpreter is that was started so."""
     if process["start_new_session"]:
         os.setsid()
+    for number in SIGNALS:
+        is_ignored, own = number in process["ignored"], signal.SIG_DFL
+        if number == signal.SIGINT:
+            own = signal.default_int_handler
+        signal.signal(number, signal.SIG_IGN if is_ignored else own)
     os.chdir(process["cwd"])
     multiprocessing.process.ORIGINAL_DIR = os.getcwd()
     os.environ.clear()

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -65,6 +66,11 @@ class Process(subprocess.Popen[str]):
                 "cwd": str(options.get("cwd") or Path.cwd()),
                 "env": env,
                 "start_new_session": options.get("start_new_session", False),
+                "ignored": [
+                    number
+                    for number in fork_server.SIGNALS
+                    if signal.getsignal(number) == signal.SIG_IGN
+                ],
             }
         super().__init__([*map(str, command)], text=True, **options)
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,23 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def interrupt() -> Iterator[None]:
+    """SIGINT is taken, as in the foreground; in the background and by pytest-xdist it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("is_interrupt_ignored", [True, False])
 @pytest.mark.parametrize("given", [None, "a line\nand more"])
 @pytest.mark.parametrize("is_leader", [True, False])
 @pytest.mark.parametrize("program", ["-c", "-m", "script"])
 def test_a_program_sees_the_same(
-    program: str, is_leader: bool, given: str | None, folder: Path
+    program: str, is_leader: bool, given: str | None, is_interrupt_ignored: bool, folder: Path
 ) -> None:
+    if is_interrupt_ignored:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     arguments, cwd = {
         "-c": (["-c", SEEN], folder / "elsewhere"),
         "-m": (["-m", "package.seen"], folder),
