@@ -93,7 +93,7 @@ class _Wandb:
     """A run of Weights & Biases; resuming goes on with the same one."""
 
     def __init__(self, config: TrainConfig, run: RunFolder) -> None:
-        import wandb
+        wandb: Any = importlib.import_module("wandb")  # an extra, and not in the tests
 
         facts = run.read_facts()
         if "wandb_id" not in facts:
