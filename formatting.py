@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # control characters: line ends, escapes that move the cursor
@@ -88,3 +88,12 @@ def nearest_name(name: object, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(names)}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of equally many cells as lines: the first column to the left, the others to the right."""
+    label_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        "  ".join([label.ljust(label_width), *map(str.rjust, cells, widths)]).rstrip()
+        for label, *cells in rows
+    ]

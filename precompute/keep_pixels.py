@@ -28,11 +28,11 @@ def settle_pixel_settings(
     if recorded is None:
         if config.keep_pixels is None:
             return None
-        wanted = _wanted(config, PixelSettings(
+        wanted = PixelSettings(
             short_side=config.keep_pixels,
-            quality=_QUALITY,
+            quality=config.keep_quality or _QUALITY,
             on_white=checkpoint.image.on_white,
-        ))  # fmt: skip
+        )
         create_pixel_settings(cache.files, wanted)
         size = view_pixels(checkpoint.image)
         if wanted.short_side < size:

@@ -37,6 +37,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file as transformers does: two spaces a level, one line end at the end."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a checkpoint, sorted by name.
 

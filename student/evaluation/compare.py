@@ -85,6 +85,11 @@ class EvalConfig:
         if self.split == "all" and (self.val_share, self.val_keys) != (None, None):
             raise SettingError("split all takes every image; leave out val share and val keys")
 
+    @property
+    def num_decoders(self) -> int:
+        """Decoding processes."""
+        return decoders_for(num_cores()) if self.decode_workers is None else self.decode_workers
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -257,9 +262,7 @@ def _embed(
         device=device,
         compute_dtype=dtype,
         batch_size=config.batch_size,
-        num_workers=decoders_for(num_cores())
-        if config.decode_workers is None
-        else config.decode_workers,
+        num_workers=config.num_decoders,
         sha256_N=eval_set.sha256_N,
         texts_MD=texts_MD,
         logit=logit,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ...formatting import format_count
+from ...formatting import aligned, format_count
 from ..data.split import SplitPolicy
 from .eval_set import EvalSet
 
@@ -36,18 +36,12 @@ def table_lines(columns: Mapping[str, _Column], eval_set: Mapping[str, Any]) -> 
         columns: result of evaluate by heading, all of one eval set.
         eval_set: result of eval_set_numbers.
     """
-    rows = [("", list(columns))]
+    rows = [["", *columns]]
     for label, of_column, form in _rows(list(columns.values())):
         values = [of_column(column) for column in columns.values()]
         if any(value is not None for value in values):
-            rows.append((label, [_shown(value, form) for value in values]))
-    label_width = max(len(label) for label, _ in rows)
-    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(columns))]
-    lines = [
-        "  ".join([label.ljust(label_width), *map(str.rjust, cells, widths)]).rstrip()
-        for label, cells in rows
-    ]
-    return lines + list(_why_missing(columns, eval_set))
+            rows.append([label, *(_shown(value, form) for value in values)])
+    return aligned(rows) + list(_why_missing(columns, eval_set))
 
 
 def _why_missing(columns: Mapping[str, _Column], eval_set: Mapping[str, Any]) -> Iterator[str]:

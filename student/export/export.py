@@ -8,7 +8,6 @@ Shape letters in this file: E = the teacher's embedding width, D = the student's
 """
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...errors import CheckpointError
 from ...siglip import Checkpoint
 from ...siglip.config import ModelType, read_towers
-from ...siglip.files import weight_files
+from ...siglip.files import weight_files, write_json
 from ...version import __version__
 from .atomic_folder import MARK, replaced_atomically
 from .image_processor import processor_class_to_name, write_image_processor
@@ -260,7 +259,7 @@ def _write_extra(
 ) -> None:
     for name, data in (files or {}).items():
         (folder / name).write_bytes(data)
-    _write_json(folder / MARK, {**(extra or {}), "written_by": f"siglip2-cache {__version__}"})
+    write_json(folder / MARK, {**(extra or {}), "written_by": f"siglip2-cache {__version__}"})
 
 
 def _write_card(
@@ -282,7 +281,3 @@ def _write_card(
         has_sentence_transformers=has_sentence_transformers,
     )
     (folder / "README.md").write_text(rendered, encoding="utf-8")
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,10 +1,10 @@
 """preprocessor_config.json of an exported student, and the processor class of its folder."""
 
-import json
 from pathlib import Path
 from typing import Any, overload
 
 from ...siglip import Checkpoint, NaflexRecipe
+from ...siglip.files import write_json
 
 
 @overload
@@ -50,5 +50,4 @@ def write_image_processor(
         settings["size"] = {"height": recipe.size[0], "width": recipe.size[1]}
     if processor_class is not None:
         settings["processor_class"] = processor_class
-    text = json.dumps(settings, indent=2) + "\n"
-    (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+    write_json(folder / "preprocessor_config.json", settings)

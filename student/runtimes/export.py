@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...cores import decoders_for, num_cores
 from ...errors import SettingError
 from ...siglip import (
     Checkpoint,
@@ -18,6 +17,7 @@ from ...siglip import (
     resolve_checkpoint,
     weight_files,
 )
+from ...siglip.files import write_json
 from ...store.io.location import Location, given_location
 from ...version import __version__
 from ..evaluation.compare import EvalConfig
@@ -111,9 +111,7 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
         cache=given_location(str(config.check)),
         teacher=config.teacher,
         samples=config.samples,
-        decode_workers=decoders_for(num_cores())
-        if config.decode_workers is None
-        else config.decode_workers,
+        decode_workers=config.decode_workers,
         corpus_roots=config.corpus_roots,
     )
     with replaced_atomically(config.out) as folder:
@@ -123,7 +121,7 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
         write_settings(model.config, checkpoint, folder)
         del model
         facts = _facts(checkpoint)
-        _write_json(folder / "export.json", facts)
+        write_json(folder / "export.json", facts)
         parities, left_out = write_checked_graphs(
             checkpoint,
             folder,
@@ -137,8 +135,8 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
             "check": {name: parity.as_json() for name, parity in parities.items()},
             "left_out": left_out,
         }
-        _write_json(folder / "export.json", facts)
-        _write_json(folder / MARK, _mark(checkpoint))
+        write_json(folder / "export.json", facts)
+        write_json(folder / MARK, _mark(checkpoint))
         write_runtime_card(checkpoint, folder, parities, left_out)
     return RuntimesExported(found=facts, lines=_lines(config.out, facts, parities, left_out))
 
@@ -240,7 +238,3 @@ def parity_lines(parities: dict[str, Parity]) -> list[str]:
     return [
         "  " + "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows
     ]
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -90,7 +90,7 @@ def read_held_out(config: EvalConfig, checkpoint: Checkpoint) -> HeldOut:
         cache,
         eval_set.rows_N,
         batch_size=config.batch_size,
-        num_workers=config.decode_workers or 0,
+        num_workers=config.num_decoders,
     ):
         rows = slice(batch.tag, batch.tag + len(batch.refs))
         pixels_N[rows], grids_N2[rows] = batch.flat_views()

@@ -20,7 +20,7 @@ from ...siglip import (
     resolve_checkpoint,
     weight_files,
 )
-from ...siglip.files import read_json
+from ...siglip.files import read_json, write_json
 from ...store.cache import open_cache
 from ...store.io.location import Location
 from ...version import __version__
@@ -129,7 +129,7 @@ def new_student(config: NewStudentConfig) -> NewStudent:
             weights, special = _cut_vocabulary(folder, config.vocabulary, weights, special)
         weights = shape.cut(weights)
         num_tokens = len(weights[cuts.TOKENS])
-        _write_json(folder / "config.json", shape.config(checkpoint, num_tokens, special))
+        write_json(folder / "config.json", shape.config(checkpoint, num_tokens, special))
         if shape.image_size is not None and isinstance(checkpoint.image, SquashRecipe):
             size = (shape.image_size, shape.image_size)
             checkpoint = replace(checkpoint, image=replace(checkpoint.image, size=size))
@@ -138,7 +138,7 @@ def new_student(config: NewStudentConfig) -> NewStudent:
             weights = _new_weights(folder, config.seed)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         mark = {"written_by": f"siglip2-cache {__version__}", "base_model": base_model}
-        _write_json(folder / MARK, mark)
+        write_json(folder / MARK, mark)
         load_model(resolve_checkpoint(str(folder)), device="cpu", compute_dtype="float32")
     after = sizes(str(config.out))
     return NewStudent(
@@ -178,7 +178,3 @@ def _new_weights(folder: Path, seed: int) -> dict[str, Any]:
         torch.manual_seed(seed)
         weights = load_trainable(settings, towers="both", is_new=True).state_dict()
     return {**weights, **{name: torch.tensor([value]) for name, value in _START.items()}}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

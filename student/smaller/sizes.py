@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ...formatting import format_bytes
+from ...formatting import aligned, format_bytes
 from ...siglip import find_architecture, resolve_checkpoint, weight_files
 from ...siglip.files import read_header
 
@@ -36,11 +36,7 @@ def size_lines(before: dict[str, float], after: dict[str, float]) -> list[str]:
         ("gflop_per_text", "GFLOP a text"),
     ):
         rows.append((label, _shown(name, before[name]), _shown(name, after[name])))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        f"{label:{widths[0]}}  {one:>{widths[1]}}  {other:>{widths[2]}}".rstrip()
-        for label, one, other in rows
-    ]
+    return aligned(rows)
 
 
 def _shown(name: str, value: float) -> str:

@@ -13,7 +13,7 @@ from ..export.metadata import PROJECTION, projection_bytes
 from ..launch import Launch
 from .checkpoints import Weights
 from .components import fit_pca, make_distiller
-from .export_run import export_weights, is_model_of, map_of
+from .export_run import export_weights, is_model_of, made_from_of, map_of
 from .resolve import resolve
 from .resume import load_weights
 from .run_files import CONFIG, RunFiles
@@ -80,7 +80,7 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
     pca = fit_pca(resolved) if resolved.projection == "pca" else None
     distiller = make_distiller(resolved)
     load_weights(distiller, tensors, str(weights.path.parent))
-    map_ED = map_of(distiller, pca)
+    map_ED, made_from = map_of(distiller, pca), made_from_of(resolved, weights)
     export_weights(
         resolved,
         distiller,
@@ -88,7 +88,8 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
         run,
         config.out,
         pca,
-        is_evaluated=is_model_of(run, weights),
+        made_from=made_from,
+        is_evaluated=is_model_of(run, made_from),
         files=None if map_ED is None else {PROJECTION: projection_bytes(map_ED)},
         dtype=config.dtype,
     )

@@ -16,7 +16,7 @@ from ..config import TrainConfig
 from ..evaluation.report import result_rows
 from ..export.atomic_folder import MARK
 from ..export.export import WeightsDtype, export_image_tower, export_model
-from ..export.metadata import PROJECTION, projection_bytes
+from ..export.metadata import PROJECTION, identity_sha256, projection_bytes
 from ..export.model_card import CacheSummary, ModelCard
 from ..export.provenance import base_model_of, hub_datasets, language_codes, license_of
 from ..losses.pca_map import PcaMap
@@ -47,7 +47,7 @@ def export_run(
     """
     choice = resolved.config.export
     weights = run.checkpoints.weights(choice)
-    made_from = _made_from(resolved, weights)
+    made_from = made_from_of(resolved, weights)
     if made_from == _recorded_source(run) and not lacks_evaluation(resolved, run, "after"):
         return
     progress.stop()
@@ -61,7 +61,9 @@ def export_run(
     if map_ED is not None:
         run.write(PROJECTION, projection_bytes(map_ED))
     run.write("loss.png", loss_plot(run.metrics(), title=f"{resolved.checkpoint.name}, distilled"))
-    export_weights(resolved, distiller, weights, run, run.model, pca, is_evaluated=True)
+    export_weights(
+        resolved, distiller, weights, run, run.model, pca, made_from=made_from, is_evaluated=True
+    )
 
 
 def map_of(distiller: Distiller, pca: PcaMap | None) -> NDArray[np.float32] | None:
@@ -71,7 +73,7 @@ def map_of(distiller: Distiller, pca: PcaMap | None) -> NDArray[np.float32] | No
     return None if pca is None else pca.map_ED
 
 
-def _made_from(resolved: Resolved, weights: Weights) -> dict[str, Any]:
+def made_from_of(resolved: Resolved, weights: Weights) -> dict[str, Any]:
     """Return what identifies the source of an exported model."""
     has_teacher_text = resolved.config.teacher_text is not None
     return {"weights_sha256": weights.sha256(), "teacher_text": has_teacher_text}
@@ -85,10 +87,11 @@ def _recorded_source(run: RunFiles) -> Any:
         return None
 
 
-def is_model_of(run: RunFiles, weights: Weights) -> bool:
-    """Return whether RUN/model, and with it RUN/evaluation.json, is of these weights."""
+def is_model_of(run: RunFiles, made_from: Mapping[str, Any]) -> bool:
+    """Return whether RUN/model, and with it RUN/evaluation.json, is of the weights of ``made_from``."""
     recorded = _recorded_source(run)
-    return isinstance(recorded, dict) and recorded.get("weights_sha256") == weights.sha256()
+    sha256 = made_from["weights_sha256"]
+    return isinstance(recorded, dict) and recorded.get("weights_sha256") == sha256
 
 
 def export_weights(
@@ -99,6 +102,7 @@ def export_weights(
     out: Path,
     pca: PcaMap | None,
     *,
+    made_from: Mapping[str, Any],
     is_evaluated: bool,
     files: Mapping[str, bytes] | None = None,
     dtype: WeightsDtype = "float32",
@@ -112,6 +116,7 @@ def export_weights(
         run: has the evaluation.
         out: folder to write; an earlier export is replaced.
         pca: the fixed map, where there is one.
+        made_from: result of made_from_of.
         is_evaluated: whether the run's evaluation is of these weights, for the card.
         files: more files to write, by name.
         dtype: dtype of the weights.
@@ -124,9 +129,9 @@ def export_weights(
     extra = {
         "steps": weights.step,
         "weights": weights.kind,
-        "made_from": _made_from(resolved, weights),
+        "made_from": made_from,
         "teacher": resolved.teacher.name,
-        "teacher_identity": resolved.fingerprint()["teacher"],
+        "teacher_identity": identity_sha256(resolved.teacher),
         "split": _split(config),
     }
     card = _card(resolved, run, weights, is_evaluated=is_evaluated)
