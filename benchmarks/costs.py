@@ -1,4 +1,4 @@
-"""Print what a build costs for a million images: the table of docs/cost.md.
+"""Print what a build costs for a million images: the table of docs/explanation/cost.md.
 
     python benchmarks/costs.py
 

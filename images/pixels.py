@@ -1,6 +1,6 @@
 """Decoding the bytes of an image to upright RGB, and cutting views at the resolution of a model.
 
-Each kind of image (also in docs/format.md):
+Each kind of image (also in docs/reference/format.md):
 
 - EXIF orientation is applied. ICC profiles are ignored, as by the SigLIP processors.
 - Gray, palette and CMYK images are converted to RGB by ``convert`` of Pillow, which drops an alpha

@@ -52,7 +52,7 @@ def open_cache(
 
 
 class Cache:
-    """A cache, read-only. It can be pickled. docs/format.md describes the columns of its tables."""
+    """A cache, read-only. It can be pickled. docs/reference/format.md describes the columns of its tables."""
 
     def __init__(
         self,

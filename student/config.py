@@ -48,7 +48,7 @@ FILES = "Files"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """Settings of one training. docs/objectives.md gives the reason of each default."""
+    """Settings of one training. docs/reference/objectives.md gives the reason of each default."""
 
     cache: Annotated[Location, Setting("Folder or URL of the cache (the one with cache.json).")]
 

@@ -1,4 +1,4 @@
-"""A small cache as a stranger writes it: from docs/format.md, with zarr-python, pyarrow and json.
+"""A small cache as a stranger writes it: from docs/reference/format.md, with zarr-python, pyarrow and json.
 
 Nothing of siglip2_cache is imported here, so that a mistake shared by our writer and our reader shows.
 """

@@ -1,4 +1,4 @@
-"""Kept pixels: each image of a cache again, small, in one tar a unit (docs/format.md, Kept pixels)."""
+"""Kept pixels: each image of a cache again, small, one tar a unit (docs/reference/format.md, Kept pixels)."""
 
 import secrets
 import tarfile

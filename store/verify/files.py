@@ -104,5 +104,5 @@ def _remedy(path: str, owner: str) -> str:
             f"remove {stem}*.json and run the same build again to keep the pixels of the unit again"
         )
     if path.endswith("zarr.json"):
-        return "restore it from a backup, or write it again by docs/format.md"
+        return "restore it from a backup, or write it again by docs/reference/format.md"
     return "restore it from a backup, or build the cache again"

@@ -1,6 +1,6 @@
 """The held-out images: a share of the pictures by their hash, or those whose keys match a pattern.
 
-The convention is in docs/format.md. Shape letter in this file: N = images.
+The convention is in docs/reference/format.md. Shape letter in this file: N = images.
 """
 
 import fnmatch

@@ -1,4 +1,4 @@
-"""The teacher-text bank: images against cached texts that need no forward pass (docs/objectives.md)."""
+"""The teacher-text bank: images against cached texts, no forward pass (docs/reference/objectives.md)."""
 
 from .objective import LossInputs, Objective, TermValue
 from .pairwise_bce import pairwise_sum

@@ -1,4 +1,4 @@
-"""The sigmoid contrastive loss of SigLIP, arXiv:2303.15343, on drawn captions (docs/objectives.md)."""
+"""SigLIP's sigmoid contrastive loss, arXiv:2303.15343, on drawn captions (docs/reference/objectives.md)."""
 
 from .objective import LossInputs, Objective, TermValue
 from .pairwise_bce import pairwise_sum

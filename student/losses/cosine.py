@@ -1,4 +1,4 @@
-"""Cosine distillation: each row turns towards the teacher's (docs/objectives.md).
+"""Cosine distillation: each row turns towards the teacher's (docs/reference/objectives.md).
 
 Shape letters in this file: B = rows, D = width.
 """

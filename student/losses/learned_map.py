@@ -18,7 +18,7 @@ class LearnedMap(nn.Linear):
 
     While the student is frozen, sums over the rows seen so far determine its best map without gradient
     steps. A random initial map would pull the student towards a random rotation, which costs more than
-    the cosine term gains (docs/objectives.md has the measurement).
+    the cosine term gains (docs/reference/objectives.md has the measurement).
     """
 
     def __init__(self, student_dim: int, teacher_dim: int) -> None:

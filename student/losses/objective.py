@@ -1,8 +1,8 @@
 """The loss of a step: a weighted sum of terms, each divided by counts of the whole batch.
 
 A process has the rows of its own images and the columns of all processes' texts. It computes its share;
-the shares of all processes add up to the loss of the batch, gradients too. docs/objectives.md explains the
-terms.
+the shares of all processes add up to the loss of the batch, gradients too.
+docs/reference/objectives.md explains the terms.
 
 Shape letters in this file:
     N = this process's images, M = texts of all processes, K = bank texts, D = the student's width,

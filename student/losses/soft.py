@@ -1,4 +1,4 @@
-"""Soft sigmoid distillation: every pair has the teacher's probability as its label (docs/objectives.md)."""
+"""Soft sigmoid distillation: labels are the teacher's probabilities (docs/reference/objectives.md)."""
 
 from .objective import LossInputs, Objective, TermValue
 from .pairwise_bce import pairwise_sum

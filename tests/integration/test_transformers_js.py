@@ -106,7 +106,7 @@ def test_a_picture_that_is_resized_as_the_card_says_is_nearly_the_same(
 
 
 def test_the_documented_block_runs(node: Path, exported: Path, tmp_path: Path) -> None:
-    [block] = [b for b in blocks_of(read("docs/deploy.md")) if b.language == "js"]
+    [block] = [b for b in blocks_of(read("docs/guides/deploy.md")) if b.language == "js"]
     (node / "block.js").write_text(block.text + "console.log(JSON.stringify(probabilities));\n")
     (node / "MODEL").symlink_to(exported)
     (node / "photos").mkdir()

@@ -10,7 +10,7 @@ CHECKOUT = Path(__file__).parents[2]
 DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
-    *sorted(f"docs/{p.name}" for p in (CHECKOUT / "docs").glob("*.md")),
+    *sorted(p.relative_to(CHECKOUT).as_posix() for p in (CHECKOUT / "docs").rglob("*.md")),
 ]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -15,7 +15,7 @@ def costs(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
 
 
 def test_the_table_of_the_documentation_is_the_computed_one(costs: ModuleType) -> None:
-    assert "\n".join(costs.table_lines()) in (ROOT / "docs/cost.md").read_text("utf-8")
+    assert "\n".join(costs.table_lines()) in (ROOT / "docs/explanation/cost.md").read_text("utf-8")
 
 
 def test_bytes_are_those_of_float16_targets_and_of_the_catalog(costs: ModuleType) -> None:

@@ -18,6 +18,7 @@ OF_OTHERS = {
     *("--vector", "--neighbors", "--text"),  # embedding-atlas
     *("--images", "--seed", "--missing", "--mismatched", "--held-out"),  # siglip2_cache.demo.corpus
     *("--quick", "--check-saved-logits"),  # benchmarks, TinyViT
+    "--help",  # of typer
 }
 """Options that the documents name and that are not of siglip2-cache."""
 

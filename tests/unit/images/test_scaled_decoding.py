@@ -23,7 +23,7 @@ from siglip2_cache.store.format.views import WHOLE_IMAGE, ViewBox
 BILINEAR = int(Image.Resampling.BILINEAR)
 SIZE = (32, 32)
 MOST, MOST_IN_MEAN = 4, 0.5
-"""The tolerance for a picture as smooth as this one, in steps of uint8; docs/format.md states what
+"""The tolerance for a picture as smooth as this one, in steps of uint8; docs/reference/format.md states what
 photographs gave, whose edges are sharper."""
 
 

@@ -1,4 +1,4 @@
-"""docs/format.md says what the code does, and caches of version 1 stay readable for ever.
+"""docs/reference/format.md says what the code does, and caches of version 1 stay readable for ever.
 
 tests/data/cache-v1 was made on the day version 1 was fixed, by
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[4]
 GOLDEN = ROOT / "tests" / "data" / "cache-v1"
 GOLDEN_2 = ROOT / "tests" / "data" / "cache-v2"
-PAGE = (ROOT / "docs" / "format.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "format.md").read_text()
 
 
 def block(name: str) -> str:
@@ -62,7 +62,7 @@ def test_the_shard_on_the_page_is_what_we_write() -> None:
 
 def test_the_record_on_the_page_is_what_we_write_and_read() -> None:
     data = block("record").encode()
-    fields = decode_record(data, where="docs/format.md")
+    fields = decode_record(data, where="docs/reference/format.md")
     assert encode_record(fields) == data
     lines = re.findall(r"^[0-9a-f]{2}:  ((?:[0-9a-f]{2} )+)", block("shard"), re.MULTILINE)
     shard = bytes.fromhex("".join(lines))

@@ -209,7 +209,7 @@ def test_the_split_is_the_one_that_the_format_describes(many: Cache) -> None:
 
 
 def test_the_example_of_the_format_is_right() -> None:
-    page = (Path(__file__).parents[4] / "docs/format.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[4] / "docs/reference/format.md").read_text(encoding="utf-8")
     share = int.from_bytes(hashlib.sha256(b"abc").digest()[:8], "big") / 2**64
     assert f"the bytes `abc` give {share!r}" in page
 
