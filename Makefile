@@ -3,14 +3,19 @@
 # make lint     ... without the tests
 # make format   mend what ruff can mend
 # make test-slow  the tests that take minutes
+# make docs     the documents as a site, in build/site
+# make test-wheel  builds wheel and sdist, and tries them on each Python with the newest and the oldest dependencies
 
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PACKAGE := $(VENV)/.package
 INSTALLED := $(VENV)/.installed
+DOCS := $(VENV)/.docs
+DIST := $(VENV)/.dist
+PYTHONS ?= 3.11 3.12 3.13
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow test-wheel docs lint format clean
 
 demo: $(PACKAGE)
 	$(BIN)/siglip2-cache demo
@@ -20,6 +25,14 @@ test: lint
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "the site is at build/site/index.html"
+
+# Each environment takes some GB.
+test-wheel: $(DIST)
+	UV=$(BIN)/uv .ci/test-wheel $(PYTHONS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -42,6 +55,14 @@ $(PACKAGE): pyproject.toml constraints.txt
 # What tests and benchmarks need beside it.
 $(INSTALLED): $(PACKAGE)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[test,bench]'
+	touch $@
+
+$(DOCS): $(PACKAGE)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[docs]'
+	touch $@
+
+$(DIST): $(PACKAGE)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dist]'
 	touch $@
 
 clean:

@@ -1,9 +1,11 @@
 """Links, options and fences of the documents. That their commands run is shown in tests/integration."""
 
+import importlib.util
 import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -26,6 +28,16 @@ OF_OTHERS = {
 @pytest.fixture(scope="module")
 def options() -> set[str]:
     return set(options_of(get_command(app)))
+
+
+@pytest.fixture(scope="module")
+def site_hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("site_hooks", CHECKOUT / "docs/site_hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -80,3 +92,42 @@ def test_the_tree_names_every_folder_of_the_package() -> None:
             above = [*above[: len(found[1]) // 2], found[2]]
             named.add("/".join(above))
     assert folders - {"siglip2_cache"} <= named
+
+
+def test_the_site_has_every_document_once(site_hooks: ModuleType) -> None:
+    in_nav = re.findall(r"(?:: |- )(\S+\.md)$", read("mkdocs.yml"), re.MULTILINE)
+    documents = [name.removeprefix("docs/") for name in DOCUMENTS if name.startswith("docs/")]
+    assert sorted(in_nav) == sorted([*documents, site_hooks.COMMANDS])
+
+
+def test_the_reference_has_every_command_with_its_options(
+    site_hooks: ModuleType, options: set[str]
+) -> None:
+    page = site_hooks.commands_page()
+    assert set(re.findall(r"`(--[a-z-]+)", page)) >= options
+    for heading in ("build", "neighbors", "train", "export model", "student new"):
+        assert f"\n## {heading}\n" in page
+    [views] = [line for line in page.splitlines() if line.startswith("| `--views N`")][:1]
+    assert views == (
+        "| `--views N` | as the cache, else 1 | "
+        "Views of each image: the whole image and N - 1 random crops. |"
+    )
+
+
+def test_links_out_of_the_folder_of_documents_are_those_of_the_site(site_hooks: ModuleType) -> None:
+    text = "[a](../../benchmarks/results/a.md#b) [c](../reference/format.md) [d](https://d.org)"
+    assert site_hooks.rewritten(text, "docs/guides/x.md") == (
+        "[a](../project/benchmarks/results/a.md#b) [c](../reference/format.md) [d](https://d.org)"
+    )
+    assert site_hooks.rewritten("[a](docs/index.md)", "README.md") == "[a](../index.md)"
+    assert "LICENSE" in site_hooks.linked_files()
+    for path in site_hooks.linked_files():
+        assert (CHECKOUT / path).is_file(), path
+
+
+def test_every_document_that_the_code_names_exists() -> None:
+    folders = [path for path in CHECKOUT.iterdir() if path.is_dir() and path.name[0] != "."]
+    modules = [*CHECKOUT.glob("*.py"), *(p for f in folders for p in f.rglob("*.py"))]
+    for path in set(modules) - {Path(__file__)}:
+        for name in re.findall(r"docs/[\w/-]+\.md", path.read_text("utf-8")):
+            assert (CHECKOUT / name).is_file(), f"{path} names {name}"
