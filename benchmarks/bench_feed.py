@@ -227,7 +227,7 @@ def our_batches(args: argparse.Namespace, decode: Any) -> Iterator[int]:
         None,
         sampler,
         images,
-        replace(checkpoint, image=recipe),
+        replace(checkpoint, image_recipe=recipe),
         config=config,
         towers="image",
     ) as loader:

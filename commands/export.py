@@ -134,6 +134,13 @@ def model(
             "After train --towers image: the teacher's checkpoint, whose text tower completes the result.",
         ),
     ] = None,
+    image_tower: Annotated[
+        str | None,
+        path_option(
+            "CHECKPOINT",
+            "After train --towers text: a checkpoint whose image tower completes the result.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint of a training, finished or running, as a folder for plain transformers or ONNX."""
@@ -156,6 +163,7 @@ def model(
         cache=cache,
         student=student,
         teacher_text=teacher_text,
+        image_tower=image_tower,
         dtype=cast("WeightsDtype", dtype),  # the config refuses other words
     )
     if to:

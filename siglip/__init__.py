@@ -20,6 +20,7 @@ from .checkpoint import (
     with_max_num_patches,
 )
 from .compiling import compile_layers, graph_limit_reported, uncompiled
+from .config import BOTH
 from .device import resolve_compute_dtype, resolve_device
 from .files import file_sha256, files_sha256, weight_files
 from .image import (
@@ -32,14 +33,17 @@ from .image import (
     shows_on_white,
     view_pixels,
 )
-from .loading import Towers, checkpoint_activations, load_model, load_trainable
+from .loading import checkpoint_activations, load_model, load_trainable
 from .model import (
+    Towers,
     autocast,
     embed_image_patches,
     embed_image_pixels,
     embed_token_ids,
     pool_images,
     pool_token_ids,
+    text_tower,
+    towers_of,
     unit_rows,
     vision_tower,
 )
@@ -48,6 +52,7 @@ from .text import TextTokenizer
 from .text_settings import find_text_cleaning, read_text_settings
 
 __all__ = [
+    "BOTH",
     "COMPUTE_DTYPES",
     "PUBLISHED",
     "RESAMPLE_NAMES",
@@ -84,6 +89,8 @@ __all__ = [
     "resolve_compute_dtype",
     "resolve_device",
     "shows_on_white",
+    "text_tower",
+    "towers_of",
     "uncompiled",
     "unit_rows",
     "view_pixels",

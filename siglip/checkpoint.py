@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, SettingError
 from ..formatting import first_line
-from .config import ModelType, read_towers
+from .config import BOTH, ModelType, Tower, read_towers
 from .files import (
     file_sha256,
     files_sha256,
@@ -47,8 +47,8 @@ class Checkpoint:
     embed_dim: int
     """Width of both embeddings."""
 
-    image: ImageRecipe
-    """How images are prepared before they are normalised."""
+    image_recipe: ImageRecipe | None
+    """How images are prepared before they are normalised; None for a text tower alone."""
 
     max_text_tokens: int
     """Positions of the text tower, 64; every text is padded or truncated to this length."""
@@ -68,13 +68,29 @@ class Checkpoint:
     has_text: bool = True
     """False for an image tower alone, without tokenizer, text tower and logits."""
 
+    @property
+    def has_image(self) -> bool:
+        """Whether there is an image tower; a text tower alone has no image settings and no logits."""
+        return self.image_recipe is not None
+
+    @property
+    def image(self) -> ImageRecipe:
+        """How images are prepared before they are normalised.
+
+        Raises:
+            CheckpointError: it is a text tower alone.
+        """
+        if self.image_recipe is None:
+            raise CheckpointError(f"{self.given} is a text tower alone, which takes no images")
+        return self.image_recipe
+
 
 def resolve_checkpoint(
     id_or_path: str,
     *,
     revision: str | None = None,
     has_weights: bool = True,
-    allow_image_tower: bool = False,
+    needed: Collection[Tower] = BOTH,
 ) -> Checkpoint:
     """Return the checkpoint in a local folder or of a hub id, downloading what is missing.
 
@@ -86,18 +102,20 @@ def resolve_checkpoint(
         revision: revision of a hub id; None: its main branch.
         has_weights: False if only settings are needed, for a model with random weights; ``stored_dtype``
             is then float32.
-        allow_image_tower: whether an image tower alone is accepted, as a training of it leaves.
+        needed: towers that it must have; one tower alone is what a training of it leaves.
 
     Raises:
         CheckpointError: the checkpoint does not exist, is damaged or is not supported.
     """
     folder, commit = find_folder(id_or_path, revision)
-    towers = read_towers(folder, allow_image_tower=allow_image_tower)
+    towers = read_towers(folder, needed=needed)
     text, vision = towers.text, towers.vision
-    image = read_image_settings(folder, towers)
+    image = read_image_settings(folder, towers) if towers.has_image else None
     if has_weights:
         refuse_other_names(folder)
     embed_dim, text_dim = vision["hidden_size"], text["projection_size"]
+    if not towers.has_image:
+        embed_dim = text_dim
     if towers.has_text and embed_dim != text_dim:
         raise CheckpointError(
             f"{folder} has image embeddings of width {embed_dim} and text embeddings of width "
@@ -110,12 +128,12 @@ def resolve_checkpoint(
         revision=commit,
         model_type=towers.model_type,
         embed_dim=embed_dim,
-        image=image.recipe,
+        image_recipe=None if image is None else image.recipe,
         max_text_tokens=text["max_position_embeddings"] if towers.has_text else 0,
         vocab_size=text["vocab_size"] if towers.has_text else 0,
-        rescale_factor=image.rescale_factor,
-        image_mean=image.mean,
-        image_std=image.std,
+        rescale_factor=1.0 if image is None else image.rescale_factor,
+        image_mean=(0.0, 0.0, 0.0) if image is None else image.mean,
+        image_std=(1.0, 1.0, 1.0) if image is None else image.std,
         stored_dtype=stored_dtype_of(folder) if has_weights else "float32",
         has_text=towers.has_text,
     )
@@ -133,7 +151,8 @@ def with_max_num_patches(checkpoint: Checkpoint, max_num_patches: int) -> Checkp
             f"max num patches {max_num_patches} goes with a NaFlex checkpoint; {checkpoint.given} "
             f"is of fixed resolution (model_type {checkpoint.model_type}): leave out --max-num-patches"
         )
-    return replace(checkpoint, image=replace(checkpoint.image, max_num_patches=max_num_patches))
+    recipe = replace(checkpoint.image, max_num_patches=max_num_patches)
+    return replace(checkpoint, image_recipe=recipe)
 
 
 def checkpoint_identity(checkpoint: Checkpoint, *, compute_dtype: str) -> dict[str, Any]:

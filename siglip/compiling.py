@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
-from .model import vision_tower
+from .model import text_tower, towers_of, vision_tower
 
 
 def compile_layers(model: Any, *, is_dynamic: bool) -> None:
@@ -20,9 +20,9 @@ def compile_layers(model: Any, *, is_dynamic: bool) -> None:
         model: from load_trainable.
         is_dynamic: whether the number of patches differs between batches, as with NaFlex.
     """
-    towers = [vision_tower(model)]
-    if hasattr(model, "text_model"):
-        towers.append(model.text_model)
+    has = towers_of(model)
+    towers = [vision_tower(model)] if has != "text" else []
+    towers += [text_tower(model)] if has != "image" else []
     for tower in towers:
         for layer in tower.encoder.layers:
             layer.compile(dynamic=is_dynamic)

@@ -1,6 +1,7 @@
 """config.json: the complete settings of both towers, and which values are not supported."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -9,6 +10,7 @@ from ..errors import CheckpointError
 from .files import read_json
 
 ModelType = Literal["siglip", "siglip2"]
+Tower = Literal["image", "text"]
 
 # Defaults of fields that a config.json may omit. Only fields that change an embedding: token ids are not
 # used here, and their defaults are wrong for SigLIP 2.
@@ -42,11 +44,16 @@ VISION_DEFAULTS: dict[ModelType, dict[str, Any]] = {
 }
 
 
-_IMAGE_TOWERS: dict[Any, ModelType] = {
-    "siglip_vision_model": "siglip",
-    "siglip2_vision_model": "siglip2",
+_ALONE: dict[Any, tuple[ModelType, Tower]] = {
+    "siglip_vision_model": ("siglip", "image"),
+    "siglip2_vision_model": ("siglip2", "image"),
+    "siglip_text_model": ("siglip", "text"),
+    "siglip2_text_model": ("siglip2", "text"),
 }
-"""The model_type of an image tower alone, and that of the model with both towers."""
+"""The model_type of a tower alone: that of the model with both towers, and which tower it is."""
+
+_SECTIONS: dict[Tower, str] = {"image": "vision_config", "text": "text_config"}
+BOTH: tuple[Tower, ...] = ("image", "text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +69,19 @@ class TowerSettings:
     vision: dict[str, Any]
     """All fields of VISION_DEFAULTS for this model_type."""
 
+    has_image: bool = True
+    """False for a text tower alone, whose vision settings are meaningless."""
+
     has_text: bool = True
     """False for an image tower alone, whose text settings are meaningless."""
 
 
-def read_towers(folder: Path, *, allow_image_tower: bool = False) -> TowerSettings:
-    """Return the settings of both towers, or of an image tower alone if that is allowed.
+def read_towers(folder: Path, *, needed: Collection[Tower] = BOTH) -> TowerSettings:
+    """Return the settings of the towers of a checkpoint.
+
+    Args:
+        folder: has config.json.
+        needed: towers that it must have; a checkpoint of the other one alone is refused.
 
     Raises:
         CheckpointError: there is no config.json, or the model is not supported.
@@ -75,15 +89,13 @@ def read_towers(folder: Path, *, allow_image_tower: bool = False) -> TowerSettin
     path = folder / "config.json"
     config = read_json(path)
     model_type = config.get("model_type")
-    has_text = not (allow_image_tower and model_type in _IMAGE_TOWERS)
-    if not has_text:
-        model_type, config = _IMAGE_TOWERS[model_type], {"vision_config": config}
-    if model_type in _IMAGE_TOWERS:
-        raise CheckpointError(
-            f"{folder} is an image tower alone (model_type {model_type!r}), without tokenizer and text "
-            "tower, which are needed here; name the whole checkpoint that it is part of (train "
-            "--towers image takes an image tower alone)"
-        )
+    has = dict.fromkeys(BOTH, True)
+    if model_type in _ALONE:
+        whole_type, tower = _ALONE[model_type]
+        has = {each: each == tower for each in BOTH}
+        if not all(has[each] for each in needed):
+            raise CheckpointError(_alone_words(folder, model_type, tower))
+        model_type, config = whole_type, {_SECTIONS[tower]: config}
     if model_type not in ("siglip", "siglip2"):
         raise CheckpointError(
             f"{folder} has model_type {model_type!r}; supported are 'siglip' and, for NaFlex, 'siglip2'"
@@ -116,7 +128,25 @@ def read_towers(folder: Path, *, allow_image_tower: bool = False) -> TowerSettin
             f"{path} has vision_config.num_patches {num_patches}, which is not a square number: position "
             "embeddings form a square grid"
         )
-    return TowerSettings(model_type=model_type, text=text, vision=vision, has_text=has_text)
+    return TowerSettings(
+        model_type=model_type,
+        text=text,
+        vision=vision,
+        has_image=has["image"],
+        has_text=has["text"],
+    )
+
+
+def _alone_words(folder: Path, model_type: Any, tower: Tower) -> str:
+    lacks = {
+        "image": "tokenizer and text tower, which are",
+        "text": "an image tower, which is",
+    }[tower]
+    return (
+        f"{folder} is {'an' if tower == 'image' else 'a'} {tower} tower alone (model_type {model_type!r}), "
+        f"without {lacks} needed here; name the whole checkpoint that it is part of (train --towers "
+        f"{tower} takes {'an' if tower == 'image' else 'a'} {tower} tower alone)"
+    )
 
 
 def with_defaults(found: Any, defaults: dict[str, Any]) -> dict[str, Any]:

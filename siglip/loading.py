@@ -2,22 +2,19 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from ..errors import CheckpointError
 from ..formatting import first_line
 from .checkpoint import Checkpoint
-from .model import vision_tower
+from .model import Towers, vision_tower
 from .positions import GridPositions, KeptPositions
-
-Towers = Literal["both", "image"]
-"""Which towers of a student are trained."""
 
 
 def load_model(checkpoint: Checkpoint, *, device: str, compute_dtype: str) -> Any:
     """Return a model in eval mode on a device, with SDPA attention and without gradients.
 
-    It is a SiglipModel or Siglip2Model, or the vision model of either if the checkpoint is an image tower
+    It is a SiglipModel or Siglip2Model, or the vision or text model of either if the checkpoint is one tower
     alone. Parameters keep the stored dtype (an SO400M takes 2.3 GB in bfloat16, 4.5 in float32), but
     float32 computes with float32 parameters, and the two half dtypes are not mixed.
 
@@ -28,10 +25,9 @@ def load_model(checkpoint: Checkpoint, *, device: str, compute_dtype: str) -> An
 
     is_kept = checkpoint.stored_dtype == "float32" and compute_dtype != "float32"
     dtype = torch.float32 if is_kept else getattr(torch, compute_dtype)
-    both_class, image_class, _ = _classes(checkpoint)
-    model = _load(checkpoint, both_class if checkpoint.has_text else image_class, dtype)
+    model = _load(checkpoint, _class(checkpoint, _towers_in(checkpoint)), dtype)
     model = model.to(device).eval().requires_grad_(False)
-    if checkpoint.model_type == "siglip2":
+    if checkpoint.model_type == "siglip2" and checkpoint.has_image:
         embeddings = vision_tower(model).embeddings
         resize = embeddings.resize_positional_embeddings
         embeddings.resize_positional_embeddings = KeptPositions(resize)
@@ -43,8 +39,8 @@ def load_trainable(checkpoint: Checkpoint, *, towers: Towers, is_new: bool) -> A
 
     Args:
         checkpoint: the student; only its settings are used for a new model.
-        towers: both gives a SiglipModel or Siglip2Model, image a SiglipVisionModel or
-            Siglip2VisionModel, without logit scale and bias.
+        towers: both gives a SiglipModel or Siglip2Model; image a SiglipVisionModel or Siglip2VisionModel,
+            text a SiglipTextModel or Siglip2TextModel, without logit scale and bias.
         is_new: whether weights are drawn by transformers from the random state of torch. logit_scale and
             logit_bias are then 0 and must be set by the caller.
 
@@ -53,23 +49,25 @@ def load_trainable(checkpoint: Checkpoint, *, towers: Towers, is_new: bool) -> A
     """
     import torch
 
-    both_class, image_class, config_class = _classes(checkpoint)
-    model_class = both_class if towers == "both" else image_class
+    model_class = _class(checkpoint, towers)
     if is_new:
         with _quiet_transformers():
-            if checkpoint.has_text:
-                config = config_class.from_pretrained(checkpoint.folder)
-                config = config if towers == "both" else config.vision_config
-            else:
-                config = image_class.config_class.from_pretrained(checkpoint.folder)
+            stored = _towers_in(checkpoint)
+            config = _class(checkpoint, stored).config_class.from_pretrained(checkpoint.folder)
+            if stored != towers:
+                config = config.vision_config if towers == "image" else config.text_config
             model = model_class._from_config(
                 config, dtype=torch.float32, attn_implementation="sdpa"
             )
     else:
-        left_out = () if towers == "both" else ("text_model.", "logit_")
+        left_out = {
+            "both": (),
+            "image": ("text_model.", "logit_"),
+            "text": ("vision_model.", "logit_"),
+        }[towers]
         model = _load(checkpoint, model_class, torch.float32, left_out)
     model = model.train().requires_grad_(True)
-    if checkpoint.model_type == "siglip2":
+    if checkpoint.model_type == "siglip2" and towers != "text":
         embeddings = vision_tower(model).embeddings
         resize = embeddings.resize_positional_embeddings
         embeddings.resize_positional_embeddings = GridPositions(resize)
@@ -85,14 +83,19 @@ def checkpoint_activations(model: Any) -> None:
     getattr(model, name)({"use_reentrant": False})
 
 
-def _classes(checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
-    """Return the classes of the whole model, the image tower and the config."""
+def _towers_in(checkpoint: Checkpoint) -> Towers:
+    if not checkpoint.has_image:
+        return "text"
+    return "both" if checkpoint.has_text else "image"
+
+
+def _class(checkpoint: Checkpoint, towers: Towers) -> Any:
+    """Return the class of transformers for some towers of a checkpoint."""
     import transformers
 
     kind = "Siglip2" if checkpoint.model_type == "siglip2" else "Siglip"
-    names = ("Model", "VisionModel", "Config")
-    both, image, config = (getattr(transformers, kind + name) for name in names)
-    return both, image, config
+    name = {"both": "Model", "image": "VisionModel", "text": "TextModel"}[towers]
+    return getattr(transformers, kind + name)
 
 
 def _load(

@@ -6,10 +6,13 @@ Shape letters in this file:
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .checkpoint import Checkpoint
 from .image import NaflexRecipe, SquashRecipe
+
+Towers = Literal["both", "image", "text"]
+"""Towers of a model, or those of a student that are trained."""
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +22,19 @@ if TYPE_CHECKING:
 def vision_tower(model: Any) -> Any:
     """Return the image tower of a model with both towers, or the model itself."""
     return getattr(model, "vision_model", model)
+
+
+def text_tower(model: Any) -> Any:
+    """Return the text tower of a model with both towers, or the model itself."""
+    return getattr(model, "text_model", model)
+
+
+def towers_of(model: Any) -> "Towers":
+    """Return which towers a model of transformers has."""
+    name: str = model.config.model_type
+    if name.endswith("_vision_model"):
+        return "image"
+    return "text" if name.endswith("_text_model") else "both"
 
 
 def embed_image_pixels(
@@ -78,9 +94,9 @@ def embed_token_ids(
     """
     import torch
 
-    text_tower: Any = model.text_model
+    tower: Any = model.text_model
     with torch.inference_mode(), autocast(ids_BL.device.type, compute_dtype):
-        return unit_rows(pool_token_ids(text_tower, ids_BL))
+        return unit_rows(pool_token_ids(tower, ids_BL))
 
 
 def pool_pixels(tower: Any, checkpoint: Checkpoint, pixels_BHWC: "Tensor") -> "Tensor":
@@ -169,14 +185,14 @@ def pool_images(
     return pool_patches(tower, checkpoint, pixels_B[:, :N], grids, mask)
 
 
-def pool_token_ids(text_tower: Any, ids_BL: "Tensor") -> "Tensor":
+def pool_token_ids(tower: Any, ids_BL: "Tensor") -> "Tensor":
     """Return the (B, D) pooled output of a text tower, not normalised; gradients flow."""
-    L = text_tower.config.max_position_embeddings
+    L = tower.config.max_position_embeddings
     if (
         ids_BL.ndim != 2 or ids_BL.shape[1] != L
     ):  # a shorter one would run and pool the wrong position
         raise ValueError(f"token ids must be of shape (B, {L}), got {tuple(ids_BL.shape)}")
-    return text_tower(input_ids=ids_BL).pooler_output
+    return tower(input_ids=ids_BL).pooler_output
 
 
 def _normalised(pixels_C: "Tensor", checkpoint: Checkpoint) -> "Tensor":

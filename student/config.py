@@ -12,7 +12,7 @@ from ..errors import SettingError
 from ..formatting import nearest_name
 from .positives import parse_positives
 from .setting import Setting
-from .terms import loss_terms
+from .terms import active_terms, loss_terms
 
 if TYPE_CHECKING:
     from ..store.io.location import Location
@@ -35,6 +35,16 @@ BestMetric = Literal[
     "image_correlation",
     "soft_loss_excess",
 ]
+
+_OF_IMAGES = {
+    "image_lr": None,
+    "freeze_image": None,
+    "patch_dropout": None,
+    "max_num_patches": None,
+    "pixels": "auto",
+    "decode": "exact",
+}
+"""Settings of the image tower and of its pixels, and their defaults."""
 
 TEACHER = "Teacher"
 STUDENT = "Student"
@@ -107,6 +117,15 @@ class TrainConfig:
             metavar="CHECKPOINT",
         ),
     ] = None
+    image_tower: Annotated[
+        str | None,
+        Setting(
+            "With --towers text: a checkpoint whose image tower completes the result: the teacher's, or the "
+            "model of a training of --towers image by the same teacher.",
+            TEACHER,
+            metavar="CHECKPOINT",
+        ),
+    ] = None
 
     revision: Annotated[
         str | None,
@@ -125,17 +144,19 @@ class TrainConfig:
         ),
     ] = None
     towers: Annotated[
-        Literal["both", "image"],
+        Literal["both", "image", "text"],
         Setting(
-            "Towers to train; image: the image tower alone, against cached teacher texts.", STUDENT
+            "Towers to train. image: the image tower alone, against cached teacher texts. text: the text "
+            "tower alone, against cached teacher images; it reads no pixels.",
+            STUDENT,
         ),
     ] = "both"
     projection: Annotated[
         Projection,
         Setting(
             "Map between the widths. learned: one shared linear map, student to teacher. pca: a fixed "
-            "map, teacher to student. none: equal widths, or only the soft term. auto: learned; with "
-            "--towers image none where widths are equal, else pca.",
+            "map, teacher to student. none: equal widths, or only the soft term. auto: learned; with one "
+            "tower none where widths are equal, else pca for image, and learned for text.",
             STUDENT,
             metavar="KIND",
         ),
@@ -520,12 +541,30 @@ class TrainConfig:
             raise SettingError("export best needs eval_every: else no step is evaluated")
         if self.export == "ema" and self.ema is None:
             raise SettingError("export ema needs ema, a decay such as 0.9999")
+        self._check_towers()
+
+    def _check_towers(self) -> None:
+        """Check for settings of a tower that is not trained."""
         if self.towers == "image" and (self.text_lr, self.freeze_text) != (None, None):
             raise SettingError(
                 "text_lr and freeze_text go with towers both: else there is no text tower"
             )
         if self.teacher_text is not None and self.towers != "image":
             raise SettingError("teacher_text goes with towers image: else the student has its own")
+        if self.image_tower is not None and self.towers != "text":
+            raise SettingError("image_tower goes with towers text: else the student has its own")
+        if self.towers == "text":
+            for name, default in _OF_IMAGES.items():
+                if getattr(self, name) != default:
+                    raise SettingError(
+                        f"{name} goes with an image tower, and towers text trains none; leave it out"
+                    )
+            for term in active_terms(self.weights):
+                if term.needs_image_tower:
+                    raise SettingError(
+                        f"weights.{term.name} goes with an image tower, and towers text trains none; leave "
+                        "it out"
+                    )
         if self.towers == "image" and self.projection == "learned":
             raise SettingError(
                 "projection learned goes with towers both: an image tower alone must come out in the "

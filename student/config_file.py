@@ -152,7 +152,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_CHECKPOINTS = ("student", "teacher_text", "init_from")
+_CHECKPOINTS = ("student", "teacher_text", "image_tower", "init_from")
 """Settings that are a folder, or may be a hub id; a hub id never begins with ``~``."""
 
 

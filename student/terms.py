@@ -40,6 +40,9 @@ class LossTerm:
     needs_captions: bool = True
     """Whether it has no data where no image has a caption."""
 
+    needs_image_tower: bool = False
+    """Whether it needs an image tower that is trained."""
+
     needs_bank: bool = False
     """Whether it needs the bank of teacher texts."""
 
@@ -109,6 +112,7 @@ register_term(
         compute=f"{_LOSSES}.bank:teacher_text_bank",
         default_weight=lambda scale: 0.0,
         needs_map=True,
+        needs_image_tower=True,
         needs_bank=True,
     )
 )

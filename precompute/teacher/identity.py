@@ -224,7 +224,7 @@ def restore_transparency(checkpoint: Checkpoint, record: TeacherRecord) -> Check
     Earlier builds ignored transparency, against the checkpoint's processor.
     """
     on_white = shows_on_white(record.identity)
-    return replace(checkpoint, image=replace(checkpoint.image, on_white=on_white))
+    return replace(checkpoint, image_recipe=replace(checkpoint.image, on_white=on_white))
 
 
 def identity_differences(

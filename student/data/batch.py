@@ -30,8 +30,9 @@ class Batch:
     views_N: NDArray[np.int64]
     """(N,) view of each image."""
 
-    pixels_N: Tensor
-    """(N, *view_shape) uint8 of the student's own recipe: (N, H, W, 3), or patches for NaFlex."""
+    pixels_N: Tensor | None
+    """(N, *view_shape) uint8 of the student's own recipe: (N, H, W, 3), or patches for NaFlex; None if only
+    the text tower is trained."""
 
     grids_N2: NDArray[np.int64] | None
     """(N, 2) rows and columns of patches; None for a student of fixed resolution."""

@@ -102,7 +102,7 @@ class Loader:
             images: files of the sampler's corpus.
             checkpoint: the student, whose preprocessing makes the pixels and whose tokenizer makes the ids.
             config: settings.
-            towers: ``image``: make no token ids.
+            towers: ``image``: make no token ids; ``text``: read no pixels.
             device: where the training copies the batches.
 
         Raises:
@@ -112,8 +112,9 @@ class Loader:
         self._config = config or LoaderConfig()
         self._image_targets = cache.image_targets(teacher)
         self._text_targets = cache.text_targets(teacher)
-        self._tokenizer = TextTokenizer(checkpoint) if towers == "both" else None
-        self._texts = TextLookup(cache, sampler.corpus) if towers == "both" else None
+        self._tokenizer = TextTokenizer(checkpoint) if towers != "image" else None
+        self._texts = TextLookup(cache, sampler.corpus) if towers != "image" else None
+        self._make = self._make_without_pixels if towers == "text" else self._make_with_pixels
         self._pin = torch.device(device).type == "cuda"
         self._open: set[Prefetcher[Batch]] = set()
 
@@ -159,7 +160,17 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _make(
+    def _make_without_pixels(
+        self, first_step: int, end_step: int | None, stopping: threading.Event
+    ) -> Generator[Batch]:
+        """Yield batches of texts and targets; runs in the thread."""
+        keep = np.arange(self._sampler.images_per_rank)
+        step = first_step
+        while (end_step is None or step < end_step) and not stopping.is_set():
+            yield self._finish(self._sampler.global_batch(step), keep)
+            step += 1
+
+    def _make_with_pixels(
         self, first_step: int, end_step: int | None, stopping: threading.Event
     ) -> Generator[Batch]:
         """Yield batches; runs in the thread. Decoding does not pause between steps."""
@@ -188,7 +199,11 @@ class Loader:
                     )
                 filling.add(piece, self._faults(global_batch, filling.num_seen, piece))
                 if filling.is_full:
-                    yield self._finish(filling)
+                    keep = np.flatnonzero(filling.is_used)
+                    batch = self._finish(global_batch, keep)
+                    batch.pixels_N, batch.grids_N2 = filling.pixels[: len(keep)], filling.grids
+                    batch.skipped = self._name_skipped(filling)
+                    yield batch
                     filling = None
 
     @property
@@ -234,10 +249,9 @@ class Loader:
 
         return list(map(fault_of, piece.refs, piece.images, seen_B))
 
-    def _finish(self, filling: "FillingBatch") -> Batch:
-        """Return the finished batch: add targets and texts to the decoded images."""
-        global_batch, own = filling.global_batch, self._sampler.rank_slice
-        keep = np.flatnonzero(filling.is_used)
+    def _finish(self, global_batch: GlobalBatch, keep: NDArray[np.int64]) -> Batch:
+        """Return the targets and texts of a batch, for some of this rank's images, without their pixels."""
+        own = self._sampler.rank_slice
         positions_N, views_N = global_batch.positions_N[own][keep], global_batch.views_N[own][keep]
         started = time.perf_counter()
         teacher_image = self._image_targets.read(self._sampler.corpus.rows_N[positions_N], views_N)
@@ -248,15 +262,15 @@ class Loader:
             epoch=global_batch.epoch,
             positions_N=positions_N,
             views_N=views_N,
-            pixels_N=filling.pixels[: len(keep)],
-            grids_N2=filling.grids,
+            pixels_N=None,
+            grids_N2=None,
             caption_N=global_batch.caption_N[own][keep],
             text_rows_M=global_batch.global_text_rows_M,
             text_bounds=global_batch.text_bounds,
             ids_ML=self._token_ids(global_batch),
             teacher_image_NE=self._tensor(teacher_image),
             teacher_text_ME=self._tensor(teacher_text),
-            skipped=self._name_skipped(filling),
+            skipped=[],
             read_targets_s=read_targets_s,
         )
 

@@ -26,7 +26,7 @@ from ..data.split import SplitPolicy, held_out, split_policy
 from ..export.metadata import ModelMetadata, read_metadata, read_projection
 from .embeddings import Embeddings, student_embeddings, teacher_embeddings
 from .eval_set import SPLITS, EvalSet, Split, choose_eval_set
-from .evaluate import evaluate, map_texts
+from .evaluate import evaluate, in_student_space
 from .report import eval_set_lines, eval_set_numbers, table_lines
 
 
@@ -110,7 +110,7 @@ def evaluate_model(config: EvalConfig) -> Comparison:
     """
     cache = open_cache(config.cache, corpus_roots=config.corpus_roots)
     record = cache.teacher(config.teacher)
-    checkpoint = resolve_checkpoint(config.model, allow_image_tower=True)
+    checkpoint = resolve_checkpoint(config.model, needed=())
     metadata = read_metadata(checkpoint)
     policy = _split_policy(config, metadata)
     space = _space(checkpoint, record, metadata)
@@ -119,10 +119,12 @@ def evaluate_model(config: EvalConfig) -> Comparison:
         cache, corpus, split=config.split, max_images=config.samples, seed=config.seed
     )
     teacher = teacher_embeddings(cache, record.name, eval_set.rows_N, eval_set.text_rows_M)
-    texts_MD = None
-    if not checkpoint.has_text and space.is_teachers:
-        texts_MD = map_texts(teacher, space.map_ED)
-    student = _embed(config, checkpoint, cache, eval_set, texts_MD, metadata.logit)
+    if not checkpoint.has_image and not space.is_teachers:
+        raise SettingError(
+            f"{checkpoint.given} is a text tower alone, and {record.name} has no images in its space: "
+            f"{space.why}; name the cache it was trained with"
+        )
+    student = _embed(config, checkpoint, cache, eval_set, metadata.logit, teacher, space)
     columns = {
         "teacher": evaluate(teacher, teacher, eval_set, seed=config.seed),
         "model": evaluate(
@@ -248,9 +250,16 @@ def _embed(
     checkpoint: Checkpoint,
     cache: Cache,
     eval_set: EvalSet,
-    texts_MD: NDArray[np.float32] | None,
     logit: tuple[float, float] | None,
+    teacher: Embeddings,
+    space: _Space,
 ) -> Embeddings:
+    """Return the model's embeddings; those of a tower that it lacks are the teacher's."""
+    images_ND = texts_MD = None
+    if space.is_teachers and not checkpoint.has_image:
+        images_ND = in_student_space(teacher.images_ND, space.map_ED)
+    if space.is_teachers and not checkpoint.has_text:
+        texts_MD = in_student_space(teacher.texts_MD, space.map_ED)
     device = resolve_device(config.device)
     dtype = resolve_compute_dtype(checkpoint, device, config.dtype)
     return student_embeddings(
@@ -264,6 +273,7 @@ def _embed(
         batch_size=config.batch_size,
         num_workers=config.num_decoders,
         sha256_N=eval_set.sha256_N,
+        images_ND=images_ND,
         texts_MD=texts_MD,
         logit=logit,
     )
@@ -274,6 +284,8 @@ def _space_lines(checkpoint: Checkpoint, space: _Space) -> list[str]:
     if not checkpoint.has_text:
         whose = "the teacher's" if space.is_teachers else "none"
         facts.insert(0, f"an image tower alone; its texts: {whose}")
+    if not checkpoint.has_image:
+        facts.insert(0, "a text tower alone; its images: the teacher's")
     return [f"           {'; '.join(facts)}"] if facts else []
 
 

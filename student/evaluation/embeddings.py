@@ -20,6 +20,8 @@ from ...siglip import (
     autocast,
     pool_images,
     pool_token_ids,
+    text_tower,
+    towers_of,
     uncompiled,
     unit_rows,
     vision_tower,
@@ -95,6 +97,7 @@ def student_embeddings(
     num_workers: int,
     name: str | None = None,
     sha256_N: NDArray[np.uint8] | None = None,
+    images_ND: NDArray[np.float32] | None = None,
     texts_MD: NDArray[np.float32] | None = None,
     logit: tuple[float, float] | None = None,
     kept: KeptPixels | None = None,
@@ -102,7 +105,7 @@ def student_embeddings(
     """Return a model's embeddings of the whole images, from their files, and of the texts.
 
     Args:
-        model: a SiglipModel or Siglip2Model, or the vision model of either, on the device. It runs
+        model: a SiglipModel or Siglip2Model, or the vision or text model of either, on the device. It runs
             in eval mode without gradients; its mode is restored.
         checkpoint: defines preprocessing and tokenizer.
         cache: has the files of the images, and the texts.
@@ -114,6 +117,7 @@ def student_embeddings(
         num_workers: decoding processes; 0: decode in this process.
         name: name of the result; None: the checkpoint's.
         sha256_N: (N, 32) expected hash of each image's bytes; others get no embedding. None: no check.
+        images_ND: unit rows of the images, for a model without an image tower; None: NaN.
         texts_MD: unit rows of the texts, for a model without a text tower; None: NaN.
         logit: (logit_scale, a logarithm, and logit_bias), for a model without them.
         kept: kept pixels to read; None: read the corpus.
@@ -126,19 +130,19 @@ def student_embeddings(
     model.eval()
     try:
         with uncompiled():  # batches have other shapes than in training
-            images_ND, faults = runner.images(vision_tower(model), rows_N, sha256_N)
-            if hasattr(model, "text_model"):
-                texts_MD = runner.texts(model.text_model, text_rows_M)
-            elif texts_MD is None:
-                texts_MD = np.full((len(text_rows_M), images_ND.shape[1]), np.nan, np.float32)
+            has, faults = towers_of(model), dict[int, str]()
+            if has != "text":
+                images_ND, faults = runner.images(vision_tower(model), rows_N, sha256_N)
+            if has != "image":
+                texts_MD = runner.texts(text_tower(model), text_rows_M)
     finally:
         model.train(was_training)
     if hasattr(model, "logit_scale"):
         logit = (float(model.logit_scale.detach()), float(model.logit_bias.detach()))
     return Embeddings(
         name=name or checkpoint.name,
-        images_ND=images_ND,
-        texts_MD=texts_MD,
+        images_ND=_or_nan(images_ND, len(rows_N), checkpoint),
+        texts_MD=_or_nan(texts_MD, len(text_rows_M), checkpoint),
         logit_scale=logit[0] if logit else None,
         logit_bias=logit[1] if logit else None,
         faults=faults,
@@ -150,6 +154,14 @@ def unit_rows_float32(rows_ND: NDArray[np.floating[Any]]) -> NDArray[np.float32]
     wide_ND = rows_ND.astype(np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
         return wide_ND / np.linalg.norm(wide_ND, axis=1, keepdims=True)
+
+
+def _or_nan(
+    rows_ND: NDArray[np.float32] | None, num_rows: int, checkpoint: Checkpoint
+) -> NDArray[np.float32]:
+    if rows_ND is not None:
+        return rows_ND
+    return np.full((num_rows, checkpoint.embed_dim), np.nan, np.float32)
 
 
 @dataclass(frozen=True, slots=True)

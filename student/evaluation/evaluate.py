@@ -71,15 +71,14 @@ def evaluate(
     }
 
 
-def map_texts(
-    reference: Embeddings, map_ED: NDArray[np.floating[Any]] | None
+def in_student_space(
+    rows_NE: NDArray[np.float32], map_ED: NDArray[np.floating[Any]] | None
 ) -> NDArray[np.float32]:
-    """Return the teacher's texts in the student's space, (M, D) unit rows.
+    """Return images or texts of the teacher in the student's space, (N, D) unit rows.
 
-    They are the texts of a student that has only an image tower. map_ED None: the spaces are the same.
+    They are those of a student that has only the other tower. map_ED None: the spaces are the same.
     """
-    texts_ME = reference.texts_MD
-    return texts_ME if map_ED is None else unit_rows_float32(texts_ME @ map_ED.astype(np.float32))
+    return rows_NE if map_ED is None else unit_rows_float32(rows_NE @ map_ED.astype(np.float32))
 
 
 def _used_texts(eval_set: EvalSet) -> NDArray[np.int64]:

@@ -9,12 +9,13 @@ Shape letters in this file: E = the teacher's embedding width, D = the student's
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import CheckpointError
-from ...siglip import Checkpoint
-from ...siglip.config import ModelType, read_towers
+from ...siglip import Checkpoint, towers_of
+from ...siglip.config import Tower, read_towers
 from ...siglip.files import weight_files, write_json
 from ...version import __version__
 from .atomic_folder import MARK, replaced_atomically
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import (
         Siglip2Model,
+        Siglip2TextModel,
         Siglip2VisionModel,
         SiglipModel,
+        SiglipTextModel,
         SiglipVisionModel,
     )
 
@@ -69,45 +72,45 @@ def export_model(
     student: Any = model
     with replaced_atomically(out) as folder:
         config = copy.deepcopy(student.config)
-        _write_text_part(
-            folder, config, checkpoint, processor_class_to_name(checkpoint, checkpoint)
-        )
+        processor_class = processor_class_to_name(checkpoint, checkpoint)
+        _write_text_part(folder, config.text_config, checkpoint, processor_class)
         _write_model(folder, type(model), config, student.state_dict(), dtype)
-        write_image_processor(folder, checkpoint, processor_class_to_name(checkpoint, checkpoint))
+        write_image_processor(folder, checkpoint, processor_class)
         _write_extra(folder, extra, files)
-        _write_card(folder, card, checkpoint, checkpoint.model_type)
+        _write_card(folder, card, type(model), image=checkpoint, text=checkpoint)
 
 
-def export_image_tower(
-    vision_model: "SiglipVisionModel | Siglip2VisionModel",
+def export_tower(
+    tower: "SiglipVisionModel | Siglip2VisionModel | SiglipTextModel | Siglip2TextModel",
     logit_scale: float,
     logit_bias: float,
     checkpoint: Checkpoint,
     out: Path,
     *,
-    teacher_text: Checkpoint | None,
-    map_ED: "NDArray[np.floating[Any]] | None",
+    other: Checkpoint | None,
+    text_map: "NDArray[np.floating[Any]] | None",
     card: ModelCard,
     extra: Mapping[str, Any] | None = None,
     dtype: WeightsDtype = "float32",
     files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write an image tower that was trained with cached texts, beside the teacher's text tower.
+    """Write a tower that was trained against cached embeddings, beside the other tower of another checkpoint.
 
-    The map is folded into the text tower's head, ``head' = map_ED.T @ head``, so that a text's embedding is
-    the teacher's, mapped. Normalising before or after a linear map gives the same direction.
+    The map is folded into the head of the text tower, ``head' = text_map.T @ head``, so that a text's
+    embedding is mapped. Normalising before or after a linear map gives the same direction. An image tower has
+    no layer that could take a map.
 
-    Without a teacher's text tower the folder holds a SiglipVisionModel and an image processor; scale and
-    bias are then in siglip2_cache.json.
+    Without another tower the folder holds one tower, and its image processor or tokenizer; scale and bias
+    are then in siglip2_cache.json.
 
     Args:
-        vision_model: the student's image tower, on any device; not changed.
+        tower: the student's tower, on any device; not changed.
         logit_scale: a logarithm, as stored in checkpoints.
         logit_bias: as stored in checkpoints.
-        checkpoint: what the student started from; has the image processor.
+        checkpoint: what the student started from; has the image processor or the tokenizer.
         out: the folder.
-        teacher_text: the teacher, of which only the text tower is read; None: no text tower.
-        map_ED: (E, D), maps the teacher's embeddings by ``rows @ map_ED``; None: D equals E.
+        other: checkpoint of which only the other tower is read; None: none.
+        text_map: (old width, new width), maps texts by ``rows @ text_map``; None: they are unchanged.
         card: README.md.
         extra: JSON values for siglip2_cache.json.
         dtype: dtype of the weights; scale and bias of the logits are always float32.
@@ -116,29 +119,108 @@ def export_image_tower(
     Raises:
         ValueError: the shape of the map does not fit the widths.
         SettingError: ``out`` exists and is no earlier export.
-        CheckpointError: the teacher's files are missing or damaged.
+        CheckpointError: the other checkpoint's files are missing or damaged.
         DiskFullError: the disk is full; ``out`` is unchanged.
     """
-    tower: Any = vision_model
-    vision = {f"vision_model.{name}": tensor for name, tensor in tower.state_dict().items()}
-    if teacher_text is None:
+    own: Any = tower
+    trained: Tower = "image" if towers_of(tower) == "image" else "text"
+    weights = {_PREFIX[trained] + name: tensor for name, tensor in own.state_dict().items()}
+    parts = {trained: _Part(checkpoint, own.config.to_dict(), weights)}
+    if other is None:
         extra = {**(extra or {}), "logit_scale": logit_scale, "logit_bias": logit_bias}
     else:
-        _check_map(map_ED, teacher_text.embed_dim, tower.config.hidden_size)
+        missing: Tower = "text" if trained == "image" else "image"
+        parts[missing] = _part_of(other, missing)
+    image, text = parts.get("image"), parts.get("text")
+    if text is not None:
+        text = parts["text"] = _mapped(text, text_map, image)
     with replaced_atomically(out) as folder:
-        if teacher_text is None:
-            # The names have a prefix here too: transformers 4 needs it, 5 reads both.
-            _write_model(folder, type(vision_model), copy.deepcopy(tower.config), vision, dtype)
+        if image is not None and text is not None:
+            model_class, config = _joined(image, text)
+            processor_class = processor_class_to_name(image.checkpoint, text.checkpoint)
+            _write_text_part(folder, config.text_config, text.checkpoint, processor_class)
+            tensors = image.tensors | text.tensors | _constants(logit_scale, logit_bias)
         else:
-            model_class, config = _joined(tower.config, teacher_text)
-            processor_class = processor_class_to_name(checkpoint, teacher_text)
-            _write_text_part(folder, config, teacher_text, processor_class)
-            tensors = vision | _mapped_text_tower(teacher_text, map_ED)
-            tensors |= _constants(logit_scale, logit_bias)
-            _write_model(folder, model_class, config, tensors, dtype)
-        write_image_processor(folder, checkpoint, processor_class_to_name(checkpoint, teacher_text))
+            [part] = parts.values()
+            model_class, processor_class = type(tower), None
+            config, tensors = type(own.config)(**part.config), part.tensors
+            if text is not None:
+                _write_text_part(folder, config, checkpoint, None)
+        _write_model(folder, model_class, config, tensors, dtype)
+        if image is not None:
+            write_image_processor(folder, image.checkpoint, processor_class)
         _write_extra(folder, extra, files)
-        _write_card(folder, card, teacher_text, checkpoint.model_type)
+        _write_card(
+            folder,
+            card,
+            model_class,
+            image=None if image is None else image.checkpoint,
+            text=None if text is None else text.checkpoint,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One tower."""
+
+    checkpoint: Checkpoint
+    config: dict[str, Any]
+    tensors: "_Tensors"
+    """By name with the prefix of the tower: transformers 4 needs it for a tower alone too, 5 reads both."""
+
+
+_PREFIX: dict[Tower, str] = {"image": "vision_model.", "text": "text_model."}
+
+
+def _part_of(checkpoint: Checkpoint, tower: Tower) -> _Part:
+    """Return a tower of a checkpoint in float32; reads no other weights."""
+    from safetensors import safe_open
+
+    prefix, tensors = _PREFIX[tower], dict[str, Any]()
+    for path in weight_files(checkpoint.folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118, it is no dict
+                if name.startswith(prefix):
+                    tensors[name] = file.get_tensor(name).float()
+    settings = read_towers(checkpoint.folder, needed=(tower,))
+    return _Part(checkpoint, settings.vision if tower == "image" else settings.text, tensors)
+
+
+def _mapped(text: _Part, text_map: "NDArray[Any] | None", image: _Part | None) -> _Part:
+    """Return a text tower with a map folded into its head.
+
+    Raises:
+        ValueError: the map does not lead from the width of the texts to that of the images.
+        CheckpointError: the head is missing.
+    """
+    import torch
+
+    old = text.checkpoint.embed_dim
+    new = image.checkpoint.embed_dim if image is not None else old if text_map is None else None
+    if text_map is None:
+        if new != old:
+            raise ValueError(f"texts of width {old} and images of width {new}: a map is needed")
+        return replace(text, config={**text.config, "projection_size": old})
+    if text_map.shape[0] != old or new not in (None, text_map.shape[1]):
+        wanted = f"({old}, {'any width' if new is None else new})"
+        raise ValueError(f"the map must be of shape {wanted}, got {text_map.shape}")
+    map_NO, mapped = torch.from_numpy(text_map).double().T, dict(text.tensors)
+    for name in ("text_model.head.weight", "text_model.head.bias"):
+        if name not in mapped:
+            raise CheckpointError(f"{text.checkpoint.folder} holds no {name} among its weights")
+        mapped[name] = (map_NO @ mapped[name].detach().cpu().double()).float()
+    config = {**text.config, "projection_size": text_map.shape[1]}
+    return replace(text, config=config, tensors=mapped)
+
+
+def _joined(image: _Part, text: _Part) -> tuple[Any, Any]:
+    """Return class and config of a model of two towers; the image tower decides whether it is NaFlex."""
+    from transformers import Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
+
+    is_naflex = image.checkpoint.model_type == "siglip2"
+    config_class: Any = Siglip2Config if is_naflex else SiglipConfig
+    config = config_class(text_config=text.config, vision_config=image.config)
+    return Siglip2Model if is_naflex else SiglipModel, config
 
 
 def write_settings(config: Any, checkpoint: Checkpoint, folder: Path) -> None:
@@ -154,47 +236,9 @@ def write_settings(config: Any, checkpoint: Checkpoint, folder: Path) -> None:
     """
     config = copy.deepcopy(config)
     processor_class = processor_class_to_name(checkpoint, checkpoint)
-    _write_text_part(folder, config, checkpoint, processor_class)
+    _write_text_part(folder, config.text_config, checkpoint, processor_class)
     config.save_pretrained(folder)
     write_image_processor(folder, checkpoint, processor_class)
-
-
-def _check_map(map_ED: "NDArray[Any] | None", E: int, D: int) -> None:
-    if map_ED is None and E != D:
-        raise ValueError(f"teacher of width {E} and student of width {D}: a map is needed")
-    if map_ED is not None and map_ED.shape != (E, D):
-        raise ValueError(f"the map must be of shape ({E}, {D}), got {map_ED.shape}")
-
-
-def _joined(vision_config: Any, teacher: Checkpoint) -> tuple[Any, Any]:
-    """Return class and config of a model with the student's image tower and the teacher's text tower."""
-    from transformers import Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
-
-    is_naflex = vision_config.model_type == "siglip2_vision_model"
-    config_class: Any = Siglip2Config if is_naflex else SiglipConfig
-    text = {**read_towers(teacher.folder).text, "projection_size": vision_config.hidden_size}
-    config = config_class(text_config=text, vision_config=vision_config.to_dict())
-    return Siglip2Model if is_naflex else SiglipModel, config
-
-
-def _mapped_text_tower(teacher: Checkpoint, map_ED: "NDArray[Any] | None") -> "_Tensors":
-    """Return the teacher's text tower in float32, its head mapped; reads no other weights."""
-    import torch
-    from safetensors import safe_open
-
-    tensors: _Tensors = {}
-    for path in weight_files(teacher.folder):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118, it is no dict
-                if name.startswith("text_model."):
-                    tensors[name] = file.get_tensor(name).float()
-    if map_ED is not None:
-        map_DE = torch.from_numpy(map_ED).double().T
-        for name in ("text_model.head.weight", "text_model.head.bias"):
-            if name not in tensors:
-                raise CheckpointError(f"{teacher.folder} holds no {name} among its weights")
-            tensors[name] = (map_DE @ tensors[name].double()).float()
-    return tensors
 
 
 def _constants(logit_scale: float, logit_bias: float) -> "_Tensors":
@@ -207,11 +251,11 @@ def _constants(logit_scale: float, logit_bias: float) -> "_Tensors":
 
 
 def _write_text_part(
-    folder: Path, config: Any, checkpoint: Checkpoint, processor_class: str
+    folder: Path, text_config: Any, checkpoint: Checkpoint, processor_class: str | None
 ) -> None:
     """Write the tokenizer and set its special ids in the config; SigLIP 2's are not the defaults."""
     for name, value in write_tokenizer(checkpoint, folder, processor_class=processor_class).items():
-        setattr(config.text_config, name, value)
+        setattr(text_config, name, value)
 
 
 def _write_model(
@@ -243,7 +287,8 @@ def _check_tensors(model_class: Any, config: Any, tensors: "_Tensors") -> None:
 
     with torch.device("meta"):
         expected = model_class(config).state_dict()
-    prefix = "" if "logit_scale" in expected else "vision_model."
+    ends = {"VisionModel": _PREFIX["image"], "TextModel": _PREFIX["text"]}
+    prefix = next((p for end, p in ends.items() if model_class.__name__.endswith(end)), "")
     shapes = {prefix + name: tuple(tensor.shape) for name, tensor in expected.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
@@ -263,18 +308,24 @@ def _write_extra(
 
 
 def _write_card(
-    folder: Path, card: ModelCard, text: Checkpoint | None, model_type: ModelType
+    folder: Path,
+    card: ModelCard,
+    model_class: Any,
+    *,
+    image: Checkpoint | None,
+    text: Checkpoint | None,
 ) -> None:
     """Write the files of sentence-transformers, then README.md, which describes their use.
 
-    ``text`` is the checkpoint of the text tower; None for an image tower alone.
+    ``image`` and ``text`` are the checkpoints of the towers; None for one that is not there.
     """
-    programs = None if text is None else try_programs(text, folder, model_type=model_type)
+    programs = None if text is None else try_programs(text, folder, image=image)
     has_sentence_transformers = programs is None or programs.has_sentence_transformers
     if has_sentence_transformers:
         write_sentence_transformers(folder, text)
     rendered = render_card(
         card,
+        text_class=None if image is not None else model_class.__name__,
         tokenizer_class=programs.tokenizer_class if programs else None,
         max_text_tokens=text.max_text_tokens if text else 0,
         has_pipeline=programs is not None and programs.has_pipeline,

@@ -27,10 +27,13 @@ class ModelMetadata:
     """How images were held out."""
 
     logit: tuple[float, float] | None = None
-    """logit_scale, a logarithm, and logit_bias; for an image tower alone."""
+    """logit_scale, a logarithm, and logit_bias; for one tower alone."""
 
     teacher_identity: str | None = None
     """identity_sha256 of the teacher of the training."""
+
+    space: str | None = None
+    """Space of the embeddings: ``teacher``, or ``pca``, the teacher's through projection.safetensors."""
 
     base_model: str | None = None
     """Hub id of the checkpoint that a smaller student was cut from."""
@@ -60,6 +63,7 @@ def read_metadata(checkpoint: Checkpoint) -> ModelMetadata:
         has_logit = "logit_scale" in found and "logit_bias" in found
         logit = (float(found["logit_scale"]), float(found["logit_bias"])) if has_logit else None
         identity, base_model = found.get("teacher_identity"), found.get("base_model")
+        space = found.get("space")
     except (ValueError, AttributeError, TypeError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged ({first_line(error)}); export the model again, or remove the file and "
@@ -69,6 +73,7 @@ def read_metadata(checkpoint: Checkpoint) -> ModelMetadata:
         split=split,
         logit=logit,
         teacher_identity=None if identity is None else str(identity),
+        space=space if isinstance(space, str) else None,
         base_model=base_model if isinstance(base_model, str) else None,
     )
 

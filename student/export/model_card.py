@@ -69,7 +69,7 @@ class ModelCard:
     global_batch_size: int
     """Images in one step, over all processes."""
 
-    towers: Literal["both", "image"]
+    towers: Literal["both", "image", "text"]
     """Towers that were trained."""
 
     results: Sequence[tuple[str, Number, Number, Number]] = ()
@@ -91,6 +91,7 @@ class ModelCard:
 def render_card(
     card: ModelCard,
     *,
+    text_class: str | None,
     tokenizer_class: str | None,
     max_text_tokens: int,
     has_pipeline: bool,
@@ -100,6 +101,7 @@ def render_card(
 
     Args:
         card: the contents.
+        text_class: class of transformers of a text tower alone; None: there is an image tower.
         tokenizer_class: class of transformers that loads the folder's tokenizer; None for an image
             tower alone.
         max_text_tokens: positions of the text tower.
@@ -110,22 +112,26 @@ def render_card(
         usage = _IMAGE_USAGE
     else:
         template = _USAGE if has_pipeline else _USAGE_WITHOUT_PIPELINE
+        template = template if text_class is None else _TEXT_USAGE
         usage = template.format(
-            L=max_text_tokens, cls=tokenizer_class, chosen=_chosen(tokenizer_class)
+            L=max_text_tokens,
+            cls=tokenizer_class,
+            chosen=_chosen(tokenizer_class),
+            model=text_class,
         )
     parts = [
-        _front_matter(card, has_text=tokenizer_class is not None),
+        _front_matter(card, has_image=text_class is None, has_text=tokenizer_class is not None),
         f"# {_escaped(card.name)}",
         _summary(card),
         usage,
         _sentence_transformers(has_text=tokenizer_class is not None)
         if has_sentence_transformers
-        else _NO_SENTENCE_TRANSFORMERS,
+        else _NO_SENTENCE_TRANSFORMERS * (text_class is None),
         _training(card),
         *([_results(card)] if card.results else []),
         _license(card),
     ]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 # Image processor and tokenizer are loaded separately: Siglip2Processor of transformers 5.23 always takes
@@ -194,6 +200,33 @@ This is an image tower alone. It was trained with the teacher's text embeddings,
 """
 
 
+_TEXT_USAGE = """\
+## Usage
+
+```python
+import torch
+from transformers import {cls}, {model}
+
+folder = "."  # this folder, or its id on the hub
+model = {model}.from_pretrained(folder).eval()
+tokenizer = {cls}.from_pretrained(folder)
+
+texts = tokenizer(
+    ["This is a photo of a red cat.", "This is a photo of two dogs."],
+    padding="max_length", truncation=True, max_length={L}, return_tensors="pt",
+)
+with torch.no_grad():
+    output = model(input_ids=texts["input_ids"])
+embeddings = torch.nn.functional.normalize(output.pooler_output, dim=-1)
+```
+
+This is a text tower alone. It was trained with the teacher's image embeddings, which are not included.
+`siglip2_cache.json` holds the logit scale (a logarithm) and bias for them. It pools its last position, so it
+needs `padding="max_length", truncation=True`: texts are always {L} tokens, without an attention mask. The
+tokenizer lowercases texts. AutoModel and sentence-transformers do not load a text tower alone.
+"""
+
+
 _SENTENCE_TRANSFORMERS = """\
 With [sentence-transformers](https://sbert.net) 6. The embeddings are not normalised: compare them by cosine.
 
@@ -222,9 +255,10 @@ def _chosen(tokenizer_class: str) -> str:
     return "" if tokenizer_class == "AutoTokenizer" else ", tokenizer=tokenizer"
 
 
-def _front_matter(card: ModelCard, *, has_text: bool) -> str:
+def _front_matter(card: ModelCard, *, has_image: bool, has_text: bool) -> str:
     """Return the YAML header; values are written as JSON, so that no name can break it."""
     task = "zero-shot-image-classification" if has_text else "image-feature-extraction"
+    task = task if has_image else "feature-extraction"
     fields: dict[str, object] = {
         "library_name": "transformers",
         "pipeline_tag": task,
@@ -258,7 +292,7 @@ def _summary(card: ModelCard) -> str:
 def _training(card: ModelCard) -> str:
     cache = card.cache
     weights = [f"{name} {weight:g}" for name, weight in card.objectives.items() if weight]
-    trained = {"both": "image and text", "image": "image only"}[card.towers]
+    trained = {"both": "image and text", "image": "image only", "text": "text only"}[card.towers]
     rows = [
         (
             "data",

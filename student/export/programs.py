@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from ...siglip import Checkpoint, TextTokenizer
-from ...siglip.config import ModelType
 from ...siglip.text_settings import read_text_settings
 
 _PIPELINE_TOKENS = 64
@@ -32,25 +31,30 @@ class TextPrograms:
     """Whether transformers' zero-shot pipeline gives them with that class. It always pads to 64 tokens."""
 
     has_sentence_transformers: bool
-    """Whether sentence-transformers gives them, which uses AutoProcessor."""
+    """Whether sentence-transformers gives them, which uses AutoProcessor and AutoModel. The latter does not
+    load a text tower alone."""
 
 
-def try_programs(checkpoint: Checkpoint, folder: Path, *, model_type: ModelType) -> TextPrograms:
+def try_programs(checkpoint: Checkpoint, folder: Path, *, image: Checkpoint | None) -> TextPrograms:
     """Return what a few texts become in other programs, without the model.
 
     Args:
         checkpoint: checkpoint of the exported text tower.
         folder: an export, complete except for README.md.
-        model_type: type of the exported model.
+        image: checkpoint of the exported image tower; None for a text tower alone.
     """
     import numpy as np
     from transformers import AutoProcessor, PreTrainedTokenizerFast
 
     if read_text_settings(checkpoint.folder).is_siglip1:  # not tried: it may need sentencepiece
         return TextPrograms(
-            tokenizer_class="SiglipTokenizer" if model_type == "siglip2" else "AutoTokenizer",
-            has_pipeline=checkpoint.max_text_tokens == _PIPELINE_TOKENS,
-            has_sentence_transformers=True,
+            tokenizer_class=(
+                "SiglipTokenizer"
+                if (image or checkpoint).model_type == "siglip2"
+                else "AutoTokenizer"
+            ),
+            has_pipeline=image is not None and checkpoint.max_text_tokens == _PIPELINE_TOKENS,
+            has_sentence_transformers=image is not None,
         )
     expected = TextTokenizer(checkpoint)(PROBES)
 
@@ -59,7 +63,7 @@ def try_programs(checkpoint: Checkpoint, folder: Path, *, model_type: ModelType)
         return list(texts) == ["input_ids"] and np.array_equal(texts["input_ids"], expected)
 
     processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    tokenizer: Any = processor.tokenizer  # what AutoTokenizer loads
+    tokenizer: Any = processor if image is None else processor.tokenizer  # what AutoTokenizer loads
     found = tokenizer(PROBES, padding="max_length", truncation=True)
     is_auto = np.array_equal(found["input_ids"], expected)
     if not is_auto:
@@ -67,8 +71,9 @@ def try_programs(checkpoint: Checkpoint, folder: Path, *, model_type: ModelType)
     padding = padding_of(checkpoint)
     return TextPrograms(
         tokenizer_class="AutoTokenizer" if is_auto else "PreTrainedTokenizerFast",
-        has_pipeline=is_right(_prepare_for_pipeline(folder, tokenizer, processor.image_processor)),
-        has_sentence_transformers=is_right(processor(text=PROBES, **padding)),
+        has_pipeline=image is not None
+        and is_right(_prepare_for_pipeline(folder, tokenizer, processor.image_processor)),
+        has_sentence_transformers=image is not None and is_right(processor(text=PROBES, **padding)),
     )
 
 

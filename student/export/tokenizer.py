@@ -31,14 +31,14 @@ _SIGLIP1_FILES = (
 
 
 def write_tokenizer(
-    checkpoint: Checkpoint, folder: Path, *, processor_class: str
+    checkpoint: Checkpoint, folder: Path, *, processor_class: str | None
 ) -> dict[str, int]:
     """Write the tokenizer files; return the token ids for text_config of config.json.
 
     Args:
         checkpoint: checkpoint of the exported text tower.
         folder: an existing folder.
-        processor_class: class for AutoProcessor.
+        processor_class: class for AutoProcessor; None for a text tower alone.
 
     Returns:
         ``pad_token_id``, ``eos_token_id`` and ``bos_token_id``, if the tokenizer has such tokens; empty for
@@ -68,7 +68,7 @@ def write_tokenizer(
         folder / _CONFIG,
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "processor_class": processor_class,
+            **({} if processor_class is None else {"processor_class": processor_class}),
             "model_input_names": _INPUT_NAMES,
             "model_max_length": length,
             "padding_side": "right",

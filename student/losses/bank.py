@@ -11,14 +11,16 @@ def teacher_text_bank(inputs: LossInputs, objective: Objective) -> TermValue:
     caption_weights.
     """
     bank, is_soft = inputs.bank, objective.bank_labels == "soft"
+    image_NE = inputs.mapped_image_NE
     assert bank and inputs.bank_scale is not None and inputs.bank_bias is not None
+    assert image_NE is not None  # LossTerm.needs_image_tower
     if is_soft:
         labels, count = objective.soft_labels(inputs, bank), inputs.counts.num_images
     else:
         labels = objective.hard_labels(inputs, bank, threshold=objective.bank_threshold)
         count = inputs.counts.bank_caption_weight
     sums = pairwise_sum(
-        inputs.mapped_image_NE,
+        image_NE,
         bank.text,
         labels,
         scale=inputs.bank_scale,

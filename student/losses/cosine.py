@@ -3,6 +3,7 @@
 Shape letters in this file: B = rows, D = width.
 """
 
+import torch
 from torch import Tensor
 
 from ...siglip import unit_rows
@@ -11,13 +12,18 @@ from .pairwise_bce import check_pair, compute_dtype
 
 
 def cosine_distillation(inputs: LossInputs, objective: Objective) -> TermValue:
-    """Return the mean of 1 - cos over images and over texts, averaged; of images without a text tower."""
-    images = cosine_distillation_sum(inputs.mapped_image_NE, inputs.target_image_NE)
-    images = images / max(1, inputs.counts.num_images)
-    if inputs.mapped_text_E is None or inputs.target_text_E is None:
-        return TermValue(images)
-    texts = cosine_distillation_sum(inputs.mapped_text_E, inputs.target_text_E)
-    return TermValue((images + texts / max(1, inputs.counts.num_texts)) / 2)
+    """Return the mean of 1 - cos over images and over texts, averaged; with one tower, of its rows."""
+    counts = inputs.counts
+    sides = [
+        (inputs.mapped_image_NE, inputs.target_image_NE, counts.num_images),
+        (inputs.mapped_text_E, inputs.target_text_E, counts.num_texts),
+    ]
+    means = [
+        cosine_distillation_sum(student, teacher) / max(1, count)
+        for student, teacher, count in sides
+        if student is not None and teacher is not None
+    ]
+    return TermValue(torch.stack(means).mean())
 
 
 def cosine_distillation_sum(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:

@@ -79,10 +79,10 @@ class LossInputs:
     """Embeddings, targets and counts that one process's share of the loss is computed from."""
 
     image_ND: Tensor
-    """The student's unit rows; a leaf with gradient."""
+    """The student's unit rows, a leaf with gradient; without an image tower the teacher's, mapped."""
 
-    mapped_image_NE: Tensor
-    """The same rows through the learned map, if there is one."""
+    mapped_image_NE: Tensor | None
+    """The student's rows through the learned map, if there is one; None without an image tower."""
 
     mapped_text_E: Tensor | None
     """This process's own texts through the learned map, if there is one; None without a text tower."""

@@ -27,11 +27,18 @@ def export_source(config: RuntimesConfig, checkpoint: ExportCheckpointConfig) ->
     """
     settings = RunFiles(checkpoint.run.absolute()).read_config()
     if settings is None:
-        places = (checkpoint.cache, checkpoint.student, checkpoint.teacher_text)
-        if (checkpoint.choice, checkpoint.step, *places) != ("last", None, None, None, None):
+        places = (
+            checkpoint.cache,
+            checkpoint.student,
+            checkpoint.teacher_text,
+            checkpoint.image_tower,
+        )
+        if checkpoint.choice != "last" or any(
+            each is not None for each in (checkpoint.step, *places)
+        ):
             raise SettingError(
-                f"{config.model} is a model and no run: leave out --step, --best, --ema, --cache, --student "
-                "and --teacher-text"
+                f"{config.model} is a model and no run: leave out --step, --best, --ema, --cache, --student, "
+                "--teacher-text and --image-tower"
             )
         return export_runtimes(config)
     check_outside(checkpoint.run, config.out)

@@ -132,7 +132,8 @@ def new_student(config: NewStudentConfig) -> NewStudent:
         write_json(folder / "config.json", shape.config(checkpoint, num_tokens, special))
         if shape.image_size is not None and isinstance(checkpoint.image, SquashRecipe):
             size = (shape.image_size, shape.image_size)
-            checkpoint = replace(checkpoint, image=replace(checkpoint.image, size=size))
+            recipe = replace(checkpoint.image, size=size)
+            checkpoint = replace(checkpoint, image_recipe=recipe)
         write_image_processor(folder, checkpoint, processor_class_to_name(checkpoint, checkpoint))
         if config.init == "random":
             weights = _new_weights(folder, config.seed)

@@ -31,7 +31,8 @@ class StepLoss:
     """Lowest possible value of each term whose targets are probabilities: the teacher's entropy."""
 
     gradient_norms: Mapping[str, float]
-    """Norm of each weighted term's gradient by the unit rows of all images."""
+    """Norm of each weighted term's gradient by the unit rows of all images; of all texts, without an image
+    tower."""
 
     counts: Counts
 
@@ -81,11 +82,15 @@ class BatchLoss:
         """
         distiller, ranks = self._distiller, self._ranks
         with torch.enable_grad():
-            image_ND = embedded.image_ND.requires_grad_()
-            text_MD = self._all_texts(embedded)
-            leaves: list[Tensor] = [image_ND]
-            if distiller.has_text:
-                leaves.append(text_MD.requires_grad_())
+            image_ND, text_MD = self._own_images(embedded), self._all_texts(embedded)
+            leaves = [
+                rows.requires_grad_()
+                for rows, is_trained in (
+                    (image_ND, distiller.has_image),
+                    (text_MD, distiller.has_text),
+                )
+                if is_trained
+            ]
             head = distiller.head()
             rows = self._rows(image_ND, text_MD)
             values = self._objective.values(rows)
@@ -94,17 +99,17 @@ class BatchLoss:
             for term, value in values.items():
                 weighted = value.value * self._objective.weights[term]
                 by_term = _gradient(weighted, [*leaves, *head])
-                squares.append(_square(by_term[0], image_ND))
+                squares.append(self._square(by_term[0], leaves[0]))
                 for total, part in zip(gradients, by_term, strict=True):
                     if part is not None:
                         total += part
         self._result = self._summed(values, squares, rows.counts)
         by_text = None
         if distiller.has_text:
-            by_text = ranks.sum(gradients[1])[self._own_texts] * ranks.world_size
+            by_text = ranks.sum(gradients[len(leaves) - 1])[self._own_texts] * ranks.world_size
         by_head = gradients[len(leaves) :]
         return EmbeddingGradient(
-            image_ND=gradients[0] * ranks.world_size,
+            image_ND=gradients[0] * ranks.world_size if distiller.has_image else None,
             text_MD=by_text,
             head=[gradient * ranks.world_size for gradient in by_head],
             is_last=True,
@@ -112,8 +117,9 @@ class BatchLoss:
 
     def fit_map(self, embedded: Embedded) -> None:
         """Fit the learned map to these embeddings and all before."""
-        batch, texts = self._batch, None
-        images = embedded.image_ND.detach(), self._teacher(batch.teacher_image_NE)
+        batch, images, texts = self._batch, None, None
+        if embedded.image_ND is not None:
+            images = embedded.image_ND.detach(), self._teacher(batch.teacher_image_NE)
         if embedded.text_MD is not None:
             own_ME = self._teacher(batch.teacher_text_ME)[self._own_texts]
             texts = embedded.text_MD.detach(), own_ME
@@ -123,6 +129,12 @@ class BatchLoss:
     def _own_texts(self) -> slice:
         bounds = self._batch.text_bounds
         return slice(int(bounds[self._ranks.rank]), int(bounds[self._ranks.rank + 1]))
+
+    def _own_images(self, embedded: Embedded) -> Tensor:
+        """Return (N, D): this process's images; the teacher's where there is no image tower."""
+        if embedded.image_ND is None:
+            return self._targets(self._teacher(self._batch.teacher_image_NE))
+        return embedded.image_ND
 
     def _all_texts(self, embedded: Embedded) -> Tensor:
         """Return (M, D): the texts of all processes; the teacher's where there is no text tower."""
@@ -141,7 +153,8 @@ class BatchLoss:
         caption_N = torch.from_numpy(batch.caption_N).to(device)
         bank, has_bank = self._labels.bank, self._labels.bank is not None
         texts = TextColumns(
-            text=text_MD,
+            # The teacher's images are in the space that the map leads to.
+            text=text_MD if distiller.has_image else distiller.map_texts(text_MD),
             caption_N=caption_N,
             matching_2P=self._labels.matching_2P,
             teacher_text_ME=teacher_text_ME,
@@ -154,7 +167,7 @@ class BatchLoss:
             bank = None if bank is None else self._with_all_captions(bank, num_images)
         return LossInputs(
             image_ND=image_ND,
-            mapped_image_NE=distiller.map_images(image_ND),
+            mapped_image_NE=distiller.map_images(image_ND) if distiller.has_image else None,
             mapped_text_E=distiller.map_texts(text_MD[own]) if distiller.has_text else None,
             teacher_image_NE=teacher_image_NE,
             target_image_NE=self._targets(teacher_image_NE),
@@ -207,6 +220,13 @@ class BatchLoss:
             bank_caption_weight=caption_weights[1] if bank is not None else 0.0,
         )
 
+    def _square(self, by_rows: Tensor | None, rows: Tensor) -> Tensor:
+        """Return this process's share of the squared norm of a gradient by all images, or all texts."""
+        found = torch.zeros_like(rows) if by_rows is None else by_rows.detach().clone()
+        if not self._distiller.has_image:  # each process has a part of the gradient by every text
+            found = self._ranks.sum(found)[self._own_texts]
+        return found.square().sum()
+
     def _summed(
         self, values: Mapping[str, Any], squares: Sequence[Tensor], counts: Counts
     ) -> StepLoss:
@@ -239,9 +259,3 @@ def _gradient(value: Tensor, by: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
 def _double(values: Tensor) -> Tensor:
     """Return values in float64, where the device has it: mps does not."""
     return values if values.device.type == "mps" else values.double()
-
-
-def _square(by_image: Tensor | None, image_ND: Tensor) -> Tensor:
-    if by_image is None:
-        return image_ND.new_zeros(())
-    return by_image.detach().square().sum()

@@ -45,7 +45,7 @@ def make_sampler(resolved: Resolved, images: ImageLookup, ranks: Ranks) -> Sampl
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        groups=images.groups,
+        groups=images.groups if config.towers != "text" else None,
     )
 
 
@@ -78,7 +78,7 @@ def make_distiller(resolved: Resolved, kind: type[Distiller] = Distiller) -> Dis
     torch.manual_seed(config.seed)
     model = load_trainable(checkpoint, towers=config.towers, is_new=config.from_scratch)
     of_teacher = (math.log(resolved.teacher_scale), resolved.teacher_bias)
-    starts_as_teacher = config.from_scratch or config.towers == "image"
+    starts_as_teacher = config.from_scratch or config.towers != "both"
     scale, bias = of_teacher if starts_as_teacher else logit_scale_and_bias(checkpoint)
     distiller = kind(
         model,
@@ -194,7 +194,8 @@ def _num_steps_to_fit(resolved: Resolved) -> float | None:
     """Return the steps in which a learned map sees four rows a direction; None without a map."""
     if resolved.projection != "learned":
         return None
+    of_images = 0 if resolved.config.towers == "text" else 1
     rows = resolved.config.global_batch_size * (
-        1 + resolved.train.num_captioned / len(resolved.train)
+        of_images + resolved.train.num_captioned / len(resolved.train)
     )
     return 4 * resolved.checkpoint.embed_dim / rows

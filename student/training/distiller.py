@@ -18,6 +18,7 @@ from ...siglip import (
     autocast,
     pool_images,
     pool_token_ids,
+    text_tower,
     unit_rows,
     vision_tower,
 )
@@ -30,8 +31,8 @@ from .patch_dropout import PatchDropout
 class MicroBatch:
     """Images and texts of one forward pass, on the host or on the device."""
 
-    pixels_N: Tensor
-    """uint8 (N, *view_shape)."""
+    pixels_N: Tensor | None
+    """uint8 (N, *view_shape); None where the student has no image tower."""
 
     grids: Sequence[tuple[int, int]] | None
     """Rows and columns of patches of each image; None for a student of fixed resolution."""
@@ -49,8 +50,11 @@ class MicroBatch:
 class Embedded:
     """Unit rows of a micro-batch."""
 
-    image_ND: Tensor
+    image_ND: Tensor | None
+    """None without an image tower."""
+
     text_MD: Tensor | None
+    """None without a text tower."""
 
 
 class Distiller(nn.Module):
@@ -83,9 +87,9 @@ class Distiller(nn.Module):
         super().__init__()
         self.model: Any = model
         self._checkpoint, self._compute_dtype = checkpoint, compute_dtype
-        self.has_text = towers == "both"
-        owner: Any = model if self.has_text else self
-        if not self.has_text:
+        self.has_image, self.has_text = towers != "text", towers != "image"
+        owner = self._owner
+        if owner is self:
             self.logit_scale = nn.Parameter(torch.zeros(1))
             self.logit_bias = nn.Parameter(torch.zeros(1))
         with torch.no_grad():
@@ -102,8 +106,13 @@ class Distiller(nn.Module):
     @property
     def scale_and_bias(self) -> tuple[Tensor, Tensor]:
         """Scale, as a logarithm, and bias of the student."""
-        owner = self.model if self.has_text else self
+        owner = self._owner
         return owner.logit_scale, owner.logit_bias
+
+    @property
+    def _owner(self) -> Any:
+        """The module that has scale and bias: a tower alone has none."""
+        return self.model if self.has_image and self.has_text else self
 
     def head(self) -> list[Tensor]:
         """Return the parameters that enter the loss directly, not through an embedding."""
@@ -126,7 +135,10 @@ class Distiller(nn.Module):
         return self.map_images(rows_MD)
 
     def fit_maps(
-        self, images: tuple[Tensor, Tensor], texts: tuple[Tensor, Tensor] | None, ranks: Ranks
+        self,
+        images: tuple[Tensor, Tensor] | None,
+        texts: tuple[Tensor, Tensor] | None,
+        ranks: Ranks,
     ) -> None:
         """Fit the learned map to all rows so far; each argument is (student's rows, teacher's rows)."""
         assert self.projection is not None
@@ -138,10 +150,11 @@ class Distiller(nn.Module):
     def embed(self, micro_batch: MicroBatch) -> Embedded:
         """Return unit rows with their graph, in float32, or float64 for a model in float64."""
         with self._autocast():
-            image_ND = self._embed_images(micro_batch)
-            text_MD, ids_ML = None, micro_batch.ids_ML
-            if ids_ML is not None:
-                text_MD = self._embed_texts(ids_ML, micro_batch.num_texts)
+            image_ND = text_MD = None
+            if micro_batch.pixels_N is not None:
+                image_ND = self._embed_images(micro_batch.pixels_N, micro_batch)
+            if micro_batch.ids_ML is not None:
+                text_MD = self._embed_texts(micro_batch.ids_ML, micro_batch.num_texts)
         return Embedded(image_ND=image_ND, text_MD=text_MD)
 
     @property
@@ -157,22 +170,28 @@ class Distiller(nn.Module):
         """
         found = self.embed(micro_batch)
         gradient = backward(found)
-        total = (found.image_ND * gradient.image_ND).sum()
-        if found.text_MD is not None:
-            assert gradient.text_MD is not None
-            total = total + (found.text_MD * gradient.text_MD).sum()
+        total = self.scale_and_bias[0].new_zeros(())
+        for rows, by_rows in (
+            (found.image_ND, gradient.image_ND),
+            (found.text_MD, gradient.text_MD),
+        ):
+            if rows is not None:
+                assert by_rows is not None
+                total = total + (rows * by_rows).sum()
         for parameter, by_parameter in zip(self.head(), gradient.head, strict=False):
             total = total + (parameter * by_parameter).sum()
-        lacks_rows = not len(found.image_ND) or (self.has_text and not micro_batch.num_texts)
+        lacks_rows = any(
+            rows is not None and not len(rows) for rows in (found.image_ND, found.text_MD)
+        )
         if gradient.is_last and lacks_rows:
             moving = (p for p in self.parameters() if p.requires_grad)
             total = total + sum(p.reshape(-1)[0] * 0.0 for p in moving)
         return total
 
-    def _embed_images(self, micro_batch: MicroBatch) -> Tensor:
+    def _embed_images(self, pixels_N: Tensor, micro_batch: MicroBatch) -> Tensor:
         if not micro_batch.num_images:
             return self._no_rows()
-        pixels_N = micro_batch.pixels_N.to(self.device, non_blocking=True)
+        pixels_N = pixels_N.to(self.device, non_blocking=True)
         tower = vision_tower(self.model)
         pooled_ND = pool_images(tower, self._checkpoint, pixels_N, micro_batch.grids)
         return unit_rows(pooled_ND[: micro_batch.num_images])
@@ -181,7 +200,7 @@ class Distiller(nn.Module):
         if not num_texts:
             return self._no_rows()
         ids_ML = ids_ML.to(self.device, non_blocking=True)
-        return unit_rows(pool_token_ids(self.model.text_model, ids_ML)[:num_texts])
+        return unit_rows(pool_token_ids(text_tower(self.model), ids_ML)[:num_texts])
 
     def _no_rows(self) -> Tensor:
         """Return (0, D): the attention of transformers takes no empty batch."""
@@ -195,7 +214,7 @@ class Distiller(nn.Module):
 class EmbeddingGradient:
     """Gradient of the loss by the embeddings of a micro-batch, times world_size, since DDP takes the mean."""
 
-    image_ND: Tensor
+    image_ND: Tensor | None
     text_MD: Tensor | None
     head: Sequence[Tensor] = ()
     """By each parameter of Distiller.head; empty except for the last micro-batch."""

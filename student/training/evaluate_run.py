@@ -4,15 +4,16 @@ Shape letters in this file: E = the teacher's width, D = the student's, N = pair
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.split import split_policy
-from ..evaluation.embeddings import student_embeddings, teacher_embeddings
+from ..evaluation.embeddings import student_embeddings, teacher_embeddings, unit_rows_float32
 from ..evaluation.eval_set import choose_eval_set
-from ..evaluation.evaluate import evaluate, map_texts
+from ..evaluation.evaluate import evaluate, in_student_space
 from ..evaluation.report import eval_set_numbers, table_lines, zero_shot_lines
 from ..losses.pca_map import PcaMap, cosine_error
 from .distiller import Distiller
@@ -60,12 +61,13 @@ class HeldOutEvaluation:
         """
         resolved, eval_set = self._resolved, self.eval_set
         config = resolved.config
-        texts_MD, logit = None, None
         map_ED = None if self._pca is None else self._pca.map_ED
+        images_ND = texts_MD = None
         if config.towers == "image":
-            scale, bias = distiller.scale_and_bias
-            texts_MD = map_texts(self._reference, map_ED)
-            logit = (float(scale.detach()), float(bias.detach()))
+            texts_MD = in_student_space(self._reference.texts_MD, map_ED)
+        if config.towers == "text":
+            images_ND = in_student_space(self._reference.images_ND, map_ED)
+        scale, bias = distiller.scale_and_bias
         student = student_embeddings(
             distiller.model,
             resolved.checkpoint,
@@ -78,12 +80,17 @@ class HeldOutEvaluation:
             num_workers=resolved.num_workers,
             name=name,
             sha256_N=None if config.check_pixels == "never" else eval_set.sha256_N,
+            images_ND=images_ND,
             texts_MD=texts_MD,
-            logit=logit,
+            logit=(float(scale.detach()), float(bias.detach())),
             kept=resolved.kept,
         )
         if has_map and distiller.projection is not None:
             map_ED = distiller.projection.weight.detach().float().cpu().numpy()
+        if map_ED is not None and config.towers == "text" and self._pca is None:
+            # As exported: the map is folded into the head, and texts come out in the teacher's space.
+            mapped_ME = unit_rows_float32(student.texts_MD @ map_ED.T)
+            student, map_ED = replace(student, texts_MD=mapped_ME), None
         return evaluate(student, self._reference, eval_set, map_ED=map_ED, seed=config.seed)
 
 

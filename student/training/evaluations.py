@@ -45,7 +45,7 @@ class Evaluations:
                 f"best_metric {chosen} does not apply to the held-out images; of these there are "
                 f"{', '.join(of_teacher)}"
             )
-        has_map = resolved.projection != "none" or config.towers == "image"
+        has_map = resolved.projection != "none" or config.towers != "both"
         widths = resolved.checkpoint.embed_dim, resolved.teacher.embed_dim
         if chosen in ("image_cosine", "text_cosine") and widths[0] != widths[1] and not has_map:
             raise SettingError(

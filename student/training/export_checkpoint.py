@@ -14,6 +14,7 @@ from ..launch import Launch
 from .checkpoints import Weights
 from .components import fit_pca, make_distiller
 from .export_run import export_weights, is_model_of, made_from_of, map_of
+from .other_tower import check_same_map
 from .resolve import resolve
 from .resume import load_weights
 from .run_files import CONFIG, RunFiles
@@ -34,6 +35,7 @@ class ExportCheckpointConfig:
 
     student: str | None = None
     teacher_text: str | None = None
+    image_tower: str | None = None
 
     dtype: WeightsDtype = "float32"
     """Dtype of the weights in the folder."""
@@ -78,6 +80,7 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
                 f"{recorded.get(name)}, now it is {facts[name]}; name the right one by --cache"
             )
     pca = fit_pca(resolved) if resolved.projection == "pca" else None
+    check_same_map(resolved.config, resolved.teacher, pca)
     distiller = make_distiller(resolved)
     load_weights(distiller, tensors, str(weights.path.parent))
     map_ED, made_from = map_of(distiller, pca), made_from_of(resolved, weights)
@@ -123,7 +126,8 @@ def _settings_of(
                 f"{run.root / CONFIG} has a setting {name!r}{nearest_name(name, known)}, which this version "
                 "does not know; update siglip2-cache"
             )
-    given = {"cache": config.cache, "student": config.student, "teacher_text": config.teacher_text}
+    names = ("cache", "student", "teacher_text", "image_tower")
+    given = {name: getattr(config, name) for name in names}
     moved = {name: value for name, value in given.items() if value is not None}
     return replace(
         make_config(None, {**settings, **moved}),

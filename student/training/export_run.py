@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...siglip import resolve_checkpoint
 from ..config import TrainConfig
 from ..evaluation.report import result_rows
 from ..export.atomic_folder import MARK
-from ..export.export import WeightsDtype, export_image_tower, export_model
+from ..export.export import WeightsDtype, export_model, export_tower
 from ..export.metadata import PROJECTION, identity_sha256, projection_bytes
 from ..export.model_card import CacheSummary, ModelCard
 from ..export.provenance import base_model_of, hub_datasets, language_codes, license_of
@@ -23,6 +22,7 @@ from ..losses.pca_map import PcaMap
 from .checkpoints import Weights
 from .distiller import Distiller
 from .evaluate_run import evaluate_student, lacks_evaluation
+from .other_tower import other_tower
 from .plot import loss_plot
 from .progress import TrainProgress
 from .resolve import Resolved
@@ -67,16 +67,34 @@ def export_run(
 
 
 def map_of(distiller: Distiller, pca: PcaMap | None) -> NDArray[np.float32] | None:
-    """Return the map between the widths, (E, D); None without one."""
-    if distiller.projection is not None:
-        return distiller.projection.weight.detach().float().cpu().numpy()
-    return None if pca is None else pca.map_ED
+    """Return the map from the exported model's space to the teacher's, (E, D); None if they are one."""
+    if distiller.projection is None:
+        return None if pca is None else pca.map_ED
+    return _learned(distiller) if distiller.has_image else None  # else it is folded into the head
+
+
+def _text_map(distiller: Distiller, pca: PcaMap | None) -> NDArray[np.float32] | None:
+    """Return the map that the head of the text tower takes, (old width, new width); None without one."""
+    if distiller.has_image:  # the text tower is the teacher's
+        return None if pca is None else pca.map_ED
+    return None if distiller.projection is None else _learned(distiller).T
+
+
+def _learned(distiller: Distiller) -> NDArray[np.float32]:
+    assert distiller.projection is not None
+    return distiller.projection.weight.detach().float().cpu().numpy()
 
 
 def made_from_of(resolved: Resolved, weights: Weights) -> dict[str, Any]:
     """Return what identifies the source of an exported model."""
-    has_teacher_text = resolved.config.teacher_text is not None
-    return {"weights_sha256": weights.sha256(), "teacher_text": has_teacher_text}
+    config = resolved.config
+    made_from = {
+        "weights_sha256": weights.sha256(),
+        "teacher_text": config.teacher_text is not None,
+    }
+    if config.image_tower is not None:
+        made_from["image_tower"] = True
+    return made_from
 
 
 def _recorded_source(run: RunFiles) -> Any:
@@ -133,6 +151,7 @@ def export_weights(
         "teacher": resolved.teacher.name,
         "teacher_identity": identity_sha256(resolved.teacher),
         "split": _split(config),
+        "space": _space(resolved),
     }
     card = _card(resolved, run, weights, is_evaluated=is_evaluated)
     if config.towers == "both":
@@ -147,20 +166,28 @@ def export_weights(
         )
         return
     scale, bias = distiller.scale_and_bias
-    text = resolve_checkpoint(config.teacher_text) if config.teacher_text else None
-    export_image_tower(
+    export_tower(
         distiller.model,
         float(scale.detach()),
         float(bias.detach()),
         resolved.checkpoint,
         out,
-        teacher_text=text,
-        map_ED=None if pca is None else pca.map_ED,
+        other=other_tower(config),
+        text_map=_text_map(distiller, pca),
         card=card,
         extra=extra,
         files=files,
         dtype=dtype,
     )
+
+
+def _space(resolved: Resolved) -> str | None:
+    """Return the space of the exported embeddings, as ModelMetadata; None: the student's own."""
+    if resolved.projection == "pca":
+        return "pca"
+    is_folded = resolved.projection == "none" or resolved.config.towers == "text"
+    is_pulled = resolved.config.towers != "both" or bool(resolved.weights.get("cosine"))
+    return "teacher" if is_folded and is_pulled else None
 
 
 def _split(config: TrainConfig) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def split_batch(
         micro_batch_size: None: all in one.
         padded_size: images, and texts, after padding with zeros; None: no padding.
     """
-    N = len(batch.pixels_N)
+    N = 0 if batch.pixels_N is None else len(batch.pixels_N)
     M = 0 if batch.ids_ML is None else len(batch.ids_ML)
     size = micro_batch_size or max(N, M, 1)
     grids = None
@@ -171,13 +171,14 @@ def split_batch(
 
     def part(start: int) -> MicroBatch:
         cut = slice(start, start + size)
-        pixels_N, ids_ML = batch.pixels_N[cut], None if batch.ids_ML is None else batch.ids_ML[cut]
+        pixels_N = None if batch.pixels_N is None else batch.pixels_N[cut]
+        ids_ML = None if batch.ids_ML is None else batch.ids_ML[cut]
         part_grids = None if grids is None else grids[cut]
-        num_images, num_texts = len(pixels_N), 0 if ids_ML is None else len(ids_ML)
+        num_images, num_texts = (0 if rows is None else len(rows) for rows in (pixels_N, ids_ML))
         if padded_size is not None:
             if part_grids is not None:
                 part_grids = part_grids + [(1, 1)] * (padded_size - num_images)
-            pixels_N = _padded(pixels_N, padded_size)
+            pixels_N = None if pixels_N is None else _padded(pixels_N, padded_size)
             ids_ML = None if ids_ML is None else _padded(ids_ML, padded_size)
         return MicroBatch(
             pixels_N=pixels_N,
@@ -198,14 +199,18 @@ def _padded(rows: Tensor, size: int) -> Tensor:
 
 
 def _detached(embedded: Embedded) -> Embedded:
-    text = None if embedded.text_MD is None else embedded.text_MD.detach()
-    return Embedded(image_ND=embedded.image_ND.detach(), text_MD=text)
+    image, text = embedded.image_ND, embedded.text_MD
+    return Embedded(
+        image_ND=None if image is None else image.detach(),
+        text_MD=None if text is None else text.detach(),
+    )
 
 
 def _concatenated(parts: Sequence[Embedded]) -> Embedded:
+    images = [each.image_ND for each in parts if each.image_ND is not None]
     texts = [each.text_MD for each in parts if each.text_MD is not None]
     return Embedded(
-        image_ND=torch.cat([each.image_ND for each in parts]),
+        image_ND=torch.cat(images) if images else None,
         text_MD=torch.cat(texts) if texts else None,
     )
 
@@ -214,14 +219,16 @@ def _part_of_gradient(
     whole: EmbeddingGradient, parts: Sequence[Embedded], i: int, *, is_last: bool
 ) -> EmbeddingGradient:
     """Return the part of a gradient that belongs to micro-batch i; the head's goes with the last."""
-    images = [len(each.image_ND) for each in parts]
-    texts = [0 if each.text_MD is None else len(each.text_MD) for each in parts]
-    first, first_text = sum(images[:i]), sum(texts[:i])
-    by_text = whole.text_MD
+
+    def part(whole_rows: Tensor | None, rows: Sequence[Tensor | None]) -> Tensor | None:
+        counts = [0 if each is None else len(each) for each in rows]
+        first = sum(counts[:i])
+        return None if whole_rows is None else whole_rows[first : first + counts[i]]
+
     return replace(
         whole,
-        image_ND=whole.image_ND[first : first + images[i]],
-        text_MD=None if by_text is None else by_text[first_text : first_text + texts[i]],
+        image_ND=part(whole.image_ND, [each.image_ND for each in parts]),
+        text_MD=part(whole.text_MD, [each.text_MD for each in parts]),
         head=whole.head if is_last else (),
         is_last=whole.is_last and is_last,
     )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ...errors import SettingError
-from ...siglip import vision_tower
+from ...siglip import text_tower, vision_tower
 from ..config import TrainConfig
 from .distiller import Distiller
 
@@ -74,9 +74,10 @@ def make_groups(distiller: Distiller, config: TrainConfig) -> list[dict[str, Any
 
 
 def _towers(distiller: Distiller) -> Iterator[tuple[TowerName, Any]]:
-    yield "image", vision_tower(distiller.model)
+    if distiller.has_image:
+        yield "image", vision_tower(distiller.model)
     if distiller.has_text:
-        yield "text", distiller.model.text_model
+        yield "text", text_tower(distiller.model)
 
 
 def _places(distiller: Distiller) -> Iterator[tuple[Tensor, _Place]]:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from ...cores import decoders_beside_training
 from ...errors import SettingError
 from ...siglip import (
+    BOTH,
     Checkpoint,
     NaflexRecipe,
-    checkpoint_identity,
     file_sha256,
     files_sha256,
     resolve_checkpoint,
@@ -30,6 +30,7 @@ from ..data.split import SplitPolicy, split_policy
 from ..export.metadata import identity_sha256
 from ..launch import Launch
 from ..terms import active_terms, loss_terms
+from .other_tower import check_other_tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
         config.student,
         revision=config.revision,
         has_weights=not config.from_scratch,
-        allow_image_tower=config.towers == "image",
+        needed=BOTH if config.towers == "both" else (config.towers,),
     )
     if config.max_num_patches is not None:
         checkpoint = with_max_num_patches(checkpoint, config.max_num_patches)
@@ -122,10 +123,12 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
         cache,
         teacher.name,
         policy,
-        student=checkpoint if config.towers == "both" else None,
+        student=checkpoint if config.towers != "image" else None,
         allow_partial=config.allow_partial,
     )
-    kept, kept_note = choose_pixels(cache, corpus, checkpoint, config.pixels)
+    kept, kept_note = None, None
+    if config.towers != "text":
+        kept, kept_note = choose_pixels(cache, corpus, checkpoint, config.pixels)
     train = corpus.select(~corpus.is_val_N)
     scale = config.teacher_scale or math.exp(teacher.logit_scale)
     bias = teacher.logit_bias if config.teacher_bias is None else config.teacher_bias
@@ -145,9 +148,11 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
         epochs=None,
         lr=config.lr or (1e-3 if config.from_scratch else 1e-5),
         weight_decay=_value_or(config.weight_decay, 1e-4 if config.from_scratch else 0.0),
-        max_num_patches=getattr(checkpoint.image, "max_num_patches", None),
+        max_num_patches=(
+            None if config.towers == "text" else getattr(checkpoint.image, "max_num_patches", None)
+        ),
         dtype=dtype,
-        pixels="corpus" if kept is None else "kept",
+        pixels="kept" if kept is not None else "auto" if config.towers == "text" else "corpus",
         val_share=policy.val_share if policy.val_keys is None else None,
     )
     if full.patch_dropout is not None and isinstance(checkpoint.image, NaflexRecipe):
@@ -156,7 +161,7 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
             "--max-num-patches limits its patches"
         )
     _refuse_no_data(full, weights, train)
-    _refuse_other_texts(config.teacher_text, teacher)
+    check_other_tower(config, teacher, projection)
     return Resolved(
         given=config,
         config=full,
@@ -221,7 +226,7 @@ def _projection(
 ) -> Literal["learned", "pca", "none"]:
     """Return the map between the widths."""
     is_equal = checkpoint.embed_dim == teacher.embed_dim
-    needs_one = config.towers == "image" or any(term.needs_map for term in active_terms(weights))
+    needs_one = config.towers != "both" or any(term.needs_map for term in active_terms(weights))
     widths = f"the student's {checkpoint.embed_dim}, the teacher's {teacher.embed_dim}"
     if config.projection == "none" and needs_one and not is_equal:
         raise SettingError(
@@ -230,8 +235,10 @@ def _projection(
         )
     if config.projection != "auto":
         return config.projection
+    if config.towers != "both" and is_equal:
+        return "none"
     if config.towers == "image":
-        return "none" if is_equal else "pca"
+        return "pca"
     return "learned" if needs_one else "none"
 
 
@@ -248,31 +255,18 @@ def _refuse_no_data(config: TrainConfig, weights: Mapping[str, float], train: Co
     """Refuse a training in which no term has any data.
 
     Raises:
-        SettingError: there are no captions, and every term with a weight needs them.
+        SettingError: there are no captions, and every term with a weight needs them, or texts are trained.
     """
     if train.num_captioned:
         return
+    if config.towers == "text":
+        raise SettingError(
+            f"{config.cache} has no caption in its train split, and towers text learns from captions"
+        )
     if all(term.needs_captions for term in active_terms(weights)):
         raise SettingError(
             f"{config.cache} has no caption in its train split, so only the cosine term has data, and its "
             "weight is 0; use --weight cosine=1"
-        )
-
-
-def _refuse_other_texts(teacher_text: str | None, teacher: TeacherRecord) -> None:
-    """Refuse a text tower that is not the teacher's, before the training.
-
-    Raises:
-        SettingError: the hash of its weights is not the teacher's.
-    """
-    if teacher_text is None:
-        return
-    identity = checkpoint_identity(resolve_checkpoint(teacher_text), compute_dtype="float32")
-    own = teacher.identity.get("weights_sha256")
-    if identity["weights_sha256"] != own:
-        raise SettingError(
-            f"teacher_text {teacher_text} is not the teacher {teacher.name} of the cache: its weights have "
-            f"SHA-256 {identity['weights_sha256'][:12]}..., the teacher's {str(own)[:12]}..."
         )
 
 

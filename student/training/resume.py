@@ -32,7 +32,10 @@ _CHANGE_TRAINING = {
     "decode",
     "pixels",
 }
-_PATHS = {"cache", "student", "out", "corpus_roots", "teacher_text", "cache_dir", "cache_limit"}
+_PATHS = {
+    *("cache", "student", "out", "corpus_roots", "teacher_text", "image_tower"),
+    *("cache_dir", "cache_limit"),
+}
 """Where files are. Cache and student are compared by hash."""
 _MAY_CHANGE = {
     *_CHANGE_TRAINING,

@@ -39,6 +39,7 @@ from .gradient_cache import GradientCache
 from .initial_weights import begin_from
 from .loggers import Callbacks, MetricsLogger, check_loggers, make_loggers
 from .nonfinite_steps import NonfiniteSteps
+from .other_tower import check_same_map
 from .progress import TrainProgress
 from .resolve import Resolved, device_of, resolve
 from .resume import begin_or_resume, on_host, restore_checkpoint
@@ -203,6 +204,7 @@ class Trainer:
         resolved = self._resolved
         if resolved.projection == "pca":
             self._pca = fit_pca(resolved, self._ranks)
+            self._on_first(lambda run: check_same_map(self._config, resolved.teacher, self._pca))
         if self._config.eval_every is not None:
             self._on_first(self._make_evaluations)
         done = self._restore()
@@ -221,7 +223,7 @@ class Trainer:
                 self._progress.say(line)
 
         def evaluate_start(run: RunFolder) -> None:
-            if lacks_evaluation(resolved, run, "before"):
+            if self._has_start and lacks_evaluation(resolved, run, "before"):
                 start = self._distiller
                 if done:
                     start = self.make_distiller(resolved)
@@ -254,6 +256,11 @@ class Trainer:
             num_skipped=self._num_skipped,
             num_nonfinite=self._nonfinite.num,
         )
+
+    @property
+    def _has_start(self) -> bool:
+        """Whether the initial student can be evaluated: texts alone are compared through a fitted map."""
+        return self._config.towers != "text" or self._distiller.projection is None
 
     def _make_evaluations(self, run: RunFolder) -> None:
         self._evaluations = Evaluations(self._resolved, run, self._pca, self._progress)

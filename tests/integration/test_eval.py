@@ -313,7 +313,7 @@ def test_a_naflex_student_gives_what_its_own_teacher_gave(
     load_trainable(checkpoint, towers="image", is_new=False).save_pretrained(tmp_path / "tower")
     settings = (naflex_checkpoint / "preprocessor_config.json").read_text()
     (tmp_path / "tower" / "preprocessor_config.json").write_text(settings)
-    alone = resolve_checkpoint(str(tmp_path / "tower"), allow_image_tower=True)
+    alone = resolve_checkpoint(str(tmp_path / "tower"), needed=("image",))
     tower = load_model(alone, device="cpu", compute_dtype="float32")
     student = student_embeddings(
         tower, alone, cache, rows, texts,

@@ -67,6 +67,10 @@ SCENARIOS = {
     "similar ignored, one has no image": Scenario(
         {**UNEVEN, "ignore_similar": 0.35}, num_images=7, micro_batch_size=2
     ),
+    "text tower": Scenario({**UNEVEN, "towers": "text"}, micro_batch_size=2),
+    "text tower, one has no text": Scenario(
+        {"captions": (0, 1, 0, 2, -1, -1, -1), "towers": "text", "projection": "pca"}, num_texts=4
+    ),
     "naflex, one has nothing": Scenario(
         {**UNEVEN, "towers": "image", "projection": "pca"}, is_naflex=True, num_images=7
     ),

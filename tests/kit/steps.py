@@ -44,7 +44,7 @@ class Case:
     """A student and what it is taught, small but whole."""
 
     student: Path
-    towers: Literal["both", "image"] = "both"
+    towers: Literal["both", "image", "text"] = "both"
     projection: Literal["learned", "pca", "none"] = "learned"
     bank_labels: Literal["soft", "hard"] = "soft"
     positives: Positives = ALL
@@ -82,9 +82,14 @@ class Case:
         )
         return distiller.to(dtype)
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weights of the terms; the bank needs an image tower."""
+        return WEIGHTS | ({"bank": 0.0} if self.towers == "text" else {})
+
     def objective(self) -> Objective:
         return Objective(
-            weights=WEIGHTS,
+            weights=self.weights,
             teacher_scale=TEACHER_SCALE,
             teacher_bias=TEACHER_BIAS,
             bank_labels=self.bank_labels,
@@ -115,12 +120,12 @@ class Case:
             epoch=0,
             positions_N=np.arange(N),
             views_N=np.zeros(N, np.int64),
-            pixels_N=torch.from_numpy(pixels),
-            grids_N2=grids,
+            pixels_N=None if self.towers == "text" else torch.from_numpy(pixels),
+            grids_N2=None if self.towers == "text" else grids,
             caption_N=np.array(self.captions, np.int64),
             text_rows_M=np.arange(M),
             text_bounds=np.array([0, M]),
-            ids_ML=torch.from_numpy(ids) if self.towers == "both" else None,
+            ids_ML=None if self.towers == "image" else torch.from_numpy(ids),
             teacher_image_NE=unit_rows(draw, N, self.teacher_dim),
             teacher_text_ME=unit_rows(draw, M, self.teacher_dim),
             skipped=[],
@@ -178,7 +183,7 @@ def _resolved(student: Path) -> Checkpoint:
 
 
 @lru_cache
-def _loaded(student: Path, towers: Literal["both", "image"]) -> Any:
+def _loaded(student: Path, towers: Literal["both", "image", "text"]) -> Any:
     return load_trainable(_resolved(student), towers=towers, is_new=False)
 
 
@@ -201,7 +206,7 @@ def part_of(
         batch,
         positions_N=batch.positions_N[images],
         views_N=batch.views_N[images],
-        pixels_N=batch.pixels_N[images],
+        pixels_N=None if batch.pixels_N is None else batch.pixels_N[images],
         grids_N2=None if batch.grids_N2 is None else batch.grids_N2[images],
         caption_N=batch.caption_N[images],
         text_bounds=np.array(texts),
@@ -226,8 +231,8 @@ def plain_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss of a batch with its graph, and each term: dense, the formulas as they stand."""
     found = [distiller.embed(piece) for piece in pieces]
-    x_ND = torch.cat([each.image_ND for each in found])
-    dtype = x_ND.dtype
+    log_scale, bias = distiller.scale_and_bias
+    dtype = bias.dtype
     u_NE = F.normalize(batch.teacher_image_NE.to(dtype), dim=-1)
     v_ME = F.normalize(batch.teacher_text_ME.to(dtype), dim=-1)
     map_ED = case.fixed_map()
@@ -238,8 +243,11 @@ def plain_loss(
     def mapped(rows: Tensor) -> Tensor:
         return rows if distiller.projection is None else rows @ distiller.projection.weight.T
 
-    y_MD = target(v_ME) if case.towers == "image" else torch.cat([_text(each) for each in found])
-    log_scale, bias = distiller.scale_and_bias
+    images, texts = ([getattr(e, name) for e in found] for name in ("image_ND", "text_MD"))
+    x_ND = target(u_NE) if case.towers == "text" else torch.cat(images)
+    y_MD = target(v_ME) if case.towers == "image" else torch.cat(texts)
+    if case.towers == "text":
+        y_MD = F.normalize(mapped(y_MD), dim=-1)
     z_NM = log_scale.exp() * x_ND @ y_MD.T + bias
     p_NM = torch.sigmoid(TEACHER_SCALE * u_NE @ v_ME.T + TEACHER_BIAS)
     N, M = z_NM.shape
@@ -247,13 +255,19 @@ def plain_loss(
     assert bank is not None
     w_KE = F.normalize(bank.teacher_text_ME.to(dtype), dim=-1)
     bank_NK = (
-        distiller.bank_scale.exp() * F.normalize(mapped(x_ND), dim=-1) @ target(w_KE).T
-        + distiller.bank_bias
+        z_NM.new_zeros(N, len(w_KE))
+        if case.towers == "text"
+        else (
+            distiller.bank_scale.exp() * F.normalize(mapped(x_ND), dim=-1) @ target(w_KE).T
+            + distiller.bank_bias
+        )
     )
     similar = _similar(case, case.captions, u_NE, v_ME)
     terms = {
         "soft": (F.softplus(z_NM) - p_NM * z_NM).sum() / N,
-        "cosine": _one_minus_cos(mapped(x_ND), target(u_NE)),
+        "cosine": _one_minus_cos(y_MD, target(v_ME))
+        if case.towers == "text"
+        else _one_minus_cos(mapped(x_ND), target(u_NE)),
         "contrastive": _hard(
             z_NM,
             case.captions,
@@ -277,12 +291,9 @@ def plain_loss(
         }
         ignored |= _similar(case, own, u_NE, w_KE)
         terms["bank"] = _hard(bank_NK, own, ignored, _weights(case, own, q_NK))
-    total = sum((WEIGHTS[name] * value for name, value in terms.items()), x_ND.new_zeros(()))
+    terms = {name: value for name, value in terms.items() if case.weights[name]}
+    total = sum((case.weights[name] * value for name, value in terms.items()), x_ND.new_zeros(()))
     return total, terms
-
-
-def _text(each: Any) -> Tensor:
-    return each.text_MD
 
 
 def _true(row: Tensor) -> list[int]:
@@ -340,15 +351,15 @@ def _hard(
 
 def pieces_of(batch: Batch, size: int | None) -> list[MicroBatch]:
     """Return consecutive pieces of at most so many images and texts."""
-    N, M = len(batch.pixels_N), 0 if batch.ids_ML is None else len(batch.ids_ML)
+    N, M = (0 if rows is None else len(rows) for rows in (batch.pixels_N, batch.ids_ML))
     size = size or max(N, M)
     cuts = [slice(start, start + size) for start in range(0, max(N, M), size)]
     return [
         MicroBatch(
-            pixels_N=batch.pixels_N[cut],
+            pixels_N=None if batch.pixels_N is None else batch.pixels_N[cut],
             grids=None if batch.grids_N2 is None else [tuple(g) for g in batch.grids_N2[cut]],
             ids_ML=None if batch.ids_ML is None else batch.ids_ML[cut],
-            num_images=len(batch.pixels_N[cut]),
+            num_images=0 if batch.pixels_N is None else len(batch.pixels_N[cut]),
             num_texts=0 if batch.ids_ML is None else len(batch.ids_ML[cut]),
         )
         for cut in cuts

@@ -58,7 +58,7 @@ def from_file(tmp_path: Path, text: str, **flags: Any) -> TrainConfig:
         ({"decode": "fast"}, "decode 'fast' is not one of exact, scaled"),
         ({"sample_timeout": 0.0}, "sample_timeout must be above 0, got 0.0"),
         ({"teacher_scale": 0.0}, "teacher_scale must be above 0, got 0.0"),
-        ({"towers": "text"}, "towers 'text' is not one of both, image"),
+        ({"towers": "sound"}, "towers 'sound' is not one of both, image, text"),
         ({"projection": "two"}, "projection 'two' is not one of auto, learned, pca, none"),
         ({"positives": "some"}, "positives 'some' is not one of all, weighed, above=P"),
         ({"positives": "above"}, "positives 'above' is not one of all, weighed, above=P"),
@@ -97,6 +97,22 @@ def from_file(tmp_path: Path, text: str, **flags: Any) -> TrainConfig:
         (
             {"teacher_text": "T"},
             "teacher_text goes with towers image: else the student has its own",
+        ),
+        (
+            {"image_tower": "T"},
+            "image_tower goes with towers text: else the student has its own",
+        ),
+        (
+            {"towers": "text", "patch_dropout": 0.5},
+            "patch_dropout goes with an image tower, and towers text trains none; leave it out",
+        ),
+        (
+            {"towers": "text", "pixels": "kept"},
+            "pixels goes with an image tower, and towers text trains none; leave it out",
+        ),
+        (
+            {"towers": "text", "weights": {"bank": 1.0}},
+            "weights.bank goes with an image tower, and towers text trains none; leave it out",
         ),
         (
             {"towers": "image", "projection": "learned"},

@@ -17,7 +17,7 @@ from siglip2_cache.student.data.read_corpus import read_corpus
 from siglip2_cache.student.data.split import SplitPolicy
 from siglip2_cache.student.evaluation.embeddings import Embeddings, teacher_embeddings
 from siglip2_cache.student.evaluation.eval_set import EvalSet, _classes, choose_eval_set  # pyright: ignore[reportPrivateUsage]
-from siglip2_cache.student.evaluation.evaluate import evaluate, map_texts
+from siglip2_cache.student.evaluation.evaluate import evaluate, in_student_space
 from siglip2_cache.student.evaluation.report import (
     eval_set_lines,
     eval_set_numbers,
@@ -167,10 +167,10 @@ def test_the_cosine_goes_through_the_map_and_is_left_out_where_widths_differ() -
     assert found["text_cosine"] == pytest.approx(1, abs=1e-6)
     unmapped = evaluate(student, inside, eval_set())
     assert unmapped["image_cosine"] is unmapped["text_cosine"] is None
-    mapped = map_texts(teacher, basis)
+    mapped = in_student_space(teacher.texts_MD, basis)
     np.testing.assert_allclose(np.linalg.norm(mapped, axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(np.sum(mapped * student.texts_MD, 1) > 0, True)
-    assert map_texts(teacher, None) is teacher.texts_MD
+    assert in_student_space(teacher.texts_MD, None) is teacher.texts_MD
 
 
 def test_a_picture_that_is_there_twice_is_compared_with_others_once() -> None:

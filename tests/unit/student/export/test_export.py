@@ -24,7 +24,7 @@ from siglip2_cache.images.pixels import resize
 from siglip2_cache.store.format.views import WHOLE_IMAGE
 from siglip2_cache.student.export import export
 from siglip2_cache.student.export import tokenizer as export_tokenizer
-from siglip2_cache.student.export.export import export_image_tower, export_model
+from siglip2_cache.student.export.export import export_model, export_tower
 from siglip2_cache.student.export.model_card import CacheSummary, ModelCard
 
 REAL_PROCESSOR = Path(__file__).resolve().parents[5] / "shared" / "data" / "siglip2_base_processor"
@@ -345,7 +345,7 @@ def test_the_exported_processor_treats_a_transparent_colour_as_training_did(
 ) -> None:
     from transformers import AutoImageProcessor
 
-    trained_on = replace(start, image=replace(start.image, on_white=on_white))
+    trained_on = replace(start, image_recipe=replace(start.image, on_white=on_white))
     export_model(trained(start), trained_on, tmp_path / "out", card=CARD)
     clear = Image.new("RGB", (64, 64), (0, 0, 255))
     clear.info["transparency"] = (0, 0, 255)
@@ -511,9 +511,7 @@ def test_beside_a_naflex_tower_a_siglip_1_tokenizer_is_named(
     start: siglip.Checkpoint, siglip1: siglip.Checkpoint, tmp_path: Path
 ) -> None:
     tower = trained(start).vision_model
-    export_image_tower(
-        tower, 1.0, 0.0, start, tmp_path / "out", teacher_text=siglip1, map_ED=None, card=CARD
-    )
+    export_tower(tower, 1.0, 0.0, start, tmp_path / "out", other=siglip1, text_map=None, card=CARD)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "SiglipTokenizer.from_pretrained" in card
     assert "model=folder, tokenizer=tokenizer)" in card
@@ -550,14 +548,14 @@ def test_texts_are_the_teachers_through_the_map(
 ) -> None:
     student = trained(start)
     map_ED = np.linalg.qr(np.random.default_rng(2).normal(size=(96, 64)))[0].astype(np.float32)
-    export_image_tower(
+    export_tower(
         student.vision_model,
         1.5,
         -0.5,
         start,
         tmp_path / "out",
-        teacher_text=wide_teacher,
-        map_ED=map_ED,
+        other=wide_teacher,
+        text_map=map_ED,
         card=CARD,
     )
     found = siglip.resolve_checkpoint(str(tmp_path / "out"))
@@ -584,9 +582,7 @@ def test_an_image_tower_beside_the_teachers_texts_is_right_in_the_pipeline(
 
     teacher = checkpoints("fixed")
     tower = trained(start).vision_model
-    export_image_tower(
-        tower, 2.3, -1.0, start, tmp_path / "out", teacher_text=teacher, map_ED=None, card=CARD
-    )
+    export_tower(tower, 2.3, -1.0, start, tmp_path / "out", other=teacher, text_map=None, card=CARD)
     found = siglip.resolve_checkpoint(str(tmp_path / "out"))
     model = siglip.load_model(found, device="cpu", compute_dtype="float32")
     teachers = siglip.load_model(teacher, device="cpu", compute_dtype="float32")
@@ -607,14 +603,14 @@ def test_without_texts_the_folder_is_an_image_tower(
     from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
     student = trained(start)
-    export_image_tower(
+    export_tower(
         student.vision_model,
         1.5,
         -0.5,
         start,
         tmp_path / "out",
-        teacher_text=None,
-        map_ED=None,
+        other=None,
+        text_map=None,
         card=CARD,
         extra={"split": 1},
     )
@@ -674,14 +670,14 @@ def test_of_the_teacher_only_the_text_tower_is_read(
     map_ED = np.eye(96, 64)
     tower = trained(start).vision_model
     read.clear()
-    export_image_tower(
+    export_tower(
         tower,
         1.0,
         0.0,
         start,
         tmp_path / "out",
-        teacher_text=wide_teacher,
-        map_ED=map_ED,
+        other=wide_teacher,
+        text_map=map_ED,
         card=CARD,
     )
     assert len(read) > 30
@@ -692,7 +688,7 @@ def test_of_the_teacher_only_the_text_tower_is_read(
 @pytest.mark.parametrize(
     ("map_ED", "message"),
     [
-        (None, r"teacher of width 96 and student of width 64: a map is needed"),
+        (None, r"texts of width 96 and images of width 64: a map is needed"),
         (np.eye(64, 96), r"the map must be of shape \(96, 64\), got \(64, 96\)"),
     ],
     ids=["none", "turned"],
@@ -706,8 +702,8 @@ def test_a_map_that_does_not_fit_is_refused_and_nothing_is_written(
 ) -> None:
     tower = trained(start).vision_model
     with pytest.raises(ValueError, match=message):
-        export_image_tower(
-            tower, 1, 0, start, tmp_path / "o", teacher_text=wide_teacher, map_ED=map_ED, card=CARD
+        export_tower(
+            tower, 1, 0, start, tmp_path / "o", other=wide_teacher, text_map=map_ED, card=CARD
         )
     assert files_of(tmp_path) == set()
 

@@ -28,6 +28,7 @@ CARD = ModelCard(
 def render(card: ModelCard = CARD, tokenizer_class: str | None = "AutoTokenizer") -> str:
     return render_card(
         card,
+        text_class=None,
         tokenizer_class=tokenizer_class,
         max_text_tokens=64,
         has_pipeline=True,

@@ -14,7 +14,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from siglip2_cache import siglip
-from siglip2_cache.student.export.export import export_image_tower, export_model
+from siglip2_cache.student.export.export import export_model, export_tower
 from siglip2_cache.student.export.model_card import CacheSummary, ModelCard
 
 REAL_PROCESSOR = Path(__file__).parents[5] / "shared" / "data" / "siglip2_base_processor"
@@ -128,7 +128,7 @@ def test_an_image_tower_alone_encodes_pictures(
 
     tower = siglip.vision_tower(siglip.load_model(start, device="cpu", compute_dtype="float32"))
     out = tmp_path / "tower"
-    export_image_tower(tower, 0.0, 0.0, start, out, teacher_text=None, map_ED=None, card=CARD)
+    export_tower(tower, 0.0, 0.0, start, out, other=None, text_map=None, card=CARD)
     inputs = AutoImageProcessor.from_pretrained(out)(picture, return_tensors="pt")
     with torch.no_grad():
         expected = tower(**inputs).pooler_output

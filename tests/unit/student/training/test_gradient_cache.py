@@ -36,6 +36,14 @@ CASES: dict[str, dict[str, Any]] = {
         "projection": "none",
         "bank_labels": "hard",
     },
+    "text tower, learned map": {"towers": "text", "projection": "learned"},
+    "text tower, pca map, ignored, weighed": {
+        "towers": "text",
+        "projection": "pca",
+        "ignore_similar": 0.35,
+        "positives": Positives("weighed"),
+    },
+    "text tower, no map": {"towers": "text", "projection": "none", **MORE_TEXTS},
     "weighed captions, hard bank": {
         "projection": "none",
         "bank_labels": "hard",
@@ -95,7 +103,11 @@ def computed(
     ("kind", "name"),
     [
         *((KINDS[0], name) for name in CASES),
-        *((KINDS[1], name) for name in CASES if "bank" not in name and "two" not in name),
+        *(
+            (KINDS[1], name)
+            for name in CASES
+            if not any(word in name for word in ("bank", "two", "text tower"))
+        ),
     ],
 )
 def test_loss_and_gradients_are_those_of_the_formulas_whatever_the_pieces(
