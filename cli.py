@@ -11,6 +11,7 @@ import typer
 from .commands.agreement import agreement
 from .commands.build import build
 from .commands.demo import demo
+from .commands.doctor import doctor
 from .commands.duplicates import duplicates
 from .commands.estimate import estimate
 from .commands.evaluate import evaluate
@@ -40,7 +41,7 @@ _COMMANDS = {
         "index": index,
     },
     "Train a student": {"train": train, "eval": evaluate},
-    "Try it": {"demo": demo},
+    "Try it": {"demo": demo, "doctor": doctor},
 }
 """Commands by the panel of the help that shows them."""
 
