@@ -235,7 +235,7 @@ def measure_loss(args: argparse.Namespace) -> dict[str, Any]:
 
     from siglip2_cache.siglip import resolve_device
     from siglip2_cache.student.losses.pair_labels import SoftLabels
-    from siglip2_cache.student.losses.pairwise_bce import pairwise_sum
+    from siglip2_cache.student.losses.pairwise_sum import pairwise_sum
 
     N, D, E = args.pairs, 768, 1152
     device = resolve_device(args.device)

@@ -203,8 +203,25 @@ class TrainConfig:
             below=1,
         ),
     ] = None
+    affinity_scale: Annotated[
+        float,
+        Setting(
+            "Factor of the cosines in the softmaxes of the affinity term.",
+            LOSS,
+            metavar="SCALE",
+            above=0,
+        ),
+    ] = 40.0
+    relations_scale: Annotated[
+        float, Setting("The same of the relations term.", LOSS, metavar="SCALE", above=0)
+    ] = 20.0
     bank_size: Annotated[
-        int, Setting("Cached teacher texts drawn in each step for the bank term.", LOSS, least=0)
+        int,
+        Setting(
+            "Cached teacher texts, or images, drawn in each step for the terms bank and image_bank.",
+            LOSS,
+            least=0,
+        ),
     ] = 4096
     bank_labels: Annotated[
         BankLabels,
@@ -559,11 +576,16 @@ class TrainConfig:
                     raise SettingError(
                         f"{name} goes with an image tower, and towers text trains none; leave it out"
                     )
-            for term in active_terms(self.weights):
-                if term.needs_image_tower:
+        for term in active_terms(self.weights):
+            for needed, is_needed in (
+                ("image", term.needs_image_tower),
+                ("text", term.needs_text_tower),
+            ):
+                if is_needed and self.towers not in ("both", needed):
+                    article = "an" if needed == "image" else "a"
                     raise SettingError(
-                        f"weights.{term.name} goes with an image tower, and towers text trains none; leave "
-                        "it out"
+                        f"weights.{term.name} goes with {article} {needed} tower, and towers {self.towers} "
+                        "trains none; leave it out"
                     )
         if self.towers == "image" and self.projection == "learned":
             raise SettingError(

@@ -43,8 +43,18 @@ class LossTerm:
     needs_image_tower: bool = False
     """Whether it needs an image tower that is trained."""
 
+    needs_text_tower: bool = False
+    """Whether it needs a text tower that is trained."""
+
     needs_bank: bool = False
     """Whether it needs the bank of teacher texts."""
+
+    needs_image_bank: bool = False
+    """Whether it needs the bank of teacher images."""
+
+    needs_all_images: bool = False
+    """Whether it compares with the images of all processes, LossInputs.image_GD, which are then exchanged as
+    the texts are."""
 
     def function(self) -> Callable[..., Any]:
         """Return the function that computes the term."""
@@ -114,5 +124,32 @@ register_term(
         needs_map=True,
         needs_image_tower=True,
         needs_bank=True,
+    )
+)
+register_term(
+    LossTerm(
+        name="image_bank",
+        compute=f"{_LOSSES}.bank:teacher_image_bank",
+        default_weight=lambda scale: 0.0,
+        needs_map=True,
+        needs_text_tower=True,
+        needs_image_bank=True,
+    )
+)
+register_term(
+    LossTerm(
+        name="affinity",
+        compute=f"{_LOSSES}.affinity:softmax_affinity",
+        default_weight=lambda scale: 0.0,
+        needs_all_images=True,
+    )
+)
+register_term(
+    LossTerm(
+        name="relations",
+        compute=f"{_LOSSES}.relations:relations_within_modality",
+        default_weight=lambda scale: 0.0,
+        needs_captions=False,
+        needs_all_images=True,
     )
 )

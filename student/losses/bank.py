@@ -1,7 +1,8 @@
-"""The teacher-text bank: images against cached texts, no forward pass (docs/reference/objectives.md)."""
+"""The banks: images against cached texts, texts against cached images (docs/reference/objectives.md)."""
 
 from .objective import LossInputs, Objective, TermValue
-from .pairwise_bce import pairwise_sum
+from .pair_labels import SoftLabels
+from .pairwise_sum import pairwise_sum
 
 
 def teacher_text_bank(inputs: LossInputs, objective: Objective) -> TermValue:
@@ -28,3 +29,24 @@ def teacher_text_bank(inputs: LossInputs, objective: Objective) -> TermValue:
     )
     floor = sums.entropy_sum / max(1, count) if is_soft else None
     return TermValue(sums.loss_sum / max(1, count), floor)
+
+
+def teacher_image_bank(inputs: LossInputs, objective: Objective) -> TermValue:
+    """Return the binary cross-entropy of this process's texts and bank images to the teacher.
+
+    It is divided by all texts.
+    """
+    bank, mapped_text_E = inputs.image_bank, inputs.mapped_text_E
+    assert bank and mapped_text_E is not None
+    assert inputs.bank_scale is not None and inputs.bank_bias is not None
+    labels = SoftLabels(
+        teacher_image_NE=inputs.texts.teacher_text_ME[inputs.own_texts],
+        teacher_text_ME=bank.teacher_KE,
+        scale=objective.teacher_scale,
+        bias=objective.teacher_bias,
+    )
+    sums = pairwise_sum(
+        mapped_text_E, bank.target_KE, labels, scale=inputs.bank_scale, bias=inputs.bank_bias
+    )
+    M = max(1, inputs.counts.num_texts)
+    return TermValue(sums.loss_sum / M, sums.entropy_sum / M)

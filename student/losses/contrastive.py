@@ -1,7 +1,7 @@
 """SigLIP's sigmoid contrastive loss, arXiv:2303.15343, on drawn captions (docs/reference/objectives.md)."""
 
 from .objective import LossInputs, Objective, TermValue
-from .pairwise_bce import pairwise_sum
+from .pairwise_sum import pairwise_sum
 
 
 def sigmoid_contrastive(inputs: LossInputs, objective: Objective) -> TermValue:

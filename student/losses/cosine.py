@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...siglip import unit_rows
 from .objective import LossInputs, Objective, TermValue
-from .pairwise_bce import check_pair, compute_dtype
+from .pairwise_sum import check_pair, compute_dtype
 
 
 def cosine_distillation(inputs: LossInputs, objective: Objective) -> TermValue:

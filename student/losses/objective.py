@@ -19,9 +19,9 @@ from torch import Tensor
 from ...siglip import unit_rows
 from ..config import BankLabels
 from ..positives import ALL, Positives
-from ..terms import loss_terms
+from ..terms import active_terms, loss_terms
 from .pair_labels import AlikeImages, AlikeTexts, HardLabels, MarkedPairs, SoftLabels
-from .pairwise_bce import compute_dtype
+from .pairwise_sum import compute_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,17 @@ class TextColumns:
             ignored=MarkedPairs(self.matching_2P[0], self.matching_2P[1], shape),
             **settings,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BankImages:
+    """Cached images that texts are compared with."""
+
+    target_KE: Tensor
+    """The teacher's embeddings, through the PCA map if there is one."""
+
+    teacher_KE: Tensor
+    """The teacher's embeddings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +112,26 @@ class LossInputs:
     """The student's, exponentiated."""
 
     bias: Tensor
+    image_bank: BankImages | None = None
     bank_scale: Tensor | None = None
     bank_bias: Tensor | None = None
+    own_texts: slice
+    """This process's own texts among those of all."""
+
+    image_GD: Tensor | None = None
+    """image_ND of all processes, with gradient; None unless a term needs them."""
+
     teacher_image_GE: Tensor | None = None
-    """teacher_image_NE of all processes; None unless captions of similar images are ignored."""
+    """teacher_image_NE of all processes; None unless a term needs them or captions of similar images are
+    ignored."""
+
+    first_image: int = 0
+    """Position of this process's first image among those of all."""
+
+    def all_images(self) -> tuple[Tensor, Tensor]:
+        """Return image_GD and teacher_image_GE, for a term that is registered with needs_all_images."""
+        assert self.image_GD is not None and self.teacher_image_GE is not None
+        return self.image_GD, self.teacher_image_GE
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +163,21 @@ class Objective:
     """Teacher cosine to the drawn caption, or to the image, above which hard terms ignore a text, or the
     captions of an image; None: they do not."""
 
+    affinity_scale: float = 40.0
+    """Factor of the cosines in the softmaxes of the term ``affinity``."""
+
+    relations_scale: float = 20.0
+    """The same of the term ``relations``."""
+
     @property
     def terms(self) -> list[str]:
         """Terms with a weight above 0, in the order of registration."""
         return [name for name in loss_terms() if self.weights.get(name, 0) > 0]
+
+    @property
+    def needs_all_images(self) -> bool:
+        """Whether a term compares with images of other processes."""
+        return any(term.needs_all_images for term in active_terms(self.weights))
 
     def values(self, inputs: LossInputs) -> dict[str, TermValue]:
         """Return this process's share of each term."""

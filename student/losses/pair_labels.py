@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...siglip import unit_rows
-from .pairwise_bce import ChunkSums, as_scalar, check_pair, compute_dtype, softplus
+from .pairwise_sum import ChunkSums, as_scalar, check_counts, check_pair, compute_dtype, softplus
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,11 +76,7 @@ class SoftLabels:
             ValueError: the teacher's rows are not as many as the student's.
         """
         given = (len(self.teacher_image_NE), len(self.teacher_text_ME))
-        if given != (num_rows, num_columns):
-            raise ValueError(
-                f"teacher embeddings are of {given[0]} images and {given[1]} texts, "
-                f"the student's of {num_rows} and {num_columns}"
-            )
+        check_counts(given, (num_rows, num_columns))
         image_NE = unit_rows(self.teacher_image_NE.detach().to(dtype))
         scale = as_scalar("teacher_scale", self.scale, dtype, image_NE.device).detach()
         return _SoftChunkLoss(

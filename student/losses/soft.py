@@ -1,7 +1,7 @@
 """Soft sigmoid distillation: labels are the teacher's probabilities (docs/reference/objectives.md)."""
 
 from .objective import LossInputs, Objective, TermValue
-from .pairwise_bce import pairwise_sum
+from .pairwise_sum import pairwise_sum
 
 
 def soft_sigmoid(inputs: LossInputs, objective: Objective) -> TermValue:

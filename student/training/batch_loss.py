@@ -7,7 +7,7 @@ Shape letters in this file:
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..data.batch import Batch
 from ..distributed import Ranks
-from ..losses.objective import Counts, LossInputs, Objective, TextColumns
+from ..losses.objective import BankImages, Counts, LossInputs, Objective, TextColumns
+from ..terms import loss_terms
 from .distiller import Distiller, Embedded, EmbeddingGradient
 
 
@@ -51,6 +52,9 @@ class BatchLabels:
 
     bank: TextColumns | None
     """Texts of the bank term; None: there is no such term."""
+
+    image_bank: BankImages | None = None
+    """Images of the image_bank term; None: there is no such term."""
 
 
 class BatchLoss:
@@ -98,7 +102,7 @@ class BatchLoss:
             squares: list[Tensor] = []
             for term, value in values.items():
                 weighted = value.value * self._objective.weights[term]
-                by_term = _gradient(weighted, [*leaves, *head])
+                by_term = self._gradient(term, weighted, [*leaves, *head], rows)
                 squares.append(self._square(by_term[0], leaves[0]))
                 for total, part in zip(gradients, by_term, strict=True):
                     if part is not None:
@@ -124,6 +128,22 @@ class BatchLoss:
             own_ME = self._teacher(batch.teacher_text_ME)[self._own_texts]
             texts = embedded.text_MD.detach(), own_ME
         self._distiller.fit_maps(images, texts, self._ranks)
+
+    def _gradient(
+        self, term: str, value: Tensor, by: Sequence[Tensor], rows: LossInputs
+    ) -> list[Tensor | None]:
+        """Return the gradient of a term by some tensors, the first of which is ``rows.image_ND`` if trained.
+
+        It includes the terms of other processes in which this process's images are columns.
+        """
+        if rows.image_GD is None or not self._distiller.has_image:
+            return _gradient(value, by)
+        by_image, *others, by_all = _gradient(value, [*by, rows.image_GD])
+        if not loss_terms()[term].needs_all_images:
+            return [by_image, *others]
+        summed_GD = self._ranks.sum(torch.zeros_like(rows.image_GD) if by_all is None else by_all)
+        own_ND = summed_GD[rows.first_image : rows.first_image + len(rows.image_ND)]
+        return [own_ND if by_image is None else by_image + own_ND, *others]
 
     @property
     def _own_texts(self) -> slice:
@@ -151,7 +171,8 @@ class BatchLoss:
         scale, bias = distiller.scale_and_bias
         own = self._own_texts
         caption_N = torch.from_numpy(batch.caption_N).to(device)
-        bank, has_bank = self._labels.bank, self._labels.bank is not None
+        bank, image_bank = self._labels.bank, self._labels.image_bank
+        has_bank = bank is not None or image_bank is not None
         texts = TextColumns(
             # The teacher's images are in the space that the map leads to.
             text=text_MD if distiller.has_image else distiller.map_texts(text_MD),
@@ -159,12 +180,17 @@ class BatchLoss:
             matching_2P=self._labels.matching_2P,
             teacher_text_ME=teacher_text_ME,
         )
-        teacher_image_GE = None
-        if self._objective.ignore_similar is not None:
+        image_GD = teacher_image_GE = None
+        ignores_similar, num_images = self._objective.ignore_similar is not None, list[int]()
+        if ignores_similar or self._objective.needs_all_images:
             num_images = self._num_images_by_rank()
             teacher_image_GE = self._ranks.gather_rows(teacher_image_NE, num_images)
+        if ignores_similar:
             texts = self._with_all_captions(texts, num_images)
             bank = None if bank is None else self._with_all_captions(bank, num_images)
+        if self._objective.needs_all_images:
+            all_GD = self._ranks.gather_rows(image_ND.detach(), num_images)
+            image_GD = all_GD.clone().requires_grad_(distiller.has_image)
         return LossInputs(
             image_ND=image_ND,
             mapped_image_NE=distiller.map_images(image_ND) if distiller.has_image else None,
@@ -174,12 +200,16 @@ class BatchLoss:
             target_text_E=self._targets(teacher_text_ME[own]) if distiller.has_text else None,
             texts=texts,
             bank=bank,
+            image_bank=image_bank,
             counts=self._counts(teacher_image_NE, texts),
             scale=scale.exp(),
             bias=bias,
             bank_scale=distiller.bank_scale.exp() if has_bank else None,
             bank_bias=distiller.bank_bias if has_bank else None,
+            own_texts=own,
+            image_GD=image_GD,
             teacher_image_GE=teacher_image_GE,
+            first_image=sum(num_images[: self._ranks.rank]),
         )
 
     def _teacher(self, rows: Tensor) -> Tensor:
@@ -248,12 +278,11 @@ class BatchLoss:
         )
 
 
-def _gradient(value: Tensor, by: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+def _gradient(value: Tensor, by: Sequence[Tensor]) -> list[Tensor | None]:
     """Return the gradient of a term by some tensors; None for each that it does not depend on."""
     if not value.requires_grad:  # a process without a captioned image
-        return (None,) * len(by)
-    found = torch.autograd.grad(value, list(by), retain_graph=True, allow_unused=True)
-    return cast("tuple[Tensor | None, ...]", found)
+        return [None] * len(by)
+    return list(torch.autograd.grad(value, list(by), retain_graph=True, allow_unused=True))
 
 
 def _double(values: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from ..data.catalog_index import ImageLookup
 from ..data.loader import Loader, LoaderConfig
 from ..data.sampler import Sampler
 from ..distributed import Ranks
-from ..losses.objective import Objective, TextColumns
+from ..losses.image_bank import ImageBank
+from ..losses.objective import BankImages, Objective, TextColumns
 from ..losses.pca_map import PcaMap, fit_pca_map
 from ..losses.text_bank import TextBank
 from ..positives import parse_positives
@@ -88,7 +89,7 @@ def make_distiller(resolved: Resolved, kind: type[Distiller] = Distiller) -> Dis
         logit_scale=scale,
         logit_bias=bias,
         teacher_dim=resolved.teacher.embed_dim if resolved.projection == "learned" else None,
-        bank=of_teacher if resolved.has_bank else None,
+        bank=of_teacher if resolved.has_text_bank or resolved.has_image_bank else None,
     )
     freeze(distiller, config)
     if config.patch_dropout is not None:
@@ -115,10 +116,12 @@ def make_objective(resolved: Resolved) -> Objective:
         bank_threshold=resolved.config.bank_threshold,
         positives=parse_positives(resolved.config.positives),
         ignore_similar=resolved.config.ignore_similar,
+        affinity_scale=resolved.config.affinity_scale,
+        relations_scale=resolved.config.relations_scale,
     )
 
 
-def make_bank(resolved: Resolved) -> TextBank:
+def make_text_bank(resolved: Resolved) -> TextBank:
     """Return the teacher-text bank of the train split."""
     config = resolved.config
     texts = resolved.cache.text_targets(resolved.teacher.name)
@@ -131,15 +134,36 @@ def make_bank_columns(
     """Return the columns of the bank term in one step, on the device, mapped by the PCA map if any."""
     drawn = bank.draw(step, batch.positions_N, batch.caption_N, batch.text_rows_M)
     teacher_KE = torch.from_numpy(drawn.targets_KE).to(device).float()
-    text = teacher_KE
-    if pca is not None:
-        text = teacher_KE @ torch.from_numpy(pca.map_ED).to(device)
     return TextColumns(
-        text=text,
+        text=_mapped(teacher_KE, pca),
         caption_N=torch.from_numpy(drawn.caption_N).to(device),
         matching_2P=torch.from_numpy(drawn.matching_2P).to(device),
         teacher_text_ME=teacher_KE,
     )
+
+
+def make_image_bank(resolved: Resolved) -> ImageBank:
+    """Return the teacher-image bank of the train split."""
+    config = resolved.config
+    return ImageBank(
+        resolved.train,
+        resolved.cache.image_targets(resolved.teacher.name),
+        num_views=resolved.cache.num_views,
+        size=config.bank_size,
+        seed=config.seed,
+    )
+
+
+def make_bank_images(bank: ImageBank, step: int, pca: PcaMap | None, device: str) -> BankImages:
+    """Return the images of the image_bank term in one step, on the device, mapped by the PCA map if any."""
+    teacher_KE = torch.from_numpy(bank.draw(step)).to(device).float()
+    return BankImages(target_KE=_mapped(teacher_KE, pca), teacher_KE=teacher_KE)
+
+
+def _mapped(teacher_KE: torch.Tensor, pca: PcaMap | None) -> torch.Tensor:
+    if pca is None:
+        return teacher_KE
+    return teacher_KE @ torch.from_numpy(pca.map_ED).to(teacher_KE.device)
 
 
 def fit_pca(resolved: Resolved, ranks: Ranks | None = None) -> PcaMap:

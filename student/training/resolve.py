@@ -78,9 +78,14 @@ class Resolved:
         return self.config.save_every or max(10, min(1000, self.steps // 20))
 
     @property
-    def has_bank(self) -> bool:
+    def has_text_bank(self) -> bool:
         """Whether a term needs the bank of teacher texts."""
         return any(term.needs_bank for term in active_terms(self.weights))
+
+    @property
+    def has_image_bank(self) -> bool:
+        """Whether a term needs the bank of teacher images."""
+        return any(term.needs_image_bank for term in active_terms(self.weights))
 
     def fingerprint(self) -> dict[str, Any]:
         """Return hashes and counts of cache, teacher and student; a run resumes only with the same."""

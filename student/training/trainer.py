@@ -23,13 +23,15 @@ from .batch_loss import BatchLabels
 from .checkpoints import SavedState
 from .components import (
     fit_pca,
-    make_bank,
     make_bank_columns,
+    make_bank_images,
     make_distiller,
+    make_image_bank,
     make_loader,
     make_objective,
     make_optimizer,
     make_sampler,
+    make_text_bank,
     schedule_of,
 )
 from .distiller import Distiller
@@ -176,7 +178,8 @@ class Trainer:
             )
         self._evaluations: Evaluations | None = None
         self._objective = make_objective(resolved)
-        self._bank = make_bank(resolved) if resolved.has_bank else None
+        self._text_bank = make_text_bank(resolved) if resolved.has_text_bank else None
+        self._image_bank = make_image_bank(resolved) if resolved.has_image_bank else None
         self._loggers: list[MetricsLogger] = []
         self._timer = StepTimer()
         self._num_skipped = 0
@@ -357,10 +360,14 @@ class Trainer:
     def _batch_labels(self, step: int, batch: Batch) -> BatchLabels:
         device = self._resolved.device
         matching = self._resolved.train.matching_pairs(batch.positions_N, batch.text_rows_M)
-        bank = None
-        if self._bank is not None:
-            bank = make_bank_columns(self._bank, step, batch, self._pca, device)
-        return BatchLabels(matching_2P=torch.from_numpy(matching).to(device), bank=bank)
+        bank = image_bank = None
+        if self._text_bank is not None:
+            bank = make_bank_columns(self._text_bank, step, batch, self._pca, device)
+        if self._image_bank is not None:
+            image_bank = make_bank_images(self._image_bank, step, self._pca, device)
+        return BatchLabels(
+            matching_2P=torch.from_numpy(matching).to(device), bank=bank, image_bank=image_bank
+        )
 
     def _shared(self, stop: StopFlag, batch: Batch) -> tuple[bool, bool, list[tuple[str, str]]]:
         """Return whether any process is to stop or to save, and the images that all of them skipped."""

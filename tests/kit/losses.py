@@ -17,7 +17,7 @@ from siglip2_cache.student.losses.pair_labels import (
     MarkedPairs,
     SoftLabels,
 )
-from siglip2_cache.student.losses.pairwise_bce import pairwise_sum
+from siglip2_cache.student.losses.pairwise_sum import pairwise_sum
 
 
 def marked_pairs(mask_NM: Tensor) -> MarkedPairs:

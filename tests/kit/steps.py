@@ -5,7 +5,7 @@ Shape letters in this file:
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,14 +25,23 @@ from siglip2_cache.siglip import (
 )
 from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.distributed import Ranks
-from siglip2_cache.student.losses.objective import Objective, TextColumns
+from siglip2_cache.student.losses.objective import BankImages, Objective, TextColumns
 from siglip2_cache.student.positives import ALL, Positives
 from siglip2_cache.student.training.batch_loss import BatchLabels, StepLoss
 from siglip2_cache.student.training.distiller import Distiller, MicroBatch
 from siglip2_cache.student.training.gradient_cache import GradientCache
 
-WEIGHTS = {"soft": 1.0, "cosine": 0.7, "contrastive": 0.3, "bank": 0.5}
+WEIGHTS = {
+    "soft": 1.0,
+    "cosine": 0.7,
+    "contrastive": 0.3,
+    "bank": 0.5,
+    "image_bank": 0.2,
+    "affinity": 0.4,
+    "relations": 0.6,
+}
 TEACHER_SCALE, TEACHER_BIAS, ALIKE = 12.0, -4.0, 0.3
+AFFINITY_SCALE, RELATIONS_SCALE = 9.0, 6.0
 BANK_EXTRA = 6
 """Texts of the bank beside the batch's."""
 
@@ -84,8 +93,9 @@ class Case:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weights of the terms; the bank needs an image tower."""
-        return WEIGHTS | ({"bank": 0.0} if self.towers == "text" else {})
+        """Weights of the terms; each bank is compared with the rows of one tower."""
+        absent = {"both": [], "image": ["image_bank"], "text": ["bank"]}[self.towers]
+        return WEIGHTS | dict.fromkeys(absent, 0.0)
 
     def objective(self) -> Objective:
         return Objective(
@@ -96,6 +106,8 @@ class Case:
             bank_threshold=ALIKE,
             positives=self.positives,
             ignore_similar=self.ignore_similar,
+            affinity_scale=AFFINITY_SCALE,
+            relations_scale=RELATIONS_SCALE,
         )
 
     def fixed_map(self) -> Tensor | None:
@@ -153,7 +165,15 @@ class Case:
                 matching_2P=_pairs({(i, text - 1) for i, text in known if text >= 1}),
                 teacher_text_ME=teacher_KE,
             ),
+            image_bank=self._bank_images(extra.flip(0).to(dtype)),
         )
+
+    def _bank_images(self, teacher_KE: Tensor) -> BankImages | None:
+        if self.towers == "image":
+            return None
+        map_ED = self.fixed_map()
+        target_KE = teacher_KE if map_ED is None else teacher_KE @ map_ED.to(teacher_KE)
+        return BankImages(target_KE=target_KE, teacher_KE=teacher_KE)
 
     def compute(
         self,
@@ -218,7 +238,7 @@ def part_of(
     own_bank = replace(
         bank, caption_N=bank.caption_N[images], matching_2P=_own(bank.matching_2P, images)
     )
-    return part, BatchLabels(matching_2P=_own(labels.matching_2P, images), bank=own_bank)
+    return part, replace(labels, matching_2P=_own(labels.matching_2P, images), bank=own_bank)
 
 
 def _own(matching_2P: Tensor, images: slice) -> Tensor:
@@ -291,6 +311,14 @@ def plain_loss(
         }
         ignored |= _similar(case, own, u_NE, w_KE)
         terms["bank"] = _hard(bank_NK, own, ignored, _weights(case, own, q_NK))
+    uv_NM, xy_NM = (AFFINITY_SCALE * cosine for cosine in (u_NE @ v_ME.T, x_ND @ y_MD.T))
+    terms["affinity"] = (_softmax(uv_NM, xy_NM) + _softmax(uv_NM.T, xy_NM.T)) / 2
+    relations = {"image": _relations(u_NE, x_ND), "text": _relations(v_ME, y_MD)}
+    relations["both"] = (relations["image"] + relations["text"]) / 2
+    terms["relations"] = relations[case.towers]
+    if case.towers != "image":
+        texts_ME = y_MD if case.towers == "text" else mapped(y_MD)
+        terms["image_bank"] = _image_bank(case, distiller, batch, texts_ME, v_ME, target)
     terms = {name: value for name, value in terms.items() if case.weights[name]}
     total = sum((case.weights[name] * value for name, value in terms.items()), x_ND.new_zeros(()))
     return total, terms
@@ -304,6 +332,41 @@ def _one_minus_cos(student: Tensor, teacher: Tensor) -> Tensor:
     if not len(student):
         return student.new_zeros(())
     return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
+
+
+def _image_bank(
+    case: Case,
+    distiller: Distiller,
+    batch: Batch,
+    mapped_ME: Tensor,
+    v_ME: Tensor,
+    target: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return the soft sigmoid loss of the texts and the images of the bank, divided by the texts."""
+    images = case.labels(batch, v_ME.dtype).image_bank
+    assert images is not None
+    w_KE = F.normalize(images.teacher_KE, dim=-1)
+    z_MK = distiller.bank_scale.exp() * F.normalize(mapped_ME, dim=-1) @ target(w_KE).T
+    z_MK = z_MK + distiller.bank_bias
+    p_MK = torch.sigmoid(TEACHER_SCALE * v_ME @ w_KE.T + TEACHER_BIAS)
+    return (F.softplus(z_MK) - p_MK * z_MK).sum() / max(1, len(v_ME))
+
+
+def _softmax(teacher_NM: Tensor, student_NM: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the rows' softmaxes."""
+    if not student_NM.numel():
+        return student_NM.new_zeros(())
+    return F.cross_entropy(student_NM, teacher_NM.softmax(-1))
+
+
+def _relations(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each row's softmax over the other rows."""
+    n = len(student)
+    if n < 2:
+        return student.new_zeros(())
+    is_other = ~torch.eye(n, dtype=torch.bool)
+    cosines = ((each @ each.T)[is_other].reshape(n, n - 1) for each in (teacher, student))
+    return _softmax(*(RELATIONS_SCALE * each for each in cosines))
 
 
 def _similar(

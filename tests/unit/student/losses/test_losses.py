@@ -27,7 +27,7 @@ from transformers import SiglipConfig, SiglipModel
 
 from siglip2_cache.student.losses.cosine import cosine_distillation_sum
 from siglip2_cache.student.losses.pair_labels import AlikeImages, HardLabels, SoftLabels
-from siglip2_cache.student.losses.pairwise_bce import CHUNK_NUM_BYTES, chunk_rows, pairwise_sum
+from siglip2_cache.student.losses.pairwise_sum import CHUNK_NUM_BYTES, chunk_rows, pairwise_sum
 
 F64 = torch.float64
 IMAGES = torch.tensor([[1, 2, 3], [-1, 0, 2], [2, -2, 1], [0, 1, -3]], dtype=F64)
@@ -604,7 +604,7 @@ def test_what_does_not_fit_is_refused_with_its_shapes() -> None:
         sigmoid_loss(batch.image, batch.image, scale=torch.ones(2), bias=0.0)
     with refused(r"chunk_size must be at least 1, got 0"):
         soft(batch, chunk_size=0)
-    with refused(r"are of 5 images and 7 texts, the student's of 5 and 5"):
+    with refused(r"are of 5 rows and 7 columns, the student's of 5 and 5"):
         soft_sigmoid_distillation_loss(
             batch.image,
             batch.image,

@@ -11,12 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from siglip2_cache.student.config import BankLabels
-from siglip2_cache.student.losses.objective import Counts, LossInputs, Objective, TextColumns
+from siglip2_cache.student.losses.objective import (
+    BankImages,
+    Counts,
+    LossInputs,
+    Objective,
+    TextColumns,
+)
 from siglip2_cache.student.positives import parse_positives
+from siglip2_cache.student.terms import loss_terms
 
 N, M, K, D, E = 4, 3, 5, 6, 4
 SCALE, BIAS, BANK_SCALE, BANK_BIAS = 3.0, -1.0, 2.0, -0.5
 TEACHER_SCALE, TEACHER_BIAS = 7.0, 2.0
+AFFINITY_SCALE, RELATIONS_SCALE = 5.0, 4.0
 CAPTION_N = torch.tensor([0, -1, 2, 0])
 """Images 0 and 3 share a text, image 1 has none."""
 
@@ -38,6 +46,9 @@ X_ND, Y_MD, PX_NE, PY_ME = (
     unit(M, E, seed=4),
 )
 U_NE, V_ME, W_KE = unit(N, E, seed=5), unit(M, E, seed=6), unit(K, E, seed=7)
+Q_ND, R_NE = unit(N, D, seed=8), unit(N, E, seed=9)
+"""Images of a process before this one."""
+
 BANK_CAPTION_N = torch.tensor([4, -1, -1, 1])
 
 
@@ -62,6 +73,11 @@ def rows_of(**changed: Any) -> LossInputs:
         "counts": COUNTS,
         "scale": torch.tensor(SCALE, dtype=torch.float64),
         "bias": torch.tensor(BIAS, dtype=torch.float64),
+        "own_texts": slice(0, M),
+        "image_GD": torch.cat([Q_ND, X_ND]),
+        "teacher_image_GE": torch.cat([R_NE, U_NE]),
+        "first_image": N,
+        "image_bank": BankImages(target_KE=W_KE, teacher_KE=W_KE),
         "bank_scale": torch.tensor(BANK_SCALE, dtype=torch.float64),
         "bank_bias": torch.tensor(BANK_BIAS, dtype=torch.float64),
     }
@@ -75,9 +91,7 @@ def objective_of(
     positives: str = "all",
     ignore_similar: float | None = None,
 ) -> Objective:
-    weights: Mapping[str, float] = {
-        term: float(term in terms) for term in ("soft", "cosine", "contrastive", "bank")
-    }
+    weights: Mapping[str, float] = {term: float(term in terms) for term in loss_terms()}
     return Objective(
         weights=weights,
         teacher_scale=TEACHER_SCALE,
@@ -86,6 +100,8 @@ def objective_of(
         bank_threshold=bank_threshold,
         positives=parse_positives(positives),
         ignore_similar=ignore_similar,
+        affinity_scale=AFFINITY_SCALE,
+        relations_scale=RELATIONS_SCALE,
     )
 
 
@@ -324,3 +340,97 @@ def test_without_any_caption_hard_terms_are_nothing_and_the_others_stay() -> Non
     images = (1 - (PX_NE * U_NE).sum(-1)).sum() / N
     assert value_of("cosine", rows) == pytest.approx(float(images) / 2, rel=1e-12)
     assert value_of("bank", rows) == value_of("bank")
+
+
+def softmax_of(row: list[float]) -> list[float]:
+    total = sum(map(math.exp, row))
+    return [math.exp(each) / total for each in row]
+
+
+def cross_entropy(target: list[float], logits: list[float]) -> float:
+    return -sum(p * math.log(q) for p, q in zip(target, softmax_of(logits), strict=True))
+
+
+def cosines(row: Tensor, columns: Tensor, scale: float) -> list[float]:
+    return [scale * float(row @ column) for column in columns]
+
+
+def affinity_of(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> float:
+    """Mean over rows of the cross-entropy to the teacher's softmax; each is (rows, columns)."""
+    return sum(
+        cross_entropy(
+            softmax_of(cosines(u, teacher[1], AFFINITY_SCALE)),
+            cosines(x, student[1], AFFINITY_SCALE),
+        )
+        for x, u in zip(student[0], teacher[0], strict=True)
+    )
+
+
+def test_affinity_is_over_all_texts_of_an_image_and_all_processes_images_of_a_text() -> None:
+    rows = rows_of()
+    images, teacher_images = rows.all_images()
+    by_image = affinity_of((X_ND, Y_MD), (U_NE, V_ME)) / N
+    by_text = affinity_of((Y_MD, images), (V_ME, teacher_images)) / M
+    assert value_of("affinity") == pytest.approx((by_image + by_text) / 2, rel=1e-12)
+
+
+def relations_of(x: Tensor, columns: Tensor, u: Tensor, teacher: Tensor, first: int) -> float:
+    total = 0.0
+    for i in range(len(x)):
+        others = [j for j in range(len(columns)) if j != first + i]
+        total += cross_entropy(
+            softmax_of(cosines(u[i], teacher[others], RELATIONS_SCALE)),
+            cosines(x[i], columns[others], RELATIONS_SCALE),
+        )
+    return total
+
+
+def test_relations_are_over_all_others_of_the_modality() -> None:
+    images, teacher_images = rows_of().all_images()
+    of_images = relations_of(X_ND, images, U_NE, teacher_images, N) / N
+    of_texts = relations_of(Y_MD, Y_MD, V_ME, V_ME, 0) / M
+    assert value_of("relations") == pytest.approx((of_images + of_texts) / 2, rel=1e-12)
+    alone = rows_of(mapped_text_E=None, target_text_E=None)
+    assert value_of("relations", alone) == pytest.approx(of_images, rel=1e-12)
+
+
+def test_a_batch_of_one_image_and_one_text_has_no_relations_and_no_nan() -> None:
+    texts = replace(rows_of().texts, text=Y_MD[:1], teacher_text_ME=V_ME[:1])
+    x_ND = X_ND[:1].clone().requires_grad_()
+    rows = rows_of(
+        image_ND=x_ND,
+        image_GD=X_ND[:1],
+        teacher_image_NE=U_NE[:1],
+        teacher_image_GE=U_NE[:1],
+        first_image=0,
+        own_texts=slice(0, 1),
+        texts=texts,
+    )
+    value = objective_of("relations").values(rows)["relations"].value
+    value.backward()
+    assert value.item() == 0
+    assert x_ND.grad is not None
+    assert not x_ND.grad.any()
+
+
+def test_an_image_bank_is_divided_by_the_texts() -> None:
+    z_MK = BANK_SCALE * PY_ME @ W_KE.T + BANK_BIAS
+    p_MK = torch.sigmoid(TEACHER_SCALE * V_ME @ W_KE.T + TEACHER_BIAS)
+    expected = float((F.softplus(z_MK) - p_MK * z_MK).sum()) / M
+    assert value_of("image_bank") == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_softmax_terms_reach_their_floor_at_the_teacher() -> None:
+    rows = rows_of(
+        image_ND=U_NE,
+        texts=replace(rows_of().texts, text=V_ME),
+        image_GD=rows_of().teacher_image_GE,
+        mapped_text_E=V_ME,
+    )
+    found = objective_of("affinity", "relations").values(rows)
+    away = objective_of("affinity", "relations").values(rows_of())
+    assert list(found) == ["affinity", "relations"]
+    for term, each in found.items():
+        assert each.floor is not None
+        assert float(each.value) == pytest.approx(float(each.floor), rel=1e-12)
+        assert float(away[term].value) > float(each.floor) + 1e-3

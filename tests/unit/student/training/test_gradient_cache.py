@@ -175,10 +175,11 @@ def test_both_passes_see_the_same_autocast(student: Path) -> None:
     total, _, expected = by_hand(case, 3, torch.float32)
     loss, found = computed(case, 3, torch.float32)
     assert loss.total == pytest.approx(total, rel=1e-6)
-    assert_same_gradients(found, expected, 1e-4)
+    # Rounding of the last bit of float32 may turn one of bfloat16, 2^-8.
+    assert_same_gradients(found, expected, 5e-3)
     exact = by_hand(dataclasses.replace(case, compute_dtype="float32"), 3, torch.float32)[2]
     with pytest.raises(AssertionError, match="off by"):
-        assert_same_gradients(found, exact, 1e-3)
+        assert_same_gradients(found, exact, 1e-2)
 
 
 def test_gradient_norms_are_of_each_weighted_term_by_the_images(tiny_student: Path) -> None:
@@ -197,7 +198,9 @@ def test_gradient_norms_are_of_each_weighted_term_by_the_images(tiny_student: Pa
     [x_ND] = kept
     expected: dict[str, float] = {}
     for name, value in terms.items():
-        [by_ND] = torch.autograd.grad(value * WEIGHTS[name], x_ND, retain_graph=True)
+        [by_ND] = torch.autograd.grad(
+            value * WEIGHTS[name], x_ND, retain_graph=True, materialize_grads=True
+        )
         along_ND = (by_ND * x_ND).sum(-1, keepdim=True) * x_ND  # a unit row cannot go there
         expected[name] = (by_ND - along_ND).norm().item()
     loss, _ = computed(case)

@@ -1,4 +1,4 @@
-"""Binary cross-entropy summed over all N x M image-text pairs, a chunk of rows at a time.
+"""A loss summed over all N x M pairs of rows and columns, a chunk of rows at a time.
 
 Shape letters in this file:
     N = rows (images), M = columns (texts), C = rows of one chunk, D = embedding width.
@@ -45,7 +45,7 @@ class ChunkLoss(Protocol):
 
 
 class Labels(Protocol):
-    """Labels of pairs: HardLabels or SoftLabels of pair_labels.py."""
+    """Labels of pairs and the loss that goes with them: pair_labels.py, softmax_labels.py."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,9 +83,9 @@ def pairwise_sum(
     bias: Tensor | float,
     chunk_size: int | None = None,
 ) -> PairwiseSum:
-    """Return the summed binary cross-entropy of the logits scale * cos(image, text) + bias.
+    """Return the labels' loss of the logits scale * cos(image, text) + bias, summed.
 
-    It is a plain sum over pairs, so blocks of rows (the images of one process and the texts of all) add up
+    It is a plain sum over rows, so blocks of rows (the images of one process and the texts of all) add up
     to the whole, gradients included; the caller divides by the counts of the whole.
 
     No N x M tensor is held and nothing is computed twice: for each chunk of rows the logits are computed,
@@ -233,6 +233,19 @@ def as_scalar(name: str, value: Tensor | float, dtype: torch.dtype, device: torc
     if value.numel() != 1:
         raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")
     return value.reshape(()).to(device=device, dtype=dtype)
+
+
+def check_counts(teacher: tuple[int, int], student: tuple[int, int]) -> None:
+    """Check that the teacher's embeddings are as many as the student's; each is (rows, columns).
+
+    Raises:
+        ValueError: they are not; the message has both.
+    """
+    if teacher != student:
+        raise ValueError(
+            f"teacher embeddings are of {teacher[0]} rows and {teacher[1]} columns, "
+            f"the student's of {student[0]} and {student[1]}"
+        )
 
 
 def check_pair(left_name: str, left: Tensor, right_name: str, right: Tensor) -> None:
