@@ -268,7 +268,7 @@ def test_an_image_tower_learns_and_leaves_with_the_teachers_text_tower(
         "towers": "image",
         "teacher_text": str(made.teacher),
         "micro_batch_size": 3,
-        "weights": {"bank": 1.0},
+        "weights": {"bank": 1.0, "affinity": 1.0, "relations": 1.0},
         "bank_labels": "hard",
         "positives": "weighed",
         "ignore_similar": 0.9,
@@ -278,7 +278,7 @@ def test_an_image_tower_learns_and_leaves_with_the_teachers_text_tower(
     assert " pairs the mean error of a logit is " in heard.said[1]
     lines = metrics_of(run)
     assert all(0 < line["caption_weight"] < line["captioned"] for line in lines)
-    for term in ("cosine", "bank"):
+    for term in ("cosine", "bank", "affinity", "relations"):
         assert sum(line[term] for line in lines[-5:]) < sum(line[term] for line in lines[:5])
     assert_pipeline_agrees(run / "model")
     status, out, err = command("eval", run / "model", made.cache, "--json", "--decode-workers", 0)
@@ -286,6 +286,22 @@ def test_an_image_tower_learns_and_leaves_with_the_teachers_text_tower(
     found = json.loads(out)["columns"]["model"]
     after = json.loads((run / "evaluation.json").read_text())["after"]
     assert numbers_of(found) == pytest.approx(numbers_of(after), abs=1e-4)
+
+
+def test_texts_learn_from_a_bank_of_images_and_an_image_tower_cannot(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    only = {"soft": 0.0, "cosine": 0.0, "contrastive": 0.0, "image_bank": 1.0}
+    settings = {"weights": only, "bank_size": 16, "steps": 12, "lr": 3e-4}
+    train_of(made.cache, tiny_student, tmp_path / "run", **settings)
+    lines = metrics_of(tmp_path / "run")
+    learned = [line["image_bank"] - line["image_bank_floor"] for line in lines]
+    assert min(learned) > 0
+    assert max(learned[2:]) < learned[0] / 4
+    with pytest.raises(
+        SettingError, match=r"weights.image_bank goes with a text tower, and towers"
+    ):
+        train_of(made.cache, tiny_student, tmp_path / "no", towers="image", **settings)
 
 
 def test_the_pca_map_is_fitted_to_a_sample_that_the_seed_draws(

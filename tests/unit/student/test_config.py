@@ -82,7 +82,8 @@ def from_file(tmp_path: Path, text: str, **flags: Any) -> TrainConfig:
         ({"weights": {"cosin": 1.0}}, "weights has no term 'cosin'; did you mean cosine?"),
         (
             {"weights": {"xyz": 1.0}},
-            "weights has no term 'xyz'; known are soft, cosine, contrastive, bank, image_bank, affinity, relations",
+            "weights has no term 'xyz'; known are soft, cosine, contrastive, bank, image_bank, affinity, "
+            "relations",
         ),
         ({"weights": {"soft": -1.0}}, "weights.soft must be at least 0, got -1.0"),
         ({"weights": {"soft": float("nan")}}, "weights.soft must be at least 0, got nan"),
