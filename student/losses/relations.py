@@ -4,6 +4,7 @@ Source: similarity-preserving distillation as in SEED, Fang et al. 2021, arXiv:2
 instead of a queue (docs/reference/objectives.md).
 """
 
+import torch
 from torch import Tensor
 
 from .objective import LossInputs, Objective, TermValue
@@ -37,4 +38,4 @@ def relations_within_modality(inputs: LossInputs, objective: Objective) -> TermV
         texts, teacher = (text_MD[own], text_MD), (teacher_ME[own], teacher_ME)
         add(texts, teacher, own.start, inputs.counts.num_texts)
     losses, floors = zip(*found, strict=True)
-    return TermValue(sum(losses) / len(losses), sum(floors) / len(floors))
+    return TermValue(torch.stack(losses).mean(), torch.stack(floors).mean())
