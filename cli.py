@@ -45,9 +45,7 @@ _COMMANDS = {
 }
 """Commands by the panel of the help that shows them."""
 
-app = typer.Typer(
-    cls=CommandGroup, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
-)
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_enable=False)
 for _panel, _commands in _COMMANDS.items():
     for _name, _function in _commands.items():
         app.command(_name, cls=Command, rich_help_panel=_panel)(_function)
@@ -78,6 +76,7 @@ def root(
 def main() -> None:
     """Run the command line; show a mistake of the user as one line, without a traceback.
 
+    A second line names the document that explains the error, where there is one.
     A wrong command line exits with status 2, everything else that a user can mend with status 1.
     """
     open_missing_streams()
@@ -94,6 +93,8 @@ def main() -> None:
             raise
         if message:  # else another process says it
             say(f"error: {message}", err=True)
+            if isinstance(error, CacheError) and error.page:
+                say(f"see docs/{error.page}", err=True)
         sys.exit(1)
 
 

@@ -15,12 +15,18 @@ CacheError
 ├── TrainError            (RuntimeError)       the training failed
 └── ExportError           (RuntimeError)       an exported file does not compute what the student does
 
-The command line prints the message of each as one line and exits with status 1.
+The command line prints the message of each as one line, below it the document that explains it, and exits
+with status 1.
 """
+
+from typing import ClassVar
 
 
 class CacheError(Exception):
     """Root of the errors that this package raises on purpose; the message is for the user."""
+
+    page: ClassVar[str] = ""
+    """The document below docs/ that explains such errors; empty: there is none."""
 
 
 class SettingError(CacheError, ValueError):
@@ -30,13 +36,19 @@ class SettingError(CacheError, ValueError):
 class SourceError(CacheError, ValueError):
     """A corpus cannot be planned."""
 
+    page = "reference/corpus.md"
+
 
 class DuplicateKeyError(SourceError):
     """Two samples have the same key; the message names both."""
 
+    page = "reference/corpus.md#keys"
+
 
 class CheckpointError(CacheError, ValueError):
     """A checkpoint is missing, damaged, unsupported, or not the one that the cache was built with."""
+
+    page = "guides/troubleshooting.md#checkpoints"
 
 
 class NotACacheError(CacheError, FileNotFoundError):
@@ -46,9 +58,13 @@ class NotACacheError(CacheError, FileNotFoundError):
 class FormatVersionError(CacheError, ValueError):
     """The cache has a format version that this release does not read."""
 
+    page = "reference/format.md#versions"
+
 
 class DamagedCacheError(CacheError, ValueError):
     """Bytes on disk differ from what the cache recorded."""
+
+    page = "guides/troubleshooting.md#a-damaged-cache"
 
 
 class RowUnavailableError(CacheError, LookupError):
@@ -58,18 +74,28 @@ class RowUnavailableError(CacheError, LookupError):
 class DiskFullError(CacheError, OSError):
     """The disk is full, or too small for the plan."""
 
+    page = "guides/troubleshooting.md#no-space-left"
+
 
 class StorageError(CacheError, RuntimeError):
     """An object store does not respond after a minute of retries."""
+
+    page = "guides/object-stores.md"
 
 
 class BuildError(CacheError, RuntimeError):
     """The build cannot continue, or finished without a single embedding."""
 
+    page = "guides/troubleshooting.md#a-build-that-ends"
+
 
 class TrainError(CacheError, RuntimeError):
     """A training cannot continue; the message says what to do. Its last checkpoint is kept."""
 
+    page = "guides/long-training.md#change-or-repair-a-training"
+
 
 class ExportError(CacheError, RuntimeError):
     """An exported file does not compute what the student does, and was not kept."""
+
+    page = "guides/deploy.md#the-check"

@@ -67,6 +67,14 @@ class _Log(Display):
             self.say(line)
 
 
+class _Quiet(Display):
+    """Prints warnings and nothing else."""
+
+    def say(self, message: str) -> None:
+        if message.startswith("warning: "):
+            say_on_stderr(message)
+
+
 class _Bars(Display):
     """Draws a bar for each task."""
 
@@ -104,8 +112,10 @@ def log_display() -> Display:
     return _Log()
 
 
-def make_display() -> Display:
-    """Return the display that suits stderr: bars on a terminal, else lines."""
+def make_display(*, is_quiet: bool = False) -> Display:
+    """Return the display that suits stderr: bars on a terminal, else lines; if quiet, only warnings."""
+    if is_quiet:
+        return _Quiet()
     return _Bars() if sys.stderr.isatty() else _Log()
 
 

@@ -6,6 +6,7 @@ from .options import (
     AsJson,
     CacheArgument,
     CorpusRoot,
+    Quiet,
     View,
     given_location,
     option,
@@ -28,6 +29,7 @@ def agreement(
     html: Html = None,
     is_opened: Open = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare the neighbours that two teachers of a cache find.
 
@@ -48,4 +50,6 @@ def agreement(
         seed=seed,
         corpus_roots=parse_roots(corpus_root),
     )
-    show_report(find_disagreements, config, html=html, is_opened=is_opened, as_json=as_json)
+    show_report(
+        find_disagreements, config, html=html, is_opened=is_opened, as_json=as_json, is_quiet=quiet
+    )

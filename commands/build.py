@@ -12,11 +12,13 @@ from .options import (
     HARDWARE,
     OUTPUT,
     TEACHER,
+    AsJson,
     CorpusRoot,
     DecodeWorkers,
     Device,
     Dtype,
     MaxNumPatches,
+    Quiet,
     flag,
     given_location,
     local_path_option,
@@ -24,6 +26,7 @@ from .options import (
     parse_roots,
     path_argument,
     path_option,
+    print_found,
     say,
 )
 
@@ -184,6 +187,8 @@ def build(
             "QUALITY", "Quality of these JPEGs, 50 to 100.", OUTPUT, default="as the cache, else 90"
         ),
     ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     decode_workers: DecodeWorkers = None,
@@ -270,13 +275,13 @@ def build(
     from ..precompute.build import BuildConfig
     from ..precompute.build import build as run_build
     from ..precompute.dry_run import dry_run as run_dry
-    from ..precompute.dry_run import dry_run_lines
+    from ..precompute.dry_run import dry_run_lines, dry_run_values
     from ..precompute.executor.messages import BuildInterrupted
     from ..precompute.executor.progress import BuildProgress
     from ..precompute.planning.config import PlanConfig
     from ..precompute.ranks import find_rank
     from ..precompute.sources import TableColumns
-    from ..precompute.summary import summary_lines
+    from ..precompute.summary import summary_lines, summary_values
     from ..progress import make_display
 
     named = (image_column, caption_column, key_column, lang_column, label_column, encoding)
@@ -330,16 +335,16 @@ def build(
     if time and not dry_run:
         raise SettingError("--time goes with --dry-run: a build shows its rate as it runs")
     if dry_run:
-        lines = dry_run_lines(run_dry(config, is_timed=time))
+        dry = run_dry(config, is_timed=time)
+        found, lines = dry_run_values(dry), dry_run_lines(dry)
     else:
         try:
-            summary = run_build(config, progress=BuildProgress(make_display()))
+            summary = run_build(config, progress=BuildProgress(make_display(is_quiet=quiet)))
         except (BuildInterrupted, KeyboardInterrupt) as error:  # the latter before the first batch
             say(str(error) or str(BuildInterrupted()), err=True)
             raise typer.Exit(130) from None
-        lines = summary_lines(config, summary)
-    for line in lines:
-        say(line)
+        found, lines = summary_values(config, summary), summary_lines(config, summary)
+    print_found(found, lines, as_json)
 
 
 def _parse_batch_size(text: str) -> int | None:

@@ -6,6 +6,7 @@ from .options import (
     AsJson,
     CacheArgument,
     CorpusRoot,
+    Quiet,
     TeacherName,
     View,
     given_location,
@@ -31,6 +32,7 @@ def duplicates(
     html: Html = None,
     is_opened: Open = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show clusters of images with equal bytes or near embeddings.
 
@@ -49,4 +51,6 @@ def duplicates(
         view=view,
         corpus_roots=parse_roots(corpus_root),
     )
-    show_report(find_duplicates, config, html=html, is_opened=is_opened, as_json=as_json)
+    show_report(
+        find_duplicates, config, html=html, is_opened=is_opened, as_json=as_json, is_quiet=quiet
+    )

@@ -11,6 +11,7 @@ from .options import (
     DecodeWorkers,
     Device,
     Dtype,
+    Quiet,
     TeacherName,
     flag,
     given_location,
@@ -68,8 +69,10 @@ def evaluate(
     ] = 32,
     decode_workers: DecodeWorkers = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare a model with the teacher: retrieval, zero-shot, agreement, calibration."""
+    from ..progress import TaskProgress, make_display
     from ..student.evaluation.compare import EvalConfig, evaluate_model
 
     config = EvalConfig(
@@ -88,5 +91,9 @@ def evaluate(
         corpus_roots=parse_roots(corpus_root),
         allow_partial=allow_partial,
     )
-    comparison = evaluate_model(config)
+    progress = TaskProgress(make_display(is_quiet=quiet))
+    try:
+        comparison = evaluate_model(config, progress=progress)
+    finally:
+        progress.stop()
     print_found(comparison.found, comparison.lines, as_json)

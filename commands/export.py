@@ -12,6 +12,7 @@ from .options import (
     CacheArgument,
     CorpusRoot,
     DecodeWorkers,
+    Quiet,
     TeacherName,
     View,
     flag,
@@ -56,6 +57,7 @@ def embeddings(
     thumbnails: Annotated[bool, flag("--thumbnails", "With atlas: add small images.")] = False,
     corpus_root: CorpusRoot = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write embeddings, keys and captions as files that other tools read."""
     from ..neighbors.export.export import ExportConfig, export_cache
@@ -66,7 +68,7 @@ def embeddings(
         out=out, format=format, among=among, teacher=teacher, view=view, thumbnails=thumbnails
     )
     opened = open_cache(cache, corpus_roots=parse_roots(corpus_root))
-    progress = TaskProgress(make_display())
+    progress = TaskProgress(make_display(is_quiet=quiet))
     try:
         exported = export_cache(opened, config, progress=progress)
     finally:

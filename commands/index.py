@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, CacheArgument, TeacherName, View, option, print_found, say
+from .options import AsJson, CacheArgument, Quiet, TeacherName, View, option, print_found, say
 
 
 def index(
@@ -21,6 +21,7 @@ def index(
     teacher: TeacherName = None,
     view: View = 0,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Build an approximate search index, and measure its recall.
 
@@ -35,7 +36,7 @@ def index(
 
     opened = open_cache(cache)
     index_id = resolve_index(opened, modality_of(among), teacher=teacher, view=view)
-    progress = TaskProgress(make_display())
+    progress = TaskProgress(make_display(is_quiet=quiet))
     try:
         built = build_index(opened, index_id, kind=kind, progress=progress)
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ from .options import (
     AsJson,
     CacheArgument,
     CorpusRoot,
+    Quiet,
     TeacherName,
     View,
     given_location,
@@ -24,6 +25,7 @@ def mismatched(
     html: Html = None,
     is_opened: Open = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show the images whose own caption the teacher finds least likely.
 
@@ -39,4 +41,6 @@ def mismatched(
         view=view,
         corpus_roots=parse_roots(corpus_root),
     )
-    show_report(find_mismatched, config, html=html, is_opened=is_opened, as_json=as_json)
+    show_report(
+        find_mismatched, config, html=html, is_opened=is_opened, as_json=as_json, is_quiet=quiet
+    )

@@ -9,6 +9,7 @@ from .options import (
     AsJson,
     CacheArgument,
     CorpusRoot,
+    Quiet,
     TeacherName,
     View,
     flag,
@@ -75,6 +76,7 @@ def neighbors(
     html: Html = None,
     is_opened: Open = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show the images or texts nearest to a key, row, text or image file.
 
@@ -108,4 +110,6 @@ def neighbors(
         device=device,
         corpus_roots=parse_roots(corpus_root),
     )
-    show_report(find_neighbors, config, html=html, is_opened=is_opened, as_json=as_json)
+    show_report(
+        find_neighbors, config, html=html, is_opened=is_opened, as_json=as_json, is_quiet=quiet
+    )

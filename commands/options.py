@@ -92,6 +92,9 @@ CacheArgument = Annotated[
     str, path_argument("CACHE", help="Folder or URL of the cache (the one with cache.json).")
 ]
 AsJson = Annotated[bool, flag("--json", "Print one JSON value instead of text.", OUTPUT)]
+Quiet = Annotated[
+    bool, flag("--quiet", "Show no progress; the result, warnings and errors stay.", OUTPUT)
+]
 CorpusRoot = Annotated[
     list[str] | None,
     path_option("OLD=NEW", "The corpus has moved from OLD to NEW. Repeatable.", CORPUS),

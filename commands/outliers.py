@@ -6,6 +6,7 @@ from .options import (
     AsJson,
     CacheArgument,
     CorpusRoot,
+    Quiet,
     TeacherName,
     View,
     given_location,
@@ -29,6 +30,7 @@ def outliers(
     html: Html = None,
     is_opened: Open = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show the images with the lowest mean cosine to their nearest neighbours."""
     check_page(html, is_opened=is_opened)
@@ -44,4 +46,6 @@ def outliers(
         seed=seed,
         corpus_roots=parse_roots(corpus_root),
     )
-    show_report(find_outliers, config, html=html, is_opened=is_opened, as_json=as_json)
+    show_report(
+        find_outliers, config, html=html, is_opened=is_opened, as_json=as_json, is_quiet=quiet
+    )

@@ -44,11 +44,12 @@ def show_report(
     html: Path | None,
     is_opened: bool,
     as_json: bool,
+    is_quiet: bool,
 ) -> None:
     """Search a cache with a progress line; print the report and write its page."""
     from ..progress import TaskProgress, make_display
 
-    progress = TaskProgress(make_display())
+    progress = TaskProgress(make_display(is_quiet=is_quiet))
     progress.start("reading rows", config.num_rows_read())
     try:
         report = find(config, on_rows=progress.advance)

@@ -10,7 +10,17 @@ import typer
 
 from ..errors import SettingError
 from ..student.config import SETTINGS, TrainConfig, choices_of
-from .options import flag, local_path_option, option, parse_roots, path_argument, say
+from .options import (
+    AsJson,
+    Quiet,
+    flag,
+    local_path_option,
+    option,
+    parse_roots,
+    path_argument,
+    print_found,
+    say,
+)
 
 
 def train(
@@ -22,6 +32,8 @@ def train(
             "FILE", "YAML file of settings, such as RUN/config.yaml. Options override it."
         ),
     ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
     **settings: Any,
 ) -> None:
     """Train a student from a cache and the images of its corpus; no teacher is loaded.
@@ -33,7 +45,7 @@ def train(
     from ..student.config_file import make_config
     from ..student.launch import find_launch, raised_once
     from ..student.training.progress import TrainProgress
-    from ..student.training.summary import summary_lines
+    from ..student.training.summary import summary_lines, summary_values
     from ..student.training.trainer import TrainInterrupted
     from ..student.training.trainer import train as run_train
 
@@ -41,13 +53,13 @@ def train(
     with raised_once(launch):
         chosen = make_config(config, _given(context, settings))
     try:
-        summary = run_train(chosen, progress=TrainProgress(make_display()))
+        summary = run_train(chosen, progress=TrainProgress(make_display(is_quiet=quiet)))
     except (TrainInterrupted, KeyboardInterrupt) as error:
         if launch.rank == 0:
             say(str(error) or "stopped; run the same command again to resume", err=True)
         raise typer.Exit(130) from None
-    for line in summary_lines(chosen, summary):
-        say(line)
+    if summary.is_first:
+        print_found(summary_values(chosen, summary), summary_lines(chosen, summary), as_json)
 
 
 def _given(context: typer.Context, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,5 +132,8 @@ def _on_command_line(hint: Any) -> tuple[Any, str]:
 _own = inspect.signature(train, eval_str=True).parameters
 _cache, _student, _out, *_others = _parameters()
 cast(Any, train).__signature__ = inspect.Signature(
-    [_own["context"], _cache, _student, _out, _own["config"], *_others]
+    [
+        *(_own["context"], _cache, _student, _out, _own["config"]),
+        *(_own["as_json"], _own["quiet"], *_others),
+    ]
 )

@@ -9,6 +9,7 @@ from .options import (
     CacheArgument,
     CorpusRoot,
     Device,
+    Quiet,
     option,
     parse_roots,
     path_option,
@@ -33,6 +34,7 @@ def verify(
     corpus_root: CorpusRoot = None,
     device: Device = "auto",
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check every file, value and record of a cache.
 
@@ -40,12 +42,18 @@ def verify(
     """
     from ..precompute.verify import VerifyConfig
     from ..precompute.verify import verify as run_verify
+    from ..progress import TaskProgress, make_display
     from ..store.cache import open_cache
 
     config = VerifyConfig(
         sample=sample, teacher=teacher, checkpoint=checkpoint, seed=seed, device=device
     )
-    result = run_verify(open_cache(cache, corpus_roots=parse_roots(corpus_root)), config)
+    opened = open_cache(cache, corpus_roots=parse_roots(corpus_root))
+    progress = TaskProgress(make_display(is_quiet=quiet))
+    try:
+        result = run_verify(opened, config, progress=progress)
+    finally:
+        progress.stop()
     print_found(result.as_json(), result.lines(), as_json)
     if not result.is_sound:
         raise typer.Exit(1)

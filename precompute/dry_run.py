@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import BuildError
 from ..formatting import format_bytes, format_seconds
@@ -17,7 +18,7 @@ from ..store.io.location import Location, join, parse_location
 from ..store.io.storage import open_storage
 from .config import BuildConfig
 from .estimate.disk import unit_bytes
-from .planning.findings import Findings, finding_lines
+from .planning.findings import Findings, finding_lines, finding_values
 from .planning.plan import Plan, make_plan, open_if_planned
 from .planning.source_names import name_sources
 from .sources import Sample
@@ -106,6 +107,25 @@ def dry_run(
         images_per_s=rates[0],
         texts_per_s=rates[1],
     )
+
+
+def dry_run_values(found: DryRun) -> dict[str, Any]:
+    """Return the result of a dry run as JSON values."""
+    return {
+        "planned": finding_values(found.plan.findings),
+        "images": found.num_images,
+        "views": found.plan.views.num_views,
+        "texts": found.num_texts,
+        "units": found.num_units,
+        "shard_rows": found.plan.shard_rows,
+        "embed_dim": found.embed_dim,
+        "target_bytes": found.num_target_bytes,
+        "catalog_bytes": found.num_catalog_bytes,
+        "pixel_bytes": found.num_pixel_bytes,
+        "images_per_s": found.images_per_s,
+        "texts_per_s": found.texts_per_s,
+        "seconds": found.seconds,
+    }
 
 
 def dry_run_lines(found: DryRun) -> list[str]:

@@ -1,10 +1,12 @@
 """The lines printed at the end of a build."""
 
 import shlex
+from dataclasses import asdict
+from typing import Any
 
 from ..formatting import format_bytes, format_count, format_seconds
 from .config import BuildConfig, BuildSummary
-from .planning.findings import finding_lines
+from .planning.findings import finding_lines, finding_values
 
 
 def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:
@@ -38,6 +40,36 @@ def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:
         )
     lines.append(f"cache      {config.cache}, teacher {summary.teacher}")
     return lines
+
+
+def summary_values(config: BuildConfig, summary: BuildSummary) -> dict[str, Any]:
+    """Return a summary of a build as JSON values."""
+    times = summary.times
+    return {
+        "cache": str(config.cache),
+        "teacher": summary.teacher,
+        "planned": finding_values(summary.plan.findings),
+        "units": summary.num_units,
+        "images": summary.num_images,
+        "texts": summary.num_texts,
+        "seconds": round(summary.elapsed_s, 3),
+        "batch_size": {"image": summary.image_batch, "text": summary.text_batch},
+        "worker_seconds": {
+            name.removesuffix("_s"): round(seconds, 3) for name, seconds in asdict(times).items()
+        },
+        "workers": summary.num_workers,
+        "copies": summary.num_copies,
+        "rejected": summary.num_rejected,
+        "rejected_now": summary.num_rejected_now,
+        "first_rejected": summary.first_rejected,
+        "pixels": None
+        if summary.num_kept is None
+        else {
+            "images": summary.num_kept,
+            "images_now": summary.num_kept_now,
+            "bytes": summary.num_kept_bytes,
+        },
+    }
 
 
 def _stage_lines(summary: BuildSummary) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..errors import CacheError, SettingError
 from ..formatting import format_count
+from ..progress import Display, TaskProgress
 from ..store.cache import Cache
 from ..store.format.layout import Modality
 from ..store.verify.verify import Report, verify_cache
@@ -98,7 +99,9 @@ class Verification:
         ]
 
 
-def verify(cache: Cache, config: VerifyConfig) -> Verification:
+def verify(
+    cache: Cache, config: VerifyConfig, *, progress: TaskProgress | None = None
+) -> Verification:
     """Return every fault of a cache: of its files, and of the rows that its teacher embeds again.
 
     A teacher that cannot be run is one more fault, so that the others are still reported.
@@ -106,11 +109,13 @@ def verify(cache: Cache, config: VerifyConfig) -> Verification:
     Raises:
         SettingError, CheckpointError: the teacher's checkpoint is missing, or is another one.
     """
+    progress = progress or TaskProgress(Display())
     if config.sample is None:
-        return Verification(verify_cache(cache))
+        return Verification(verify_cache(cache, progress=progress))
     # Before every file is read, which may take long.
     find_checkpoint(cache, teacher=config.teacher, checkpoint=config.checkpoint)
-    report = verify_cache(cache)
+    report = verify_cache(cache, progress=progress)
+    progress.start(f"embedding {config.sample:,} images and texts again", 0)
     try:
         live = verify_live(
             cache,

@@ -1,7 +1,8 @@
 """What a plan found in the corpus: counts, and the lines that report them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ...formatting import format_count
 from ...store.format.corpus_notes import Note
@@ -65,6 +66,26 @@ class Findings:
     def is_empty(self) -> bool:
         """Whether there is nothing to append."""
         return not (self.num_samples or self.num_texts or self.num_prompts or self.num_problems)
+
+
+def finding_values(findings: Findings) -> dict[str, Any]:
+    """Return what a plan found, as JSON values."""
+    return {
+        "samples": findings.num_samples,
+        "samples_before": findings.num_existing,
+        "captions": findings.num_captions,
+        "texts": findings.num_texts,
+        "prompts": findings.num_prompts,
+        "merged_rows": findings.num_merged_rows,
+        "problems": findings.num_problems,
+        "missing_files": findings.num_missing_files,
+        "gone": findings.num_gone,
+        "changed": findings.num_changed,
+        "kept": findings.num_kept,
+        "labels_without_prompt": findings.unprompted,
+        "first_problems": findings.problems,
+        "notes": [asdict(note) for note in findings.notes],
+    }
 
 
 def finding_lines(findings: Findings, list_all: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ...errors import CacheError
 from ...formatting import format_count
+from ...progress import Display, TaskProgress
 from ..cache import Cache
 from ..format import layout
 from ..format.layout import MODALITIES, Modality
@@ -56,14 +57,28 @@ class Report:
         return not self.faults
 
 
-def verify_cache(cache: Cache, *, on_file: Callable[[str], None] = lambda path: None) -> Report:
+def verify_cache(
+    cache: Cache,
+    *,
+    on_file: Callable[[str], None] = lambda path: None,
+    progress: TaskProgress | None = None,
+) -> Report:
     """Return the faults of a cache, reading every byte of it once.
 
     Args:
         cache: the cache.
         on_file: called with the path of each file that was read, in order.
+        progress: shows how many files were read; None: nothing is shown.
     """
-    return _Verifier(cache, on_file).run()
+    progress = progress or TaskProgress(Display())
+
+    def count(path: str) -> None:
+        progress.advance(1)
+        on_file(path)
+
+    verifier = _Verifier(cache, count)
+    progress.start("verifying files", verifier.num_files)
+    return verifier.run()
 
 
 class _Verifier:
@@ -74,6 +89,11 @@ class _Verifier:
         self._unfinished = read_unfinished(cache.files, self._paths)
         self._checker = FileChecker(cache.files, self._unfinished.files)
         self._named: set[str] = set()
+
+    @property
+    def num_files(self) -> int:
+        """Number of files in the folder of the cache."""
+        return len(self._paths)
 
     def run(self) -> Report:
         self._note_unfinished()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...cores import decoders_for, num_cores
 from ...errors import SettingError
+from ...progress import TaskProgress
 from ...siglip import (
     Checkpoint,
     load_model,
@@ -102,8 +103,12 @@ class Comparison:
     """The main numbers, as lines for people."""
 
 
-def evaluate_model(config: EvalConfig) -> Comparison:
+def evaluate_model(config: EvalConfig, *, progress: TaskProgress | None = None) -> Comparison:
     """Evaluate a model beside the teacher of a cache.
+
+    Args:
+        config: what to evaluate.
+        progress: shows how far it is; None: nothing is shown.
 
     Raises:
         SettingError, TrainError, CheckpointError: model, cache or settings cannot be used.
@@ -124,7 +129,7 @@ def evaluate_model(config: EvalConfig) -> Comparison:
             f"{checkpoint.given} is a text tower alone, and {record.name} has no images in its space: "
             f"{space.why}; name the cache it was trained with"
         )
-    student = _embed(config, checkpoint, cache, eval_set, metadata.logit, teacher, space)
+    student = _embed(config, checkpoint, cache, eval_set, metadata.logit, teacher, space, progress)
     columns = {
         "teacher": evaluate(teacher, teacher, eval_set, seed=config.seed),
         "model": evaluate(
@@ -253,6 +258,7 @@ def _embed(
     logit: tuple[float, float] | None,
     teacher: Embeddings,
     space: _Space,
+    progress: TaskProgress | None,
 ) -> Embeddings:
     """Return the model's embeddings; those of a tower that it lacks are the teacher's."""
     images_ND = texts_MD = None
@@ -276,6 +282,7 @@ def _embed(
         images_ND=images_ND,
         texts_MD=texts_MD,
         logit=logit,
+        progress=progress,
     )
 
 

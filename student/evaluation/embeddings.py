@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...errors import TrainError
 from ...images.image import DecodedBatch
+from ...progress import Display, TaskProgress
 from ...siglip import (
     Checkpoint,
     NaflexRecipe,
@@ -101,6 +102,7 @@ def student_embeddings(
     texts_MD: NDArray[np.float32] | None = None,
     logit: tuple[float, float] | None = None,
     kept: KeptPixels | None = None,
+    progress: TaskProgress | None = None,
 ) -> Embeddings:
     """Return a model's embeddings of the whole images, from their files, and of the texts.
 
@@ -121,11 +123,21 @@ def student_embeddings(
         texts_MD: unit rows of the texts, for a model without a text tower; None: NaN.
         logit: (logit_scale, a logarithm, and logit_bias), for a model without them.
         kept: kept pixels to read; None: read the corpus.
+        progress: shows how many are done; None: nothing is shown.
 
     Raises:
         TrainError: none of the images can be read.
     """
-    runner = _Runner(checkpoint, cache, device, compute_dtype, batch_size, num_workers, kept)
+    runner = _Runner(
+        checkpoint,
+        cache,
+        device,
+        compute_dtype,
+        batch_size,
+        num_workers,
+        kept,
+        progress or TaskProgress(Display()),
+    )
     was_training = model.training
     model.eval()
     try:
@@ -175,6 +187,7 @@ class _Runner:
     batch_size: int
     num_workers: int
     kept: KeptPixels | None
+    progress: TaskProgress
 
     def images(
         self, tower: Any, rows_N: NDArray[np.int64], sha256_N: NDArray[np.uint8] | None
@@ -191,6 +204,7 @@ class _Runner:
             kept=self.kept,
             sha256_N=sha256_N,
         )
+        self.progress.start("evaluating: images", len(rows_N))
         for batch in batches:
             first: int = batch.tag
             known = None if sha256_N is None else sha256_N[first : first + len(batch.refs)]
@@ -201,6 +215,7 @@ class _Runner:
                     lambda: _pool(tower, self.checkpoint, batch, sound, self.device)  # noqa: B023
                 )
             faults |= found
+            self.progress.advance(len(batch.refs))
         if len(rows_N) and np.isnan(images_ND).all():
             row = int(rows_N[0])
             raise TrainError(
@@ -216,10 +231,12 @@ class _Runner:
         tokenizer = TextTokenizer(self.checkpoint)
         texts = read_texts(self.cache, text_rows_M)
         found = [np.empty((0, self.checkpoint.embed_dim), np.float32)]
+        self.progress.start("evaluating: texts", len(texts))
         for first in range(0, len(texts), self.batch_size):
             ids = tokenizer(texts[first : first + self.batch_size])
             ids_BL = torch.from_numpy(ids).to(self.device)
             found.append(self._unit_rows(lambda: pool_token_ids(tower, ids_BL)))  # noqa: B023
+            self.progress.advance(len(ids))
         return np.concatenate(found)
 
     def _unit_rows(self, pool: "Callable[[], Tensor]") -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """The lines that are printed at the end of a training."""
 
 import json
+from typing import Any
 
 from ...formatting import format_count, format_seconds
 from ..config import TrainConfig
@@ -8,10 +9,24 @@ from .evaluate_run import evaluation_lines
 from .trainer import TrainSummary
 
 
+def summary_values(config: TrainConfig, summary: TrainSummary) -> dict[str, Any]:
+    """Return the same as JSON values, with the whole evaluation."""
+    return {
+        "run": str(config.out),
+        "model": str(config.out / "model"),
+        "steps": summary.steps,
+        "steps_now": summary.steps - summary.first_step + 1,
+        "seconds": round(summary.seconds, 3),
+        "images_per_s": summary.images_per_s,
+        "wait_share": summary.wait_share,
+        "skipped_images": summary.num_skipped,
+        "nonfinite_steps": summary.num_nonfinite,
+        "evaluation": _evaluation(config),
+    }
+
+
 def summary_lines(config: TrainConfig, summary: TrainSummary) -> list[str]:
-    """Return the lines for people; none in processes other than rank 0."""
-    if not summary.is_first:
-        return []
+    """Return the lines for people."""
     out = config.out
     made = summary.steps - summary.first_step + 1
     lines = [f"trained    nothing left to do: all {summary.steps:,} steps are done"]
@@ -27,11 +42,15 @@ def summary_lines(config: TrainConfig, summary: TrainSummary) -> list[str]:
             f"skipped    {format_count(summary.num_nonfinite, 'step')} with a loss or gradient that is "
             f"not finite; keys are in {out / 'metrics.jsonl'}"
         )
-    found = out / "evaluation.json"
-    columns = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else {}
     return [
         *lines,
-        *evaluation_lines(columns),
+        *evaluation_lines(_evaluation(config)),
         f"model      {out / 'model'}",
         f"plot       {out / 'loss.png'}",
     ]
+
+
+def _evaluation(config: TrainConfig) -> dict[str, Any]:
+    """Return what the run's evaluation found; empty without one."""
+    found = config.out / "evaluation.json"
+    return json.loads(found.read_text(encoding="utf-8")) if found.is_file() else {}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -345,7 +346,7 @@ def test_every_mistake_is_one_line_that_says_what_would_be_right(
         status, out, err = command(*arguments)
         shown = f"{arguments} -> {status} {out!r} {err!r}"
         assert (status, out) == (1, ""), shown
-        [line] = [line for line in err.splitlines() if not line.startswith("planning ")]
+        [line] = [line for line in err.splitlines() if not line.startswith(("planning ", "see "))]
         assert line.startswith("error: "), shown
         assert message in line, shown
     assert not new.exists()
@@ -363,6 +364,58 @@ def test_a_damaged_table_is_one_line_that_sends_to_verify_which_names_it(
     status, out, _ = command("verify", root)
     assert status == 1
     assert "FAULT      catalog/samples-00000.parquet is damaged: 4 bytes, " in out
+
+
+def test_a_build_and_a_dry_run_print_json(
+    built: Built, tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    arguments = (
+        "--teacher",
+        built.checkpoint,
+        "--device",
+        "cpu",
+        "--decode-workers",
+        "0",
+        "--json",
+    )
+    status, out, err = command("build", built.corpus, tmp_path / "new", *arguments, "--dry-run")
+    assert status == 0, err
+    dry = json.loads(out)
+    assert dry["planned"]["samples"] == dry["images"] == 12
+    assert dry["seconds"] is None
+    status, out, err = command("build", built.corpus, tmp_path / "new", *arguments, "--quiet")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert found["planned"]["captions"] == dry["planned"]["captions"]
+    assert found["images"] == dry["images"]
+    assert found["rejected"] == sum(found["rejected_now"].values()) == len(found["first_rejected"])
+    assert found["cache"] == str(tmp_path / "new")
+    assert found["pixels"] is None
+    status, out, _ = command("build", built.corpus, tmp_path / "new", *arguments)
+    assert (status, json.loads(out)["units"]) == (0, 0)
+
+
+def test_an_error_names_the_document_that_explains_it(
+    tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    status, out, err = command("build", tmp_path / "empty", tmp_path / "new", "--teacher", "none")
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-2].startswith("error: ")
+    assert re.fullmatch(r"see docs/[a-z]+/[a-z]+\.md(#[a-z-]+)?", err.splitlines()[-1])
+
+
+def test_commands_and_options_are_completed(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_SIGLIP2_CACHE_COMPLETE", "complete_bash")
+    for words, completed in (
+        ("siglip2-cache bu", "build"),
+        ("siglip2-cache build --rev", "--revision"),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        assert command() == (0, f"{completed}\n", "")
 
 
 def test_a_reader_of_the_output_that_leaves_early_gets_no_traceback(built: Built) -> None:

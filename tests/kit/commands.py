@@ -8,7 +8,7 @@ from pathlib import Path
 from kit import processes
 from kit.patience import PATIENCE_S
 
-_PROGRESS = ("planning ", "loading ", "warning: ", "images ", "texts ")
+_PROGRESS = ("planning ", "loading ", "warning: ", "images ", "texts ", "see docs/")
 
 
 def run(

@@ -1,5 +1,6 @@
 """Links, options and fences of the documents. That their commands run is shown in tests/integration."""
 
+import ast
 import importlib.util
 import re
 import tomllib
@@ -12,6 +13,7 @@ import pytest
 from kit.documents import CHECKOUT, DOCUMENTS, blocks_of, prose_of, read
 from typer.main import get_command
 
+from siglip2_cache import errors
 from siglip2_cache.cli import app
 
 LANGUAGES = {"", "console", "js", "json", "python", "sh", "sql"}
@@ -125,9 +127,42 @@ def test_links_out_of_the_folder_of_documents_are_those_of_the_site(site_hooks: 
         assert (CHECKOUT / path).is_file(), path
 
 
-def test_every_document_that_the_code_names_exists() -> None:
+def modules() -> set[Path]:
+    """Return every module of the checkout but this one."""
     folders = [path for path in CHECKOUT.iterdir() if path.is_dir() and path.name[0] != "."]
-    modules = [*CHECKOUT.glob("*.py"), *(p for f in folders for p in f.rglob("*.py"))]
-    for path in set(modules) - {Path(__file__)}:
+    found = [*CHECKOUT.glob("*.py"), *(p for f in folders for p in f.rglob("*.py"))]
+    return set(found) - {Path(__file__)}
+
+
+def test_every_document_that_the_code_names_exists() -> None:
+    for path in modules():
         for name in re.findall(r"docs/[\w/-]+\.md", path.read_text("utf-8")):
             assert (CHECKOUT / name).is_file(), f"{path} names {name}"
+
+
+def test_every_document_that_an_error_names_explains_it() -> None:
+    pages = {
+        error.page
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.CacheError) and error.page
+    }
+    assert len(pages) > 8
+    for page in pages:
+        path, _, anchor = page.partition("#")
+        assert not anchor or anchor in anchors_of(CHECKOUT / "docs" / path), page
+
+
+def test_every_message_of_troubleshooting_is_one_of_the_package() -> None:
+    page = prose_of(read("docs/guides/troubleshooting.md"))
+    heads = [line[2:].partition(": ")[0] for line in page.splitlines() if line.startswith("- `")]
+    quoted = [words for head in heads for words in re.findall(r"`([^`]+)`", head)]
+    messages = "\n".join(
+        node.value
+        for path in modules()
+        if path.relative_to(CHECKOUT).parts[0] not in ("tests", "benchmarks", "docs", "build")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    assert len(quoted) > 30
+    of_torch = {"CUDA out of memory"}
+    assert [words for words in quoted if words not in messages] == sorted(of_torch)

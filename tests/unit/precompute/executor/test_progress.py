@@ -110,3 +110,14 @@ def test_plain_lines_go_where_stderr_is_no_terminal(monkeypatch: pytest.MonkeyPa
     rich.stop()
     assert "[warning] a [line] with brackets" in terminal.getvalue()
     assert "images 10/10, units 1/1" in terminal.getvalue().replace("\n", " ")
+
+
+def test_a_quiet_display_shows_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    quiet = BuildProgress(make_display(is_quiet=True))
+    quiet.start({"image": 10, "text": 0}, {"image": 1, "text": 0})
+    quiet.say("loading teacher")
+    quiet.say("warning: worker 0 died")
+    quiet.advance("image", 10, 2)
+    quiet.unit_done("image")
+    quiet.stop()
+    assert capsys.readouterr().err == "warning: worker 0 died\n"
