@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 from ..errors import SettingError
 from ..formatting import nearest_name
 from .positives import parse_positives
+from .selection import parse_selection
 from .setting import Setting
 from .terms import active_terms, loss_terms
 
@@ -237,6 +238,15 @@ class TrainConfig:
         ),
     ] = 0.95
 
+    select: Annotated[
+        str,
+        Setting(
+            "Images to train on. all: every one. keep=SHARE: this share of the captioned ones, those whose "
+            "captions fit best by the teacher. keys=FILE: those of a list, one key a line.",
+            CORPUS,
+            metavar="all|keep=SHARE|keys=FILE",
+        ),
+    ] = "all"
     views_per_step: Annotated[
         int, Setting("Views of each image in one step.", OPTIMIZER, least=1)
     ] = 1
@@ -537,6 +547,7 @@ class TrainConfig:
         if self.teacher_bias is not None and not math.isfinite(self.teacher_bias):
             raise SettingError(f"teacher_bias must be a finite number, got {self.teacher_bias}")
         parse_positives(self.positives)
+        parse_selection(self.select)
         for term, weight in self.weights.items():
             if term not in loss_terms():
                 known = list(loss_terms())

@@ -1,5 +1,6 @@
 """Resolving the settings of a training: defaults are filled in, contradictions are refused."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,9 +27,11 @@ from ..config import TrainConfig
 from ..data.corpus import Corpus
 from ..data.kept_pixels import choose_pixels
 from ..data.read_corpus import read_corpus
+from ..data.select_images import select_images
 from ..data.split import SplitPolicy, split_policy
 from ..export.metadata import identity_sha256
 from ..launch import Launch
+from ..selection import parse_selection
 from ..terms import active_terms, loss_terms
 from .other_tower import check_other_tower
 
@@ -66,6 +69,9 @@ class Resolved:
     kept_note: str | None
     """Why kept pixels are not read although there are some."""
 
+    selection_note: str | None
+    """Which images were selected; None: all."""
+
     @property
     def steps(self) -> int:
         """Number of optimizer steps."""
@@ -92,8 +98,9 @@ class Resolved:
         return {
             "catalog": self.cache.manifest.latest.digest,
             "teacher": identity_sha256(self.teacher),
-            "images with a target": self.train.num_images + self.val.num_images,
-            "captions with a target": self.train.num_captions + self.val.num_captions,
+            "images with a target": self.corpus.num_images,
+            "captions with a target": self.corpus.num_captions,
+            **({} if self.config.select == "all" else {"selected images": _sha256_of(self.train)}),
             "student": _student_sha256(self.checkpoint, is_new=self.config.from_scratch),
         }
 
@@ -134,7 +141,7 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
     kept, kept_note = None, None
     if config.towers != "text":
         kept, kept_note = choose_pixels(cache, corpus, checkpoint, config.pixels)
-    train = corpus.select(~corpus.is_val_N)
+    train, selection_note = _select(corpus.select(~corpus.is_val_N), cache, teacher.name, config)
     scale = config.teacher_scale or math.exp(teacher.logit_scale)
     bias = teacher.logit_bias if config.teacher_bias is None else config.teacher_bias
     weights = _weights(config, scale)
@@ -185,6 +192,7 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
         num_workers=_num_workers(config, launch),
         kept=kept,
         kept_note=kept_note,
+        selection_note=selection_note,
     )
 
 
@@ -213,6 +221,18 @@ def device_of(config: TrainConfig, launch: Launch) -> str:
             f"{count} processes train on this machine, which has {num_gpus} GPUs; start at most {num_gpus}"
         )
     return f"cuda:{launch.local_rank}"
+
+
+def _select(
+    train: Corpus, cache: Cache, teacher: str, config: TrainConfig
+) -> tuple[Corpus, str | None]:
+    """Return the images of the train split that are used, and a line about them."""
+    is_used_N, note = select_images(train, cache, teacher, parse_selection(config.select))
+    return train if note is None else train.select(is_used_N), note
+
+
+def _sha256_of(train: Corpus) -> str:
+    return hashlib.sha256(train.rows_N.tobytes()).hexdigest()
 
 
 def _weights(config: TrainConfig, scale: float) -> dict[str, float]:

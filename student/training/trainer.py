@@ -234,8 +234,9 @@ class Trainer:
                 evaluate_student(resolved, start, run, "before", self._pca)
 
         self._on_first(evaluate_start)
-        if resolved.kept_note is not None:
-            self._progress.say(f"note: {resolved.kept_note}")
+        for note in (resolved.kept_note, resolved.selection_note):
+            if note is not None:
+                self._progress.say(f"note: {note}")
         self._progress.say(self._first_line(done))
         started = time.monotonic()
         try:

@@ -288,6 +288,24 @@ def test_an_image_tower_learns_and_leaves_with_the_teachers_text_tower(
     assert numbers_of(found) == pytest.approx(numbers_of(after), abs=1e-4)
 
 
+def test_a_run_trains_on_selected_images_and_resumes_with_no_other(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run, heard = tmp_path / "run", Listening()
+    settings = {"steps": 2, "save_every": 1, "select": "keep=0.5"}
+    train_of(made.cache, tiny_student, run, progress=heard, **settings)
+    [note] = [line for line in heard.said if line.startswith("note: select keep=0.5: ")]
+    kept = int(note.split()[3])
+    assert f"on {kept} images ({kept} with captions)" in heard.said[-1]
+    with pytest.raises(SettingError, match=r"select .*keep=0.5.*all"):
+        train_of(made.cache, tiny_student, run, steps=3, save_every=1)
+    recorded = json.loads((run / "run.json").read_text())
+    assert recorded["selected images"]
+    (run / "run.json").write_text(json.dumps(recorded | {"selected images": "0"}))
+    with pytest.raises(SettingError, match="started with another cache: selected images was 0"):
+        train_of(made.cache, tiny_student, run, **settings)
+
+
 def test_texts_learn_from_a_bank_of_images_and_an_image_tower_cannot(
     made: Made, tiny_student: Path, tmp_path: Path
 ) -> None:

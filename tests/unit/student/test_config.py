@@ -69,6 +69,15 @@ def from_file(tmp_path: Path, text: str, **flags: Any) -> TrainConfig:
             )
             for p in ("x", "1", "-0.1", "nan", "")
         ),
+        ({"select": "best"}, "select 'best' is not one of all, keep=SHARE, keys=FILE"),
+        ({"select": "keys="}, "select 'keys=' is not one of all, keep=SHARE, keys=FILE"),
+        *(
+            (
+                {"select": f"keep={share}"},
+                f"select 'keep={share}' needs a share above 0 to 1, such as keep=0.5",
+            )
+            for share in ("x", "0", "1.5", "nan", "")
+        ),
         (
             {"ignore_similar": 1.0},
             "ignore_similar must be at least -1 and below 1, got 1.0",

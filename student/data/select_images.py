@@ -1,0 +1,117 @@
+"""Selecting training images, by the teacher's score of their captions or by a list of keys.
+
+Shape letters in this file: N = images of the train split    C = captions of a block    E = width
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ...errors import SettingError
+from ...store.cache import Cache
+from ..selection import Selection
+from .corpus import Corpus
+
+_BLOCK = 65_536
+"""Images whose targets are in memory at once."""
+
+
+def select_images(
+    train: Corpus, cache: Cache, teacher: str, selection: Selection
+) -> tuple[NDArray[np.bool_], str | None]:
+    """Return which images of the train split are used, (N,), and a line about it; None if all are.
+
+    Raises:
+        SettingError: no image has a caption, or the list names none of them or an unknown key.
+    """
+    if selection.kind == "keep":
+        return _with_best_captions(train, cache, teacher, selection.share)
+    if selection.file is not None:
+        return _of_list(train, cache, selection.file)
+    return np.ones(len(train), np.bool_), None
+
+
+def caption_scores(train: Corpus, cache: Cache, teacher: str) -> NDArray[np.float32]:
+    """Return the teacher's mean cosine of each image and its captions, (N,); NaN without a caption.
+
+    Images are read by their whole view, in blocks, in order.
+    """
+    images, texts = cache.image_targets(teacher), cache.text_targets(teacher)
+    scores_N = np.full(len(train), np.nan, np.float32)
+    for first in range(0, len(train), _BLOCK):
+        own = slice(first, min(first + _BLOCK, len(train)))
+        bounds = train.caption_start[own.start : own.stop + 1]
+        counts = np.diff(bounds)
+        if not counts.any():
+            continue
+        text_rows, text_C = np.unique(
+            train.caption_text_row[bounds[0] : bounds[-1]], return_inverse=True
+        )
+        text_E = texts.read(text_rows).astype(np.float32)
+        image_E = images.read(train.rows_N[own]).astype(np.float32)
+        image_C = np.repeat(np.arange(len(counts)), counts)
+        cosine_C = np.concatenate(
+            [
+                (image_E[image_C[part]] * text_E[text_C[part]]).sum(axis=1)
+                for part in _parts(len(image_C))
+            ]
+        )
+        sums = np.bincount(image_C, weights=cosine_C, minlength=len(counts))
+        has = counts > 0
+        scores_N[own][has] = sums[has] / counts[has]
+    return scores_N
+
+
+def _with_best_captions(
+    train: Corpus, cache: Cache, teacher: str, share: float
+) -> tuple[NDArray[np.bool_], str]:
+    scores_N = caption_scores(train, cache, teacher)
+    num_captioned = int(np.isfinite(scores_N).sum())
+    if not num_captioned:
+        raise SettingError(
+            f"select keep={share:g} needs captions, and {cache.root} has none in its train split"
+        )
+    num_kept = max(1, round(share * num_captioned))
+    best = np.argsort(-scores_N, kind="stable")[:num_kept]  # NaN last
+    is_used_N = np.zeros(len(train), np.bool_)
+    is_used_N[best] = True
+    without = len(train) - num_captioned
+    left_out = f"; {without:,} without a caption are left out" if without else ""
+    return is_used_N, (
+        f"select keep={share:g}: {num_kept:,} of {num_captioned:,} captioned images, whose mean cosine to "
+        f"their captions is at least {scores_N[best[-1]]:.3f} by the teacher{left_out}; in as many steps "
+        f"each is shown {len(train) / num_kept:.3g} times as often"
+    )
+
+
+def _of_list(train: Corpus, cache: Cache, file: Path) -> tuple[NDArray[np.bool_], str]:
+    try:
+        keys = {line for line in file.read_text("utf-8").splitlines() if line}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(
+            f"select keys={file} cannot be read ({error}); name a text file"
+        ) from error
+    samples = cache.samples().select("row", "key").filter(pl.col("key").is_in(list(keys))).collect()
+    unknown = keys - set(samples["key"])
+    if unknown:
+        raise SettingError(
+            f"{len(unknown):,} of {len(keys):,} keys of {file} are not in {cache.root} (such as "
+            f"{min(unknown)!r}); remove them from the list"
+        )
+    is_used_N = np.isin(train.rows_N, samples["row"].to_numpy())
+    num_used = int(is_used_N.sum())
+    if not num_used:
+        raise SettingError(f"{file} names no image of the train split of {cache.root}")
+    return is_used_N, (
+        f"select keys={file}: {num_used:,} of {len(train):,} images of the train split; in as many steps "
+        f"each is shown {len(train) / num_used:.3g} times as often"
+    )
+
+
+def _parts(count: int) -> Iterator[slice]:
+    """Yield slices of a block's captions, so that their rows stay small in memory."""
+    for first in range(0, count, _BLOCK):
+        yield slice(first, first + _BLOCK)
