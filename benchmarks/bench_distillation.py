@@ -360,7 +360,7 @@ def score_of(column: Mapping[str, Any], world: World) -> float:
     """Return the mean of both ways' R@1, or the zero-shot accuracy."""
     found = column[world.measure]["all"]
     if world.measure == "zero_shot":
-        return found["1"]
+        return found["accuracy"]["1"]
     return (found["image_to_text"]["1"] + found["text_to_image"]["1"]) / 2
 
 
