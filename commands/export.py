@@ -136,6 +136,14 @@ def model(
             "After train --towers image: the teacher's checkpoint, whose text tower completes the result.",
         ),
     ] = None,
+    into_teacher_space: Annotated[
+        bool,
+        flag(
+            "--into-teacher-space",
+            "Also give embeddings in the teacher's width and directions, for an index of the teacher's "
+            "embeddings: by sentence-transformers, and as output teacher_embeds of ONNX graphs.",
+        ),
+    ] = False,
     image_tower: Annotated[
         str | None,
         path_option(
@@ -166,6 +174,7 @@ def model(
         student=student,
         teacher_text=teacher_text,
         image_tower=image_tower,
+        into_teacher_space=into_teacher_space,
         dtype=cast("WeightsDtype", dtype),  # the config refuses other words
     )
     if to:
@@ -182,6 +191,7 @@ def model(
                 samples=256 if samples is None else samples,
                 decode_workers=decode_workers,
                 corpus_roots=parse_roots(corpus_root),
+                into_teacher_space=into_teacher_space,
             ),
             chosen,
         )

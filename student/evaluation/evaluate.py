@@ -23,7 +23,7 @@ from .metrics import (
     sigmoid,
     soft_loss_excess,
 )
-from .retrieval import macro_mean, retrieval, zero_shot
+from .retrieval import index_recall, macro_mean, retrieval, zero_shot
 
 _SOFT_PAIRS = 1 << 25
 """Most pairs that the soft loss is averaged over, which takes seconds. 10,000 images with 5 captions have
@@ -53,7 +53,8 @@ def evaluate(
     Returns:
         name; missing_images and missing_texts (rows without an embedding, counted as misses);
         retrieval and zero_shot (both with "all", "languages", "macro_mean"); image_cosine and
-        text_cosine to the teacher; image_correlation and neighbour_overlap (of the 10 nearest) among
+        text_cosine to the teacher; teacher_index, the recall of its queries in an index of the teacher's
+        images; image_correlation and neighbour_overlap (of the 10 nearest) among
         different pictures; soft_loss_excess in nats a pair; calibration_error.
     """
     images_ND, texts_MD = subject.images_ND, subject.texts_MD
@@ -64,7 +65,9 @@ def evaluate(
         "missing_texts": _num_missing(texts_MD[used_M]),
         "retrieval": _retrieval(images_ND, texts_MD, eval_set),
         "zero_shot": _zero_shot(images_ND, texts_MD, eval_set),
-        **_cosines(subject, reference, map_ED, used_M, is_one_space=is_one_space),
+        **_in_teacher_space(
+            subject, reference, map_ED, eval_set, used_M, is_one_space=is_one_space
+        ),
         **_agreement(subject, reference, eval_set),
         "soft_loss_excess": _soft_loss_excess(subject, reference, eval_set, seed),
         "calibration_error": _calibration_error(subject, eval_set, seed),
@@ -146,24 +149,33 @@ def _zero_shot(
     }
 
 
-def _cosines(
+def _in_teacher_space(
     subject: Embeddings,
     reference: Embeddings,
     map_ED: NDArray[np.floating[Any]] | None,
+    eval_set: EvalSet,
     used_M: NDArray[np.int64],
     *,
     is_one_space: bool,
-) -> dict[str, float | None]:
-    sides = {
-        "image_cosine": (subject.images_ND, reference.images_ND),
-        "text_cosine": (subject.texts_MD[used_M], reference.texts_MD[used_M]),
+) -> dict[str, Any]:
+    """Return what needs embeddings in the teacher's space; None where there are none."""
+    images_NE, texts_ME = subject.images_ND, subject.texts_MD
+    if map_ED is not None:
+        images_NE, texts_ME = (rows @ map_ED.T.astype(np.float32) for rows in (images_NE, texts_ME))
+    if not is_one_space or images_NE.shape != reference.images_ND.shape:
+        return dict.fromkeys(("image_cosine", "text_cosine", "teacher_index"))
+    return {
+        "image_cosine": mean_cosine(images_NE, reference.images_ND),
+        "text_cosine": mean_cosine(texts_ME[used_M], reference.texts_MD[used_M]),
+        "teacher_index": index_recall(
+            reference.images_ND,
+            images_NE,
+            texts_ME,
+            eval_set.image_P,
+            eval_set.text_P,
+            eval_set.picture_N,
+        ),
     }
-    found: dict[str, float | None] = {}
-    for name, (student_ND, teacher_NE) in sides.items():
-        mapped_NE = student_ND if map_ED is None else student_ND @ map_ED.T.astype(np.float32)
-        is_comparable = is_one_space and mapped_NE.shape == teacher_NE.shape
-        found[name] = mean_cosine(mapped_NE, teacher_NE) if is_comparable else None
-    return found
 
 
 def _agreement(

@@ -17,6 +17,7 @@ _NEARNESS = (
     ("soft_loss_excess", "soft loss - entropy, nats a pair", ".3g"),
     ("calibration_error", "calibration error", ".4f"),
 )
+_QUERIES = {"text_to_image": "texts", "image_to_image": "the images themselves"}
 
 PROMPTS_COMMAND = (
     "siglip2-cache build SOURCE CACHE --teacher TEACHER --templates FILE, one template a line, such as "
@@ -148,6 +149,8 @@ def _rows(columns: list[_Column]) -> Iterator[_Row]:
     yield from _language_rows(columns, "zero_shot", _zero_shot_rows)
     for name, words, form in _NEARNESS:
         yield words, _at(name), form
+    for way, words in _QUERIES.items():
+        yield f"index of the teacher's images, {words}, R@1", _at("teacher_index", way, "1"), ".4f"
     for name in ("missing_images", "missing_texts"):
         if any(column[name] for column in columns):
             yield name.replace("_", " "), _at(name), ",d"

@@ -99,8 +99,8 @@ def retrieval(
         own_image_P.astype(np.int64),
         own_text_P.astype(np.int64),
     )
-    holder_P, held_P = with_equal_pictures(image_P, own_text_P.astype(np.int64), picture_N)
-    to_image = ranks(dots(gallery_MD, images_ND), (len(captions), len(images_ND)), held_P, holder_P)
+    own_P = own_text_P.astype(np.int64)
+    to_image = _ranks_of_images(gallery_MD, images_ND, image_P, own_P, picture_N)
     return {
         "images": len(images_ND),
         "captioned_images": len(captioned),
@@ -108,6 +108,43 @@ def retrieval(
         "image_to_text": hit_rates(to_text),
         "text_to_image": hit_rates(to_image),
     }
+
+
+def index_recall(
+    index_NE: Rows,
+    images_NE: Rows,
+    texts_ME: Rows,
+    image_P: Ints,
+    text_P: Ints,
+    picture_N: Ints,
+) -> dict[str, Any]:
+    """Return R@1, 5 and 10 of one model's queries to another model's images, in one space.
+
+    This is what an index is worth whose images are not embedded again. Text to image as in retrieval. Image
+    to image: the queries are all images; a hit is the image itself in the index, or the same picture.
+
+    Args:
+        index_NE: unit rows of the other model.
+        images_NE: unit rows of the queries.
+        texts_ME: unit rows of the queries; texts in no pair are left out.
+        image_P: the image of each pair of an image with its caption.
+        text_P: the text of each pair.
+        picture_N: equal numbers for equal pictures.
+    """
+    captions, own_text_P = np.unique(text_P, return_inverse=True)
+    own_P, every_N = own_text_P.astype(np.int64), np.arange(len(index_NE))
+    by_text = _ranks_of_images(texts_ME[captions], index_NE, image_P, own_P, picture_N)
+    by_image = _ranks_of_images(images_NE, index_NE, every_N, every_N, picture_N)
+    return {"text_to_image": hit_rates(by_text), "image_to_image": hit_rates(by_image)}
+
+
+def _ranks_of_images(
+    queries_QD: Rows, images_ND: Rows, image_P: Ints, query_P: Ints, picture_N: Ints
+) -> Ints:
+    """Return the rank of each query's own images, or of the same pictures, among all images."""
+    holder_P, held_P = with_equal_pictures(image_P, query_P, picture_N)
+    shape = (len(queries_QD), len(images_ND))
+    return ranks(dots(queries_QD, images_ND), shape, held_P, holder_P)
 
 
 def with_equal_pictures(image_P: Ints, text_P: Ints, picture_N: Ints) -> tuple[Ints, Ints]:

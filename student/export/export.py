@@ -52,6 +52,7 @@ def export_model(
     extra: Mapping[str, Any] | None = None,
     dtype: WeightsDtype = "float32",
     files: Mapping[str, bytes] | None = None,
+    to_teacher_ED: "NDArray[np.float32] | None" = None,
 ) -> None:
     """Write a student of two towers, whole or not at all, in place of an earlier export.
 
@@ -63,6 +64,7 @@ def export_model(
         extra: JSON values for siglip2_cache.json.
         dtype: dtype of the weights; scale and bias of the logits are always float32.
         files: more files to write, by name.
+        to_teacher_ED: map to the teacher's space that sentence-transformers applies; None: it applies none.
 
     Raises:
         SettingError: ``out`` exists and is no earlier export.
@@ -77,7 +79,8 @@ def export_model(
         _write_model(folder, type(model), config, student.state_dict(), dtype)
         write_image_processor(folder, checkpoint, processor_class)
         _write_extra(folder, extra, files)
-        _write_card(folder, card, type(model), image=checkpoint, text=checkpoint)
+        parts = {"image": checkpoint, "text": checkpoint}
+        _write_card(folder, card, type(model), parts, to_teacher_ED)
 
 
 def export_tower(
@@ -93,6 +96,7 @@ def export_tower(
     extra: Mapping[str, Any] | None = None,
     dtype: WeightsDtype = "float32",
     files: Mapping[str, bytes] | None = None,
+    to_teacher_ED: "NDArray[np.float32] | None" = None,
 ) -> None:
     """Write a tower that was trained against cached embeddings, beside the other tower of another checkpoint.
 
@@ -115,6 +119,7 @@ def export_tower(
         extra: JSON values for siglip2_cache.json.
         dtype: dtype of the weights; scale and bias of the logits are always float32.
         files: more files to write, by name.
+        to_teacher_ED: map to the teacher's space that sentence-transformers applies; None: it applies none.
 
     Raises:
         ValueError: the shape of the map does not fit the widths.
@@ -150,13 +155,8 @@ def export_tower(
         if image is not None:
             write_image_processor(folder, image.checkpoint, processor_class)
         _write_extra(folder, extra, files)
-        _write_card(
-            folder,
-            card,
-            model_class,
-            image=None if image is None else image.checkpoint,
-            text=None if text is None else text.checkpoint,
-        )
+        checkpoints = {name: part.checkpoint for name, part in parts.items()}
+        _write_card(folder, card, model_class, checkpoints, to_teacher_ED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,18 +311,18 @@ def _write_card(
     folder: Path,
     card: ModelCard,
     model_class: Any,
-    *,
-    image: Checkpoint | None,
-    text: Checkpoint | None,
+    parts: Mapping[Tower, Checkpoint],
+    to_teacher_ED: "NDArray[np.float32] | None",
 ) -> None:
     """Write the files of sentence-transformers, then README.md, which describes their use.
 
-    ``image`` and ``text`` are the checkpoints of the towers; None for one that is not there.
+    ``parts`` are the checkpoints of the towers that there are.
     """
+    image, text = parts.get("image"), parts.get("text")
     programs = None if text is None else try_programs(text, folder, image=image)
     has_sentence_transformers = programs is None or programs.has_sentence_transformers
     if has_sentence_transformers:
-        write_sentence_transformers(folder, text)
+        write_sentence_transformers(folder, text, to_teacher_ED)
     rendered = render_card(
         card,
         text_class=None if image is not None else model_class.__name__,
@@ -330,5 +330,6 @@ def _write_card(
         max_text_tokens=text.max_text_tokens if text else 0,
         has_pipeline=programs is not None and programs.has_pipeline,
         has_sentence_transformers=has_sentence_transformers,
+        widths=None if to_teacher_ED is None else to_teacher_ED.shape[::-1],
     )
     (folder / "README.md").write_text(rendered, encoding="utf-8")

@@ -78,11 +78,13 @@ def read_metadata(checkpoint: Checkpoint) -> ModelMetadata:
     )
 
 
-def read_projection(checkpoint: Checkpoint, teacher_dim: int) -> NDArray[np.float32] | None:
+def read_projection(
+    checkpoint: Checkpoint, teacher_dim: int | None = None
+) -> NDArray[np.float32] | None:
     """Return the map to the teacher's space that a training wrote, (E, D), or None.
 
     The file is in the model's folder or, for a model trained by this program, in the folder above. The map
-    belongs to one teacher: check ModelMetadata.is_of.
+    belongs to one teacher: check ModelMetadata.is_of. ``teacher_dim`` is its width; None: any.
 
     Raises:
         CheckpointError: the file is damaged, or the map has other widths.
@@ -99,9 +101,10 @@ def read_projection(checkpoint: Checkpoint, teacher_dim: int) -> NDArray[np.floa
         map_ED = load_file(path)["map_ED"].astype(np.float32)
     except (SafetensorError, KeyError, OSError) as error:
         raise CheckpointError(f"{path} holds no tensor map_ED: {first_line(error)}") from error
-    if map_ED.shape != (teacher_dim, checkpoint.embed_dim):
+    wanted = (teacher_dim or len(map_ED), checkpoint.embed_dim)
+    if map_ED.shape != wanted:
         raise CheckpointError(
-            f"{path} holds a map of shape {map_ED.shape}, expected {(teacher_dim, checkpoint.embed_dim)} "
+            f"{path} holds a map of shape {map_ED.shape}, expected {wanted} "
             "from this model to this teacher; it was trained with another teacher"
         )
     return map_ED

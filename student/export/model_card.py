@@ -96,6 +96,7 @@ def render_card(
     max_text_tokens: int,
     has_pipeline: bool,
     has_sentence_transformers: bool,
+    widths: tuple[int, int] | None = None,
 ) -> str:
     """Return README.md: front matter, usage that runs unchanged, training, results.
 
@@ -107,6 +108,7 @@ def render_card(
         max_text_tokens: positions of the text tower.
         has_pipeline: whether transformers' zero-shot pipeline is correct for this model.
         has_sentence_transformers: whether sentence-transformers computes the right embeddings.
+        widths: of this model and of the teacher, if projection.safetensors maps between them for users.
     """
     if tokenizer_class is None:
         usage = _IMAGE_USAGE
@@ -127,6 +129,7 @@ def render_card(
         _sentence_transformers(has_text=tokenizer_class is not None)
         if has_sentence_transformers
         else _NO_SENTENCE_TRANSFORMERS * (text_class is None),
+        "" if widths is None else _in_teacher_space(widths, tokenizer_class is not None),
         _training(card),
         *([_results(card)] if card.results else []),
         _license(card),
@@ -248,6 +251,27 @@ _NO_SENTENCE_TRANSFORMERS = (
 
 def _sentence_transformers(*, has_text: bool) -> str:
     return _SENTENCE_TRANSFORMERS + (_OF_TEXTS if has_text else "") + "```"
+
+
+_TEACHER_SPACE = """\
+## An index of the teacher's embeddings
+
+`projection.safetensors` maps embeddings of this model (width {D}) to the space of the teacher (width {E}).
+An index of the teacher's embeddings keeps working with such queries. sentence-transformers applies the map by
+itself. With transformers, after the code above:
+
+```python
+from safetensors.torch import load_file
+
+map_ED = load_file(f"{{folder}}/projection.safetensors")["map_ED"]
+queries = torch.nn.functional.normalize({rows} @ map_ED.T, dim=-1)
+```
+"""
+
+
+def _in_teacher_space(widths: tuple[int, int], has_text: bool) -> str:
+    rows = "output.text_embeds" if has_text else "output.pooler_output"
+    return _TEACHER_SPACE.format(D=widths[0], E=widths[1], rows=rows)
 
 
 def _chosen(tokenizer_class: str) -> str:

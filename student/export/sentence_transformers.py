@@ -6,20 +6,28 @@ most texts would get a wrong embedding, without a warning.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...siglip import Checkpoint
 from .programs import padding_of
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 _TOWER = {"method_output_name": "pooler_output"}
+_DENSE = "1_Dense"
 
 
-def write_sentence_transformers(folder: Path, text: Checkpoint | None) -> None:
+def write_sentence_transformers(
+    folder: Path, text: Checkpoint | None, map_ED: "NDArray[np.float32] | None" = None
+) -> None:
     """Write the files that sentence-transformers reads.
 
     Args:
         folder: an export, complete except for README.md.
         text: checkpoint of the text tower; None for an image tower alone.
+        map_ED: linear map that it applies to every embedding, ``row @ map_ED.T``; None: there is none.
     """
     if text is None:
         modalities = {"image": {"method": "forward", **_TOWER}}
@@ -29,15 +37,12 @@ def write_sentence_transformers(folder: Path, text: Checkpoint | None) -> None:
             name: {"method": f"get_{name}_features", **_TOWER} for name in ("text", "image")
         }
         processing = {"text": padding_of(text)}
+    modules = [_module(0, "", "transformer.Transformer")]
+    if map_ED is not None:
+        modules.append(_module(1, _DENSE, "dense.Dense"))
+        _write_dense(folder / _DENSE, map_ED)
     files: dict[str, Any] = {
-        "modules.json": [
-            {
-                "idx": 0,
-                "name": "0",
-                "path": "",
-                "type": "sentence_transformers.base.modules.transformer.Transformer",
-            }
-        ],
+        "modules.json": modules,
         "config_sentence_transformers.json": {
             "model_type": "SentenceTransformer",
             "prompts": {},
@@ -53,3 +58,28 @@ def write_sentence_transformers(folder: Path, text: Checkpoint | None) -> None:
     }
     for name, value in files.items():
         (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _module(number: int, path: str, kind: str) -> dict[str, Any]:
+    return {
+        "idx": number,
+        "name": str(number),
+        "path": path,
+        "type": f"sentence_transformers.base.modules.{kind}",
+    }
+
+
+def _write_dense(folder: Path, map_ED: "NDArray[np.float32]") -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    E, D = map_ED.shape
+    folder.mkdir()
+    settings = {
+        "in_features": D,
+        "out_features": E,
+        "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    save_file({"linear.weight": np.ascontiguousarray(map_ED)}, folder / "model.safetensors")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import SettingError
 from ...siglip import (
@@ -23,9 +23,14 @@ from ...version import __version__
 from ..evaluation.compare import EvalConfig
 from ..export.atomic_folder import MARK, replaced_atomically
 from ..export.export import write_settings
+from ..export.metadata import read_metadata, read_projection
 from .cards import write_runtime_card
 from .gate import Parity
 from .onnx_files import PRECISIONS, check_onnx_installed, write_checked_graphs
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 RUNTIMES = ("onnx", "transformers-js")
 _CALIBRATION_IMAGES = 64
@@ -62,6 +67,9 @@ class RuntimesConfig:
 
     corpus_roots: Mapping[str, str] = field(default_factory=dict[str, str])
     """Old folder to new folder, where the corpus has moved."""
+
+    into_teacher_space: bool = False
+    """Whether towers also give embeddings in the teacher's space, by the model's projection.safetensors."""
 
     def __post_init__(self) -> None:
         for name, values, known in (
@@ -106,6 +114,7 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
         )
     checkpoint = resolve_checkpoint(config.model)
     _check_supported(checkpoint, config.to)
+    map_ED = _map_to_teacher(checkpoint) if config.into_teacher_space else None
     rows = EvalConfig(
         model=config.model,
         cache=given_location(str(config.check)),
@@ -129,6 +138,7 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
             student=student,
             held_out=held_out,
             read_calibration=lambda: read_held_out(_calibration(rows), checkpoint),
+            map_ED=map_ED,
         )
         facts |= {
             "files": _files(folder),
@@ -152,6 +162,17 @@ def _check_supported(checkpoint: Checkpoint, to: tuple[str, ...]) -> None:
             f"{checkpoint.given} is a SigLIP 1 checkpoint, whose tokenizer files leave the cleaning of texts "
             "to Python code; other runtimes would not clean them. Export a SigLIP 2 checkpoint"
         )
+
+
+def _map_to_teacher(checkpoint: Checkpoint) -> "NDArray[np.float32] | None":
+    """Return the map to the teacher's space; None for a model that is in that space already."""
+    map_ED = read_projection(checkpoint)
+    if map_ED is None and read_metadata(checkpoint).space != "teacher":
+        raise SettingError(
+            f"{checkpoint.given} has no projection.safetensors, so there is no map to the teacher's space; "
+            "export a training that has one, or leave out --into-teacher-space"
+        )
+    return map_ED
 
 
 def _calibration(rows: EvalConfig) -> EvalConfig:

@@ -12,8 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...errors import ExportError, SettingError
 from ...siglip import Checkpoint, load_model
+from ..evaluation.embeddings import unit_rows_float32
 from .gate import LIMITS, Parity, check_parity
 from .held_out import HeldOut, Outputs
 from .onnx_student import FOLDER, GRAPHS, SUFFIXES, OnnxStudent, image_inputs
@@ -42,6 +46,7 @@ def write_graphs(
     precision: str,
     *,
     calibration: HeldOut | None,
+    map_ED: NDArray[np.float32] | None = None,
 ) -> None:
     """Write the three graphs of one precision into ``folder/onnx``.
 
@@ -51,6 +56,7 @@ def write_graphs(
         folder: an existing folder.
         precision: one of PRECISIONS.
         calibration: pictures for the ranges of the activations of an int8 image tower; None for others.
+        map_ED: map to the teacher's space, for the output teacher_embeds; None: there is none.
     """
     from .onnx_graphs import image_graph, joint_graph, save_graph, text_graph
     from .onnx_int8 import int8_image_graph, int8_text_graph
@@ -58,8 +64,8 @@ def write_graphs(
     scale, bias = (float(value.detach()) for value in (model.logit_scale, model.logit_bias))
     dtype = "float16" if precision == "float16" else "float32"
     graphs = {
-        "image": image_graph(model, checkpoint, dtype),
-        "text": text_graph(model, checkpoint, dtype),
+        "image": image_graph(model, checkpoint, dtype, map_ED),
+        "text": text_graph(model, checkpoint, dtype, map_ED),
     }
     if calibration is not None:
         inputs = (image_inputs(checkpoint, *batch) for batch in calibration.image_batches())
@@ -92,6 +98,7 @@ def write_checked_graphs(
     student: Outputs,
     held_out: HeldOut,
     read_calibration: Callable[[], HeldOut],
+    map_ED: NDArray[np.float32] | None = None,
 ) -> tuple[dict[str, Parity], dict[str, str]]:
     """Write graphs of several precisions and check each; keep those that compute what the student does.
 
@@ -102,6 +109,7 @@ def write_checked_graphs(
         student: what PyTorch computes from ``held_out``.
         held_out: pictures and captions of the check.
         read_calibration: returns other pictures, for int8.
+        map_ED: as in write_graphs.
 
     Returns:
         How each precision differs from the student, and the reason for each that is left out.
@@ -114,17 +122,16 @@ def write_checked_graphs(
     for precision in precisions or PRECISIONS:
         model = load_model(checkpoint, device="cpu", compute_dtype="float32")
         calibration = read_calibration() if precision == "int8" else None
-        write_graphs(model, checkpoint, folder, precision, calibration=calibration)
+        write_graphs(model, checkpoint, folder, precision, calibration=calibration, map_ED=map_ED)
         del model
         try:
+            exported, what = OnnxStudent(folder, precision), f"ONNX in {precision}"
+            limits = LIMITS[precision]
             found[precision] = check_parity(
-                OnnxStudent(folder, precision),
-                student,
-                checkpoint,
-                held_out,
-                limits=LIMITS[precision],
-                what=f"ONNX in {precision}",
+                exported, student, checkpoint, held_out, limits=limits, what=what
             )
+            if map_ED is not None:
+                _check_teacher_rows(exported, student, held_out, map_ED, limits.cosine, what)
         except ExportError as error:
             if precisions is not None or precision == "float32":
                 raise
@@ -133,3 +140,30 @@ def write_checked_graphs(
                 for path in (folder / FOLDER).glob(f"{name}{SUFFIXES[precision]}.onnx*"):
                     path.unlink()
     return found, left_out
+
+
+def _check_teacher_rows(
+    exported: OnnxStudent,
+    student: Outputs,
+    held_out: HeldOut,
+    map_ED: NDArray[np.float32],
+    least: float,
+    what: str,
+) -> None:
+    """Check the output teacher_embeds of both towers against the student's rows through the map.
+
+    Raises:
+        ExportError: a cosine is below the limit.
+    """
+    name = "teacher_embeds"
+    for rows_ND, found in (
+        (student.images_ND, [exported.embed_images(*b, name) for b in held_out.image_batches()]),
+        (student.texts_MD, [exported.embed_texts(b, name) for b in held_out.text_batches()]),
+    ):
+        expected_NE = unit_rows_float32(rows_ND @ map_ED.T)
+        cosine = float((np.concatenate(found) * expected_NE).sum(axis=1).min())
+        if not cosine >= least:
+            raise ExportError(
+                f"{what} is not kept: a cosine of {name} to the student's, mapped, is {cosine:.6g}, the "
+                f"limit {least:g}"
+            )

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.compose import add_prefix_graph
 from torch import Tensor, nn
@@ -30,12 +31,18 @@ POOLED = "pooler_output"
 EMBEDS = {"text": "text_embeds", "image": "image_embeds"}
 """Output of each tower: (B, D) float32 of norm 1."""
 
+TEACHER_EMBEDS = "teacher_embeds"
+"""Output of each tower: (B, E) float32 of norm 1 in the teacher's space, if there is a map to it."""
+
 _LARGEST_FILE = 2_000_000_000
 """Bytes of weights in one file; protobuf ends at 2 GiB. Larger weights get a file of their own."""
 
 
 def text_graph(
-    model: Any, checkpoint: Checkpoint, dtype: Literal["float32", "float16"]
+    model: Any,
+    checkpoint: Checkpoint,
+    dtype: Literal["float32", "float16"],
+    map_ED: NDArray[np.float32] | None = None,
 ) -> ModelProto:
     """Return the text tower: input_ids (B, L) int64 -> pooler_output and text_embeds, (B, D) float32.
 
@@ -46,16 +53,20 @@ def text_graph(
         model: a SiglipModel or Siglip2Model on the CPU; its text tower is converted to ``dtype``.
         checkpoint: the one it was loaded from.
         dtype: dtype of weights and activations.
+        map_ED: map to the teacher's space for the output teacher_embeds; None: there is none.
     """
     tower = model.text_model.to(getattr(torch, dtype))
     ids_BL = torch.ones(2, tower.config.max_position_embeddings, dtype=torch.int64)
     eos, *_, pad = TextTokenizer(checkpoint)([""])[0].tolist()
     names = {"input_ids": {0: "text_batch"}}
-    return _traced(_TextTower(tower, eos, pad), {"input_ids": ids_BL}, names, "text")
+    return _traced(_TextTower(tower, eos, pad, map_ED), {"input_ids": ids_BL}, names, "text")
 
 
 def image_graph(
-    model: Any, checkpoint: Checkpoint, dtype: Literal["float32", "float16"]
+    model: Any,
+    checkpoint: Checkpoint,
+    dtype: Literal["float32", "float16"],
+    map_ED: NDArray[np.float32] | None = None,
 ) -> ModelProto:
     """Return the image tower: pixels -> pooler_output and image_embeds, (B, D) float32.
 
@@ -67,12 +78,14 @@ def image_graph(
         model: a SiglipModel or Siglip2Model on the CPU; its image tower is converted to ``dtype``.
         checkpoint: the one it was loaded from.
         dtype: dtype of weights and activations.
+        map_ED: as of text_graph.
     """
     tower = model.vision_model.to(getattr(torch, dtype))
     recipe = checkpoint.image
     if not isinstance(recipe, NaflexRecipe):
         inputs = {"pixel_values": torch.zeros(2, 3, *recipe.size)}
-        return _traced(_ImageTower(tower), inputs, {"pixel_values": {0: "image_batch"}}, "image")
+        sizes = {"pixel_values": {0: "image_batch"}}
+        return _traced(_ImageTower(tower, map_ED), inputs, sizes, "image")
     N, P = recipe.view_shape
     inputs = {
         "pixel_values": torch.zeros(2, N, P),
@@ -85,7 +98,7 @@ def image_graph(
         "pixel_attention_mask": patches,
         "spatial_shapes": {0: "image_batch"},
     }
-    return _traced(_NaflexTower(tower), inputs, shapes, "image")
+    return _traced(_NaflexTower(tower, map_ED), inputs, shapes, "image")
 
 
 def joint_graph(
@@ -144,52 +157,58 @@ def save_graph(graph: ModelProto, path: Path) -> bool:
 
 
 def _prepare(graph: Any, prefix: str) -> None:
-    """Give every inner name a prefix, and leave out the output that both towers have."""
-    [pooled] = [value for value in graph.output if value.name == POOLED]
-    graph.output.remove(pooled)
+    """Give every inner name a prefix, and leave out the outputs that both towers have."""
+    for value in [value for value in graph.output if value.name in (POOLED, TEACHER_EMBEDS)]:
+        graph.output.remove(value)
     add_prefix_graph(graph, prefix, rename_inputs=False, rename_outputs=False, inplace=True)
 
 
-class _TextTower(nn.Module):
-    def __init__(self, tower: nn.Module, eos: int, pad: int) -> None:
+class _Tower(nn.Module):
+    def __init__(self, tower: Any, map_ED: NDArray[np.float32] | None) -> None:
         super().__init__()
-        self.tower, self.eos, self.pad = tower, eos, pad
+        self.tower = tower
+        self.map_DE = None if map_ED is None else torch.from_numpy(map_ED.T.copy())
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def outputs(self, found: Any) -> tuple[Tensor, ...]:
+        pooled_BD = found.pooler_output.float()
+        if self.map_DE is None:
+            return pooled_BD, unit_rows(pooled_BD)
+        return pooled_BD, unit_rows(pooled_BD), unit_rows(pooled_BD @ self.map_DE)
+
+
+class _TextTower(_Tower):
+    def __init__(
+        self, tower: nn.Module, eos: int, pad: int, map_ED: NDArray[np.float32] | None
+    ) -> None:
+        super().__init__(tower, map_ED)
+        self.eos, self.pad = eos, pad
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
         last_B1 = torch.where(input_ids[:, -1:] == self.pad, self.pad, self.eos)
-        return _outputs(self.tower(input_ids=torch.cat([input_ids[:, :-1], last_B1], dim=1)))
+        ids_BL = torch.cat([input_ids[:, :-1], last_B1], dim=1)
+        return self.outputs(self.tower(input_ids=ids_BL))
 
 
-class _ImageTower(nn.Module):
-    def __init__(self, tower: Any) -> None:
-        super().__init__()
-        self.tower = tower
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        return _outputs(self.tower(pixel_values=pixel_values.to(self.tower.dtype)))
+class _ImageTower(_Tower):
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        return self.outputs(self.tower(pixel_values=pixel_values.to(self.tower.dtype)))
 
 
-class _NaflexTower(nn.Module):
-    def __init__(self, tower: Any) -> None:
-        super().__init__()
-        self.tower = tower
+class _NaflexTower(_Tower):
+    def __init__(self, tower: Any, map_ED: NDArray[np.float32] | None) -> None:
+        super().__init__(tower, map_ED)
         tower.embeddings.resize_positional_embeddings = resized_positions
 
     def forward(
         self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return _outputs(
+    ) -> tuple[Tensor, ...]:
+        return self.outputs(
             self.tower(
                 pixel_values=pixel_values.to(self.tower.dtype),
                 pixel_attention_mask=pixel_attention_mask[:, None, None, :] != 0,
                 spatial_shapes=spatial_shapes,
             )
         )
-
-
-def _outputs(found: Any) -> tuple[Tensor, Tensor]:
-    pooled_BD = found.pooler_output.float()
-    return pooled_BD, unit_rows(pooled_BD)
 
 
 def resized_positions(
@@ -228,7 +247,7 @@ def _weights(index_BN: Tensor, size_B1: Tensor, num_stored: int) -> Tensor:
 
 
 def _traced(
-    tower: nn.Module, inputs: dict[str, Tensor], dynamic: dict[str, Any], kind: str
+    tower: _Tower, inputs: dict[str, Tensor], dynamic: dict[str, Any], kind: str
 ) -> ModelProto:
     with quiet(), torch.no_grad():
         program: Any = torch.onnx.export(
@@ -237,7 +256,11 @@ def _traced(
             dynamo=True,
             opset_version=OPSET,
             input_names=list(inputs),
-            output_names=[POOLED, EMBEDS[kind]],
+            output_names=[
+                POOLED,
+                EMBEDS[kind],
+                *([] if tower.map_DE is None else [TEACHER_EMBEDS]),
+            ],
             dynamic_shapes=dynamic,
             verbose=False,
         )

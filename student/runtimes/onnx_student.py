@@ -53,16 +53,19 @@ class OnnxStudent:
         return [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
 
     def embed_images(
-        self, pixels_B: NDArray[np.uint8], grids_B2: NDArray[np.int64] | None
+        self,
+        pixels_B: NDArray[np.uint8],
+        grids_B2: NDArray[np.int64] | None,
+        output: str = "image_embeds",
     ) -> NDArray[np.float32]:
-        """Return (B, D) unit rows; arguments as in image_inputs."""
+        """Return (B, D) unit rows, or another output of the graph; arguments as in image_inputs."""
         inputs = image_inputs(self._checkpoint, pixels_B, grids_B2)
-        return self._sessions["image"].run(["image_embeds"], inputs)[0]
+        return self._sessions["image"].run([output], inputs)[0]
 
-    def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """Return (B, D) unit rows."""
+    def embed_texts(self, texts: list[str], output: str = "text_embeds") -> NDArray[np.float32]:
+        """Return (B, D) unit rows, or another output of the graph."""
         ids_BL = np.array(self.token_ids(texts), np.int64)
-        return self._sessions["text"].run(["text_embeds"], {"input_ids": ids_BL})[0]
+        return self._sessions["text"].run([output], {"input_ids": ids_BL})[0]
 
     def logits(
         self, pixels_B: NDArray[np.uint8], grids_B2: NDArray[np.int64] | None, texts: list[str]

@@ -40,6 +40,9 @@ class ExportCheckpointConfig:
     dtype: WeightsDtype = "float32"
     """Dtype of the weights in the folder."""
 
+    into_teacher_space: bool = False
+    """Whether embeddings are to come out in the teacher's space where a runtime can apply the map."""
+
     def __post_init__(self) -> None:
         if self.dtype not in get_args(WeightsDtype):
             raise SettingError(
@@ -95,6 +98,7 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
         is_evaluated=is_model_of(run, made_from),
         files=None if map_ED is None else {PROJECTION: projection_bytes(map_ED)},
         dtype=config.dtype,
+        into_teacher_space=config.into_teacher_space,
     )
     return weights
 

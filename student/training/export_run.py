@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import SettingError
 from ..config import TrainConfig
 from ..evaluation.report import result_rows
 from ..export.atomic_folder import MARK
@@ -124,6 +125,7 @@ def export_weights(
     is_evaluated: bool,
     files: Mapping[str, bytes] | None = None,
     dtype: WeightsDtype = "float32",
+    into_teacher_space: bool = False,
 ) -> None:
     """Write a folder for plain transformers.
 
@@ -138,6 +140,7 @@ def export_weights(
         is_evaluated: whether the run's evaluation is of these weights, for the card.
         files: more files to write, by name.
         dtype: dtype of the weights.
+        into_teacher_space: whether sentence-transformers is to give embeddings in the teacher's space.
 
     Raises:
         SettingError: ``out`` exists and is no earlier export.
@@ -153,6 +156,12 @@ def export_weights(
         "split": _split(config),
         "space": _space(resolved),
     }
+    to_teacher = map_of(distiller, pca) if into_teacher_space else None
+    if into_teacher_space and to_teacher is None and extra["space"] != "teacher":
+        raise SettingError(
+            f"{run.root} has no map to the teacher's space: it was trained with projection none and without "
+            "the cosine term, so its space is its own; leave out --into-teacher-space"
+        )
     card = _card(resolved, run, weights, is_evaluated=is_evaluated)
     if config.towers == "both":
         export_model(
@@ -163,6 +172,7 @@ def export_weights(
             extra=extra,
             files=files,
             dtype=dtype,
+            to_teacher_ED=to_teacher,
         )
         return
     scale, bias = distiller.scale_and_bias
@@ -178,6 +188,7 @@ def export_weights(
         extra=extra,
         files=files,
         dtype=dtype,
+        to_teacher_ED=to_teacher,
     )
 
 

@@ -26,6 +26,7 @@ from siglip2_cache.student.runtimes import onnx_files, onnx_graphs
 from siglip2_cache.student.runtimes.export import export_runtimes
 from siglip2_cache.student.runtimes.gate import LIMITS, check_parity
 from siglip2_cache.student.runtimes.held_out import HeldOut, Outputs, read_held_out, student_outputs
+from siglip2_cache.student.runtimes.onnx_files import write_checked_graphs
 from siglip2_cache.student.runtimes.onnx_student import OnnxStudent
 
 TEXTS = ["A Red circle", "ein blaues Dreieck", "two  squares", "Word " * 99, ""]
@@ -112,6 +113,42 @@ def test_the_graph_of_both_towers_has_the_logits_of_transformers_for_any_two_bat
     assert per_image.shape == (3, len(TEXTS))
     np.testing.assert_allclose(per_image, expected.logits_per_image.numpy(), atol=1e-3)
     np.testing.assert_array_equal(per_text, per_image.T)
+
+
+def test_a_map_to_the_teachers_space_is_an_output_of_the_towers_and_checked(
+    exported: Exported, tmp_path: Path
+) -> None:
+    map_ED = np.random.default_rng(1).normal(size=(80, exported.checkpoint.embed_dim))
+    map_ED = map_ED.astype(np.float32)
+    shutil.copytree(exported.out, tmp_path / "out", ignore=shutil.ignore_patterns("*.onnx"))
+    write_checked_graphs(
+        exported.checkpoint,
+        tmp_path / "out",
+        ["float32"],
+        student=exported.student,
+        held_out=exported.held_out,
+        read_calibration=lambda: exported.held_out,
+        map_ED=map_ED,
+    )
+    ids = ids_of(tmp_path / "out", TEXTS)
+    graph = InferenceSession(tmp_path / "out" / "onnx" / "text_model.onnx")
+    pooled, found = graph.run(["pooler_output", "teacher_embeds"], {"input_ids": ids})
+    expected = pooled @ map_ED.T
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    both = onnx.load(tmp_path / "out" / "onnx" / "model.onnx").graph
+    assert "teacher_embeds" not in {value.name for value in both.output}
+    with pytest.raises(
+        ExportError, match=r"a cosine of teacher_embeds to the student's, mapped, is"
+    ):
+        onnx_files._check_teacher_rows(
+            OnnxStudent(tmp_path / "out", "float32"),
+            exported.student,
+            exported.held_out,
+            map_ED[::-1],
+            0.9999,
+            "ONNX",
+        )
 
 
 def test_the_export_says_what_it_wrote_and_how_exact_it_is(exported: Exported) -> None:

@@ -12,6 +12,7 @@ from siglip2_cache.student.evaluation.retrieval import (
     class_embeddings,
     dots,
     hit_rates,
+    index_recall,
     macro_mean,
     ranks,
     retrieval,
@@ -87,6 +88,21 @@ def test_a_shared_text_hits_by_any_image_that_holds_it_and_by_copies_of_its_pict
     assert both_ways(scores, pairs, [0, 1, 2, 2]) == ([1, 0, 1, 0], [0, 1, 0])
     # Were i2 and i3 different pictures, each would tie with the other in t1 and t2.
     assert both_ways(scores, pairs, [0, 1, 2, 3]) == ([1, 0, 1, 0], [0, 2, 1])
+
+
+def test_queries_meet_the_other_models_images_and_a_copy_of_a_picture_is_a_hit() -> None:
+    index = np.eye(3, dtype=np.float32)
+    images = np.array([[0.9, 0.1, 0], [0, 0.2, 0.8], [0, 0.9, 0.1]])  # images 1 and 2 are swapped
+    texts = np.array([[0, 0, 1.0], [0, 1.0, 0], [0.5, 0.6, 0]])  # in no pair: the second
+    image_P, text_P = (
+        np.array([2, 0]),
+        np.array([0, 2]),
+    )  # text 0 is right, text 2 nearer to image 1
+    found = index_recall(index, images, texts, image_P, text_P, np.arange(3))
+    assert found["text_to_image"] == {"1": 0.5, "5": 1, "10": 1}
+    assert found["image_to_image"] == {"1": 1 / 3, "5": 1, "10": 1}
+    copies = index_recall(index, images, texts, image_P, text_P, np.array([0, 1, 1]))
+    assert copies["image_to_image"]["1"] == 1
 
 
 def test_a_rank_of_k_is_no_hit_at_k() -> None:

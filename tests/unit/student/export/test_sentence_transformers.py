@@ -148,3 +148,21 @@ def test_a_folder_whose_words_would_be_cut_otherwise_is_not_offered(
     card = (tmp_path / "out" / "README.md").read_text()
     assert "sentence-transformers loads another tokenizer" in card
     assert "import SentenceTransformer" not in card
+
+
+def test_a_map_to_the_teachers_space_is_applied_to_texts_and_images(
+    start: siglip.Checkpoint, picture: Image.Image, tmp_path: Path
+) -> None:
+    model = siglip.load_model(start, device="cpu", compute_dtype="float32")
+    map_ED = np.random.default_rng(3).normal(size=(96, start.embed_dim)).astype(np.float32)
+    for name, to_teacher in (("plain", None), ("mapped", map_ED)):
+        export_model(model, start, tmp_path / name, card=CARD, to_teacher_ED=to_teacher)
+    plain, mapped = (
+        SentenceTransformer(str(tmp_path / n), device="cpu") for n in ("plain", "mapped")
+    )
+    for inputs in (TEXTS, [picture]):
+        expected = plain.encode(inputs) @ map_ED.T
+        np.testing.assert_allclose(cosines(mapped.encode(inputs), expected), 1, atol=1e-6)
+    assert (
+        "## An index of the teacher's embeddings" in (tmp_path / "mapped" / "README.md").read_text()
+    )
