@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from .help import Command, CommandGroup
-from .options import AsJson, given_location, local_path, option, path, path_option, print_found
+from .options import AsJson, local_path, option, path, path_option, print_found
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -39,11 +39,13 @@ def new(
         ),
     ],
     vocabulary: Annotated[
-        str | None,
+        list[str] | None,
         path_option(
-            "CACHE",
-            "Keep only the tokens of the texts of a cache, all special tokens, and bytes, to which other "
-            "texts fall back.",
+            "CACHE|FILE|LANG,...",
+            "Keep only the tokens of the texts of a cache, of the lines of a text file, or of the most "
+            "frequent words of languages such as de,en (extra: languages), all special tokens, and bytes, to "
+            "which other texts fall back. Repeatable.",
+            default="all tokens",
         ),
     ] = None,
     vision_layers: Annotated[
@@ -87,7 +89,7 @@ def new(
         NewStudentConfig(
             model=model,
             out=out,
-            vocabulary=None if vocabulary is None else given_location(vocabulary),
+            vocabulary=tuple(vocabulary or ()),
             vision_layers=vision_layers,
             text_layers=text_layers,
             image_size=image_size,

@@ -4,8 +4,9 @@ Order of the cuts: vocabulary, layers, patch and image size, width.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +22,6 @@ from ...siglip import (
     weight_files,
 )
 from ...siglip.files import read_json, write_json
-from ...store.cache import open_cache
-from ...store.io.location import Location
 from ...version import __version__
 from ..data.random_draws import LARGEST_SEED
 from ..export.atomic_folder import MARK, replaced_atomically
@@ -33,6 +32,7 @@ from . import weights as cuts
 from .shape import shape_of
 from .sizes import size_lines, sizes
 from .vocabulary import cut_vocabulary, whole_ids
+from .vocabulary_texts import Texts, vocabulary_texts
 
 _START = {"logit_scale": float(np.log(10)), "logit_bias": -10.0}
 """Constants of new weights. Source: arXiv:2303.15343, section 3.2."""
@@ -48,8 +48,8 @@ class NewStudentConfig:
     out: Path
     """Folder to write; an earlier one is replaced."""
 
-    vocabulary: Location | None = None
-    """Cache whose texts keep their tokens; None: all tokens are kept."""
+    vocabulary: Sequence[str] = ()
+    """Caches, text files and languages whose tokens are kept; empty: all tokens are kept."""
 
     vision_layers: str | None = None
     """Number of layers, spread evenly, or positions such as ``0,2,5``; None: all."""
@@ -118,6 +118,7 @@ def new_student(config: NewStudentConfig) -> NewStudent:
         image_size=config.image_size,
         width=config.width,
     )
+    sources = [vocabulary_texts(given) for given in config.vocabulary]
     with replaced_atomically(config.out) as folder:
         weights: dict[str, Any] = {}
         for path in weight_files(checkpoint.folder):
@@ -125,8 +126,8 @@ def new_student(config: NewStudentConfig) -> NewStudent:
         special = write_tokenizer(
             checkpoint, folder, processor_class=processor_class_to_name(checkpoint, checkpoint)
         )
-        if config.vocabulary is not None:
-            weights, special = _cut_vocabulary(folder, config.vocabulary, weights, special)
+        if sources:
+            weights, special = _cut_vocabulary(folder, sources, weights, special)
         weights = shape.cut(weights)
         num_tokens = len(weights[cuts.TOKENS])
         write_json(folder / "config.json", shape.config(checkpoint, num_tokens, special))
@@ -149,22 +150,20 @@ def new_student(config: NewStudentConfig) -> NewStudent:
 
 
 def _cut_vocabulary(
-    folder: Path, cache: Location, weights: dict[str, Any], special: dict[str, int]
+    folder: Path, sources: list[Texts], weights: dict[str, Any], special: dict[str, int]
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Write the smaller tokenizer; return weights and special ids that fit it."""
     path = folder / "tokenizer.json"
     spec = read_json(path)
-    opened = open_cache(cache)
 
     def texts() -> Iterator[str]:
-        for batch in opened.texts().select("text").collect_batches(chunk_size=100_000):
-            yield from batch["text"].to_list()
+        return chain.from_iterable(source() for source in sources)
 
     cut, old_ids = cut_vocabulary(spec, texts())
     for before, after in zip(whole_ids(spec, texts()), whole_ids(cut, texts()), strict=True):
         if before != [old_ids[ids].tolist() for ids in after]:
             raise ExportError(
-                f"the cut vocabulary gives other tokens for a text of {opened.root}; leave out --vocabulary"
+                "the cut vocabulary gives other tokens for a text that it was cut to; leave out --vocabulary"
             )
     path.write_text(json.dumps(cut, ensure_ascii=False) + "\n", encoding="utf-8")
     new_id = {int(old): new for new, old in enumerate(old_ids)}

@@ -1,8 +1,10 @@
 """``siglip2-cache student new``: a smaller student as a user makes, loads and trains it."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +55,60 @@ def test_a_cut_vocabulary_leaves_every_text_of_the_cache_as_it_was(
     ids = AutoTokenizer.from_pretrained(out)(texts, padding="max_length", truncation=True)
     checkpoint = siglip.resolve_checkpoint(str(out))
     assert ids["input_ids"] == siglip.TextTokenizer(checkpoint)(texts).tolist()
+
+
+WORDS = {"de": ["ein", "blaues", "dreieck"], "en": ["a", "red", "circle"]}
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """wordfreq with two languages of three words."""
+    wordfreq = SimpleNamespace(
+        available_languages=lambda: dict.fromkeys(WORDS),
+        top_n_list=lambda language, n: WORDS[language][:n],
+    )
+    monkeypatch.setitem(sys.modules, "wordfreq", wordfreq)
+
+
+@pytest.mark.usefixtures("words")
+def test_a_vocabulary_is_cut_to_the_words_of_languages_and_the_lines_of_a_file(
+    command: Command, tmp_path: Path
+) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("zwei quadrate\nA Yellow square, 3 of 4", encoding="utf-8")
+    one, both = tmp_path / "one", tmp_path / "both"
+    of_one = made(command, one, "--from", STUDENT, "--vocabulary", "de,en")
+    of_both = made(command, both, "--from", STUDENT, "--vocabulary", "de,en", "--vocabulary", lines)
+    assert of_one["after"]["tokens"] < of_both["after"]["tokens"] < 206
+    texts = ["red circle", "Dreieck ein blaues", "a circle"]
+    assert torch.equal(embedded(one, texts), embedded(STUDENT, texts))
+    texts += ["zwei quadrate", "A Yellow square, 3 of 4"]
+    assert torch.equal(embedded(both, texts), embedded(STUDENT, texts))
+    assert not torch.equal(embedded(one, texts), embedded(STUDENT, texts))
+
+
+@pytest.mark.usefixtures("words")
+def test_a_vocabulary_of_nothing_known_is_refused(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(vocabulary: object) -> str:
+        arguments = ("--from", STUDENT, "--vocabulary", vocabulary)
+        return error_line(*command("student", "new", tmp_path / "out", *arguments))
+
+    assert refusal("de,tlh") == (
+        "vocabulary has no words of 'tlh'; there are those of de, en; for another language name a cache or a "
+        "text file"
+    )
+    binary = tmp_path / "binary.txt"
+    binary.write_bytes(b"\xff\xfe")
+    assert refusal(binary) == f"vocabulary {binary} is no UTF-8 text; write one text a line"
+    assert "is not a cache" in refusal(tmp_path / "nowhere")
+    monkeypatch.setitem(sys.modules, "wordfreq", None)
+    assert refusal("de") == (
+        "vocabulary de needs the package wordfreq, which is not installed: pip install "
+        "'siglip2-cache[languages]'; or name a cache or a text file"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_cut_at_once_loads_in_transformers_and_trains(
