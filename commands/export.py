@@ -121,6 +121,18 @@ def model(
     samples: Annotated[
         int | None, option("N", "With --to: most images of the check.", default="256")
     ] = None,
+    push: Annotated[
+        str | None,
+        option(
+            "ORG/NAME",
+            "Push OUT to the Hugging Face hub once it has passed its check, with the token of "
+            "huggingface_hub (HF_TOKEN). An earlier export there is replaced.",
+            default="not pushed",
+        ),
+    ] = None,
+    private: Annotated[
+        bool, flag("--private", "With --push: make a new repository private.")
+    ] = False,
     corpus_root: CorpusRoot = None,
     decode_workers: DecodeWorkers = None,
     cache: Annotated[
@@ -154,6 +166,8 @@ def model(
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint of a training, finished or running, as a folder for plain transformers or ONNX."""
+    from ..student.export.push import check_push
+    from ..student.export.push import push as push_folder
     from ..student.training.export_checkpoint import ExportCheckpointConfig, export_checkpoint
 
     if best and ema:
@@ -165,6 +179,10 @@ def model(
         raise SettingError(
             "--precision, --check, --samples, --corpus-root and --decode-workers go with --to; name a runtime"
         )
+    if private and push is None:
+        raise SettingError("--private goes with --push: else nothing is pushed")
+    if push is not None:
+        check_push(push)
     chosen = ExportCheckpointConfig(
         run=local_path(source),
         out=out,
@@ -174,6 +192,7 @@ def model(
         student=student,
         teacher_text=teacher_text,
         image_tower=image_tower,
+        is_checked=push is not None and not to,
         into_teacher_space=into_teacher_space,
         dtype=cast("WeightsDtype", dtype),  # the config refuses other words
     )
@@ -195,9 +214,13 @@ def model(
             ),
             chosen,
         )
-        print_found(exported.found, exported.lines, as_json)
-        return
-    weights = export_checkpoint(chosen)
-    average = "moving average of " if weights.kind == "ema" else ""
-    line = f"model      {out}: {average}the weights after step {weights.step:,}"
-    print_found({"out": str(out), "kind": weights.kind, "step": weights.step}, [line], as_json)
+        found, lines = exported.found, exported.lines
+    else:
+        weights = export_checkpoint(chosen)
+        average = "moving average of " if weights.kind == "ema" else ""
+        lines = [f"model      {out}: {average}the weights after step {weights.step:,}"]
+        found = {"out": str(out), "kind": weights.kind, "step": weights.step}
+    if push is not None:
+        url = push_folder(out, push, is_private=private)
+        found, lines = {**found, "pushed": url}, [*lines, f"pushed     {url}"]
+    print_found(found, lines, as_json)

@@ -79,7 +79,7 @@ def export_model(
         _write_model(folder, type(model), config, student.state_dict(), dtype)
         write_image_processor(folder, checkpoint, processor_class)
         _write_extra(folder, extra, files)
-        parts = {"image": checkpoint, "text": checkpoint}
+        parts: dict[Tower, Checkpoint] = {"image": checkpoint, "text": checkpoint}
         _write_card(folder, card, type(model), parts, to_teacher_ED)
 
 
@@ -130,7 +130,7 @@ def export_tower(
     own: Any = tower
     trained: Tower = "image" if towers_of(tower) == "image" else "text"
     weights = {_PREFIX[trained] + name: tensor for name, tensor in own.state_dict().items()}
-    parts = {trained: _Part(checkpoint, own.config.to_dict(), weights)}
+    parts: dict[Tower, _Part] = {trained: _Part(checkpoint, own.config.to_dict(), weights)}
     if other is None:
         extra = {**(extra or {}), "logit_scale": logit_scale, "logit_bias": logit_bias}
     else:
@@ -155,7 +155,9 @@ def export_tower(
         if image is not None:
             write_image_processor(folder, image.checkpoint, processor_class)
         _write_extra(folder, extra, files)
-        checkpoints = {name: part.checkpoint for name, part in parts.items()}
+        checkpoints: dict[Tower, Checkpoint] = {
+            each: part.checkpoint for each, part in parts.items()
+        }
         _write_card(folder, card, model_class, checkpoints, to_teacher_ED)
 
 

@@ -5,14 +5,21 @@ Shape letters in this file: E = the teacher's width, D = the student's, N = pair
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...siglip import load_model, resolve_checkpoint, text_tower
 from ..data.split import split_policy
-from ..evaluation.embeddings import student_embeddings, teacher_embeddings, unit_rows_float32
-from ..evaluation.eval_set import choose_eval_set
+from ..evaluation.embeddings import (
+    Embeddings,
+    student_embeddings,
+    teacher_embeddings,
+    unit_rows_float32,
+)
+from ..evaluation.eval_set import Split, choose_eval_set
 from ..evaluation.evaluate import evaluate, in_student_space
 from ..evaluation.report import eval_set_numbers, table_lines, zero_shot_lines
 from ..losses.pca_map import PcaMap, cosine_error
@@ -26,18 +33,21 @@ _EVAL_BATCH = 64
 class HeldOutEvaluation:
     """Evaluates a student of a run on held-out images, again and again."""
 
-    def __init__(self, resolved: Resolved, pca: PcaMap | None, *, max_images: int) -> None:
+    def __init__(
+        self, resolved: Resolved, pca: PcaMap | None, *, max_images: int, split: Split = "val"
+    ) -> None:
         """Choose the images and read the teacher's embeddings of them.
 
         Args:
             resolved: settings, cache and checkpoint.
             pca: the fixed map, where there is one.
             max_images: most images; more than those held out are drawn by the seed of the run.
+            split: images to choose from.
         """
         config, cache = resolved.config, resolved.cache
         self._resolved, self._pca = resolved, pca
         self.eval_set = choose_eval_set(
-            cache, resolved.corpus, split="val", max_images=max_images, seed=config.seed
+            cache, resolved.corpus, split=split, max_images=max_images, seed=config.seed
         )
         self._reference = teacher_embeddings(
             cache, resolved.teacher.name, self.eval_set.rows_N, self.eval_set.text_rows_M
@@ -58,6 +68,17 @@ class HeldOutEvaluation:
 
         Raises:
             TrainError: none of the images can be read.
+        """
+        student, map_ED = self.embeddings(distiller, name, has_map=has_map)
+        seed = self._resolved.config.seed
+        return evaluate(student, self._reference, self.eval_set, map_ED=map_ED, seed=seed)
+
+    def embeddings(
+        self, distiller: Distiller, name: str, *, has_map: bool = True
+    ) -> tuple[Embeddings, NDArray[np.float32] | None]:
+        """Return a student's embeddings, in the space in which it is exported, and the map to the teacher's.
+
+        Arguments and errors are those of student().
         """
         resolved, eval_set = self._resolved, self.eval_set
         config = resolved.config
@@ -91,7 +112,25 @@ class HeldOutEvaluation:
             # As exported: the map is folded into the head, and texts come out in the teacher's space.
             mapped_ME = unit_rows_float32(student.texts_MD @ map_ED.T)
             student, map_ED = replace(student, texts_MD=mapped_ME), None
-        return evaluate(student, self._reference, eval_set, map_ED=map_ED, seed=config.seed)
+        return student, map_ED
+
+    def exported(self, folder: Path) -> Embeddings:
+        """Return the embeddings of an exported model, on the CPU; NaN for a tower that it lacks."""
+        checkpoint, config = resolve_checkpoint(str(folder), needed=()), self._resolved.config
+        model = load_model(checkpoint, device="cpu", compute_dtype="float32")
+        return student_embeddings(
+            text_tower(model) if config.towers == "text" else model,  # there may be no pixels
+            checkpoint,
+            self._resolved.cache,
+            self.eval_set.rows_N,
+            self.eval_set.text_rows_M,
+            device="cpu",
+            compute_dtype="float32",
+            batch_size=_EVAL_BATCH,
+            num_workers=self._resolved.num_workers,
+            sha256_N=None if config.check_pixels == "never" else self.eval_set.sha256_N,
+            kept=self._resolved.kept,
+        )
 
 
 def evaluate_student(

@@ -11,6 +11,7 @@ from ..config_file import make_config
 from ..export.export import WeightsDtype
 from ..export.metadata import PROJECTION, projection_bytes
 from ..launch import Launch
+from .check_export import check_export
 from .checkpoints import Weights
 from .components import fit_pca, make_distiller
 from .export_run import export_weights, is_model_of, made_from_of, map_of
@@ -40,6 +41,9 @@ class ExportCheckpointConfig:
     dtype: WeightsDtype = "float32"
     """Dtype of the weights in the folder."""
 
+    is_checked: bool = False
+    """Whether to compare the folder, loaded by transformers, with the checkpoint on held-out images."""
+
     into_teacher_space: bool = False
     """Whether embeddings are to come out in the teacher's space where a runtime can apply the map."""
 
@@ -58,6 +62,7 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
     Raises:
         SettingError: ``run`` is no run, or ``out`` is in it, or exists and is no earlier export.
         TrainError: the run has no such weights.
+        ExportError: ``is_checked``, and the folder does not compute what the checkpoint does.
     """
     run = RunFiles(config.run.absolute())
     settings = run.read_config()
@@ -100,6 +105,8 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
         dtype=config.dtype,
         into_teacher_space=config.into_teacher_space,
     )
+    if config.is_checked:
+        check_export(resolved, distiller, pca, config.out)
     return weights
 
 
