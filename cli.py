@@ -10,6 +10,7 @@ import typer
 
 from .commands.agreement import agreement
 from .commands.build import build
+from .commands.convert import convert
 from .commands.demo import demo
 from .commands.doctor import doctor
 from .commands.duplicates import duplicates
@@ -31,7 +32,13 @@ from .formatting import first_line
 from .streams import open_missing_streams
 
 _COMMANDS = {
-    "Build a cache": {"build": build, "estimate": estimate, "info": info, "verify": verify},
+    "Build a cache": {
+        "build": build,
+        "convert": convert,
+        "estimate": estimate,
+        "info": info,
+        "verify": verify,
+    },
     "Search a cache": {
         "neighbors": neighbors,
         "duplicates": duplicates,

@@ -19,6 +19,7 @@ from .options import (
     Dtype,
     MaxNumPatches,
     Quiet,
+    TargetsBudget,
     flag,
     given_location,
     local_path_option,
@@ -171,6 +172,16 @@ def build(
             default="as the cache, else exact",
         ),
     ] = None,
+    targets: Annotated[
+        str | None,
+        option(
+            "float16|int8",
+            "How targets are stored; int8 takes half the bytes.",
+            OUTPUT,
+            default="as the cache, else float16",
+        ),
+    ] = None,
+    targets_budget: TargetsBudget = 0.1,
     keep_pixels: Annotated[
         int | None,
         option(
@@ -318,6 +329,8 @@ def build(
         max_num_patches=max_num_patches,
         batch_size=_parse_batch_size(batch_size),
         decode=cast("Decode | None", decode),  # the config refuses other words
+        targets=targets,
+        targets_budget=targets_budget / 100,
         keep_pixels=keep_pixels,
         keep_quality=keep_quality,
         decode_workers=decode_workers,

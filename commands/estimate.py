@@ -57,6 +57,7 @@ def estimate(
     shard_rows: Annotated[
         int | None, option("N", "Rows in one unit.", TEACHER, default="16384 / VIEWS")
     ] = None,
+    targets: Annotated[str, option("float16|int8", "How targets are stored.", OUTPUT)] = "float16",
     keep_pixels: Annotated[
         int | None,
         option(
@@ -118,6 +119,7 @@ def estimate(
             gpu=gpu,
             peak_tflops=peak_tflops,
             mfu=mfu,
+            targets=targets,
             keep_pixels=keep_pixels,
             images_per_s=images_per_s,
             texts_per_s=texts_per_s,

@@ -120,6 +120,15 @@ TeacherName = Annotated[
     str | None, option("NAME", "Teacher in the cache. Required if it has several.", TEACHER)
 ]
 View = Annotated[int, option("N", "View of the images; 0 is the whole image.", TEACHER)]
+TargetsBudget = Annotated[
+    float,
+    option(
+        "PERCENT",
+        "Largest change of the soft targets by int8, measured as KL divergence in percent of their "
+        "entropy; more is refused.",
+        OUTPUT,
+    ),
+]
 MaxNumPatches = Annotated[
     int | None,
     option(

@@ -12,6 +12,7 @@ from ..formatting import format_count
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.cache import Cache
 from ..store.format.layout import MODALITIES, Modality
+from ..store.format.teacher_files import grow_arrays
 from ..store.format.teacher_record import TeacherRecord
 from ..store.format.transaction import clear_garbage
 from ..store.io.location import parse_location
@@ -31,7 +32,7 @@ from .executor.work_stealing import WorkStealing
 from .keep_pixels import keep_pixels, settle_pixel_settings
 from .prepare import Preparation
 from .teacher.embedder import split_images
-from .teacher.identity import grow_arrays, recorded_decode, recorded_dtype, restore_checkpoint
+from .teacher.identity import recorded_decode, recorded_dtype, restore_checkpoint
 from .teacher.siglip_teacher import load_teacher
 from .teacher.teacher import Teacher, TeacherFactory
 
@@ -81,7 +82,7 @@ class _Build:
         plan, record = self._preparation.run(checkpoint)
         checkpoint = restore_checkpoint(checkpoint, record)
         cache = self._preparation.open()
-        grow_arrays(cache, record)
+        grow_arrays(cache.files, cache.manifest, record)
         roll_forward_units(self._files, record.name)
         pixels = settle_pixel_settings(self._config, cache, checkpoint, self._progress.say)
         jobs = self._find_jobs(cache, record, checkpoint)
@@ -151,7 +152,7 @@ class _Build:
         if not own and (stealing is None or stealing.num_missing == 0):
             return
         done = set(cache.commits(record.name).units) - {job.id for job in jobs}
-        refuse_small_disk(cache, record.embed_dim, done)
+        refuse_small_disk(cache, record.embed_dim, record.encoding, done)
         order = self._order(cache, record, checkpoint)
 
         def begin(provenance: Mapping[str, Any]) -> None:
@@ -235,6 +236,7 @@ class _Build:
             else self._config.num_decoders,
             sample_timeout_s=self._config.sample_timeout_s,
             num_threads=self._config.num_threads,
+            targets_budget=self._config.targets_budget,
         )
 
     def _start_progress(self, jobs: Sequence[Job]) -> None:

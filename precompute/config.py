@@ -9,6 +9,7 @@ from ..images.pixels import DECODES, Decode
 from ..siglip import COMPUTE_DTYPES, check_max_num_patches
 from ..store.format.layout import MODALITIES, Modality
 from ..store.format.pixel_settings import check_quality, check_short_side
+from ..store.format.row_encoding import parse_encoding
 from ..store.io.location import Location
 from .executor.unit import StageTimes
 from .planning.config import PlanConfig
@@ -59,6 +60,12 @@ class BuildConfig:
 
     decode: Decode | None = None
     """How images are decoded; None: as recorded in the cache, else exact."""
+
+    targets: str | None = None
+    """How targets are stored: float16 or int8; None: as recorded in the cache, else float16."""
+
+    targets_budget: float = 0.001
+    """Largest change of the soft targets by int8, as a share of their entropy."""
 
     keep_pixels: int | None = None
     """Short side in pixels at which each image is kept beside the targets; None: as recorded in the cache,
@@ -140,6 +147,12 @@ class BuildConfig:
             check_max_num_patches(self.max_num_patches)
         if self.decode not in (None, *DECODES):
             raise SettingError(f"decode {self.decode!r} is not one of {', '.join(DECODES)}")
+        if self.targets is not None:
+            parse_encoding(self.targets)
+        if not 0 < self.targets_budget <= 1:
+            raise SettingError(
+                f"targets budget must be above 0 and at most 100 %, got {100 * self.targets_budget:g} %"
+            )
         if self.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
             raise SettingError(
                 f"device {self.device!r} is not one of auto, cpu, cuda, cuda:NUMBER, mps"

@@ -13,6 +13,7 @@ from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.cache import Cache
 from ..store.format.layout import MODALITIES, Modality
 from ..store.format.pixel_settings import expected_bytes
+from ..store.format.row_encoding import RowEncoding, parse_encoding
 from ..store.format.shard import ArrayLayout
 from ..store.io.location import Location, join, parse_location
 from ..store.io.storage import open_storage
@@ -23,7 +24,7 @@ from .planning.plan import Plan, make_plan, open_if_planned
 from .planning.source_names import name_sources
 from .sources import Sample
 from .teacher.embedder import Embedder, split_images
-from .teacher.identity import TeacherChoices, find_teacher, restore_checkpoint
+from .teacher.identity import TeacherChoices, find_teacher, refuse_other_targets, restore_checkpoint
 from .teacher.siglip_teacher import load_teacher
 from .teacher.teacher import TeacherFactory
 
@@ -36,6 +37,9 @@ class DryRun:
 
     plan: Plan
     embed_dim: int
+    encoding: RowEncoding
+    """How targets are stored."""
+
     num_images: int
     """Images to embed: new ones, and those of the cache without a target of this teacher."""
 
@@ -78,10 +82,13 @@ def dry_run(
     spans: dict[Modality, list[int]] = {m: _unit_sizes(new[m], plan.shard_rows) for m in MODALITIES}
     cache = open_if_planned(files, config.plan.corpus_roots)
     choices = config.choices
+    encoding = parse_encoding(config.targets or "float16")
     if cache is not None:
         record = find_teacher(cache, checkpoint, config.choices, name=config.teacher_name)
         if record is not None:
             checkpoint, choices = restore_checkpoint(checkpoint, record), choices.fill_from(record)
+            refuse_other_targets(cache, record, config.targets)
+            encoding = record.encoding
         done = set(cache.commits(record.name).units) if record else set[tuple[Modality, int]]()
         for modality in MODALITIES:
             spans[modality] += [
@@ -90,7 +97,9 @@ def dry_run(
                 if (modality, unit.number) not in done
             ]
     num_bytes = sum(
-        unit_bytes(_array(plan, m, checkpoint.embed_dim), n) for m in MODALITIES for n in spans[m]
+        unit_bytes(_array(plan, m, checkpoint.embed_dim, encoding), n)
+        for m in MODALITIES
+        for n in spans[m]
     )
     rates = (
         _time_batches(config, plan, checkpoint, choices, make_teacher) if is_timed else (None, None)
@@ -98,6 +107,7 @@ def dry_run(
     return DryRun(
         plan=plan,
         embed_dim=checkpoint.embed_dim,
+        encoding=encoding,
         num_images=sum(spans["image"]),
         num_texts=sum(spans["text"]),
         num_units={m: len(spans[m]) for m in MODALITIES},
@@ -144,8 +154,8 @@ def dry_run_lines(found: DryRun) -> list[str]:
         + (f", {findings.num_prompts:,} of them prompts" if findings.num_prompts else ""),
         f"units      {found.num_units['image']:,} image, {found.num_units['text']:,} text, "
         f"{plan.shard_rows:,} rows each",
-        f"on disk    {format_bytes(found.num_target_bytes)} of targets ({found.embed_dim} x float16),"
-        f" {format_bytes(found.num_catalog_bytes)} of catalog"
+        f"on disk    {format_bytes(found.num_target_bytes)} of targets "
+        f"({found.embed_dim} x {found.encoding.name}), {format_bytes(found.num_catalog_bytes)} of catalog"
         + (
             f", about {format_bytes(found.num_pixel_bytes)} of kept pixels"
             if found.num_pixel_bytes
@@ -182,12 +192,13 @@ def _unit_sizes(num_rows: int, shard_rows: int) -> list[int]:
     return [min(shard_rows, num_rows - i) for i in range(0, num_rows, shard_rows)]
 
 
-def _array(plan: Plan, modality: Modality, embed_dim: int) -> ArrayLayout:
+def _array(plan: Plan, modality: Modality, embed_dim: int, encoding: RowEncoding) -> ArrayLayout:
     return ArrayLayout(
         modality=modality,
         num_rows=0,
         num_views=plan.views.num_views if modality == "image" else 1,
         embed_dim=embed_dim,
+        encoding=encoding,
         shard_rows=plan.shard_rows,
     )
 

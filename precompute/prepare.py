@@ -8,14 +8,22 @@ from ..formatting import format_seconds
 from ..siglip import Checkpoint, resolve_compute_dtype, resolve_device
 from ..store.cache import Cache
 from ..store.format import layout
-from ..store.format.teacher_record import TeacherRecord
+from ..store.format.row_encoding import FLOAT16, RowCodec, make_codec, parse_encoding
+from ..store.format.teacher_record import Distortion, TeacherRecord
 from ..store.io.storage import Storage
+from ..store.targets.distortion import distortion_line, refuse_distortion
 from .config import BuildConfig
+from .distortion import measure_on_sample
 from .estimate.disk import refuse_small_disk
 from .planning.plan import Plan, find_plan, make_plan, recorded_plan
 from .planning.shared_scan import scan_in_processes, scan_in_thread
 from .ranks import ProcessRank, wait_for_rank_0
-from .teacher.identity import add_teacher, find_teacher, finish_interrupted_teachers
+from .teacher.identity import (
+    add_teacher,
+    find_teacher,
+    finish_interrupted_teachers,
+    refuse_other_targets,
+)
 from .teacher.teacher import Teacher
 
 
@@ -84,7 +92,10 @@ class Preparation:
 
     def _find(self, cache: Cache, checkpoint: Checkpoint) -> TeacherRecord | None:
         name, choices = self._config.teacher_name, self._config.choices
-        return find_teacher(cache, checkpoint, choices, name=name)
+        record = find_teacher(cache, checkpoint, choices, name=name)
+        if record is not None:
+            refuse_other_targets(cache, record, self._config.targets)
+        return record
 
     def _refuse_early(self) -> None:
         """Refuse settings that would fail only after planning, which may take long."""
@@ -116,7 +127,8 @@ class Preparation:
         if record is not None:
             return record
         dtype = _settle_dtype(checkpoint, self._config.device, self._config.dtype)
-        refuse_small_disk(cache, checkpoint.embed_dim, set())
+        codec = make_codec(parse_encoding(self._config.targets or "float16"), checkpoint.embed_dim)
+        refuse_small_disk(cache, checkpoint.embed_dim, codec.encoding, set())
         teacher = self._load(checkpoint, dtype)
         images, texts = (
             teacher.auto_batch_size()
@@ -131,9 +143,28 @@ class Preparation:
             compute_dtype=dtype,
             decode=self._config.decode or "exact",
             batch_size={"image": images, "text": texts},
+            codec=codec,
+            distortion=self._measure(cache, codec, teacher, images),
         )
         found = self._find(self.open(), checkpoint)
         assert found is not None
+        return found
+
+    def _measure(
+        self, cache: Cache, codec: RowCodec, teacher: Teacher, batch_size: int
+    ) -> Distortion | None:
+        """Return what int8 targets change, before anything of the teacher is written.
+
+        Raises:
+            SettingError: it is above the budget.
+        """
+        if codec.encoding == FLOAT16:
+            return None
+        self._say(f"measuring what {codec.encoding.name} changes")
+        decode = self._config.decode or "exact"
+        found = measure_on_sample(cache, codec, teacher, batch_size=batch_size, decode=decode)
+        refuse_distortion(found, self._config.targets_budget, codec.encoding.name)
+        self._say(distortion_line(found, codec.encoding.name))
         return found
 
 

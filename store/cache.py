@@ -15,6 +15,9 @@ from .format.catalog import Part, Table, read_table, scan_table
 from .format.kept_pixels import KeptPixels, read_kept_pixels
 from .format.layout import MODALITIES, Modality
 from .format.manifest import Manifest, SourceRecord, Span, read_manifest
+from .format.rotation import read_codec
+from .format.row_encoding import RowCodec
+from .format.shard import ArrayLayout
 from .format.teacher_record import TeacherRecord, read_teachers
 from .format.unit_records import CommittedUnits, read_committed_units
 from .format.views import ViewPolicy
@@ -70,6 +73,7 @@ class Cache:
         self._commits: dict[str, CommittedUnits] = {}
         self._previous: dict[str, CommittedUnits] = {}
         self._targets: dict[tuple[str, Modality], Targets] = {}
+        self._codecs: dict[str, RowCodec] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_targets": {}}
@@ -226,10 +230,28 @@ class Cache:
         record = self.teacher(teacher)
         key = (record.name, modality)
         if key not in self._targets:
-            array = self.manifest.array_layout(modality, record.embed_dim)
-            commits = self.commits(record.name)
-            self._targets[key] = Targets(self.files, self.manifest, commits, record.name, array)
+            array = self.array_layout(modality, record.name)
+            commits, codec = self.commits(record.name), self.codec(record.name)
+            self._targets[key] = Targets(
+                self.files, self.manifest, commits, record.name, array, codec
+            )
         return self._targets[key]
+
+    def array_layout(self, modality: Modality, teacher: str | None = None) -> ArrayLayout:
+        """Return the layout of an array of a teacher on disk."""
+        record = self.teacher(teacher)
+        return self.manifest.array_layout(modality, record.embed_dim, record.encoding)
+
+    def codec(self, teacher: str | None = None) -> RowCodec:
+        """Return what converts between the embeddings of a teacher and its stored rows.
+
+        Raises:
+            DamagedCacheError: the rotation of int8 targets is missing or damaged.
+        """
+        record = self.teacher(teacher)
+        if record.name not in self._codecs:
+            self._codecs[record.name] = read_codec(self.files, record)
+        return self._codecs[record.name]
 
     def seen(self, teacher: str, unit: int) -> pl.DataFrame:
         """Return the images of a unit as a teacher embedded them: row, width, height, sha256."""

@@ -103,6 +103,8 @@ def _describe_teacher(cache: Cache, name: str) -> dict[str, Any]:
     described: dict[str, Any] = {
         "source": record.source,
         "embed_dim": record.embed_dim,
+        "targets": record.encoding.name,
+        "distortion": None if record.distortion is None else asdict(record.distortion),
         "compute_dtype": record.identity.get("compute_dtype"),
         "logit_scale": record.logit_scale,
         "logit_bias": record.logit_bias,
@@ -113,13 +115,14 @@ def _describe_teacher(cache: Cache, name: str) -> dict[str, Any]:
     }
     for modality in MODALITIES:
         done = commits.units_of(modality)
+        array = cache.array_layout(modality, name)
         described[modality] = {
             "units": sum(1 for _ in cache.manifest.units(modality)),
             "units_committed": len(done),
             "rows": cache.manifest.count(modality),
             "rows_committed": sum(c.num_rows for c in done.values()),
             "rejected": commits.num_rejected(modality),
-            "shape": list(cache.manifest.array_layout(modality, record.embed_dim).shape),
+            "shape": list(array.value_shape),
         }
     both = [described[m] for m in MODALITIES]
     described["is_complete"] = all(d["units"] == d["units_committed"] for d in both)
@@ -174,7 +177,12 @@ def _teacher_lines(name: str, teacher: dict[str, Any]) -> list[str]:
         lines.append(
             f"           {modality:<5} {each['rows_committed']:,} of {each['rows']:,} rows "
             f"({each['units_committed']} of {each['units']} units), {each['rejected']:,} rejected, "
-            f"{shape} float16"
+            f"{shape} {teacher['targets']}"
+        )
+    if (found := teacher["distortion"]) is not None:
+        lines.append(
+            f"           {teacher['targets']} changes the soft targets by {100 * found['kl_share']:.4f} % of "
+            f"their entropy, a logit by at most {found['largest_logit_error']:.3f}"
         )
     lines.append(f"           {teacher['num_bytes']:,} bytes")
     lines += [f"           {format_index_line(index)}" for index in teacher["indexes"]]

@@ -83,8 +83,12 @@ def write_foreign_cache(
     *,
     compressed: bool = False,
     teachers: tuple[str, ...] = ("tiny",),
+    int8: bool = False,
 ) -> ForeignCache:
-    """Write a finished cache of two generations into a folder and return what it holds."""
+    """Write a finished cache of two generations into a folder and return what it holds.
+
+    With ``int8`` the targets are stored as int8, and those returned are what the page's reader restores.
+    """
     keys = {
         row: f"photos/{row:04d}" if first == 0 else f"drawings/{row:04d}"
         for first, count in SPANS["image"]
@@ -96,7 +100,12 @@ def write_foreign_cache(
     for seed, teacher in enumerate(teachers):
         for modality in ("image", "text"):
             targets[teacher, modality] = _make_targets(modality, seed)
-        _write_teacher(root, teacher, targets, compressed=compressed)
+        stored: dict[tuple[str, str], NDArray[Any]] = dict(targets)
+        if int8:
+            for modality in ("image", "text"):
+                stored[teacher, modality] = _encode_int8(targets[teacher, modality])
+                targets[teacher, modality] = _restore_int8(stored[teacher, modality])
+        _write_teacher(root, teacher, stored, compressed=compressed)
     return ForeignCache(root, targets, views, keys)
 
 
@@ -287,10 +296,43 @@ def _make_targets(modality: str, seed: int) -> NDArray[np.float16]:
     return values.astype(np.float16)
 
 
+# An orthonormal map of blocks of 4: not symmetric, so that its transpose would show.
+ROTATION = np.linalg.qr(np.random.default_rng(4).normal(size=(4, 4)))[0].astype(np.float32)
+
+
+def _encode_int8(targets: NDArray[np.float16]) -> NDArray[np.int8]:
+    values = targets.astype(np.float64)
+    values = (values.reshape(-1, 4) @ ROTATION.T.astype(np.float64)).reshape(values.shape)
+    step = np.abs(values).max(axis=-1, keepdims=True) / 127
+    has_target = np.isfinite(step)
+    steps = np.rint(np.where(has_target, values / step, 0))
+    norms = np.maximum(np.linalg.norm(steps, axis=-1, keepdims=True), 1)
+    scale = np.where(has_target, np.linalg.norm(values, axis=-1, keepdims=True) / norms, 0)
+    tail = np.ascontiguousarray(scale.astype("<f4")).view(np.int8)
+    return np.concatenate([steps.astype(np.int8), tail], axis=-1)
+
+
+def _restore_int8(stored: NDArray[np.int8]) -> NDArray[np.float16]:
+    values, scale = stored[..., :-4].astype("f4"), stored[..., -4:].copy().view("<f4")
+    scale[scale == 0] = np.nan
+    blocks = values.reshape(-1, 4) @ ROTATION
+    return (blocks.reshape(values.shape) * scale).astype(np.float16)
+
+
+def _write_rotation(root: Path, folder: str) -> dict[str, Any]:
+    path = root / folder / "rotation.zarr"
+    array = zarr.create_array(
+        path, shape=(4, 4), chunks=(4, 4), dtype="float32", filters=None, compressors=None
+    )
+    array[:] = ROTATION
+    paths = (f"{folder}/rotation.zarr/zarr.json", f"{folder}/rotation.zarr/c/0/0")
+    return {path: _describe(root, path) for path in paths}
+
+
 def _write_teacher(
     root: Path,
     teacher: str,
-    targets: dict[tuple[str, str], NDArray[np.float16]],
+    targets: dict[tuple[str, str], NDArray[Any]],
     *,
     compressed: bool,
 ) -> None:
@@ -309,7 +351,11 @@ def _write_teacher(
                 arrays[modality].resize((num_rows, *arrays[modality].shape[1:]))
         files = {path: _describe(root, path) for path in metadata}
         if generation == 0:
-            write_record(root / folder / "teacher.json", {**_teacher(teacher), "files": files})
+            fields = _teacher(teacher)
+            if targets[teacher, "image"].dtype == np.int8:
+                files |= _write_rotation(root, folder)
+                fields |= INT8_FIELDS
+            write_record(root / folder / "teacher.json", {**fields, "files": files})
         else:
             record = {"generation": generation, "files": files}
             write_record(root / folder / "commits/arrays-00001.json", record)
@@ -337,20 +383,34 @@ def _teacher(name: str) -> dict[str, Any]:
     }
 
 
+INT8_FIELDS = {
+    "format_version": 3,
+    "dtype": "int8",
+    "distortion": {
+        "kl_share": 0.0002,
+        "largest_logit_error": 0.5,
+        "mean_squared_error": 1e-5,
+        "num_images": 12,
+        "num_texts": 12,
+    },
+}
+
+
 def _create_array(
-    path: Path, num_rows: int, values: NDArray[np.float16], compressed: bool
+    path: Path, num_rows: int, values: NDArray[Any], compressed: bool
 ) -> zarr.Array[Any]:
     rest = values.shape[1:]
+    last = "embed_dim" if values.dtype == np.float16 else "stored"
     return zarr.create_array(
         path,
         shape=(num_rows, *rest),
         shards=(SHARD_ROWS, *rest),
         chunks=(2, *rest),
-        dtype="float16",
+        dtype=values.dtype,
         filters=None,
         compressors=zarr.codecs.ZstdCodec() if compressed else None,
-        fill_value=float("nan"),
-        dimension_names=["row", "view", "embed_dim"] if len(rest) == 2 else ["row", "embed_dim"],
+        fill_value=float("nan") if values.dtype == np.float16 else 0,
+        dimension_names=["row", "view", last] if len(rest) == 2 else ["row", last],
         config={"write_empty_chunks": True},
     )
 

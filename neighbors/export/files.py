@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ...store.format.shard import DTYPE
+from ...store.format.row_encoding import DTYPE
 
 _FEW_VALUES = {"label", "source"}
 

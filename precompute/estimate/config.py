@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ...errors import SettingError
 from ...store.format.pixel_settings import check_short_side
+from ...store.format.row_encoding import parse_encoding
 from ...store.format.views import ViewPolicy
 from ..planning.config import check_shard_rows
 
@@ -71,6 +72,9 @@ class EstimateConfig:
 
     images_per_tar: int = 10_000
 
+    targets: str = "float16"
+    """How targets are stored: float16 or int8."""
+
     keep_pixels: int | None = None
     """Short side in pixels at which each image is kept; None: none are."""
 
@@ -99,6 +103,7 @@ class EstimateConfig:
         check_shard_rows(self.shard_rows)
         if self.keep_pixels is not None:
             check_short_side(self.keep_pixels)
+        parse_encoding(self.targets)
         ViewPolicy(num_views=self.num_views)  # refuses what no cache could have
 
     @property

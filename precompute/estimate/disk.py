@@ -9,6 +9,7 @@ from ...errors import DiskFullError
 from ...formatting import format_bytes
 from ...store.cache import Cache
 from ...store.format.layout import MODALITIES, Modality
+from ...store.format.row_encoding import RowEncoding
 from ...store.format.shard import ArrayLayout
 
 IMAGE_BYTES = 36
@@ -24,18 +25,22 @@ def unit_bytes(array: ArrayLayout, num_rows: int) -> int:
     return array.shard_bytes(num_rows) + images
 
 
-def bytes_to_write(cache: Cache, embed_dim: int, done: set[tuple[Modality, int]]) -> int:
+def bytes_to_write(
+    cache: Cache, embed_dim: int, encoding: RowEncoding, done: set[tuple[Modality, int]]
+) -> int:
     """Return the bytes of the units that are not done."""
     num_bytes = 0
     for modality in MODALITIES:
-        array = cache.manifest.array_layout(modality, embed_dim)
+        array = cache.manifest.array_layout(modality, embed_dim, encoding)
         units = cache.manifest.units(modality)
         sizes = Counter(u.rows.count for u in units if (modality, u.number) not in done)
         num_bytes += sum(count * unit_bytes(array, rows) for rows, count in sizes.items())
     return num_bytes
 
 
-def refuse_small_disk(cache: Cache, embed_dim: int, done: set[tuple[Modality, int]]) -> None:
+def refuse_small_disk(
+    cache: Cache, embed_dim: int, encoding: RowEncoding, done: set[tuple[Modality, int]]
+) -> None:
     """Refuse a build that does not fit on the disk.
 
     Raises:
@@ -43,7 +48,7 @@ def refuse_small_disk(cache: Cache, embed_dim: int, done: set[tuple[Modality, in
     """
     if isinstance(cache.root, UPath):  # object stores do not report their free space
         return
-    needed = bytes_to_write(cache, embed_dim, done)
+    needed = bytes_to_write(cache, embed_dim, encoding, done)
     free = shutil.disk_usage(cache.root).free
     if needed > free:
         raise DiskFullError(

@@ -10,6 +10,7 @@ from ...siglip import TEXT_FORMULA, VIEW_FORMULA, Architecture
 from ...store.format.catalog import PART_ROWS, Table
 from ...store.format.layout import Modality
 from ...store.format.pixel_settings import expected_bytes
+from ...store.format.row_encoding import FLOAT16, parse_encoding
 from ...store.format.shard import ArrayLayout
 from ...store.io.range_file import PIECE_BYTES
 from ..planning.config import default_shard_rows
@@ -70,6 +71,9 @@ class Formulas:
         self.config, self.arch = config, arch
         self.images, self.texts = config.num_images, config.num_unique_texts
         self.views, self.dim = config.num_views, arch.embed_dim
+        self.encoding = parse_encoding(config.targets)
+        extra = self.encoding.num_extra
+        self.vector = f"({self.dim:,} + {extra}) B" if extra else f"{self.dim:,} x 2 B"
         self.rows = config.shard_rows or default_shard_rows(self.views)
         self.image_units, self.text_units = (
             -(-self.images // self.rows),
@@ -101,6 +105,7 @@ class Formulas:
             num_rows=self.images if is_image else self.texts,
             num_views=self.views if is_image else 1,
             embed_dim=self.dim,
+            encoding=self.encoding,
             shard_rows=shard_rows,
         )
 
@@ -131,7 +136,7 @@ class Formulas:
             "image_shard",
             shard,
             "B",
-            f"{rows} x {views} views x {self.dim:,} x 2 B, and an index",
+            f"{rows} x {views} views x {self.vector}, and an index",
         )
         how = "3 shards: one filling, one being written, its encoded bytes; without teacher and pixels"
         yield "worker_memory", 3 * shard, "B", how
@@ -146,11 +151,17 @@ class Formulas:
             "catalog_parts": (sum(parts.values()), f"of {PART_ROWS:,} lines: {named}"),
             **self._kept_objects(),
             "settings": (4, "cache.json, teacher.json, a zarr.json for each modality"),
+            **self._rotation_objects(),
         }
         for name, (count, formula) in counts.items():
             yield name, count, "", formula
         total = sum(count for count, _ in counts.values())
         yield "objects", total, "", "the sum; each is written once"
+
+    def _rotation_objects(self) -> dict[str, tuple[int, str]]:
+        if self.encoding == FLOAT16:
+            return {}
+        return {"rotation": (2, "of int8 targets: its zarr.json and its chunk")}
 
     def _kept_objects(self) -> dict[str, tuple[int, str]]:
         if self.config.keep_pixels is None:
@@ -159,16 +170,16 @@ class Formulas:
         return {"kept_pixels": (3 * self.image_units + 1, formula)}
 
     def _bytes(self) -> Iterator[_Row]:
-        images, texts, dim, lines = self.images, self.texts, self.dim, self.lines
+        images, texts, lines = self.images, self.texts, self.lines
         image_array, text_array = self._array("image", self.rows), self._array("text", self.rows)
         index = f"and 16 B of index for {image_array.chunk_rows} rows"
         more = lines["captions"] - texts
         sizes = {
             "image_targets": (
                 _array_bytes(image_array),
-                f"{images:,} images x {self.views} views x {dim:,} x 2 B, {index}",
+                f"{images:,} images x {self.views} views x {self.vector}, {index}",
             ),
-            "text_targets": (_array_bytes(text_array), f"{texts:,} texts x {dim:,} x 2 B, {index}"),
+            "text_targets": (_array_bytes(text_array), f"{texts:,} texts x {self.vector}, {index}"),
             "pictures": (
                 IMAGE_BYTES * images,
                 f"{images:,} images x {IMAGE_BYTES} B: sha256, size",
@@ -301,10 +312,9 @@ class Formulas:
         yield "driver_memory", _DRIVER_BYTES + units * _RECORD_MEMORY_BYTES, "B", formula
 
     def _training(self) -> Iterator[_Row]:
-        formula = (
-            f"1,000 images/s x (a view + a text) x {self.dim:,} x 2 B, in addition to the pixels"
-        )
-        yield "targets_read", 1000 * 2 * 2 * self.dim, "B/s", formula
+        formula = f"1,000 images/s x (a view + a text) x {self.vector}, in addition to the pixels"
+        vector_bytes = self._array("image", self.rows).vector_bytes
+        yield "targets_read", 1000 * 2 * vector_bytes, "B/s", formula
 
     def notes(self) -> Iterator[str]:
         """Yield what a reader should know about the numbers."""

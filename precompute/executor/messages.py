@@ -53,6 +53,9 @@ class WorkOrder:
     num_threads: int | None
     """CPU threads of the teacher; None: torch's default."""
 
+    targets_budget: float
+    """Largest change of the soft targets by int8, as a share of their entropy."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ready:

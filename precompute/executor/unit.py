@@ -20,9 +20,11 @@ from ...store.format import layout
 from ...store.format.catalog import IMAGES_SCHEMA, encode_table
 from ...store.format.layout import Modality
 from ...store.format.manifest import Unit
+from ...store.format.row_encoding import RowCodec
 from ...store.format.shard import encode_shard
 from ...store.format.transaction import Transaction
 from ...store.format.unit_records import UnitRecord
+from ...store.targets.distortion import refuse_distorted_rows, squared_error
 from ..teacher.embedder import Embedder, is_unit
 
 _NOT_FINITE = "the teacher returned an embedding that is not finite"
@@ -65,8 +67,9 @@ class UnitRows:
     """A unit's rows as they fill up."""
 
     job: Job
-    values: NDArray[np.float16]
-    """(n, views, embed_dim) or (n, embed_dim); NaN until embedded."""
+    codec: RowCodec
+    stored: NDArray[Any]
+    """(n, views, stored_dim) or (n, stored_dim); without a target until embedded."""
 
     images: list[DecodedImage | None]
     """The decoder's result for each image; empty for texts."""
@@ -80,6 +83,20 @@ class UnitRows:
 
     num_left: int = 0
     """Batches that are not embedded yet."""
+
+    squared_error: float = 0.0
+    """Summed squared norms of what encoding changed."""
+
+    num_encoded: int = 0
+    """Vectors in that sum."""
+
+    def put(self, positions: NDArray[np.int64], values: NDArray[np.float16]) -> None:
+        """Store embeddings (n, [views,] embed_dim) at some positions of the unit."""
+        stored = self.codec.encode(values)
+        self.stored[positions] = stored
+        if self.codec.rotation is not None:
+            self.squared_error += squared_error(values, self.codec.decode(stored))
+            self.num_encoded += int(np.prod(values.shape[:-1]))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -133,23 +150,24 @@ def _refuse_other_rows(cache: Cache, unit: Unit, rows: list[int]) -> None:
 
 
 def open_rows(cache: Cache, teacher: str, job: Job) -> UnitRows:
-    """Return the rows of a unit before embedding: NaN, or for a retry those of the last attempt."""
+    """Return the rows of a unit before embedding: empty, or for a retry those of the last attempt."""
     unit = job.unit
-    array = cache.manifest.array_layout(unit.modality, cache.teacher(teacher).embed_dim)
+    array, codec = cache.array_layout(unit.modality, teacher), cache.codec(teacher)
     count = unit.rows.count
-    values = np.full((count, *array.row_shape), np.nan, np.float16)
+    stored = codec.encoding.empty_rows((count, *array.row_shape))
     wanted = np.ones(count, np.bool_)
     images: list[DecodedImage | None] = [None] * count if unit.modality == "image" else []
     forward_size = 0
     if job.previous is not None:
         # Read, not mapped: a map would keep the old shard on disk after the new one replaces it.
-        cache.targets(unit.modality, teacher).read_part(unit.number, 0, values)
+        # As stored: encoding what was decoded could change it.
+        cache.targets(unit.modality, teacher).read_stored(unit.number, 0, stored)
         wanted[:] = [row in job.previous.rejected for row in _numbers(unit)]
         forward_size = job.previous.batch_size
         if images:
             images[:] = _previous_images(cache, teacher, unit)
     num_left = sum(1 for _ in wanted_batches(wanted, job.batch_size))
-    return UnitRows(job, values, images, {}, wanted, forward_size, num_left)
+    return UnitRows(job, codec, stored, images, {}, wanted, forward_size, num_left)
 
 
 def wanted_batches(wanted: NDArray[np.bool_], size: int) -> Iterator[slice]:
@@ -186,18 +204,14 @@ def fill_images(batch: DecodedBatch, embedder: Embedder) -> Callable[[], None]:
 
     def finish() -> None:
         found = wait().reshape(len(images), num_views, -1) if wait else None
-        good_B = np.zeros(len(images), np.bool_)
+        good_B = np.array([image.reason is None for image in images]) & rows.wanted[where]
         if found is not None:
-            good_B[:] = is_unit(found).all(axis=1)
-        for i, image in enumerate(images):
-            position = where.start + i
-            if not rows.wanted[position]:
-                continue
+            good_B &= is_unit(found).all(axis=1)
+            rows.put(where.start + np.flatnonzero(good_B), found[good_B])
+        for i in np.flatnonzero(rows.wanted[where]).tolist():
+            position, image = where.start + i, images[i]
             rows.images[position] = image
-            if found is not None and image.reason is None and good_B[i]:
-                rows.values[position] = found[i]
-            else:
-                rows.values[position] = np.nan
+            if not good_B[i]:
                 reason = image.reason or _NOT_FINITE
                 rows.rejected[rows.job.unit.rows.first + position] = reason
         _note_batch(rows, size)
@@ -216,7 +230,7 @@ def fill_texts(
         found = wait()
         is_good = is_unit(found)
         wanted = rows.wanted[where]
-        rows.values[where][wanted & is_good] = found[wanted & is_good]
+        rows.put(where.start + np.flatnonzero(wanted & is_good), found[wanted & is_good])
         for i in np.flatnonzero(wanted & ~is_good):
             rows.rejected[rows.job.unit.rows.first + where.start + int(i)] = _NOT_FINITE
         _note_batch(rows, size)
@@ -224,17 +238,26 @@ def fill_texts(
     return finish
 
 
-def commit_unit(cache: Cache, teacher: str, rows: UnitRows, provenance: Mapping[str, Any]) -> bool:
-    """Write and publish a finished unit; return False if another process had published it."""
+def commit_unit(
+    cache: Cache, teacher: str, rows: UnitRows, provenance: Mapping[str, Any], *, budget: float
+) -> bool:
+    """Write and publish a finished unit; return False if another process had published it.
+
+    Raises:
+        BuildError: encoding its rows changes the soft targets by more than the budget.
+    """
     job, unit = rows.job, rows.job.unit
+    refuse_distorted_rows(
+        cache.teacher(teacher), str(job), rows.squared_error, rows.num_encoded, budget
+    )
     previous = job.previous
     if previous is not None and dict(previous.rejected) == rows.rejected:
         return False  # the retry changed nothing: keep the last attempt
-    array = cache.manifest.array_layout(unit.modality, cache.teacher(teacher).embed_dim)
+    array = cache.array_layout(unit.modality, teacher)
     record = layout.unit_record(teacher, unit.modality, unit.number, job.attempt)
     transaction = Transaction(cache.files, record)
     transaction.add(
-        layout.shard(teacher, unit.modality, unit.number), encode_shard(array, rows.values)
+        layout.shard(teacher, unit.modality, unit.number), encode_shard(array, rows.stored)
     )
     if unit.modality == "image":
         data = encode_table(_images_frame(rows), IMAGES_SCHEMA)

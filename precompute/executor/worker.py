@@ -63,7 +63,7 @@ class UnitWorker:
         """
         self._stop = stop
         provenance = self.embedder.teacher.provenance()
-        writer = _Writer(self._cache, self._order.teacher, provenance, self.times, self._report)
+        writer = _Writer(self._cache, self._order, provenance, self.times, self._report)
         try:
             while not stop.is_set() and (first := take(None)) is not None:
                 jobs = self._of_one_modality(first, take)
@@ -183,12 +183,12 @@ class _Writer:
     def __init__(
         self,
         cache: Cache,
-        teacher: str,
+        order: WorkOrder,
         provenance: Mapping[str, Any],
         times: StageTimes,
         report: Report,
     ) -> None:
-        self._cache, self._teacher, self._provenance = cache, teacher, provenance
+        self._cache, self._order, self._provenance = cache, order, provenance
         self._times, self._report = times, report
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="siglip2-cache-writer")
         self._pending: Future[None] | None = None
@@ -213,7 +213,13 @@ class _Writer:
 
     def _write(self, rows: UnitRows) -> None:
         started = time.perf_counter()
-        is_ours = commit_unit(self._cache, self._teacher, rows, self._provenance)
+        is_ours = commit_unit(
+            self._cache,
+            self._order.teacher,
+            rows,
+            self._provenance,
+            budget=self._order.targets_budget,
+        )
         self._times.write_s += time.perf_counter() - started
         self._report(_finished_unit(rows.job, is_ours=is_ours, num_rejected=len(rows.rejected)))
 

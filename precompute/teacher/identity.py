@@ -1,6 +1,5 @@
 """Teachers of a cache: adding a checkpoint as one, and recognising it again."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +17,12 @@ from ...siglip import (
 )
 from ...store.cache import Cache
 from ...store.format import layout
-from ...store.format.layout import MODALITIES, Modality
-from ...store.format.manifest import Manifest
+from ...store.format.layout import Modality
 from ...store.format.record_fields import Fields
-from ...store.format.teacher_record import TeacherRecord
-from ...store.format.transaction import Transaction, roll_forward
+from ...store.format.row_encoding import RowCodec
+from ...store.format.teacher_files import commit_teacher
+from ...store.format.teacher_record import Distortion, TeacherRecord
+from ...store.format.transaction import roll_forward
 from ...store.format.views import VIEW_CODE_VERSION
 from ...store.io.storage import Storage
 from .teacher import Teacher
@@ -136,6 +136,19 @@ def find_teacher(
     return record
 
 
+def refuse_other_targets(cache: Cache, record: TeacherRecord, targets: str | None) -> None:
+    """Refuse to store the targets of a teacher of a cache in another way.
+
+    Raises:
+        SettingError: ``targets`` (--targets; None: as recorded) differs from the record.
+    """
+    if targets not in (None, record.encoding.name):
+        raise SettingError(
+            f"the targets of {record.name} in {cache.root} are {record.encoding.name}, and --targets is "
+            f"{targets}; siglip2-cache convert makes a cache with other targets"
+        )
+
+
 def _refuse_other_case(cache: Cache, name: str) -> None:
     """Refuse a name that is another teacher's folder on a case-insensitive disk.
 
@@ -159,13 +172,14 @@ def add_teacher(
     compute_dtype: str,
     decode: Decode,
     batch_size: Mapping[Modality, int],
+    codec: RowCodec,
+    distortion: Distortion | None,
 ) -> None:
-    """Add a teacher to a cache: its record and the metadata of its arrays."""
+    """Add a teacher to a cache: its record, the metadata of its arrays, and how its rows are stored."""
     name = checkpoint.name if name is None else name
-    latest = cache.manifest.latest.number
-    transaction = Transaction(cache.files, layout.teacher_record(name))
-    _stage_metadata(cache.manifest, transaction, name, teacher.embed_dim)
-    transaction.commit(
+    commit_teacher(
+        cache.files,
+        cache.manifest,
         {
             "name": name,
             "source": str(Path(checkpoint.given).absolute())
@@ -174,12 +188,14 @@ def add_teacher(
             "revision": checkpoint.revision,
             "identity": identify(checkpoint, compute_dtype=compute_dtype, decode=decode),
             "embed_dim": teacher.embed_dim,
-            "dtype": "float16",
+            "dtype": codec.encoding.name,  # here, as in the records of earlier releases
             "logit_scale": teacher.logit_scale,
             "logit_bias": teacher.logit_bias,
             "batch_size": dict(batch_size),
-            "generation": latest,
-        }
+            "generation": cache.manifest.latest.number,
+        },
+        codec,
+        distortion,
     )
 
 
@@ -187,30 +203,6 @@ def finish_interrupted_teachers(files: Storage) -> None:
     """Finish adding teachers where a process died on the way."""
     for name in layout.teacher_names(files.names(layout.TEACHERS)):
         roll_forward(files, layout.teacher_record(name))
-
-
-def grow_arrays(cache: Cache, record: TeacherRecord) -> None:
-    """Set the shape of a teacher's arrays to that of the latest generation, before any unit of it.
-
-    Each generation has its own record, and they are written in order: once a later shape is set, the
-    records of all earlier ones exist, and no slow process or leftover intent can set them again.
-    """
-    for number in range(record.generation + 1, cache.manifest.latest.number + 1):
-        path = layout.arrays_record(record.name, number)
-        if roll_forward(cache.files, path):
-            continue
-        transaction = Transaction(cache.files, path)
-        _stage_metadata(cache.manifest.as_of(number), transaction, record.name, record.embed_dim)
-        transaction.commit({"generation": number})
-
-
-def _stage_metadata(
-    manifest: Manifest, transaction: Transaction, name: str, embed_dim: int
-) -> None:
-    for modality in MODALITIES:
-        metadata = manifest.array_layout(modality, embed_dim).metadata()
-        data = (json.dumps(metadata, indent=1) + "\n").encode()
-        transaction.add(layout.array_metadata(name, modality), data)
 
 
 def restore_checkpoint(checkpoint: Checkpoint, record: TeacherRecord) -> Checkpoint:

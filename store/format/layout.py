@@ -6,6 +6,7 @@ CACHE/
   catalog/<table>-00000.parquet           parts of the catalog's tables
   teachers/<name>/teacher.json            record: identity, embed_dim, scale and bias
   teachers/<name>/image.zarr, text.zarr   targets
+  teachers/<name>/rotation.zarr           map from the axes of int8 targets to the teacher's
   teachers/<name>/images/00000.parquet    sizes and hashes of the images of a unit
   teachers/<name>/commits/image-00000.json, text-00000.json   record of each unit
   teachers/<name>/commits/arrays-00001.json                   record of array shapes of a generation
@@ -131,6 +132,16 @@ def array_folder(teacher: str, modality: Modality) -> str:
 def array_metadata(teacher: str, modality: Modality) -> str:
     """Return the path of the metadata of a Zarr array."""
     return f"{array_folder(teacher, modality)}/zarr.json"
+
+
+def rotation_metadata(teacher: str) -> str:
+    """Return the path of the metadata of the rotation of int8 targets."""
+    return f"{teacher_folder(teacher)}/rotation.zarr/zarr.json"
+
+
+def rotation_chunk(teacher: str) -> str:
+    """Return the path of the only chunk of the rotation."""
+    return f"{teacher_folder(teacher)}/rotation.zarr/c/0/0"
 
 
 def shard(teacher: str, modality: Modality, unit: int) -> str:

@@ -12,6 +12,7 @@ from .catalog import Part, Table
 from .corpus_notes import Note
 from .layout import MODALITIES, Modality
 from .record_fields import Fields, read_record
+from .row_encoding import FLOAT16, RowEncoding
 from .shard import ArrayLayout
 from .views import ViewPolicy
 
@@ -176,13 +177,16 @@ class Manifest:
                     yield part, Span(first=first + rows.start, count=len(rows))
             next_file += line
 
-    def array_layout(self, modality: Modality, embed_dim: int) -> ArrayLayout:
+    def array_layout(
+        self, modality: Modality, embed_dim: int, encoding: RowEncoding = FLOAT16
+    ) -> ArrayLayout:
         """Return the layout of a teacher's array."""
         return ArrayLayout(
             modality=modality,
             num_rows=self.num_rows(modality),
             num_views=self.views.num_views if modality == "image" else 1,
             embed_dim=embed_dim,
+            encoding=encoding,
             shard_rows=self.shard_rows,
         )
 

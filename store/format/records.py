@@ -11,9 +11,12 @@ from typing import Any
 from ...errors import DamagedCacheError, FormatVersionError
 
 FORMAT_VERSION = 2
-"""The version that this release writes."""
+"""The version of other records that this release writes."""
 
-READABLE_VERSIONS = (1, 2)
+INT8_VERSION = 3
+"""The version of the record of a teacher with int8 targets, which no earlier release would read right."""
+
+READABLE_VERSIONS = (1, 2, INT8_VERSION)
 """The versions that it reads. Version 1 only lacks columns of the samples, which are null there."""
 
 Record = dict[str, Any]
@@ -22,7 +25,10 @@ _CHECKSUM_MARK = b',\n "checksum": "'
 
 
 def encode_record(fields: Record) -> bytes:
-    """Return the bytes of a record: indented JSON with format_version first and the checksum last."""
+    """Return the bytes of a record: indented JSON with format_version first and the checksum last.
+
+    A ``format_version`` in the fields is kept.
+    """
     text = json.dumps({"format_version": FORMAT_VERSION, **fields}, indent=1)
     body = text.removesuffix("\n}").encode()
     return body + _CHECKSUM_MARK + sha256_hex(body).encode() + b'"\n}\n'
@@ -53,7 +59,7 @@ def decode_record(data: bytes, *, where: str) -> Record:
     if type(version) is not int or version not in READABLE_VERSIONS:
         raise FormatVersionError(
             f"{where} has format version {version}, this release reads versions "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; install the siglip2-cache that wrote it"
+            f"1 to {READABLE_VERSIONS[-1]}; install the siglip2-cache that wrote it"
         )
     return fields
 

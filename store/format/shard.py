@@ -1,8 +1,8 @@
 """Targets on disk: sharded Zarr v3 arrays that can also be memory-mapped.
 
-A shard contains the rows of a unit as raw little-endian float16 in row order, then the index of inner
-chunks of Zarr (offset and length of each, uint64) and the CRC-32C of the index. Inner chunks without a
-row of the unit are marked absent, as Zarr allows, so a short unit is a short file.
+A shard contains the stored rows of a unit (row_encoding.py) in row order, then the index of inner chunks
+of Zarr (offset and length of each, uint64) and the CRC-32C of the index. Inner chunks without a row of the
+unit are marked absent, as Zarr allows, so a short unit is a short file.
 """
 
 import json
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from ...errors import DamagedCacheError
 from .layout import Modality
+from .row_encoding import FLOAT16, RowEncoding
 
-DTYPE = np.dtype("<f2")
 NORM_TOLERANCE = 2e-3
 """Largest distance of a norm from 1: float16 rounds each value by at most 2**-11 of itself, 5e-4."""
 
@@ -42,6 +42,8 @@ class ArrayLayout:
 
     embed_dim: int
     shard_rows: int
+    encoding: RowEncoding = FLOAT16
+    """How its vectors are stored."""
 
     @property
     def chunk_rows(self) -> int:
@@ -49,21 +51,37 @@ class ArrayLayout:
         return min(_MAX_CHUNK_ROWS, self.shard_rows & -self.shard_rows)
 
     @property
+    def stored_dim(self) -> int:
+        """The stored values of a vector."""
+        return self.encoding.stored_dim(self.embed_dim)
+
+    @property
+    def vector_bytes(self) -> int:
+        """The bytes of a vector."""
+        return self.stored_dim * self.encoding.dtype.itemsize
+
+    @property
     def row_shape(self) -> tuple[int, ...]:
-        """The shape of a row: (views, embed_dim) or (embed_dim,)."""
-        if self.modality == "image":
-            return (self.num_views, self.embed_dim)
-        return (self.embed_dim,)
+        """The shape of a stored row: (views, stored_dim) or (stored_dim,)."""
+        return self._shape_of_row(self.stored_dim)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the array."""
+        """The shape of the array on disk."""
         return (self.num_rows, *self.row_shape)
+
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        """The shape of the embeddings: (rows, views, embed_dim) or (rows, embed_dim)."""
+        return (self.num_rows, *self._shape_of_row(self.embed_dim))
 
     @property
     def row_bytes(self) -> int:
         """The bytes of a row."""
-        return int(np.prod(self.row_shape)) * DTYPE.itemsize
+        return int(np.prod(self.row_shape)) * self.encoding.dtype.itemsize
+
+    def _shape_of_row(self, vector_dim: int) -> tuple[int, ...]:
+        return (self.num_views, vector_dim) if self.modality == "image" else (vector_dim,)
 
     def shard_bytes(self, num_rows: int) -> int:
         """Return the bytes of a shard with this many rows."""
@@ -77,11 +95,13 @@ class ArrayLayout:
     def metadata(self) -> dict[str, Any]:
         """Return the content of zarr.json."""
         rest = list(self.row_shape)
-        names = ["row", "view", "embed_dim"] if self.modality == "image" else ["row", "embed_dim"]
+        last = "embed_dim" if self.encoding.num_extra == 0 else "stored"
+        names = ["row", "view", last] if self.modality == "image" else ["row", last]
         little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
         sharding = {
             "chunk_shape": [self.chunk_rows, *rest],
-            "codecs": [little_endian],
+            # Values of one byte have no order of bytes, and zarr-python writes none.
+            "codecs": [little_endian if self.encoding.dtype.itemsize > 1 else {"name": "bytes"}],
             "index_codecs": [little_endian, {"name": "crc32c"}],
             "index_location": "end",
         }
@@ -89,13 +109,13 @@ class ArrayLayout:
             "zarr_format": 3,
             "node_type": "array",
             "shape": list(self.shape),
-            "data_type": "float16",
+            "data_type": self.encoding.name,
             "chunk_grid": {
                 "name": "regular",
                 "configuration": {"chunk_shape": [self.shard_rows, *rest]},
             },
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": "NaN",
+            "fill_value": self.encoding.fill_value,
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
             "attributes": {},
             "dimension_names": names,
@@ -125,31 +145,33 @@ def parse_metadata(data: bytes, *, where: str) -> dict[str, Any]:
     return cast("dict[str, Any]", found)
 
 
-def encode_shard(layout: ArrayLayout, values: NDArray[np.float16]) -> bytearray:
-    """Return the bytes of a shard with these rows, (n, *row_shape), n at least 1."""
-    assert values.shape[1:] == layout.row_shape and values.dtype == np.float16
-    num_present = -(-len(values) // layout.chunk_rows)
+def encode_shard(layout: ArrayLayout, stored: NDArray[Any]) -> bytearray:
+    """Return the bytes of a shard with these stored rows, (n, *row_shape), n at least 1."""
+    assert stored.shape[1:] == layout.row_shape and stored.dtype == layout.encoding.dtype
+    num_present = -(-len(stored) // layout.chunk_rows)
     chunk_bytes = layout.chunk_rows * layout.row_bytes
     num_data_bytes = num_present * chunk_bytes
-    shard = bytearray(layout.shard_bytes(len(values)))
-    rows = np.frombuffer(shard, DTYPE, num_data_bytes // DTYPE.itemsize)
+    shard = bytearray(layout.shard_bytes(len(stored)))
+    dtype = layout.encoding.dtype
+    rows = np.frombuffer(shard, dtype, num_data_bytes // dtype.itemsize)
     rows = rows.reshape(-1, *layout.row_shape)
-    rows[: len(values)] = values
-    rows[len(values) :] = np.nan
+    rows[: len(stored)] = stored
+    rows[len(stored) :] = layout.encoding.empty_rows(rows[len(stored) :].shape)
     shard[num_data_bytes:] = _encode_index(layout, num_present)
     return shard
 
 
-def map_shard(path: Path, layout: ArrayLayout, num_rows: int) -> NDArray[np.float16]:
-    """Return the rows of a unit as a read-only memory map (num_rows, *row_shape) float16.
+def map_shard(path: Path, layout: ArrayLayout, num_rows: int) -> NDArray[Any]:
+    """Return the stored rows of a unit as a read-only memory map (num_rows, *row_shape).
 
     Raises:
         DamagedCacheError: the file does not match the record of its unit.
     """
     with open_shard(path, layout, num_rows) as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    count = num_rows * layout.row_bytes // DTYPE.itemsize
-    return np.frombuffer(mapped, DTYPE, count).reshape(num_rows, *layout.row_shape)
+    dtype = layout.encoding.dtype
+    count = num_rows * layout.row_bytes // dtype.itemsize
+    return np.frombuffer(mapped, dtype, count).reshape(num_rows, *layout.row_shape)
 
 
 def open_shard(path: Path, layout: ArrayLayout, num_rows: int) -> BufferedReader:

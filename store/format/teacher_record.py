@@ -8,9 +8,25 @@ from ..io.storage import Storage
 from . import layout
 from .layout import MODALITIES, Modality
 from .record_fields import Fields, read_record
+from .row_encoding import ENCODINGS, FLOAT16, RowEncoding
 
 _MAX_EMBED_DIM = 2**20
 _MAX_LOGIT_SCALE = 700.0  # its exponential is a finite double
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distortion:
+    """What encoding changes, as measured when the teacher was added; store/targets/distortion.py."""
+
+    kl_share: float
+    """KL divergence of the soft targets as a share of their entropy, the floor of the soft loss."""
+
+    largest_logit_error: float
+    mean_squared_error: float
+    """Mean squared norm of the difference of a vector; kl_share is proportional to it."""
+
+    num_images: int
+    num_texts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +53,11 @@ class TeacherRecord:
     """Generation of the catalog when the teacher was added; later ones have arrays-<generation> records."""
 
     files: Mapping[str, Mapping[str, Any]]
+    encoding: RowEncoding = FLOAT16
+    """How targets are stored. Not part of the identity: the teacher is the same."""
+
+    distortion: Distortion | None = None
+    """What the encoding changes; None for float16."""
 
 
 def read_teachers(files: Storage) -> dict[str, TeacherRecord]:
@@ -64,4 +85,26 @@ def _parse_teacher(record: Fields, name: str) -> TeacherRecord:
         revision=record.text_or_none("revision"),
         generation=record.count("generation"),
         files=record.files(),
+        encoding=_parse_encoding(record),
+        distortion=_parse_distortion(record),
+    )
+
+
+def _parse_encoding(record: Fields) -> RowEncoding:
+    name = record.text("dtype") if "dtype" in record.values else FLOAT16.name
+    if name not in ENCODINGS:
+        record.refuse("dtype", " or ".join(ENCODINGS))
+    return ENCODINGS[name]
+
+
+def _parse_distortion(record: Fields) -> Distortion | None:
+    if "distortion" not in record.values:
+        return None
+    fields = record.fields("distortion")
+    return Distortion(
+        kl_share=fields.number("kl_share"),
+        largest_logit_error=fields.number("largest_logit_error"),
+        mean_squared_error=fields.number("mean_squared_error"),
+        num_images=fields.count("num_images"),
+        num_texts=fields.count("num_texts"),
     )

@@ -66,8 +66,11 @@ class Transaction:
         }
 
     @contextmanager
-    def adding(self, path: str) -> Generator[Callable[[bytes], None]]:
-        """Return a context whose value appends bytes to a file, which is staged durably at the end."""
+    def adding(self, path: str, **description: Any) -> Generator[Callable[[bytes], None]]:
+        """Return a context whose value appends bytes to a file, which is staged durably at the end.
+
+        The record will contain ``description`` and the checksum.
+        """
         digest, num_bytes = hashlib.sha256(), 0
         try:
             with self.files.writing(self._stage(path)) as write:
@@ -82,7 +85,11 @@ class Transaction:
         except BaseException:
             self.abandon()
             raise
-        self._descriptions[path] = {"num_bytes": num_bytes, "sha256": digest.hexdigest()}
+        self._descriptions[path] = {
+            **description,
+            "num_bytes": num_bytes,
+            "sha256": digest.hexdigest(),
+        }
 
     def _stage(self, path: str) -> str:
         """Return the path of the partial file of a file."""

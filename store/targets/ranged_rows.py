@@ -1,15 +1,15 @@
 """Reading single rows from an object store by ranges, if its shards do not fit on this machine.
 
-Shape letters in this file: B = rows requested, R = rows of a run, D = embed_dim.
+Shape letters in this file: B = rows requested, R = rows of a run, S = stored values of a vector.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DamagedCacheError
-from ..format.shard import DTYPE
 from ..io.parallel import map_parallel
 from ..io.requests import read_bytes
 from .shard_files import ShardFiles
@@ -23,20 +23,20 @@ class RowRequests:
 
     def __init__(self, files: ShardFiles) -> None:
         self._files = files
-        self._row_bytes = files.array.embed_dim * DTYPE.itemsize
+        self._row_bytes = files.array.vector_bytes
 
     def read_into(
         self,
         unit_B: NDArray[np.int64],
         position_B: NDArray[np.int64],
-        out_BD: NDArray[np.float16],
+        out_BS: NDArray[Any],
     ) -> None:
-        """Fill ``out_BD`` with vectors.
+        """Fill ``out_BS`` with stored vectors.
 
         Args:
             unit_B: the unit of each vector.
             position_B: its position in the unit, row * views + view.
-            out_BD: the vectors.
+            out_BS: the vectors.
 
         Raises:
             DamagedCacheError: a shard is missing or too short.
@@ -49,12 +49,10 @@ class RowRequests:
             lambda run_R: self._read_run(unit_B[run_R], position_B[run_R]),
             _runs(unit_B, position_B, order_B),
         )
-        for run_R, rows_RD in found:
-            out_BD[run_R] = rows_RD
+        for run_R, rows_RS in found:
+            out_BS[run_R] = rows_RS
 
-    def _read_run(
-        self, unit_R: NDArray[np.int64], position_R: NDArray[np.int64]
-    ) -> NDArray[np.float16]:
+    def _read_run(self, unit_R: NDArray[np.int64], position_R: NDArray[np.int64]) -> NDArray[Any]:
         unit, first, last = int(unit_R[0]), int(position_R[0]), int(position_R[-1])
         num_bytes = (last - first + 1) * self._row_bytes
         try:
@@ -65,7 +63,8 @@ class RowRequests:
             raise DamagedCacheError(
                 f"shard {self._files.where(unit)} is missing or too short; run siglip2-cache verify"
             )
-        rows = np.frombuffer(data, DTYPE).reshape(-1, self._files.array.embed_dim)
+        array = self._files.array
+        rows = np.frombuffer(data, array.encoding.dtype).reshape(-1, array.stored_dim)
         return rows[position_R - first]
 
 

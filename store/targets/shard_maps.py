@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import DamagedCacheError
 from ...formatting import first_line
-from ..format.shard import DTYPE, map_shard, open_shard
+from ..format.shard import map_shard, open_shard
 from .shard_files import ShardFiles
 
 _MAX_OPEN_SHARDS = 512
@@ -28,9 +28,9 @@ _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000  # <bits/mman.h>, of x86 and Arm alike
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
-def as_items(rows_ND: NDArray[np.float16]) -> NDArray[np.void]:
+def as_items(rows_NS: NDArray[Any]) -> NDArray[np.void]:
     """Return (N,) items of one row each, so that numpy copies rows, not single values."""
-    return rows_ND.view(np.dtype((np.void, rows_ND.shape[1] * DTYPE.itemsize)))[:, 0]
+    return rows_NS.view(np.dtype((np.void, rows_NS.shape[1] * rows_NS.itemsize)))[:, 0]
 
 
 class Shards:
@@ -41,14 +41,14 @@ class Shards:
 
     def __init__(self, files: ShardFiles) -> None:
         self._files, self._array = files, files.array
-        self._open: OrderedDict[int, NDArray[np.float16]] = OrderedDict()
+        self._open: OrderedDict[int, NDArray[Any]] = OrderedDict()
         self._max_open = max_open_shards()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}
 
-    def rows_of(self, unit: int, num_rows: int) -> NDArray[np.float16]:
-        """Return the rows of a unit (num_rows, [views,] embed_dim).
+    def rows_of(self, unit: int, num_rows: int) -> NDArray[Any]:
+        """Return the stored rows of a unit (num_rows, *row_shape).
 
         Raises:
             DamagedCacheError: the shard or the metadata of the array are missing or damaged.
@@ -61,8 +61,8 @@ class Shards:
         self._open[unit] = rows
         return rows
 
-    def read_into(self, unit: int, num_rows: int, first: int, out: NDArray[np.float16]) -> None:
-        """Fill a contiguous ``out`` (n, *row_shape) with rows of a unit from position ``first`` on.
+    def read_into(self, unit: int, num_rows: int, first: int, out: NDArray[Any]) -> None:
+        """Fill a contiguous ``out`` (n, *row_shape) with stored rows of a unit from position ``first`` on.
 
         The file is read, not mapped: pages of a map count as memory of this process until the system
         reclaims them.
@@ -78,12 +78,12 @@ class Shards:
             num_bytes = file.readinto(out.reshape(-1).view(np.uint8).data)
         assert num_bytes == out.nbytes, (self._files.where(unit), first, num_bytes)
 
-    def _load(self, unit: int, num_rows: int) -> NDArray[np.float16]:
+    def _load(self, unit: int, num_rows: int) -> NDArray[Any]:
         if self._files.have_raw_rows:
             return map_shard(self._files.path(unit), self._array, num_rows)
         return self._read_with_zarr(unit, 0, num_rows)
 
-    def _read_with_zarr(self, unit: int, first: int, num_rows: int) -> NDArray[np.float16]:
+    def _read_with_zarr(self, unit: int, first: int, num_rows: int) -> NDArray[Any]:
         import zarr
 
         shard = self._files.where(unit)
@@ -99,7 +99,7 @@ class Shards:
             raise DamagedCacheError(
                 f"shard {shard} cannot be decoded ({first_line(error)}); run siglip2-cache verify"
             ) from None
-        return np.ascontiguousarray(rows, DTYPE)
+        return np.ascontiguousarray(rows, self._array.encoding.dtype)
 
 
 class ArrayMap:
@@ -121,10 +121,11 @@ class ArrayMap:
         self._address = _map_memory(None, num_bytes, mmap.PROT_READ, flags, -1)
         memory = (ctypes.c_uint8 * num_bytes).from_address(self._address)
         weakref.finalize(memory, _libc().munmap, self._address, num_bytes)
-        rows_ND = np.frombuffer(memoryview(memory), DTYPE).reshape(-1, array.embed_dim)
-        rows_ND.flags.writeable = False
-        self.rows_ND: NDArray[np.float16] = rows_ND
-        """(units * shard_rows * views, embed_dim); only rows of mapped shards are valid."""
+        rows_NS = np.frombuffer(memoryview(memory), array.encoding.dtype)
+        rows_NS = rows_NS.reshape(-1, array.stored_dim)
+        rows_NS.flags.writeable = False
+        self.rows_NS: NDArray[Any] = rows_NS
+        """(units * shard_rows * views, stored_dim); only rows of mapped shards are valid."""
 
     def map_unit(self, unit: int, num_rows: int) -> None:
         """Map the shard of a unit to its addresses.

@@ -6,16 +6,16 @@ Shape letters in this file: N = rows, V = vectors of a row (views of an image; 1
 import numpy as np
 from numpy.typing import NDArray
 
-from ..format.shard import DTYPE, ArrayLayout, shard_index
+from ..format.shard import ArrayLayout, shard_index
 
 
 class ShardReader:
-    """Reads a shard of raw rows and keeps the norm of each vector, 4 bytes of some 2,000."""
+    """Reads a shard of raw rows and keeps the norm of each vector, 4 bytes of 1,000 or 2,000."""
 
     def __init__(self, array: ArrayLayout, num_rows: int) -> None:
         """Start before the first byte of a shard with ``num_rows`` rows."""
-        self._embed_dim = array.embed_dim
-        self._vector_bytes = array.embed_dim * DTYPE.itemsize
+        self._encoding, self._stored_dim = array.encoding, array.stored_dim
+        self._vector_bytes = array.vector_bytes
         self._row_bytes = num_rows * array.row_bytes
         self._index = shard_index(array, num_rows)
         self._num_bytes_wanted = array.shard_bytes(num_rows)
@@ -24,7 +24,7 @@ class ShardReader:
         self._num_norms = 0
         num_vectors = array.row_bytes // self._vector_bytes
         self.norms_NV: NDArray[np.float32] = np.full((num_rows, num_vectors), np.nan, np.float32)
-        """(N, V) float32; NaN if a vector contains NaN."""
+        """(N, V) float32; NaN if a vector has no target."""
 
         self.num_bytes = 0
 
@@ -33,10 +33,11 @@ class ShardReader:
         start, self.num_bytes = self.num_bytes, self.num_bytes + len(piece)
         rows = self._rest + piece[: max(0, self._row_bytes - start)]
         num_vectors = len(rows) // self._vector_bytes
-        values = np.frombuffer(rows, DTYPE, num_vectors * self._embed_dim)
-        values = values.reshape(num_vectors, self._embed_dim).astype(np.float32)
+        stored = np.frombuffer(rows, self._encoding.dtype, num_vectors * self._stored_dim)
         end = self._num_norms + num_vectors
-        self.norms_NV.reshape(-1)[self._num_norms : end] = np.linalg.norm(values, axis=1)
+        self.norms_NV.reshape(-1)[self._num_norms : end] = self._encoding.norms(
+            stored.reshape(num_vectors, self._stored_dim)
+        )
         self._num_norms = end
         self._rest = rows[num_vectors * self._vector_bytes :]
         index_at = self._num_bytes_wanted - len(self._index)

@@ -55,7 +55,7 @@ class UnitChecker:
         """
         self._cache, self._teacher = cache, record.name
         self._modality: Modality = modality
-        self._array = cache.manifest.array_layout(modality, record.embed_dim)
+        self._array = cache.array_layout(modality, record.name)
         self._checker, self._is_raw = checker, is_raw
 
     def check(self, unit: Unit, commit: UnitRecord) -> UnitFound:

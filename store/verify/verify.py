@@ -129,6 +129,7 @@ class _Verifier:
     def _check_teacher(self, record: TeacherRecord) -> None:
         self._named.add(layout.teacher_record(record.name))
         is_raw = self._check_metadata(record)
+        self._check_rotation(record)
         commits = self._cache.commits(record.name)
         for message in commits.damaged:
             self._fault(f"{message}; run the same build again to embed the unit again")
@@ -182,6 +183,8 @@ class _Verifier:
         """
         latest = self._cache.manifest.latest.number
         owner, files = layout.teacher_record(record.name), record.files
+        arrays = {layout.array_metadata(record.name, modality) for modality in MODALITIES}
+        files = {path: each for path, each in files.items() if path in arrays}
         for generation in range(record.generation + 1, latest + 1):
             path = layout.arrays_record(record.name, generation)
             if not self._cache.files.exists(path):
@@ -192,7 +195,7 @@ class _Verifier:
                 owner = path
             except CacheError as error:
                 self._fault(f"{error}; remove it and run the same build again")
-                self._named |= {layout.array_metadata(record.name, m) for m in MODALITIES}
+                self._named |= arrays
                 return {}
         found = Checked()
         data = {
@@ -205,7 +208,7 @@ class _Verifier:
             text = data.get(path)
             if text is None:
                 continue
-            array = self._cache.manifest.array_layout(modality, record.embed_dim)
+            array = self._cache.array_layout(modality, record.name)
             try:
                 metadata = parse_metadata(text, where=path)
             except CacheError as error:
@@ -220,6 +223,19 @@ class _Verifier:
                 )
         self._note(found)
         return is_raw
+
+    def _check_rotation(self, record: TeacherRecord) -> None:
+        """Check the rotation of int8 targets."""
+        arrays = {layout.array_metadata(record.name, modality) for modality in MODALITIES}
+        found, owner = Checked(), layout.teacher_record(record.name)
+        for path in sorted(record.files.keys() - arrays):
+            self._checker.check(path, record.files[path], owner, found)
+        try:
+            self._cache.codec(record.name)
+        except CacheError as error:
+            if not found.faults:
+                found.faults.append(str(error))
+        self._note(found)
 
     def _check_indexes(self) -> None:
         found = check_indexes(self._cache, self._on_file)

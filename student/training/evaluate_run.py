@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...siglip import load_model, resolve_checkpoint, text_tower
+from ...store.targets.distortion import soft_target_error
 from ..data.split import split_policy
 from ..evaluation.embeddings import (
     Embeddings,
@@ -214,6 +215,15 @@ def pca_lines(resolved: Resolved, pca: PcaMap) -> list[str]:
         f"{scale * error.own_mean:.3f} (own pairs), {scale * error.random_mean:.3f} (random pairs), the "
         f"largest {scale * max(error.own_max, error.random_max):.3f}; the teacher's R@1 is {after:.3f} "
         f"with the map, {before:.3f} without"
+    )
+    changed = soft_target_error(
+        (images_NE, texts_NE),
+        (pca.apply(images_NE), pca.apply(texts_NE)),
+        scale=resolved.teacher_scale,
+        bias=resolved.teacher_bias,
+    )
+    lines.append(
+        f"           the map changes the soft targets by {100 * changed.kl_share:.4f} % of their entropy"
     )
     return lines
 

@@ -869,6 +869,6 @@ def test_a_cache_of_a_future_version_is_one_line_for_every_command(
         ):
             line = error_line(*command(*arguments))
             assert line == (
-                f"{copy}/{path} has format version 99, this release reads versions 1 and 2; "
+                f"{copy}/{path} has format version 99, this release reads versions 1 to 3; "
                 "install the siglip2-cache that wrote it"
             )

@@ -19,6 +19,7 @@ from kit.processes import Process
 from siglip2_cache import open_cache
 from siglip2_cache.errors import NotACacheError
 from siglip2_cache.precompute.build import build
+from siglip2_cache.store.convert import convert_cache
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.verify.verify import verify_cache
 
@@ -79,6 +80,27 @@ def test_killed_again_and_again_the_cache_equals_that_of_an_undisturbed_build(
         num_units_seen.add(assert_readable(tmp_path / "cache", expected))
     assert num_kills >= num_least
     assert len(num_units_seen) >= min(8, num_least // 2), "the kills were not spread over the units"
+    assert tree_of(tmp_path / "cache") == expected
+
+
+def test_killed_at_times_a_build_of_int8_targets_equals_an_undisturbed_one(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    int8 = ("--targets", "int8")
+    result = run_build(corpus, tmp_path / "undisturbed", tiny_checkpoint, *int8)
+    assert result.returncode == 0, result.stderr
+    expected, num_ops = tree_of(tmp_path / "undisturbed"), int(result.stdout.split()[-1])
+    step, num_kills = random.Random(1), 0
+    while True:
+        kill_at = str(step.randrange(num_ops // 12, num_ops // 6))
+        result = run_build(corpus, tmp_path / "cache", tiny_checkpoint, *int8, "--kill-at", kill_at)
+        if result.returncode == 0:
+            break
+        assert result.returncode == -9, result.stderr
+        num_kills += 1
+        assert num_kills < 60, "the build makes no progress"
+        assert_readable(tmp_path / "cache", expected)
+    assert num_kills >= 6
     assert tree_of(tmp_path / "cache") == expected
 
 
@@ -199,6 +221,37 @@ def test_after_a_power_cut_at_any_operation_the_cache_opens_and_the_build_contin
         except Exception as error:
             raise AssertionError(f"after a power cut at {where}: {error}") from error
     assert num_outcomes > 100
+
+
+def test_after_a_power_cut_at_any_operation_a_conversion_continues(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, source = write_folder_corpus(tmp_path / "corpus", 4), tmp_path / "source"
+    (corpus / "img003.png").write_bytes(b"no image")
+    config = config_of(corpus, source, tiny_checkpoint, shard_rows=2, keep_pixels=32)
+    build(config, progress=SilentProgress(), make_teacher=lambda *_: FakeTeacher())
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def convert_to(out: Path) -> dict[str, bytes]:
+        convert_cache(open_cache(source), out, targets="int8", budget=0.01)
+        return tree_of(out)
+
+    with spying(Recorder(work)) as recorder:
+        expected = convert_to(work / "cache")
+    assert isinstance(recorder, Recorder)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # no second power cut comes
+    num_outcomes = 0
+    for where, survivors in Outcomes(recorder):
+        num_outcomes += 1
+        revived = tmp_path / "revived" / str(num_outcomes)
+        for path, data in survivors.items():
+            (revived / path).parent.mkdir(parents=True, exist_ok=True)
+            (revived / path).write_bytes(data)
+        revived.mkdir(parents=True, exist_ok=True)
+        assert convert_to(revived / "cache") == expected, f"after a power cut at {where}"
+    assert num_outcomes > 50
+    assert verify_cache(open_cache(work / "cache")).faults == []
 
 
 def assert_sound_so_far(folder: Path, expected: np.ndarray) -> None:

@@ -146,6 +146,7 @@ def order(tiny_checkpoint: Path, tmp_path: Path) -> WorkOrder:
         num_decoders=None,
         sample_timeout_s=1.0,
         num_threads=None,
+        targets_budget=0.001,
     )
 
 

@@ -276,6 +276,7 @@ def test_an_image_tower_learns_and_leaves_with_the_teachers_text_tower(
     train_of(made.cache, tiny_student, run, progress=heard, steps=30, **settings)
     assert heard.said[0].startswith("pca map    64 -> 32 keeps 0.")
     assert " pairs the mean error of a logit is " in heard.said[1]
+    assert "the map changes the soft targets by " in heard.said[2]
     lines = metrics_of(run)
     assert all(0 < line["caption_weight"] < line["captioned"] for line in lines)
     for term in ("cosine", "bank", "affinity", "relations"):

@@ -42,8 +42,8 @@ def test_what_reads_rows_is_made_once_an_array_however_many_units_are_tried_agai
     for job in jobs:
         rows = open_rows(cache, "tiny", job)
         first = job.unit.rows.first
-        expected = foreign.targets["tiny", job.unit.modality][first : first + len(rows.values)]
-        np.testing.assert_array_equal(rows.values, expected)
+        expected = foreign.targets["tiny", job.unit.modality][first : first + len(rows.stored)]
+        np.testing.assert_array_equal(rows.stored, expected)
     assert made == ["tiny", "tiny"]  # images, texts
 
 

@@ -16,7 +16,7 @@ from kit.memory_bucket import MemoryBucket, memory_bucket
 from siglip2_cache import open_cache
 from siglip2_cache.errors import CacheError, DamagedCacheError
 from siglip2_cache.store.format.records import decode_record, encode_record, sha256_hex
-from siglip2_cache.store.format.shard import DTYPE
+from siglip2_cache.store.format.row_encoding import DTYPE
 from siglip2_cache.store.format.transaction import Transaction, roll_forward
 from siglip2_cache.store.io import local as files
 from siglip2_cache.store.io.local import LocalStorage

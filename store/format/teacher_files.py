@@ -1,0 +1,69 @@
+"""Writing the record of a teacher with the metadata of its arrays, and the records by which these grow."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ..io.storage import Storage
+from . import layout
+from .layout import MODALITIES
+from .manifest import Manifest
+from .records import INT8_VERSION
+from .rotation import rotation_files
+from .row_encoding import RowCodec, RowEncoding
+from .teacher_record import Distortion, TeacherRecord
+from .transaction import Transaction, roll_forward
+
+
+def commit_teacher(
+    files: Storage,
+    manifest: Manifest,
+    fields: Mapping[str, Any],
+    codec: RowCodec,
+    distortion: Distortion | None,
+) -> None:
+    """Add a teacher to a cache: its record, the metadata of its arrays, and the rotation of int8 targets.
+
+    Args:
+        files: the cache.
+        manifest: its catalog.
+        fields: fields of the record (docs/reference/format.md) without ``distortion``.
+        codec: how rows are stored.
+        distortion: what that changes; None for float16.
+    """
+    name = fields["name"]
+    transaction = Transaction(files, layout.teacher_record(name))
+    as_added = manifest.as_of(fields["generation"])
+    _stage_metadata(as_added, transaction, name, fields["embed_dim"], codec.encoding)
+    record = dict(fields)
+    if codec.rotation is not None and distortion is not None:
+        for path, data in rotation_files(name, codec.rotation).items():
+            transaction.add(path, data)
+        record |= {"format_version": INT8_VERSION, "distortion": asdict(distortion)}
+    transaction.commit(record)
+
+
+def grow_arrays(files: Storage, manifest: Manifest, record: TeacherRecord) -> None:
+    """Set the shape of a teacher's arrays to that of the latest generation, before any unit of it.
+
+    Each generation has its own record, and they are written in order: once a later shape is set, the
+    records of all earlier ones exist, and no slow process or leftover intent can set them again.
+    """
+    for number in range(record.generation + 1, manifest.latest.number + 1):
+        path = layout.arrays_record(record.name, number)
+        if roll_forward(files, path):
+            continue
+        transaction = Transaction(files, path)
+        as_then = manifest.as_of(number)
+        _stage_metadata(as_then, transaction, record.name, record.embed_dim, record.encoding)
+        transaction.commit({"generation": number})
+
+
+def _stage_metadata(
+    manifest: Manifest, transaction: Transaction, name: str, embed_dim: int, encoding: RowEncoding
+) -> None:
+    for modality in MODALITIES:
+        metadata = manifest.array_layout(modality, embed_dim, encoding).metadata()
+        data = (json.dumps(metadata, indent=1) + "\n").encode()
+        transaction.add(layout.array_metadata(name, modality), data)
