@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .conftest import InstalledWheel
 
 CHECKOUT = Path(__file__).parents[2]
-NOT_IN_THE_WHEEL = {"benchmarks", "build", "dist", "docs", "tests"}
+NOT_IN_THE_WHEEL = {"benchmarks", "build", "dist", "docs", "examples", "tests"}
 
 
 @pytest.fixture
