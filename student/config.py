@@ -242,11 +242,21 @@ class TrainConfig:
         str,
         Setting(
             "Images to train on. all: every one. keep=SHARE: this share of the captioned ones, those whose "
-            "captions fit best by the teacher. keys=FILE: those of a list, one key a line.",
+            "captions fit best by the teacher. keys=FILE: those of a list, one key a line. learnability: in "
+            "each step those of a larger batch that are hard for the student and easy for the teacher.",
             CORPUS,
-            metavar="all|keep=SHARE|keys=FILE",
+            metavar="all|keep=SHARE|keys=FILE|learnability",
         ),
     ] = "all"
+    super_batch: Annotated[
+        int,
+        Setting(
+            "With --select learnability: images that are read for each one that is trained on.",
+            CORPUS,
+            metavar="N",
+            least=2,
+        ),
+    ] = 2
     views_per_step: Annotated[
         int, Setting("Views of each image in one step.", OPTIMIZER, least=1)
     ] = 1
@@ -547,7 +557,16 @@ class TrainConfig:
         if self.teacher_bias is not None and not math.isfinite(self.teacher_bias):
             raise SettingError(f"teacher_bias must be a finite number, got {self.teacher_bias}")
         parse_positives(self.positives)
-        parse_selection(self.select)
+        if parse_selection(self.select).kind == "learnability":
+            for name, is_other in (
+                ("towers", self.towers != "both"),
+                ("patch_dropout", self.patch_dropout is not None),
+            ):
+                if is_other:
+                    raise SettingError(
+                        f"select learnability compares whole images and texts of the student, and {name} is "
+                        f"{getattr(self, name)}; leave one of them out"
+                    )
         for term, weight in self.weights.items():
             if term not in loss_terms():
                 known = list(loss_terms())
@@ -603,6 +622,12 @@ class TrainConfig:
                 "projection learned goes with towers both: an image tower alone must come out in the "
                 "space of the teacher's texts; take pca, or none where widths are equal"
             )
+
+
+def images_read(config: TrainConfig) -> int:
+    """Return the images that are read for one step, over all processes."""
+    is_larger = parse_selection(config.select).kind == "learnability"
+    return config.global_batch_size * (config.super_batch if is_larger else 1)
 
 
 def choices_of(hint: Any) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from ...siglip import (
     logit_scale_and_bias,
     vision_tower,
 )
+from ..config import images_read
 from ..data.batch import Batch
 from ..data.catalog_index import ImageLookup
 from ..data.loader import Loader, LoaderConfig
@@ -25,7 +26,9 @@ from ..losses.objective import BankImages, Objective, TextColumns
 from ..losses.pca_map import PcaMap, fit_pca_map
 from ..losses.text_bank import TextBank
 from ..positives import parse_positives
+from ..selection import parse_selection
 from .distiller import Distiller
+from .learnability import LearnabilitySelection
 from .parameter_groups import freeze, make_groups
 from .patch_dropout import PatchDropout
 from .resolve import Resolved
@@ -40,7 +43,7 @@ def make_sampler(resolved: Resolved, images: ImageLookup, ranks: Ranks) -> Sampl
     config = resolved.config
     return Sampler(
         resolved.train,
-        global_batch_size=config.global_batch_size,
+        global_batch_size=images_read(config),
         views_per_step=config.views_per_step,
         num_views=resolved.cache.num_views,
         seed=config.seed,
@@ -99,6 +102,19 @@ def make_distiller(resolved: Resolved, kind: type[Distiller] = Distiller) -> Dis
     if config.compile:
         compile_layers(model, is_dynamic=isinstance(checkpoint.image, NaflexRecipe))
     return distiller.to(resolved.device)
+
+
+def make_selection(resolved: Resolved, ranks: Ranks) -> LearnabilitySelection | None:
+    """Return what draws the images of a step from a larger batch; None: all are used."""
+    config = resolved.config
+    if parse_selection(config.select).kind != "learnability":
+        return None
+    return LearnabilitySelection(
+        ranks,
+        count=config.global_batch_size,
+        seed=config.seed,
+        teacher_logit=(resolved.teacher_scale, resolved.teacher_bias),
+    )
 
 
 def make_optimizer(distiller: Distiller, resolved: Resolved) -> Optimizer:

@@ -61,10 +61,24 @@ class GradientCache:
             sync: Any = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
             self._module = ddp(distiller, gradient_as_bucket_view=True, **sync)
 
-    def compute(self, batch: Batch, labels: BatchLabels) -> StepLoss:
+    def embed(self, batch: Batch) -> tuple[Embedded, bool]:
+        """Return the rows of a batch without a graph, and whether another pass would give the same."""
+        before = RandomState(self._distiller.device)
+        micro_batches = split_batch(batch, self._micro_batch_size, self._padded_size)
+        _, embedded = self._embed_without_graph(micro_batches)
+        return _concatenated(embedded), before.is_current()
+
+    def compute(
+        self, batch: Batch, labels: BatchLabels, embedded: Embedded | None = None
+    ) -> StepLoss:
         """Add the gradient of a batch's loss to the parameters'; return the loss.
 
         The gradients are unusable if this raises.
+
+        Args:
+            batch: of this process.
+            labels: what its loss needs besides.
+            embedded: its rows, if they are known, which saves the pass without a graph; None: they are not.
         """
         micro_batches = split_batch(batch, self._micro_batch_size, self._padded_size)
         loss = self._loss_of(batch, labels)
@@ -75,11 +89,15 @@ class GradientCache:
 
             self._module(micro_batches[0], backward).backward()
             return loss.result()
-        states, embedded = self._embed_without_graph(micro_batches)
-        whole = loss.gradient(_concatenated(embedded))
+        if embedded is None:
+            states, parts = self._embed_without_graph(micro_batches)
+            whole = loss.gradient(_concatenated(parts))
+        else:
+            states = [RandomState(self._distiller.device) for _ in micro_batches]
+            whole = loss.gradient(_detached(embedded))
         for i, micro_batch in enumerate(micro_batches):
             is_last = i + 1 == len(micro_batches)
-            part = _part_of_gradient(whole, embedded, i, is_last=is_last)
+            part = _part_of_gradient(whole, micro_batches, i, is_last=is_last)
             with states[i].restored(), self._no_sync(not is_last):
 
                 def give(_: Embedded, part: EmbeddingGradient = part) -> EmbeddingGradient:
@@ -140,6 +158,14 @@ class RandomState:
         self._device = device
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def is_current(self) -> bool:
+        """Return whether no random number was drawn since."""
+        if self._cuda is not None and not torch.equal(
+            self._cuda, torch.cuda.get_rng_state(self._device)
+        ):
+            return False
+        return torch.equal(self._cpu, torch.get_rng_state())
 
     @contextlib.contextmanager
     def restored(self) -> Generator[None]:
@@ -216,19 +242,18 @@ def _concatenated(parts: Sequence[Embedded]) -> Embedded:
 
 
 def _part_of_gradient(
-    whole: EmbeddingGradient, parts: Sequence[Embedded], i: int, *, is_last: bool
+    whole: EmbeddingGradient, micro_batches: Sequence[MicroBatch], i: int, *, is_last: bool
 ) -> EmbeddingGradient:
     """Return the part of a gradient that belongs to micro-batch i; the head's goes with the last."""
 
-    def part(whole_rows: Tensor | None, rows: Sequence[Tensor | None]) -> Tensor | None:
-        counts = [0 if each is None else len(each) for each in rows]
+    def part(whole_rows: Tensor | None, counts: Sequence[int]) -> Tensor | None:
         first = sum(counts[:i])
         return None if whole_rows is None else whole_rows[first : first + counts[i]]
 
     return replace(
         whole,
-        image_ND=part(whole.image_ND, [each.image_ND for each in parts]),
-        text_MD=part(whole.text_MD, [each.text_MD for each in parts]),
+        image_ND=part(whole.image_ND, [each.num_images for each in micro_batches]),
+        text_MD=part(whole.text_MD, [each.num_texts for each in micro_batches]),
         head=whole.head if is_last else (),
         is_last=whole.is_last and is_last,
     )

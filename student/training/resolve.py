@@ -23,7 +23,7 @@ from ...store.cache import Cache, open_cache
 from ...store.format.kept_pixels import KeptPixels
 from ...store.format.teacher_record import TeacherRecord
 from ...store.io.download_cache import copies_of
-from ..config import TrainConfig
+from ..config import TrainConfig, images_read
 from ..data.corpus import Corpus
 from ..data.kept_pixels import choose_pixels
 from ..data.read_corpus import read_corpus
@@ -227,7 +227,15 @@ def _select(
     train: Corpus, cache: Cache, teacher: str, config: TrainConfig
 ) -> tuple[Corpus, str | None]:
     """Return the images of the train split that are used, and a line about them."""
-    is_used_N, note = select_images(train, cache, teacher, parse_selection(config.select))
+    selection = parse_selection(config.select)
+    if selection.kind == "learnability":
+        read = images_read(config)
+        return train, (
+            f"select learnability: of each {read:,} images read, {config.global_batch_size:,} are trained "
+            f"on; an epoch has {train.num_images * config.views_per_step // read:,} steps, and each costs "
+            f"the forward pass of {config.super_batch} times as many images besides"
+        )
+    is_used_N, note = select_images(train, cache, teacher, selection)
     return train if note is None else train.select(is_used_N), note
 
 
@@ -271,9 +279,7 @@ def _steps(config: TrainConfig, train: Corpus) -> int:
     if config.steps is not None:
         return config.steps
     epochs = 1.0 if config.epochs is None else config.epochs
-    return max(
-        1, round(epochs * (train.num_images * config.views_per_step // config.global_batch_size))
-    )
+    return max(1, round(epochs * (train.num_images * config.views_per_step // images_read(config))))
 
 
 def _refuse_no_data(config: TrainConfig, weights: Mapping[str, float], train: Corpus) -> None:

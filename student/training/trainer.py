@@ -31,14 +31,16 @@ from .components import (
     make_objective,
     make_optimizer,
     make_sampler,
+    make_selection,
     make_text_bank,
     schedule_of,
 )
-from .distiller import Distiller
+from .distiller import Distiller, Embedded
 from .ema import WeightAverage
 from .evaluations import Evaluations
 from .gradient_cache import GradientCache
 from .initial_weights import begin_from
+from .learnability import LearnabilitySelection
 from .loggers import Callbacks, MetricsLogger, check_loggers, make_loggers
 from .nonfinite_steps import NonfiniteSteps
 from .other_tower import check_same_map
@@ -178,6 +180,7 @@ class Trainer:
             )
         self._evaluations: Evaluations | None = None
         self._objective = make_objective(resolved)
+        self._selection = make_selection(resolved, ranks)
         self._text_bank = make_text_bank(resolved) if resolved.has_text_bank else None
         self._image_bank = make_image_bank(resolved) if resolved.has_image_bank else None
         self._loggers: list[MetricsLogger] = []
@@ -306,14 +309,16 @@ class Trainer:
         """Make one step; return its metrics."""
         # Dropout, if a student has any, is a function of seed, step and rank: resuming needs no state.
         torch.manual_seed(_seed_of_step(self._config.seed, step, self._ranks.rank))
-        labels, norm = self._batch_labels(step, batch), 0.0
-        is_fitting = step <= self._schedule.alone_steps
+        is_fitting, norm, embedded = step <= self._schedule.alone_steps, 0.0, None
+        if self._selection is not None and not is_fitting:
+            batch, embedded = self._select(self._selection, batch)
+        labels = self._batch_labels(step, batch)
         if self._distiller.patch_dropout is not None:
             self._distiller.patch_dropout.is_on = self._schedule.has_patch_dropout(step)
         if is_fitting:
             loss = self._gradients.fit_map(batch, labels)
         else:
-            loss = self._gradients.compute(batch, labels)
+            loss = self._gradients.compute(batch, labels, embedded)
             parameters = self._distiller.parameters()
             norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.clip_norm).item()
         if loss.counts.num_images == 0:  # in all processes at once: the count is their sum
@@ -331,6 +336,18 @@ class Trainer:
             else:
                 self._average.update(step)
         return metrics
+
+    def _select(
+        self, selection: LearnabilitySelection, batch: Batch
+    ) -> tuple[Batch, Embedded | None]:
+        """Return the images of a step, drawn from more, and their rows if these are still valid."""
+        embedded, is_repeatable = self._gradients.embed(batch)
+        matching = self._resolved.train.matching_pairs(batch.positions_N, batch.text_rows_M)
+        scale, bias = self._distiller.scale_and_bias
+        chosen, rows = selection.choose(
+            batch, embedded, matching, (scale.exp().item(), bias.item())
+        )
+        return chosen, rows if is_repeatable else None
 
     def _no_image(self, step: int, batch: Batch) -> TrainError:
         """Return the error of a step in which no process has an image that can be used."""

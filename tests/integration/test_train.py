@@ -307,6 +307,23 @@ def test_a_run_trains_on_selected_images_and_resumes_with_no_other(
         train_of(made.cache, tiny_student, run, **settings)
 
 
+def test_a_step_is_drawn_by_learnability_from_twice_as_many_images(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    heard, settings = Listening(), {"steps": 4, "select": "learnability"}
+    runs = [tmp_path / name for name in ("whole", "pieces")]
+    for run, pieces in zip(runs, ({}, {"micro_batch_size": 3}), strict=True):
+        train_of(made.cache, tiny_student, run, progress=heard, **settings, **pieces)
+    size = BATCH
+    line = f"note: select learnability: of each {2 * size} images read, {size} are trained on; an epoch has "
+    assert any(said.startswith(line) for said in heard.said)
+    whole, pieces = (metrics_of(run) for run in runs)
+    trained = [line for line in whole if line["lr"] > 0]
+    assert [line["images"] for line in trained] == [size] * len(trained)
+    for each, other in zip(whole, pieces, strict=True):
+        assert other["loss"] == pytest.approx(each["loss"], rel=1e-4)
+
+
 def test_texts_learn_from_a_bank_of_images_and_an_image_tower_cannot(
     made: Made, tiny_student: Path, tmp_path: Path
 ) -> None:

@@ -69,8 +69,25 @@ def from_file(tmp_path: Path, text: str, **flags: Any) -> TrainConfig:
             )
             for p in ("x", "1", "-0.1", "nan", "")
         ),
-        ({"select": "best"}, "select 'best' is not one of all, keep=SHARE, keys=FILE"),
-        ({"select": "keys="}, "select 'keys=' is not one of all, keep=SHARE, keys=FILE"),
+        (
+            {"select": "best"},
+            "select 'best' is not one of all, keep=SHARE, keys=FILE, learnability",
+        ),
+        (
+            {"select": "keys="},
+            "select 'keys=' is not one of all, keep=SHARE, keys=FILE, learnability",
+        ),
+        (
+            {"select": "learnability", "towers": "image"},
+            "select learnability compares whole images and texts of the student, and towers is image; leave "
+            "one of them out",
+        ),
+        (
+            {"select": "learnability", "patch_dropout": 0.5},
+            "select learnability compares whole images and texts of the student, and patch_dropout is 0.5; "
+            "leave one of them out",
+        ),
+        ({"super_batch": 1}, "super_batch must be at least 2, got 1"),
         *(
             (
                 {"select": f"keep={share}"},
