@@ -252,9 +252,8 @@ class _Conversion:
         transaction = Transaction(self._out, path)
         array = new.array_layout(modality, teacher)
         transaction.add(shard, encode_shard(array, stored))
-        if modality == "image":
-            images = layout.images_part(teacher, unit.number)
-            transaction.add(images, files.read(images))
+        for other in commit.files.keys() - {shard}:
+            transaction.add(other, files.read(other))
         fields = read_fields(files.read(path), where=files.where(path)).values
         provenance = dict(commit.provenance)
         if self._cache.teacher(teacher).encoding != self._encoding:

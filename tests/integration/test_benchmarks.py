@@ -24,6 +24,7 @@ def test_every_benchmark_is_tried_here() -> None:
         "bench_neighbors.py",
         "bench_scale.py",
         "bench_store_read.py",
+        "bench_targets.py",
         "bench_train.py",
     }
     assert {path.name for path in BENCHMARKS.glob("bench_*.py")} == tried
@@ -144,3 +145,15 @@ def test_every_objective_is_tried_at_every_noise() -> None:
     assert list(by_noise) == ["30 % missing, 45 % mismatched", "60 % mismatched", "clean"]
     assert all(0 <= score <= 1 for [score] in by_noise.values())
     assert len(found["online"]["online"]) == 1
+
+
+@pytest.mark.slow
+def test_targets_give_bytes_rates_errors_and_what_students_learn() -> None:
+    pytest.importorskip("lance", reason="the extra bench is not installed")
+    found = last_line("bench_targets.py")
+    assert list(found) == ["maps", "reading", "training"]
+    assert found["maps"]["ours"]["kl_share"] < found["maps"]["no map"]["kl_share"] / 4
+    sizes = found["reading"]["bytes"]
+    assert sizes["int8"] / sizes["float16"] < 0.51
+    assert all(rate > 0 for rates in found["reading"]["rates"].values() for rate in rates)
+    assert list(found["training"]) == ["float16", "int8"]

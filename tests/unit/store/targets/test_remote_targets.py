@@ -14,6 +14,7 @@ from kit.vectors import write_vectors
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, DiskFullError
+from siglip2_cache.store.convert import convert_cache
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.io.download_cache import LocalCopies
 from siglip2_cache.store.io.local import LocalStorage
@@ -59,6 +60,23 @@ def test_rows_are_those_of_the_local_cache(
     np.testing.assert_array_equal(found[[0, 2]], here.image_targets().read(np.array([299, 0])))
     held = sum(path.stat().st_size for path in (tmp_path / "c").rglob("*") if path.is_file())
     assert held <= (limit or held)
+
+
+@pytest.mark.parametrize("limit", [None, 10_000])  # shards copied, and rows requested one by one
+def test_int8_rows_are_those_of_the_local_cache(
+    both: tuple[Path, str], tmp_path: Path, limit: int | None
+) -> None:
+    local, url = both
+    convert_cache(open_cache(local), tmp_path / "int8", targets="int8", budget=1)
+    convert_cache(open_cache(local), parse_location(f"{url}-int8"), targets="int8", budget=1)
+    copies = LocalCopies(tmp_path / "c", limit)
+    here, there = open_cache(tmp_path / "int8"), open_cache(f"{url}-int8", copies=copies)
+    draw = np.random.default_rng(1)
+    rows, views = draw.integers(0, 300, 400), draw.integers(0, 3, 400)
+    expected = here.image_targets().read(rows, views)
+    np.testing.assert_array_equal(there.image_targets().read(rows, views), expected)
+    again = pickle.loads(pickle.dumps(there.image_targets()))
+    np.testing.assert_array_equal(again.read(rows, views), expected)
 
 
 def test_it_survives_a_pickle(both: tuple[Path, str], tmp_path: Path) -> None:
