@@ -29,7 +29,11 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Rewrite links to files outside of docs, and from such files."""
+    """Rewrite links to files outside of docs, and from such files; link the reference of commands."""
+    if page.file.src_uri == "reference/index.md":  # in a checkout there is no such page
+        markdown = markdown.replace(
+            "| Commands |", f"| [Commands]({posixpath.basename(COMMANDS)}) |"
+        )
     return rewritten(markdown, checkout_path(page.file.src_uri))
 
 
