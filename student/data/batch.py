@@ -19,7 +19,11 @@ from .sampler import GlobalBatch, Sampler
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """One rank's part of a global batch. Tensors are on the CPU, pinned if the device is CUDA."""
+    """One rank's part of a global batch.
+
+    Tensors are on the CPU. Token ids and targets are pinned if the device is CUDA; pixels are not: the
+    trainer pins those of a micro-batch at a time.
+    """
 
     step: int
     epoch: int
@@ -68,13 +72,11 @@ class Batch:
 class FillingBatch:
     """A batch whose images are being decoded; usable ones are packed in order of arrival."""
 
-    def __init__(
-        self, global_batch: GlobalBatch, sampler: Sampler, checkpoint: Checkpoint, *, pin: bool
-    ) -> None:
+    def __init__(self, global_batch: GlobalBatch, sampler: Sampler, checkpoint: Checkpoint) -> None:
         self.global_batch = global_batch
         self._V, self._num_views = sampler.views_per_step, sampler.images_per_rank
         shape = (self._num_views, *checkpoint.image.view_shape)
-        self.pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+        self.pixels = torch.empty(shape, dtype=torch.uint8)
         self._grids: list[NDArray[np.int64]] | None = (
             [] if isinstance(checkpoint.image, NaflexRecipe) else None
         )

@@ -194,9 +194,7 @@ class Loader:
                     return
                 global_batch: GlobalBatch = piece.tag
                 if filling is None:
-                    filling = FillingBatch(
-                        global_batch, self._sampler, self._checkpoint, pin=self._pin
-                    )
+                    filling = FillingBatch(global_batch, self._sampler, self._checkpoint)
                 filling.add(piece, self._faults(global_batch, filling.num_seen, piece))
                 if filling.is_full:
                     keep = np.flatnonzero(filling.is_used)

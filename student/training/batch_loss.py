@@ -234,6 +234,14 @@ class BatchLoss:
         """Return counts over all processes; skipped images are not counted."""
         batch, bank = self._batch, self._labels.bank
         num_captioned = int((batch.caption_N >= 0).sum())
+        if self._ranks.world_size == 1 and bank is None and self._objective.positives.kind == "all":
+            # All known on the host: reading them from the device would wait for the forward pass.
+            return Counts(
+                num_images=len(batch.caption_N),
+                num_captioned=num_captioned,
+                num_texts=int(batch.text_bounds[-1]),
+                caption_weight=float(num_captioned),
+            )
         weights = [
             self._objective.caption_weights(teacher_image_NE, columns).sum()
             for columns in (texts, bank)

@@ -24,6 +24,7 @@ from ..distributed import Ranks
 from ..losses.objective import Objective
 from .batch_loss import BatchLabels, BatchLoss, StepLoss
 from .distiller import Distiller, Embedded, EmbeddingGradient, MicroBatch
+from .piece_feed import PieceFeed
 
 
 class GradientCache:
@@ -53,6 +54,7 @@ class GradientCache:
         self._distiller, self._objective, self._ranks = distiller, objective, ranks
         self._micro_batch_size, self._map_ED = micro_batch_size, map_ED
         self._padded_size = padded_size
+        self._feed = PieceFeed(distiller.device)
         self._module: nn.Module = distiller
         if ranks.world_size > 1:
             ddp = nn.parallel.DistributedDataParallel
@@ -87,7 +89,8 @@ class GradientCache:
             def backward(embedded: Embedded) -> EmbeddingGradient:
                 return loss.gradient(_detached(embedded))
 
-            self._module(micro_batches[0], backward).backward()
+            [micro_batch] = self._feed.pieces(micro_batches)
+            self._module(micro_batch, backward).backward()
             return loss.result()
         if embedded is None:
             states, parts = self._embed_without_graph(micro_batches)
@@ -95,7 +98,7 @@ class GradientCache:
         else:
             states = [RandomState(self._distiller.device) for _ in micro_batches]
             whole = loss.gradient(_detached(embedded))
-        for i, micro_batch in enumerate(micro_batches):
+        for i, micro_batch in enumerate(self._feed.pieces(micro_batches)):
             is_last = i + 1 == len(micro_batches)
             part = _part_of_gradient(whole, micro_batches, i, is_last=is_last)
             with states[i].restored(), self._no_sync(not is_last):
@@ -139,7 +142,7 @@ class GradientCache:
         states: list[RandomState] = []
         embedded: list[Embedded] = []
         with torch.no_grad():
-            for micro_batch in micro_batches:
+            for micro_batch in self._feed.pieces(micro_batches):
                 states.append(RandomState(self._distiller.device))
                 embedded.append(self._distiller.embed(micro_batch))
         return states, embedded

@@ -389,6 +389,8 @@ class Trainer:
 
     def _shared(self, stop: StopFlag, batch: Batch) -> tuple[bool, bool, list[tuple[str, str]]]:
         """Return whether any process is to stop or to save, and the images that all of them skipped."""
+        if self._ranks.world_size == 1:  # nothing to ask: that would wait for the device
+            return stop.is_set, stop.is_save_wanted, batch.skipped
         flags = [int(stop.is_set), int(stop.is_save_wanted), len(batch.skipped)]
         own = torch.tensor(flags, device=self._distiller.device)
         num_stopped, num_saving, num_skipped = self._ranks.sum(own).tolist()
