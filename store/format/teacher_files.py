@@ -30,17 +30,19 @@ def commit_teacher(
         manifest: its catalog.
         fields: fields of the record (docs/reference/format.md) without ``distortion``.
         codec: how rows are stored.
-        distortion: what that changes; None for float16.
+        distortion: what that changes; None: not known, or float16.
     """
     name = fields["name"]
     transaction = Transaction(files, layout.teacher_record(name))
     as_added = manifest.as_of(fields["generation"])
     _stage_metadata(as_added, transaction, name, fields["embed_dim"], codec.encoding)
     record = dict(fields)
-    if codec.rotation is not None and distortion is not None:
+    if codec.rotation is not None:
         for path, data in rotation_files(name, codec.rotation).items():
             transaction.add(path, data)
-        record |= {"format_version": INT8_VERSION, "distortion": asdict(distortion)}
+        record["format_version"] = INT8_VERSION
+    if distortion is not None:
+        record["distortion"] = asdict(distortion)
     transaction.commit(record)
 
 

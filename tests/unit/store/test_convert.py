@@ -214,3 +214,16 @@ def test_it_works_from_and_to_an_object_store(foreign: "ForeignCache", memory: s
     back = open_cache(f"{memory}/back")
     rows = back.text_targets().available_rows()
     assert back.text_targets().read(rows).tobytes() == cache.text_targets().read(rows).tobytes()
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_caches_of_every_version_are_converted(version: int, tmp_path: Path) -> None:
+    golden = open_cache(Path(__file__).parents[2] / "data" / f"cache-v{version}")
+    for targets in ("int8", "float16"):
+        convert_cache(golden, tmp_path / targets, targets=targets, budget=1)
+        cache = open_cache(tmp_path / targets)
+        assert verify_cache(cache).faults == []
+        assert cache.manifest.latest.digest == golden.manifest.latest.digest
+        rows = golden.text_targets().available_rows()
+        error = cache.text_targets().read(rows) - golden.text_targets().read(rows)
+        assert np.abs(error).max() < 0.01

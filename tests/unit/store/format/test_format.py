@@ -12,7 +12,11 @@ and a Parquet file, and again after another tar:
     siglip2-cache build shards=corpus/shards packed=corpus/packed cache --teacher teacher --shard-rows 4
         --batch-size 4 --device cpu
 
-Neither may ever be made anew: when a test here fails, the code is wrong.
+tests/data/cache-v3 was made like the first one, of other drawings and without templates, with
+
+        --targets int8 --targets-budget 1
+
+None may ever be made anew: when a test here fails, the code is wrong.
 """
 
 import hashlib
@@ -31,6 +35,7 @@ from siglip2_cache.images.naflex import patch_grid
 from siglip2_cache.store.format.catalog import IMAGES_SCHEMA, SCHEMAS
 from siglip2_cache.store.format.records import decode_record, encode_record
 from siglip2_cache.store.format.shard import ArrayLayout, encode_shard
+from siglip2_cache.store.format.teacher_record import Distortion
 from siglip2_cache.store.format.views import ViewPolicy, draw_view, pixel_box
 from siglip2_cache.store.verify.verify import verify_cache
 
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[4]
 GOLDEN = ROOT / "tests" / "data" / "cache-v1"
 GOLDEN_2 = ROOT / "tests" / "data" / "cache-v2"
+GOLDEN_3 = ROOT / "tests" / "data" / "cache-v3"
 PAGE = (ROOT / "docs" / "reference" / "format.md").read_text()
 
 
@@ -266,6 +272,41 @@ def test_the_golden_cache_of_version_2_is_what_it_was() -> None:
     ]
     assert cache.manifest.latest.digest == (
         "dd1eab39262ad0cef867ee59043af485fce2ddfdf04963efdf8b5105687bb4a6"
+    )
+
+
+def test_the_golden_cache_of_version_3_is_what_it_was() -> None:
+    cache = open_cache(GOLDEN_3)
+    report = verify_cache(cache)
+    assert (report.faults, report.num_rows) == ([], {"image": 7, "text": 12})
+    versions = [
+        json.loads(path.read_text())["format_version"]
+        for path in GOLDEN_3.rglob("*.json")
+        if path.name != "zarr.json"
+    ]
+    assert sorted(set(versions)) == [2, 3]
+    assert versions.count(3) == 1
+    record = cache.teacher()
+    assert record.encoding.name == "int8"
+    assert record.distortion == Distortion(
+        kl_share=0.0036556705929540025,
+        largest_logit_error=0.3971732289543972,
+        mean_squared_error=4.7107769262311194e-05,
+        num_images=4,
+        num_texts=4,
+    )
+    images, texts = cache.image_targets(), cache.text_targets()
+    assert images.available_rows().tolist() == [0, 1, 2, 4, 8, 9]
+    expected = [
+        [0.1009521484375, -0.1639404296875, 0.15087890625, 0.02398681640625],
+        [0.062042236328125, -0.268310546875, 0.055084228515625, -0.1331787109375],
+    ]
+    # Sums of float32 differ between machines by a step of float16.
+    np.testing.assert_allclose(images.read([0, 9], [0, 1])[:, :4], expected, rtol=1e-3)
+    expected = [-0.057769775390625, 0.26904296875, 0.188232421875, 0.06475830078125]
+    np.testing.assert_allclose(texts.read([13])[0, :4], expected, rtol=1e-3)
+    assert cache.manifest.latest.digest == (
+        "37093ed00e0d0986e46f108be124c994e1d6c04b48b3321c175a7545eee93839"
     )
 
 
