@@ -25,6 +25,7 @@ from .executor.local import LocalEngine, own_gpu
 from .executor.messages import WorkOrder
 from .executor.pending import describe_missing, find_jobs, roll_forward_units
 from .executor.progress import BuildProgress
+from .executor.row_targets import TeacherTargets
 from .executor.totals import BuildTotals, compare_provenance
 from .executor.unit import Job
 from .executor.work_queue import WorkQueue
@@ -190,7 +191,7 @@ class _Build:
         config = self._config
         num_workers = min(config.workers or 1, num_units)
         if config.engine == "local" and num_workers == 1:
-            return InProcessEngine(lambda: self._teacher(order.checkpoint, order.compute_dtype))
+            return InProcessEngine(self._targets)
         self._release_teacher()
         if config.engine == "local":
             return LocalEngine(self._make_teacher, num_workers=num_workers)
@@ -203,6 +204,11 @@ class _Build:
             gpus_per_worker=config.gpus_per_worker,
             num_units=num_units,
         )
+
+    def _targets(self, order: WorkOrder) -> TeacherTargets:
+        assert order.checkpoint is not None
+        teacher = self._teacher(order.checkpoint, order.compute_dtype)
+        return TeacherTargets(teacher, order.image_batch, order.text_batch)
 
     def _release_teacher(self) -> None:
         """Free the memory of this process's teacher: the workers load their own."""

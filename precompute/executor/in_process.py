@@ -4,9 +4,9 @@ import threading
 from collections.abc import Callable
 
 from ...store.cache import Cache
-from ..teacher.teacher import Teacher
 from .driver import stop_on_signals
 from .messages import Advanced, FinishedUnit, WorkOrder
+from .row_targets import RowTargets
 from .totals import BuildTotals
 from .work_queue import WorkQueue
 from .worker import UnitWorker, torch_threads
@@ -17,16 +17,16 @@ _WORKER = 0
 class InProcessEngine:
     """Makes units in this process."""
 
-    def __init__(self, load: Callable[[], Teacher]) -> None:
-        """Set what returns the teacher; a build that has just added it has it loaded."""
+    def __init__(self, load: Callable[[WorkOrder], RowTargets]) -> None:
+        """Set what returns the source of targets; a build that has just added a teacher has it loaded."""
         self._load = load
 
     def run(self, order: WorkOrder, work_queue: WorkQueue, totals: BuildTotals) -> None:
         """See Engine."""
         cache = Cache(order.cache, corpus_roots=order.corpus_roots)
         with torch_threads(order.num_threads):
-            teacher = self._load()
-            totals.add_provenance(teacher.provenance())
+            targets = self._load(order)
+            totals.add_provenance(targets.provenance())
 
             def report(result: Advanced | FinishedUnit) -> None:
                 if isinstance(result, FinishedUnit):
@@ -35,7 +35,7 @@ class InProcessEngine:
                 else:
                     totals.add_rows(_WORKER, result)
 
-            worker = UnitWorker(order, cache, teacher, report)
+            worker = UnitWorker(order, cache, targets, report)
             stop = threading.Event()
             try:
                 with stop_on_signals(stop):

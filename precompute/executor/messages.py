@@ -33,8 +33,8 @@ class WorkOrder:
     teacher: str
     """Name of the teacher in the cache."""
 
-    checkpoint: Checkpoint
-    """As recorded."""
+    checkpoint: Checkpoint | None
+    """As recorded; None: targets are imported."""
 
     device: str
     compute_dtype: str

@@ -22,6 +22,7 @@ from .messages import (
     Request,
     WorkOrder,
 )
+from .row_targets import TeacherTargets
 from .unit import Job
 from .worker import UnitWorker, torch_threads
 
@@ -57,9 +58,11 @@ def serve(order: WorkOrder, make_teacher: TeacherFactory, send: Send, inbox: Inb
     try:
         cache = Cache(order.cache, corpus_roots=order.corpus_roots)
         with torch_threads(order.num_threads):
+            assert order.checkpoint is not None
             teacher = make_teacher(order.checkpoint, order.device, order.compute_dtype)
-            send(Ready(teacher.provenance()))
-            worker = UnitWorker(order, cache, teacher, send)
+            targets = TeacherTargets(teacher, order.image_batch, order.text_batch)
+            send(Ready(targets.provenance()))
+            worker = UnitWorker(order, cache, targets, send)
             with contextlib.suppress(BuildInterrupted):  # the driver requested it
                 worker.run(inbox.take, inbox.stop)
         send(worker.summarize())

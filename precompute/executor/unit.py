@@ -25,9 +25,9 @@ from ...store.format.shard import encode_shard
 from ...store.format.transaction import Transaction
 from ...store.format.unit_records import UnitRecord
 from ...store.targets.distortion import refuse_distorted_rows, squared_error
-from ..teacher.embedder import Embedder, is_unit
+from ..teacher.embedder import is_unit
+from .row_targets import RowTargets, Wait
 
-_NOT_FINITE = "the teacher returned an embedding that is not finite"
 _IMAGES = {"row": pl.Int64, "width": pl.Int32, "height": pl.Int32, "sha256": pl.Binary}
 
 
@@ -192,18 +192,17 @@ def image_batches(
             yield (rows, where), refs[where]
 
 
-def fill_images(batch: DecodedBatch, embedder: Embedder) -> Callable[[], None]:
-    """Start the teacher on a decoded batch; return a function that waits and fills its rows."""
+def fill_images(batch: DecodedBatch, targets: RowTargets) -> Callable[[], None]:
+    """Start the targets of a decoded batch; return a function that waits and fills its rows."""
     rows, where = batch.tag
     images = list(batch.images)
-    num_views = batch.pixels.shape[1]
-    wait: Callable[[], NDArray[np.float16]] | None = None
+    wait: Wait | None = None
     if any(image.reason is None for image in images):
-        wait = embedder.start_images(*batch.flat_views())
-    size = embedder.image_batch
+        wait = targets.start_images(batch)
+    size, _ = targets.batch_sizes
 
     def finish() -> None:
-        found = wait().reshape(len(images), num_views, -1) if wait else None
+        found = wait() if wait else None
         good_B = np.array([image.reason is None for image in images]) & rows.wanted[where]
         if found is not None:
             good_B &= is_unit(found).all(axis=1)
@@ -212,19 +211,20 @@ def fill_images(batch: DecodedBatch, embedder: Embedder) -> Callable[[], None]:
             position, image = where.start + i, images[i]
             rows.images[position] = image
             if not good_B[i]:
-                reason = image.reason or _NOT_FINITE
-                rows.rejected[rows.job.unit.rows.first + position] = reason
+                row = rows.job.unit.rows.first + position
+                rows.rejected[row] = image.reason or targets.why_missing("image", row)
         _note_batch(rows, size)
 
     return finish
 
 
 def fill_texts(
-    rows: UnitRows, where: slice, texts: Sequence[str], embedder: Embedder
+    rows: UnitRows, where: slice, texts: Sequence[str], targets: RowTargets
 ) -> Callable[[], None]:
-    """Start the teacher on some texts of a unit; return a function that waits and fills its rows."""
-    wait = embedder.start_texts(texts[where])
-    size = embedder.text_batch
+    """Start the targets of some texts of a unit; return a function that waits and fills its rows."""
+    first_row = rows.job.unit.rows.first + where.start
+    wait = targets.start_texts(texts[where], first_row)
+    _, size = targets.batch_sizes
 
     def finish() -> None:
         found = wait()
@@ -232,7 +232,8 @@ def fill_texts(
         wanted = rows.wanted[where]
         rows.put(where.start + np.flatnonzero(wanted & is_good), found[wanted & is_good])
         for i in np.flatnonzero(wanted & ~is_good):
-            rows.rejected[rows.job.unit.rows.first + where.start + int(i)] = _NOT_FINITE
+            row = first_row + int(i)
+            rows.rejected[row] = targets.why_missing("text", row)
         _note_batch(rows, size)
 
     return finish

@@ -1,4 +1,4 @@
-"""A worker: one teacher on one device, which makes and commits units.
+"""A worker, which makes and commits units: one teacher on one device, or one import.
 
 Workers share nothing but the cache, so they may run in any process on any machine.
 """
@@ -16,9 +16,8 @@ from ...images.image import DecodedBatch, PixelFormat
 from ...store.cache import Cache
 from ...store.format import layout
 from ...store.format.layout import Modality
-from ..teacher.embedder import Embedder
-from ..teacher.teacher import Teacher
 from .messages import Advanced, BuildInterrupted, Ended, FinishedUnit, WorkOrder
+from .row_targets import RowTargets
 from .unit import (
     Job,
     StageTimes,
@@ -43,9 +42,11 @@ now. With None: one of any modality, waiting for it if need be, or None if there
 class UnitWorker:
     """Decodes, embeds and commits units, each stage overlapping the others."""
 
-    def __init__(self, order: WorkOrder, cache: Cache, teacher: Teacher, report: Report) -> None:
+    def __init__(
+        self, order: WorkOrder, cache: Cache, targets: RowTargets, report: Report
+    ) -> None:
         self._order, self._cache, self._report = order, cache, report
-        self.embedder = Embedder(teacher, order.image_batch, order.text_batch)
+        self._targets = targets
         self.times = StageTimes()
         self.num_decoders = (
             decoders_for(order.num_threads or num_cores())
@@ -62,7 +63,7 @@ class UnitWorker:
             CacheError: the disk is full, the decoders cannot start, memory is too small for one row.
         """
         self._stop = stop
-        provenance = self.embedder.teacher.provenance()
+        provenance = self._targets.provenance()
         writer = _Writer(self._cache, self._order, provenance, self.times, self._report)
         try:
             while not stop.is_set() and (first := take(None)) is not None:
@@ -79,14 +80,13 @@ class UnitWorker:
 
     def summarize(self) -> Ended:
         """Return the times, decoders and batch sizes of this worker."""
-        embedder = self.embedder
-        return Ended(self.times, self.num_decoders, embedder.image_batch, embedder.text_batch)
+        return Ended(self.times, self.num_decoders, *self._targets.batch_sizes)
 
     def _embed_images(self, jobs: Iterator[Job], batch_images: int, writer: "_Writer") -> None:
         order, times = self._order, self.times
         form = PixelFormat(
             num_views=self._cache.num_views,
-            recipe=self.embedder.teacher.image,
+            recipe=self._targets.image,
             decode=order.decode,
         )
         decoder = Decoder(
@@ -101,7 +101,7 @@ class UnitWorker:
             times.read_s += sum(image.read_s for image in batch.images)
             times.decode_s += sum(image.decode_s for image in batch.images)
             started = time.perf_counter()
-            wait = fill_images(batch, self.embedder)
+            wait = fill_images(batch, self._targets)
             times.forward_s += time.perf_counter() - started
             return lambda: self._finish_batch("image", rows, where, wait, writer)
 
@@ -122,7 +122,7 @@ class UnitWorker:
         def start(batch: tuple[UnitRows, slice, Sequence[str]]) -> Callable[[], None]:
             rows, where, texts = batch
             started = time.perf_counter()
-            wait = fill_texts(rows, where, texts, self.embedder)
+            wait = fill_texts(rows, where, texts, self._targets)
             self.times.forward_s += time.perf_counter() - started
 
             return lambda: self._finish_batch("text", rows, where, wait, writer)
