@@ -18,6 +18,7 @@ from .commands.estimate import estimate
 from .commands.evaluate import evaluate
 from .commands.export import export
 from .commands.help import Command, CommandGroup
+from .commands.import_targets import import_targets
 from .commands.index import index
 from .commands.info import info
 from .commands.mismatched import mismatched
@@ -34,6 +35,7 @@ from .streams import open_missing_streams
 _COMMANDS = {
     "Build a cache": {
         "build": build,
+        "import": import_targets,
         "convert": convert,
         "estimate": estimate,
         "info": info,

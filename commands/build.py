@@ -2,11 +2,23 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from ..errors import SettingError
+from .corpus_options import (
+    CaptionColumn,
+    CaptionEnding,
+    Encoding,
+    ImageColumn,
+    KeyColumn,
+    LabelColumn,
+    LangColumn,
+    PrefixKeys,
+    ShardRows,
+    table_columns,
+)
 from .options import (
     CORPUS,
     HARDWARE,
@@ -35,10 +47,6 @@ if TYPE_CHECKING:
     from ..images.pixels import Decode
 
 _PROCESSES = "Several processes"
-
-
-def _column(help: str) -> Any:
-    return option("COLUMN", help, CORPUS, default="by its usual names")
 
 
 def build(
@@ -78,40 +86,14 @@ def build(
     retry_rejected: Annotated[
         bool, flag("--retry-rejected", "Try the rejected rows once more.")
     ] = False,
-    image_column: Annotated[str | None, _column("Table column of image paths or bytes.")] = None,
-    caption_column: Annotated[
-        list[str] | None, _column("Table column of captions. Repeatable.")
-    ] = None,
-    key_column: Annotated[str | None, _column("Table column of keys.")] = None,
-    lang_column: Annotated[str | None, _column("Table column of caption languages.")] = None,
-    label_column: Annotated[str | None, _column("Table column of class labels.")] = None,
-    encoding: Annotated[
-        str | None,
-        option(
-            "NAME",
-            "Text encoding of tables, such as latin-1.",
-            CORPUS,
-            default="UTF-8, or UTF-16 with a byte order mark",
-        ),
-    ] = None,
-    caption_ending: Annotated[
-        list[str] | None,
-        option(
-            "ENDING",
-            "Ending of the caption files (or tar members) beside images, such as .cap or syn.json. "
-            "Repeatable: all that are given are read.",
-            CORPUS,
-            default="the first in use of .json, .txt, .caption, .cap, .text, .caption.txt, .jpg.txt",
-        ),
-    ] = None,
-    prefix_keys: Annotated[
-        bool,
-        flag(
-            "--prefix-keys",
-            "Put the file name before each key; for keys that are unique only within a file.",
-            CORPUS,
-        ),
-    ] = False,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
+    key_column: KeyColumn = None,
+    lang_column: LangColumn = None,
+    label_column: LabelColumn = None,
+    encoding: Encoding = None,
+    caption_ending: CaptionEnding = None,
+    prefix_keys: PrefixKeys = False,
     changed: Annotated[
         str,
         option(
@@ -213,15 +195,7 @@ def build(
             default="its share of the cores",
         ),
     ] = None,
-    shard_rows: Annotated[
-        int | None,
-        option(
-            "N",
-            "Rows in one unit, the most work that a crash can lose.",
-            HARDWARE,
-            default="as the cache, else 16384 / VIEWS",
-        ),
-    ] = None,
+    shard_rows: ShardRows = None,
     sample_timeout: Annotated[
         float, option("SECONDS", "Reject an image that takes longer to decode.", HARDWARE)
     ] = 60.0,
@@ -291,22 +265,15 @@ def build(
     from ..precompute.executor.progress import BuildProgress
     from ..precompute.planning.config import PlanConfig
     from ..precompute.ranks import find_rank
-    from ..precompute.sources import TableColumns
     from ..precompute.summary import summary_lines, summary_values
     from ..progress import make_display
 
-    named = (image_column, caption_column, key_column, lang_column, label_column, encoding)
-    columns = TableColumns(
-        image=image_column,
-        captions=tuple(caption_column) if caption_column else None,
-        key=key_column,
-        lang=lang_column,
-        label=label_column,
-        encoding=encoding,
+    columns = table_columns(
+        image_column, caption_column, key_column, lang_column, label_column, encoding
     )
     plan = PlanConfig(
         sources=tuple(sources),
-        columns=columns if any(named) else None,
+        columns=columns,
         shard_rows=shard_rows,
         num_views=views,
         view_seed=view_seed,

@@ -96,7 +96,8 @@ class _Build:
             keep_pixels(self._config, cache.renewed(), pixels, self._progress, summary)
         clear_garbage(self._files)
         summary.elapsed_s = time.monotonic() - started
-        _count_rejected(cache.renewed(), record.name, summary)
+        count_rejected(cache.renewed(), record.name, summary)
+        _refuse_if_all_rejected(cache.renewed(), record.name)
         _count_copies(cache.renewed(), record.name, summary)
         if not self._config.retry_rejected:
             self._refuse_all_rejected("image", summary.num_images, summary)
@@ -289,12 +290,8 @@ def _count_copies(cache: Cache, teacher: str, summary: BuildSummary) -> None:
     summary.num_copies = len(sums) - sums.n_unique()
 
 
-def _count_rejected(cache: Cache, teacher: str, summary: BuildSummary) -> None:
-    """Count rejected rows and remember the first few.
-
-    Raises:
-        BuildError: every image, or every text, was rejected.
-    """
+def count_rejected(cache: Cache, teacher: str, summary: BuildSummary) -> None:
+    """Count rejected rows and remember the first few."""
     commits = cache.commits(teacher)
     summary.num_rejected = commits.num_rejected("image") + commits.num_rejected("text")
     if summary.num_rejected:
@@ -305,6 +302,15 @@ def _count_rejected(cache: Cache, teacher: str, summary: BuildSummary) -> None:
                 "modality", "row", "key", "reason"
             ).iter_rows()
         ]
+
+
+def _refuse_if_all_rejected(cache: Cache, teacher: str) -> None:
+    """Refuse a cache without a target of one modality.
+
+    Raises:
+        BuildError: every image, or every text, was rejected.
+    """
+    commits = cache.commits(teacher)
     for modality in MODALITIES:
         num_committed = sum(c.num_rows for c in commits.units_of(modality).values())
         num_planned = cache.manifest.count(modality)

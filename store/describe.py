@@ -9,6 +9,7 @@ import polars as pl
 from .cache import Cache
 from .format.corpus_notes import Note
 from .format.layout import MODALITIES
+from .format.teacher_record import IMPORTED
 from .search.index_record import describe_indexes, format_index_line
 
 
@@ -105,6 +106,7 @@ def _describe_teacher(cache: Cache, name: str) -> dict[str, Any]:
         "embed_dim": record.embed_dim,
         "targets": record.encoding.name,
         "distortion": None if record.distortion is None else asdict(record.distortion),
+        "imported": record.identity.get(IMPORTED),
         "compute_dtype": record.identity.get("compute_dtype"),
         "logit_scale": record.logit_scale,
         "logit_bias": record.logit_bias,
@@ -165,11 +167,14 @@ def _teacher_lines(name: str, teacher: dict[str, Any]) -> list[str]:
     state = "complete" if teacher["is_complete"] else "unfinished; run the same build again"
     limit = teacher["identity"].get("image_max_num_patches")
     patches = "" if limit is None else f"at most {limit:,} patches a view, "
+    origin = f"from {teacher['source']}, {teacher['compute_dtype']}, {patches}"
+    rest = f"{decoded}, transparent colours {transparency}"
+    if teacher["imported"] is not None:
+        state = state.replace("build", "import")
+        origin, rest = f"imported from {teacher['source']}, SHA-256 {teacher['imported'][:12]}..., ", ""
     lines = [
         f"teacher    {name}: {state}",
-        f"           from {teacher['source']}, {teacher['compute_dtype']}, {patches}scale "
-        f"{teacher['temperature']:.2f}, bias {teacher['logit_bias']:.2f}{decoded}, "
-        f"transparent colours {transparency}",
+        f"           {origin}scale {teacher['temperature']:.2f}, bias {teacher['logit_bias']:.2f}{rest}",
     ]
     for modality in MODALITIES:
         each = teacher[modality]

@@ -42,9 +42,7 @@ now. With None: one of any modality, waiting for it if need be, or None if there
 class UnitWorker:
     """Decodes, embeds and commits units, each stage overlapping the others."""
 
-    def __init__(
-        self, order: WorkOrder, cache: Cache, targets: RowTargets, report: Report
-    ) -> None:
+    def __init__(self, order: WorkOrder, cache: Cache, targets: RowTargets, report: Report) -> None:
         self._order, self._cache, self._report = order, cache, report
         self._targets = targets
         self.times = StageTimes()

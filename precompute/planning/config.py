@@ -59,6 +59,9 @@ class PlanConfig:
     templates: Path | None = None
     """File of prompt templates; None: no prompts are planned."""
 
+    has_stored_views: bool = False
+    """Take the views of new tars from the paug.json beside their images, instead of drawing them."""
+
     corpus_roots: Mapping[str, str] = field(default_factory=dict[str, str])
     """Old folder to new folder, for a corpus that moved."""
 

@@ -17,7 +17,10 @@ from ...errors import SourceError
 from ...store.cache import Cache
 from ...store.format.catalog import SCHEMAS, TABLES, empty_table
 from ...store.format.views import ViewPolicy, draw_views
+from ...store.io.location import Location
 from ..sources import Source
+from ..sources.crops import stored_views
+from ..sources.webdataset import STORED_VIEWS
 from .changes import Changes
 from .existing import ExistingCatalog
 from .findings import Findings
@@ -78,6 +81,9 @@ class Freezer:
         self._captions: SpillBuffer = scratch.new_buffer()
         self._prompts: list[Prompt] = []
         self._names: set[str] = set()
+        self._stored_views: dict[str, Location] = {}
+        """Roots of the sources whose views are stored in the corpus."""
+
         self._notes = CorpusNotes()
         self._existing_problems = self._existing.problems()
 
@@ -88,6 +94,9 @@ class Freezer:
             SourceError: a source as a whole cannot be read.
         """
         self._names = {name for name, _ in sources}
+        self._stored_views = {
+            name: source.root for name, source in sources if STORED_VIEWS in source.settings
+        }
         for name, source in sources:
             for frame in scanner.frames(source):
                 self._add_frame(name, frame)
@@ -259,12 +268,19 @@ class Freezer:
         self._writers["files"].write(files.select(SCHEMAS["files"].names))
         self._writers["samples"].write(new.select(SCHEMAS["samples"].names))
         if self._views.num_views > 1:
-            for part in new.select("key", "row").iter_slices(
-                SCAN_ROWS // self._views.num_views + 1
-            ):
-                self._writers["views"].write(_draw_views(self._views, part["key"], part["row"]))
+            for part in new.iter_slices(SCAN_ROWS // self._views.num_views + 1):
+                for (name,), samples in part.partition_by(
+                    "source", maintain_order=True, as_dict=True
+                ).items():
+                    self._writers["views"].write(self._views_of(samples, str(name)))
         self.findings.num_missing_files += int(new["num_bytes"].null_count())
         return new["source"][-1], new["path"][-1]
+
+    def _views_of(self, samples: pl.DataFrame, source: str) -> pl.DataFrame:
+        root = self._stored_views.get(source)
+        if root is None:
+            return _draw_views(self._views, samples["key"], samples["row"])
+        return stored_views(root, samples, self._views.num_views)
 
     # -- captions
 

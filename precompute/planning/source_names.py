@@ -17,6 +17,7 @@ from ..sources.fields.caption_endings import SETTING as ENDINGS
 from ..sources.fields.caption_endings import parse_endings
 from ..sources.globs import is_pattern, matches_any
 from ..sources.key_rules import PLAIN, PREFIXED, RULES
+from ..sources.webdataset import STORED_VIEWS, WebDatasetSource
 from .config import PlanConfig
 
 _SHARDED = {"webdataset", "parquet"}
@@ -70,6 +71,7 @@ def name_sources(config: PlanConfig, cache: Cache | None) -> list[tuple[str, Sou
         if columns is not None or endings is not None:
             source = open_source(source.location, columns=columns, caption_endings=endings)
         source = _rekeyed(source, config, record)
+        source = _with_stored_views(source, config, record)
         name = record.name if record else asked
         if asked is not None and name != asked:
             raise SettingError(
@@ -113,6 +115,20 @@ def _rekeyed(source: Source, config: PlanConfig, record: SourceRecord | None) ->
     return replace(source, key_rules=in_order) if in_order else source
 
 
+def _with_stored_views(source: Source, config: PlanConfig, record: SourceRecord | None) -> Source:
+    """Return the source with views as recorded; a new one, as requested.
+
+    Raises:
+        SettingError: stored views were requested of a source without tars.
+    """
+    wanted = STORED_VIEWS in record.settings if record else config.has_stored_views
+    if not wanted:
+        return source
+    if not isinstance(source, WebDatasetSource):
+        raise SettingError(f"{source.location} is no tars, and only they have crops beside images")
+    return replace(source, has_stored_views=True)
+
+
 def _choices(
     config: PlanConfig, record: SourceRecord | None
 ) -> tuple[TableColumns | None, tuple[str, ...] | None]:
@@ -122,7 +138,8 @@ def _choices(
         SettingError: what is asked for differs from what is recorded.
     """
     settings = record.settings.items() if record else ()
-    chosen: dict[str, Any] = {name: value for name, value in settings if name not in RULES}
+    own = {*RULES, STORED_VIEWS}
+    chosen: dict[str, Any] = {name: value for name, value in settings if name not in own}
     asked = config.columns.to_settings() if config.columns else {}
     if config.caption_endings is not None:
         asked[ENDINGS] = list(parse_endings(config.caption_endings))

@@ -54,7 +54,12 @@ class Source(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """What the user chose and the next scan needs again, as JSON values; empty for nothing."""
-        return {**self.choice.to_settings(), **dict.fromkeys(self.key_rules, True)}
+        rules = dict.fromkeys(self.key_rules, True)
+        return {**self.choice.to_settings(), **rules, **self._own_settings()}
+
+    def _own_settings(self) -> dict[str, Any]:
+        """Return the settings that only this kind of corpus has."""
+        return {}
 
     def fingerprint(self) -> str:
         """Return a text that changes when a scan could give other samples. Reads no image."""

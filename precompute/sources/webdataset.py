@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ...errors import SourceError
 from ...store.io.location import Location, relative_to
@@ -18,6 +18,9 @@ from .readers.tar_names import is_compressed_tar, is_tar, refuse_compressed, unp
 from .samples import Problem, Sample
 from .tar_samples import tar_samples
 
+STORED_VIEWS = "views"
+"""Name among the settings of a source whose views are stored in the corpus."""
+
 
 @dataclass(frozen=True, slots=True)
 class WebDatasetSource(Source):
@@ -30,6 +33,12 @@ class WebDatasetSource(Source):
 
     unread_folders: tuple[str, ...] = field(default=(), kw_only=True)
     """Sub-folders beside the tars: nothing in them is read."""
+
+    has_stored_views: bool = field(default=False, kw_only=True)
+    """Whether views are the crops in the paug.json beside an image (crops.py)."""
+
+    def _own_settings(self) -> dict[str, Any]:
+        return {STORED_VIEWS: "paug.json"} if self.has_stored_views else {}
 
     @property
     def root(self) -> Location:

@@ -112,11 +112,7 @@ def find_teacher(
         SettingError: the name belongs to a different teacher; the message lists the differences.
     """
     wanted = checkpoint.name if name is None else name
-    if not layout.is_teacher_name(wanted):
-        raise SettingError(
-            f"teacher name {wanted!r} cannot be a folder name; use letters, digits, '.', '_' and '-', "
-            "starting with a letter or digit"
-        )
+    check_teacher_name(wanted)
     records = cache.teacher_records
     if name is None:
         for record in records.values():
@@ -124,7 +120,7 @@ def find_teacher(
                 return record
     record = records.get(wanted)
     if record is None:
-        _refuse_other_case(cache, wanted)
+        refuse_other_case(cache, wanted)
         return None
     differences = identity_differences(record, checkpoint, choices)
     if differences:
@@ -149,7 +145,20 @@ def refuse_other_targets(cache: Cache, record: TeacherRecord, targets: str | Non
         )
 
 
-def _refuse_other_case(cache: Cache, name: str) -> None:
+def check_teacher_name(name: str) -> None:
+    """Refuse a name that cannot be a folder.
+
+    Raises:
+        SettingError: it has other characters.
+    """
+    if not layout.is_teacher_name(name):
+        raise SettingError(
+            f"teacher name {name!r} cannot be a folder name; use letters, digits, '.', '_' and '-', "
+            "starting with a letter or digit"
+        )
+
+
+def refuse_other_case(cache: Cache, name: str) -> None:
     """Refuse a name that is another teacher's folder on a case-insensitive disk.
 
     Raises:

@@ -33,9 +33,14 @@ def find_checkpoint(
 
     Raises:
         CheckpointError: it is not found, or damaged.
-        SettingError: the checkpoint found is a different one.
+        SettingError: the checkpoint found is a different one, or the teacher was imported.
     """
     record = cache.teacher(teacher)
+    if record.is_imported:
+        raise SettingError(
+            f"teacher {record.name!r} of {cache.root} was imported: there is no live teacher to embed "
+            "anything again, or anything new"
+        )
     if checkpoint is None:
         found = resolve_checkpoint(record.source, revision=record.revision)
     else:

@@ -10,6 +10,9 @@ from .layout import MODALITIES, Modality
 from .record_fields import Fields, read_record
 from .row_encoding import ENCODINGS, FLOAT16, RowEncoding
 
+IMPORTED = "imported"
+"""Field of the identity of imported targets: the SHA-256 of what was imported."""
+
 _MAX_EMBED_DIM = 2**20
 _MAX_LOGIT_SCALE = 700.0  # its exponential is a finite double
 
@@ -58,6 +61,11 @@ class TeacherRecord:
 
     distortion: Distortion | None = None
     """What the encoding changes; None for float16."""
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether another program made the targets: there is no checkpoint to run."""
+        return IMPORTED in self.identity
 
 
 def read_teachers(files: Storage) -> dict[str, TeacherRecord]:

@@ -100,6 +100,9 @@ def _refuse_unfinished(cache: Cache, record: TeacherRecord) -> None:
 
 def _build_command(cache: Cache, record: TeacherRecord) -> str:
     """Return the command that finishes a cache, without the options of its corpus."""
+    if record.is_imported:
+        words = ["siglip2-cache", "import", record.source, str(cache.root)]
+        return shlex.join([*words, "--teacher-name", record.name])
     sources = [f"{s.name}={s.location}" if s.name else s.location for s in cache.sources.values()]
     words = ["siglip2-cache", "build", *sources, str(cache.root), "--teacher", record.source]
     if record.revision is not None:
