@@ -44,9 +44,11 @@ def embeddings(
     format: Annotated[
         str,
         option(
-            "parquet|npy|atlas",
+            "parquet|npy|atlas|clip-retrieval",
             "parquet: tables with all columns. npy: float16 arrays for memory mapping, with ids "
-            "beside them. atlas: for Embedding Atlas.",
+            "beside them. atlas: for Embedding Atlas. clip-retrieval: for its back end.",
+            name="--format",
+            also="--to",
         ),
     ] = "parquet",
     among: Annotated[

@@ -45,6 +45,7 @@ def option(
     *,
     default: str | None = None,
     name: str | None = None,
+    also: str | None = None,
     parser: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Return an option with a value.
@@ -55,9 +56,10 @@ def option(
         panel: group of options in the help; None: the first one.
         default: the default in words, where the parameter's own is None.
         name: such as ``-k``, where it does not follow from the parameter.
+        also: a second name.
         parser: converts the text.
     """
-    names = () if name is None else (name,)
+    names = tuple(each for each in (name, also) if each is not None)
     shown = True if default is None else default
     return typer.Option(
         *names, metavar=metavar, help=help, rich_help_panel=panel, show_default=shown, parser=parser

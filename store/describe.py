@@ -171,7 +171,10 @@ def _teacher_lines(name: str, teacher: dict[str, Any]) -> list[str]:
     rest = f"{decoded}, transparent colours {transparency}"
     if teacher["imported"] is not None:
         state = state.replace("build", "import")
-        origin, rest = f"imported from {teacher['source']}, SHA-256 {teacher['imported'][:12]}..., ", ""
+        origin, rest = (
+            f"imported from {teacher['source']}, SHA-256 {teacher['imported'][:12]}..., ",
+            "",
+        )
     lines = [
         f"teacher    {name}: {state}",
         f"           {origin}scale {teacher['temperature']:.2f}, bias {teacher['logit_bias']:.2f}{rest}",

@@ -1,4 +1,4 @@
-"""Export of embeddings for other tools: Parquet tables, numpy arrays, tables for Embedding Atlas."""
+"""Export of embeddings for other tools: Parquet, numpy, Embedding Atlas, clip-retrieval."""
 
 import contextlib
 import secrets
@@ -22,7 +22,7 @@ from .atlas import NeighborColumn, atlas_lines, atlas_schema, show_command, with
 from .files import NpyFile, ParquetFile, RowsFile
 from .rows import SCHEMAS, describe_rows
 
-Format = Literal["parquet", "npy", "atlas"]
+Format = Literal["parquet", "npy", "atlas", "clip-retrieval"]
 _MODALITIES: dict[str, tuple[Modality, ...]] = {
     "images": ("image",),
     "texts": ("text",),
@@ -38,7 +38,7 @@ class ExportConfig:
     """New folder; its parent exists."""
 
     format: str = "parquet"
-    """parquet, npy or atlas."""
+    """parquet, npy, atlas or clip-retrieval."""
 
     among: str | None = None
     """images, texts or both; None: images for atlas, otherwise both."""
@@ -58,6 +58,8 @@ class ExportConfig:
         if self.among not in (None, *_MODALITIES):
             raise SettingError(f"among must be one of {', '.join(_MODALITIES)}, got {self.among!r}")
 
+        if self.format == "clip-retrieval" and self.modalities != ("image", "text"):
+            raise SettingError("clip-retrieval serves images and texts together; leave --among out")
         if self.thumbnails and (self.format != "atlas" or "image" not in self.modalities):
             raise SettingError("thumbnails go with images for atlas: --format atlas")
 
@@ -95,7 +97,15 @@ def export_cache(cache: Cache, config: ExportConfig, *, progress: TaskProgress) 
     if config.view and "image" not in config.modalities:
         raise SettingError(f"view {config.view} needs images; texts have no views")
     with _new_folder(config.out, cache) as partial:
-        parts = [_export(cache, config, place, partial, progress) for place in places]
+        if config.format == "clip-retrieval":
+            from .clip_retrieval import serve_lines, write_clip_retrieval  # needs faiss
+
+            teacher = places[0].teacher
+            parts = write_clip_retrieval(cache, teacher, config.view, partial, config.out, progress)
+            lines = serve_lines(config.out, parts)
+        else:
+            parts = [_export(cache, config, place, partial, progress) for place in places]
+            lines = [line for part in parts for line in _part_lines(part)]
     found = {
         "out": str(config.out),
         "format": config.format,
@@ -103,10 +113,7 @@ def export_cache(cache: Cache, config: ExportConfig, *, progress: TaskProgress) 
         "view": config.view,
         "parts": parts,
     }
-    lines = [f"written    {config.out}"]
-    for part in parts:
-        lines += _part_lines(part)
-    return Exported(found, lines)
+    return Exported(found, [f"written    {config.out}", *lines])
 
 
 def _export(
@@ -222,9 +229,12 @@ def _new_folder(out: Path, cache: Cache) -> Generator[Path]:
         raise SettingError(f"{out} cannot be made: {error.strerror}; name another folder") from None
     try:
         yield partial
-        for path in partial.iterdir():
-            with path.open("rb+") as file:
-                sync_file(file.fileno())
+        for path in partial.rglob("*"):
+            if path.is_dir():
+                sync_folder(path)
+            else:
+                with path.open("rb+") as file:
+                    sync_file(file.fileno())
         sync_folder(partial)
         partial.rename(out)
         sync_folder(parent)

@@ -76,8 +76,33 @@ class ParquetFile:
         self._writer.close()
 
 
+class NpyArray:
+    """An (N, D) float16 .npy file, for memory mapping."""
+
+    def __init__(self, path: Path, embed_dim: int) -> None:
+        self._embed_dim, self.num_rows = embed_dim, 0
+        self._file = path.open("wb")
+        self._write_header()
+
+    def write(self, values_BD: NDArray[np.float16]) -> None:
+        """Append a block."""
+        self._file.write(np.ascontiguousarray(values_BD, DTYPE).data)
+        self.num_rows += len(values_BD)
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.seek(0)
+        self._write_header()  # the header has room for any number of rows
+        self._file.close()
+
+    def _write_header(self) -> None:
+        shape = (self.num_rows, self._embed_dim)
+        fields = {"descr": DTYPE.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, fields)
+
+
 class NpyFile:
-    """An (N, D) float16 .npy file for memory mapping, and a Parquet table of its rows in the same order."""
+    """An (N, D) float16 .npy file, and a Parquet table of its rows in the same order."""
 
     def __init__(
         self, path: Path, schema: pa.Schema, embed_dim: int, *, about: Mapping[str, Any]
@@ -85,24 +110,14 @@ class NpyFile:
         self._lines = ParquetFile(
             path.with_suffix(".parquet"), schema, embed_dim, column=None, about=about
         )
-        self._embed_dim, self._num_rows = embed_dim, 0
-        self._file = path.open("wb")
-        self._write_header()
+        self._array = NpyArray(path, embed_dim)
 
     def write(self, lines: pa.Table, values_BD: NDArray[np.float16]) -> None:
         """Append a block."""
         self._lines.write(lines, values_BD)
-        self._file.write(np.ascontiguousarray(values_BD, DTYPE).data)
-        self._num_rows += len(values_BD)
+        self._array.write(values_BD)
 
     def close(self) -> None:
-        """Finish the file."""
+        """Finish the files."""
         self._lines.close()
-        self._file.seek(0)
-        self._write_header()  # the header has room for any number of rows
-        self._file.close()
-
-    def _write_header(self) -> None:
-        shape = (self._num_rows, self._embed_dim)
-        fields = {"descr": DTYPE.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, fields)
+        self._array.close()
