@@ -369,16 +369,21 @@ def _write_teacher(
                 _write_unit_record(root, folder, modality, first, last)
 
 
+IMPORTED = "imported"
+"""Name of a teacher whose targets were imported."""
+
+
 def _teacher(name: str) -> dict[str, Any]:
+    digest = hashlib.sha256(name.encode()).hexdigest()
     return {
         "name": name,
         "source": f"example/{name}",
-        "identity": {"weights_sha256": hashlib.sha256(name.encode()).hexdigest()},
+        "identity": {"imported" if name == IMPORTED else "weights_sha256": digest},
         "embed_dim": EMBED_DIM,
         "dtype": "float16",
         "logit_scale": 4.75,
         "logit_bias": -16.799999237060547,
-        "batch_size": {"image": 4, "text": 8},
+        "batch_size": {"image": 1, "text": 1} if name == IMPORTED else {"image": 4, "text": 8},
         "generation": 0,
     }
 
@@ -440,7 +445,7 @@ def _write_unit_record(root: Path, folder: str, modality: str, first: int, last:
         "num_rows": last - first,
         "num_rejected": len(rejected),
         "rejected": [{"row": row, "reason": why} for row, why in sorted(rejected.items())],
-        "batch_size": 4 if modality == "image" else 8,
+        "batch_size": 0 if folder.endswith(IMPORTED) else 4 if modality == "image" else 8,
         "provenance": {"written_by": "tests/foreign_cache.py"},
         "files": files,
     }

@@ -222,5 +222,8 @@ def serve_lines(out: Path, parts: list[dict[str, Any]]) -> list[str]:
             f"index      too large for memory: clip-retrieval index --embeddings_folder {out} "
             f"--index_folder {out}"
         )
-    lines.append(f"serve      clip-retrieval back --indices_paths {out / 'indices_paths.json'}")
+    lines.append(
+        f"serve      clip-retrieval back --indices_paths {out / 'indices_paths.json'} --clip_model MODEL "
+        "--enable_mclip_option False --provide_aesthetic_embeddings False"
+    )
     return lines

@@ -75,9 +75,13 @@ class DataCompDR(Embeddings):
         """
         self._tars = tars
         self.num_changed = self.num_crops = 0
-        self._opened = lru_cache(maxsize=2)(self._open)
+        self._current: tuple[int, BinaryIO] | None = None
         self._arrays = lru_cache(maxsize=_KEPT_MEMBERS)(self._read_arrays)
-        super().__init__(location, self._find_width())
+        try:
+            super().__init__(location, self._find_width())
+        except BaseException:
+            self.close()
+            raise
 
     def first_num_crops(self) -> int:
         """Return the number of crops of the first image that has some."""
@@ -189,11 +193,23 @@ class DataCompDR(Embeddings):
             raise ValueError("it has no paug.json, the crops of its embeddings")
         return parse_crops(read_member(self._opened(file), (place[0], place[1]), MAX_BYTES))
 
-    def _open(self, file: int) -> BinaryIO:
-        try:
-            return cast(BinaryIO, open_ranges(self._tars[file]))
-        except OSError as error:
-            raise SourceError(f"{self._tars[file]} cannot be read ({error.strerror})") from error
+    def close(self) -> None:
+        """See Embeddings."""
+        if self._current is not None:
+            self._current[1].close()
+            self._current = None
+
+    def _opened(self, file: int) -> BinaryIO:
+        """Return a tar; one is open at a time, since samples follow each other."""
+        if self._current is None or self._current[0] != file:
+            self.close()
+            try:
+                self._current = file, cast(BinaryIO, open_ranges(self._tars[file]))
+            except OSError as error:
+                raise SourceError(
+                    f"{self._tars[file]} cannot be read ({error.strerror})"
+                ) from error
+        return self._current[1]
 
     def _read_arrays(
         self, file: int, ending: str, offset: int, size: int

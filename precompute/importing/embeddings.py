@@ -83,6 +83,10 @@ class Embeddings(ABC):
             )
         return found
 
+    def close(self) -> None:
+        """Close the files."""
+        return
+
     def note(self) -> str | None:
         """Return a line about what cannot be imported faithfully, after the import."""
         return None

@@ -51,15 +51,13 @@ class NameCounts:
         noun, what = ("key", "image") if modality == "image" else ("text", "text")
         lines = [f"{what + 's':<10} {format_count(self.num_matched, 'embedding')} joined by {noun}"]
         if self.num_unknown:
-            lines.append(
-                f"           {format_count(self.num_unknown, noun)} that the cache does not have: "
-                f"{_few(self.unknown, self.num_unknown)}"
-            )
+            names = f"{self.num_unknown:,} {_plural(noun, self.num_unknown)}"
+            shown = _few(self.unknown, self.num_unknown)
+            lines.append(f"           {names} that the cache does not have: {shown}")
         if self.num_repeated and modality == "image":
-            lines.append(
-                f"           {format_count(self.num_repeated, noun)} given twice, the first embedding is "
-                f"taken: {_few(self.repeated, self.num_repeated)}"
-            )
+            names = f"{self.num_repeated:,} {_plural(noun, self.num_repeated)}"
+            shown = _few(self.repeated, self.num_repeated)
+            lines.append(f"           {names} given twice, the first embedding is taken: {shown}")
         return lines
 
 
@@ -207,6 +205,10 @@ def refuse_unmatched(matches: Matches, source: Embeddings, cache: Cache) -> None
         f"the first key of the cache is {keys[0] if keys else 'none'!r}; name the column of keys with "
         "--embedding-key"
     )
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"
 
 
 def _few(names: Sequence[str], count: int) -> str:

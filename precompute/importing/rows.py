@@ -56,7 +56,7 @@ class Norms:
         if self.num_other:
             lines.append(
                 f"           {self.num_other:,} of {self.num_rows:,} {noun} embeddings are not unit vectors "
-                f"(norms {self.smallest:.4g} to {self.largest:.4g}) and are normalised"
+                f"(norms {self.smallest:.3g} to {self.largest:.3g}) and are normalised"
             )
         if self.num_not_finite:
             lines.append(f"           {self.num_not_finite:,} {noun} embeddings are not finite")

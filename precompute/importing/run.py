@@ -1,5 +1,6 @@
 """The import: plan, join names to rows, add the teacher, make every missing unit as a build does."""
 
+import contextlib
 import time
 from dataclasses import replace
 
@@ -67,9 +68,14 @@ class _Import:
         self._roots = config.corpus_roots
 
     def run(self) -> ImportSummary:
-        started = time.monotonic()
         opened = SourceFiles(self._scratch)
-        source = open_embeddings(parse_location(self._config.source), self._config.columns, opened)
+        location = parse_location(self._config.source)
+        source = open_embeddings(location, self._config.columns, opened)
+        with contextlib.closing(source):
+            return self._import(source)
+
+    def _import(self, source: Embeddings) -> ImportSummary:
+        started = time.monotonic()
         plan = self._make_plan(source)
         finish_interrupted_teachers(self._files)
         cache = self._open()
@@ -180,7 +186,8 @@ class _Import:
         add_imported(
             cache,
             config.teacher_name,
-            {"imported": digest, "imported_kind": source.kind, "compute_dtype": "unknown"},
+            # Earlier releases compare the dtype of every teacher of a cache, and take no other word.
+            {"imported": digest, "imported_kind": source.kind, "compute_dtype": "float32"},
             source=str(source.location),
             embed_dim=source.embed_dim,
             logit_scale=scale,

@@ -189,4 +189,5 @@ def read_names(path: Path, location: Location) -> pl.Series | None:
 
 def _reason(error: Exception) -> str:
     text = first_line(error)
-    return "it is pickled, and pickle is never loaded" if "pickle" in text.lower() else text
+    is_pickled = any(word in text.lower() for word in ("pickle", "python object", "object array"))
+    return "it is pickled, and pickle is never loaded" if is_pickled else text

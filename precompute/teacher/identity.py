@@ -116,12 +116,17 @@ def find_teacher(
     records = cache.teacher_records
     if name is None:
         for record in records.values():
-            if not identity_differences(record, checkpoint, choices):
+            if not record.is_imported and not identity_differences(record, checkpoint, choices):
                 return record
     record = records.get(wanted)
     if record is None:
         refuse_other_case(cache, wanted)
         return None
+    if record.is_imported:
+        raise SettingError(
+            f"teacher {wanted!r} of {cache.root} was imported from {record.source} and cannot be run; "
+            "give the checkpoint another name with --teacher-name"
+        )
     differences = identity_differences(record, checkpoint, choices)
     if differences:
         raise SettingError(

@@ -23,6 +23,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from kit.documents import CHECKOUT, DOCUMENTS, Block, Command, blocks_of, commands_of, read
+from kit.embeddings import pairs, write_clip_retrieval, write_datacompdr
 from kit.fakes import draw_image, write_table_corpus
 from kit.patience import PATIENCE_S
 
@@ -47,6 +48,7 @@ _SMALLER = {
 
 _ADDED = {
     "build": ["--decode-workers", "0", "--device", "cpu"],
+    "import": ["--decode-workers", "0"],
     "train": ["--decode-workers", "0", "--device", "cpu", "--global-batch-size", "8"],
     "eval": ["--decode-workers", "0", "--device", "cpu"],
     "verify": ["--device", "cpu"],
@@ -88,6 +90,15 @@ def world(
         draw_image(i).save(tmp_path / "photos" / f"{name}.jpg")
         (tmp_path / "photos" / f"{name}.txt").write_text(f"Picture {i}\nAnother look at it, {i}\n")
     shutil.copyfile(tmp_path / "photos" / "cat.jpg", tmp_path / "photos" / "copy.jpg")
+    images, texts = pairs(24, 16)
+    write_clip_retrieval(
+        tmp_path / "clip-out",
+        ["/data/photos/cat.jpg", *(f"/data/photos/photo{i:02d}.jpg" for i in range(23))],
+        [f"Picture {i}" for i in range(24)],
+        images,
+        texts,
+    )
+    write_datacompdr(tmp_path / "datacompdr", 9)
     lines = [
         {"image": f"images/{i}.jpg", "captions": [f"Picture {i}", f"Look {i}"]} for i in range(24)
     ]

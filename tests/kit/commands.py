@@ -8,7 +8,10 @@ from pathlib import Path
 from kit import processes
 from kit.patience import PATIENCE_S
 
-_PROGRESS = ("planning ", "loading ", "warning: ", "images ", "texts ", "see docs/")
+_PROGRESS = (
+    *("planning ", "loading ", "reading ", "hashing ", "warning: ", "images ", "texts "),
+    "see docs/",
+)
 
 
 def run(
