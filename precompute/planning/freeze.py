@@ -8,7 +8,7 @@ Steps: scan the sources -> merge rows of one image -> match keys -> number sampl
 texts -> join captions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -20,7 +20,6 @@ from ...store.format.views import ViewPolicy, draw_views
 from ...store.io.location import Location
 from ..sources import Source
 from ..sources.crops import stored_views
-from ..sources.webdataset import STORED_VIEWS
 from .changes import Changes
 from .existing import ExistingCatalog
 from .findings import Findings
@@ -55,6 +54,7 @@ class Freezer:
         scratch: Scratch,
         skips_changed: bool = False,
         has_prefixes: bool = False,
+        stored_views: Mapping[str, Location] | None = None,
     ) -> None:
         """Start with the catalog of a cache, or an empty one.
 
@@ -65,10 +65,12 @@ class Freezer:
             scratch: temporary space.
             skips_changed: keep samples that have changed in the corpus as recorded, instead of refusing.
             has_prefixes: keys of all sources are prefixed with the name of their file.
+            stored_views: root by name of the sources whose views are stored in the corpus.
         """
         self._existing = ExistingCatalog(cache)
         self._skips_changed, self._has_prefixes = skips_changed, has_prefixes
         self._views, self._scratch = views, scratch
+        self._stored_views = stored_views or {}
         self.first_row = self._existing.next_row
         self.first_text_row = self._existing.next_text_row
         self._next_file = self._existing.num_files
@@ -81,9 +83,6 @@ class Freezer:
         self._captions: SpillBuffer = scratch.new_buffer()
         self._prompts: list[Prompt] = []
         self._names: set[str] = set()
-        self._stored_views: dict[str, Location] = {}
-        """Roots of the sources whose views are stored in the corpus."""
-
         self._notes = CorpusNotes()
         self._existing_problems = self._existing.problems()
 
@@ -94,9 +93,6 @@ class Freezer:
             SourceError: a source as a whole cannot be read.
         """
         self._names = {name for name, _ in sources}
-        self._stored_views = {
-            name: source.root for name, source in sources if STORED_VIEWS in source.settings
-        }
         for name, source in sources:
             for frame in scanner.frames(source):
                 self._add_frame(name, frame)

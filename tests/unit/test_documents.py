@@ -20,6 +20,7 @@ LANGUAGES = {"", "console", "js", "json", "python", "sh", "sql"}
 OF_OTHERS = {
     *("--index-url", "--nproc-per-node"),  # pip, torchrun
     *("--vector", "--neighbors", "--text"),  # embedding-atlas
+    *("--indices", "--clip", "--enable", "--provide"),  # clip-retrieval: --indices_paths, ...
     *("--images", "--seed", "--missing", "--mismatched", "--held-out"),  # siglip2_cache.demo.corpus
     *("--quick", "--check-saved-logits"),  # benchmarks, TinyViT
     "--help",  # of typer
