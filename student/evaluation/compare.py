@@ -28,7 +28,8 @@ from ..export.metadata import ModelMetadata, read_metadata, read_projection
 from .embeddings import Embeddings, student_embeddings, teacher_embeddings
 from .eval_set import SPLITS, EvalSet, Split, choose_eval_set
 from .evaluate import evaluate, in_student_space
-from .report import eval_set_lines, eval_set_numbers, table_lines
+from .pictures import picture_refs, read_texts
+from .report import INTERVALS, eval_set_lines, eval_set_numbers, table_lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +153,8 @@ def evaluate_model(config: EvalConfig, *, progress: TaskProgress | None = None) 
         _unseen_line(num_unseen, len(eval_set.rows_N), metadata),
         *_fault_lines(cache, student),
         "",
-        *table_lines(columns, numbers),
+        *table_lines(columns, numbers, has_intervals=True),
+        INTERVALS,
     ]
     return Comparison(found=found, lines=lines)
 
@@ -271,9 +273,8 @@ def _embed(
     return student_embeddings(
         load_model(checkpoint, device=device, compute_dtype=dtype),
         checkpoint,
-        cache,
-        eval_set.rows_N,
-        eval_set.text_rows_M,
+        picture_refs(cache, eval_set.rows_N),
+        read_texts(cache, eval_set.text_rows_M),
         device=device,
         compute_dtype=dtype,
         batch_size=config.batch_size,

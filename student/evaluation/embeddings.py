@@ -4,7 +4,7 @@ Shape letters in this file:
     N = images, M = texts, D = embedding width, E = that of the teacher, B = batch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import TrainError
-from ...images.image import DecodedBatch
+from ...images.image import DecodedBatch, ImageRef
 from ...progress import Display, TaskProgress
 from ...siglip import (
     Checkpoint,
@@ -28,8 +28,7 @@ from ...siglip import (
     vision_tower,
 )
 from ...store.cache import Cache
-from ...store.format.kept_pixels import KeptPixels
-from .pictures import decoded_pictures, read_texts
+from .pictures import decoded_pictures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,9 +87,8 @@ def teacher_embeddings(
 def student_embeddings(
     model: Any,
     checkpoint: Checkpoint,
-    cache: Cache,
-    rows_N: NDArray[np.int64],
-    text_rows_M: NDArray[np.int64],
+    refs: Sequence[ImageRef],
+    texts: Sequence[str],
     *,
     device: str,
     compute_dtype: str,
@@ -101,8 +99,8 @@ def student_embeddings(
     images_ND: NDArray[np.float32] | None = None,
     texts_MD: NDArray[np.float32] | None = None,
     logit: tuple[float, float] | None = None,
-    kept: KeptPixels | None = None,
     progress: TaskProgress | None = None,
+    hint: str = "; if the corpus has moved, add --corpus-root OLD=NEW",
 ) -> Embeddings:
     """Return a model's embeddings of the whole images, from their files, and of the texts.
 
@@ -110,9 +108,8 @@ def student_embeddings(
         model: a SiglipModel or Siglip2Model, or the vision or text model of either, on the device. It runs
             in eval mode without gradients; its mode is restored.
         checkpoint: defines preprocessing and tokenizer.
-        cache: has the files of the images, and the texts.
-        rows_N: images, in any order.
-        text_rows_M: texts, in any order.
+        refs: the N images; their views are not used.
+        texts: the M texts.
         device: device of the model.
         compute_dtype: dtype of the forward pass, one of siglip.COMPUTE_DTYPES.
         batch_size: images, and texts, in one forward pass.
@@ -122,21 +119,20 @@ def student_embeddings(
         images_ND: unit rows of the images, for a model without an image tower; None: NaN.
         texts_MD: unit rows of the texts, for a model without a text tower; None: NaN.
         logit: (logit_scale, a logarithm, and logit_bias), for a model without them.
-        kept: kept pixels to read; None: read the corpus.
         progress: shows how many are done; None: nothing is shown.
+        hint: remedy where none of the images can be read.
 
     Raises:
         TrainError: none of the images can be read.
     """
     runner = _Runner(
         checkpoint,
-        cache,
         device,
         compute_dtype,
         batch_size,
         num_workers,
-        kept,
         progress or TaskProgress(Display()),
+        hint,
     )
     was_training = model.training
     model.eval()
@@ -144,17 +140,17 @@ def student_embeddings(
         with uncompiled():  # batches have other shapes than in training
             has, faults = towers_of(model), dict[int, str]()
             if has != "text":
-                images_ND, faults = runner.images(vision_tower(model), rows_N, sha256_N)
+                images_ND, faults = runner.images(vision_tower(model), refs, sha256_N)
             if has != "image":
-                texts_MD = runner.texts(text_tower(model), text_rows_M)
+                texts_MD = runner.texts(text_tower(model), texts)
     finally:
         model.train(was_training)
     if hasattr(model, "logit_scale"):
         logit = (float(model.logit_scale.detach()), float(model.logit_bias.detach()))
     return Embeddings(
         name=name or checkpoint.name,
-        images_ND=_or_nan(images_ND, len(rows_N), checkpoint),
-        texts_MD=_or_nan(texts_MD, len(text_rows_M), checkpoint),
+        images_ND=_or_nan(images_ND, len(refs), checkpoint),
+        texts_MD=_or_nan(texts_MD, len(texts), checkpoint),
         logit_scale=logit[0] if logit else None,
         logit_bias=logit[1] if logit else None,
         faults=faults,
@@ -176,35 +172,38 @@ def _or_nan(
     return np.full((num_rows, checkpoint.embed_dim), np.nan, np.float32)
 
 
+def num_missing(rows_ND: NDArray[np.float32]) -> int:
+    """Return the number of rows without an embedding."""
+    return int(np.sum(~np.isfinite(rows_ND).all(axis=1)))
+
+
+def has_texts(texts_MD: NDArray[np.float32]) -> bool:
+    """Return whether there is any row with an embedding."""
+    return num_missing(texts_MD) < len(texts_MD)
+
+
 @dataclass(frozen=True, slots=True)
 class _Runner:
-    """Runs the towers over images and texts of a cache."""
+    """Runs the towers over images and texts."""
 
     checkpoint: Checkpoint
-    cache: Cache
     device: str
     compute_dtype: str
     batch_size: int
     num_workers: int
-    kept: KeptPixels | None
     progress: TaskProgress
+    hint: str
 
     def images(
-        self, tower: Any, rows_N: NDArray[np.int64], sha256_N: NDArray[np.uint8] | None
+        self, tower: Any, refs: Sequence[ImageRef], sha256_N: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float32], dict[int, str]]:
         """Return (N, D) unit rows, NaN for images that cannot be used, and the reasons by row."""
-        images_ND = np.full((len(rows_N), self.checkpoint.embed_dim), np.nan, np.float32)
+        images_ND = np.full((len(refs), self.checkpoint.embed_dim), np.nan, np.float32)
         faults: dict[int, str] = {}
         batches = decoded_pictures(
-            self.checkpoint,
-            self.cache,
-            rows_N,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            kept=self.kept,
-            sha256_N=sha256_N,
+            self.checkpoint, refs, batch_size=self.batch_size, num_workers=self.num_workers
         )
-        self.progress.start("evaluating: images", len(rows_N))
+        self.progress.start("evaluating: images", len(refs))
         for batch in batches:
             first: int = batch.tag
             known = None if sha256_N is None else sha256_N[first : first + len(batch.refs)]
@@ -216,24 +215,22 @@ class _Runner:
                 )
             faults |= found
             self.progress.advance(len(batch.refs))
-        if len(rows_N) and np.isnan(images_ND).all():
-            row = int(rows_N[0])
+        if refs and np.isnan(images_ND).all():
+            row = refs[0].row
             raise TrainError(
-                f"none of {len(rows_N):,} images can be used (row {row}: {faults.get(row)}); if the corpus "
-                "has moved, add --corpus-root OLD=NEW"
+                f"none of {len(refs):,} images can be used (row {row}: {faults.get(row)}){self.hint}"
             )
         return images_ND, faults
 
-    def texts(self, tower: Any, text_rows_M: NDArray[np.int64]) -> NDArray[np.float32]:
+    def texts(self, tower: Any, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return (M, D) unit rows."""
         import torch
 
         tokenizer = TextTokenizer(self.checkpoint)
-        texts = read_texts(self.cache, text_rows_M)
         found = [np.empty((0, self.checkpoint.embed_dim), np.float32)]
         self.progress.start("evaluating: texts", len(texts))
         for first in range(0, len(texts), self.batch_size):
-            ids = tokenizer(texts[first : first + self.batch_size])
+            ids = tokenizer(list(texts[first : first + self.batch_size]))
             ids_BL = torch.from_numpy(ids).to(self.device)
             found.append(self._unit_rows(lambda: pool_token_ids(tower, ids_BL)))  # noqa: B023
             self.progress.advance(len(ids))

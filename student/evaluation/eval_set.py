@@ -85,6 +85,15 @@ class EvalSet:
         """Number of different captions."""
         return len(np.unique(self.text_P))
 
+    def captions(self) -> NDArray[np.int64]:
+        """Return the positions of the captions in text_rows_M, ascending."""
+        return np.unique(self.text_P)
+
+    def shares(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Return image, text and weight of each pair, once; the weights of a text add up to 1."""
+        pairs = np.unique(np.stack([self.image_P, self.text_P]), axis=1)
+        return pairs[0], pairs[1], 1 / np.bincount(pairs[1])[pairs[1]]
+
 
 def choose_eval_set(
     cache: Cache, corpus: Corpus, *, split: Split = "val", max_images: int = 10_000, seed: int = 0

@@ -4,30 +4,31 @@ Embeddings come from embeddings.py, images and texts from eval_set.py, the arith
 metrics.py; report.py makes a table.
 
 Shape letters in this file:
-    N = images, M = texts, D = embedding width of a model, E = that of the teacher, P = pairs.
+    N = images, M = texts, D = embedding width of a model, E = that of the teacher, P = pairs, Q = prompts,
+    J = values that are averaged, R = resamples, B = bins.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .embeddings import Embeddings, unit_rows_float32
+from .embeddings import Embeddings, has_texts, num_missing, unit_rows_float32
 from .eval_set import EvalSet
+from .intervals import Figures
 from .metrics import (
-    calibration_error,
+    Ints,
+    Rows,
+    correlation,
+    finite_mean,
     image_agreement,
-    mean_cosine,
-    other_pairs,
-    pair_cosines,
-    sigmoid,
-    soft_loss_excess,
+    row_cosines,
 )
-from .retrieval import index_recall, macro_mean, retrieval, zero_shot
+from .probabilities import calibration_of_all, calibration_of_half, soft_loss
+from .retrieval import CUTOFFS, TOPS, index_recall, macro_mean, retrieval, zero_shot
 
-_SOFT_PAIRS = 1 << 25
-"""Most pairs that the soft loss is averaged over, which takes seconds. 10,000 images with 5 captions have
-15 times as many; a fifteenth of the images gives the same mean to two or three digits."""
+_WAYS = ("image_to_text", "text_to_image")
 
 
 def evaluate(
@@ -48,29 +49,35 @@ def evaluate(
         map_ED: linear map from the model's space to the teacher's, ``x_ND @ map_ED.T``. None: with
             equal widths the spaces are the same, with other widths the cosine is None.
         is_one_space: False: the spaces differ even with equal widths, and the cosine is None.
-        seed: random seed of the pairs of the calibration error.
+        seed: random seed of the pairs of the calibration error, and of the intervals.
 
     Returns:
         name; missing_images and missing_texts (rows without an embedding, counted as misses);
         retrieval and zero_shot (both with "all", "languages", "macro_mean"); image_cosine and
         text_cosine to the teacher; teacher_index, the recall of its queries in an index of the teacher's
         images; image_correlation and neighbour_overlap (of the 10 nearest) among
-        different pictures; soft_loss_excess in nats a pair; calibration_error.
+        different pictures; soft_loss_excess in nats a pair; calibration_error, of own pairs and as many
+        others; calibration, of all pairs: prior (the share that match), predicted (the mean probability)
+        and error_per_match (of bins of the logit, as a share of the matches); intervals: [low, high] of
+        each of these figures, at the same place, 95 % of a bootstrap over images.
     """
     images_ND, texts_MD = subject.images_ND, subject.texts_MD
-    used_M = _used_texts(eval_set)
+    used_M = eval_set.captions()
+    figures = Figures(eval_set.picture_N)
     return {
         "name": subject.name,
-        "missing_images": _num_missing(images_ND),
-        "missing_texts": _num_missing(texts_MD[used_M]),
-        "retrieval": _retrieval(images_ND, texts_MD, eval_set),
-        "zero_shot": _zero_shot(images_ND, texts_MD, eval_set),
+        "missing_images": num_missing(images_ND),
+        "missing_texts": num_missing(texts_MD[used_M]),
+        "retrieval": _retrieval(images_ND, texts_MD, eval_set, figures),
+        "zero_shot": _zero_shot(images_ND, texts_MD, eval_set, figures),
         **_in_teacher_space(
-            subject, reference, map_ED, eval_set, used_M, is_one_space=is_one_space
+            subject, reference, map_ED, eval_set, figures, is_one_space=is_one_space
         ),
-        **_agreement(subject, reference, eval_set),
-        "soft_loss_excess": _soft_loss_excess(subject, reference, eval_set, seed),
-        "calibration_error": _calibration_error(subject, eval_set, seed),
+        **_agreement(subject, reference, eval_set, figures),
+        "soft_loss_excess": soft_loss(subject, reference, eval_set, seed, figures),
+        "calibration_error": calibration_of_half(subject, eval_set, seed, figures),
+        "calibration": calibration_of_all(subject, eval_set, seed, figures),
+        "intervals": figures.intervals(seed=seed),
     }
 
 
@@ -84,66 +91,85 @@ def in_student_space(
     return rows_NE if map_ED is None else unit_rows_float32(rows_NE @ map_ED.astype(np.float32))
 
 
-def _used_texts(eval_set: EvalSet) -> NDArray[np.int64]:
-    """Return the positions of the eval set's captions."""
-    return np.unique(eval_set.text_P)
-
-
-def _num_missing(rows_ND: NDArray[np.float32]) -> int:
-    return int(np.sum(~np.isfinite(rows_ND).all(axis=1)))
-
-
-def _has_texts(texts_MD: NDArray[np.float32]) -> bool:
-    return len(texts_MD) > 0 and _num_missing(texts_MD) < len(texts_MD)
-
-
 def _retrieval(
-    images_ND: NDArray[np.float32], texts_MD: NDArray[np.float32], eval_set: EvalSet
+    images_ND: Rows, texts_MD: Rows, eval_set: EvalSet, figures: Figures
 ) -> dict[str, Any] | None:
-    if not _has_texts(texts_MD[eval_set.text_P]):
+    if not has_texts(texts_MD[eval_set.text_P]):
         return None
-    pairs = (eval_set.image_P, eval_set.text_P)
+
+    def rates(path: tuple[str, ...], images_N: Ints, is_of_P: NDArray[np.bool_]) -> dict[str, Any]:
+        image_P, text_P = eval_set.image_P[is_of_P], eval_set.text_P[is_of_P]
+        own_P = np.searchsorted(images_N, image_P).astype(np.int64)
+        found = retrieval(
+            images_ND[images_N], texts_MD, own_P, text_P, eval_set.picture_N[images_N]
+        )
+        # A caption of several images is a query of each of them, in equal shares.
+        query_P = np.searchsorted(found.text_M, text_P)
+        share_P = 1 / np.bincount(query_P)[query_P]
+        for k in CUTOFFS:
+            for_images, for_texts = ((*path, way, str(k)) for way in _WAYS)
+            figures.add_mean(for_images, images_N[found.image_Q], found.to_text_Q < k)
+            figures.add_mean(for_texts, image_P, found.to_image_M[query_P] < k, share_P)
+        return found.rates()
+
     languages: dict[str, dict[str, Any]] = {}
     for number, lang in enumerate(eval_set.langs):
         is_of_P = eval_set.lang_P == number
-        if lang is None or not is_of_P.any():
-            continue
-        images, image_P = np.unique(eval_set.image_P[is_of_P], return_inverse=True)
-        languages[lang] = retrieval(
-            images_ND[images],
-            texts_MD,
-            image_P.astype(np.int64),
-            eval_set.text_P[is_of_P],
-            eval_set.picture_N[images],
-        )
+        if lang is not None and is_of_P.any():
+            path = ("retrieval", "languages", lang)
+            languages[lang] = rates(path, np.unique(eval_set.image_P[is_of_P]), is_of_P)
+    for way in _WAYS if languages else ():
+        _add_macro_mean(figures, ("retrieval",), languages, way, CUTOFFS)
+    every_N, every_P = np.arange(len(images_ND)), np.ones(len(eval_set.image_P), np.bool_)
     return {
-        "all": retrieval(images_ND, texts_MD, *pairs, eval_set.picture_N),
+        "all": rates(("retrieval", "all"), every_N, every_P),
         "languages": languages,
         "macro_mean": {
             way: macro_mean({lang: found[way] for lang, found in languages.items()})
-            for way in ("image_to_text", "text_to_image")
+            for way in _WAYS
         },
     }
 
 
+def _add_macro_mean(
+    figures: Figures, task: tuple[str], languages: Mapping[str, Any], name: str, ks: Sequence[int]
+) -> None:
+    """Add the means over languages of the rates of one name."""
+    below = () if task == ("zero_shot",) else (name,)
+    for k in map(str, ks):
+        paths = [(*task, "languages", lang, name, k) for lang in languages]
+        figures.add_mean_of((*task, "macro_mean", *below, k), paths)
+
+
 def _zero_shot(
-    images_ND: NDArray[np.float32], texts_MD: NDArray[np.float32], eval_set: EvalSet
+    images_ND: Rows, texts_MD: Rows, eval_set: EvalSet, figures: Figures
 ) -> dict[str, Any] | None:
     """Return zero-shot accuracies; a prompt without a language counts for every language."""
     prompts_QD = texts_MD[eval_set.prompt_Q]
-    if not _has_texts(prompts_QD):
+    if not has_texts(prompts_QD):
         return None
+
+    def rates(path: tuple[str, ...], is_of_Q: NDArray[np.bool_]) -> dict[str, Any] | None:
+        found = zero_shot(
+            images_ND, eval_set.label_N, prompts_QD[is_of_Q], eval_set.class_Q[is_of_Q]
+        )
+        if found is None:
+            return None
+        for k in TOPS:
+            figures.add_mean((*path, "accuracy", str(k)), found.image_Q, found.rank_Q < k)
+        return found.rates()
+
     lang_Q = np.array(eval_set.lang_Q, object)
     languages: dict[str, dict[str, Any]] = {}
     for lang in sorted({lang for lang in eval_set.lang_Q if lang is not None}):
         is_of_Q = (lang_Q == lang) | (lang_Q == None)  # noqa: E711 - element by element
-        found = zero_shot(
-            images_ND, eval_set.label_N, prompts_QD[is_of_Q], eval_set.class_Q[is_of_Q]
-        )
+        found = rates(("zero_shot", "languages", lang), is_of_Q)
         if found is not None:
             languages[lang] = found
+    if languages:
+        _add_macro_mean(figures, ("zero_shot",), languages, "accuracy", TOPS)
     return {
-        "all": zero_shot(images_ND, eval_set.label_N, prompts_QD, eval_set.class_Q),
+        "all": rates(("zero_shot", "all"), np.ones(len(lang_Q), np.bool_)),
         "languages": languages,
         "macro_mean": macro_mean({lang: found["accuracy"] for lang, found in languages.items()}),
     }
@@ -154,7 +180,7 @@ def _in_teacher_space(
     reference: Embeddings,
     map_ED: NDArray[np.floating[Any]] | None,
     eval_set: EvalSet,
-    used_M: NDArray[np.int64],
+    figures: Figures,
     *,
     is_one_space: bool,
 ) -> dict[str, Any]:
@@ -164,56 +190,50 @@ def _in_teacher_space(
         images_NE, texts_ME = (rows @ map_ED.T.astype(np.float32) for rows in (images_NE, texts_ME))
     if not is_one_space or images_NE.shape != reference.images_ND.shape:
         return dict.fromkeys(("image_cosine", "text_cosine", "teacher_index"))
+    image_N, (image_P, text_P, share_P) = np.arange(len(images_NE)), eval_set.shares()
+    cosine_N = row_cosines(images_NE, reference.images_ND)
+    cosine_M = row_cosines(texts_ME, reference.texts_MD)
+    figures.add_mean(("image_cosine",), image_N, cosine_N)
+    figures.add_mean(("text_cosine",), image_P, cosine_M[text_P], share_P)
+    found = index_recall(
+        reference.images_ND,
+        images_NE,
+        texts_ME,
+        eval_set.image_P,
+        eval_set.text_P,
+        eval_set.picture_N,
+    )
+    of_texts_P = found.by_text_M[np.searchsorted(found.text_M, text_P)]
+    for k in CUTOFFS:
+        by_text, by_image = (
+            ("teacher_index", f"{way}_to_image", str(k)) for way in ("text", "image")
+        )
+        figures.add_mean(by_text, image_P, of_texts_P < k, share_P)
+        figures.add_mean(by_image, image_N, found.by_image_N < k)
     return {
-        "image_cosine": mean_cosine(images_NE, reference.images_ND),
-        "text_cosine": mean_cosine(texts_ME[used_M], reference.texts_MD[used_M]),
-        "teacher_index": index_recall(
-            reference.images_ND,
-            images_NE,
-            texts_ME,
-            eval_set.image_P,
-            eval_set.text_P,
-            eval_set.picture_N,
-        ),
+        "image_cosine": finite_mean(cosine_N),
+        "text_cosine": finite_mean(cosine_M[eval_set.captions()]),
+        "teacher_index": found.rates(),
     }
 
 
 def _agreement(
-    subject: Embeddings, reference: Embeddings, eval_set: EvalSet
+    subject: Embeddings, reference: Embeddings, eval_set: EvalSet, figures: Figures
 ) -> dict[str, float | None]:
     _, first_of_picture = np.unique(eval_set.picture_N, return_index=True)
     images = np.sort(first_of_picture)
-    correlation, overlap = image_agreement(subject.images_ND[images], reference.images_ND[images])
-    return {"image_correlation": correlation, "neighbour_overlap": overlap}
+    found = image_agreement(subject.images_ND[images], reference.images_ND[images])
+    if found.overlap is not None:
+        there = images[found.images_N]
+        figures.add_mean(("neighbour_overlap",), there, found.shared_N)
+    if found.correlation is not None:
+        whole_5 = found.moments_N5.mean(axis=0)
+        sums_N6 = np.zeros((len(eval_set.picture_N), 6))
+        sums_N6[images[found.images_N]] = np.insert(found.moments_N5, 5, 1, axis=1)
 
+        def correlation_of(sums_R6: Rows) -> Rows:
+            # A pair changes with both of its images: to first order by twice the change of one.
+            return correlation(2 * sums_R6[:, :5] / sums_R6[:, 5:] - whole_5)
 
-def _soft_loss_excess(
-    subject: Embeddings, reference: Embeddings, eval_set: EvalSet, seed: int
-) -> float | None:
-    if subject.logit is None or reference.logit is None:
-        return None
-    used_M = _used_texts(eval_set)
-    images = np.arange(len(eval_set.rows_N))
-    num_images = max(1, _SOFT_PAIRS // max(1, len(used_M)))
-    if len(images) > num_images:
-        images = np.sort(np.random.default_rng(seed).choice(images, num_images, replace=False))
-    return soft_loss_excess(
-        (subject.images_ND[images], subject.texts_MD[used_M]),
-        (reference.images_ND[images], reference.texts_MD[used_M]),
-        student_logit=subject.logit,
-        teacher_logit=reference.logit,
-    )
-
-
-def _calibration_error(subject: Embeddings, eval_set: EvalSet, seed: int) -> float | None:
-    if subject.logit is None:
-        return None
-    own = (eval_set.image_P, eval_set.text_P)
-    other = other_pairs(*own, eval_set.picture_N, len(eval_set.text_rows_M), seed=seed)
-    scale, bias = subject.logit
-    probabilities: list[NDArray[np.floating[Any]]] = []
-    for image_P, text_P in (own, other):
-        cosine_P = pair_cosines(subject.images_ND, subject.texts_MD, image_P, text_P)
-        probabilities.append(sigmoid(scale * cosine_P + bias))
-    is_match_P = np.repeat([True, False], [len(side) for side in probabilities])
-    return calibration_error(np.concatenate(probabilities), is_match_P)
+        figures.add(("image_correlation",), sums_N6, correlation_of)
+    return {"image_correlation": found.correlation, "neighbour_overlap": found.overlap}

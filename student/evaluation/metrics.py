@@ -1,4 +1,4 @@
-"""Agreement of a model with its teacher, and calibration of its probabilities. Plain numpy.
+"""Agreement of a model with its teacher. Plain numpy.
 
 All functions work on blocks of rows, so a matrix of all images by all others is never held. Rows that are
 not finite (NaN where an embedding is missing) are left out of every mean.
@@ -9,6 +9,7 @@ Shape letters in this file:
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,44 +22,91 @@ _BLOCK_VALUES = 1 << 22
 """Scores in one block: 16 MB in float32, 32 MB in float64, with a few such arrays at a time."""
 
 
-def mean_cosine(student_NE: Rows, teacher_NE: Rows) -> float | None:
-    """Return the mean cosine of rows that are finite in both, of any norm; None if there are none."""
-    both = finite_in_both(student_NE, teacher_NE)
-    total = 0.0
-    for rows in blocks(len(both), student_NE.shape[1]):
-        a, b = (x[both[rows]].astype(np.float64) for x in (student_NE, teacher_NE))
+def row_cosines(student_NE: Rows, teacher_NE: Rows) -> Rows:
+    """Return (N,) float64 cosines of rows of any norm; NaN where either is not finite, 0 for zeros."""
+    found = np.empty(len(student_NE))
+    for rows in blocks(len(found), student_NE.shape[1]):
+        a, b = (x[rows].astype(np.float64) for x in (student_NE, teacher_NE))
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        total += float(np.sum((a * b).sum(axis=1) / np.maximum(norms, 1e-12)))  # 0 for a zero row
-    return total / len(both) if len(both) else None
+        found[rows] = (a * b).sum(axis=1) / np.maximum(norms, 1e-12)
+    return found
+
+
+def finite_mean(values: Rows) -> float | None:
+    """Return the mean of the values that are finite; None if there are none."""
+    found = values[np.isfinite(values)]
+    return float(found.mean()) if len(found) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How similarly two models compare images."""
+
+    images_N: Ints
+    """(N,) rows of the images that both models have."""
+
+    moments_N5: Rows
+    """(N, 5) means over each image's pairs with the others, of the cosines x and y and of their products
+    xx, yy and xy, around a common point: the spread may be small."""
+
+    shared_N: Rows
+    """(N,) share of each image's nearest neighbours that both models have."""
+
+    @property
+    def correlation(self) -> float | None:
+        """Pearson correlation of the two models' cosines; None if either is constant."""
+        if len(self.images_N) == 0:
+            return None
+        found = float(correlation(self.moments_N5.mean(axis=0)))
+        return None if np.isnan(found) else found
+
+    @property
+    def overlap(self) -> float | None:
+        """Mean share of nearest neighbours in common; None with fewer than two images."""
+        return float(self.shared_N.mean()) if len(self.images_N) else None
 
 
 def image_agreement(
     student_ND: Rows, teacher_NE: Rows, *, num_neighbours: int = 10, block_rows: int | None = None
-) -> tuple[float | None, float | None]:
+) -> Agreement:
     """Return how similarly two models compare images, over all pairs of different ones.
 
-    Give each picture once: copies would be each other's nearest neighbours in any model.
-
-    Returns:
-        The Pearson correlation of the two models' cosines (None if either is constant), and the mean
-        share of nearest neighbours that both models have in common (None with fewer than two images).
-        Equal cosines rank in the order of the rows.
+    Give each picture once: copies would be each other's nearest neighbours in any model. Equal cosines
+    rank in the order of the rows.
     """
     both = finite_in_both(student_ND, teacher_NE)
-    student_ND = student_ND[both].astype(np.float64)
-    teacher_NE = teacher_NE[both].astype(np.float64)
     N = len(both)
     k = min(num_neighbours, N - 1)
     if k < 1:
-        return None, None
-    moments, num_shared = _Moments(), 0
+        return Agreement(both[:0], np.empty((0, 5)), np.empty(0))
+    student_ND = student_ND[both].astype(np.float64)
+    teacher_NE = teacher_NE[both].astype(np.float64)
+    moments_N5, shared_N = np.empty((N, 5)), np.empty(N)
+    about: tuple[float, float] | None = None
     for rows in blocks(N, N, block_rows):
         x_BN, y_BN = student_ND[rows] @ student_ND.T, teacher_NE[rows] @ teacher_NE.T
-        is_other_BN = np.arange(N) != np.arange(rows.start, rows.stop)[:, None]
-        moments.add(x_BN[is_other_BN], y_BN[is_other_BN])
-        x_BN[~is_other_BN] = y_BN[~is_other_BN] = -np.inf
-        num_shared += int(np.sum(_largest(x_BN, k) & _largest(y_BN, k)))
-    return moments.correlation(), num_shared / (N * k)
+        is_self_BN = np.arange(N) == np.arange(rows.start, rows.stop)[:, None]
+        x_BN[is_self_BN] = y_BN[is_self_BN] = -np.inf
+        shared_N[rows] = np.sum(_largest(x_BN, k) & _largest(y_BN, k), axis=1) / k
+        about = about or (float(x_BN[~is_self_BN].mean()), float(y_BN[~is_self_BN].mean()))
+        x_BN, y_BN = (
+            np.where(is_self_BN, 0, side - mean)
+            for side, mean in zip((x_BN, y_BN), about, strict=True)
+        )
+        products = (x_BN, y_BN, x_BN * x_BN, y_BN * y_BN, x_BN * y_BN)
+        moments_N5[rows] = np.stack([each.sum(axis=1) for each in products], axis=1) / (N - 1)
+    return Agreement(both, moments_N5, shared_N)
+
+
+def correlation(moments_5: Rows) -> Rows:
+    """Return Pearson correlations from (..., 5) means of x, y, xx, yy and xy; NaN if either is constant."""
+    x, y, xx, yy, xy = np.moveaxis(moments_5, -1, 0)
+    variance_x, variance_y = xx - x * x, yy - y * y
+    is_spread = (
+        np.minimum(variance_x, variance_y) >= 1e-24
+    )  # the rounding of equal cosines is 1e-32
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(is_spread, (xy - x * y) / np.sqrt(variance_x * variance_y), np.nan)
 
 
 def soft_loss_excess(
@@ -84,20 +132,45 @@ def soft_loss_excess(
     Returns:
         None if no pair is finite in both.
     """
+    by_image_N, _ = soft_loss_means(
+        student,
+        teacher,
+        student_logit=student_logit,
+        teacher_logit=teacher_logit,
+        block_rows=block_rows,
+    )
+    return finite_mean(by_image_N)
+
+
+def soft_loss_means(
+    student: tuple[Rows, Rows],
+    teacher: tuple[Rows, Rows],
+    *,
+    student_logit: tuple[float, float],
+    teacher_logit: tuple[float, float],
+    block_rows: int | None = None,
+) -> tuple[Rows, Rows]:
+    """Return the mean of soft_loss_excess over the pairs of each image, (N,), and of each text, (M,).
+
+    They are NaN for what is not finite in both models, and everywhere if no pair is. Arguments:
+    see soft_loss_excess.
+    """
+    by_image_N, by_text_M = (np.full(len(side), np.nan) for side in student)
     images, texts = (finite_in_both(a, b) for a, b in zip(student, teacher, strict=True))
     if len(images) == 0 or len(texts) == 0:
-        return None
+        return by_image_N, by_text_M
     (x_ND, y_MD), (u_NE, v_ME) = (
         (side[0][images], side[1][texts].astype(np.float64)) for side in (student, teacher)
     )
-    total = 0.0
+    by_text_M[texts] = 0
     for rows in blocks(len(images), len(texts), block_rows):
         z_BM = student_logit[0] * (x_ND[rows].astype(np.float64) @ y_MD.T) + student_logit[1]
         t_BM = teacher_logit[0] * (u_NE[rows].astype(np.float64) @ v_ME.T) + teacher_logit[1]
         # softplus(z) - p z, less the same at z = t, which is the entropy of p = sigmoid(t)
         excess_BM = np.logaddexp(0, z_BM) - np.logaddexp(0, t_BM) - sigmoid(t_BM) * (z_BM - t_BM)
-        total += float(excess_BM.sum())
-    return total / (len(images) * len(texts))
+        by_image_N[images[rows]] = excess_BM.mean(axis=1)
+        by_text_M[texts] += excess_BM.sum(axis=0) / len(images)
+    return by_image_N, by_text_M
 
 
 def match_entropy(
@@ -138,49 +211,6 @@ def pair_cosines(images_ND: Rows, texts_MD: Rows, image_P: Ints, text_P: Ints) -
     return found
 
 
-def other_pairs(
-    image_P: Ints, text_P: Ints, picture_N: Ints, num_texts: int, *, seed: int
-) -> tuple[Ints, Ints]:
-    """Return as many random pairs, with repeats, as there are own ones, none of which match.
-
-    A text matches every image whose picture has it as a caption. Fewer pairs are returned if hardly any
-    exist.
-    """
-    draw = np.random.default_rng(seed)
-    matching = np.unique(picture_N[image_P] * num_texts + text_P)
-    images, texts = np.empty(0, np.int64), np.empty(0, np.int64)
-    candidates = np.unique(text_P)
-    for _ in range(100):
-        num_wanted = len(image_P) - len(images)
-        if num_wanted == 0:
-            break
-        image = draw.integers(0, len(picture_N), num_wanted)
-        text = draw.choice(candidates, num_wanted)
-        is_new = ~np.isin(picture_N[image] * num_texts + text, matching)
-        images = np.concatenate([images, image[is_new]])
-        texts = np.concatenate([texts, text[is_new]])
-    return images, texts
-
-
-def calibration_error(
-    probability_P: Rows, is_match_P: NDArray[np.bool_], *, num_bins: int = 15
-) -> float | None:
-    """Return the expected calibration error over equal-width bins of the probability, 0 to 1.
-
-    Pairs whose probability is not finite are left out; None if no pair is left.
-
-    Source: Guo et al. 2017, arXiv:1706.04599, equation 3.
-    """
-    is_there = np.isfinite(probability_P)
-    probability_P, is_match_P = probability_P[is_there], is_match_P[is_there]
-    if len(probability_P) == 0:
-        return None
-    bin_P = np.minimum((probability_P * num_bins).astype(np.int64), num_bins - 1)
-    predicted = np.bincount(bin_P, probability_P, num_bins)
-    actual = np.bincount(bin_P, is_match_P, num_bins)
-    return float(np.abs(predicted - actual).sum() / len(probability_P))
-
-
 def blocks(num_rows: int, row_values: int, block_rows: int | None = None) -> Iterator[slice]:
     """Yield slices of rows in order, each a block of a bounded number of values.
 
@@ -197,29 +227,6 @@ def blocks(num_rows: int, row_values: int, block_rows: int | None = None) -> Ite
 def finite_in_both(a_ND: Rows, b_NE: Rows) -> Ints:
     """Return the rows, ascending, that are finite in both."""
     return np.flatnonzero(np.isfinite(a_ND).all(axis=1) & np.isfinite(b_NE).all(axis=1))
-
-
-class _Moments:
-    """Sums for a correlation, around a first estimate of the means, since the spread may be small."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._guess = (0.0, 0.0)
-        self._sums = np.zeros(5)
-
-    def add(self, x: Rows, y: Rows) -> None:
-        if self._count == 0:
-            self._guess = (float(x.mean()), float(y.mean()))
-        x, y = x - self._guess[0], y - self._guess[1]
-        self._count += len(x)
-        self._sums += (x.sum(), y.sum(), x @ x, y @ y, x @ y)
-
-    def correlation(self) -> float | None:
-        x, y, xx, yy, xy = self._sums / self._count
-        variances = (xx - x * x, yy - y * y)
-        if min(variances) < 1e-24:  # the rounding of cosines that are all equal is 1e-32
-            return None
-        return float((xy - x * y) / np.sqrt(variances[0] * variances[1]))
 
 
 def _largest(values_BN: Rows, k: int) -> NDArray[np.bool_]:

@@ -1,6 +1,6 @@
-"""The pictures of a cache, decoded as the image processor of a checkpoint does."""
+"""Pictures, decoded as the image processor of a checkpoint does; those of a cache, and its texts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,33 +19,44 @@ from ...store.format.views import WHOLE_IMAGE
 _IMAGE_TIMEOUT_S = 60.0
 
 
-def decoded_pictures(
-    checkpoint: Checkpoint,
+def picture_refs(
     cache: Cache,
     rows_N: NDArray[np.int64],
     *,
-    batch_size: int,
-    num_workers: int,
     kept: KeptPixels | None = None,
     sha256_N: NDArray[np.uint8] | None = None,
-) -> Iterator[DecodedBatch]:
-    """Yield the whole images of some rows in batches, in order; a batch is valid until the next one.
-
-    The tag of a batch is the position of its first image in ``rows_N``.
+) -> list[ImageRef]:
+    """Return references to the whole images of some rows of a cache, without views.
 
     Args:
-        checkpoint: its image processor.
         cache: has the files of the images.
         rows_N: images, in any order.
-        batch_size: images in a batch.
-        num_workers: decoding processes; 0: decode in this process.
         kept: kept pixels to read; None: read the corpus.
         sha256_N: (N, 32) hashes of the images that kept pixels must have been made from; None: no check.
     """
-    if kept is None:
-        refs = _planned(cache, rows_N)
-    else:
-        refs = list(kept_refs(kept, kept_places(kept, rows_N, sha256_N)))
+    if kept is not None:
+        return list(kept_refs(kept, kept_places(kept, rows_N, sha256_N)))
+    lazy = cache.samples().filter(pl.col("row").is_in(rows_N.tolist()))
+    samples = lazy.select("row", *LOCATION_COLUMNS).collect()
+    wanted = pl.col("file").is_in(samples["file"].unique().to_list())
+    files = PlannedFiles(cache, cache.table("files").filter(wanted).collect())
+    places = {row: files.locate(*place) for row, *place in samples.iter_rows()}
+    return [ImageRef(row, places[row], ()) for row in rows_N.tolist()]
+
+
+def decoded_pictures(
+    checkpoint: Checkpoint, refs: Sequence[ImageRef], *, batch_size: int, num_workers: int
+) -> Iterator[DecodedBatch]:
+    """Yield whole images in batches, in order; a batch is valid until the next one.
+
+    The tag of a batch is the position of its first image in ``refs``.
+
+    Args:
+        checkpoint: its image processor.
+        refs: the images; their views are not used.
+        batch_size: images in a batch.
+        num_workers: decoding processes; 0: decode in this process.
+    """
     decoder = Decoder(
         PixelFormat(num_views=1, recipe=checkpoint.image),
         batch_images=batch_size,
@@ -55,21 +66,11 @@ def decoded_pictures(
     yield from decoder.decode(_batches(refs, batch_size))
 
 
-def _batches(refs: list[ImageRef], batch_size: int) -> Iterator[tuple[int, list[ImageRef]]]:
+def _batches(refs: Sequence[ImageRef], batch_size: int) -> Iterator[tuple[int, list[ImageRef]]]:
     """Yield the position of each batch's first image, and references to its whole images."""
     for first in range(0, len(refs), batch_size):
         batch = refs[first : first + batch_size]
         yield first, [replace(ref, boxes=(WHOLE_IMAGE,)) for ref in batch]
-
-
-def _planned(cache: Cache, rows_N: NDArray[np.int64]) -> list[ImageRef]:
-    """Return references to images of the corpus, without views."""
-    lazy = cache.samples().filter(pl.col("row").is_in(rows_N.tolist()))
-    samples = lazy.select("row", *LOCATION_COLUMNS).collect()
-    wanted = pl.col("file").is_in(samples["file"].unique().to_list())
-    files = PlannedFiles(cache, cache.table("files").filter(wanted).collect())
-    places = {row: files.locate(*place) for row, *place in samples.iter_rows()}
-    return [ImageRef(row, places[row], ()) for row in rows_N.tolist()]
 
 
 def read_texts(cache: Cache, text_rows_M: NDArray[np.int64]) -> list[str]:

@@ -10,14 +10,20 @@ from .eval_set import EvalSet
 _NA = "n/a"
 _WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 _NEARNESS = (
-    ("image_cosine", "cosine to the teacher, images", ".4f"),
-    ("text_cosine", "cosine to the teacher, texts", ".4f"),
-    ("image_correlation", "image-image cosines, correlation", ".4f"),
-    ("neighbour_overlap", "10 nearest images, overlap", ".4f"),
-    ("soft_loss_excess", "soft loss - entropy, nats a pair", ".3g"),
-    ("calibration_error", "calibration error", ".4f"),
+    (("image_cosine",), "cosine to the teacher, images", ".4f"),
+    (("text_cosine",), "cosine to the teacher, texts", ".4f"),
+    (("image_correlation",), "image-image cosines, correlation", ".4f"),
+    (("neighbour_overlap",), "10 nearest images, overlap", ".4f"),
+    (("soft_loss_excess",), "soft loss - entropy, nats a pair", ".3g"),
+    (("calibration_error",), "calibration error, half the pairs match", ".4f"),
+    (("calibration", "error_per_match"), "calibration error, all pairs, per match", ".4f"),
+    (("calibration", "predicted"), "share of all pairs said to match", ".3g"),
+    (("calibration", "prior"), "share of all pairs that match", ".3g"),
 )
 _QUERIES = {"text_to_image": "texts", "image_to_image": "the images themselves"}
+
+INTERVALS = "[ ]  95 % of 1,000 resamples of the images"
+"""What the intervals in a table are."""
 
 PROMPTS_COMMAND = (
     "siglip2-cache build SOURCE CACHE --teacher TEACHER --templates FILE, one template a line, such as "
@@ -28,7 +34,9 @@ PROMPTS_COMMAND = (
 _Column = Mapping[str, Any]
 
 
-def table_lines(columns: Mapping[str, _Column], eval_set: Mapping[str, Any]) -> list[str]:
+def table_lines(
+    columns: Mapping[str, _Column], eval_set: Mapping[str, Any], *, has_intervals: bool = False
+) -> list[str]:
     """Return the lines of a table, one row a metric, one column a model; then why numbers are missing.
 
     Rows without any number are left out.
@@ -36,12 +44,13 @@ def table_lines(columns: Mapping[str, _Column], eval_set: Mapping[str, Any]) -> 
     Args:
         columns: result of evaluate by heading, all of one eval set.
         eval_set: result of eval_set_numbers.
+        has_intervals: whether the interval of each number is beside it.
     """
     rows = [["", *columns]]
-    for label, of_column, form in _rows(list(columns.values())):
-        values = [of_column(column) for column in columns.values()]
-        if any(value is not None for value in values):
-            rows.append([label, *(_shown(value, form) for value in values)])
+    for label, path, form in _rows(list(columns.values())):
+        if any(_value(column, path) is not None for column in columns.values()):
+            cells = (_cell(column, path, form, has_intervals) for column in columns.values())
+            rows.append([label, *cells])
     return aligned(rows) + list(_why_missing(columns, eval_set))
 
 
@@ -135,29 +144,32 @@ def _shown(value: float | None, form: str) -> str:
     return _NA if value is None else format(value, form)
 
 
-_Row = tuple[str, Callable[[_Column], "float | None"], str]
+_Path = tuple[str, ...]
+_Row = tuple[str, _Path, str]
 
 
 def _rows(columns: list[_Column]) -> Iterator[_Row]:
-    """Yield label, getter and format of each row."""
+    """Yield label, place of the number in a column, and format of each row."""
     for way, words in _WAYS.items():
         for k in ("1", "5", "10"):
-            yield f"{words}, R@{k}", _at("retrieval", "all", way, k), ".4f"
+            yield f"{words}, R@{k}", ("retrieval", "all", way, k), ".4f"
     yield from _language_rows(columns, "retrieval", _retrieval_rows)
     for k in ("1", "5"):
-        yield f"zero-shot, top {k}", _at("zero_shot", "all", "accuracy", k), ".4f"
+        yield f"zero-shot, top {k}", ("zero_shot", "all", "accuracy", k), ".4f"
     yield from _language_rows(columns, "zero_shot", _zero_shot_rows)
-    for name, words, form in _NEARNESS:
-        yield words, _at(name), form
+    for path, words, form in _NEARNESS:
+        yield words, path, form
     for way, words in _QUERIES.items():
-        yield f"index of the teacher's images, {words}, R@1", _at("teacher_index", way, "1"), ".4f"
+        yield f"index of the teacher's images, {words}, R@1", ("teacher_index", way, "1"), ".4f"
     for name in ("missing_images", "missing_texts"):
         if any(column[name] for column in columns):
-            yield name.replace("_", " "), _at(name), ",d"
+            yield name.replace("_", " "), (name,), ",d"
 
 
 def _language_rows(
-    columns: list[_Column], task: str, rows_of: Callable[[str, Mapping[str, Any] | None], Any]
+    columns: list[_Column],
+    task: str,
+    rows_of: Callable[[str, Mapping[str, Any] | None], Iterator[_Row]],
 ) -> Iterator[_Row]:
     """Yield the rows of each language and of their macro mean, if there are several."""
     found: dict[str, Mapping[str, Any]] = {}
@@ -176,37 +188,40 @@ def _retrieval_rows(lang: str, sizes: Mapping[str, Any] | None) -> Iterator[_Row
     size = f" ({sizes['images']:,} images, {sizes['texts']:,} texts)" if sizes else ""
     for way, words in _WAYS.items():
         label = f"  {lang or 'mean of languages'}: {words}, R@1{size}"
-        yield label, _at("retrieval", *where, way, "1"), ".4f"
+        yield label, ("retrieval", *where, way, "1"), ".4f"
 
 
 def _zero_shot_rows(lang: str, sizes: Mapping[str, Any] | None) -> Iterator[_Row]:
     where = ("languages", lang, "accuracy") if sizes else ("macro_mean",)
     size = f" ({sizes['images']:,} images, {sizes['classes']:,} classes)" if sizes else ""
     label = f"  {lang or 'mean of languages'}: zero-shot, top 1{size}"
-    yield label, _at("zero_shot", *where, "1"), ".4f"
+    yield label, ("zero_shot", *where, "1"), ".4f"
 
 
-def _at(*path: str) -> Callable[[_Column], "float | None"]:
-    """Return a getter of a nested value; it returns None if a step is None or missing."""
+def _value(column: _Column, path: _Path) -> Any:
+    """Return a nested value; None if a step is None or missing."""
+    value: Any = column
+    for name in path:
+        value = None if value is None else value.get(name)
+    return value
 
-    def get(column: _Column) -> float | None:
-        value: Any = column
-        for name in path:
-            value = None if value is None else value.get(name)
-        return value
 
-    return get
+def _cell(column: _Column, path: _Path, form: str, has_intervals: bool) -> str:
+    """Return a number, and its interval if that is not a point."""
+    low, high = _value(column, ("intervals", *path)) or (0, 0)
+    shown = _shown(_value(column, path), form)
+    return shown if low == high or not has_intervals else f"{shown} [{low:{form}}, {high:{form}}]"
 
 
 def main_metrics(column: _Column) -> dict[str, float]:
     """Return the metrics of a column by which a training is watched, without those that do not apply."""
-    ways = {f"{way}_r1": _at("retrieval", "all", way, "1")(column) for way in _WAYS}
+    ways = {f"{way}_r1": _value(column, ("retrieval", "all", way, "1")) for way in _WAYS}
     both = [value for value in ways.values() if value is not None]
     found: dict[str, float | None] = {
         "mean_r1": sum(both) / len(both) if both else None,
         **ways,
-        "zero_shot_top1": _at("zero_shot", "all", "accuracy", "1")(column),
-        **{name: column[name] for name, *_ in _NEARNESS},
+        "zero_shot_top1": _value(column, ("zero_shot", "all", "accuracy", "1")),
+        **{path[0]: column[path[0]] for path, *_ in _NEARNESS if len(path) == 1},
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -220,8 +235,8 @@ def result_rows(columns: Mapping[str, _Column]) -> list[tuple[str, str, str, str
         return []
     wanted = [columns.get(name) for name in ("teacher", "before", "after")]
     rows: list[tuple[str, str, str, str]] = []
-    for label, of_column, form in _rows([column for column in wanted if column is not None]):
-        cells = [_NA if column is None else _shown(of_column(column), form) for column in wanted]
+    for label, path, form in _rows([column for column in wanted if column is not None]):
+        cells = [_NA if column is None else _cell(column, path, form, False) for column in wanted]
         if not label.startswith(" ") and set(cells) != {_NA}:
             rows.append((label, cells[0], cells[1], cells[2]))
     return rows

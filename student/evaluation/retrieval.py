@@ -5,10 +5,11 @@ is not finite (NaN where an embedding is missing) is a miss and never ranks befo
 
 Shape letters in this file:
     N = images, M = texts, D = embedding width, C = classes, P = pairs (of an image with its caption)
-    or prompts, B = queries of a block.
+    or prompts, Q = queries, B = queries of a block.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ NEVER = int(np.iinfo(np.int64).max)
 
 CUTOFFS = (1, 5, 10)
 """The k of R@k."""
+
+TOPS = (1, 5)
+"""The k of the accuracy among the first k classes."""
 
 
 def ranks(
@@ -73,10 +77,38 @@ def hit_rates(rank_N: Ints, cutoffs: tuple[int, ...] = CUTOFFS) -> dict[str, flo
     return {str(k): float(np.mean(rank_N < k)) for k in cutoffs}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieval:
+    """The ranks of retrieval both ways."""
+
+    num_images: int
+    image_Q: Ints
+    """(Q,) the image of each query of image to text: those with a caption."""
+
+    to_text_Q: Ints
+    """(Q,) their ranks."""
+
+    text_M: Ints
+    """(M,) the text of each query of text to image: the captions."""
+
+    to_image_M: Ints
+    """(M,) their ranks."""
+
+    def rates(self) -> dict[str, Any]:
+        """Return R@1, 5 and 10 both ways, and the sizes of the galleries, as JSON values."""
+        return {
+            "images": self.num_images,
+            "captioned_images": len(self.image_Q),
+            "texts": len(self.text_M),
+            "image_to_text": hit_rates(self.to_text_Q),
+            "text_to_image": hit_rates(self.to_image_M),
+        }
+
+
 def retrieval(
     images_ND: Rows, texts_MD: Rows, image_P: Ints, text_P: Ints, picture_N: Ints
-) -> dict[str, Any]:
-    """Return R@1, 5 and 10 both ways, and the sizes of the galleries.
+) -> Retrieval:
+    """Return the ranks of retrieval both ways.
 
     Image to text: the queries are the images with a caption, the gallery is every caption; a hit is any
     own caption of the image. Text to image: the queries are those captions, each once, the gallery is
@@ -100,14 +132,34 @@ def retrieval(
         own_text_P.astype(np.int64),
     )
     own_P = own_text_P.astype(np.int64)
-    to_image = _ranks_of_images(gallery_MD, images_ND, image_P, own_P, picture_N)
-    return {
-        "images": len(images_ND),
-        "captioned_images": len(captioned),
-        "texts": len(captions),
-        "image_to_text": hit_rates(to_text),
-        "text_to_image": hit_rates(to_image),
-    }
+    return Retrieval(
+        num_images=len(images_ND),
+        image_Q=captioned,
+        to_text_Q=to_text,
+        text_M=captions,
+        to_image_M=_ranks_of_images(gallery_MD, images_ND, image_P, own_P, picture_N),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexRecall:
+    """The ranks of one model's queries among another model's images."""
+
+    text_M: Ints
+    """(M,) the text of each query of text to image: the captions."""
+
+    by_text_M: Ints
+    """(M,) their ranks."""
+
+    by_image_N: Ints
+    """(N,) the ranks of the images."""
+
+    def rates(self) -> dict[str, Any]:
+        """Return R@1, 5 and 10 of texts and images, as JSON values."""
+        return {
+            "text_to_image": hit_rates(self.by_text_M),
+            "image_to_image": hit_rates(self.by_image_N),
+        }
 
 
 def index_recall(
@@ -117,8 +169,8 @@ def index_recall(
     image_P: Ints,
     text_P: Ints,
     picture_N: Ints,
-) -> dict[str, Any]:
-    """Return R@1, 5 and 10 of one model's queries to another model's images, in one space.
+) -> IndexRecall:
+    """Return the ranks of one model's queries among another model's images, in one space.
 
     This is what an index is worth whose images are not embedded again. Text to image as in retrieval. Image
     to image: the queries are all images; a hit is the image itself in the index, or the same picture.
@@ -133,9 +185,11 @@ def index_recall(
     """
     captions, own_text_P = np.unique(text_P, return_inverse=True)
     own_P, every_N = own_text_P.astype(np.int64), np.arange(len(index_NE))
-    by_text = _ranks_of_images(texts_ME[captions], index_NE, image_P, own_P, picture_N)
-    by_image = _ranks_of_images(images_NE, index_NE, every_N, every_N, picture_N)
-    return {"text_to_image": hit_rates(by_text), "image_to_image": hit_rates(by_image)}
+    return IndexRecall(
+        text_M=captions,
+        by_text_M=_ranks_of_images(texts_ME[captions], index_NE, image_P, own_P, picture_N),
+        by_image_N=_ranks_of_images(images_NE, index_NE, every_N, every_N, picture_N),
+    )
 
 
 def _ranks_of_images(
@@ -173,10 +227,25 @@ def class_embeddings(prompts_PD: Rows, class_P: Ints, num_classes: int) -> Rows:
         return sums_CD / np.linalg.norm(sums_CD, axis=1, keepdims=True)
 
 
-def zero_shot(
-    images_ND: Rows, label_N: Ints, prompts_PD: Rows, class_P: Ints
-) -> dict[str, Any] | None:
-    """Return the accuracy at 1 and 5 over the images whose class has prompts; ties count against.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroShot:
+    """The ranks of zero-shot classification."""
+
+    num_classes: int
+    image_Q: Ints
+    """(Q,) the images whose class has prompts."""
+
+    rank_Q: Ints
+    """(Q,) the rank of each one's class."""
+
+    def rates(self) -> dict[str, Any]:
+        """Return the accuracy at 1 and 5 and the sizes, as JSON values."""
+        rates = hit_rates(self.rank_Q, TOPS)
+        return {"images": len(self.image_Q), "classes": self.num_classes, "accuracy": rates}
+
+
+def zero_shot(images_ND: Rows, label_N: Ints, prompts_PD: Rows, class_P: Ints) -> ZeroShot | None:
+    """Return the ranks of the classes of the images whose class has prompts; ties count against.
 
     Args:
         images_ND: unit rows.
@@ -199,8 +268,7 @@ def zero_shot(
         np.arange(len(labelled)),
         own_N,
     )
-    rates = hit_rates(rank_N, (1, 5))
-    return {"images": len(labelled), "classes": len(classes), "accuracy": rates}
+    return ZeroShot(num_classes=len(classes), image_Q=labelled, rank_Q=rank_N)
 
 
 def macro_mean(found: Mapping[str, Mapping[str, float] | None]) -> dict[str, float] | None:

@@ -150,7 +150,9 @@ def _parity(
     image_N = _cosines(found.images_ND, student.images_ND)
     text_M = _cosines(found.texts_MD, student.texts_MD)
     recalls = [
-        retrieval(o.images_ND, o.texts_MD, held_out.image_P, held_out.text_P, held_out.picture_N)
+        retrieval(
+            o.images_ND, o.texts_MD, held_out.image_P, held_out.text_P, held_out.picture_N
+        ).rates()
         for o in (student, found)
     ]
     one_way, other_way = (

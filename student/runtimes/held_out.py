@@ -21,7 +21,7 @@ from ...siglip import (
     unit_rows,
 )
 from ..evaluation.compare import EvalConfig, open_eval_set
-from ..evaluation.pictures import decoded_pictures, read_texts
+from ..evaluation.pictures import decoded_pictures, picture_refs, read_texts
 
 BATCH = 16
 """Images, and texts, in one forward pass."""
@@ -87,8 +87,7 @@ def read_held_out(config: EvalConfig, checkpoint: Checkpoint) -> HeldOut:
     is_sound_N = np.zeros(N, np.bool_)
     for batch in decoded_pictures(
         checkpoint,
-        cache,
-        eval_set.rows_N,
+        picture_refs(cache, eval_set.rows_N),
         batch_size=config.batch_size,
         num_workers=config.num_decoders,
     ):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...images.image import ImageRef
 from ...siglip import load_model, resolve_checkpoint, text_tower
 from ...store.targets.distortion import soft_target_error
 from ..data.split import split_policy
@@ -22,6 +23,7 @@ from ..evaluation.embeddings import (
 )
 from ..evaluation.eval_set import Split, choose_eval_set
 from ..evaluation.evaluate import evaluate, in_student_space
+from ..evaluation.pictures import picture_refs, read_texts
 from ..evaluation.report import eval_set_numbers, table_lines, zero_shot_lines
 from ..losses.pca_map import PcaMap, cosine_error
 from .distiller import Distiller
@@ -81,8 +83,7 @@ class HeldOutEvaluation:
 
         Arguments and errors are those of student().
         """
-        resolved, eval_set = self._resolved, self.eval_set
-        config = resolved.config
+        resolved, config = self._resolved, self._resolved.config
         map_ED = None if self._pca is None else self._pca.map_ED
         images_ND = texts_MD = None
         if config.towers == "image":
@@ -93,19 +94,16 @@ class HeldOutEvaluation:
         student = student_embeddings(
             distiller.model,
             resolved.checkpoint,
-            resolved.cache,
-            eval_set.rows_N,
-            eval_set.text_rows_M,
+            *self._images_and_texts(),
             device=resolved.device,
             compute_dtype=resolved.compute_dtype,
             batch_size=_EVAL_BATCH,
             num_workers=resolved.num_workers,
             name=name,
-            sha256_N=None if config.check_pixels == "never" else eval_set.sha256_N,
+            sha256_N=self._sha256_N,
             images_ND=images_ND,
             texts_MD=texts_MD,
             logit=(float(scale.detach()), float(bias.detach())),
-            kept=resolved.kept,
         )
         if has_map and distiller.projection is not None:
             map_ED = distiller.projection.weight.detach().float().cpu().numpy()
@@ -122,16 +120,24 @@ class HeldOutEvaluation:
         return student_embeddings(
             text_tower(model) if config.towers == "text" else model,  # there may be no pixels
             checkpoint,
-            self._resolved.cache,
-            self.eval_set.rows_N,
-            self.eval_set.text_rows_M,
+            *self._images_and_texts(),
             device="cpu",
             compute_dtype="float32",
             batch_size=_EVAL_BATCH,
             num_workers=self._resolved.num_workers,
-            sha256_N=None if config.check_pixels == "never" else self.eval_set.sha256_N,
-            kept=self._resolved.kept,
+            sha256_N=self._sha256_N,
         )
+
+    @property
+    def _sha256_N(self) -> NDArray[np.uint8] | None:
+        """(N, 32) hashes that the images must have; None: any."""
+        never = self._resolved.config.check_pixels == "never"
+        return None if never else self.eval_set.sha256_N
+
+    def _images_and_texts(self) -> tuple[list[ImageRef], list[str]]:
+        cache, eval_set, kept = self._resolved.cache, self.eval_set, self._resolved.kept
+        refs = picture_refs(cache, eval_set.rows_N, kept=kept, sha256_N=self._sha256_N)
+        return refs, read_texts(cache, eval_set.text_rows_M)
 
 
 def evaluate_student(

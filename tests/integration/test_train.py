@@ -216,7 +216,7 @@ def test_the_model_is_worth_what_the_run_said(
     said = json.loads((finished.run / "evaluation.json").read_text())
     assert said["before"]["image_cosine"] is None  # the map was random then
     for column, of in (("after", "model"), ("teacher", "teacher")):
-        assert numbers_of(said[column]) == pytest.approx(numbers_of(found[of]), abs=1e-4)
+        assert numbers_of(said[column]) == pytest.approx(numbers_of(found[of]), rel=1e-3, abs=1e-4)
     assert said["after"]["image_cosine"] > 0.2
 
 
@@ -286,7 +286,7 @@ def test_an_image_tower_learns_and_leaves_with_the_teachers_text_tower(
     assert (status, err) == (0, "")
     found = json.loads(out)["columns"]["model"]
     after = json.loads((run / "evaluation.json").read_text())["after"]
-    assert numbers_of(found) == pytest.approx(numbers_of(after), abs=1e-4)
+    assert numbers_of(found) == pytest.approx(numbers_of(after), rel=1e-3, abs=1e-4)
 
 
 def test_a_run_trains_on_selected_images_and_resumes_with_no_other(

@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from numpy.typing import NDArray
+from kit.evaluations import embeddings, eval_set, unit_rows
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import SettingError
@@ -15,8 +14,8 @@ from siglip2_cache.store.cache import Cache
 from siglip2_cache.student.data.corpus import Corpus
 from siglip2_cache.student.data.read_corpus import read_corpus
 from siglip2_cache.student.data.split import SplitPolicy
-from siglip2_cache.student.evaluation.embeddings import Embeddings, teacher_embeddings
-from siglip2_cache.student.evaluation.eval_set import EvalSet, _classes, choose_eval_set  # pyright: ignore[reportPrivateUsage]
+from siglip2_cache.student.evaluation.embeddings import teacher_embeddings
+from siglip2_cache.student.evaluation.eval_set import _classes, choose_eval_set  # pyright: ignore[reportPrivateUsage]
 from siglip2_cache.student.evaluation.evaluate import evaluate, in_student_space
 from siglip2_cache.student.evaluation.report import (
     eval_set_lines,
@@ -26,41 +25,6 @@ from siglip2_cache.student.evaluation.report import (
 
 NAN = np.nan
 SPLIT = SplitPolicy(val_share=0.5)
-
-
-def unit_rows(seed: int, shape: tuple[int, int]) -> NDArray[np.float32]:
-    rows = np.random.default_rng(seed).normal(size=shape)
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def embeddings(images: NDArray[np.float32], texts: NDArray[np.float32], **more: Any) -> Embeddings:
-    settings = {"name": "some", "logit_scale": float(np.log(20)), "logit_bias": -5.0} | more
-    return Embeddings(images_ND=images, texts_MD=texts, **settings)
-
-
-def eval_set(**changes: Any) -> EvalSet:
-    """Four images, the last a copy of the third; captions 0 to 3, of which 1 is shared; prompts 4 to 6."""
-    whole = EvalSet(
-        split="val",
-        num_split_images=9,
-        rows_N=np.array([2, 3, 5, 8]),
-        sha256_N=np.zeros((4, 32), np.uint8),
-        picture_N=np.array([7, 1, 4, 4]),
-        text_rows_M=np.array([0, 1, 2, 3, 10, 11, 12]),
-        image_P=np.array([0, 0, 1, 2, 3]),
-        text_P=np.array([0, 1, 1, 2, 3]),
-        lang_P=np.array([0, 1, 1, 0, 2], np.int32),
-        langs=("de", "en", None),
-        label_N=np.array([0, 1, 1, -1]),
-        class_Q=np.array([0, 1, 1]),
-        prompt_Q=np.array([4, 5, 6]),
-        lang_Q=(None, None, "en"),
-        num_texts_in_train=2,
-        num_labelled=3,
-        unprompted=(),
-        has_prompts=True,
-    )
-    return replace(whole, **changes)
 
 
 def test_a_perfect_model_hits_always_and_agrees_with_itself() -> None:
@@ -192,7 +156,7 @@ def test_the_soft_loss_of_many_pairs_is_that_of_a_seeded_choice_of_images(
     teacher = embeddings(unit_rows(0, (4, 6)), unit_rows(1, (7, 6)))
     student = embeddings(unit_rows(2, (4, 6)), unit_rows(3, (7, 6)))
     monkeypatch.setattr(
-        "siglip2_cache.student.evaluation.evaluate._SOFT_PAIRS", 8
+        "siglip2_cache.student.evaluation.probabilities._SOFT_PAIRS", 8
     )  # 2 images by 4 captions
     found = {
         evaluate(student, teacher, eval_set(), seed=seed)["soft_loss_excess"] for seed in range(20)
@@ -319,6 +283,21 @@ def test_a_table_is_aligned_and_says_what_is_missing_and_how_to_add_it() -> None
     assert shown["mean of languages: text to image, R@1"]
     rates = columns["teacher"]["retrieval"]["all"]["image_to_text"]
     assert shown["image to text, R@5"][0] == f"{rates['5']:.4f}"
+
+
+def test_a_table_has_the_interval_of_each_number_where_it_is_asked_for() -> None:
+    images, texts = unit_rows(0, (4, 6)), unit_rows(1, (7, 6))
+    column = evaluate(embeddings(images, texts), embeddings(texts[:4], texts), eval_set())
+    numbers = eval_set_numbers(eval_set(), SPLIT)
+    [line] = [
+        line
+        for line in table_lines({"model": column}, numbers, has_intervals=True)
+        if line.startswith("cosine to the teacher, images")
+    ]
+    low, high = column["intervals"]["image_cosine"]
+    assert low < column["image_cosine"] < high
+    assert line.endswith(f"{column['image_cosine']:.4f} [{low:.4f}, {high:.4f}]")
+    assert not any("[" in line for line in table_lines({"model": column}, numbers))
 
 
 def test_a_table_of_prompts_has_no_word_of_how_to_add_them() -> None:

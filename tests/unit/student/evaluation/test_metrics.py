@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from siglip2_cache.student.evaluation.metrics import (
+from siglip2_cache.student.evaluation.calibration import (
+    all_pair_gaps,
     calibration_error,
+    gap_size,
+    other_pairs,
+)
+from siglip2_cache.student.evaluation.metrics import (
+    finite_mean,
     image_agreement,
     match_entropy,
-    mean_cosine,
-    other_pairs,
     pair_cosines,
+    row_cosines,
     sigmoid,
     soft_loss_excess,
 )
@@ -26,8 +31,8 @@ def unit_rows(seed: int, shape: tuple[int, int]) -> NDArray[np.float32]:
 def test_the_mean_cosine_takes_rows_of_any_length_and_leaves_out_what_is_missing() -> None:
     student = np.array([[3.0, 4.0], [0, 2], [np.nan, 1], [0, 0]])
     teacher = np.array([[1.0, 0.0], [0, 1], [0, 1], [1, 0]])
-    assert mean_cosine(student, teacher) == pytest.approx((0.6 + 1 + 0) / 3)
-    assert mean_cosine(student[2:3], teacher[2:3]) is None
+    assert finite_mean(row_cosines(student, teacher)) == pytest.approx((0.6 + 1 + 0) / 3)
+    assert finite_mean(row_cosines(student[2:3], teacher[2:3])) is None
 
 
 @pytest.mark.parametrize("block_rows", [1, 4, 13, None])
@@ -46,20 +51,23 @@ def test_agreement_equals_a_loop_over_all_pairs_of_images(block_rows: int | None
         return set(sorted((j for j in range(28) if j != i), key=lambda j: -row[j])[:10])
 
     shared = [len(nearest(x[i], i) & nearest(y[i], i)) for i in range(28)]
-    correlation, overlap = image_agreement(missing, teacher, block_rows=block_rows)
-    assert correlation == pytest.approx(expected, abs=1e-6)
-    assert overlap == pytest.approx(sum(shared) / 280)
+    found = image_agreement(missing, teacher, block_rows=block_rows)
+    assert found.correlation == pytest.approx(expected, abs=1e-6)
+    assert found.overlap == pytest.approx(sum(shared) / 280)
+    assert found.images_N.tolist() == kept
+    np.testing.assert_allclose(found.shared_N, np.array(shared) / 10)
     assert 0.1 < expected < 0.9
 
 
 def test_a_model_agrees_with_itself_turned_and_not_with_one_that_collapsed() -> None:
     rows = unit_rows(2, (40, 6))
     turn = np.linalg.qr(np.random.default_rng(3).normal(size=(6, 6)))[0]
-    correlation, overlap = image_agreement(rows.astype(float) @ turn, rows)
-    assert correlation == pytest.approx(1)
-    assert overlap == 1
-    assert image_agreement(np.tile(rows[:1], (40, 1)), rows)[0] is None
-    assert image_agreement(rows[:1], rows[:1]) == (None, None)
+    found = image_agreement(rows.astype(float) @ turn, rows)
+    assert found.correlation == pytest.approx(1)
+    assert found.overlap == 1
+    assert image_agreement(np.tile(rows[:1], (40, 1)), rows).correlation is None
+    one = image_agreement(rows[:1], rows[:1])
+    assert one.correlation is one.overlap is None
 
 
 def test_of_equally_near_neighbours_the_first_rows_are_taken() -> None:
@@ -70,8 +78,9 @@ def test_of_equally_near_neighbours_the_first_rows_are_taken() -> None:
     angle = np.radians([0, 10, 25, 12])
     teacher = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     # row 0: 10, 12; row 1: 2 (row 3), 10 (row 0); row 2: 13 (row 3), 15 (row 1); row 3: 2, 12
-    _, overlap = image_agreement(student, teacher, num_neighbours=2)
-    assert overlap == pytest.approx((1 + 1 + 1 + 2) / 8)
+    assert image_agreement(student, teacher, num_neighbours=2).overlap == pytest.approx(
+        (1 + 1 + 1 + 2) / 8
+    )
 
 
 def bernoulli_kl(p: float, q: float) -> float:
@@ -182,3 +191,46 @@ def test_cosines_of_pairs_are_those_of_their_rows() -> None:
     found = pair_cosines(images, texts, np.array([3, 0, 3]), np.array([1, 4, 2]))
     expected = [images[3] @ texts[1], images[0] @ texts[4], images[3] @ texts[2]]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("block_rows", [1, 2, None])
+def test_the_gaps_of_all_pairs_are_of_every_image_with_every_text(block_rows: int | None) -> None:
+    """Logits 2.5, .5 (bins 2 and 0) of image 0, -1.5 and .5 of image 2 (-2 and 0); 1 has no embedding."""
+    images = np.array([[1.0, 0], [np.nan, 0], [-1, 0]])
+    texts = np.array([[np.nan, 0], [1.0, 0], [0, 1]])
+    pairs = (np.array([2, 0, 0, 1]), np.array([2, 0, 1, 1]))  # text 0 and image 1 are missing
+    found = all_pair_gaps(images, texts, (2.0, 0.5), *pairs, block_rows=block_rows)
+    high, middle, low = (float(sigmoid(np.array(z))) for z in (2.5, 0.5, -1.5))
+    expected = np.zeros((3, 45))
+    expected[0, [21 + 2, 21]] = high - 1, middle
+    expected[2, [21 - 2, 21]] = low, middle - 1
+    expected[0, -3:] = 1, high + middle, 2
+    expected[2, -3:] = 1, low + middle, 2
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    # Of two matches: bin 2 lacks 1 - high, bin 0 has 2 middle - 1 too much, bin -2 low.
+    sums = found.sum(axis=0, keepdims=True)
+    assert gap_size(sums[:, :-2])[0] == pytest.approx((1 - high + 2 * middle - 1 + low) / 2)
+
+
+def test_a_model_that_is_right_about_all_pairs_is_calibrated_there_and_not_where_half_match() -> (
+    None
+):
+    """Logits of all pairs are drawn, and matches as often as they say: one in some hundreds."""
+    draw = np.random.default_rng(0)
+    images, texts = unit_rows(0, (400, 3)), unit_rows(1, (400, 3))
+    logit = (9.0, -9.5)
+    probability = sigmoid(logit[0] * images.astype(float) @ texts.T.astype(float) + logit[1])
+    image_P, text_P = (np.array(side) for side in np.nonzero(draw.random((400, 400)) < probability))
+    sums = all_pair_gaps(images, texts, logit, image_P, text_P).sum(axis=0, keepdims=True)
+    assert sums[0, -3] == len(image_P)
+    assert 0.001 < sums[0, -3] / sums[0, -1] < 0.05
+    assert sums[0, -2] == pytest.approx(sums[0, -3], rel=0.05)
+    assert gap_size(sums[:, :-2])[0] < 0.1
+    sure = all_pair_gaps(images, texts, (9.0, -7.5), image_P, text_P).sum(axis=0, keepdims=True)
+    assert gap_size(sure[:, :-2])[0] > 2
+    other = other_pairs(image_P, text_P, np.arange(400), 400, seed=0)
+    said = [probability[pairs] for pairs in ((image_P, text_P), other)]
+    is_match = np.repeat([True, False], [len(side) for side in said])
+    balanced = calibration_error(np.concatenate(said), is_match)
+    assert balanced is not None
+    assert balanced > 0.3
