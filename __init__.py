@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .precompute.build import build as build
     from .precompute.config import BuildConfig as BuildConfig
     from .precompute.planning.config import PlanConfig as PlanConfig
+    from .protocols.evaluate import ProtocolConfig as ProtocolConfig
+    from .protocols.evaluate import evaluate_protocol as evaluate_protocol
     from .store.cache import Cache as Cache
     from .store.cache import open_cache as open_cache
     from .student.config import TrainConfig as TrainConfig
@@ -32,11 +34,13 @@ __all__ = [
     "LossInputs",
     "LossTerm",
     "PlanConfig",
+    "ProtocolConfig",
     "TermValue",
     "TrainConfig",
     "__version__",
     "build",
     "evaluate",
+    "evaluate_protocol",
     "open_cache",
     "register_term",
     "train",
@@ -51,11 +55,13 @@ _HOMES = {
     "LossInputs": ".student.losses.objective",
     "LossTerm": ".student.terms",
     "PlanConfig": ".precompute.planning.config",
+    "ProtocolConfig": ".protocols.evaluate",
     "TermValue": ".student.losses.objective",
     "TrainConfig": ".student.config",
     "__version__": ".version",
     "build": ".precompute.build",
     "evaluate": ".student.evaluation.compare:evaluate_model",
+    "evaluate_protocol": ".protocols.evaluate",
     "open_cache": ".store.cache",
     "register_term": ".student.terms",
     "train": ".student.training.trainer",

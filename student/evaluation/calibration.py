@@ -17,15 +17,14 @@ _MOST_LOGIT = 20
 """Logits beyond it share a bin; their probabilities differ from 0 or 1 by 2e-9."""
 
 
-def other_pairs(
-    image_P: Ints, text_P: Ints, picture_N: Ints, num_texts: int, *, seed: int
-) -> tuple[Ints, Ints]:
+def other_pairs(image_P: Ints, text_P: Ints, picture_N: Ints, *, seed: int) -> tuple[Ints, Ints]:
     """Return as many random pairs, with repeats, as there are own ones, none of which match.
 
     A text matches every image whose picture has it as a caption. Fewer pairs are returned if hardly any
     exist.
     """
     draw = np.random.default_rng(seed)
+    num_texts = int(text_P.max(initial=-1)) + 1
     matching = np.unique(picture_N[image_P] * num_texts + text_P)
     images, texts = np.empty(0, np.int64), np.empty(0, np.int64)
     candidates = np.unique(text_P)

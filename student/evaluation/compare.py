@@ -26,7 +26,7 @@ from ..data.read_corpus import read_corpus
 from ..data.split import SplitPolicy, held_out, split_policy
 from ..export.metadata import ModelMetadata, read_metadata, read_projection
 from .embeddings import Embeddings, student_embeddings, teacher_embeddings
-from .eval_set import SPLITS, EvalSet, Split, choose_eval_set
+from .eval_set import SPLITS, CacheEvalSet, Split, choose_eval_set
 from .evaluate import evaluate, in_student_space
 from .pictures import picture_refs, read_texts
 from .report import INTERVALS, eval_set_lines, eval_set_numbers, table_lines
@@ -159,7 +159,7 @@ def evaluate_model(config: EvalConfig, *, progress: TaskProgress | None = None) 
     return Comparison(found=found, lines=lines)
 
 
-def open_eval_set(config: EvalConfig, checkpoint: Checkpoint) -> tuple[Cache, EvalSet]:
+def open_eval_set(config: EvalConfig, checkpoint: Checkpoint) -> tuple[Cache, CacheEvalSet]:
     """Return the cache and the images and texts that compare would evaluate ``checkpoint`` on."""
     cache = open_cache(config.cache, corpus_roots=config.corpus_roots)
     policy = _split_policy(config, read_metadata(checkpoint))
@@ -197,7 +197,7 @@ def _read_corpus(
 
 
 def _num_unseen(
-    cache: Cache, corpus: Corpus, eval_set: EvalSet, metadata: ModelMetadata
+    cache: Cache, corpus: Corpus, eval_set: CacheEvalSet, metadata: ModelMetadata
 ) -> int | None:
     """Return how many of the images were held out of the model's training; None: unknown."""
     if metadata.split is None:
@@ -256,7 +256,7 @@ def _embed(
     config: EvalConfig,
     checkpoint: Checkpoint,
     cache: Cache,
-    eval_set: EvalSet,
+    eval_set: CacheEvalSet,
     logit: tuple[float, float] | None,
     teacher: Embeddings,
     space: _Space,

@@ -4,8 +4,9 @@ Shape letters in this file:
     N = images, M = texts, P = pairs of an image with its caption, Q = prompts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -23,27 +24,14 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 class EvalSet:
     """The images and texts that a model is evaluated on, by their positions."""
 
-    split: Split
-    num_split_images: int
-    """Images of the split; rows_N may be a random sample of them."""
-
-    rows_N: NDArray[np.int64]
-    """(N,) rows of the cache, ascending."""
-
-    sha256_N: NDArray[np.uint8]
-    """(N, 32) SHA-256 of the bytes that the teacher saw."""
-
     picture_N: NDArray[np.int64]
-    """(N,) equal if and only if the SHA-256 is."""
-
-    text_rows_M: NDArray[np.int64]
-    """(M,) text_rows of the captions and the prompts, ascending, each once."""
+    """(N,) equal for images of one picture."""
 
     image_P: NDArray[np.int64]
-    """(P,) position in rows_N of each pair."""
+    """(P,) the image of each pair."""
 
     text_P: NDArray[np.int64]
-    """(P,) position in text_rows_M of each pair."""
+    """(P,) the text of each pair."""
 
     lang_P: NDArray[np.int32]
     """(P,) position in langs of each pair."""
@@ -58,13 +46,10 @@ class EvalSet:
     """(Q,) class of each prompt."""
 
     prompt_Q: NDArray[np.int64]
-    """(Q,) position in text_rows_M of each prompt."""
+    """(Q,) the text of each prompt."""
 
     lang_Q: tuple[str | None, ...]
     """Language of each prompt."""
-
-    num_texts_in_train: int | None
-    """Captions that are also captions of training images; None unless split is val."""
 
     num_labelled: int
     """Images with a label, with or without prompts for it."""
@@ -73,7 +58,7 @@ class EvalSet:
     """Labels of these images without prompts, sorted."""
 
     has_prompts: bool
-    """Whether the cache has any prompts."""
+    """Whether there are any prompts, of these labels or of others."""
 
     @property
     def num_captioned(self) -> int:
@@ -95,9 +80,30 @@ class EvalSet:
         return pairs[0], pairs[1], 1 / np.bincount(pairs[1])[pairs[1]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheEvalSet(EvalSet):
+    """The images and texts of a cache that a model is evaluated on."""
+
+    split: Split
+    num_split_images: int
+    """Images of the split; rows_N may be a random sample of them."""
+
+    rows_N: NDArray[np.int64]
+    """(N,) rows of the cache, ascending."""
+
+    sha256_N: NDArray[np.uint8]
+    """(N, 32) SHA-256 of the bytes that the teacher saw."""
+
+    text_rows_M: NDArray[np.int64]
+    """(M,) text_rows of the captions and the prompts, ascending, each once."""
+
+    num_texts_in_train: int | None
+    """Captions that are also captions of training images; None unless split is val."""
+
+
 def choose_eval_set(
     cache: Cache, corpus: Corpus, *, split: Split = "val", max_images: int = 10_000, seed: int = 0
-) -> EvalSet:
+) -> CacheEvalSet:
     """Return the images of a split, or a random sample of them, and all their texts.
 
     Args:
@@ -136,19 +142,9 @@ def choose_eval_set(
         of_train = corpus.select(~corpus.is_val_N).text_rows
         in_train = int(np.isin(captions, of_train).sum())
     labels_N = _labels(cache, images.rows_N)
-    prompts = _prompts(cache, images)
-    classes = _classes(prompts)
-    label_N = np.array(
-        [-1 if label is None else classes.get(label, -1) for label in labels_N], np.int64
-    )
-    has_prompts = not prompts.is_empty()
-    if (label_N < 0).all():
-        prompts = prompts.clear()  # so that no text is embedded in vain
-    class_of_prompt = pl.Series("label", [classes[x] for x in prompts["label"]], pl.Int64)
-    prompts = prompts.with_columns(class_of_prompt).unique(maintain_order=True)
-    prompt_rows = prompts["text_row"].to_numpy()
+    prompt_rows, classes = class_fields(labels_N, _prompts(cache, images))
     text_rows_M = np.union1d(captions, prompt_rows)
-    return EvalSet(
+    return CacheEvalSet(
         split=split,
         num_split_images=len(of_split),
         rows_N=images.rows_N,
@@ -159,14 +155,9 @@ def choose_eval_set(
         text_P=np.searchsorted(text_rows_M, images.caption_text_row).astype(np.int64),
         lang_P=images.caption_lang,
         langs=images.langs,
-        label_N=label_N,
-        class_Q=prompts["label"].to_numpy().astype(np.int64),
-        prompt_Q=np.searchsorted(text_rows_M, prompt_rows).astype(np.int64),
-        lang_Q=tuple(prompts["lang"].to_list()),
+        prompt_Q=np.searchsorted(text_rows_M, prompt_rows),
         num_texts_in_train=in_train,
-        num_labelled=sum(label is not None for label in labels_N),
-        unprompted=tuple(sorted({x for x in labels_N if x is not None} - classes.keys())),
-        has_prompts=has_prompts,
+        **classes,
     )
 
 
@@ -174,6 +165,34 @@ def _labels(cache: Cache, rows_N: NDArray[np.int64]) -> list[str | None]:
     """Return the label of each image."""
     samples = cache.samples().filter(pl.col("row").is_in(rows_N.tolist()))
     return samples.sort("row").select("label").collect()["label"].to_list()
+
+
+def class_fields(
+    labels_N: Sequence[str | None], prompts: pl.DataFrame
+) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """Return the text_row of each prompt that is needed, and the fields of an EvalSet about classes.
+
+    Args:
+        labels_N: label of each image.
+        prompts: text_row, label and lang of every prompt, without repeated texts.
+    """
+    classes = _classes(prompts)
+    label_N = np.array(
+        [-1 if label is None else classes.get(label, -1) for label in labels_N], np.int64
+    )
+    has_prompts = not prompts.is_empty()
+    if (label_N < 0).all():
+        prompts = prompts.clear()  # so that no text is embedded in vain
+    class_of_prompt = pl.Series("label", [classes[x] for x in prompts["label"]], pl.Int64)
+    prompts = prompts.with_columns(class_of_prompt).unique(maintain_order=True)
+    return prompts["text_row"].to_numpy(), {
+        "label_N": label_N,
+        "class_Q": prompts["label"].to_numpy().astype(np.int64),
+        "lang_Q": tuple(prompts["lang"].to_list()),
+        "num_labelled": sum(label is not None for label in labels_N),
+        "unprompted": tuple(sorted({x for x in labels_N if x is not None} - classes.keys())),
+        "has_prompts": has_prompts,
+    }
 
 
 def _classes(prompts: pl.DataFrame) -> dict[str, int]:

@@ -29,11 +29,19 @@ from .probabilities import calibration_of_all, calibration_of_half, soft_loss
 from .retrieval import CUTOFFS, TOPS, index_recall, macro_mean, retrieval, zero_shot
 
 _WAYS = ("image_to_text", "text_to_image")
+_OF_REFERENCE = (
+    "image_cosine",
+    "text_cosine",
+    "teacher_index",
+    "image_correlation",
+    "neighbour_overlap",
+    "soft_loss_excess",
+)
 
 
 def evaluate(
     subject: Embeddings,
-    reference: Embeddings,
+    reference: Embeddings | None,
     eval_set: EvalSet,
     *,
     map_ED: NDArray[np.floating[Any]] | None = None,
@@ -44,7 +52,7 @@ def evaluate(
 
     Args:
         subject: embeddings of the model.
-        reference: embeddings of the teacher, of the same rows.
+        reference: embeddings of the teacher, of the same rows; None: nothing is compared with them.
         eval_set: images and texts of those rows.
         map_ED: linear map from the model's space to the teacher's, ``x_ND @ map_ED.T``. None: with
             equal widths the spaces are the same, with other widths the cosine is None.
@@ -70,14 +78,31 @@ def evaluate(
         "missing_texts": num_missing(texts_MD[used_M]),
         "retrieval": _retrieval(images_ND, texts_MD, eval_set, figures),
         "zero_shot": _zero_shot(images_ND, texts_MD, eval_set, figures),
+        **dict.fromkeys(_OF_REFERENCE),
+        **_nearness(subject, reference, eval_set, figures, map_ED, is_one_space, seed),
+        "calibration_error": calibration_of_half(subject, eval_set, seed, figures),
+        "calibration": calibration_of_all(subject, eval_set, seed, figures),
+        "intervals": figures.intervals(seed=seed),
+    }
+
+
+def _nearness(
+    subject: Embeddings,
+    reference: Embeddings | None,
+    eval_set: EvalSet,
+    figures: Figures,
+    map_ED: NDArray[np.floating[Any]] | None,
+    is_one_space: bool,
+    seed: int,
+) -> dict[str, Any]:
+    if reference is None:
+        return {}
+    return {
         **_in_teacher_space(
             subject, reference, map_ED, eval_set, figures, is_one_space=is_one_space
         ),
         **_agreement(subject, reference, eval_set, figures),
         "soft_loss_excess": soft_loss(subject, reference, eval_set, seed, figures),
-        "calibration_error": calibration_of_half(subject, eval_set, seed, figures),
-        "calibration": calibration_of_all(subject, eval_set, seed, figures),
-        "intervals": figures.intervals(seed=seed),
     }
 
 

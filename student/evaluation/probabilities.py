@@ -25,7 +25,7 @@ with 5 captions have 15 times as many; a fifteenth gives the same mean to two or
 
 def _some_images(eval_set: EvalSet, num_texts: int, seed: int) -> Ints:
     """Return as many images as have at most _SOFT_PAIRS pairs with some texts."""
-    images = np.arange(len(eval_set.rows_N))
+    images = np.arange(len(eval_set.picture_N))
     num_images = max(1, _SOFT_PAIRS // max(1, num_texts))
     if len(images) > num_images:
         images = np.sort(np.random.default_rng(seed).choice(images, num_images, replace=False))
@@ -49,7 +49,7 @@ def soft_loss(
     whole = finite_mean(by_image)
     if whole is None:
         return None
-    num_images = len(eval_set.rows_N)
+    num_images = len(eval_set.picture_N)
     is_there = np.isfinite(by_image)
     sums_N4 = np.zeros((num_images, 4))
     sums_N4[images[is_there], 0], sums_N4[images[is_there], 1] = by_image[is_there], 1
@@ -74,13 +74,13 @@ def calibration_of_half(
     if subject.logit is None:
         return None
     own = (eval_set.image_P, eval_set.text_P)
-    other = other_pairs(*own, eval_set.picture_N, len(eval_set.text_rows_M), seed=seed)
+    other = other_pairs(*own, eval_set.picture_N, seed=seed)
     scale, bias = subject.logit
     image_P, text_P = (np.concatenate(sides) for sides in zip(own, other, strict=True))
     cosine_P = pair_cosines(subject.images_ND, subject.texts_MD, image_P, text_P)
     probability_P = sigmoid(scale * cosine_P + bias)
     is_match_P = np.arange(len(image_P)) < len(own[0])
-    gaps_NB = calibration_gaps(probability_P, is_match_P, image_P, len(eval_set.rows_N))
+    gaps_NB = calibration_gaps(probability_P, is_match_P, image_P, len(eval_set.picture_N))
     figures.add(("calibration_error",), gaps_NB, gap_size)
     return calibration_error(probability_P, is_match_P)
 
@@ -104,7 +104,7 @@ def calibration_of_all(
         np.searchsorted(images, image_P[is_asked_P]),
         text_P[is_asked_P],
     )
-    sums_NB = np.zeros((len(eval_set.rows_N), of_images_NB.shape[1]))
+    sums_NB = np.zeros((len(eval_set.picture_N), of_images_NB.shape[1]))
     sums_NB[images] = of_images_NB
     parts: dict[str, Figure] = {
         "prior": lambda sums_RB: sums_RB[:, -3] / sums_RB[:, -1],

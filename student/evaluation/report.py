@@ -5,7 +5,7 @@ from typing import Any
 
 from ...formatting import aligned, format_count
 from ..data.split import SplitPolicy
-from .eval_set import EvalSet
+from .eval_set import CacheEvalSet
 
 _NA = "n/a"
 _WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
@@ -35,7 +35,10 @@ _Column = Mapping[str, Any]
 
 
 def table_lines(
-    columns: Mapping[str, _Column], eval_set: Mapping[str, Any], *, has_intervals: bool = False
+    columns: Mapping[str, _Column],
+    eval_set: Mapping[str, Any] | None,
+    *,
+    has_intervals: bool = False,
 ) -> list[str]:
     """Return the lines of a table, one row a metric, one column a model; then why numbers are missing.
 
@@ -43,7 +46,7 @@ def table_lines(
 
     Args:
         columns: result of evaluate by heading, all of one eval set.
-        eval_set: result of eval_set_numbers.
+        eval_set: result of eval_set_numbers; None: no reasons are given.
         has_intervals: whether the interval of each number is beside it.
     """
     rows = [["", *columns]]
@@ -51,7 +54,7 @@ def table_lines(
         if any(_value(column, path) is not None for column in columns.values()):
             cells = (_cell(column, path, form, has_intervals) for column in columns.values())
             rows.append([label, *cells])
-    return aligned(rows) + list(_why_missing(columns, eval_set))
+    return aligned(rows) + list(_why_missing(columns, eval_set) if eval_set else ())
 
 
 def _why_missing(columns: Mapping[str, _Column], eval_set: Mapping[str, Any]) -> Iterator[str]:
@@ -90,7 +93,7 @@ def _some(labels: Sequence[str]) -> str:
     return shown + (f" or {len(labels) - 3:,} more" if len(labels) > 3 else "")
 
 
-def eval_set_numbers(eval_set: EvalSet, policy: SplitPolicy | None) -> dict[str, Any]:
+def eval_set_numbers(eval_set: CacheEvalSet, policy: SplitPolicy | None) -> dict[str, Any]:
     """Return the counts of an eval set, as JSON values."""
     return {
         "split": eval_set.split,
@@ -109,7 +112,7 @@ def eval_set_numbers(eval_set: EvalSet, policy: SplitPolicy | None) -> dict[str,
     }
 
 
-def eval_set_lines(eval_set: EvalSet, policy: SplitPolicy | None) -> list[str]:
+def eval_set_lines(eval_set: CacheEvalSet, policy: SplitPolicy | None) -> list[str]:
     """Return the counts of an eval set, as lines for people."""
     how = "" if policy is None else f" ({policy.words})"
     also = (

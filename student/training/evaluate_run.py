@@ -100,7 +100,7 @@ class HeldOutEvaluation:
             batch_size=_EVAL_BATCH,
             num_workers=resolved.num_workers,
             name=name,
-            sha256_N=self._sha256_N,
+            sha256_N=self._hashes,
             images_ND=images_ND,
             texts_MD=texts_MD,
             logit=(float(scale.detach()), float(bias.detach())),
@@ -125,18 +125,18 @@ class HeldOutEvaluation:
             compute_dtype="float32",
             batch_size=_EVAL_BATCH,
             num_workers=self._resolved.num_workers,
-            sha256_N=self._sha256_N,
+            sha256_N=self._hashes,
         )
 
     @property
-    def _sha256_N(self) -> NDArray[np.uint8] | None:
+    def _hashes(self) -> NDArray[np.uint8] | None:
         """(N, 32) hashes that the images must have; None: any."""
         never = self._resolved.config.check_pixels == "never"
         return None if never else self.eval_set.sha256_N
 
     def _images_and_texts(self) -> tuple[list[ImageRef], list[str]]:
         cache, eval_set, kept = self._resolved.cache, self.eval_set, self._resolved.kept
-        refs = picture_refs(cache, eval_set.rows_N, kept=kept, sha256_N=self._sha256_N)
+        refs = picture_refs(cache, eval_set.rows_N, kept=kept, sha256_N=self._hashes)
         return refs, read_texts(cache, eval_set.text_rows_M)
 
 

@@ -6,6 +6,7 @@ in ``_KINDS`` fails.
 """
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -103,6 +104,7 @@ def world(
         {"image": f"images/{i}.jpg", "captions": [f"Picture {i}", f"Look {i}"]} for i in range(24)
     ]
     write_table_corpus(tmp_path / "coco288", lines)
+    write_benchmarks(tmp_path)
     # --compile: graphs are captured, and run without code that a compiler takes half a minute for.
     torch.compiler.set_stance(force_backend="aot_eager")
     monkeypatch.chdir(tmp_path)
@@ -114,6 +116,27 @@ def world(
     )
     yield World(tmp_path, command)
     torch.compiler.set_stance("default")
+
+
+def write_benchmarks(root: Path) -> None:
+    """Write four pictures as COCO, Flickr30k, XM3600 and ImageNet are published."""
+    images: list[dict[str, Any]] = []
+    lines: list[str] = []
+    for i in range(4):
+        for path in (f"coco/val2014/{i}.jpg", f"flickr30k/{i}.jpg", f"xm3600/images/{i}.jpg"):
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            draw_image(i).save(root / path)
+        folder = root / "imagenet" / "val" / f"n0000000{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_image(i).save(folder / f"{i}.JPEG")
+        images.append({"filename": f"{i}.jpg", "split": "test", "sentences": [{"raw": f"No. {i}"}]})
+        texts = {"en": {"caption": [f"No. {i}"]}, "de": {"caption": [f"Nr. {i}"]}}
+        lines.append(json.dumps({"image/key": f"{i}", **texts}) + "\n")
+    coco = [{**image, "filepath": "val2014"} for image in images]
+    for name, found in (("coco", coco), ("flickr30k", images)):
+        (root / name / f"dataset_{name}.json").write_text(json.dumps({"images": found}))
+    (root / "xm3600" / "captions.jsonl").write_text("".join(lines))
+    (root / "imagenet" / "names.txt").write_text("tench\ndog\n")
 
 
 @pytest.mark.filterwarnings("default")  # torch.compile has warnings of its own

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siglip2_cache.student.evaluation.embeddings import Embeddings
-from siglip2_cache.student.evaluation.eval_set import EvalSet
+from siglip2_cache.student.evaluation.eval_set import CacheEvalSet
 
 
 def unit_rows(seed: int, shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -20,9 +20,9 @@ def embeddings(images: NDArray[np.float32], texts: NDArray[np.float32], **more: 
     return Embeddings(images_ND=images, texts_MD=texts, **settings)
 
 
-def eval_set(**changes: Any) -> EvalSet:
+def eval_set(**changes: Any) -> CacheEvalSet:
     """Four images, the last a copy of the third; captions 0 to 3, of which 1 is shared; prompts 4 to 6."""
-    whole = EvalSet(
+    whole = CacheEvalSet(
         split="val",
         num_split_images=9,
         rows_N=np.array([2, 3, 5, 8]),

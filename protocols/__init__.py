@@ -1,0 +1,1 @@
+"""Evaluation on published benchmarks and other corpora from local files, without a cache."""
