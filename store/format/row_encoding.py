@@ -226,7 +226,8 @@ def _decode(
 
 def _num_threads(num_rows: int) -> int:
     """Return in how many threads to decode so many rows: one for each _PARALLEL_ROWS, at most all cores."""
-    return max(1, min(num_rows // _PARALLEL_ROWS, num_cores()))
+    wanted = num_rows // _PARALLEL_ROWS
+    return 1 if wanted < 2 else min(wanted, num_cores())  # cores are counted by reading files
 
 
 def _scales(stored_NS: NDArray[np.int8]) -> NDArray[np.float32]:
