@@ -11,6 +11,7 @@ from ..store.format.layout import MODALITIES, Modality
 from ..store.format.pixel_settings import check_quality, check_short_side
 from ..store.format.row_encoding import parse_encoding
 from ..store.io.location import Location
+from ..store.targets.distortion import BUDGET
 from .executor.unit import StageTimes
 from .planning.config import PlanConfig
 from .planning.plan import Plan
@@ -64,7 +65,7 @@ class BuildConfig:
     targets: str | None = None
     """How targets are stored: float16 or int8; None: as recorded in the cache, else float16."""
 
-    targets_budget: float = 0.001
+    targets_budget: float = BUDGET
     """Largest change of the soft targets by int8, as a share of their entropy."""
 
     keep_pixels: int | None = None

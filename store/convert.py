@@ -31,6 +31,7 @@ from .io.location import Location
 from .io.storage import Storage, open_storage
 from .pairs import choose_pairs
 from .targets.distortion import (
+    BUDGET,
     distortion_line,
     measure_distortion,
     refuse_distorted_rows,
@@ -64,7 +65,7 @@ def convert_cache(
     out: Location,
     *,
     targets: str,
-    budget: float = 0.001,
+    budget: float = BUDGET,
     progress: TaskProgress | None = None,
 ) -> Converted:
     """Write a cache again with other targets; catalog, kept pixels and records are copied, indexes are not.

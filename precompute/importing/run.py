@@ -17,6 +17,7 @@ from ...store.format.teacher_record import TeacherRecord
 from ...store.format.transaction import clear_garbage
 from ...store.io.location import parse_location
 from ...store.io.storage import Storage, open_storage
+from ...store.targets.distortion import BUDGET
 from ..build import count_rejected
 from ..config import BuildSummary
 from ..estimate.disk import refuse_small_disk
@@ -218,7 +219,7 @@ class _Import:
             num_decoders=self._config.decode_workers,
             sample_timeout_s=self._config.sample_timeout_s,
             num_threads=None,
-            targets_budget=0.0,
+            targets_budget=BUDGET,  # of a cache that was converted to int8
         )
         of: dict[Modality, list[Job]] = {
             m: [job for job in jobs if job.unit.modality == m] for m in MODALITIES

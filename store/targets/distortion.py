@@ -13,6 +13,9 @@ from ...errors import BuildError, SettingError
 from ..format.row_encoding import RowCodec
 from ..format.teacher_record import Distortion, TeacherRecord
 
+BUDGET = 0.001
+"""Largest share of the KL divergence, unless the user sets another."""
+
 _BATCH = 1024
 
 

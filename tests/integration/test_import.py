@@ -23,6 +23,7 @@ from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.importing.config import ImportConfig, ImportSummary
 from siglip2_cache.precompute.importing.run import import_targets
 from siglip2_cache.precompute.planning.config import PlanConfig
+from siglip2_cache.store.convert import convert_cache
 from siglip2_cache.store.format.views import pixel_box
 from siglip2_cache.store.io.location import parse_location
 from siglip2_cache.store.verify.verify import verify_cache
@@ -198,6 +199,20 @@ def test_reports_indexes_and_trainings_take_it_as_any_other(
         assert command(*report)[0] == 0
     train_of(imported, tiny_student, tmp_path / "run", progress=Listening(), global_batch_size=4)
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_a_converted_import_is_imported_into_again(
+    imported: Path, clip_folder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    convert_cache(open_cache(imported), tmp_path / "int8", targets="int8")
+    before = tree_of(tmp_path / "int8")
+    (tmp_path / "int8/teachers/other/commits/text-00001.json").unlink()
+    import_into(clip_folder, tmp_path / "int8", corpus=corpus)
+    cache = open_cache(tmp_path / "int8")
+    assert verify_cache(cache).faults == []
+    assert cache.teacher("other").encoding.name == "int8"
+    shard = "teachers/other/text.zarr/c/1/0"
+    assert cache.files.read(shard) == before[shard]
 
 
 def test_crops_of_datacompdr_are_the_views_and_their_embeddings_the_targets(
