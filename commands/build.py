@@ -315,7 +315,11 @@ def build(
     if time and not dry_run:
         raise SettingError("--time goes with --dry-run: a build shows its rate as it runs")
     if dry_run:
-        dry = run_dry(config, is_timed=time)
+        progress = BuildProgress(make_display(is_quiet=quiet))
+        try:
+            dry = run_dry(config, is_timed=time, on_samples=progress.scanned)
+        finally:
+            progress.stop()
         found, lines = dry_run_values(dry), dry_run_lines(dry)
     else:
         try:

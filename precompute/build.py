@@ -74,7 +74,9 @@ class _Build:
         self._config, self._progress, self._make_teacher = config, progress, make_teacher
         self._files = open_storage(parse_location(config.cache))
         self._loaded: Teacher | None = None
-        self._preparation = Preparation(config, self._files, progress.say, self._teacher)
+        self._preparation = Preparation(
+            config, self._files, progress.say, progress.scanned, self._teacher
+        )
 
     def run(self) -> BuildSummary:
         started = time.monotonic()

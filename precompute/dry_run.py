@@ -1,6 +1,7 @@
 """A dry run of a build: the images, texts, units and bytes it would write, and the time it would take."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,13 +63,18 @@ class DryRun:
 
 
 def dry_run(
-    config: BuildConfig, *, is_timed: bool, make_teacher: TeacherFactory = load_teacher
+    config: BuildConfig,
+    *,
+    is_timed: bool,
+    on_samples: Callable[[int], None] = lambda count: None,
+    make_teacher: TeacherFactory = load_teacher,
 ) -> DryRun:
     """Return what a build would do; plan without writing anything.
 
     Args:
         config: the build.
         is_timed: also load the teacher and time a few real batches.
+        on_samples: called with a number of samples that were scanned since the last call.
         make_teacher: loads the model.
 
     Raises:
@@ -77,7 +83,7 @@ def dry_run(
     checkpoint = resolve_checkpoint(config.teacher, revision=config.revision)
     checkpoint = config.choices.apply(checkpoint)
     files = open_storage(parse_location(config.cache))
-    plan = make_plan(config.plan, files, is_dry_run=True)
+    plan = make_plan(config.plan, files, is_dry_run=True, on_samples=on_samples)
     new = {"image": plan.findings.num_samples, "text": plan.findings.num_texts}
     spans: dict[Modality, list[int]] = {m: _unit_sizes(new[m], plan.shard_rows) for m in MODALITIES}
     cache = open_if_planned(files, config.plan.corpus_roots)

@@ -35,10 +35,16 @@ class Preparation:
         config: BuildConfig,
         files: Storage,
         say: Callable[[str], None],
+        scanned: Callable[[int], None],
         load: Callable[[Checkpoint, str], Teacher],
     ) -> None:
-        """Set the build; ``load`` returns the live teacher of a checkpoint at a dtype."""
+        """Set the build.
+
+        ``scanned`` counts samples while planning; ``load`` returns the live teacher of a checkpoint at a
+        dtype.
+        """
         self._config, self._files, self._say, self._load = config, files, say, load
+        self._scanned = scanned
 
     def open(self) -> Cache:
         """Return the cache as it is now."""
@@ -57,7 +63,11 @@ class Preparation:
         if self._config.rank is not None and self._config.rank.rank > 0:
             return self._wait_for_rank_0(checkpoint, self._config.rank)
         plan = make_plan(
-            self._config.plan, self._files, on_scan=self._say_scanning, scan_ahead=self._scan_ahead
+            self._config.plan,
+            self._files,
+            on_scan=self._say_scanning,
+            on_samples=self._scanned,
+            scan_ahead=self._scan_ahead,
         )
         finish_interrupted_teachers(self._files)
         return plan, self._find_or_add_teacher(self.open(), checkpoint)

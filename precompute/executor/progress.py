@@ -34,13 +34,21 @@ class BuildProgress:
         self._display = display or log_display()
         self._counts: dict[Modality, _Counts] = {}
         self._last = time.monotonic()
+        self._scan = Task("planning", 0)
 
     def say(self, message: str) -> None:
         """Print one line that stays."""
         self._display.say(message)
 
+    def scanned(self, num_samples: int) -> None:
+        """Count samples of the corpus that were scanned for the plan."""
+        self._scan.done += num_samples
+        line = f"planning {self._scan.done:,} samples, {self._scan.rate:,.0f} samples/s"
+        self._display.show(self._scan, line)
+
     def start(self, totals: Mapping[Modality, int], units: Mapping[Modality, int]) -> None:
         """Set how many rows and units are to be made."""
+        self._display.hide(self._scan)
         self._last = time.monotonic()
         for modality, total in totals.items():
             self._counts[modality] = _Counts(modality, total, units[modality])

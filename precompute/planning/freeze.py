@@ -8,7 +8,7 @@ Steps: scan the sources -> merge rows of one image -> match keys -> number sampl
 texts -> join captions.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -86,8 +86,13 @@ class Freezer:
         self._notes = CorpusNotes()
         self._existing_problems = self._existing.problems()
 
-    def scan(self, sources: Sequence[tuple[str, Source]], scanner: Scanner) -> None:
-        """Read the sources, (name, source) in order.
+    def scan(
+        self,
+        sources: Sequence[tuple[str, Source]],
+        scanner: Scanner,
+        on_samples: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """Read the sources, (name, source) in order; count samples with ``on_samples``.
 
         Raises:
             SourceError: a source as a whole cannot be read.
@@ -96,6 +101,7 @@ class Freezer:
         for name, source in sources:
             for frame in scanner.frames(source):
                 self._add_frame(name, frame)
+                on_samples(len(frame))
         if self._num_seqs == 0:
             locations = ", ".join(str(source.location) for _, source in sources)
             shown = "; ".join(self.findings.problems)

@@ -62,6 +62,7 @@ def make_plan(
     *,
     is_dry_run: bool = False,
     on_scan: Callable[[], None] = lambda: None,
+    on_samples: Callable[[int], None] = lambda count: None,
     scratch: Callable[[], Scratch] = Scratch,
     scan_ahead: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Plan:
@@ -74,6 +75,7 @@ def make_plan(
         files: the cache's folder, which need not exist.
         is_dry_run: write nothing, only count.
         on_scan: called before the sources are scanned, which may take long.
+        on_samples: called with a number of samples that were scanned since the last call.
         scratch: returns the temporary space of the plan.
         scan_ahead: returns a context that scans for this plan (shared_scan.py).
 
@@ -114,7 +116,7 @@ def make_plan(
         )
         try:
             with scan_ahead():
-                freezer.scan(sources, scanner)
+                freezer.scan(sources, scanner, on_samples)
             made, note = prompts(sorted(freezer.labels))
             freezer.add_prompts(made, note)
             findings = freezer.freeze()
@@ -133,7 +135,14 @@ def make_plan(
         is_ours = transaction.commit(fields)
         scanner.clear()
         if not is_ours:
-            return make_plan(config, files, on_scan=on_scan, scratch=scratch, scan_ahead=scan_ahead)
+            return make_plan(
+                config,
+                files,
+                on_scan=on_scan,
+                on_samples=on_samples,
+                scratch=scratch,
+                scan_ahead=scan_ahead,
+            )
     descriptions = transaction.descriptions.values()
     return Plan(
         findings=findings,

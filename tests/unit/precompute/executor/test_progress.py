@@ -112,6 +112,14 @@ def test_plain_lines_go_where_stderr_is_no_terminal(monkeypatch: pytest.MonkeyPa
     assert "images 10/10, units 1/1" in terminal.getvalue().replace("\n", " ")
 
 
+def test_planning_is_shown_as_a_count(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = BuildProgress()
+    for _ in range(4):
+        clock.now += 4
+        plain.scanned(2_000)
+    assert capsys.readouterr().err == "planning 6,000 samples, 500 samples/s\n"
+
+
 def test_a_quiet_display_shows_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
     quiet = BuildProgress(make_display(is_quiet=True))
     quiet.start({"image": 10, "text": 0}, {"image": 1, "text": 0})
