@@ -14,6 +14,9 @@ CORPUS = ("python", "-m", "siglip2_cache.demo.corpus")
 
 _LINE_WIDTH = 100
 _VERIFY_SAMPLE = 16
+_CONTRASTIVE_LR, _DISTILLED_LR = "2e-3", "8e-3"
+"""Peak learning rates, each the best for its objective (benchmarks/results/distillation)."""
+
 _QUERIES = (
     "a blue square above a brown cross",
     "ein schwarzes Quadrat",
@@ -181,10 +184,10 @@ def _cache_steps(config: TourConfig) -> Iterator[Step]:
 def _training_steps(config: TourConfig) -> Iterator[Step]:
     at = TourPaths(config.out)
 
-    def train(out: Path, *weights: str) -> tuple[str, ...]:
+    def train(out: Path, lr: str, *weights: str) -> tuple[str, ...]:
         return (
             *("train", str(at.scenes_cache), "--student", str(at.start), "--out", str(out)),
-            *("--steps", str(config.num_steps), "--global-batch-size", "128", "--lr", "1e-3"),
+            *("--steps", str(config.num_steps), "--global-batch-size", "128", "--lr", lr),
             # The test scenes replace a held-out share, whose captions would be as wrong as the others.
             *("--warmup-steps", str(config.num_steps // 10), "--val-share", "0"),
             *("--seed", str(config.seed)),
@@ -194,12 +197,12 @@ def _training_steps(config: TourConfig) -> Iterator[Step]:
     yield Step(
         purpose="Train a student on these captions alone, without the teacher",
         program=COMMAND,
-        arguments=train(at.contrastive, "contrastive=1", "soft=0", "cosine=0"),
+        arguments=train(at.contrastive, _CONTRASTIVE_LR, "contrastive=1", "soft=0", "cosine=0"),
     )
     yield Step(
         purpose="Train the same student from the cached embeddings",
         program=COMMAND,
-        arguments=train(at.distilled),
+        arguments=train(at.distilled, _DISTILLED_LR),
     )
 
 
