@@ -20,6 +20,7 @@ from .options import (
     AsJson,
     CorpusRoot,
     DecodeWorkers,
+    Quiet,
     flag,
     given_location,
     option,
@@ -112,6 +113,7 @@ def import_targets(
     shard_rows: ShardRows = None,
     decode_workers: DecodeWorkers = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write embeddings that another program made into a cache, joined by key, as a teacher.
 
@@ -163,7 +165,7 @@ def import_targets(
         retry_rejected=retry_rejected,
     )
     try:
-        summary = run_import(config, progress=BuildProgress(make_display()))
+        summary = run_import(config, progress=BuildProgress(make_display(is_quiet=quiet)))
     except (BuildInterrupted, KeyboardInterrupt) as error:
         say(str(error) or str(BuildInterrupted()), err=True)
         raise typer.Exit(130) from None
