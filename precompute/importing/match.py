@@ -166,7 +166,7 @@ class Matches:
         prefixes = [f"{name}/" if name else "" for name in self._cache.sources]
         names = first.to_list()
         parts = names[0].split("/")
-        cuts = ["", *("/".join(parts[:i]) + "/" for i in range(1, len(parts)))]
+        cuts = ["", *("/".join(parts[:i]) + "/" for i in range(1, min(len(parts), _TRIED)))]
         rules = [
             (cut, drops, prefix)
             for prefix in dict.fromkeys(["", *prefixes])

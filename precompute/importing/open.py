@@ -118,7 +118,7 @@ def _parquet_parts(
     file: Location, columns: EmbeddingColumns, files: SourceFiles, *, is_only: bool
 ) -> list[ArrayPart]:
     """Return the images and the texts of a Parquet file; none if it has no vectors and is not alone."""
-    opened: Any = open_parquet(files.path(file))
+    opened = _open_parquet(file, files)
     schema = opened.schema_arrow
     lists = [field.name for field in schema if is_vectors(field.type)]
     key = _choose(columns.key, schema.names, _KEYS, file)
@@ -140,6 +140,14 @@ def _parquet_parts(
             "with --embedding-column and --embedding-key, or --text-embedding-column and --text-column"
         )
     return parts
+
+
+def _open_parquet(file: Location, files: SourceFiles) -> Any:
+    path = files.path(file)
+    try:
+        return open_parquet(path)
+    except SourceError as error:  # of a copy: name the object
+        raise SourceError(str(error).replace(str(path), str(file))) from None
 
 
 def _parquet_part(
@@ -236,7 +244,7 @@ def _named_by_parquet(
     modality: Modality | None = None,
 ) -> ArrayPart:
     """Return an array whose names are a column of a table: keys of images, or else texts."""
-    opened: Any = open_parquet(files.path(table))
+    opened = _open_parquet(table, files)
     names = opened.schema_arrow.names
     key = None if modality == "text" else _choose(columns.key, names, _KEYS, table)
     name = key or (None if modality == "image" else _choose(columns.text, names, _TEXTS, table))

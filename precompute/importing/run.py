@@ -136,6 +136,7 @@ class _Import:
         config, cache = self._config, open_if_planned(self._files, self._roots)
         plan = config.plan
         if plan is None and cache is not None:
+            _refuse_other_shape(config, cache)
             return recorded_plan(cache)
         views = config.num_views
         if isinstance(source, DataCompDR) and cache is None:
@@ -143,7 +144,7 @@ class _Import:
             views = views or source.first_num_crops() + 1
             plan = replace(
                 plan,
-                has_stored_views=True,
+                has_stored_views=views > 1,
                 columns=plan.columns or TableColumns(captions=(SYN_COLUMN,)),
                 caption_endings=plan.caption_endings or CAPTIONS,
             )
@@ -239,6 +240,23 @@ class _Import:
             summary.num_images = totals.num_rows["image"]
             summary.num_texts = totals.num_rows["text"]
             summary.num_rejected_now = totals.num_rejected
+
+
+def _refuse_other_shape(config: ImportConfig, cache: Cache) -> None:
+    """Refuse views and rows of a unit that are not those of the cache.
+
+    Raises:
+        SettingError: names both.
+    """
+    for name, asked, recorded in (
+        ("views", config.num_views, cache.num_views),
+        ("shard rows", config.shard_rows, cache.shard_rows),
+    ):
+        if asked not in (None, recorded):
+            raise SettingError(
+                f"{name} is {recorded} in {cache.root} and cannot be changed to {asked}; leave the option "
+                "out, or import into a new cache"
+            )
 
 
 def _fit(cache: Cache, source: Embeddings, matches: Matches, config: ImportConfig) -> LogitFit:

@@ -125,7 +125,10 @@ def _with_stored_views(source: Source, config: PlanConfig, record: SourceRecord 
     if not wanted:
         return source
     if not isinstance(source, WebDatasetSource):
-        raise SettingError(f"{source.location} is no tars, and only they have crops beside images")
+        raise SettingError(
+            f"{source.location} is not made of tars, and only they have crops beside their images; give "
+            "--views 1 to take whole images"
+        )
     return replace(source, has_stored_views=True)
 
 

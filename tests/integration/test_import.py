@@ -275,6 +275,54 @@ def test_an_image_whose_crops_are_not_its_views_has_no_target(
     assert "it has other views in the cache than the crops of its paug.json" in str(caught.value)
 
 
+def test_new_images_and_repaired_ones_get_their_targets_by_the_same_command(
+    clip_folder: Path, tmp_path: Path
+) -> None:
+    corpus, cache = tmp_path / "corpus", tmp_path / "cache"
+    write_folder_corpus(corpus, 5, captions=0)
+    sound = (corpus / "img002.png").read_bytes()
+    (corpus / "img002.png").write_bytes(sound[:60])
+    import_into(clip_folder, cache, corpus=corpus)
+    opened = open_cache(cache)
+    assert opened.image_targets("other").available_rows().tolist() == [0, 1, 3, 4]
+    (corpus / "img002.png").write_bytes(sound)
+    import_into(clip_folder, cache, retry_rejected=True)
+    write_folder_corpus(corpus, 3, captions=0, first=5)
+    import_into(clip_folder, cache, corpus=corpus)
+    opened = open_cache(cache)
+    rows = [*range(5), 8, 9, 10]  # units of 4 rows; the new images start another
+    images, _ = pairs(NUM, WIDTH)
+    np.testing.assert_allclose(opened.image_targets("other").read(rows), images[:8], atol=2e-3)
+    assert verify_cache(opened).faults == []
+
+
+def test_parquet_has_an_embedding_for_each_view(
+    corpus: Path, tmp_path: Path, command: Command
+) -> None:
+    images, _ = pairs(2 * NUM, WIDTH)
+    lines = [(f"img{i // 2:03d}", i % 2) for i in range(2 * NUM)]
+    del lines[7]  # view 1 of img003
+    columns = {
+        "key": [key for key, _ in lines],
+        "view": [view for _, view in lines],
+        "embedding": np.delete(images, 7, axis=0).tolist(),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "e.parquet")
+    arguments = ("import", tmp_path / "e.parquet", tmp_path / "cache", "--teacher-name", "p")
+    numbers = ("--logit-scale", 4.6, "--logit-bias", 0, "--decode-workers", 0, "--quiet")
+    status, _, err = command(*arguments, "--corpus", corpus, "--views", 2, *numbers)
+    assert (status, err) == (0, "")
+    cache = open_cache(tmp_path / "cache")
+    found = cache.image_targets("p").read(np.array([0, 0, 11]), np.array([0, 1, 1]))
+    np.testing.assert_allclose(found, images[[0, 1, 23]], atol=2e-3)
+    rejected = cache.rejected("p").collect().rows(named=True)
+    assert [(row["key"], row["reason"]) for row in rejected if row["modality"] == "image"] == [
+        ("img003", "no embedding of its view 1 was imported")
+    ]
+    line = error_line(*command(*arguments, "--views", 3))
+    assert line.startswith(f"views is 2 in {tmp_path}/cache and cannot be changed to 3;")
+
+
 def test_killed_again_and_again_the_cache_equals_that_of_an_undisturbed_import(
     corpus: Path, clip_folder: Path, imported: Path, tmp_path: Path
 ) -> None:
