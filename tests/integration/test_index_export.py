@@ -86,4 +86,4 @@ def test_an_export_that_cannot_be_is_said_in_a_line(
         f"{tmp_path} exists; name"
     )
     line = error_line(*command("export", "embeddings", root, tmp_path / "x", "--format", "csv"))
-    assert line == "format must be one of parquet, npy, atlas, got 'csv'"
+    assert line == "format must be one of parquet, npy, atlas, clip-retrieval, got 'csv'"
