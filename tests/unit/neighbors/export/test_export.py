@@ -259,7 +259,8 @@ class TestRefusals:
 
     def test_other_words_are_named(self, tmp_path: Path) -> None:
         with pytest.raises(
-            SettingError, match=r"format must be one of parquet, npy, atlas, clip-retrieval, got 'x'"
+            SettingError,
+            match=r"format must be one of parquet, npy, atlas, clip-retrieval, got 'x'",
         ):
             ExportConfig(out=tmp_path, format="x")
         with pytest.raises(
