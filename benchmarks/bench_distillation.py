@@ -72,7 +72,7 @@ def only(**given: float) -> dict[str, float]:
 BOTH = ("scenes", "digits")
 WAYS = [
     Way("default: soft 1, cosine T/3, contrastive 0.1", worlds=BOTH),
-    Way("cosine 2T/3 (76)", {"cosine": 76.0}, worlds=BOTH),
+    Way("cosine 76 (3.5 T of scenes, 5.8 T of digits)", {"cosine": 76.0}, worlds=BOTH),
     Way("contrastive alone, rate 2e-3", only(contrastive=1), lr=2e-3, worlds=BOTH),
     Way("no contrastive", {"contrastive": 0.0}, noises=(NOISY,)),
     Way("relations 1", {"relations": 1.0}, noises=(NOISY,)),
