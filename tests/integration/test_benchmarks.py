@@ -22,6 +22,7 @@ def test_every_benchmark_is_tried_here() -> None:
         "bench_feed.py",
         "bench_kills.py",
         "bench_neighbors.py",
+        "bench_runtimes.py",
         "bench_scale.py",
         "bench_store_read.py",
         "bench_targets.py",
@@ -157,3 +158,17 @@ def test_targets_give_bytes_rates_errors_and_what_students_learn() -> None:
     assert sizes["int8"] / sizes["float16"] < 0.51
     assert all(rate > 0 for rates in found["reading"]["rates"].values() for rate in rates)
     assert list(found["training"]) == ["float16", "int8"]
+
+
+@pytest.mark.slow
+def test_every_runtime_has_its_times_and_computes_what_training_does() -> None:
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    found = last_line("bench_runtimes.py")
+    for student in ("whole", "smaller"):
+        assert len(found[student]) == 4
+        for runtime, numbers in found[student].items():
+            least = 0.98 if runtime == "onnx int8" else 0.9999
+            assert min(numbers["image_cosine"], numbers["text_cosine"]) > least, (student, runtime)
+            assert min(numbers[name] for name in ("load_s", "text_ms", "images_per_s")) > 0
+    sizes = [found[student]["transformers"]["megabytes"] for student in ("whole", "smaller")]
+    assert sizes[0] > sizes[1] > found["smaller"]["onnx int8"]["megabytes"]
