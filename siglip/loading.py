@@ -51,7 +51,7 @@ def load_trainable(checkpoint: Checkpoint, *, towers: Towers, is_new: bool) -> A
 
     model_class = _class(checkpoint, towers)
     if is_new:
-        with _quiet_transformers():
+        with quiet_transformers():
             stored = _towers_in(checkpoint)
             config = _class(checkpoint, stored).config_class.from_pretrained(checkpoint.folder)
             if stored != towers:
@@ -104,7 +104,7 @@ def _load(
     """Return a model with all its weights, which are all weights not starting with ``left_out``."""
     from safetensors import SafetensorError
 
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             model, info = cast(
                 "tuple[Any, dict[str, Any]]",
@@ -136,7 +136,7 @@ def _load(
 
 
 @contextmanager
-def _quiet_transformers() -> Generator[None]:
+def quiet_transformers() -> Generator[None]:
     """Silence progress bars of transformers, and warnings about special ids in the published configs.
 
     Those ids are wrong and not used. Errors are still raised.

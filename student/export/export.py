@@ -17,6 +17,7 @@ from ...errors import CheckpointError
 from ...siglip import Checkpoint, towers_of
 from ...siglip.config import Tower, read_towers
 from ...siglip.files import weight_files, write_json
+from ...siglip.loading import quiet_transformers
 from ...version import __version__
 from .atomic_folder import MARK, replaced_atomically
 from .image_processor import processor_class_to_name, write_image_processor
@@ -239,7 +240,8 @@ def write_settings(config: Any, checkpoint: Checkpoint, folder: Path) -> None:
     config = copy.deepcopy(config)
     processor_class = processor_class_to_name(checkpoint, checkpoint)
     _write_text_part(folder, config.text_config, checkpoint, processor_class)
-    config.save_pretrained(folder)
+    with quiet_transformers():
+        config.save_pretrained(folder)
     write_image_processor(folder, checkpoint, processor_class)
 
 
@@ -274,7 +276,8 @@ def _write_model(
     _check_tensors(model_class, config, tensors)
     config.architectures = [model_class.__name__]
     config.dtype = getattr(torch, dtype)
-    config.save_pretrained(folder)
+    with quiet_transformers():  # it warns of its own default ids
+        config.save_pretrained(folder)
     stored = {
         name: tensor.detach()
         .to("cpu", torch.float32 if name.startswith("logit_") else config.dtype)
