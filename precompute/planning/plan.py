@@ -10,7 +10,7 @@ from ...store.cache import Cache
 from ...store.format import layout
 from ...store.format.corpus_notes import Note
 from ...store.format.manifest import SourceRecord
-from ...store.format.records import Record, sha256_hex
+from ...store.format.records import STORED_VIEWS_VERSION, Record, sha256_hex
 from ...store.format.transaction import Transaction, roll_forward
 from ...store.format.views import ViewPolicy
 from ...store.io.foreign_files import is_stray
@@ -130,6 +130,8 @@ def make_plan(
             "prompts_fingerprint": prompts_fingerprint,
             "notes": [asdict(note) for note in _all_notes(cache, sources, findings.notes)],
         }
+        if any(STORED_VIEWS in record.settings for record in records):
+            fields["format_version"] = STORED_VIEWS_VERSION
         if generation == 0:
             fields |= {"shard_rows": shard_rows, "views": views.to_record()}
         is_ours = transaction.commit(fields)

@@ -16,6 +16,10 @@ FORMAT_VERSION = 2
 INT8_VERSION = 3
 """The version of the record of a teacher with int8 targets, which no earlier release would read right."""
 
+STORED_VIEWS_VERSION = 3
+"""The version of the record of a generation with a source whose views are stored in the corpus: earlier
+releases cannot plan that source again."""
+
 READABLE_VERSIONS = (1, 2, INT8_VERSION)
 """The versions that it reads. Version 1 only lacks columns of the samples, which are null there."""
 
