@@ -30,6 +30,7 @@ class Cost:
     arch: str
     num_views: int
     target_bytes: float
+    int8_bytes: float
     catalog_bytes: float
     flops: float
 
@@ -40,12 +41,20 @@ class Cost:
 
 def cost_of(arch: str, num_views: int) -> Cost:
     """Return the cost of NUM_IMAGES images in that many views, and as many texts."""
-    found = estimate_build(EstimateConfig(teacher=arch, num_images=NUM_IMAGES, num_views=num_views))
+    found, int8 = (
+        estimate_build(
+            EstimateConfig(
+                teacher=arch, num_images=NUM_IMAGES, num_views=num_views, targets=targets
+            )
+        )
+        for targets in ("float16", "int8")
+    )
     target_bytes = found["image_targets"] + found["text_targets"]
     return Cost(
         arch=arch,
         num_views=num_views,
         target_bytes=target_bytes,
+        int8_bytes=int8["image_targets"] + int8["text_targets"],
         catalog_bytes=found["bytes"] - target_bytes - found["unit_records"],
         flops=found["all_images"] + found["all_texts"],
     )
@@ -55,8 +64,9 @@ def table_lines() -> list[str]:
     """Return the table in Markdown."""
     two_cores = TWO_CORES_IMAGES_PER_S * find_architecture("so400m-patch14-224").flops_of_view
     lines = [
-        "| teacher | views | targets | catalog | arithmetic | one H100 at 40 % (assumed) | two CPU cores |",
-        "|---|---|---|---|---|---|---|",
+        "| teacher | views | targets | as int8 | catalog | arithmetic | "
+        "one H100 at 40 % (assumed) | two CPU cores |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for arch in ("base-patch16-224", "so400m-patch14-224", "so400m-patch14-384"):
         for num_views in (1, 5):
@@ -65,6 +75,7 @@ def table_lines() -> list[str]:
             days = cost.hours_at(two_cores) / 24
             lines.append(
                 f"| {arch} | {num_views} | {cost.target_bytes / 1e9:.1f} GB | "
+                f"{cost.int8_bytes / 1e9:.1f} GB | "
                 f"{cost.catalog_bytes / 1e6:.0f} MB | {cost.flops / 1e15:,.0f} PFLOP | "
                 f"{hours:.2f} h | {days:,.1f} days |"
             )

@@ -32,7 +32,7 @@ _SCALE = np.dtype("<f4")
 
 _BLOCK = 32
 """Smallest block of the rotation of int8 rows. 32 have the error of a dense map within a third and take a
-twentieth of its time (benchmarks/bench_targets.py)."""
+twentieth of its time: benchmarks/results/targets_xeon-2core_202611.md."""
 
 _TILE_ROWS = 64
 """Rows that are converted at a time: 64 of 1152 float32 values are 295 kB and stay in the processor."""

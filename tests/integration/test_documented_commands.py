@@ -53,6 +53,7 @@ _ADDED = {
     "train": ["--decode-workers", "0", "--device", "cpu", "--global-batch-size", "8"],
     "eval": ["--decode-workers", "0", "--device", "cpu"],
     "verify": ["--device", "cpu"],
+    "convert": ["--targets-budget", "1"],  # narrow teachers change more
 }
 """Options added: no process is started, no GPU asked for, a batch is smaller than the corpus."""
 
