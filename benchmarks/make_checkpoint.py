@@ -66,6 +66,7 @@ def make_checkpoint(
     processor: str | Path | None = None,
     dtype: str = "bfloat16",
     seed: int = 0,
+    vocab_size: int | None = None,
 ) -> Path:
     """Return the folder written: config.json, model.safetensors, tokenizer and processor files.
 
@@ -78,11 +79,14 @@ def make_checkpoint(
             then cuts up words in its own way: compare texts only with the published files.)
         dtype: how the weights are stored, one of DTYPES.
         seed: the same seed gives the same bytes.
+        vocab_size: of the text tower; None: that of the published ones, or of the small tokenizer for a
+            tiny one without a processor.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     is_small = arch.startswith("tiny") and processor is None
-    config = checkpoint_config(arch, SMALL_VOCAB_SIZE if is_small else PUBLISHED_VOCAB_SIZE, dtype)
+    vocab_size = vocab_size or (SMALL_VOCAB_SIZE if is_small else PUBLISHED_VOCAB_SIZE)
+    config = checkpoint_config(arch, vocab_size, dtype)
     _write_json(out / "config.json", config)
     _write_weights(out / "model.safetensors", config, dtype, seed)
     settings: dict[str, Any] = IMAGE_PROCESSOR

@@ -1,5 +1,6 @@
 """The small architectures: their files, sizes and tokenizer."""
 
+import functools
 import subprocess
 import sys
 from itertools import islice
@@ -30,13 +31,14 @@ def tokenizer(folder: Path) -> TextTokenizer:
     return TextTokenizer(resolve_checkpoint(str(folder)))
 
 
-def captions() -> list[str]:
+@functools.cache
+def captions() -> tuple[str, ...]:
     """All that can be said of some scenes with every object, held-out ones too."""
     chosen = [*layouts(held_out=True)[::30], *layouts(held_out=False)[::40]]
     scenes = [layout.scene(is_first_large=i % 2 == 0) for i, layout in enumerate(chosen)]
     assert len({thing for scene in scenes for thing in (scene.large, scene.small)}) == 40
     assert len({scene.relation for scene in scenes}) == 4
-    return [caption.text for scene in scenes for caption in every_caption(scene)]
+    return tuple(caption.text for scene in scenes for caption in every_caption(scene))
 
 
 @pytest.mark.parametrize(("size", "num_parameters"), [("teacher", 1e6), ("student", 0.2e6)])
@@ -67,7 +69,7 @@ def test_the_command_writes_the_folder(tmp_path: Path) -> None:
 
 
 def test_no_word_of_a_caption_is_unknown_and_none_is_cut(tokenizer: TextTokenizer) -> None:
-    ids = tokenizer(captions())  # (B, 16)
+    ids = tokenizer([*captions()])  # (B, 16)
     assert ids.shape[1] == MAX_TEXT_TOKENS == 16
     assert not (ids == 3).any()
     assert ((ids == 1).sum(axis=1) == 1).all()

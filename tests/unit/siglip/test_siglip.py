@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from kit import processes
+from kit.published import REAL_PROCESSOR, SMALL_PROCESSOR, needs_real_processor, num_tokens
 from safetensors.torch import load_file, save_file
 
 from siglip2_cache import siglip
@@ -46,10 +47,6 @@ TEXTS = [
     "猫 😀",
     "word " * 200,
 ]
-REAL_PROCESSOR = Path(__file__).resolve().parents[4] / "shared" / "data" / "siglip2_base_processor"
-needs_real_processor = pytest.mark.skipif(
-    not REAL_PROCESSOR.is_dir(), reason=f"the published tokenizer is not in {REAL_PROCESSOR}"
-)
 
 
 @pytest.fixture
@@ -392,14 +389,18 @@ def test_pixels_and_ids_of_a_wrong_shape_are_refused(tiny_checkpoint: Path) -> N
 # Texts
 
 
-@pytest.fixture(params=["tiny", pytest.param("published", marks=needs_real_processor)])
+WHOLE = pytest.param(REAL_PROCESSOR, id="published", marks=needs_real_processor)
+SMALL = pytest.param(SMALL_PROCESSOR, id="small published")
+
+
+@pytest.fixture(params=[pytest.param(None, id="tiny"), SMALL])
 def tokenizer_folder(request: pytest.FixtureRequest, tiny_checkpoint: Path, folder: Path) -> Path:
-    """A checkpoint with the small tokenizer, and one with the published tokenizer files."""
-    if request.param == "published":
-        for path in REAL_PROCESSOR.glob("*token*"):
+    """A checkpoint with the tests' own tokenizer, or with the tokenizer files of a processor."""
+    if request.param is not None:
+        for path in request.param.glob("*token*"):
             (folder / path.name).unlink(missing_ok=True)
             (folder / path.name).symlink_to(path)
-        edit_json(folder / "config.json", text_config__vocab_size=256_000)
+        edit_json(folder / "config.json", text_config__vocab_size=num_tokens(request.param))
     return folder
 
 
@@ -426,19 +427,23 @@ def test_lowercasing_is_that_of_the_tokenizers_library(tokenizer_folder: Path) -
     assert (tokenize(["ΟΔΥΣΣΕΥΣ"]) != tokenize(["οδυσσευς"])).any()
 
 
-@needs_real_processor
-@pytest.mark.parametrize("tokenizer_folder", ["published"], indirect=True)
+@pytest.mark.parametrize("tokenizer_folder", [SMALL], indirect=True)
 def test_the_ids_are_those_of_transformers_own_siglip2_tokenizer(tokenizer_folder: Path) -> None:
     from transformers import Siglip2Tokenizer
 
-    golden = json.loads((REAL_PROCESSOR / "golden_ids.json").read_text())
-    texts = [*TEXTS, *string.printable, "<eos> in a caption <bos>", *(text for text, _ in golden)]
-    expected = Siglip2Tokenizer.from_pretrained(REAL_PROCESSOR)(
+    texts = [*TEXTS, *string.printable, "<eos> in a caption <bos>"]
+    expected = Siglip2Tokenizer.from_pretrained(SMALL_PROCESSOR)(
         texts, padding="max_length", max_length=64, truncation=True, padding_side="right"
     )["input_ids"]
     tokenize = TextTokenizer(resolve_checkpoint(str(tokenizer_folder)))
     np.testing.assert_array_equal(tokenize(texts), expected)
-    for text, ids in golden:  # published ids of lower-case texts, without eos
+
+
+@pytest.mark.parametrize("tokenizer_folder", [WHOLE], indirect=True)
+def test_the_ids_are_those_that_were_published(tokenizer_folder: Path) -> None:
+    golden = json.loads((REAL_PROCESSOR / "golden_ids.json").read_text())
+    tokenize = TextTokenizer(resolve_checkpoint(str(tokenizer_folder)))
+    for text, ids in golden:  # of lower-case texts, without eos
         if text == text.lower():
             assert tokenize([text])[0, : len(ids) + 1].tolist()[:63] == [*ids, EOS][:63]
 

@@ -529,7 +529,7 @@ error_message sha256"""
 NAME = st.sampled_from(["", *NAMES.split()])
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=75, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     columns=st.dictionaries(NAME, st.lists(CELL, min_size=3, max_size=3), min_size=1, max_size=6),
     told=st.none() | NAME | st.just("image.path"),

@@ -459,16 +459,17 @@ def test_each_row_group_is_decoded_once_an_epoch(
 # -- tars
 
 
-@pytest.fixture
-def tarred(tiny_checkpoint: Path, tmp_path: Path) -> Made:
-    """Three tars of 60 images each."""
-    folder = write_folder_corpus(tmp_path / "drawn", 180, captions=1)
-    (tmp_path / "corpus").mkdir()
+@pytest.fixture(scope="module")
+def tarred(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Three tars of 60 images each; read it, do not change it."""
+    root = tmp_path_factory.mktemp("tarred")
+    folder = write_folder_corpus(root / "drawn", 180, captions=1)
+    (root / "corpus").mkdir()
     for i in range(3):
-        with tarfile.open(tmp_path / f"corpus/{i}.tar", "w") as tar:
+        with tarfile.open(root / f"corpus/{i}.tar", "w") as tar:
             for path in sorted(folder.iterdir())[120 * i : 120 * i + 120]:
                 tar.add(path, path.name)
-    return made(tmp_path / "corpus", tmp_path / "cache", tiny_checkpoint)
+    return made(root / "corpus", root / "cache", tiny_checkpoint)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

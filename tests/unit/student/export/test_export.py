@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit.published import REAL_PROCESSOR, SMALL_PROCESSOR, needs_real_processor, num_tokens
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -27,10 +28,6 @@ from siglip2_cache.student.export import tokenizer as export_tokenizer
 from siglip2_cache.student.export.export import export_model, export_tower
 from siglip2_cache.student.export.model_card import CacheSummary, ModelCard
 
-REAL_PROCESSOR = Path(__file__).resolve().parents[5] / "shared" / "data" / "siglip2_base_processor"
-needs_real_processor = pytest.mark.skipif(
-    not REAL_PROCESSOR.is_dir(), reason=f"the published tokenizer is not in {REAL_PROCESSOR}"
-)
 LABELS = ["A Red CAT", "two dogs", "İSTANBUL", "ΟΔΥΣΣΕΥΣ", "a Word " * 60]
 TEMPLATE = "This is a photo of {}."  # the pipeline's own
 TEXTS = [
@@ -71,12 +68,20 @@ def checkpoints(
 ) -> Callable[[str], siglip.Checkpoint]:
     """What a student starts from, by name; made once."""
     folders = {"fixed": tiny_checkpoint, "naflex": naflex_checkpoint}
-    archs = {"fixed published": "tiny-patch16-64", "naflex published": "tiny-patch16-naflex"}
+    archs = {"fixed": "tiny-patch16-64", "naflex": "tiny-patch16-naflex"}
+    processors = {"published": REAL_PROCESSOR, "small": SMALL_PROCESSOR}
 
     def get(name: str) -> siglip.Checkpoint:
         if name not in folders:
             folder = tmp_path_factory.mktemp("published") / "start"
-            folders[name] = make_checkpoint(archs[name], folder, REAL_PROCESSOR, dtype="float32")
+            kind, source = name.split()
+            folders[name] = make_checkpoint(
+                archs[kind],
+                folder,
+                processors[source],
+                dtype="float32",
+                vocab_size=num_tokens(processors[source]),
+            )
         return siglip.resolve_checkpoint(str(folders[name]))
 
     return get
@@ -112,16 +117,21 @@ def exported(request: pytest.FixtureRequest, exports: Callable[[str], Exported])
 
 
 FIXED = pytest.param("fixed", id="fixed")
-FIXED_PUBLISHED = pytest.param(
-    "fixed published", id="fixed, published tokenizer", marks=needs_real_processor
-)
 NAFLEX = pytest.param("naflex", id="naflex")
-NAFLEX_PUBLISHED = pytest.param(
-    "naflex published",
-    id="naflex, published tokenizer",
-    marks=[needs_real_processor, pytest.mark.slow],  # the tokenizer is the same, and takes seconds
+FIXED_SMALL, NAFLEX_SMALL = (
+    pytest.param(f"{kind} small", id=f"{kind}, small published tokenizer")
+    for kind in ("fixed", "naflex")
 )
-EVERY = [FIXED, FIXED_PUBLISHED, NAFLEX, NAFLEX_PUBLISHED]
+FIXED_PUBLISHED, NAFLEX_PUBLISHED = (
+    pytest.param(
+        f"{kind} published",
+        id=f"{kind}, published tokenizer",
+        marks=[needs_real_processor, pytest.mark.slow],  # it is read in seconds
+    )
+    for kind in ("fixed", "naflex")
+)
+PUBLISHED = [FIXED_SMALL, NAFLEX_SMALL, FIXED_PUBLISHED, NAFLEX_PUBLISHED]
+EVERY = [FIXED, NAFLEX, *PUBLISHED]
 
 
 def trained(checkpoint: siglip.Checkpoint) -> Any:
@@ -222,7 +232,7 @@ def said() -> Iterator[list[str]]:
 # What plain transformers makes of it
 
 
-@pytest.mark.parametrize("exported", [FIXED, FIXED_PUBLISHED, NAFLEX_PUBLISHED], indirect=True)
+@pytest.mark.parametrize("exported", [FIXED, *PUBLISHED], indirect=True)
 def test_the_pipeline_gives_our_own_scores(exported: Exported, picture: Image.Image) -> None:
     expected = own_scores(exported.model, exported.start, picture)
     assert 0.02 < min(expected.values()) < max(expected.values()) < 0.98
@@ -230,7 +240,7 @@ def test_the_pipeline_gives_our_own_scores(exported: Exported, picture: Image.Im
     assert pipeline_scores(exported.out, picture) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("start", [FIXED, FIXED_PUBLISHED], indirect=True)
+@pytest.mark.parametrize("start", [FIXED, FIXED_SMALL, FIXED_PUBLISHED], indirect=True)
 def test_the_files_as_shipped_give_others_in_another_order(
     start: siglip.Checkpoint, picture: Image.Image, tmp_path: Path
 ) -> None:
@@ -297,7 +307,7 @@ def test_every_way_to_the_tokenizer_gives_our_ids(exported: Exported, said: list
     ways: dict[str, Any] = {}
     if start.vocab_size < 256_000:  # the published one is read by the same code, in seconds
         ways["the class"] = PreTrainedTokenizerFast.from_pretrained(out)
-    if start.model_type == "siglip" or start.vocab_size == 256_000:
+    if start.model_type == "siglip" or start.vocab_size > 512:
         ways["auto"] = AutoTokenizer.from_pretrained(out)
     if len(ways) == 2:
         ways["processor"] = AutoProcessor.from_pretrained(out).tokenizer

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit.published import SMALL_PROCESSOR, num_tokens
 from numpy.typing import NDArray
 from PIL import Image
 from sentence_transformers import SentenceTransformer
@@ -17,10 +18,6 @@ from siglip2_cache import siglip
 from siglip2_cache.student.export.export import export_model, export_tower
 from siglip2_cache.student.export.model_card import CacheSummary, ModelCard
 
-REAL_PROCESSOR = Path(__file__).parents[5] / "shared" / "data" / "siglip2_base_processor"
-needs_real_processor = pytest.mark.skipif(
-    not REAL_PROCESSOR.is_dir(), reason="no ../shared/data/siglip2_base_processor"
-)
 CARD = ModelCard(
     name="student",
     student="start",
@@ -38,7 +35,7 @@ TEXTS = ["a dog", "Two Red CATS on a roof", "Word " * 99, ""]
     scope="module",
     params=[
         "tiny-patch16-64",
-        pytest.param("tiny-patch16-naflex", marks=[needs_real_processor, pytest.mark.slow]),
+        "tiny-patch16-naflex",
     ],
 )
 def start(
@@ -46,11 +43,11 @@ def start(
     make_checkpoint: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> siglip.Checkpoint:
-    tokenizer = (REAL_PROCESSOR,) if request.param.endswith("naflex") else ()
-    folder = tmp_path_factory.mktemp("start") / "start"
-    return siglip.resolve_checkpoint(
-        str(make_checkpoint(request.param, folder, *tokenizer, dtype="float32"))
-    )
+    settings: dict[str, Any] = {"dtype": "float32"}
+    if request.param.endswith("naflex"):
+        settings |= {"processor": SMALL_PROCESSOR, "vocab_size": num_tokens(SMALL_PROCESSOR)}
+    folder = make_checkpoint(request.param, tmp_path_factory.mktemp("start") / "start", **settings)
+    return siglip.resolve_checkpoint(str(folder))
 
 
 @pytest.fixture(scope="module")

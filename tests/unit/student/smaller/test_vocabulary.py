@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.published import REAL_PROCESSOR, SMALL_PROCESSOR, needs_real_processor
 from tokenizers import Tokenizer
 
 from siglip2_cache import siglip
@@ -16,7 +17,6 @@ from siglip2_cache.student.export.tokenizer import write_tokenizer
 from siglip2_cache.student.smaller.vocabulary import cut_vocabulary, whole_ids
 
 DEMO = Path(__file__).parents[4] / "demo" / "checkpoints" / "teacher"
-REAL_PROCESSOR = Path(__file__).parents[5] / "shared" / "data" / "siglip2_base_processor"
 CORPUS = [
     "A photo of two CATS on a roof.",
     "Zwei große Hündchen, Straße bei Nacht",
@@ -39,13 +39,21 @@ def byte_level(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     return spec_of(tiny_checkpoint, tmp_path_factory.mktemp("byte-level"))
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Any) -> dict[str, Any]:
-    if not REAL_PROCESSOR.is_dir():
-        pytest.skip(f"no tokenizer in {REAL_PROCESSOR}")
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(SMALL_PROCESSOR, id="small"),
+        pytest.param(REAL_PROCESSOR, id="whole", marks=[needs_real_processor, pytest.mark.slow]),
+    ],
+)
+def published(
+    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("published")
-    for path in REAL_PROCESSOR.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    names = ("config.json", "preprocessor_config.json")
+    sources = [tiny_checkpoint / name for name in names]
+    for source in (*sources, *request.param.glob("*token*")):
+        (folder / source.name).write_bytes(source.read_bytes())
     return spec_of(folder, folder)
 
 
