@@ -15,13 +15,18 @@ DOCS := $(VENV)/.docs
 DIST := $(VENV)/.dist
 PYTHONS ?= 3.11 3.12 3.13
 
-.PHONY: demo test test-slow test-wheel docs lint format clean
+.PHONY: demo test pytest test-slow test-wheel docs lint format clean
 
 demo: $(PACKAGE)
 	$(BIN)/siglip2-cache demo
 
-test: lint
-	$(BIN)/pytest -m "not slow" --numprocesses=auto --maxprocesses=4 --dist=loadfile
+# Lint beside the tests, and one process of tests more than there are cores: some tests wait.
+test: $(INSTALLED)
+	$(MAKE) --jobs=2 lint pytest
+
+pytest: $(INSTALLED)
+	$(BIN)/pytest -m "not slow" --dist=loadfile \
+		--numprocesses=$$($(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 4))')
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
