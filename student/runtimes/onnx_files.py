@@ -56,17 +56,21 @@ def write_graphs(
         folder: an existing folder.
         precision: one of PRECISIONS.
         calibration: pictures for the ranges of the activations of an int8 image tower; None for others.
+            int8 is made from the float32 graphs of the folder, where they are.
         map_ED: map to the teacher's space, for the output teacher_embeds; None: there is none.
     """
+    import onnx
+
     from .onnx_graphs import image_graph, joint_graph, save_graph, text_graph
     from .onnx_int8 import int8_image_graph, int8_text_graph
 
     scale, bias = (float(value.detach()) for value in (model.logit_scale, model.logit_bias))
     dtype = "float16" if precision == "float16" else "float32"
-    graphs = {
-        "image": image_graph(model, checkpoint, dtype, map_ED),
-        "text": text_graph(model, checkpoint, dtype, map_ED),
-    }
+    graphs: dict[str, Any] = {}
+    for kind, trace in {"image": image_graph, "text": text_graph}.items():
+        whole = folder / FOLDER / f"{GRAPHS[kind]}{SUFFIXES['float32']}.onnx"
+        is_there = calibration is not None and whole.is_file()
+        graphs[kind] = onnx.load(whole) if is_there else trace(model, checkpoint, dtype, map_ED)
     if calibration is not None:
         inputs = (image_inputs(checkpoint, *batch) for batch in calibration.image_batches())
         graphs["image"] = int8_image_graph(graphs["image"], inputs)
