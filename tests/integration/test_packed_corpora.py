@@ -99,6 +99,14 @@ def reasons_of(cache: Cache) -> dict[str, str]:
 BOTH = pytest.mark.parametrize(
     "write", [pytest.param(write_parquet, id="parquet"), pytest.param(write_saved, id="saved")]
 )
+ONE_QUICKLY = pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(write_parquet, id="parquet"),
+        pytest.param(write_saved, id="saved", marks=pytest.mark.slow),
+    ],
+)
+"""What does not depend on the kind of the files."""
 
 
 @BOTH
@@ -138,7 +146,7 @@ def test_rows_that_share_only_their_bytes_stay_samples_and_are_counted(
     assert len(line) < 300
 
 
-@BOTH
+@ONE_QUICKLY
 def test_two_builds_in_two_processes_give_equal_bytes(
     tiny_checkpoint: Path, tmp_path: Path, write: Write
 ) -> None:
@@ -154,7 +162,7 @@ def test_two_builds_in_two_processes_give_equal_bytes(
     assert tree_of(tmp_path / "a") == tree_of(tmp_path / "b")
 
 
-@BOTH
+@ONE_QUICKLY
 def test_a_killed_build_goes_on_to_the_same_bytes(
     tiny_checkpoint: Path, tmp_path: Path, write: Write
 ) -> None:

@@ -12,7 +12,6 @@ import torch
 from kit.published import SMALL_PROCESSOR, num_tokens
 from numpy.typing import NDArray
 from PIL import Image
-from sentence_transformers import SentenceTransformer
 
 from siglip2_cache import siglip
 from siglip2_cache.student.export.export import export_model, export_tower
@@ -65,6 +64,12 @@ def picture() -> Image.Image:
     return Image.fromarray(blocks).resize((90, 120), Image.Resampling.NEAREST)
 
 
+def encoder_of(folder: str) -> Any:
+    from sentence_transformers import SentenceTransformer  # here: it takes seconds
+
+    return SentenceTransformer(folder, device="cpu")
+
+
 def cosines(one_BD: Any, other_BD: Any) -> NDArray[np.float64]:
     one_BD, other_BD = np.asarray(one_BD, float), np.asarray(other_BD, float)
     norms = np.linalg.norm(one_BD, axis=1) * np.linalg.norm(other_BD, axis=1)
@@ -77,7 +82,7 @@ def test_a_text_alone_and_among_others_is_what_the_student_makes_of_it(
     model = siglip.load_model(start, device="cpu", compute_dtype="float32")
     ids = torch.from_numpy(siglip.TextTokenizer(start)(TEXTS))
     expected = siglip.embed_token_ids(model, ids, compute_dtype="float32").numpy()
-    encoder = SentenceTransformer(str(exported), device="cpu")
+    encoder = encoder_of(str(exported))
     alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
     assert cosines(alone, expected) == pytest.approx(1, abs=1e-6)
     assert cosines(encoder.encode(TEXTS), expected) == pytest.approx(1, abs=1e-6)
@@ -87,8 +92,8 @@ def test_without_its_files_a_short_text_is_wrong(exported: Path, tmp_path: Path)
     bare = shutil.copytree(exported, tmp_path / "bare")
     for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
         (bare / name).unlink()
-    right = SentenceTransformer(str(exported), device="cpu").encode(["a dog"])
-    wrong = SentenceTransformer(str(bare), device="cpu").encode(["a dog"])
+    right = encoder_of(str(exported)).encode(["a dog"])
+    wrong = encoder_of(str(bare)).encode(["a dog"])
     assert cosines(right, wrong) < 0.99
 
 
@@ -101,7 +106,7 @@ def test_a_picture_is_what_plain_transformers_makes_of_it(
     inputs = AutoImageProcessor.from_pretrained(exported)(picture, return_tensors="pt")
     with torch.no_grad():
         expected = model.get_image_features(**inputs).pooler_output
-    found = SentenceTransformer(str(exported), device="cpu").encode([picture])
+    found = encoder_of(str(exported)).encode([picture])
     assert cosines(found, expected) == pytest.approx(1, abs=1e-6)
 
 
@@ -129,7 +134,7 @@ def test_an_image_tower_alone_encodes_pictures(
     inputs = AutoImageProcessor.from_pretrained(out)(picture, return_tensors="pt")
     with torch.no_grad():
         expected = tower(**inputs).pooler_output
-    found = SentenceTransformer(str(out), device="cpu").encode([picture])
+    found = encoder_of(str(out)).encode([picture])
     assert cosines(found, expected) == pytest.approx(1, abs=1e-6)
 
 
@@ -154,9 +159,7 @@ def test_a_map_to_the_teachers_space_is_applied_to_texts_and_images(
     map_ED = np.random.default_rng(3).normal(size=(96, start.embed_dim)).astype(np.float32)
     for name, to_teacher in (("plain", None), ("mapped", map_ED)):
         export_model(model, start, tmp_path / name, card=CARD, to_teacher_ED=to_teacher)
-    plain, mapped = (
-        SentenceTransformer(str(tmp_path / n), device="cpu") for n in ("plain", "mapped")
-    )
+    plain, mapped = (encoder_of(str(tmp_path / n)) for n in ("plain", "mapped"))
     for inputs in (TEXTS, [picture]):
         expected = plain.encode(inputs) @ map_ED.T
         np.testing.assert_allclose(cosines(mapped.encode(inputs), expected), 1, atol=1e-6)
