@@ -397,11 +397,11 @@ def test_naflex_is_refused_for_transformers_js(naflex_checkpoint: Path, tmp_path
         ),
         (
             ["--to", "onnx", "--check", "C", "--step", "3"],
-            f"{STUDENT} is a model and no run: leave out --step, --best, --ema, --cache, --student and",
+            f"{STUDENT} is a model and no run: leave out --step, --best, --ema, --cache, --student, ",
         ),
         (
             ["--to", "onnx", "--check", "C", "--cache", "C"],
-            f"{STUDENT} is a model and no run: leave out --step, --best, --ema, --cache, --student and",
+            f"{STUDENT} is a model and no run: leave out --step, --best, --ema, --cache, --student, ",
         ),
         (
             ["--to", "onnx", "--dtype", "bfloat16"],

@@ -102,7 +102,8 @@ def test_a_vocabulary_of_nothing_known_is_refused(
     binary = tmp_path / "binary.txt"
     binary.write_bytes(b"\xff\xfe")
     assert refusal(binary) == f"vocabulary {binary} is no UTF-8 text; write one text a line"
-    assert "is not a cache" in refusal(tmp_path / "nowhere")
+    nowhere = tmp_path / "nowhere"
+    assert refusal(nowhere).startswith(f"no cache at {nowhere}: there is no such folder")
     monkeypatch.setitem(sys.modules, "wordfreq", None)
     assert refusal("de") == (
         "vocabulary de needs the package wordfreq, which is not installed: pip install "
