@@ -72,6 +72,18 @@ def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
 
 
+def step_generator(seed: int, step: int, purpose: int) -> np.random.Generator:
+    """Return the generator of one step's draws, of another stream for each purpose."""
+    # The step is in the highest word: in the lowest, the streams of two steps would overlap.
+    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, 0, step]))
+
+
+def step_seed(seed: int, step: int, number: int) -> int:
+    """Return a seed for torch's generators in one step, another for each rank or purpose."""
+    words = np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)
+    return int(words[0] >> 1)
+
+
 def _next(state: NDArray[np.uint64], counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return the word ``counter`` steps after a state; numpy arrays wrap silently."""
     z = state + (counter + np.uint64(1)) * np.uint64(_GOLDEN)

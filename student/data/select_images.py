@@ -3,7 +3,6 @@
 Shape letters in this file: N = images of the train split    C = captions of a block    E = width
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from ..selection import Selection
 from .corpus import Corpus
 
 _BLOCK = 65_536
-"""Images whose targets are in memory at once."""
+"""Captions whose targets, and those of their images, are in memory at once."""
 
 
 def select_images(
@@ -37,32 +36,18 @@ def select_images(
 def caption_scores(train: Corpus, cache: Cache, teacher: str) -> NDArray[np.float32]:
     """Return the teacher's mean cosine of each image and its captions, (N,); NaN without a caption.
 
-    Images are read by their whole view, in blocks, in order.
+    Images are read by their whole view.
     """
     images, texts = cache.image_targets(teacher), cache.text_targets(teacher)
-    scores_N = np.full(len(train), np.nan, np.float32)
-    for first in range(0, len(train), _BLOCK):
-        own = slice(first, min(first + _BLOCK, len(train)))
-        bounds = train.caption_start[own.start : own.stop + 1]
-        counts = np.diff(bounds)
-        if not counts.any():
-            continue
-        text_rows, text_C = np.unique(
-            train.caption_text_row[bounds[0] : bounds[-1]], return_inverse=True
-        )
-        text_E = texts.read(text_rows).astype(np.float32)
-        image_E = images.read(train.rows_N[own]).astype(np.float32)
-        image_C = np.repeat(np.arange(len(counts)), counts)
-        cosine_C = np.concatenate(
-            [
-                (image_E[image_C[part]] * text_E[text_C[part]]).sum(axis=1)
-                for part in _parts(len(image_C))
-            ]
-        )
-        sums = np.bincount(image_C, weights=cosine_C, minlength=len(counts))
-        has = counts > 0
-        scores_N[own][has] = sums[has] / counts[has]
-    return scores_N
+    sums_N = np.zeros(len(train))
+    for first in range(0, train.num_captions, _BLOCK):
+        caption_C = np.arange(first, min(first + _BLOCK, train.num_captions))
+        image_C = np.searchsorted(train.caption_start, caption_C, side="right") - 1
+        image_CE = images.read(train.rows_N[image_C]).astype(np.float32)
+        text_CE = texts.read(train.caption_text_row[caption_C]).astype(np.float32)
+        np.add.at(sums_N, image_C, (image_CE * text_CE).sum(axis=1))
+    with np.errstate(invalid="ignore"):  # 0 / 0 without a caption
+        return (sums_N / train.caption_counts).astype(np.float32)
 
 
 def _with_best_captions(
@@ -109,9 +94,3 @@ def _of_list(train: Corpus, cache: Cache, file: Path) -> tuple[NDArray[np.bool_]
         f"select keys={file}: {num_used:,} of {len(train):,} images of the train split; in as many steps "
         f"each is shown {len(train) / num_used:.3g} times as often"
     )
-
-
-def _parts(count: int) -> Iterator[slice]:
-    """Yield slices of a block's captions, so that their rows stay small in memory."""
-    for first in range(0, count, _BLOCK):
-        yield slice(first, first + _BLOCK)

@@ -5,8 +5,7 @@ distillation loss of MobileCLIP, Vasu et al. 2024, arXiv:2311.17049 (docs/refere
 """
 
 from .objective import LossInputs, Objective, TermValue
-from .pairwise_sum import pairwise_sum
-from .softmax_labels import SoftmaxLabels
+from .softmax_labels import mean_term, softmax_term
 
 
 def softmax_affinity(inputs: LossInputs, objective: Objective) -> TermValue:
@@ -15,29 +14,19 @@ def softmax_affinity(inputs: LossInputs, objective: Objective) -> TermValue:
     Rows are this process's images over all texts, and its texts over the images of all processes. Both
     softmaxes have the scale ``affinity_scale``.
     """
-    scale, own = objective.affinity_scale, inputs.own_texts
+    scale, own, counts = objective.affinity_scale, inputs.own_texts, inputs.counts
     image_GD, teacher_GE = inputs.all_images()
-    text, teacher_text_ME = inputs.texts.text, inputs.texts.teacher_text_ME
-    by_image = pairwise_sum(
-        inputs.image_ND,
-        text,
-        SoftmaxLabels(
-            teacher_row_NE=inputs.teacher_image_NE, teacher_column_ME=teacher_text_ME, scale=scale
-        ),
+    text_MD, teacher_ME = inputs.texts.text, inputs.texts.teacher_text_ME
+    by_image = softmax_term(
+        (inputs.image_ND, text_MD),
+        (inputs.teacher_image_NE, teacher_ME),
         scale=scale,
-        bias=0,
+        count=counts.num_images,
     )
-    by_text = pairwise_sum(
-        text[own],
-        image_GD,
-        SoftmaxLabels(
-            teacher_row_NE=teacher_text_ME[own], teacher_column_ME=teacher_GE, scale=scale
-        ),
+    by_text = softmax_term(
+        (text_MD[own], image_GD),
+        (teacher_ME[own], teacher_GE),
         scale=scale,
-        bias=0,
+        count=counts.num_texts,
     )
-    N, M = max(1, inputs.counts.num_images), max(1, inputs.counts.num_texts)
-    return TermValue(
-        (by_image.loss_sum / N + by_text.loss_sum / M) / 2,
-        (by_image.entropy_sum / N + by_text.entropy_sum / M) / 2,
-    )
+    return mean_term([by_image, by_text])

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ...store.targets.targets import Targets
 from ..data.corpus import Corpus
+from ..data.random_draws import step_generator
 
 
 class ImageBank:
@@ -21,8 +22,7 @@ class ImageBank:
 
     def draw(self, step: int) -> NDArray[np.float16]:
         """Return the targets of images drawn for a step, (K, E), in no order: a function of (seed, step)."""
-        philox = np.random.Philox(key=[self._seed, 0xBA21], counter=[0, 0, 0, step])
-        generator = np.random.Generator(philox)
+        generator = step_generator(self._seed, step, 0xBA21)
         count = min(self._size, len(self._rows))
         rows_K = self._rows[generator.choice(len(self._rows), count, replace=False, shuffle=False)]
         return self._images.read(rows_K, generator.integers(0, self._num_views, count))

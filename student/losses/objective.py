@@ -19,7 +19,7 @@ from torch import Tensor
 from ...siglip import unit_rows
 from ..config import BankLabels
 from ..positives import ALL, Positives
-from ..terms import active_terms, loss_terms
+from ..terms import active_terms
 from .pair_labels import AlikeImages, AlikeTexts, HardLabels, MarkedPairs, SoftLabels
 from .pairwise_sum import compute_dtype
 
@@ -172,7 +172,7 @@ class Objective:
     @property
     def terms(self) -> list[str]:
         """Terms with a weight above 0, in the order of registration."""
-        return [name for name in loss_terms() if self.weights.get(name, 0) > 0]
+        return [term.name for term in active_terms(self.weights)]
 
     @property
     def needs_all_images(self) -> bool:
@@ -181,8 +181,8 @@ class Objective:
 
     def values(self, inputs: LossInputs) -> dict[str, TermValue]:
         """Return this process's share of each term."""
-        terms = loss_terms()
-        return {name: terms[name].function()(inputs, self) for name in self.terms}
+        active = active_terms(self.weights)
+        return {term.name: term.function()(inputs, self) for term in active}
 
     def hard_labels(
         self, inputs: LossInputs, columns: TextColumns, *, threshold: float | None = None

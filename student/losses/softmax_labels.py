@@ -4,13 +4,15 @@ Shape letters in this file:
     N = rows, M = columns, C = rows of one chunk, E = the teacher's width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...siglip import unit_rows
-from .pairwise_sum import ChunkSums, check_counts, check_pair, compute_dtype
+from .objective import TermValue
+from .pairwise_sum import ChunkSums, check_counts, check_pair, compute_dtype, pairwise_sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,3 +82,33 @@ class _SoftmaxChunkLoss:
             # Not -inf: a row without another column would be NaN, and 0 x -inf is.
             logits_CM[row_C, row_C + start + self.own_column] = torch.finfo(logits_CM.dtype).min / 4
         return logits_CM
+
+
+def softmax_term(
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    *,
+    scale: float,
+    count: int,
+    own_column: int | None = None,
+) -> TermValue:
+    """Return the cross-entropy of the student's softmaxes to the teacher's, summed over this process's rows.
+
+    Args:
+        student: its rows and columns.
+        teacher: its rows and columns, as many.
+        scale: factor of the cosines of both.
+        count: rows of all processes, by which the sum is divided.
+        own_column: see SoftmaxLabels.
+    """
+    labels = SoftmaxLabels(
+        teacher_row_NE=teacher[0], teacher_column_ME=teacher[1], scale=scale, own_column=own_column
+    )
+    sums = pairwise_sum(*student, labels, scale=scale, bias=0)
+    return TermValue(sums.loss_sum / max(1, count), sums.entropy_sum / max(1, count))
+
+
+def mean_term(terms: Sequence[TermValue]) -> TermValue:
+    """Return the mean of terms that all have a floor."""
+    floors = [term.floor for term in terms if term.floor is not None]
+    return TermValue(torch.stack([term.value for term in terms]).mean(), torch.stack(floors).mean())

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...store.targets.targets import Targets
 from ..data.corpus import Corpus
+from ..data.random_draws import step_generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,7 @@ class TextBank:
             caption_N: their drawn captions as positions in batch_text_rows_M; -1 for none.
             batch_text_rows_M: different texts of the global batch.
         """
-        # The step is in the highest word: in the lowest, the streams of two steps would overlap.
-        philox = np.random.Philox(key=[self._seed, 0xBA2C], counter=[0, 0, 0, step])
-        generator = np.random.Generator(philox)
+        generator = step_generator(self._seed, step, 0xBA2C)
         count = min(self._size, len(self._pool))
         drawn = self._pool[generator.choice(len(self._pool), count, replace=False, shuffle=False)]
         is_fair_M = np.isin(batch_text_rows_M, self._held_out, invert=True)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ...siglip import unit_rows
 from ..data.batch import Batch
+from ..data.random_draws import step_seed
 from ..distributed import Ranks
 from ..losses.pairwise_sum import softplus
 from .distiller import Embedded
@@ -165,13 +166,13 @@ class LearnabilitySelection:
         """
         image_ND, text_MD, ranks = embedded.image_ND, embedded.text_MD, self._ranks
         assert image_ND is not None and text_MD is not None
-        found = ranks.gather_objects((len(batch.caption_N), batch.caption_N, matching_2K))
-        counts = [num for num, _, _ in found]
+        found = ranks.gather_objects((batch.caption_N, matching_2K))
+        counts = [len(caption_N) for caption_N, _ in found]
         starts = np.concatenate([[0], np.cumsum(counts)])
         device = image_ND.device
-        caption_G = torch.from_numpy(np.concatenate([caption for _, caption, _ in found]))
+        caption_G = torch.from_numpy(np.concatenate([caption_N for caption_N, _ in found]))
         offsets = [np.array([[start], [0]]) for start in starts]
-        matching = [own + offset for (_, _, own), offset in zip(found, offsets, strict=False)]
+        matching = [own + offset for (_, own), offset in zip(found, offsets, strict=False)]
         pairs = Pairs(
             student=(
                 ranks.gather_rows(image_ND, counts),
@@ -195,8 +196,7 @@ class LearnabilitySelection:
         return part_of_batch(batch, embedded, chosen_G[own], texts_M, ranks.rank)
 
     def _draw(self, pairs: Pairs, step: int) -> NDArray[np.int64]:
-        words = np.random.SeedSequence([self._seed, step, 0xAC1D]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(words[0] >> 1))
+        generator = torch.Generator().manual_seed(step_seed(self._seed, step, 0xAC1D))
         count = min(self._count, len(pairs.caption_N))
         return select_learnable(pairs, count, generator).cpu().numpy()
 

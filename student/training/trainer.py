@@ -16,6 +16,7 @@ from ..config import TrainConfig
 from ..data.batch import Batch
 from ..data.catalog_index import ImageLookup
 from ..data.loader import Loader
+from ..data.random_draws import step_seed
 from ..distributed import Ranks, join_ranks, leave_ranks, lost_peers_reported
 from ..launch import find_launch, raised_once
 from ..losses.pca_map import PcaMap
@@ -308,7 +309,7 @@ class Trainer:
     def _make_step(self, step: int, batch: Batch) -> dict[str, Any]:
         """Make one step; return its metrics."""
         # Dropout, if a student has any, is a function of seed, step and rank: resuming needs no state.
-        torch.manual_seed(_seed_of_step(self._config.seed, step, self._ranks.rank))
+        torch.manual_seed(step_seed(self._config.seed, step, self._ranks.rank))
         is_fitting, norm, embedded = step <= self._schedule.alone_steps, 0.0, None
         if self._selection is not None and not is_fitting:
             batch, embedded = self._select(self._selection, batch)
@@ -466,7 +467,3 @@ class Trainer:
             f"{f' and {num_others} more' if num_others else ''}"
             f"{f', resuming after step {done:,}' if done else ''}"
         )
-
-
-def _seed_of_step(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)

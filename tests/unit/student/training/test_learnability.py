@@ -196,9 +196,7 @@ def test_two_processes_keep_the_images_and_texts_that_one_keeps(tiny_student: Pa
         batch, embedded, matching, logit
     )
     images, texts = [slice(0, 3), slice(3, 7)], [0, 2, 4]
-    sent = [
-        (len(batch.caption_N[own]), batch.caption_N[own], _own(matching, own)) for own in images
-    ]
+    sent = [(batch.caption_N[own], _own(matching, own)) for own in images]
     assert embedded.image_ND is not None
     assert embedded.text_MD is not None
     answers: dict[Any, Any] = {
