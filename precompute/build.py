@@ -98,9 +98,10 @@ class _Build:
             keep_pixels(self._config, cache.renewed(), pixels, self._progress, summary)
         clear_garbage(self._files)
         summary.elapsed_s = time.monotonic() - started
-        count_rejected(cache.renewed(), record.name, summary)
-        _refuse_if_all_rejected(cache.renewed(), record.name)
-        _count_copies(cache.renewed(), record.name, summary)
+        cache = cache.renewed()
+        count_rejected(cache, record.name, summary)
+        _refuse_if_all_rejected(cache, record.name)
+        _count_copies(cache, record.name, summary)
         if not self._config.retry_rejected:
             self._refuse_all_rejected("image", summary.num_images, summary)
             self._refuse_all_rejected("text", summary.num_texts, summary)

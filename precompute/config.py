@@ -11,7 +11,7 @@ from ..store.format.layout import MODALITIES, Modality
 from ..store.format.pixel_settings import check_quality, check_short_side
 from ..store.format.row_encoding import parse_encoding
 from ..store.io.location import Location
-from ..store.targets.distortion import BUDGET
+from ..store.targets.distortion import BUDGET, check_budget
 from .executor.unit import StageTimes
 from .planning.config import PlanConfig
 from .planning.plan import Plan
@@ -150,10 +150,7 @@ class BuildConfig:
             raise SettingError(f"decode {self.decode!r} is not one of {', '.join(DECODES)}")
         if self.targets is not None:
             parse_encoding(self.targets)
-        if not 0 < self.targets_budget <= 1:
-            raise SettingError(
-                f"targets budget must be above 0 and at most 100 %, got {100 * self.targets_budget:g} %"
-            )
+        check_budget(self.targets_budget)
         if self.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
             raise SettingError(
                 f"device {self.device!r} is not one of auto, cpu, cuda, cuda:NUMBER, mps"

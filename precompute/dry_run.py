@@ -9,14 +9,13 @@ from ..errors import BuildError
 from ..formatting import format_bytes, format_seconds
 from ..images.decoder import Decoder
 from ..images.image import ImageRef, PixelFormat
-from ..images.image_bytes import ImageLocation
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.cache import Cache
 from ..store.format.layout import MODALITIES, Modality
 from ..store.format.pixel_settings import expected_bytes
 from ..store.format.row_encoding import RowEncoding, parse_encoding
 from ..store.format.shard import ArrayLayout
-from ..store.io.location import Location, join, parse_location
+from ..store.io.location import parse_location
 from ..store.io.storage import open_storage
 from .config import BuildConfig
 from .estimate.disk import unit_bytes
@@ -24,6 +23,7 @@ from .planning.findings import Findings, finding_lines, finding_values
 from .planning.plan import Plan, make_plan, open_if_planned
 from .planning.source_names import name_sources
 from .sources import Sample
+from .sources.samples import place_of
 from .teacher.embedder import Embedder, split_images
 from .teacher.identity import TeacherChoices, find_teacher, refuse_other_targets, restore_checkpoint
 from .teacher.siglip_teacher import load_teacher
@@ -249,18 +249,6 @@ def _time_batches(
     return images_per_s, len(captions) / (time.perf_counter() - started)
 
 
-def _place_of(sample: Sample, root: Location) -> ImageLocation:
-    return ImageLocation(
-        path=join(root, sample.path),
-        member=sample.member,
-        offset=sample.offset,
-        length=sample.length,
-        row_group=sample.row_group,
-        index=sample.index,
-        file_bytes=sample.num_bytes,
-    )
-
-
 def _first_samples(
     config: BuildConfig, plan: Plan, num_images: int, num_texts: int
 ) -> tuple[list[ImageRef], list[str]]:
@@ -275,7 +263,7 @@ def _first_samples(
             if not isinstance(item, Sample):
                 continue
             boxes = tuple(draw_view(plan.views, item.key, v) for v in range(plan.views.num_views))
-            refs.append(ImageRef(len(refs), _place_of(item, root), boxes))
+            refs.append(ImageRef(len(refs), place_of(item, root), boxes))
             captions.update((caption.text, None) for caption in item.captions)
             if len(refs) >= num_images:
                 return refs, list(captions)[:num_texts]

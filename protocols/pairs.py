@@ -11,10 +11,9 @@ import numpy as np
 import polars as pl
 
 from ..images.image import ImageRef
-from ..images.image_bytes import ImageLocation
 from ..precompute.planning.prompts import Prompt
-from ..precompute.sources.samples import Problem, Sample
-from ..store.io.location import Location, join
+from ..precompute.sources.samples import Problem, Sample, place_of
+from ..store.io.location import Location
 from ..student.evaluation.eval_set import EvalSet, class_fields
 
 
@@ -100,7 +99,7 @@ def make_pairs(
     prompt_Q, classes = class_fields([sample.label for sample in samples], table)
     image_P, text_P = np.array(list(pairs), np.int64).reshape(-1, 2).T
     return Pairs(
-        refs=[_ref(row, sample, root) for row, sample in enumerate(samples)],
+        refs=[ImageRef(row, place_of(sample, root), ()) for row, sample in enumerate(samples)],
         texts=texts,
         eval_set=EvalSet(
             picture_N=np.arange(len(samples)),
@@ -116,16 +115,3 @@ def make_pairs(
 
 def _none_last(lang: str | None) -> tuple[bool, str]:
     return lang is None, lang or ""
-
-
-def _ref(row: int, sample: Sample, root: Location) -> ImageRef:
-    location = ImageLocation(
-        path=join(root, sample.path),
-        member=sample.member,
-        offset=sample.offset,
-        length=sample.length,
-        row_group=sample.row_group,
-        index=sample.index,
-        file_bytes=sample.num_bytes,
-    )
-    return ImageRef(row, location, ())

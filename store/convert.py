@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import DamagedCacheError, SettingError
 from ..formatting import format_bytes, format_count
-from ..progress import TaskProgress
+from ..progress import Display, TaskProgress
 from .cache import Cache
 from .format import layout
 from .format.layout import MODALITIES
@@ -32,6 +32,7 @@ from .io.storage import Storage, open_storage
 from .pairs import choose_pairs
 from .targets.distortion import (
     BUDGET,
+    check_budget,
     distortion_line,
     measure_distortion,
     refuse_distorted_rows,
@@ -80,9 +81,10 @@ def convert_cache(
         progress: shows the units.
 
     Raises:
-        SettingError: ``out`` holds something else, or the change is above the budget.
+        SettingError: ``out`` holds something else, or the change is above the budget, or the budget is none.
         DamagedCacheError: a file of the source does not match its record.
     """
+    check_budget(budget)
     return _Conversion(cache, out, parse_encoding(targets), budget, progress).run()
 
 
@@ -110,7 +112,7 @@ class _Conversion:
     ) -> None:
         self._cache, self._encoding, self._budget = cache, encoding, budget
         self._out: Storage = open_storage(out)
-        self._progress = progress
+        self._progress = progress or TaskProgress(Display())
 
     def run(self) -> Converted:
         self._refuse_other_folder()
@@ -135,10 +137,6 @@ class _Conversion:
                 if each.distortion is not None
             },
         )
-
-    def _say(self, line: str) -> None:
-        if self._progress is not None:
-            self._progress.say(line)
 
     def _refuse_other_folder(self) -> None:
         """Refuse to write into the source, a file, or a folder that holds something else."""
@@ -214,7 +212,7 @@ class _Conversion:
             bias=record.logit_bias,
         )
         refuse_distortion(found, self._budget, codec.encoding.name)
-        self._say(f"{record.name}: {distortion_line(found, codec.encoding.name)}")
+        self._progress.say(f"{record.name}: {distortion_line(found, codec.encoding.name)}")
         return found
 
     def _convert_teacher(self, new: Cache, teacher: str) -> int:
@@ -223,19 +221,17 @@ class _Conversion:
         wanted: list[tuple[Unit, UnitRecord]] = []
         commits = self._cache.commits(teacher)
         for message in commits.damaged:
-            self._say(f"warning: {message}; the unit is left out")
+            self._progress.say(f"warning: {message}; the unit is left out")
         for modality in MODALITIES:
             for unit in self._cache.manifest.units(modality):
                 commit = commits.units.get((modality, unit.number))
                 earlier = done.get((modality, unit.number))
                 if commit and (earlier is None or earlier.attempt < commit.attempt):
                     wanted.append((unit, commit))
-        if self._progress is not None:
-            self._progress.start(f"converting {teacher}", sum(u.rows.count for u, _ in wanted))
+        self._progress.start(f"converting {teacher}", sum(u.rows.count for u, _ in wanted))
         for unit, commit in wanted:
             self._convert_unit(new, teacher, unit, commit)
-            if self._progress is not None:
-                self._progress.advance(unit.rows.count)
+            self._progress.advance(unit.rows.count)
         return len(wanted)
 
     def _convert_unit(self, new: Cache, teacher: str, unit: Unit, commit: UnitRecord) -> None:

@@ -82,34 +82,43 @@ class _Writer:
         text = _Vectors(self._folder, "text_emb", self._embed_dim)
         num_rows = self._cache.manifest.count("image")
         self._progress.start("writing images", num_rows)
-        self._write_part(0, image, text)
+        rows: list[NDArray[np.int64]] = []
+        lines = self._open_part(0, image, text)
+        for block in read_blocks(self._images, view=self._view):
+            rows.append(block.rows_B)
+            self._write_block(lines, text, block.rows_B, is_first=True)
+            image.write(block.values_BD)
+        lines.close()
         self._progress.start("writing other captions", num_rows)
-        self._write_part(1, None, text)
+        lines = self._open_part(1, text)
+        for rows_B in rows:
+            self._write_block(lines, text, rows_B, is_first=False)
+        lines.close()
         name = f"{self._cache.root.name} {self._teacher}"
         paths = json.dumps({name: str(self._out.absolute())}, indent=1)
         (self._folder / "indices_paths.json").write_text(f"{paths}\n", "utf-8")
         return [vectors.finish(self._out) for vectors in (image, text)]
 
-    def _write_part(self, number: int, image: "_Vectors | None", text: "_Vectors") -> None:
-        """Write the images with their first captions, or (no ``image``) the other captions."""
-        lines = ParquetFile(
+    def _open_part(self, number: int, *arrays: "_Vectors") -> ParquetFile:
+        """Return the table of a part, and begin a file of each array."""
+        for array in arrays:
+            array.open_part(number)
+        return ParquetFile(
             self._folder / "metadata" / f"metadata_{number}.parquet",
             _METADATA,
             self._embed_dim,
             column=None,
             about={"teacher": self._teacher, "view": self._view},
         )
-        if image is not None:
-            image.open_part(number)
-        text.open_part(number)
-        for block in read_blocks(self._images, view=self._view):
-            pairs = self._pairs(block.rows_B, is_first=image is not None)
-            lines.write(pairs.select(_METADATA.names).to_arrow().cast(_METADATA), block.values_BD)
-            text.write(self._text_values(pairs["text_row"]))
-            if image is not None:
-                image.write(block.values_BD)
-            self._progress.advance(len(block.rows_B))
-        lines.close()
+
+    def _write_block(
+        self, lines: ParquetFile, text: "_Vectors", rows_B: NDArray[np.int64], *, is_first: bool
+    ) -> None:
+        """Write images with their first captions, or their other captions."""
+        pairs = self._pairs(rows_B, is_first=is_first)
+        lines.write_lines(pairs.select(_METADATA.names).to_arrow().cast(_METADATA))
+        text.write(self._text_values(pairs["text_row"]))
+        self._progress.advance(len(rows_B))
 
     def _pairs(self, rows_B: NDArray[np.int64], *, is_first: bool) -> pl.DataFrame:
         """Return a line for each image with its first caption, or for each other caption."""

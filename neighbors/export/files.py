@@ -69,6 +69,10 @@ class ParquetFile:
             flat = pa.array(values_BD.astype(np.float32).reshape(-1))
             embeddings = pa.FixedSizeListArray.from_arrays(flat, type=self._type)
             lines = lines.append_column(self._schema.field(self._column), embeddings)
+        self.write_lines(lines)
+
+    def write_lines(self, lines: pa.Table) -> None:
+        """Append lines that have all columns."""
         self._writer.write_table(lines.cast(self._schema))
 
     def close(self) -> None:
@@ -80,14 +84,14 @@ class NpyArray:
     """An (N, D) float16 .npy file, for memory mapping."""
 
     def __init__(self, path: Path, embed_dim: int) -> None:
-        self._embed_dim, self.num_rows = embed_dim, 0
+        self._embed_dim, self._num_rows = embed_dim, 0
         self._file = path.open("wb")
         self._write_header()
 
     def write(self, values_BD: NDArray[np.float16]) -> None:
         """Append a block."""
         self._file.write(np.ascontiguousarray(values_BD, DTYPE).data)
-        self.num_rows += len(values_BD)
+        self._num_rows += len(values_BD)
 
     def close(self) -> None:
         """Finish the file."""
@@ -96,7 +100,7 @@ class NpyArray:
         self._file.close()
 
     def _write_header(self) -> None:
-        shape = (self.num_rows, self._embed_dim)
+        shape = (self._num_rows, self._embed_dim)
         fields = {"descr": DTYPE.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, fields)
 

@@ -115,8 +115,9 @@ class DataCompDR(Embeddings):
     def vectors(self, modality: Modality, places: pl.DataFrame) -> NDArray[np.float32]:
         """See Embeddings; of images the mean of their crops."""
         found = np.full((len(places), self.embed_dim), np.nan, np.float32)
-        columns = places.select("file", "ending", "offset", "size", "item")
-        for at, (*member, item) in enumerate(columns.iter_rows()):
+        columns = places.select("file", "ending", "offset", "size", "item").with_row_index("at")
+        # In the order of the tars, of which one is open at a time.
+        for at, *member, item in columns.sort("file", "offset", maintain_order=True).iter_rows():
             try:
                 images_CD, texts_TD = self._arrays(*member)
             except ValueError:

@@ -270,22 +270,23 @@ def _fit(cache: Cache, source: Embeddings, matches: Matches, config: ImportConfi
     pairs = pairs.sample(fraction=1.0, shuffle=True, seed=int(random.integers(2**32)))
     for name in ("row", "text_row"):
         pairs = pairs.unique(name, keep="first", maintain_order=True)
-    chosen: list[tuple[int, int]] = []
+    images: list[NDArray[np.float32]] = [np.empty((0, source.embed_dim), np.float32)]
+    texts: list[NDArray[np.float32]] = [np.empty((0, source.embed_dim), np.float32)]
     for some in pairs.iter_slices(MAX_PAIRS):
         rows = matches.find("image", np.sort(some["row"].to_numpy()))
-        texts = matches.find("text", np.sort(some["text_row"].to_numpy()))
+        text_rows = matches.find("text", np.sort(some["text_row"].to_numpy()))["row"]
         has_both = pl.col("row").is_in(rows.filter(pl.col("view") == 0)["row"].implode())
-        has_both &= pl.col("text_row").is_in(texts["row"].implode())
+        has_both &= pl.col("text_row").is_in(text_rows.implode())
         images_ND = _vectors(source, matches, "image", some.filter(has_both)["row"])
         texts_ND = _vectors(source, matches, "text", some.filter(has_both)["text_row"])
         is_good_N = np.isfinite(images_ND).all(axis=1) & np.isfinite(texts_ND).all(axis=1)
-        chosen += some.filter(has_both)[np.flatnonzero(is_good_N)].rows()
-        if len(chosen) >= MAX_PAIRS:
+        images.append(images_ND[is_good_N])
+        texts.append(texts_ND[is_good_N])
+        if sum(map(len, images)) >= MAX_PAIRS:
             break
-    found = pl.DataFrame(chosen[:MAX_PAIRS], schema=pairs.schema, orient="row")
     return fit_logits(
-        _vectors(source, matches, "image", found["row"]),
-        _vectors(source, matches, "text", found["text_row"]),
+        np.concatenate(images)[:MAX_PAIRS],
+        np.concatenate(texts)[:MAX_PAIRS],
         logit_scale=config.logit_scale,
         logit_bias=config.logit_bias,
     )

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from ...images.image_bytes import ImageLocation
+from ...store.io.location import Location, join
+
 
 @dataclass(frozen=True, slots=True)
 class Caption:
@@ -87,3 +90,16 @@ class Unused(Problem):
 
     remedy: str
     """What would use them: ``convert them to JPEG, PNG or WebP``."""
+
+
+def place_of(sample: Sample, root: Location) -> ImageLocation:
+    """Return where the image of a sample is, given the root of its source."""
+    return ImageLocation(
+        path=join(root, sample.path),
+        member=sample.member,
+        offset=sample.offset,
+        length=sample.length,
+        row_group=sample.row_group,
+        index=sample.index,
+        file_bytes=sample.num_bytes,
+    )

@@ -19,6 +19,18 @@ BUDGET = 0.001
 _BATCH = 1024
 
 
+def check_budget(budget: float) -> None:
+    """Check a largest share of the KL divergence that a user set.
+
+    Raises:
+        SettingError: it is not above 0 and at most 1.
+    """
+    if not 0 < budget <= 1:
+        raise SettingError(
+            f"targets budget must be above 0 and at most 100 %, got {100 * budget:g} %"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoftTargetError:
     """Change of the teacher's probabilities over all pairs of random batches."""
