@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..formatting import format_count
+from ..formatting import aligned, format_count
 
 TEACHER, START, CONTRASTIVE, DISTILLED = "teacher", "start", "contrastive only", "distilled"
 """Columns of the table, in order."""
@@ -49,19 +49,15 @@ def read_result(evaluations: Mapping[str, Path], models: Mapping[str, Path]) -> 
 def table_lines(result: Result) -> list[str]:
     """Return the lines of a table: one row a metric, one column a model."""
     names = list(result.columns)
-    rows = [("", names)]
+    rows = [["", *names]]
     for way, words in _WAYS.items():
         for k in ("1", "5"):
             values = [column["retrieval"]["all"][way][k] for column in result.columns.values()]
-            rows.append((f"{words}, R@{k}", [f"{value:.3f}" for value in values]))
+            rows.append([f"{words}, R@{k}", *(f"{value:.3f}" for value in values)])
     overlaps = [column["neighbour_overlap"] for column in result.columns.values()]
-    rows.append(("10 nearest images, overlap", [f"{value:.3f}" for value in overlaps]))
-    rows.append(("parameters", [f"{result.num_parameters[name]:,}" for name in names]))
-    width = max(len(label) for label, _ in rows)
-    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(names))]
-    return [
-        "  ".join([label.ljust(width), *map(str.rjust, cells, widths)]) for label, cells in rows
-    ]
+    rows.append(["10 nearest images, overlap", *(f"{value:.3f}" for value in overlaps)])
+    rows.append(["parameters", *(f"{result.num_parameters[name]:,}" for name in names)])
+    return aligned(rows)
 
 
 def verdict(result: Result) -> str:

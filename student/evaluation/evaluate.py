@@ -46,6 +46,7 @@ def evaluate(
     *,
     map_ED: NDArray[np.floating[Any]] | None = None,
     is_one_space: bool = True,
+    is_whole: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return all metrics of one model, as JSON values; None where one does not apply.
@@ -57,6 +58,7 @@ def evaluate(
         map_ED: linear map from the model's space to the teacher's, ``x_ND @ map_ED.T``. None: with
             equal widths the spaces are the same, with other widths the cosine is None.
         is_one_space: False: the spaces differ even with equal widths, and the cosine is None.
+        is_whole: False: leave out teacher_index, calibration and intervals, a quarter of the time.
         seed: random seed of the pairs of the calibration error, and of the intervals.
 
     Returns:
@@ -79,10 +81,10 @@ def evaluate(
         "retrieval": _retrieval(images_ND, texts_MD, eval_set, figures),
         "zero_shot": _zero_shot(images_ND, texts_MD, eval_set, figures),
         **dict.fromkeys(_OF_REFERENCE),
-        **_nearness(subject, reference, eval_set, figures, map_ED, is_one_space, seed),
+        **_nearness(subject, reference, eval_set, figures, map_ED, is_one_space, is_whole, seed),
         "calibration_error": calibration_of_half(subject, eval_set, seed, figures),
-        "calibration": calibration_of_all(subject, eval_set, seed, figures),
-        "intervals": figures.intervals(seed=seed),
+        "calibration": calibration_of_all(subject, eval_set, seed, figures) if is_whole else None,
+        "intervals": figures.intervals(seed=seed) if is_whole else {},
     }
 
 
@@ -93,13 +95,20 @@ def _nearness(
     figures: Figures,
     map_ED: NDArray[np.floating[Any]] | None,
     is_one_space: bool,
+    is_whole: bool,
     seed: int,
 ) -> dict[str, Any]:
     if reference is None:
         return {}
     return {
         **_in_teacher_space(
-            subject, reference, map_ED, eval_set, figures, is_one_space=is_one_space
+            subject,
+            reference,
+            map_ED,
+            eval_set,
+            figures,
+            is_one_space=is_one_space,
+            is_whole=is_whole,
         ),
         **_agreement(subject, reference, eval_set, figures),
         "soft_loss_excess": soft_loss(subject, reference, eval_set, seed, figures),
@@ -143,8 +152,10 @@ def _retrieval(
         if lang is not None and is_of_P.any():
             path = ("retrieval", "languages", lang)
             languages[lang] = rates(path, np.unique(eval_set.image_P[is_of_P]), is_of_P)
-    for way in _WAYS if languages else ():
-        _add_macro_mean(figures, ("retrieval",), languages, way, CUTOFFS)
+    if languages:
+        for way in _WAYS:
+            target = ("retrieval", "macro_mean", way)
+            _add_macro_mean(figures, languages, "retrieval", way, target, CUTOFFS)
     every_N, every_P = np.arange(len(images_ND)), np.ones(len(eval_set.image_P), np.bool_)
     return {
         "all": rates(("retrieval", "all"), every_N, every_P),
@@ -157,13 +168,17 @@ def _retrieval(
 
 
 def _add_macro_mean(
-    figures: Figures, task: tuple[str], languages: Mapping[str, Any], name: str, ks: Sequence[int]
+    figures: Figures,
+    languages: Mapping[str, Any],
+    task: str,
+    name: str,
+    target: tuple[str, ...],
+    ks: Sequence[int],
 ) -> None:
-    """Add the means over languages of the rates of one name."""
-    below = () if task == ("zero_shot",) else (name,)
+    """Add the means over languages of the rates of one name of a task, as figures below ``target``."""
     for k in map(str, ks):
-        paths = [(*task, "languages", lang, name, k) for lang in languages]
-        figures.add_mean_of((*task, "macro_mean", *below, k), paths)
+        paths = [(task, "languages", lang, name, k) for lang in languages]
+        figures.add_mean_of((*target, k), paths)
 
 
 def _zero_shot(
@@ -192,7 +207,8 @@ def _zero_shot(
         if found is not None:
             languages[lang] = found
     if languages:
-        _add_macro_mean(figures, ("zero_shot",), languages, "accuracy", TOPS)
+        target = ("zero_shot", "macro_mean")
+        _add_macro_mean(figures, languages, "zero_shot", "accuracy", target, TOPS)
     return {
         "all": rates(("zero_shot", "all"), np.ones(len(lang_Q), np.bool_)),
         "languages": languages,
@@ -208,6 +224,7 @@ def _in_teacher_space(
     figures: Figures,
     *,
     is_one_space: bool,
+    is_whole: bool,
 ) -> dict[str, Any]:
     """Return what needs embeddings in the teacher's space; None where there are none."""
     images_NE, texts_ME = subject.images_ND, subject.texts_MD
@@ -220,6 +237,20 @@ def _in_teacher_space(
     cosine_M = row_cosines(texts_ME, reference.texts_MD)
     figures.add_mean(("image_cosine",), image_N, cosine_N)
     figures.add_mean(("text_cosine",), image_P, cosine_M[text_P], share_P)
+    return {
+        "image_cosine": finite_mean(cosine_N),
+        "text_cosine": finite_mean(cosine_M[eval_set.captions()]),
+        "teacher_index": _teacher_index(images_NE, texts_ME, reference, eval_set, figures)
+        if is_whole
+        else None,
+    }
+
+
+def _teacher_index(
+    images_NE: Rows, texts_ME: Rows, reference: Embeddings, eval_set: EvalSet, figures: Figures
+) -> dict[str, Any]:
+    """Return the recall of queries in an index of the teacher's images."""
+    image_N, (image_P, text_P, share_P) = np.arange(len(images_NE)), eval_set.shares()
     found = index_recall(
         reference.images_ND,
         images_NE,
@@ -235,11 +266,7 @@ def _in_teacher_space(
         )
         figures.add_mean(by_text, image_P, of_texts_P < k, share_P)
         figures.add_mean(by_image, image_N, found.by_image_N < k)
-    return {
-        "image_cosine": finite_mean(cosine_N),
-        "text_cosine": finite_mean(cosine_M[eval_set.captions()]),
-        "teacher_index": found.rates(),
-    }
+    return found.rates()
 
 
 def _agreement(

@@ -6,6 +6,7 @@ from typing import Any
 from ...formatting import aligned, format_count
 from ..data.split import SplitPolicy
 from .eval_set import CacheEvalSet
+from .intervals import LEVEL, NUM_RESAMPLES
 
 _NA = "n/a"
 _WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
@@ -22,7 +23,7 @@ _NEARNESS = (
 )
 _QUERIES = {"text_to_image": "texts", "image_to_image": "the images themselves"}
 
-INTERVALS = "[ ]  95 % of 1,000 resamples of the images"
+INTERVALS = f"[ ]  {100 * LEVEL:g} % of {NUM_RESAMPLES:,} resamples of the images"
 """What the intervals in a table are."""
 
 PROMPTS_COMMAND = (

@@ -4,11 +4,11 @@ Without them it pads each batch of texts to the longest one. A SigLIP text tower
 most texts would get a wrong embedding, without a warning.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...siglip import Checkpoint
+from ...siglip.files import write_json
 from .programs import padding_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def write_sentence_transformers(
         },
     }
     for name, value in files.items():
-        (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / name, value)
 
 
 def _module(number: int, path: str, kind: str) -> dict[str, Any]:
@@ -81,5 +81,5 @@ def _write_dense(folder: Path, map_ED: "NDArray[np.float32]") -> None:
         "bias": False,
         "activation_function": "torch.nn.modules.linear.Identity",
     }
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", settings)
     save_file({"linear.weight": np.ascontiguousarray(map_ED)}, folder / "model.safetensors")

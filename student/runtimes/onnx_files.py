@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import ExportError, SettingError
 from ...siglip import Checkpoint, load_model
+from ...siglip.files import write_json
 from ..evaluation.embeddings import unit_rows_float32
 from .gate import LIMITS, Parity, check_parity
 from .held_out import HeldOut, Outputs
@@ -91,7 +92,7 @@ def _mention_second_file(folder: Path, file: str) -> None:
     config = json.loads(path.read_text("utf-8"))
     settings = config.setdefault("transformers.js_config", {})
     settings.setdefault("use_external_data_format", {})[file] = True
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(path, config)
 
 
 def write_checked_graphs(

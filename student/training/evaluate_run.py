@@ -56,25 +56,37 @@ class HeldOutEvaluation:
             cache, resolved.teacher.name, self.eval_set.rows_N, self.eval_set.text_rows_M
         )
 
-    def teacher(self) -> dict[str, Any]:
-        """Return the metrics of the teacher itself."""
+    def teacher(self, *, is_whole: bool = True) -> dict[str, Any]:
+        """Return the metrics of the teacher itself; ``is_whole`` as in evaluate()."""
         seed = self._resolved.config.seed
-        return evaluate(self._reference, self._reference, self.eval_set, seed=seed)
+        return evaluate(
+            self._reference, self._reference, self.eval_set, is_whole=is_whole, seed=seed
+        )
 
-    def student(self, distiller: Distiller, name: str, *, has_map: bool = True) -> dict[str, Any]:
+    def student(
+        self, distiller: Distiller, name: str, *, has_map: bool = True, is_whole: bool = True
+    ) -> dict[str, Any]:
         """Return the metrics of a student; its mode, training or not, is restored.
 
         Args:
             distiller: the student.
             name: of the column.
             has_map: whether a learned map is more than random by now.
+            is_whole: see evaluate().
 
         Raises:
             TrainError: none of the images can be read.
         """
         student, map_ED = self.embeddings(distiller, name, has_map=has_map)
         seed = self._resolved.config.seed
-        return evaluate(student, self._reference, self.eval_set, map_ED=map_ED, seed=seed)
+        return evaluate(
+            student,
+            self._reference,
+            self.eval_set,
+            map_ED=map_ED,
+            is_whole=is_whole,
+            seed=seed,
+        )
 
     def embeddings(
         self, distiller: Distiller, name: str, *, has_map: bool = True

@@ -38,7 +38,7 @@ class Evaluations:
             )
         self._run, self._progress = run, progress
         self._held_out = HeldOutEvaluation(resolved, pca, max_images=config.eval_every_samples)
-        of_teacher = main_metrics(self._held_out.teacher())
+        of_teacher = main_metrics(self._held_out.teacher(is_whole=False))
         chosen = config.best_metric
         if chosen is not None and chosen not in of_teacher:
             raise SettingError(
@@ -68,7 +68,7 @@ class Evaluations:
         return found
 
     def _of(self, step: int, distiller: Distiller, kind: WeightsKind) -> dict[str, float]:
-        found = main_metrics(self._held_out.student(distiller, kind))
+        found = main_metrics(self._held_out.student(distiller, kind, is_whole=False))
         value = found.get(self._metric)
         if value is not None and self._is_better(value):
             self.best = Best(step, kind, self._metric, value)

@@ -233,6 +233,8 @@ def test_caches_of_every_version_are_converted(version: int, tmp_path: Path) -> 
 def test_a_budget_that_is_no_share_is_refused_as_in_a_build(
     foreign: "ForeignCache", tmp_path: Path, budget: float
 ) -> None:
-    with pytest.raises(SettingError, match=r"targets budget must be above 0 and at most 100 %, got"):
+    with pytest.raises(
+        SettingError, match=r"targets budget must be above 0 and at most 100 %, got"
+    ):
         to_int8(foreign.root, tmp_path / "out", budget=budget)
     assert not (tmp_path / "out").exists()

@@ -20,6 +20,7 @@ from siglip2_cache.student.evaluation.evaluate import evaluate, in_student_space
 from siglip2_cache.student.evaluation.report import (
     eval_set_lines,
     eval_set_numbers,
+    main_metrics,
     table_lines,
 )
 
@@ -121,6 +122,19 @@ def test_an_image_that_is_missing_never_hits_and_is_counted() -> None:
         for way in ("image_to_text", "text_to_image")
     }
     assert lost == {"image_to_text": 0.25, "text_to_image": 0.25}  # text 1 is image 1's, too
+
+
+def test_an_evaluation_during_a_training_has_the_same_figures_and_leaves_the_costly_ones_out() -> (
+    None
+):
+    images, texts = unit_rows(0, (4, 6)), unit_rows(1, (7, 6))
+    turned = embeddings(images[[1, 0, 2, 3]], texts)
+    whole = evaluate(turned, embeddings(images, texts), eval_set())
+    found = evaluate(turned, embeddings(images, texts), eval_set(), is_whole=False)
+    left_out = {"teacher_index": None, "calibration": None, "intervals": {}}
+    assert all(whole[name] for name in left_out)
+    assert found == whole | left_out
+    assert main_metrics(found) == main_metrics(whole)
 
 
 def test_the_cosine_goes_through_the_map_and_is_left_out_where_widths_differ() -> None:
