@@ -415,10 +415,10 @@ def distiller_of_two_maps() -> Any:
         def maps(self) -> list[Tensor]:
             return [*super().maps(), self.text_projection.weight]
 
-        def map_texts(self, rows_MD: Tensor) -> Tensor:
+        def map_texts(self, rows_MD: Tensor, teacher: int = 0) -> Tensor:
             return self.text_projection(rows_MD)
 
-        def fit_maps(self, images: Any, texts: Any, ranks: Any) -> None:
+        def fit_maps(self, images: Any, texts: Any, ranks: Any, teacher: int = 0) -> None:
             super().fit_maps(images, None, ranks)
             self.text_projection.add_rows(*texts, ranks)
             self.text_projection.fit()
@@ -436,11 +436,13 @@ def load_online_teacher(folder: Path) -> tuple[Any, Any]:
 def compute_targets(teacher: tuple[Any, Any], batch: Any) -> None:
     """Replace a batch's targets by what the teacher says now: it takes the student's pixels and ids."""
     from siglip2_cache.siglip import embed_image_pixels, embed_token_ids
+    from siglip2_cache.student.data.batch import BatchTargets
 
     model, checkpoint = teacher
     pixels = batch.pixels_N
-    batch.teacher_image_NE = embed_image_pixels(model, checkpoint, pixels, compute_dtype="float32")
-    batch.teacher_text_ME = embed_token_ids(model, batch.ids_ML, compute_dtype="float32")
+    image_NE = embed_image_pixels(model, checkpoint, pixels, compute_dtype="float32")
+    text_ME = embed_token_ids(model, batch.ids_ML, compute_dtype="float32")
+    batch.targets = [BatchTargets(image_NE=image_NE, text_ME=text_ME)]
 
 
 def compare_online(args: argparse.Namespace, work: Path, world: World) -> dict[str, Any]:

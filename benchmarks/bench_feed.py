@@ -214,6 +214,7 @@ def our_batches(args: argparse.Namespace, decode: Any) -> Iterator[int]:
     from siglip2_cache.student.data.read_corpus import read_corpus
     from siglip2_cache.student.data.sampler import Sampler
     from siglip2_cache.student.data.split import SplitPolicy
+    from siglip2_cache.student.data.train_targets import first_targets
 
     checkpoint = resolve_checkpoint(str(args.work / "teacher"))
     recipe = SquashRecipe(size=(args.size, args.size), resample=Image.Resampling.BILINEAR)
@@ -224,7 +225,7 @@ def our_batches(args: argparse.Namespace, decode: Any) -> Iterator[int]:
     config = LoaderConfig(num_workers=args.workers, decode=decode)
     with Loader(
         cache,
-        None,
+        [first_targets(cache, None)],
         sampler,
         images,
         replace(checkpoint, image_recipe=recipe),

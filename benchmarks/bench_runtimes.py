@@ -77,7 +77,7 @@ HARD = {
 CARD = ModelCard(
     name="student",
     student="student",
-    teacher="teacher",
+    teachers=["teacher"],
     cache=CacheSummary(samples=1, captions=1, texts=1, views=1, corpora=("folder",)),
     objectives={"soft": 1.0},
     steps=1,

@@ -204,14 +204,16 @@ def compute_targets(teacher: Any, training: Any, batch: Any) -> None:
     the teacher's is the same: what is measured is its forward pass."""
     import torch
 
+    from siglip2_cache.student.data.batch import BatchTargets
+
     H, W = teacher.image.size
     pixels = batch.pixels_N.numpy()
     if pixels.shape[1:3] != (H, W):
         raise SystemExit("error: student and teacher must take pixels of one size here")
     texts = [f"photograph number {row} of a benchmark" for row in batch.text_rows_M]
     images, captions = teacher.embed_images(pixels), teacher.embed_texts(texts)
-    batch.teacher_image_NE = torch.from_numpy(images())
-    batch.teacher_text_ME = torch.from_numpy(captions())
+    found = (torch.from_numpy(rows()) for rows in (images, captions))
+    batch.targets = [BatchTargets(image_NE=next(found), text_ME=next(found))]
 
 
 def arithmetic_limit(args: argparse.Namespace, work: Path) -> float:

@@ -70,25 +70,37 @@ def _given(context: typer.Context, settings: Mapping[str, Any]) -> dict[str, Any
         if source is not None and source.name != "DEFAULT":
             given[name] = value
     if "weights" in given:
-        given["weights"] = _parse_weights(given["weights"])
+        given["weights"] = _parse_weights("weight", given["weights"])
+    if "teacher" in given:
+        [first, *others] = given["teacher"]
+        is_plain = not others and "=" not in first
+        given["teacher"] = first if is_plain else _parse_weights("teacher", [first, *others], 1.0)
     if "corpus_roots" in given:
         given["corpus_roots"] = parse_roots(given["corpus_roots"])
     return given
 
 
-def _parse_weights(arguments: list[str]) -> dict[str, float]:
+def _parse_weights(
+    what: str, arguments: list[str], default: float | None = None
+) -> dict[str, float]:
+    """Return the numbers of NAME=NUMBER by name; None as default: there is no NAME alone."""
     weights: dict[str, float] = {}
     for argument in arguments:
-        term, separator, number = argument.partition("=")
-        if term in weights:
-            raise SettingError(f"weight {term} is given twice: leave one out")
+        name, separator, number = argument.partition("=")
+        if name in weights:
+            raise SettingError(f"{what} {name} is given twice: leave one out")
+        if not separator and default is not None:
+            number = str(default)
         try:
-            weights[term] = float(number)
+            weights[name] = float(number)
         except ValueError:
-            separator = ""
-        if not separator or not term:
-            raise SettingError(f"weight {argument!r} is not TERM=NUMBER, such as soft=1")
+            name = ""
+        if not name:
+            raise SettingError(f"{what} {argument!r} is not {_FORMS[what]}")
     return weights
+
+
+_FORMS = {"weight": "TERM=NUMBER, such as soft=1", "teacher": "NAME or NAME=WEIGHT, such as b=0.5"}
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
@@ -121,7 +133,7 @@ def _on_command_line(hint: Any) -> tuple[Any, str]:
     """Return the type in which an option takes a field, and what stands for its value in the help."""
     if choices := choices_of(hint):
         return str, "|".join(choices)
-    if get_origin(hint) is Mapping:
+    if any(get_origin(each) is Mapping for each in (hint, *get_args(hint))):
         return list[str], "NAME=VALUE"
     [kind] = set(get_args(hint) or [hint]) - {type(None)}
     if kind in (bool, int, float):

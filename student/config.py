@@ -95,8 +95,13 @@ class TrainConfig:
     ] = None
 
     teacher: Annotated[
-        str | None,
-        Setting("Teacher in the cache. Required if it has several.", TEACHER, metavar="NAME"),
+        str | Mapping[str, float] | None,
+        Setting(
+            "Teacher in the cache; required if it has several. Repeatable: the student learns from all of "
+            "them, each with the weight after =, or 1. Images and evaluation are those of the first.",
+            TEACHER,
+            metavar="NAME[=WEIGHT]",
+        ),
     ] = None
     teacher_scale: Annotated[
         float | None,
@@ -556,6 +561,13 @@ class TrainConfig:
                 raise SettingError(f"{name} {value!r} is not one of {', '.join(choices)}")
         if self.teacher_bias is not None and not math.isfinite(self.teacher_bias):
             raise SettingError(f"teacher_bias must be a finite number, got {self.teacher_bias}")
+        if self.teacher == {}:
+            raise SettingError(
+                "teacher must name at least one teacher; leave it out for the only one"
+            )
+        check_weights("teacher", self.teacher_weights)
+        if len(self.teacher_weights) > 1:
+            self._check_several_teachers()
         parse_positives(self.positives)
         if parse_selection(self.select).kind == "learnability":
             for name, is_other in (
@@ -567,12 +579,11 @@ class TrainConfig:
                         f"select learnability compares whole images and texts of the student, and {name} is "
                         f"{getattr(self, name)}; leave one of them out"
                     )
-        for term, weight in self.weights.items():
+        for term in self.weights:
             if term not in loss_terms():
                 known = list(loss_terms())
                 raise SettingError(f"weights has no term {term!r}{nearest_name(term, known)}")
-            if not (math.isfinite(weight) and weight >= 0):
-                raise SettingError(f"weights.{term} must be at least 0, got {weight}")
+        check_weights("weights", self.weights)
         if self.steps is not None and self.epochs is not None:
             raise SettingError(
                 f"steps {self.steps} and epochs {self.epochs:g} both say how long: give one"
@@ -589,6 +600,27 @@ class TrainConfig:
         if self.export == "ema" and self.ema is None:
             raise SettingError("export ema needs ema, a decay such as 0.9999")
         self._check_towers()
+
+    @property
+    def teacher_weights(self) -> Mapping[str, float]:
+        """Weight of each teacher that is named, the first one first; empty: the only one of the cache."""
+        if self.teacher is None:
+            return {}
+        return {self.teacher: 1.0} if isinstance(self.teacher, str) else self.teacher
+
+    def _check_several_teachers(self) -> None:
+        """Check for settings that go with one teacher."""
+        for name, is_given in (
+            ("towers", self.towers != "both"),
+            ("projection", self.projection == "pca"),
+            ("teacher_scale", self.teacher_scale is not None),
+            ("teacher_bias", self.teacher_bias is not None),
+        ):
+            if is_given:
+                raise SettingError(
+                    f"{name} {getattr(self, name)} goes with one teacher, and there are "
+                    f"{len(self.teacher_weights)}; leave it out, or name one teacher"
+                )
 
     def _check_towers(self) -> None:
         """Check for settings of a tower that is not trained."""
@@ -622,6 +654,17 @@ class TrainConfig:
                 "projection learned goes with towers both: an image tower alone must come out in the "
                 "space of the teacher's texts; take pca, or none where widths are equal"
             )
+
+
+def check_weights(setting: str, weights: Mapping[str, float]) -> None:
+    """Check that all weights of a setting are numbers of at least 0.
+
+    Raises:
+        SettingError: one is not.
+    """
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise SettingError(f"{setting}.{name} must be at least 0, got {weight}")
 
 
 def images_read(config: TrainConfig) -> int:

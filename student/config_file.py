@@ -163,6 +163,8 @@ def _typed(name: str, value: Any, file: Path | None) -> Any:
         return given_location(str(value))
     if wanted is Path and isinstance(value, str | Path):
         return Path(os.path.expanduser(value))
+    if name == "teacher" and isinstance(value, str):
+        return value
     if name in _CHECKPOINTS and isinstance(value, str):
         return os.path.expanduser(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -173,7 +175,7 @@ def _typed(name: str, value: Any, file: Path | None) -> Any:
         return float(value)
     if wanted is dict and isinstance(value, Mapping):
         entries = cast("Mapping[Any, Any]", value)
-        if name != "weights":  # corpus_roots: two paths
+        if name == "corpus_roots":  # two paths
             return {_expanded(key): _expanded(entry) for key, entry in entries.items()}
         weights = {term: _as_number(w) if isinstance(w, str) else w for term, w in entries.items()}
         if all(isinstance(w, int | float) and not isinstance(w, bool) for w in weights.values()):
@@ -199,7 +201,7 @@ def _plain_type(hint: Any) -> type:
     """Return the type of a field's values other than None."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        [hint] = [each for each in get_args(hint) if each is not type(None)]
+        hint = [each for each in get_args(hint) if each is not type(None)][-1]
         origin = typing.get_origin(hint)
     if origin is Literal:
         return str

@@ -34,6 +34,10 @@ class LossTerm:
     default_words: str = "0"
     """The default weight in words, for the help."""
 
+    needs_teacher: bool = True
+    """Whether it compares with a teacher. Of several it is then a term of each, times the teacher's weight;
+    else it is a term once, with the first."""
+
     needs_map: bool = False
     """Whether it compares the student's rows with the teacher's, whose width may be another one."""
 
@@ -114,6 +118,7 @@ register_term(
         compute=f"{_LOSSES}.contrastive:sigmoid_contrastive",
         default_weight=lambda scale: 0.1,
         default_words="0.1",
+        needs_teacher=False,
     )
 )
 register_term(

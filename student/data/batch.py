@@ -5,7 +5,7 @@ Shape letters in this file:
     V = views of each image in a step             L = tokens    E = width of the teacher
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,53 @@ from torch import Tensor
 from ...images.image import DecodedBatch
 from ...siglip import Checkpoint, NaflexRecipe
 from .sampler import GlobalBatch, Sampler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchTargets:
+    """One teacher's targets of a batch."""
+
+    image_NE: Tensor
+    """(N, E) float16, L2-normalised: those of the views; NaN where there is none."""
+
+    text_ME: Tensor
+    """(M, E) float16, L2-normalised: those of all texts of the global batch; NaN where there is none."""
+
+    has_image_N: NDArray[np.bool_] | None = None
+    """(N,) which images have one; None: all."""
+
+    has_text_M: NDArray[np.bool_] | None = None
+    """(M,) which texts have one; None: all."""
+
+    def pinned(self) -> "BatchTargets":
+        """Return the same in pinned memory."""
+        return replace(self, image_NE=self.image_NE.pin_memory(), text_ME=self.text_ME.pin_memory())
+
+    def select(self, images_N: NDArray[np.bool_], texts_M: NDArray[np.bool_]) -> "BatchTargets":
+        """Return those of some images and texts."""
+        return BatchTargets(
+            image_NE=self.image_NE[torch.from_numpy(images_N)],
+            text_ME=self.text_ME[torch.from_numpy(texts_M)],
+            has_image_N=None if self.has_image_N is None else self.has_image_N[images_N],
+            has_text_M=None if self.has_text_M is None else self.has_text_M[texts_M],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaughtRows:
+    """The images and texts of a batch that have a target by one teacher. N and M count these alone."""
+
+    positions_N: NDArray[np.int64]
+    caption_N: NDArray[np.int64]
+    text_rows_M: NDArray[np.int64]
+    text_bounds: NDArray[np.int64]
+    image_NE: Tensor
+    text_ME: Tensor
+    images: Tensor | None
+    """int64 positions of these images in the batch; None: all."""
+
+    texts: Tensor | None
+    """int64 positions of these texts in the batch; None: all."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,11 +100,8 @@ class Batch:
     ids_ML: Tensor | None
     """(own M, L) int64 token ids of this rank's texts; None if only the image tower is trained."""
 
-    teacher_image_NE: Tensor
-    """(N, E) float16, L2-normalised: the targets of these views."""
-
-    teacher_text_ME: Tensor
-    """(M, E) float16, L2-normalised: those of all texts of the global batch."""
+    targets: list[BatchTargets]
+    """Those of each teacher."""
 
     skipped: list[tuple[str, str]]
     """Key and reason of each skipped image of this rank."""
@@ -67,6 +111,40 @@ class Batch:
 
     read_targets_s: float = 0.0
     """Seconds spent reading its targets."""
+
+    def taught(self, teacher: int) -> TaughtRows:
+        """Return the images and texts that have a target by a teacher, counted from 0."""
+        targets = self.targets[teacher]
+        images, texts = (
+            None if has is None else np.flatnonzero(has)
+            for has in (targets.has_image_N, targets.has_text_M)
+        )
+        positions_N, caption_N = self.positions_N, self.caption_N
+        text_rows_M, text_bounds = self.text_rows_M, self.text_bounds
+        if images is not None:
+            positions_N, caption_N = positions_N[images], caption_N[images]
+        if texts is not None and targets.has_text_M is not None:
+            caption_N, text_bounds = among(targets.has_text_M, caption_N, text_bounds)
+            text_rows_M = text_rows_M[texts]
+        return TaughtRows(
+            positions_N=positions_N,
+            caption_N=caption_N,
+            text_rows_M=text_rows_M,
+            text_bounds=text_bounds,
+            image_NE=targets.image_NE if images is None else targets.image_NE[images],
+            text_ME=targets.text_ME if texts is None else targets.text_ME[texts],
+            images=None if images is None else torch.from_numpy(images),
+            texts=None if texts is None else torch.from_numpy(texts),
+        )
+
+
+def among(
+    kept_M: NDArray[np.bool_], caption_N: NDArray[np.int64], text_bounds: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return captions and bounds as positions among the texts that are kept; -1 for a caption that is not."""
+    before_M = np.concatenate([[0], np.cumsum(kept_M)])
+    is_kept_N = (caption_N >= 0) & np.append(kept_M, False)[caption_N]
+    return np.where(is_kept_N, before_M[caption_N], -1), before_M[text_bounds]
 
 
 class FillingBatch:

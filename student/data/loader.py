@@ -8,7 +8,7 @@ Shape letters in this file:
 import contextlib
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import get_args
@@ -29,6 +29,7 @@ from .batch import Batch, FillingBatch
 from .catalog_index import ImageLookup, TextLookup
 from .prefetch import Prefetcher
 from .sampler import GlobalBatch, Sampler
+from .train_targets import TrainTargets
 
 _PIECE_VIEWS = 256
 """Views decoded at a time: four such pieces are in shared memory, 154 MB at 224 px."""
@@ -84,7 +85,7 @@ class Loader:
     def __init__(
         self,
         cache: Cache,
-        teacher: str | None,
+        targets: Sequence[TrainTargets],
         sampler: Sampler,
         images: ImageLookup,
         checkpoint: Checkpoint,
@@ -93,11 +94,11 @@ class Loader:
         towers: Towers = "both",
         device: str | torch.device = "cpu",
     ) -> None:
-        """Read the texts and open the targets.
+        """Read the texts.
 
         Args:
             cache: the cache.
-            teacher: name of the teacher; None: the only one.
+            targets: those of each teacher, for the sampler's corpus.
             sampler: draws the batches.
             images: files of the sampler's corpus.
             checkpoint: the student, whose preprocessing makes the pixels and whose tokenizer makes the ids.
@@ -110,8 +111,7 @@ class Loader:
         """
         self._sampler, self._images, self._checkpoint = sampler, images, checkpoint
         self._config = config or LoaderConfig()
-        self._image_targets = cache.image_targets(teacher)
-        self._text_targets = cache.text_targets(teacher)
+        self._targets = targets
         self._tokenizer = TextTokenizer(checkpoint) if towers != "image" else None
         self._texts = TextLookup(cache, sampler.corpus) if towers != "image" else None
         self._make = self._make_without_pixels if towers == "text" else self._make_with_pixels
@@ -252,8 +252,11 @@ class Loader:
         own = self._sampler.rank_slice
         positions_N, views_N = global_batch.positions_N[own][keep], global_batch.views_N[own][keep]
         started = time.perf_counter()
-        teacher_image = self._image_targets.read(self._sampler.corpus.rows_N[positions_N], views_N)
-        teacher_text = self._text_targets.read(global_batch.global_text_rows_M)
+        rows_N, text_rows_M = (
+            self._sampler.corpus.rows_N[positions_N],
+            global_batch.global_text_rows_M,
+        )
+        targets = [each.read(positions_N, rows_N, views_N, text_rows_M) for each in self._targets]
         read_targets_s = time.perf_counter() - started
         return Batch(
             step=global_batch.step,
@@ -263,11 +266,10 @@ class Loader:
             pixels_N=None,
             grids_N2=None,
             caption_N=global_batch.caption_N[own][keep],
-            text_rows_M=global_batch.global_text_rows_M,
+            text_rows_M=text_rows_M,
             text_bounds=global_batch.text_bounds,
             ids_ML=self._token_ids(global_batch),
-            teacher_image_NE=self._tensor(teacher_image),
-            teacher_text_ME=self._tensor(teacher_text),
+            targets=[each.pinned() if self._pin else each for each in targets],
             skipped=[],
             read_targets_s=read_targets_s,
         )

@@ -75,6 +75,22 @@ def read_corpus(
     )
 
 
+def has_same_picture(
+    cache: Cache, teacher: str, corpus: Corpus, *, allow_partial: bool
+) -> NDArray[np.bool_]:
+    """Return which images of a corpus another teacher has a target of, for the same bytes, (N,).
+
+    Raises:
+        TrainError: the teacher is unfinished and not allow_partial.
+    """
+    if not allow_partial:
+        _refuse_unfinished(cache, cache.teacher(teacher))
+    rows, sha256 = _read_pictures(cache, teacher)
+    at_N, is_there_N = find_ascending(rows, corpus.rows_N)
+    is_there_N[is_there_N] = (sha256[at_N[is_there_N]] == corpus.sha256_N[is_there_N]).all(axis=1)
+    return is_there_N
+
+
 def _refuse_unfinished(cache: Cache, record: TeacherRecord) -> None:
     commits = cache.commits(record.name)
     open_units = {

@@ -52,8 +52,8 @@ class ModelCard:
     languages: Sequence[str] = ()
     """Codes of the languages of the captions."""
 
-    teacher: str
-    """Hub id or path of the teacher; only the last part of an absolute path is shown."""
+    teachers: Sequence[str]
+    """Hub id or path of each teacher; only the last part of an absolute path is shown."""
 
     cache: CacheSummary
 
@@ -307,10 +307,9 @@ def _license(card: ModelCard) -> str:
 
 
 def _summary(card: ModelCard) -> str:
-    return (
-        f"{_code(_shown(card.student))} trained with siglip2-cache on cached embeddings of the teacher "
-        f"{_code(_shown(card.teacher))}."
-    )
+    of = "the teacher " if len(card.teachers) == 1 else "the teachers "
+    of += " and ".join(_code(_shown(each)) for each in card.teachers)
+    return f"{_code(_shown(card.student))} trained with siglip2-cache on cached embeddings of {of}."
 
 
 def _training(card: ModelCard) -> str:

@@ -7,17 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...store.targets.targets import Targets
-from ..data.corpus import Corpus
 from ..data.random_draws import step_generator
 
 
 class ImageBank:
-    """Images of the train split, each by one of its views."""
+    """Images of the train split that have a target, each by one of its views."""
 
     def __init__(
-        self, train: Corpus, images: Targets, *, num_views: int, size: int, seed: int
+        self, rows: NDArray[np.int64], images: Targets, *, num_views: int, size: int, seed: int
     ) -> None:
-        self._rows, self._images, self._num_views = train.rows_N, images, num_views
+        self._rows, self._images, self._num_views = rows, images, num_views
         self._size, self._seed = size, seed
 
     def draw(self, step: int) -> NDArray[np.float16]:

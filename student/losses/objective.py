@@ -147,9 +147,12 @@ class TermValue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """The terms, their weights and settings."""
+    """The terms of one teacher, their weights and settings."""
 
     weights: Mapping[str, float]
+    teacher: str | None = None
+    """Name that the terms have in metrics; None for the first teacher."""
+
     teacher_scale: float
     """Exponentiated."""
 
@@ -178,6 +181,10 @@ class Objective:
     def needs_all_images(self) -> bool:
         """Whether a term compares with images of other processes."""
         return any(term.needs_all_images for term in active_terms(self.weights))
+
+    def metric(self, term: str) -> str:
+        """Return the name of a term in metrics, such as ``soft``, or ``soft/NAME`` of a further teacher."""
+        return term if self.teacher is None else f"{term}/{self.teacher}"
 
     def values(self, inputs: LossInputs) -> dict[str, TermValue]:
         """Return this process's share of each term."""

@@ -28,14 +28,15 @@ class BankDraw:
 
 
 class TextBank:
-    """Texts of the train split that are no captions of held-out images."""
+    """Texts of the train split that have a target and are no captions of held-out images."""
 
     def __init__(
         self, train: Corpus, held_out: Corpus, texts: Targets, *, size: int, seed: int
     ) -> None:
         self._train, self._texts, self._size, self._seed = train, texts, size, seed
         self._held_out = held_out.text_rows
-        self._pool = np.setdiff1d(train.text_rows, self._held_out, assume_unique=True)
+        pool = np.setdiff1d(train.text_rows, self._held_out, assume_unique=True)
+        self._pool = pool[texts.available(pool)]
 
     def __len__(self) -> int:
         return len(self._pool)

@@ -1,8 +1,10 @@
 """Export of a checkpoint of a run for other runtimes, by way of a folder for plain transformers."""
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ...errors import SettingError
 from ..training.export_checkpoint import (
@@ -49,7 +51,13 @@ def export_source(config: RuntimesConfig, checkpoint: ExportCheckpointConfig) ->
             config,
             model=str(model),
             check=config.check or checkpoint.cache or settings["cache"],
-            teacher=config.teacher or settings.get("teacher"),
+            teacher=config.teacher or _first_teacher(settings),
             corpus_roots=config.corpus_roots or settings.get("corpus_roots") or {},
         )
         return export_runtimes(of_run)
+
+
+def _first_teacher(settings: Mapping[str, Any]) -> str | None:
+    """Return the first teacher of a run, to which its evaluation belongs."""
+    teacher = settings.get("teacher")
+    return next(iter(teacher)) if isinstance(teacher, Mapping) else teacher

@@ -16,18 +16,15 @@ from ...siglip import (
     vision_tower,
 )
 from ..config import images_read
-from ..data.batch import Batch
 from ..data.catalog_index import ImageLookup
 from ..data.loader import Loader, LoaderConfig
 from ..data.sampler import Sampler
 from ..distributed import Ranks
-from ..losses.image_bank import ImageBank
-from ..losses.objective import BankImages, Objective, TextColumns
+from ..losses.objective import Objective
 from ..losses.pca_map import PcaMap, fit_pca_map
-from ..losses.text_bank import TextBank
 from ..positives import parse_positives
 from ..selection import parse_selection
-from .distiller import Distiller
+from .distiller import Distiller, TeacherHead
 from .learnability import LearnabilitySelection
 from .parameter_groups import freeze, make_groups
 from .patch_dropout import PatchDropout
@@ -58,7 +55,7 @@ def make_loader(resolved: Resolved, sampler: Sampler, images: ImageLookup) -> Lo
     config = resolved.config
     return Loader(
         resolved.cache,
-        resolved.teacher.name,
+        [teacher.targets for teacher in resolved.teachers],
         sampler,
         images,
         resolved.checkpoint,
@@ -91,8 +88,13 @@ def make_distiller(resolved: Resolved, kind: type[Distiller] = Distiller) -> Dis
         compute_dtype=resolved.compute_dtype,
         logit_scale=scale,
         logit_bias=bias,
-        teacher_dim=resolved.teacher.embed_dim if resolved.projection == "learned" else None,
-        bank=of_teacher if resolved.has_text_bank or resolved.has_image_bank else None,
+        teachers=[
+            TeacherHead(
+                embed_dim=teacher.record.embed_dim if resolved.projection == "learned" else None,
+                bank=(math.log(teacher.scale), teacher.bias) if teacher.has_bank else None,
+            )
+            for teacher in resolved.teachers
+        ],
     )
     freeze(distiller, config)
     if config.patch_dropout is not None:
@@ -122,64 +124,24 @@ def make_optimizer(distiller: Distiller, resolved: Resolved) -> Optimizer:
     return Optimizer(distiller, make_groups(distiller, resolved.config))
 
 
-def make_objective(resolved: Resolved) -> Objective:
-    """Return the loss terms with their weights."""
-    return Objective(
-        weights=resolved.weights,
-        teacher_scale=resolved.teacher_scale,
-        teacher_bias=resolved.teacher_bias,
-        bank_labels=resolved.config.bank_labels,
-        bank_threshold=resolved.config.bank_threshold,
-        positives=parse_positives(resolved.config.positives),
-        ignore_similar=resolved.config.ignore_similar,
-        affinity_scale=resolved.config.affinity_scale,
-        relations_scale=resolved.config.relations_scale,
-    )
-
-
-def make_text_bank(resolved: Resolved) -> TextBank:
-    """Return the teacher-text bank of the train split."""
+def make_objectives(resolved: Resolved) -> list[Objective]:
+    """Return the loss terms of each teacher with their weights."""
     config = resolved.config
-    texts = resolved.cache.text_targets(resolved.teacher.name)
-    return TextBank(resolved.train, resolved.val, texts, size=config.bank_size, seed=config.seed)
-
-
-def make_bank_columns(
-    bank: TextBank, step: int, batch: Batch, pca: PcaMap | None, device: str
-) -> TextColumns:
-    """Return the columns of the bank term in one step, on the device, mapped by the PCA map if any."""
-    drawn = bank.draw(step, batch.positions_N, batch.caption_N, batch.text_rows_M)
-    teacher_KE = torch.from_numpy(drawn.targets_KE).to(device).float()
-    return TextColumns(
-        text=_mapped(teacher_KE, pca),
-        caption_N=torch.from_numpy(drawn.caption_N).to(device),
-        matching_2P=torch.from_numpy(drawn.matching_2P).to(device),
-        teacher_text_ME=teacher_KE,
-    )
-
-
-def make_image_bank(resolved: Resolved) -> ImageBank:
-    """Return the teacher-image bank of the train split."""
-    config = resolved.config
-    return ImageBank(
-        resolved.train,
-        resolved.cache.image_targets(resolved.teacher.name),
-        num_views=resolved.cache.num_views,
-        size=config.bank_size,
-        seed=config.seed,
-    )
-
-
-def make_bank_images(bank: ImageBank, step: int, pca: PcaMap | None, device: str) -> BankImages:
-    """Return the images of the image_bank term in one step, on the device, mapped by the PCA map if any."""
-    teacher_KE = torch.from_numpy(bank.draw(step)).to(device).float()
-    return BankImages(target_KE=_mapped(teacher_KE, pca), teacher_KE=teacher_KE)
-
-
-def _mapped(teacher_KE: torch.Tensor, pca: PcaMap | None) -> torch.Tensor:
-    if pca is None:
-        return teacher_KE
-    return teacher_KE @ torch.from_numpy(pca.map_ED).to(teacher_KE.device)
+    return [
+        Objective(
+            weights=teacher.weights,
+            teacher=None if i == 0 else teacher.record.name,
+            teacher_scale=teacher.scale,
+            teacher_bias=teacher.bias,
+            bank_labels=config.bank_labels,
+            bank_threshold=config.bank_threshold,
+            positives=parse_positives(config.positives),
+            ignore_similar=config.ignore_similar,
+            affinity_scale=config.affinity_scale,
+            relations_scale=config.relations_scale,
+        )
+        for i, teacher in enumerate(resolved.teachers)
+    ]
 
 
 def fit_pca(resolved: Resolved, ranks: Ranks | None = None) -> PcaMap:

@@ -57,6 +57,17 @@ class Embedded:
     """None without a text tower."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherHead:
+    """What the head has for one teacher."""
+
+    embed_dim: int | None
+    """E, if a map to it is learned; None: there is no such map."""
+
+    bank: tuple[float, float] | None
+    """Initial (log scale, bias) of the bank terms; None: there are no such terms."""
+
+
 class Distiller(nn.Module):
     """All trainable parameters. Those outside of the student's towers are the *head*."""
 
@@ -69,8 +80,7 @@ class Distiller(nn.Module):
         compute_dtype: str,
         logit_scale: float,
         logit_bias: float,
-        teacher_dim: int | None,
-        bank: tuple[float, float] | None,
+        teachers: Sequence[TeacherHead],
     ) -> None:
         """Add the head to a model from load_trainable.
 
@@ -81,8 +91,7 @@ class Distiller(nn.Module):
             compute_dtype: dtype of the forward pass; parameters keep theirs.
             logit_scale: initial scale of the student, a logarithm.
             logit_bias: initial bias of the student.
-            teacher_dim: E, if a map to it is learned; None: there is no such map.
-            bank: initial (log scale, bias) of the bank term; None: there is no such term.
+            teachers: what the head has for each.
         """
         super().__init__()
         self.model: Any = model
@@ -96,12 +105,15 @@ class Distiller(nn.Module):
             owner.logit_scale.fill_(logit_scale)
             owner.logit_bias.fill_(logit_bias)
         self.patch_dropout: PatchDropout | None = None
-        self.projection = None
-        if teacher_dim is not None:
-            self.projection = LearnedMap(checkpoint.embed_dim, teacher_dim)
-        if bank is not None:
-            self.bank_scale = nn.Parameter(torch.tensor([bank[0]]))
-            self.bank_bias = nn.Parameter(torch.tensor([bank[1]]))
+        self._num_teachers = len(teachers)
+        self.projection: LearnedMap | None = None  # the first teacher's
+        for i, teacher in enumerate(teachers):
+            if teacher.embed_dim is not None:
+                learned = LearnedMap(checkpoint.embed_dim, teacher.embed_dim)
+                setattr(self, _name("projection", i), learned)
+            if teacher.bank is not None:
+                for name, value in zip(("bank_scale", "bank_bias"), teacher.bank, strict=True):
+                    setattr(self, _name(name, i), nn.Parameter(torch.tensor([value])))
 
     @property
     def scale_and_bias(self) -> tuple[Tensor, Tensor]:
@@ -116,36 +128,47 @@ class Distiller(nn.Module):
 
     def head(self) -> list[Tensor]:
         """Return the parameters that enter the loss directly, not through an embedding."""
-        found = [*self.scale_and_bias]
-        found += self.maps()
-        if hasattr(self, "bank_scale"):
-            found += [self.bank_scale, self.bank_bias]
-        return found
+        banks = [each for i in range(self._num_teachers) for each in self.bank_logit(i) or ()]
+        return [*self.scale_and_bias, *self.maps(), *banks]
+
+    def learned_map(self, teacher: int) -> LearnedMap | None:
+        """Return the map to the width of a teacher, counted from 0; None without one."""
+        return getattr(self, _name("projection", teacher), None)
 
     def maps(self) -> list[Tensor]:
-        """Return the parameters of the learned map; empty without one."""
-        return [] if self.projection is None else [self.projection.weight]
+        """Return the parameters of the learned maps; empty without one."""
+        maps = map(self.learned_map, range(self._num_teachers))
+        return [each.weight for each in maps if each is not None]
 
-    def map_images(self, rows_ND: Tensor) -> Tensor:
-        """Return image rows mapped to the teacher's width, (N, E); unchanged without a map."""
-        return rows_ND if self.projection is None else self.projection(rows_ND)
+    def bank_logit(self, teacher: int) -> tuple[Tensor, Tensor] | None:
+        """Return scale, as a logarithm, and bias of the bank terms of a teacher; None without these."""
+        names = (_name(name, teacher) for name in ("bank_scale", "bank_bias"))
+        scale, bias = (getattr(self, name, None) for name in names)
+        return None if scale is None or bias is None else (scale, bias)
 
-    def map_texts(self, rows_MD: Tensor) -> Tensor:
+    def map_images(self, rows_ND: Tensor, teacher: int = 0) -> Tensor:
+        """Return image rows mapped to a teacher's width, (N, E); unchanged without a map."""
+        learned = self.learned_map(teacher)
+        return rows_ND if learned is None else learned(rows_ND)
+
+    def map_texts(self, rows_MD: Tensor, teacher: int = 0) -> Tensor:
         """Return text rows mapped by the same map, (M, E), so that x.y is trained too."""
-        return self.map_images(rows_MD)
+        return self.map_images(rows_MD, teacher)
 
     def fit_maps(
         self,
         images: tuple[Tensor, Tensor] | None,
         texts: tuple[Tensor, Tensor] | None,
         ranks: Ranks,
+        teacher: int = 0,
     ) -> None:
-        """Fit the learned map to all rows so far; each argument is (student's rows, teacher's rows)."""
-        assert self.projection is not None
+        """Fit a learned map to all rows so far; each argument is (student's rows, teacher's rows)."""
+        learned = self.learned_map(teacher)
+        assert learned is not None
         for rows in (images, texts):
             if rows is not None:
-                self.projection.add_rows(*rows, ranks)
-        self.projection.fit()
+                learned.add_rows(*rows, ranks)
+        learned.fit()
 
     def embed(self, micro_batch: MicroBatch) -> Embedded:
         """Return unit rows with their graph, in float32, or float64 for a model in float64."""
@@ -208,6 +231,11 @@ class Distiller(nn.Module):
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device.type, self._compute_dtype)
+
+
+def _name(name: str, teacher: int) -> str:
+    """Return the name of a parameter of a teacher; the first one's are named as in older checkpoints."""
+    return name if teacher == 0 else f"{name}_{teacher}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

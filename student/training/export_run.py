@@ -152,6 +152,11 @@ def export_weights(
         "weights": weights.kind,
         "made_from": made_from,
         "teacher": resolved.teacher.name,
+        **(
+            {"teachers": {each.record.name: each.weight for each in resolved.teachers}}
+            if len(resolved.teachers) > 1
+            else {}
+        ),
         "teacher_identity": identity_sha256(resolved.teacher),
         "split": _split(config),
         "space": _space(resolved),
@@ -222,7 +227,7 @@ def _card(resolved: Resolved, run: RunFiles, weights: Weights, *, is_evaluated: 
         license=license_of(resolved.checkpoint),
         datasets=hub_datasets(source.location for source in cache.sources.values()),
         languages=language_codes(resolved.corpus.langs),
-        teacher=resolved.teacher.source,
+        teachers=[each.record.source for each in resolved.teachers],
         cache=CacheSummary(
             samples=cache.num_samples,
             captions=resolved.corpus.num_captions,

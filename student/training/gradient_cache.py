@@ -33,7 +33,7 @@ class GradientCache:
     def __init__(
         self,
         distiller: Distiller,
-        objective: Objective,
+        objectives: Sequence[Objective],
         ranks: Ranks,
         *,
         micro_batch_size: int | None,
@@ -44,14 +44,14 @@ class GradientCache:
 
         Args:
             distiller: on its device.
-            objective: the loss.
+            objectives: the loss, of each teacher.
             ranks: this process among the others.
             micro_batch_size: images, and texts, of one micro-batch; None: all in one.
             map_ED: fixed map from the teacher's width to the student's; None: there is none.
             padded_size: images, and texts, that every micro-batch is padded to, for compiled layers; None: no
                 padding.
         """
-        self._distiller, self._objective, self._ranks = distiller, objective, ranks
+        self._distiller, self._objectives, self._ranks = distiller, objectives, ranks
         self._micro_batch_size, self._map_ED = micro_batch_size, map_ED
         self._padded_size = padded_size
         self._feed = PieceFeed(distiller.device)
@@ -71,7 +71,7 @@ class GradientCache:
         return _concatenated(embedded), before.is_current()
 
     def compute(
-        self, batch: Batch, labels: BatchLabels, embedded: Embedded | None = None
+        self, batch: Batch, labels: Sequence[BatchLabels], embedded: Embedded | None = None
     ) -> StepLoss:
         """Add the gradient of a batch's loss to the parameters'; return the loss.
 
@@ -79,7 +79,7 @@ class GradientCache:
 
         Args:
             batch: of this process.
-            labels: what its loss needs besides.
+            labels: what its loss needs besides, of each teacher.
             embedded: its rows, if they are known, which saves the pass without a graph; None: they are not.
         """
         micro_batches = split_batch(batch, self._micro_batch_size, self._padded_size)
@@ -109,8 +109,8 @@ class GradientCache:
                 self._module(micro_batch, give).backward()
         return loss.result()
 
-    def fit_map(self, batch: Batch, labels: BatchLabels) -> StepLoss:
-        """Fit the learned map to this batch and all before; return the loss before the fit.
+    def fit_map(self, batch: Batch, labels: Sequence[BatchLabels]) -> StepLoss:
+        """Fit the learned maps to this batch and all before; return the loss before the fit.
 
         Computes no gradient. A batch whose loss is not finite is left out of the fit.
         """
@@ -123,8 +123,10 @@ class GradientCache:
             loss.fit_map(embedded)
         return loss.result()
 
-    def _loss_of(self, batch: Batch, labels: BatchLabels) -> BatchLoss:
-        return BatchLoss(self._distiller, self._objective, self._ranks, batch, labels, self._map_ED)
+    def _loss_of(self, batch: Batch, labels: Sequence[BatchLabels]) -> BatchLoss:
+        return BatchLoss(
+            self._distiller, self._objectives, self._ranks, batch, labels, self._map_ED
+        )
 
     def _is_one_micro_batch(self, micro_batches: Sequence[MicroBatch]) -> bool:
         """Return whether every process has one micro-batch.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...siglip import unit_rows
-from ..data.batch import Batch
+from ..data.batch import Batch, among
 from ..data.random_draws import step_seed
 from ..distributed import Ranks
 from ..losses.pairwise_sum import softplus
@@ -144,7 +144,7 @@ class LearnabilitySelection:
             ranks: this process among the others; the first draws for all.
             count: images of a step over all processes.
             seed: random seed; a draw depends on it, the step and the embeddings.
-            teacher_logit: scale, exponentiated, and bias of the teacher.
+            teacher_logit: scale, exponentiated, and bias of the first teacher, which judges.
         """
         self._ranks, self._count, self._seed = ranks, count, seed
         self._teacher_logit = teacher_logit
@@ -169,7 +169,7 @@ class LearnabilitySelection:
         found = ranks.gather_objects((batch.caption_N, matching_2K))
         counts = [len(caption_N) for caption_N, _ in found]
         starts = np.concatenate([[0], np.cumsum(counts)])
-        device = image_ND.device
+        device, teacher = image_ND.device, batch.targets[0]
         caption_G = torch.from_numpy(np.concatenate([caption_N for caption_N, _ in found]))
         offsets = [np.array([[start], [0]]) for start in starts]
         matching = [own + offset for (_, own), offset in zip(found, offsets, strict=False)]
@@ -179,8 +179,8 @@ class LearnabilitySelection:
                 ranks.gather_rows(text_MD, np.diff(batch.text_bounds).tolist()),
             ),
             teacher=(
-                ranks.gather_rows(batch.teacher_image_NE.to(device).to(image_ND), counts),
-                batch.teacher_text_ME.to(device).to(image_ND),
+                ranks.gather_rows(teacher.image_NE.to(device).to(image_ND), counts),
+                teacher.text_ME.to(device).to(image_ND),
             ),
             student_logit=student_logit,
             teacher_logit=self._teacher_logit,
@@ -217,9 +217,8 @@ def part_of_batch(
         texts_M: which texts of all processes, among them the captions of its images.
         rank: of the process.
     """
-    new_M = np.cumsum(texts_M) - 1
-    caption_N = batch.caption_N[own_N]
     bounds = batch.text_bounds
+    caption_N, new_bounds = among(texts_M, batch.caption_N[own_N], bounds)
     own_texts = torch.from_numpy(texts_M[bounds[rank] : bounds[rank + 1]])
     image_ND, text_MD = embedded.image_ND, embedded.text_MD
     own_images = torch.from_numpy(own_N)
@@ -229,12 +228,11 @@ def part_of_batch(
         views_N=batch.views_N[own_N],
         pixels_N=None if batch.pixels_N is None else batch.pixels_N[own_images],
         grids_N2=None if batch.grids_N2 is None else batch.grids_N2[own_N],
-        caption_N=np.where(caption_N >= 0, new_M[caption_N], -1),
+        caption_N=caption_N,
         text_rows_M=batch.text_rows_M[texts_M],
-        text_bounds=np.concatenate([[0], np.cumsum(texts_M)])[bounds],
+        text_bounds=new_bounds,
         ids_ML=None if batch.ids_ML is None else batch.ids_ML[own_texts],
-        teacher_image_NE=batch.teacher_image_NE[own_images],
-        teacher_text_ME=batch.teacher_text_ME[torch.from_numpy(texts_M)],
+        targets=[each.select(own_N, texts_M) for each in batch.targets],
     )
     rows = Embedded(
         image_ND=None if image_ND is None else image_ND[own_images.to(image_ND.device)],

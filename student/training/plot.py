@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..terms import loss_terms
+from .step_metrics import quantity_name
 
 _SMOOTHED = 100
 """Least number of points of the smoothed line."""
@@ -38,7 +39,8 @@ def loss_plot(metrics: Metrics, *, title: str) -> bytes:
 
     evaluated = [name for name in _EVALUATED if any(f"eval_{name}" in line for line in metrics)]
     finite = [line for line in metrics if "nonfinite_keys" not in line]
-    terms = [term for term in loss_terms() if any(term in line for line in finite)]
+    found = {name: None for line in finite for name in line}  # in order, each once
+    terms = [name for term in loss_terms() for name in found if name.partition("/")[0] == term]
     num_panels = max(1, len(terms), 1 + len(evaluated))
     figure = Figure(figsize=(4.2 * num_panels, 6.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -66,7 +68,7 @@ def _plot_term(axes: Any, metrics: Metrics, term: str) -> None:
     axes.plot(steps, values, color="#9bbbd8", linewidth=0.8, label="each step")
     width = max(1, len(steps) // _SMOOTHED)
     axes.plot(*smoothed(steps, values, width), color="#1f5a91", linewidth=1.8, label="mean")
-    floors = _column(metrics, f"{term}_floor")
+    floors = _column(metrics, quantity_name(term, "floor"))
     if np.isfinite(floors).any():
         floor = smoothed(steps, floors, width)
         axes.plot(*floor, color="#c4622d", linewidth=1.2, label="teacher's entropy")
@@ -76,7 +78,7 @@ def _plot_term(axes: Any, metrics: Metrics, term: str) -> None:
 def _plot_shares(axes: Any, metrics: Metrics, terms: Sequence[str]) -> None:
     """Plot the norm of each weighted term's gradient as a share of the sum of these norms."""
     steps = _column(metrics, "step")
-    norms = {term: _column(metrics, f"{term}_gradient_norm") for term in terms}
+    norms = {term: _column(metrics, quantity_name(term, "gradient_norm")) for term in terms}
     total = np.sum(list(norms.values()), axis=0) if norms else np.array([])
     width = max(1, len(steps) // _SMOOTHED)
     with np.errstate(divide="ignore", invalid="ignore"):

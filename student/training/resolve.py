@@ -1,7 +1,6 @@
 """Resolving the settings of a training: defaults are filled in, contradictions are refused."""
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -32,8 +31,15 @@ from ..data.split import SplitPolicy, split_policy
 from ..export.metadata import identity_sha256
 from ..launch import Launch
 from ..selection import parse_selection
-from ..terms import active_terms, loss_terms
+from ..terms import active_terms
 from .other_tower import check_other_tower
+from .resolve_teachers import (
+    RunTeacher,
+    further_facts,
+    resolve_teachers,
+    teacher_weights,
+    term_weights,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,9 @@ class Resolved:
 
     config: TrainConfig
     cache: Cache
-    teacher: TeacherRecord
+    teachers: list[RunTeacher]
+    """The first one has a target of every image, and is the one of the evaluation."""
+
     corpus: Corpus
     """The whole corpus; train and val are its parts."""
 
@@ -55,11 +63,6 @@ class Resolved:
     device: str
     compute_dtype: str
     projection: Literal["learned", "pca", "none"]
-    weights: Mapping[str, float]
-    teacher_scale: float
-    """Exponentiated."""
-
-    teacher_bias: float
     num_workers: int
     """Decoding processes of this rank."""
 
@@ -84,20 +87,31 @@ class Resolved:
         return self.config.save_every or max(10, min(1000, self.steps // 20))
 
     @property
-    def has_text_bank(self) -> bool:
-        """Whether a term needs the bank of teacher texts."""
-        return any(term.needs_bank for term in active_terms(self.weights))
+    def teacher(self) -> TeacherRecord:
+        """The first teacher."""
+        return self.teachers[0].record
 
     @property
-    def has_image_bank(self) -> bool:
-        """Whether a term needs the bank of teacher images."""
-        return any(term.needs_image_bank for term in active_terms(self.weights))
+    def teacher_scale(self) -> float:
+        """The first teacher's, exponentiated."""
+        return self.teachers[0].scale
+
+    @property
+    def teacher_bias(self) -> float:
+        """The first teacher's."""
+        return self.teachers[0].bias
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Weight of each term of the first teacher."""
+        return self.teachers[0].weights
 
     def fingerprint(self) -> dict[str, Any]:
         """Return hashes and counts of cache, teacher and student; a run resumes only with the same."""
         return {
             "catalog": self.cache.manifest.latest.digest,
             "teacher": identity_sha256(self.teacher),
+            **further_facts(self.teachers),
             "images with a target": self.corpus.num_images,
             "captions with a target": self.corpus.num_captions,
             **({} if self.config.select == "all" else {"selected images": _sha256_of(self.train)}),
@@ -121,7 +135,8 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
         corpus_roots=config.corpus_roots,
         copies=copies_of(config.cache_dir, config.cache_limit),
     )
-    teacher = cache.teacher(config.teacher)
+    teachers = teacher_weights(config, cache)
+    teacher = cache.teacher(next(iter(teachers)))
     checkpoint = resolve_checkpoint(
         config.student,
         revision=config.revision,
@@ -142,20 +157,19 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
     if config.towers != "text":
         kept, kept_note = choose_pixels(cache, corpus, checkpoint, config.pixels)
     train, selection_note = _select(corpus.select(~corpus.is_val_N), cache, teacher.name, config)
-    scale = config.teacher_scale or math.exp(teacher.logit_scale)
-    bias = teacher.logit_bias if config.teacher_bias is None else config.teacher_bias
-    weights = _weights(config, scale)
-    projection = _projection(config, checkpoint, teacher, weights)
+    run_teachers = resolve_teachers(config, cache, teachers, train)
+    first = run_teachers[0]
+    projection = _projection(config, checkpoint, run_teachers)
     dtype = config.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     full = replace(
         config,
-        teacher=teacher.name,
+        teacher=teacher.name if teachers == {teacher.name: 1} else teachers,
         projection=projection,
-        weights=weights,
-        teacher_scale=scale,
-        teacher_bias=bias,
+        weights=term_weights(config, first.scale),
+        teacher_scale=first.scale if len(teachers) == 1 else None,
+        teacher_bias=first.bias if len(teachers) == 1 else None,
         steps=_steps(config, train),
         epochs=None,
         lr=config.lr or (1e-3 if config.from_scratch else 1e-5),
@@ -172,13 +186,13 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
             f"patch_dropout goes with students of fixed resolution, and {config.student} is NaFlex; "
             "--max-num-patches limits its patches"
         )
-    _refuse_no_data(full, weights, train)
+    _refuse_no_data(full, run_teachers, train)
     check_other_tower(config, teacher, projection)
     return Resolved(
         given=config,
         config=full,
         cache=cache,
-        teacher=teacher,
+        teachers=run_teachers,
         corpus=corpus,
         train=train,
         val=corpus.select(corpus.is_val_N),
@@ -186,9 +200,6 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
         device=device,
         compute_dtype=dtype,
         projection=projection,
-        weights=weights,
-        teacher_scale=scale,
-        teacher_bias=bias,
         num_workers=_num_workers(config, launch),
         kept=kept,
         kept_note=kept_note,
@@ -243,23 +254,21 @@ def _sha256_of(train: Corpus) -> str:
     return hashlib.sha256(train.rows_N.tobytes()).hexdigest()
 
 
-def _weights(config: TrainConfig, scale: float) -> dict[str, float]:
-    defaults = {name: term.default_weight(scale) for name, term in loss_terms().items()}
-    weights = {**defaults, **config.weights}
-    if not any(weights.values()):
-        raise SettingError("all weights are 0; give one term a weight above 0")
-    return weights
-
-
 def _projection(
     config: TrainConfig,
     checkpoint: Checkpoint,
-    teacher: TeacherRecord,
-    weights: Mapping[str, float],
+    teachers: list[RunTeacher],
 ) -> Literal["learned", "pca", "none"]:
     """Return the map between the widths."""
+    terms = [term for each in teachers for term in active_terms(each.weights)]
+    needs_one = config.towers != "both" or any(term.needs_map for term in terms)
+    if config.projection == "none" and needs_one and len(teachers) > 1:
+        raise SettingError(
+            f"projection none goes with one teacher, and there are {len(teachers)}, each with a space of its "
+            "own; use learned, or only terms without a map, such as --weight cosine=0"
+        )
+    teacher = teachers[0].record
     is_equal = checkpoint.embed_dim == teacher.embed_dim
-    needs_one = config.towers != "both" or any(term.needs_map for term in active_terms(weights))
     widths = f"the student's {checkpoint.embed_dim}, the teacher's {teacher.embed_dim}"
     if config.projection == "none" and needs_one and not is_equal:
         raise SettingError(
@@ -282,7 +291,7 @@ def _steps(config: TrainConfig, train: Corpus) -> int:
     return max(1, round(epochs * (train.num_images * config.views_per_step // images_read(config))))
 
 
-def _refuse_no_data(config: TrainConfig, weights: Mapping[str, float], train: Corpus) -> None:
+def _refuse_no_data(config: TrainConfig, teachers: list[RunTeacher], train: Corpus) -> None:
     """Refuse a training in which no term has any data.
 
     Raises:
@@ -294,7 +303,7 @@ def _refuse_no_data(config: TrainConfig, weights: Mapping[str, float], train: Co
         raise SettingError(
             f"{config.cache} has no caption in its train split, and towers text learns from captions"
         )
-    if all(term.needs_captions for term in active_terms(weights)):
+    if all(term.needs_captions for each in teachers for term in active_terms(each.weights)):
         raise SettingError(
             f"{config.cache} has no caption in its train split, so only the cosine term has data, and its "
             "weight is 0; use --weight cosine=1"

@@ -49,8 +49,11 @@ def step_metrics(
         "epoch": batch.epoch,
         "loss": loss.total,
         **loss.values,
-        **{f"{term}_floor": floor for term, floor in loss.floors.items()},
-        **{f"{term}_gradient_norm": found for term, found in loss.gradient_norms.items()},
+        **{quantity_name(term, "floor"): floor for term, floor in loss.floors.items()},
+        **{
+            quantity_name(term, "gradient_norm"): found
+            for term, found in loss.gradient_norms.items()
+        },
         "gradient_norm": norm,
         "clipped": int(norm > config.clip_norm),
         "lr": config.lr * schedule.factor(step),
@@ -59,3 +62,9 @@ def step_metrics(
         "caption_weight": loss.counts.caption_weight,
         "texts": loss.counts.num_texts,
     }
+
+
+def quantity_name(term: str, quantity: str) -> str:
+    """Return the name of a quantity of a term: ``soft_floor``, ``soft_floor/NAME`` of a further teacher."""
+    name, slash, teacher = term.partition("/")
+    return f"{name}_{quantity}{slash}{teacher}"

@@ -20,20 +20,16 @@ from ..data.random_draws import step_seed
 from ..distributed import Ranks, join_ranks, leave_ranks, lost_peers_reported
 from ..launch import find_launch, raised_once
 from ..losses.pca_map import PcaMap
-from .batch_loss import BatchLabels
+from .batch_labels import LabelMaker
 from .checkpoints import SavedState
 from .components import (
     fit_pca,
-    make_bank_columns,
-    make_bank_images,
     make_distiller,
-    make_image_bank,
     make_loader,
-    make_objective,
+    make_objectives,
     make_optimizer,
     make_sampler,
     make_selection,
-    make_text_bank,
     schedule_of,
 )
 from .distiller import Distiller, Embedded
@@ -47,6 +43,7 @@ from .nonfinite_steps import NonfiniteSteps
 from .other_tower import check_same_map
 from .progress import TrainProgress
 from .resolve import Resolved, device_of, resolve
+from .resolve_teachers import missing_lines
 from .resume import begin_or_resume, on_host, restore_checkpoint
 from .run_folder import RunFolder
 from .step_metrics import StepTimer, step_metrics
@@ -180,10 +177,8 @@ class Trainer:
                 global_batch_size=self._config.global_batch_size,
             )
         self._evaluations: Evaluations | None = None
-        self._objective = make_objective(resolved)
+        self._objectives = make_objectives(resolved)
         self._selection = make_selection(resolved, ranks)
-        self._text_bank = make_text_bank(resolved) if resolved.has_text_bank else None
-        self._image_bank = make_image_bank(resolved) if resolved.has_image_bank else None
         self._loggers: list[MetricsLogger] = []
         self._timer = StepTimer()
         self._num_skipped = 0
@@ -214,12 +209,13 @@ class Trainer:
             self._on_first(lambda run: check_same_map(self._config, resolved.teacher, self._pca))
         if self._config.eval_every is not None:
             self._on_first(self._make_evaluations)
+        self._labels = LabelMaker(resolved, self._pca)
         done = self._restore()
         first_steps = self._ranks.broadcast(self._first_steps)
         self._schedule = self._ranks.run_together(lambda: schedule_of(resolved, first_steps))
         self._gradients = GradientCache(
             self._distiller,
-            self._objective,
+            self._objectives,
             self._ranks,
             micro_batch_size=self._config.micro_batch_size,
             map_ED=None if self._pca is None else torch.from_numpy(self._pca.map_ED),
@@ -238,7 +234,11 @@ class Trainer:
                 evaluate_student(resolved, start, run, "before", self._pca)
 
         self._on_first(evaluate_start)
-        for note in (resolved.kept_note, resolved.selection_note):
+        for note in (
+            resolved.kept_note,
+            resolved.selection_note,
+            *missing_lines(resolved.teachers),
+        ):
             if note is not None:
                 self._progress.say(f"note: {note}")
         self._progress.say(self._first_line(done))
@@ -313,7 +313,7 @@ class Trainer:
         is_fitting, norm, embedded = step <= self._schedule.alone_steps, 0.0, None
         if self._selection is not None and not is_fitting:
             batch, embedded = self._select(self._selection, batch)
-        labels = self._batch_labels(step, batch)
+        labels = self._labels.make(step, batch)
         if self._distiller.patch_dropout is not None:
             self._distiller.patch_dropout.is_on = self._schedule.has_patch_dropout(step)
         if is_fitting:
@@ -376,18 +376,6 @@ class Trainer:
         self._on_first(evaluate)
         return found
 
-    def _batch_labels(self, step: int, batch: Batch) -> BatchLabels:
-        device = self._resolved.device
-        matching = self._resolved.train.matching_pairs(batch.positions_N, batch.text_rows_M)
-        bank = image_bank = None
-        if self._text_bank is not None:
-            bank = make_bank_columns(self._text_bank, step, batch, self._pca, device)
-        if self._image_bank is not None:
-            image_bank = make_bank_images(self._image_bank, step, self._pca, device)
-        return BatchLabels(
-            matching_2P=torch.from_numpy(matching).to(device), bank=bank, image_bank=image_bank
-        )
-
     def _shared(self, stop: StopFlag, batch: Batch) -> tuple[bool, bool, list[tuple[str, str]]]:
         """Return whether any process is to stop or to save, and the images that all of them skipped."""
         if self._ranks.world_size == 1:  # nothing to ask: that would wait for the device
@@ -412,7 +400,8 @@ class Trainer:
                 logger.add(metrics)
             if self._callbacks.on_step is not None:
                 self._callbacks.on_step(metrics)
-        self._progress.step(metrics | {"terms": list(self._objective.terms)})
+        terms = [each.metric(term) for each in self._objectives for term in each.terms]
+        self._progress.step(metrics | {"terms": terms})
 
     def _restore(self) -> int:
         """Load the newest checkpoint, if there is one; return its step."""

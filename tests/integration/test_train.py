@@ -602,7 +602,7 @@ def poisoned(*steps: int) -> type[Trainer]:
         def batches(self, loader: Any, done: int) -> Iterator[Batch]:
             for batch in super().batches(loader, done):
                 if batch.step + 1 in steps:
-                    batch.teacher_image_NE[0, 0] = float("nan")
+                    batch.targets[0].image_NE[0, 0] = float("nan")
                 yield batch
 
     return Poisoned

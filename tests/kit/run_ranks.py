@@ -67,6 +67,12 @@ SCENARIOS = {
     "similar ignored, one has no image": Scenario(
         {**UNEVEN, "ignore_similar": 0.35}, num_images=7, micro_batch_size=2
     ),
+    "two teachers": Scenario({**UNEVEN, "num_teachers": 2}, micro_batch_size=2),
+    "two teachers, one has a single image, which the second lacks": Scenario(
+        {**UNEVEN, "num_teachers": 2, "captions": (0, 1, -1, 2), "ignore_similar": 0.35},
+        num_images=2,
+        num_texts=1,
+    ),
     "text tower": Scenario({**UNEVEN, "towers": "text"}, micro_batch_size=2),
     "text tower, one has no text": Scenario(
         {"captions": (0, 1, 0, 2, -1, -1, -1), "towers": "text", "projection": "pca"}, num_texts=4
@@ -115,7 +121,7 @@ def _gradients(
 ) -> GradientCache:
     return GradientCache(
         distiller,
-        case.objective(),
+        case.objectives(),
         ranks or Ranks(),
         micro_batch_size=scenario.micro_batch_size if ranks else None,
         map_ED=case.fixed_map(),
@@ -126,7 +132,7 @@ def _share(
     case: Case, scenario: Scenario, step: int, dtype: torch.dtype, ranks: Ranks | None
 ) -> Any:
     batch = case.batch(step)
-    labels = case.labels(batch, dtype)
+    labels = case.all_labels(batch, dtype)
     if ranks is None:
         return batch, labels
     cuts = [0, scenario.num_images, len(case.captions)]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from siglip2_cache.siglip import (
@@ -23,12 +24,12 @@ from siglip2_cache.siglip import (
     load_trainable,
     resolve_checkpoint,
 )
-from siglip2_cache.student.data.batch import Batch
+from siglip2_cache.student.data.batch import Batch, BatchTargets
 from siglip2_cache.student.distributed import Ranks
 from siglip2_cache.student.losses.objective import BankImages, Objective, TextColumns
 from siglip2_cache.student.positives import ALL, Positives
 from siglip2_cache.student.training.batch_loss import BatchLabels, StepLoss
-from siglip2_cache.student.training.distiller import Distiller, MicroBatch
+from siglip2_cache.student.training.distiller import Distiller, MicroBatch, TeacherHead
 from siglip2_cache.student.training.gradient_cache import GradientCache
 
 WEIGHTS = {
@@ -62,6 +63,9 @@ class Case:
     """Which text each image drew; -1: none. Images 0 and 3 share one."""
 
     num_texts: int = 4
+    num_teachers: int = 1
+    """The second is of another width, and has no target of image 2 and text 1."""
+
     seed: int = 0
     compute_dtype: str = "float32"
     has_checkpointing: bool = False
@@ -86,8 +90,13 @@ class Case:
             compute_dtype=self.compute_dtype,
             logit_scale=2.0,
             logit_bias=-1.5,
-            teacher_dim=self.teacher_dim if self.projection == "learned" else None,
-            bank=(1.7, -1.0),
+            teachers=[
+                TeacherHead(
+                    embed_dim=self.teacher_dim - 5 * i if self.projection == "learned" else None,
+                    bank=(1.7 - 0.3 * i, -1.0),
+                )
+                for i in range(self.num_teachers)
+            ],
         )
         return distiller.to(dtype)
 
@@ -97,10 +106,15 @@ class Case:
         absent = {"both": [], "image": ["image_bank"], "text": ["bank"]}[self.towers]
         return WEIGHTS | dict.fromkeys(absent, 0.0)
 
-    def objective(self) -> Objective:
+    def objectives(self) -> list[Objective]:
+        return [self.objective(i) for i in range(self.num_teachers)]
+
+    def objective(self, teacher: int = 0) -> Objective:
+        half = {name: weight / 2 for name, weight in self.weights.items()} | {"contrastive": 0.0}
         return Objective(
-            weights=self.weights,
-            teacher_scale=TEACHER_SCALE,
+            weights=half if teacher else self.weights,
+            teacher="second" if teacher else None,
+            teacher_scale=TEACHER_SCALE - 3 * teacher,
             teacher_bias=TEACHER_BIAS,
             bank_labels=self.bank_labels,
             bank_threshold=ALIKE,
@@ -138,8 +152,15 @@ class Case:
             text_rows_M=np.arange(M),
             text_bounds=np.array([0, M]),
             ids_ML=None if self.towers == "image" else torch.from_numpy(ids),
-            teacher_image_NE=unit_rows(draw, N, self.teacher_dim),
-            teacher_text_ME=unit_rows(draw, M, self.teacher_dim),
+            targets=[
+                BatchTargets(
+                    image_NE=unit_rows(draw, N, self.teacher_dim - 5 * i),
+                    text_ME=unit_rows(draw, M, self.teacher_dim - 5 * i),
+                    has_image_N=np.arange(N) != 2 if i else None,
+                    has_text_M=np.arange(M) != 1 if i else None,
+                )
+                for i in range(self.num_teachers)
+            ],
             skipped=[],
         )
 
@@ -149,14 +170,25 @@ class Case:
         more = {(i, i % self.num_texts) for i in (1, 2, 4) if self.num_texts}
         return own | {(i, text) for i, text in more if i < len(self.captions)}
 
-    def labels(self, batch: Batch, dtype: torch.dtype = torch.float64) -> BatchLabels:
+    def all_labels(self, batch: Batch, dtype: torch.dtype = torch.float64) -> list[BatchLabels]:
+        return [self.labels(batch, dtype, i) for i in range(self.num_teachers)]
+
+    def labels(
+        self, batch: Batch, dtype: torch.dtype = torch.float64, teacher: int = 0
+    ) -> BatchLabels:
         """The bank has the batch's texts but for the first, and others."""
         draw = np.random.default_rng([self.seed, batch.step, 1])
-        extra = unit_rows(draw, BANK_EXTRA, self.teacher_dim)
-        teacher_KE = torch.cat([batch.teacher_text_ME[1:], extra]).to(dtype)
+        taught = batch.taught(teacher)
+        extra = unit_rows(draw, BANK_EXTRA, self.teacher_dim - 5 * teacher)
+        teacher_KE = torch.cat([taught.text_ME[1:], extra]).to(dtype)
         map_ED = self.fixed_map()
-        caption_N = torch.from_numpy(batch.caption_N)
-        known = self.matching_pairs()
+        caption_N = torch.from_numpy(taught.caption_N)
+        images, texts = taught.positions_N.tolist(), taught.text_rows_M.tolist()
+        known = {
+            (images.index(i), texts.index(text))
+            for i, text in self.matching_pairs()
+            if i in images and text in texts
+        }
         return BatchLabels(
             matching_2P=_pairs(known),
             bank=TextColumns(
@@ -187,14 +219,14 @@ class Case:
         batch = self.batch() if batch is None else batch
         gradients = GradientCache(
             distiller,
-            self.objective(),
+            self.objectives(),
             ranks or Ranks(),
             micro_batch_size=micro_batch_size,
             map_ED=self.fixed_map(),
         )
         torch.manual_seed(5)
         dtype = distiller.scale_and_bias[0].dtype
-        return gradients.compute(batch, self.labels(batch, dtype))
+        return gradients.compute(batch, self.all_labels(batch, dtype))
 
 
 @lru_cache
@@ -218,8 +250,8 @@ def _pairs(pairs: set[tuple[int, int]]) -> Tensor:
 
 
 def part_of(
-    batch: Batch, labels: BatchLabels, images: slice, texts: Sequence[int], rank: int
-) -> tuple[Batch, BatchLabels]:
+    batch: Batch, labels: Sequence[BatchLabels], images: slice, texts: Sequence[int], rank: int
+) -> tuple[Batch, list[BatchLabels]]:
     """Return what one rank has of a global batch: some images, texts[rank] to below texts[rank + 1]."""
     first, end = texts[rank], texts[rank + 1]
     part = replace(
@@ -231,14 +263,32 @@ def part_of(
         caption_N=batch.caption_N[images],
         text_bounds=np.array(texts),
         ids_ML=None if batch.ids_ML is None else batch.ids_ML[first:end],
-        teacher_image_NE=batch.teacher_image_NE[images],
+        targets=[
+            replace(
+                each,
+                image_NE=each.image_NE[images],
+                has_image_N=None if each.has_image_N is None else each.has_image_N[images],
+            )
+            for each in batch.targets
+        ],
     )
+    return part, [
+        _part_of_labels(of_teacher, each.has_image_N, images)
+        for of_teacher, each in zip(labels, batch.targets, strict=True)
+    ]
+
+
+def _part_of_labels(
+    labels: BatchLabels, has_image_N: NDArray[np.bool_] | None, images: slice
+) -> BatchLabels:
+    if has_image_N is not None:
+        images = slice(*(int(has_image_N[:at].sum()) for at in (images.start, images.stop)))
     bank = labels.bank
     assert bank is not None
     own_bank = replace(
         bank, caption_N=bank.caption_N[images], matching_2P=_own(bank.matching_2P, images)
     )
-    return part, replace(labels, matching_2P=_own(labels.matching_2P, images), bank=own_bank)
+    return replace(labels, matching_2P=_own(labels.matching_2P, images), bank=own_bank)
 
 
 def _own(matching_2P: Tensor, images: slice) -> Tensor:
@@ -253,8 +303,8 @@ def plain_loss(
     found = [distiller.embed(piece) for piece in pieces]
     log_scale, bias = distiller.scale_and_bias
     dtype = bias.dtype
-    u_NE = F.normalize(batch.teacher_image_NE.to(dtype), dim=-1)
-    v_ME = F.normalize(batch.teacher_text_ME.to(dtype), dim=-1)
+    u_NE = F.normalize(batch.targets[0].image_NE.to(dtype), dim=-1)
+    v_ME = F.normalize(batch.targets[0].text_ME.to(dtype), dim=-1)
     map_ED = case.fixed_map()
 
     def target(rows: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ from siglip2_cache.student.data.loader import Batch, Loader, LoaderConfig
 from siglip2_cache.student.data.read_corpus import read_corpus
 from siglip2_cache.student.data.sampler import Sampler
 from siglip2_cache.student.data.split import SplitPolicy
+from siglip2_cache.student.data.train_targets import first_targets
 
 NUM_VIEWS = 4
 NUM_LEFT_OUT = 4
@@ -114,7 +115,7 @@ def loader_of(
     sampler = Sampler(of.corpus, **{**given, **settings})
     return Loader(
         of.cache,
-        None,
+        [first_targets(of.cache, None)],
         sampler,
         images,
         checkpoint if isinstance(checkpoint, Checkpoint) else resolve_checkpoint(str(checkpoint)),
@@ -144,8 +145,11 @@ def assert_own_captions(of: Made, batch: Batch) -> None:
 
 
 def assert_same(a: Batch, b: Batch) -> None:
+    for x, y in zip(a.targets, b.targets, strict=True):
+        np.testing.assert_array_equal(x.image_NE, y.image_NE)
+        np.testing.assert_array_equal(x.text_ME, y.text_ME)
     for field in fields(Batch):
-        if field.name not in ("wait_s", "read_targets_s"):
+        if field.name not in ("wait_s", "read_targets_s", "targets"):
             x, y = getattr(a, field.name), getattr(b, field.name)
             np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=field.name)
 
@@ -157,7 +161,7 @@ def teacher_sees(pixels_N: torch.Tensor) -> NDArray[np.float32]:
 
 def rows_that_meet(batch: Batch, pixels_N: torch.Tensor) -> NDArray[np.bool_]:
     """(N,) whether each target is what the teacher makes of these pixels."""
-    return np.abs(teacher_sees(pixels_N) - batch.teacher_image_NE.numpy()).max(1) < TOLERANCE
+    return np.abs(teacher_sees(pixels_N) - batch.targets[0].image_NE.numpy()).max(1) < TOLERANCE
 
 
 # -- a target meets its pixels
@@ -232,7 +236,7 @@ def test_a_naflex_student_gets_patches_that_keep_the_aspect_of_the_crop(
         assert batch.grids_N2 is not None
         assert batch.pixels_N.shape == (12, *student.image.view_shape)
         seen = teacher.embed_patches(batch.pixels_N.numpy(), batch.grids_N2)()
-        np.testing.assert_allclose(seen, batch.teacher_image_NE.numpy(), atol=TOLERANCE)
+        np.testing.assert_allclose(seen, batch.targets[0].image_NE.numpy(), atol=TOLERANCE)
         grids |= set(map(tuple, batch.grids_N2.tolist()))
     assert len(grids) > 4
 
@@ -244,8 +248,13 @@ def test_batches_for_a_gpu_are_pinned_but_for_their_pixels(
 ) -> None:
     with loader_of(small, tiny_checkpoint, device="cuda") as loader:
         batch = next(loader.batches())
-    for name in ("ids_ML", "teacher_image_NE", "teacher_text_ME"):
-        assert getattr(batch, name).is_pinned(), name
+    [targets] = batch.targets
+    for name, rows in (
+        ("ids", batch.ids_ML),
+        ("image", targets.image_NE),
+        ("text", targets.text_ME),
+    ):
+        assert rows.is_pinned(), name
     assert not batch.pixels_N.is_pinned()
     (same,) = batches_of(small, tiny_checkpoint, 0, 1)
     assert_same(batch, same)
@@ -277,7 +286,7 @@ def test_texts_have_their_targets_and_their_ids(small: Made, tiny_checkpoint: Pa
     for batch in batches_of(small, tiny_checkpoint, 0, 4):
         named = [texts[row] for row in batch.text_rows_M.tolist()]
         expected = FakeTeacher().embed_texts(named)()
-        np.testing.assert_allclose(batch.teacher_text_ME.numpy(), expected, atol=TOLERANCE)
+        np.testing.assert_allclose(batch.targets[0].text_ME.numpy(), expected, atol=TOLERANCE)
         assert batch.ids_ML is not None
         np.testing.assert_array_equal(batch.ids_ML.numpy(), tokenizer(named))
         assert_own_captions(small, batch)
@@ -286,7 +295,7 @@ def test_texts_have_their_targets_and_their_ids(small: Made, tiny_checkpoint: Pa
 def test_a_training_of_images_alone_gets_no_token_ids(small: Made, tiny_checkpoint: Path) -> None:
     (batch,) = batches_of(small, tiny_checkpoint, 0, 1, towers="image")
     assert batch.ids_ML is None
-    assert len(batch.teacher_text_ME) == len(batch.text_rows_M) > 0
+    assert len(batch.targets[0].text_ME) == len(batch.text_rows_M) > 0
 
 
 def test_the_slices_of_all_ranks_make_the_batch_of_one(small: Made, tiny_checkpoint: Path) -> None:
@@ -294,12 +303,14 @@ def test_the_slices_of_all_ranks_make_the_batch_of_one(small: Made, tiny_checkpo
     parts = [
         batches_of(small, tiny_checkpoint, 1, 2, rank=rank, world_size=3)[0] for rank in range(3)
     ]
-    for name in ("positions_N", "views_N", "pixels_N", "caption_N", "teacher_image_NE", "ids_ML"):
+    targets = np.concatenate([part.targets[0].image_NE for part in parts])
+    np.testing.assert_array_equal(targets, whole.targets[0].image_NE)
+    for name in ("positions_N", "views_N", "pixels_N", "caption_N", "ids_ML"):
         joined = np.concatenate([np.asarray(getattr(part, name)) for part in parts])
         np.testing.assert_array_equal(joined, np.asarray(getattr(whole, name)), err_msg=name)
     for part in parts:
         np.testing.assert_array_equal(part.text_rows_M, whole.text_rows_M)
-        np.testing.assert_array_equal(part.teacher_text_ME, whole.teacher_text_ME)
+        np.testing.assert_array_equal(part.targets[0].text_ME, whole.targets[0].text_ME)
 
 
 # -- the same whoever makes it
@@ -413,7 +424,7 @@ def test_an_empty_naflex_batch_has_grids_of_no_image(
 
 def assert_empty(batch: Batch) -> None:
     lengths = (batch.positions_N, batch.views_N, batch.pixels_N, batch.caption_N)
-    assert [len(each) for each in (*lengths, batch.teacher_image_NE)] == [0] * 5
+    assert [len(each) for each in (*lengths, batch.targets[0].image_NE)] == [0] * 5
 
 
 def test_a_catalog_without_an_image_is_damaged(small: Made) -> None:

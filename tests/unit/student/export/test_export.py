@@ -41,7 +41,7 @@ TEXTS = [
 CARD = ModelCard(
     name="student",
     student="student",
-    teacher="teacher",
+    teachers=["teacher"],
     cache=CacheSummary(samples=3, captions=4, texts=4, views=1, corpora=["folder"]),
     objectives={"soft": 1.0},
     steps=2,

@@ -12,7 +12,7 @@ CARD = ModelCard(
     name="small student",
     student="google/siglip2-base-patch16-224",
     base_model="google/siglip2-base-patch16-224",
-    teacher="google/siglip2-so400m-patch14-224",
+    teachers=["google/siglip2-so400m-patch14-224"],
     cache=CacheSummary(
         samples=12_345, captions=61_000, texts=60_999, views=4, corpora=["webdataset", "parquet"]
     ),
@@ -124,7 +124,7 @@ def test_no_name_breaks_the_card() -> None:
         CARD,
         name=ODD,
         student=ODD,
-        teacher=ODD,
+        teachers=[ODD],
         base_model=None,
         objectives={ODD: 1.0},
         cache=dataclasses.replace(CARD.cache, corpora=[ODD]),

@@ -20,7 +20,7 @@ from siglip2_cache.student.export.model_card import CacheSummary, ModelCard
 CARD = ModelCard(
     name="student",
     student="start",
-    teacher="teacher",
+    teachers=["teacher"],
     cache=CacheSummary(samples=1, captions=1, texts=1, views=1, corpora=("folder",)),
     objectives={"soft": 1.0},
     steps=1,

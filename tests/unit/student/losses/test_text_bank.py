@@ -14,6 +14,12 @@ from siglip2_cache.student.losses.text_bank import BankDraw, TextBank
 class Texts:
     """Targets of which each row says what row it is."""
 
+    def __init__(self, lacking: int = -1) -> None:
+        self._lacking = lacking
+
+    def available(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return rows != self._lacking
+
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
         return np.stack([rows, -rows], axis=1).astype(np.float16)
 
@@ -57,6 +63,11 @@ def test_a_text_that_a_held_out_image_has_leaves_the_bank() -> None:
     assert sorted(drawn.text_rows_K.tolist()) == [0, 1, 2, 4, 5]
     # Image 1 drew text 3, which is not among the columns.
     assert drawn.caption_N.tolist() == [0, -1, -1, 1]
+
+
+def test_a_text_without_a_target_leaves_the_bank() -> None:
+    texts: Any = Texts(lacking=4)
+    assert len(TextBank(TRAIN, HELD_OUT, texts, size=100, seed=0)) == 4
 
 
 def test_the_texts_of_the_batch_come_first_and_none_stands_twice() -> None:

@@ -1,10 +1,11 @@
 """Gradients of a step: of the whole batch, exactly, in pieces of any size."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from kit.steps import (
@@ -18,8 +19,11 @@ from kit.steps import (
 from kit.students import write_student
 
 from siglip2_cache.student.data.batch import Batch
+from siglip2_cache.student.distributed import Ranks
 from siglip2_cache.student.positives import Positives
-from siglip2_cache.student.training.gradient_cache import split_batch
+from siglip2_cache.student.training.distiller import Embedded
+from siglip2_cache.student.training.gradient_cache import GradientCache, split_batch
+from siglip2_cache.student.training.learnability import part_of_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -126,6 +130,67 @@ def test_loss_and_gradients_are_those_of_the_formulas_whatever_the_pieces(
         assert loss.gradient_norms == pytest.approx(whole_loss.gradient_norms, rel=1e-9)
         assert loss.counts == whole_loss.counts
         assert_same_gradients(found, whole, 1e-9)
+
+
+def of_two_teachers(
+    case: Case, weights: Sequence[float], size: int | None = None, batch: Batch | None = None
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Loss and gradients of the two teachers, their terms times a weight."""
+    distiller, batch = case.distiller(), case.batch() if batch is None else batch
+    objectives = [
+        dataclasses.replace(each, weights={name: w * x for name, x in each.weights.items()})
+        for each, w in zip(case.objectives(), weights, strict=True)
+    ]
+    gradients = GradientCache(distiller, objectives, Ranks(), micro_batch_size=size)
+    return gradients.compute(batch, case.all_labels(batch)), gradients_of(distiller)
+
+
+def test_two_teachers_are_the_sum_of_both(tiny_student: Path) -> None:
+    case = Case(tiny_student, num_teachers=2)
+    loss, found = of_two_teachers(case, (1, 1))
+    first_loss, first = of_two_teachers(case, (1, 0))
+    second_loss, second = of_two_teachers(case, (0, 1))
+    assert loss.values == {**first_loss.values, **second_loss.values}
+    assert loss.total == pytest.approx(first_loss.total + second_loss.total, rel=1e-12)
+    assert loss.counts == first_loss.counts == second_loss.counts
+    assert set(second_loss.values) == {
+        f"{term}/second" for term in WEIGHTS if term != "contrastive"
+    }
+    assert set(loss.floors) == {name for name in loss.values if "cosine" not in name} - {
+        "contrastive"
+    }
+    summed = {name: first[name] + second[name] for name in found}
+    assert_same_gradients(found, summed, 1e-12)
+    assert (
+        max(float(second[name].abs().max()) for name in ("projection_1.weight", "bank_bias_1")) > 0
+    )
+    pieces_loss, pieces = of_two_teachers(case, (1, 1), size=3)
+    assert pieces_loss.values == pytest.approx(loss.values, rel=1e-12)
+    assert_same_gradients(pieces, found, 1e-9)
+
+
+def test_a_second_teacher_of_weight_0_changes_nothing(tiny_student: Path) -> None:
+    loss, found = of_two_teachers(Case(tiny_student, num_teachers=2), (1, 0))
+    alone_loss, alone = computed(Case(tiny_student))
+    assert loss.total == alone_loss.total
+    assert loss.gradient_norms == alone_loss.gradient_norms
+    assert all(torch.equal(found[name], gradient) for name, gradient in alone.items())
+
+
+def test_rows_that_a_teacher_has_no_target_of_are_in_none_of_its_terms(tiny_student: Path) -> None:
+    case = Case(tiny_student, num_teachers=2)
+    batch = case.batch()
+    for targets in batch.targets[1:]:  # what a cache gives where there is no target
+        targets.image_NE[2], targets.text_ME[1] = torch.nan, torch.nan
+    loss, found = of_two_teachers(case, (0, 1), batch=batch)
+    # The same batch without these rows, of which the teacher has all targets.
+    empty = Embedded(image_ND=None, text_MD=None)
+    has = np.arange(7) != 2, np.arange(4) != 1
+    without, _ = part_of_batch(batch, empty, *has, 0)
+    without.targets[1] = dataclasses.replace(without.targets[1], has_image_N=None, has_text_M=None)
+    expected_loss, expected = of_two_teachers(case, (0, 1), batch=without)
+    assert loss.values == pytest.approx(expected_loss.values, rel=1e-12)
+    assert_same_gradients(found, expected, 1e-9)
 
 
 def test_in_float32_pieces_give_the_gradient_to_float32(student: Path) -> None:

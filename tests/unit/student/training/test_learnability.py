@@ -119,7 +119,7 @@ def test_images_without_a_caption_fill_a_batch_that_has_too_few() -> None:
 def chosen_part(case: Case) -> tuple[Any, Any, Any]:
     """A distiller, and the part of a batch in which images 1, 2, 3 and 6 are left."""
     distiller, batch = case.distiller(), case.batch()
-    gradients = GradientCache(distiller, case.objective(), Ranks(), micro_batch_size=2)
+    gradients = GradientCache(distiller, case.objectives(), Ranks(), micro_batch_size=2)
     embedded, is_repeatable = gradients.embed(batch)
     assert is_repeatable
     own_N = np.isin(np.arange(7), (1, 2, 3, 6))
@@ -136,9 +136,10 @@ def test_what_is_left_of_a_batch_has_its_own_texts_and_rows(tiny_student: Path) 
     assert part.caption_N.tolist() == [-1, 1, 0, 2]
     assert part.text_bounds.tolist() == [0, 3]
     assert torch.equal(part.ids_ML, whole.ids_ML[[0, 1, 3]])
-    assert torch.equal(part.teacher_image_NE, whole.teacher_image_NE[[1, 2, 3, 6]])
-    assert torch.equal(part.teacher_text_ME, whole.teacher_text_ME[[0, 1, 3]])
-    again, _ = GradientCache(distiller, case.objective(), Ranks(), micro_batch_size=None).embed(
+    [found], [all_rows] = part.targets, whole.targets
+    assert torch.equal(found.image_NE, all_rows.image_NE[[1, 2, 3, 6]])
+    assert torch.equal(found.text_ME, all_rows.text_ME[[0, 1, 3]])
+    again, _ = GradientCache(distiller, case.objectives(), Ranks(), micro_batch_size=None).embed(
         part
     )
     torch.testing.assert_close(embedded.image_ND, again.image_ND, rtol=1e-9, atol=0)
@@ -150,8 +151,8 @@ def test_known_rows_give_the_gradient_that_computing_them_gives(tiny_student: Pa
     found: list[dict[str, Tensor]] = []
     for is_known in (True, False):
         distiller, part, embedded = chosen_part(Case(tiny_student))
-        gradients = GradientCache(distiller, case.objective(), Ranks(), micro_batch_size=2)
-        gradients.compute(part, case.labels(part), embedded if is_known else None)
+        gradients = GradientCache(distiller, case.objectives(), Ranks(), micro_batch_size=2)
+        gradients.compute(part, case.all_labels(part), embedded if is_known else None)
         found.append(gradients_of(distiller))
     for name, gradient in found[1].items():
         torch.testing.assert_close(found[0][name], gradient, rtol=1e-9, atol=1e-12)
@@ -183,7 +184,7 @@ class _OneOfTwo(Ranks):
 def test_two_processes_keep_the_images_and_texts_that_one_keeps(tiny_student: Path) -> None:
     case = Case(tiny_student)
     batch = case.batch()
-    gradients = GradientCache(case.distiller(), case.objective(), Ranks(), micro_batch_size=None)
+    gradients = GradientCache(case.distiller(), case.objectives(), Ranks(), micro_batch_size=None)
     embedded, _ = gradients.embed(batch)
     matching = np.array(sorted(case.matching_pairs())).T
     settings: dict[str, Any] = {
@@ -202,7 +203,7 @@ def test_two_processes_keep_the_images_and_texts_that_one_keeps(tiny_student: Pa
     answers: dict[Any, Any] = {
         (7, embedded.image_ND.shape[1]): embedded.image_ND,
         (4, embedded.image_ND.shape[1]): embedded.text_MD,
-        (7, case.teacher_dim): batch.teacher_image_NE.double(),
+        (7, case.teacher_dim): batch.targets[0].image_NE.double(),
     }
     kept: list[Any] = []
     for rank, own in enumerate(images):
@@ -216,7 +217,7 @@ def test_two_processes_keep_the_images_and_texts_that_one_keeps(tiny_student: Pa
             caption_N=batch.caption_N[own],
             text_bounds=np.array(texts),
             ids_ML=batch.ids_ML[first:end],
-            teacher_image_NE=batch.teacher_image_NE[own],
+            targets=[replace(each, image_NE=each.image_NE[own]) for each in batch.targets],
         )
         rows_of = replace(
             embedded, image_ND=embedded.image_ND[own], text_MD=embedded.text_MD[first:end]

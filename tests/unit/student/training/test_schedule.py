@@ -13,7 +13,7 @@ import torch
 from siglip2_cache.errors import SettingError
 from siglip2_cache.siglip import load_trainable, resolve_checkpoint
 from siglip2_cache.student.config import TrainConfig
-from siglip2_cache.student.training.distiller import Distiller
+from siglip2_cache.student.training.distiller import Distiller, TeacherHead
 from siglip2_cache.student.training.parameter_groups import freeze, make_groups
 from siglip2_cache.student.training.schedule import Optimizer, Schedule, make_schedule
 
@@ -135,8 +135,7 @@ def distiller_of(student: Path) -> Distiller:
         compute_dtype="float32",
         logit_scale=2.3,
         logit_bias=-10.0,
-        teacher_dim=24,
-        bank=(4.75, -16.8),
+        teachers=[TeacherHead(embed_dim=24, bank=(4.75, -16.8))],
     )
 
 
