@@ -13,6 +13,8 @@ def resolve_device(device: str = "auto") -> str:
     Raises:
         SettingError: torch has no such device.
     """
+    if device == "cpu":
+        return device  # without torch, which takes seconds to load
     import torch
 
     available = {

@@ -24,8 +24,8 @@ class InProcessEngine:
     def run(self, order: WorkOrder, work_queue: WorkQueue, totals: BuildTotals) -> None:
         """See Engine."""
         cache = Cache(order.cache, corpus_roots=order.corpus_roots)
-        with torch_threads(order.num_threads):
-            targets = self._load(order)
+        targets = self._load(order)
+        with torch_threads(order.num_threads):  # a teacher that needs torch has loaded it
             totals.add_provenance(targets.provenance())
 
             def report(result: Advanced | FinishedUnit) -> None:

@@ -57,9 +57,9 @@ def serve(order: WorkOrder, make_teacher: TeacherFactory, send: Send, inbox: Inb
     """Load the teacher and make units until there are none; send the driver any error."""
     try:
         cache = Cache(order.cache, corpus_roots=order.corpus_roots)
-        with torch_threads(order.num_threads):
-            assert order.checkpoint is not None
-            teacher = make_teacher(order.checkpoint, order.device, order.compute_dtype)
+        assert order.checkpoint is not None
+        teacher = make_teacher(order.checkpoint, order.device, order.compute_dtype)
+        with torch_threads(order.num_threads):  # a teacher that needs torch has loaded it
             targets = TeacherTargets(teacher, order.image_batch, order.text_batch)
             send(Ready(targets.provenance()))
             worker = UnitWorker(order, cache, targets, send)

@@ -4,6 +4,7 @@ Workers share nothing but the cache, so they may run in any process on any machi
 """
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -249,12 +250,15 @@ def _as_generator(batches: Iterator[Any]) -> Generator[Any]:
 
 @contextlib.contextmanager
 def torch_threads(num_threads: int | None) -> Generator[None]:
-    """Let torch use so many CPU threads, and restore its setting afterwards; None: change nothing."""
-    if num_threads is None:
+    """Let torch use so many CPU threads, and restore its setting afterwards.
+
+    Args:
+        num_threads: None: change nothing. Where torch is not loaded, nothing is to be computed in it.
+    """
+    torch = sys.modules.get("torch")
+    if num_threads is None or torch is None:
         yield
         return
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:

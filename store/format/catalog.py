@@ -196,7 +196,7 @@ def read_table(path: Path) -> pl.DataFrame:
 
 def empty_table(table: Table) -> pl.DataFrame:
     """Return an empty table with the columns of its schema."""
-    return cast(pl.DataFrame, pl.from_arrow(SCHEMAS[table].empty_table()))
+    return cast(pl.DataFrame, pl.from_arrow(pa.Table.from_batches([], schema=SCHEMAS[table])))
 
 
 def _encoding(field: pa.Field) -> str:

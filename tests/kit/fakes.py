@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -114,6 +115,8 @@ class FakeFactory:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fails_to_load is not None and multiprocessing.parent_process() is not None:
             raise self.fails_to_load
+        if self.tells_threads:
+            importlib.import_module("torch")  # as a real one does as it loads
         return DeadlyTeacher(
             noise_seed=self.noise_seed,
             seconds_a_batch=self.seconds_a_batch,
