@@ -41,6 +41,9 @@ class DuplicatesConfig(ReportConfig):
     members: int | None = 50
     """Most members of a cluster in the report; None: all."""
 
+    sample: int | None = None
+    """Compare a random choice of this many images or texts; None: all."""
+
     def __post_init__(self) -> None:
         ReportConfig.__post_init__(self)
         if not -1 <= self.above <= 1:
@@ -61,12 +64,13 @@ def find_duplicates(
     """
     cache, teacher = config.open()
     targets = cache.targets(config.modality, teacher)
-    rows_N = np.concatenate(
-        [
-            np.empty(0, np.int64),
-            *(b.rows_B for b in read_blocks(targets, view=config.searched_view)),
-        ]
-    )
+    drawn, chosen = None, ""
+    if config.sample is not None and len(every := targets.available_rows()) > config.sample:
+        chosen = f", a random choice of {len(every):,}"
+        drawn = np.sort(np.random.default_rng(config.seed).choice(every, config.sample, False))
+    blocks = read_blocks(targets, view=config.searched_view, rows=drawn)
+    rows_N = np.concatenate([np.empty(0, np.int64), *(b.rows_B for b in blocks)])
+    left_out = "" if chosen else config.left_out(cache, len(rows_N))
     same_N = (
         _equal_bytes(cache, teacher, rows_N)
         if config.modality == "image"
@@ -87,9 +91,9 @@ def find_duplicates(
     num_compared = len(first_N) * (len(first_N) - 1) // 2
     largest = max((len(cluster) for cluster in clusters), default=0)
     summary = [
-        f"{len(rows_N):,} {config.among}, {len(first_N):,} of them different; "
+        f"{len(rows_N):,} {config.among}{chosen}, {len(first_N):,} of them different; "
         f"{num_compared:,} pairs compared, {num_pairs:,} with cosine {config.above:g} or more"
-        + config.left_out(cache, len(rows_N)),
+        + left_out,
         f"{format_count(len(clusters), 'cluster')} of {num_members:,} {config.among}: "
         f"{format_count(len(rows_N) - len(first_N), 'link')} by equal bytes, "
         f"{found.num_near:,} by embedding"

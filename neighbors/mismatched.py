@@ -136,14 +136,7 @@ def _groups(
     own = own_text_rows(cache, rows.tolist())
 
     def scored(text_row: int, cosine: float, remark: str) -> Item:
-        probability = _sigmoid(scale * cosine + bias)
-        item = texts[text_row]
-        return replace(
-            item,
-            cosine=cosine,
-            remarks=(remark, f"p {probability:.2g}", *item.remarks),
-            values={**item.values, "probability": probability},
-        )
+        return with_probability(texts[text_row], cosine, (scale, bias), remark)
 
     for (row, text_row, cosine), nearest, best_cosine in zip(
         worst.iter_rows(), best.rows_QK[:, 0].tolist(), best.cosine_QK[:, 0].tolist(), strict=True
@@ -153,6 +146,24 @@ def _groups(
             also = ", also its caption" if nearest in own[row] else ""
             items.append(scored(nearest, best_cosine, f"nearest text{also}"))
         yield Group(query=images[row], items=tuple(items))
+
+
+def with_probability(item: Item, cosine: float, logit: tuple[float, float], remark: str) -> Item:
+    """Return a text with its cosine, a remark, and the probability that it matches.
+
+    Args:
+        item: the text.
+        cosine: cosine to the image.
+        logit: (scale, bias) of the logits, the scale already exponentiated.
+        remark: the first remark.
+    """
+    probability = _sigmoid(logit[0] * cosine + logit[1])
+    return replace(
+        item,
+        cosine=cosine,
+        remarks=(remark, f"p {probability:.2g}", *item.remarks),
+        values={**item.values, "probability": probability},
+    )
 
 
 def _sigmoid(logit: float) -> float:

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import jinja2
@@ -46,8 +47,8 @@ def write_page(report: Report, cache: Cache, path: Path) -> tuple[str, ...]:
     wanted = set(pictures_of(report))
     side = _FEW_SIDE if len(wanted) <= _FEW_PICTURES else _MANY_SIDE
     thumbnails = make_thumbnails(cache, wanted, teachers=report.teachers, side=side)
-    _write_whole(path, render_page(report, thumbnails))
-    return tuple(_faults(thumbnails))
+    write_whole(path, render_page(report, thumbnails))
+    return tuple(picture_faults(thumbnails))
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -73,27 +74,42 @@ def render_page(report: Report, thumbnails: Mapping[Picture, Thumbnail]) -> Iter
     Everything from a corpus is escaped by Jinja, as text or by ``tojson``. Only our own style and script are
     inserted unescaped, and the policy in the page's head allows no other.
     """
+    deck = CardTables(thumbnails)
+    rows = [deck.row(group, number) for number, group in enumerate(report.groups, 1)]
+    return render_template(
+        "page.html",
+        title=report.title,
+        cache=one_line(report.cache.name),
+        teachers=report.teachers,
+        summary=[one_line(line) for line in (*report.summary, *picture_faults(thumbnails))],
+        rows=rows,
+        items=deck.items,
+        pictures=deck.pictures,
+    )
+
+
+def render_template(
+    template: str, *, folder: Path | None = None, styles: Iterable[str] = (), **values: Any
+) -> Iterator[str]:
+    """Yield the parts of the HTML of a template, which page.html is or extends.
+
+    Args:
+        template: its file.
+        folder: another folder with templates.
+        styles: further style sheets, our own.
+        values: what the template shows; a text is escaped.
+    """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_PAGE),
+        loader=jinja2.FileSystemLoader([folder, _PAGE] if folder else _PAGE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     style, script = ((_PAGE / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    deck = CardTables(thumbnails)
-    rows = [deck.row(group, number) for number, group in enumerate(report.groups, 1)]
-    return environment.get_template("page.html").generate(
-        policy=_policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
-        title=report.title,
-        cache=one_line(report.cache.name),
-        teachers=report.teachers,
-        summary=[one_line(line) for line in (*report.summary, *_faults(thumbnails))],
-        rows=rows,
-        items=deck.items,
-        pictures=deck.pictures,
+    style = "\n".join((style, *styles))
+    return environment.get_template(template).generate(
+        policy=_policy(style, script), style=Markup(style), script=Markup(script), **values
     )
 
 
@@ -109,7 +125,7 @@ def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _faults(thumbnails: Mapping[Picture, Thumbnail]) -> Iterator[str]:
+def picture_faults(thumbnails: Mapping[Picture, Thumbnail]) -> Iterator[str]:
     """Yield a line that counts pictures not shown as the teacher saw them."""
     counts: Counter[str] = Counter(thumbnail.state for thumbnail in thumbnails.values())
     faults = [
@@ -121,7 +137,13 @@ def _faults(thumbnails: Mapping[Picture, Thumbnail]) -> Iterator[str]:
         yield "no picture can be read; if the corpus has moved, add --corpus-root OLD=NEW"
 
 
-def _write_whole(path: Path, parts: Iterable[str]) -> None:
+def write_whole(path: Path, parts: Iterable[str]) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        SettingError: the file cannot be written.
+        DiskFullError: the disk is full; an earlier page is unchanged.
+    """
     path = path.resolve()  # a link stays, its target is written
     partial = path.with_name(f".{uuid4().hex[:12]}.partial")
     try:

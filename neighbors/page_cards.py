@@ -91,6 +91,11 @@ class CardTables:
             cards=tuple(self._card(item, largest) for item in group.items),
         )
 
+    def picture_uri(self, picture: Picture) -> str | None:
+        """Return the data URI of a picture, outside of the table; None if there is none."""
+        thumbnail = self.thumbnails.get(picture)
+        return _uri(thumbnail.data) if thumbnail is not None and thumbnail.data else None
+
     def _card(self, item: Item, largest: float) -> Card:
         line = self._line_of(item)
         details = self.items[line]
@@ -134,7 +139,7 @@ class CardTables:
             return None
         if data not in self._picture_lines:
             self._picture_lines[data] = len(self.pictures)
-            self.pictures.append(f"data:{MEDIA_TYPE};base64,{base64.b64encode(data).decode()}")
+            self.pictures.append(_uri(data))
         return self._picture_lines[data]
 
 
@@ -145,6 +150,10 @@ def pictures_of(report: Report) -> Iterator[Picture]:
             name = None if item is None else picture_of(item)
             if name is not None:
                 yield name
+
+
+def _uri(data: bytes) -> str:
+    return f"data:{MEDIA_TYPE};base64,{base64.b64encode(data).decode()}"
 
 
 def picture_of(item: Item) -> Picture | None:

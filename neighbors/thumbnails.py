@@ -4,20 +4,22 @@ import contextlib
 import io
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
 import polars as pl
 from PIL import Image
 
 from ..cores import num_cores
 from ..errors import SettingError
-from ..images.catalog_refs import image_refs
+from ..images.catalog_refs import image_refs, stored_boxes
 from ..images.image import ImageRef
 from ..images.image_bytes import ImageLocation, read_image_bytes
+from ..images.kept_places import kept_places, kept_refs
 from ..images.parquet_cells import ReadError
 from ..images.pixels import PixelError, cut_view, decode_for_views, sha256_of_pixels
 from ..images.prefetch_parquet import prefetch_parquet
@@ -67,7 +69,8 @@ def make_thumbnails(
 ) -> dict[Picture, Thumbnail]:
     """Return a thumbnail of each picture; repeated pictures are read once.
 
-    Every file is read once, every row group of a Parquet file in one pass. Memory holds the thumbnails
+    Every file is read once, every row group of a Parquet file in one pass; an image whose file cannot be read
+    is taken from the kept pixels, if there are any. Memory holds the thumbnails
     (about 5 KB each at 192 pixels) and one whole picture a thread.
 
     Args:
@@ -121,6 +124,41 @@ def make_thumbnails(
 
     for made in _in_threads(make, _with_bytes(refs), unmade):
         found |= made
+    lost = {row for row in readable if all(not found[row, view].data for view in views[row])}
+    found |= _from_kept(cache, lost, views, next(iter(seen.values()), {}), side, on_white)
+    return found
+
+
+def _from_kept(
+    cache: Cache,
+    rows: Collection[int],
+    views: Mapping[int, list[int]],
+    seen: Mapping[int, bytes],
+    side: int,
+    on_white: bool,
+) -> dict[Picture, Thumbnail]:
+    """Return thumbnails from the kept pixels, of images whose files cannot be read.
+
+    Args:
+        cache: the cache, with kept pixels or without.
+        rows: these images.
+        views: their views, by row.
+        seen: hash of the bytes that the teacher saw, by row.
+        side: as make_thumbnails.
+        on_white: whether transparent colours are shown on white.
+    """
+    wanted = sorted(row for row in rows if row in seen)
+    kept = cache.kept_pixels() if wanted else None
+    if kept is None or not kept.units:
+        return {}
+    sha256_N = np.stack([np.frombuffer(seen[row], np.uint8) for row in wanted])
+    boxes = stored_boxes(cache, wanted)
+    found: dict[Picture, Thumbnail] = {}
+    for ref in kept_refs(kept, kept_places(kept, np.array(wanted), sha256_N)):
+        every = boxes.get(ref.row, (WHOLE_IMAGE,))
+        thumbnails, sha256 = _thumbnails(ref, [every[v] for v in views[ref.row]], side, on_white)
+        if sha256 is not None and sha256 == ref.sha256:
+            found |= {(ref.row, v): t for v, t in zip(views[ref.row], thumbnails, strict=True)}
     return found
 
 

@@ -8,6 +8,8 @@ Shape letters in this file:
     block, R = sums that are turned into a figure.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,8 @@ from .metrics import Ints, Rows, blocks, finite_in_both, sigmoid
 
 _MOST_LOGIT = 20
 """Logits beyond it share a bin; their probabilities differ from 0 or 1 by 2e-9."""
+
+_NUM_BINS = 2 * _MOST_LOGIT + 2
 
 
 def other_pairs(image_P: Ints, text_P: Ints, picture_N: Ints, *, seed: int) -> tuple[Ints, Ints]:
@@ -108,11 +112,56 @@ def all_pair_gaps(
         text_P: its text.
         block_rows: images at a time.
     """
-    num_bins = 2 * _MOST_LOGIT + 2
-    sums_NB = np.zeros((len(images_ND), num_bins + 3))
+    sums_NB = np.zeros((len(images_ND), _NUM_BINS + 3))
+    for block, bin_BM, p_BM, is_match_BM in _all_pairs(
+        images_ND, texts_MD, logit, image_P, text_P, block_rows
+    ):
+        bin_BM = bin_BM + _NUM_BINS * np.arange(len(block))[:, None]
+        gaps = np.bincount(bin_BM.ravel(), (p_BM - is_match_BM).ravel(), _NUM_BINS * len(block))
+        sums_NB[block, :_NUM_BINS] = gaps.reshape(len(block), _NUM_BINS)
+        sums_NB[block, _NUM_BINS] = is_match_BM.sum(axis=1)
+        sums_NB[block, _NUM_BINS + 1] = p_BM.sum(axis=1)
+        sums_NB[block, -1] = p_BM.shape[1]
+    return sums_NB
+
+
+def reliability(
+    images_ND: Rows,
+    texts_MD: Rows,
+    logit: tuple[float, float],
+    image_P: Ints,
+    text_P: Ints,
+    *,
+    block_rows: int | None = None,
+) -> tuple[Rows, Rows, Ints]:
+    """Return the mean probability, the share that match, and the number of pairs, of bins of the logit.
+
+    Arguments and bins are those of all_pair_gaps; bins without a pair are left out. Calibrated
+    probabilities equal the shares.
+    """
+    sums_3B = np.zeros((3, _NUM_BINS))
+    for _, bin_BM, p_BM, is_match_BM in _all_pairs(
+        images_ND, texts_MD, logit, image_P, text_P, block_rows
+    ):
+        for sums_B, values in zip(sums_3B, (p_BM, is_match_BM, None), strict=True):
+            weights = None if values is None else values.ravel()
+            sums_B += np.bincount(bin_BM.ravel(), weights, _NUM_BINS)
+    p_B, matches_B, pairs_B = sums_3B[:, sums_3B[2] > 0]
+    return p_B / pairs_B, matches_B / pairs_B, pairs_B.astype(np.int64)
+
+
+def _all_pairs(
+    images_ND: Rows,
+    texts_MD: Rows,
+    logit: tuple[float, float],
+    image_P: Ints,
+    text_P: Ints,
+    block_rows: int | None,
+) -> Iterator[tuple[Ints, Ints, Rows, NDArray[np.bool_]]]:
+    """Yield (block, bin_BM, p_BM, is_match_BM) of blocks of images, those that are finite."""
     images, texts = (finite_in_both(rows, rows) for rows in (images_ND, texts_MD))
     if len(images) == 0 or len(texts) == 0:
-        return sums_NB
+        return
     order_P = np.argsort(image_P, kind="stable")
     image_P, text_P = image_P[order_P], text_P[order_P]
     used_MD = texts_MD[texts].astype(np.float64)
@@ -121,15 +170,8 @@ def all_pair_gaps(
     for rows in blocks(len(images), len(texts), block_rows):
         block = images[rows]
         z_BM = logit[0] * (images_ND[block].astype(np.float64) @ used_MD.T) + logit[1]
-        p_BM = sigmoid(z_BM)
         is_match_BM = np.zeros(z_BM.shape, np.bool_)
         own = np.isin(image_P, block) & (column_M[text_P] >= 0)
         is_match_BM[np.searchsorted(block, image_P[own]), column_M[text_P[own]]] = True
         bin_BM = np.floor(np.clip(z_BM, -_MOST_LOGIT - 1, _MOST_LOGIT)).astype(np.int64)
-        bin_BM += _MOST_LOGIT + 1 + num_bins * np.arange(len(block))[:, None]
-        gaps = np.bincount(bin_BM.ravel(), (p_BM - is_match_BM).ravel(), num_bins * len(block))
-        sums_NB[block, :num_bins] = gaps.reshape(len(block), num_bins)
-        sums_NB[block, num_bins] = is_match_BM.sum(axis=1)
-        sums_NB[block, num_bins + 1] = p_BM.sum(axis=1)
-    sums_NB[images, -1] = len(texts)
-    return sums_NB
+        yield block, bin_BM + _MOST_LOGIT + 1, sigmoid(z_BM), is_match_BM

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -74,6 +74,9 @@ class EvalConfig:
     allow_partial: bool = False
     """Accept an unfinished cache and use what is committed."""
 
+    pixels: Literal["corpus", "kept"] = "corpus"
+    """Images to read: the files of the corpus, or those that the cache keeps."""
+
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise SettingError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
@@ -104,6 +107,40 @@ class Comparison:
     """The main numbers, as lines for people."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """How a model's embeddings are compared with the teacher's."""
+
+    map_ED: NDArray[np.float32] | None
+    """Map to the teacher's space; None: there is none."""
+
+    is_teachers: bool
+    """Whether the model's space is the teacher's, with the map or without one."""
+
+    why: str
+    """The reason, as a line for people; may be empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """A model and the teacher of a cache on the same images and texts."""
+
+    cache: Cache
+    record: TeacherRecord
+    checkpoint: Checkpoint
+    metadata: ModelMetadata
+    policy: SplitPolicy | None
+    """Which images are held out; None: every image is taken."""
+
+    space: Space
+    eval_set: CacheEvalSet
+    num_unseen: int | None
+    """Images that were held out of the model's training; None: unknown."""
+
+    teacher: Embeddings
+    model: Embeddings
+
+
 def evaluate_model(config: EvalConfig, *, progress: TaskProgress | None = None) -> Comparison:
     """Evaluate a model beside the teacher of a cache.
 
@@ -113,6 +150,14 @@ def evaluate_model(config: EvalConfig, *, progress: TaskProgress | None = None) 
 
     Raises:
         SettingError, TrainError, CheckpointError: model, cache or settings cannot be used.
+    """
+    return compare(embed_model(config, progress=progress), seed=config.seed)
+
+
+def embed_model(config: EvalConfig, *, progress: TaskProgress | None = None) -> Embedded:
+    """Return the embeddings of a model and of the teacher, of the images and texts to evaluate on.
+
+    Arguments and errors are those of evaluate_model.
     """
     cache = open_cache(config.cache, corpus_roots=config.corpus_roots)
     record = cache.teacher(config.teacher)
@@ -130,28 +175,45 @@ def evaluate_model(config: EvalConfig, *, progress: TaskProgress | None = None) 
             f"{checkpoint.given} is a text tower alone, and {record.name} has no images in its space: "
             f"{space.why}; name the cache it was trained with"
         )
-    student = _embed(config, checkpoint, cache, eval_set, metadata.logit, teacher, space, progress)
+    model = _embed(config, checkpoint, cache, eval_set, metadata.logit, teacher, space, progress)
+    return Embedded(
+        cache=cache,
+        record=record,
+        checkpoint=checkpoint,
+        metadata=metadata,
+        policy=policy,
+        space=space,
+        eval_set=eval_set,
+        num_unseen=_num_unseen(cache, corpus, eval_set, metadata),
+        teacher=teacher,
+        model=model,
+    )
+
+
+def compare(embedded: Embedded, *, seed: int) -> Comparison:
+    """Return all metrics of a model and of its teacher; ``seed`` as in evaluate()."""
+    teacher, model, space = embedded.teacher, embedded.model, embedded.space
+    eval_set, policy, metadata = embedded.eval_set, embedded.policy, embedded.metadata
     columns = {
-        "teacher": evaluate(teacher, teacher, eval_set, seed=config.seed),
+        "teacher": evaluate(teacher, teacher, eval_set, seed=seed),
         "model": evaluate(
-            student,
+            model,
             teacher,
             eval_set,
             map_ED=space.map_ED,
             is_one_space=space.is_teachers,
-            seed=config.seed,
+            seed=seed,
         ),
     }
-    num_unseen = _num_unseen(cache, corpus, eval_set, metadata)
-    numbers = eval_set_numbers(eval_set, policy) | {"held_out_of_its_training": num_unseen}
+    numbers = eval_set_numbers(eval_set, policy) | {"held_out_of_its_training": embedded.num_unseen}
     found = {"gallery": numbers, "columns": columns}
     lines = [
-        f"model      {student.name}: {checkpoint.given}",
-        f"teacher    {record.name}, from {cache.root}",
-        *_space_lines(checkpoint, space),
+        f"model      {model.name}: {embedded.checkpoint.given}",
+        f"teacher    {embedded.record.name}, from {embedded.cache.root}",
+        *_space_lines(embedded.checkpoint, space),
         *eval_set_lines(eval_set, policy),
-        _unseen_line(num_unseen, len(eval_set.rows_N), metadata),
-        *_fault_lines(cache, student),
+        _unseen_line(embedded.num_unseen, len(eval_set.rows_N), metadata),
+        *_fault_lines(embedded.cache, model),
         "",
         *table_lines(columns, numbers, has_intervals=True),
         INTERVALS,
@@ -219,37 +281,23 @@ def _unseen_line(num_unseen: int | None, num_images: int, metadata: ModelMetadat
     return line + (f"; the other {left:,} may have been trained on" if left else "")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Space:
-    """How a model's embeddings are compared with the teacher's."""
-
-    map_ED: NDArray[np.float32] | None
-    """Map to the teacher's space; None: there is none."""
-
-    is_teachers: bool
-    """Whether the model's space is the teacher's, with the map or without one."""
-
-    why: str
-    """The reason, as a line for people; may be empty."""
-
-
-def _space(checkpoint: Checkpoint, record: TeacherRecord, metadata: ModelMetadata) -> _Space:
+def _space(checkpoint: Checkpoint, record: TeacherRecord, metadata: ModelMetadata) -> Space:
     is_of_teacher = metadata.is_of(record)
     if is_of_teacher is False:
         why = "it was trained with another teacher; there is no map to this one's space"
-        return _Space(map_ED=None, is_teachers=False, why=why)
+        return Space(map_ED=None, is_teachers=False, why=why)
     map_ED = read_projection(checkpoint, record.embed_dim)
     widths = f"its width is {checkpoint.embed_dim}, the teacher's {record.embed_dim}"
     if map_ED is not None:
-        return _Space(map_ED=map_ED, is_teachers=True, why="")
+        return Space(map_ED=map_ED, is_teachers=True, why="")
     if checkpoint.embed_dim != record.embed_dim:
-        return _Space(map_ED=None, is_teachers=False, why=f"{widths}, and there is no map")
+        return Space(map_ED=None, is_teachers=False, why=f"{widths}, and there is no map")
     why = (
         ""
         if is_of_teacher
         else "its space is assumed to be the teacher's, since the widths are equal"
     )
-    return _Space(map_ED=None, is_teachers=True, why=why)
+    return Space(map_ED=None, is_teachers=True, why=why)
 
 
 def _embed(
@@ -259,7 +307,7 @@ def _embed(
     eval_set: CacheEvalSet,
     logit: tuple[float, float] | None,
     teacher: Embeddings,
-    space: _Space,
+    space: Space,
     progress: TaskProgress | None,
 ) -> Embeddings:
     """Return the model's embeddings; those of a tower that it lacks are the teacher's."""
@@ -268,12 +316,13 @@ def _embed(
         images_ND = in_student_space(teacher.images_ND, space.map_ED)
     if space.is_teachers and not checkpoint.has_text:
         texts_MD = in_student_space(teacher.texts_MD, space.map_ED)
+    kept = cache.kept_pixels() if config.pixels == "kept" else None
     device = resolve_device(config.device)
     dtype = resolve_compute_dtype(checkpoint, device, config.dtype)
     return student_embeddings(
         load_model(checkpoint, device=device, compute_dtype=dtype),
         checkpoint,
-        picture_refs(cache, eval_set.rows_N),
+        picture_refs(cache, eval_set.rows_N, kept=kept, sha256_N=eval_set.sha256_N),
         read_texts(cache, eval_set.text_rows_M),
         device=device,
         compute_dtype=dtype,
@@ -287,7 +336,7 @@ def _embed(
     )
 
 
-def _space_lines(checkpoint: Checkpoint, space: _Space) -> list[str]:
+def _space_lines(checkpoint: Checkpoint, space: Space) -> list[str]:
     facts = [space.why] if space.why else []
     if not checkpoint.has_text:
         whose = "the teacher's" if space.is_teachers else "none"

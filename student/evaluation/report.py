@@ -50,12 +50,18 @@ def table_lines(
         eval_set: result of eval_set_numbers; None: no reasons are given.
         has_intervals: whether the interval of each number is beside it.
     """
+    rows = table_rows(columns, has_intervals=has_intervals)
+    return aligned(rows) + list(_why_missing(columns, eval_set) if eval_set else ())
+
+
+def table_rows(columns: Mapping[str, _Column], *, has_intervals: bool = False) -> list[list[str]]:
+    """Return the cells of that table, the headings first; the label of a row of a language is indented."""
     rows = [["", *columns]]
     for label, path, form in _rows(list(columns.values())):
         if any(_value(column, path) is not None for column in columns.values()):
             cells = (_cell(column, path, form, has_intervals) for column in columns.values())
             rows.append([label, *cells])
-    return aligned(rows) + list(_why_missing(columns, eval_set) if eval_set else ())
+    return rows
 
 
 def _why_missing(columns: Mapping[str, _Column], eval_set: Mapping[str, Any]) -> Iterator[str]:

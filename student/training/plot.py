@@ -12,7 +12,7 @@ from .step_metrics import quantity_name
 _SMOOTHED = 100
 """Least number of points of the smoothed line."""
 
-_EVALUATED = {
+EVALUATED = {
     "mean_r1": "R@1, mean of both ways",
     "zero_shot_top1": "zero-shot, top 1",
     "image_cosine": "cosine to the teacher, images",
@@ -21,6 +21,9 @@ _EVALUATED = {
 """Title of each metric of the evaluations that has a panel."""
 
 Metrics = Sequence[dict[str, Any]]
+
+_COLORS = ("#9bbbd8", "#1f5a91", "#c4622d")
+"""Of the values of each step, of their moving mean, and of the lowest possible value."""
 
 
 def loss_plot(metrics: Metrics, *, title: str) -> bytes:
@@ -37,20 +40,19 @@ def loss_plot(metrics: Metrics, *, title: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    evaluated = [name for name in _EVALUATED if any(f"eval_{name}" in line for line in metrics)]
+    evaluated = [name for name in EVALUATED if any(f"eval_{name}" in line for line in metrics)]
     finite = [line for line in metrics if "nonfinite_keys" not in line]
-    found = {name: None for line in finite for name in line}  # in order, each once
-    terms = [name for term in loss_terms() for name in found if name.partition("/")[0] == term]
+    terms = terms_of(finite)
     num_panels = max(1, len(terms), 1 + len(evaluated))
     figure = Figure(figsize=(4.2 * num_panels, 6.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     rows = figure.subplots(2, num_panels, squeeze=False)
     for axes, term in zip(rows[0], terms, strict=False):
-        _plot_term(axes, finite, term)
-    _plot_shares(rows[1, 0], finite, terms)
+        plot_term(axes, finite, term)
+    plot_shares(rows[1, 0], finite, terms)
     for axes, name in zip(rows[1, 1:], evaluated, strict=False):
-        _plot_evaluations(axes, metrics, name)
+        plot_evaluations(axes, metrics, name)
     for axes in rows.flat:
         axes.set_visible(axes.has_data())
         axes.set_xlabel("step", fontsize=9)
@@ -63,19 +65,29 @@ def loss_plot(metrics: Metrics, *, title: str) -> bytes:
     return data.getvalue()
 
 
-def _plot_term(axes: Any, metrics: Metrics, term: str) -> None:
+def terms_of(metrics: Metrics) -> list[str]:
+    """Return the names of the loss terms in some lines, in the order of the registry."""
+    found = {name: None for line in metrics for name in line}  # in order, each once
+    return [name for term in loss_terms() for name in found if name.partition("/")[0] == term]
+
+
+def plot_term(
+    axes: Any, metrics: Metrics, term: str, colors: tuple[str, str, str] = _COLORS
+) -> None:
+    """Plot a term: its value at each step, a moving mean, and the lowest possible value if it has one."""
+    each, mean, lowest = colors
     steps, values = _column(metrics, "step"), _column(metrics, term)
-    axes.plot(steps, values, color="#9bbbd8", linewidth=0.8, label="each step")
+    axes.plot(steps, values, color=each, linewidth=0.8, label="each step")
     width = max(1, len(steps) // _SMOOTHED)
-    axes.plot(*smoothed(steps, values, width), color="#1f5a91", linewidth=1.8, label="mean")
+    axes.plot(*smoothed(steps, values, width), color=mean, linewidth=1.8, label="mean")
     floors = _column(metrics, quantity_name(term, "floor"))
     if np.isfinite(floors).any():
         floor = smoothed(steps, floors, width)
-        axes.plot(*floor, color="#c4622d", linewidth=1.2, label="teacher's entropy")
+        axes.plot(*floor, color=lowest, linewidth=1.2, label="teacher's entropy")
     axes.set_title(term, fontsize=10)
 
 
-def _plot_shares(axes: Any, metrics: Metrics, terms: Sequence[str]) -> None:
+def plot_shares(axes: Any, metrics: Metrics, terms: Sequence[str]) -> None:
     """Plot the norm of each weighted term's gradient as a share of the sum of these norms."""
     steps = _column(metrics, "step")
     norms = {term: _column(metrics, quantity_name(term, "gradient_norm")) for term in terms}
@@ -88,13 +100,14 @@ def _plot_shares(axes: Any, metrics: Metrics, terms: Sequence[str]) -> None:
     axes.set_title("share of the gradient", fontsize=10)
 
 
-def _plot_evaluations(axes: Any, metrics: Metrics, name: str) -> None:
+def plot_evaluations(axes: Any, metrics: Metrics, name: str) -> None:
+    """Plot a metric of the evaluations during the training, of the model and of its moving average."""
     for prefix, label in (("eval_", "model"), ("ema_eval_", "moving average")):
         found = [line for line in metrics if line.get(f"{prefix}{name}") is not None]
         if found:
             values = _column(found, f"{prefix}{name}")
             axes.plot(_column(found, "step"), values, marker="o", markersize=3, label=label)
-    axes.set_title(_EVALUATED[name], fontsize=10)
+    axes.set_title(EVALUATED[name], fontsize=10)
 
 
 def _column(metrics: Metrics, name: str) -> Any:
