@@ -25,6 +25,7 @@ from .commands.mismatched import mismatched
 from .commands.neighbors import neighbors
 from .commands.options import say
 from .commands.outliers import outliers
+from .commands.report import report
 from .commands.student import student
 from .commands.train import train
 from .commands.verify import verify
@@ -42,6 +43,7 @@ _COMMANDS = {
         "verify": verify,
     },
     "Search a cache": {
+        "report": report,
         "neighbors": neighbors,
         "duplicates": duplicates,
         "mismatched": mismatched,

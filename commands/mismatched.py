@@ -13,7 +13,7 @@ from .options import (
     option,
     parse_roots,
 )
-from .report import Html, Open, check_page, show_report
+from .search import Html, Open, check_page, show_report
 
 
 def mismatched(

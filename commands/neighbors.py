@@ -19,7 +19,7 @@ from .options import (
     parse_roots,
     path_option,
 )
-from .report import SEARCH, Among, Html, Open, Seed, check_page, show_report
+from .search import SEARCH, Among, Html, Open, Seed, check_page, show_report
 
 
 def neighbors(

@@ -13,7 +13,7 @@ from .options import (
     option,
     parse_roots,
 )
-from .report import Among, Html, Open, Seed, check_page, show_report
+from .search import Among, Html, Open, Seed, check_page, show_report
 
 
 def outliers(

@@ -1,87 +1,119 @@
-"""What the commands that search a cache share: ``neighbors``, ``duplicates``, ``outliers`` and others."""
+"""The command ``report``: one page about a cache, or about a training and its cache."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, cast
 
-from ..errors import SettingError
-from .options import OUTPUT, flag, local_path_option, option, print_json, say
-
-if TYPE_CHECKING:
-    from ..neighbors.config import ReportConfig
-    from ..neighbors.report import Report
-
-_PAGE_GROUPS, _PAGE_ITEMS = 500, 100  # JSON may hold every member of every cluster
-
-SEARCH = "Search"
-
-Among = Annotated[str, option("images|texts", "What to search.", SEARCH)]
-Html = Annotated[
-    Path | None, local_path_option("FILE", "Also write one HTML page with the images.", OUTPUT)
-]
-Open = Annotated[bool, flag("--open", "Open that page in the web browser.", OUTPUT)]
-Seed = Annotated[int, option("N", "Random seed.", SEARCH)]
-
-
-def check_page(html: Path | None, *, is_opened: bool) -> None:
-    """Refuse a page that cannot be written, before the cache is searched, which may take long.
-
-    Raises:
-        SettingError: there is no page to open, or no place for it.
-    """
-    if html is not None:
-        from ..neighbors.page import refuse_unwritable
-
-        refuse_unwritable(html)
-    elif is_opened:
-        raise SettingError("--open goes with --html FILE: it opens that page")
+from .options import (
+    CORPUS,
+    HARDWARE,
+    OUTPUT,
+    AsJson,
+    CorpusRoot,
+    DecodeWorkers,
+    Device,
+    Quiet,
+    TeacherName,
+    flag,
+    given_location,
+    local_path_option,
+    option,
+    parse_roots,
+    path_argument,
+    path_option,
+    print_json,
+    say,
+)
+from .search import check_page, open_page
 
 
-def show_report(
-    find: "Callable[..., Report]",
-    config: "ReportConfig",
-    *,
-    html: Path | None,
-    is_opened: bool,
-    as_json: bool,
-    is_quiet: bool,
+def report(
+    place: Annotated[
+        str, path_argument("RUN|CACHE", help="Folder of a training, or folder or URL of a cache.")
+    ],
+    cache: Annotated[
+        str | None,
+        path_option(
+            "CACHE",
+            "For a run: the cache to describe and to evaluate on, such as one of held-out images.",
+            CORPUS,
+            default="the one it was trained on",
+        ),
+    ] = None,
+    split: Annotated[
+        str, option("val|train|all", "For a run: images that the student is evaluated on.", CORPUS)
+    ] = "val",
+    teacher: TeacherName = None,
+    samples: Annotated[
+        int,
+        option(
+            "N",
+            "Most images of the map, the probabilities, the near duplicates and the evaluation; a random "
+            "choice of more.",
+        ),
+    ] = 2000,
+    examples: Annotated[int, option("N", "Most rows of pictures in each part.")] = 8,
+    seed: Annotated[int, option("N", "Random seed.")] = 0,
+    corpus_root: CorpusRoot = None,
+    device: Device = "auto",
+    batch_size: Annotated[
+        int, option("N", "Images, and texts, in one forward pass.", HARDWARE)
+    ] = 32,
+    decode_workers: DecodeWorkers = None,
+    html: Annotated[
+        Path | None, local_path_option("FILE", "Also write one HTML page.", OUTPUT)
+    ] = None,
+    is_opened: Annotated[
+        bool, flag("--open", "Open that page in the web browser.", OUTPUT)
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Search a cache with a progress line; print the report and write its page."""
+    """Report on a cache, or on a training: the corpus, the teacher, the curves, the figures, the failures.
+
+    The page is one file with pictures and charts, and makes no network requests.
+    """
+    check_page(html, is_opened=is_opened)
     from ..progress import TaskProgress, make_display
+    from ..report.config import FullReportConfig
+    from ..report.report import find_run, make_report
+    from ..report.section import section_lines
+    from ..student.evaluation.eval_set import Split
 
-    progress = TaskProgress(make_display(is_quiet=is_quiet))
-    progress.start("reading rows", config.num_rows_read())
-    try:
-        report = find(config, on_rows=progress.advance)
-    finally:
-        progress.stop()
+    run = find_run(place)
+    if run is None and cache is not None:
+        from ..errors import SettingError
+
+        raise SettingError(f"--cache goes with the folder of a training, and {place} is not one")
+    named = cache if run is not None else place
+    config = FullReportConfig(
+        cache=None if named is None else given_location(named),
+        run=run,
+        teacher=teacher,
+        samples=samples,
+        examples=examples,
+        split=cast("Split", split),  # the config refuses other words
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        decode_workers=decode_workers,
+        corpus_roots=parse_roots(corpus_root),
+    )
+    found = make_report(config, progress=TaskProgress(make_display(is_quiet=quiet)))
     if as_json:
-        from ..neighbors.report_json import report_values
-
-        print_json(report_values(report))
+        print_json(found.values())
     else:
-        from ..neighbors.report_terminal import print_report
-
-        print_report(report)
-    if html is not None:
-        notes = _write_page(report, config, html)
-        if not as_json:
-            for line in (f"page       {html}", *(f"note       {note}" for note in notes)):
+        for section in found.sections:
+            for line in section_lines(section):
                 say(line)
-        if is_opened:
-            _open(html)
+            say("")
+    lines = [f"note       {note}" for note in found.notes]
+    if html is not None:
+        from ..report.page import write_report
 
-
-def _write_page(report: "Report", config: "ReportConfig", html: Path) -> Any:
-    from ..neighbors.page import write_page
-    from ..store.cache import open_cache
-
-    cache = open_cache(config.cache, corpus_roots=config.corpus_roots)
-    return write_page(report.cut(groups=_PAGE_GROUPS, items=_PAGE_ITEMS), cache, html)
-
-
-def _open(html: Path) -> None:
-    import webbrowser
-
-    if not webbrowser.open(html.absolute().as_uri()):
-        say(f"no web browser was found; open {html} in one", err=True)
+        missing = write_report(found, html)
+        lines += [f"page       {html}", *(f"note       {note}" for note in missing)]
+    if not as_json:
+        for line in lines:
+            say(line)
+    if html is not None and is_opened:
+        open_page(html)

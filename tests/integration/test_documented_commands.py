@@ -52,6 +52,7 @@ _ADDED = {
     "import": ["--decode-workers", "0"],
     "train": ["--decode-workers", "0", "--device", "cpu", "--global-batch-size", "8"],
     "eval": ["--decode-workers", "0", "--device", "cpu"],
+    "report": ["--decode-workers", "0", "--device", "cpu"],
     "verify": ["--device", "cpu"],
     "convert": ["--targets-budget", "1"],  # narrow teachers change more
 }
