@@ -4,15 +4,16 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from ..student.terms import loss_terms
 from ..student.training.plot import (
     EVALUATED,
     Metrics,
     plot_evaluations,
     plot_shares,
     plot_term,
+    terms_of,
 )
 from ..student.training.run_files import RunFiles
+from ..student.training.step_metrics import quantity_name
 from .charts import Chart, Colors, Plot
 from .section import Section
 
@@ -24,7 +25,8 @@ def learning_section(run: RunFiles, settings: dict[str, Any]) -> Section:
     metrics = run.metrics()
     last = metrics[-1] if metrics else {}
     nonfinite = [line["step"] for line in metrics if "nonfinite_keys" in line]
-    terms = [term for term in loss_terms() if any(term in line for line in metrics)]
+    terms = terms_of(metrics)
+    floors = [quantity_name(term, "floor") for term in terms]
     values = {
         "run": str(run.root),
         "steps": last.get("step", 0),
@@ -32,11 +34,7 @@ def learning_section(run: RunFiles, settings: dict[str, Any]) -> Section:
         "is_finished": run.model.is_dir(),
         "nonfinite_steps": len(nonfinite),
         "skipped_images": sum(line.get("skipped") or 0 for line in metrics),
-        "last": {
-            name: last[name]
-            for name in ("loss", *terms, *(f"{term}_floor" for term in terms))
-            if name in last
-        },
+        "last": {name: last[name] for name in ("loss", *terms, *floors) if name in last},
     }
     return Section(
         name="training",
@@ -74,7 +72,7 @@ def _charts(metrics: Metrics, terms: list[str]) -> Iterator[Chart]:
             plot_term(axes, finite, term, (colors.faint, colors.series[0], colors.series[1]))
 
         yield _chart(term, f"the loss term {term} over the steps", draw_term)
-    if any(f"{term}_gradient_norm" in line for term in terms for line in finite):
+    if any(quantity_name(term, "gradient_norm") in line for term in terms for line in finite):
         draw_shares = partial(_of_axes, plot_shares, finite, terms)
         alt = "the share of each term in the gradient over the steps"
         yield _chart("Share of the gradient", alt, draw_shares)

@@ -87,9 +87,8 @@ def _make(config: FullReportConfig, progress: TaskProgress) -> FullReport:
         if "after" in evaluation:
             sections.append(_written(evaluation, None))
     else:
-        cache, name = opened
-        names = (name,)
-        sections += _student_sections(run, settings, cache, name, config, progress, notes)
+        cache, names = opened
+        sections += _student_sections(run, settings, cache, names[0], config, progress, notes)
         sections += _cache_sections(cache, names, config, progress)
     return FullReport(
         title=config.run.resolve().name,
@@ -111,14 +110,15 @@ def _cache_sections(
 
 def _open_cache(
     config: FullReportConfig, settings: dict[str, Any], notes: list[str]
-) -> tuple[Cache, str] | None:
-    """Return the cache of a run and the teacher; None, and a note, if it has moved."""
+) -> tuple[Cache, tuple[str, ...]] | None:
+    """Return the cache of a run and its teachers, the first one first; None, and a note, if it has moved."""
     wanted = config.cache or given_location(str(settings["cache"]))
     roots = {**(settings.get("corpus_roots") or {}), **config.corpus_roots}
-    name = config.teacher or (None if config.cache else settings.get("teacher"))
+    named = config.teacher or (None if config.cache else settings.get("teacher"))
     try:
         cache = open_cache(wanted, corpus_roots=roots)
-        return cache, cache.teacher(name).name
+        names = tuple(named) if isinstance(named, dict) else (named,)  # with their weights
+        return cache, tuple(cache.teacher(name).name for name in names)
     except CacheError as error:
         if config.cache is not None:
             raise

@@ -229,6 +229,19 @@ def test_an_unfinished_run_shows_its_curves_and_says_what_is_missing(
     assert page_of(report, tmp_path / "report.html")
 
 
+def test_every_teacher_of_a_run_has_a_part(cache: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", cache)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["resolved"]["teacher"] = {"first": 0.7, "gone": 0.3}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    [note] = make_report(FullReportConfig(cache=None, run=run)).notes
+    assert "no teacher 'gone'" in note
+    settings["resolved"]["teacher"] = {"first": 1.0}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    report = make_report(FullReportConfig(cache=None, run=run))
+    assert report.teachers == ("first",)
+
+
 def test_a_run_whose_cache_is_gone_shows_its_own_files(tmp_path: Path) -> None:
     report = make_report(
         FullReportConfig(cache=None, run=write_run(tmp_path / "run", tmp_path / "gone"))
