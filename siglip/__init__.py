@@ -21,7 +21,7 @@ from .checkpoint import (
 )
 from .compiling import compile_layers, graph_limit_reported, uncompiled
 from .config import BOTH
-from .device import resolve_compute_dtype, resolve_device
+from .device import resolve_compute_dtype, resolve_device, to_device
 from .files import file_sha256, files_sha256, weight_files
 from .image import (
     RESAMPLE_NAMES,
@@ -90,6 +90,7 @@ __all__ = [
     "resolve_device",
     "shows_on_white",
     "text_tower",
+    "to_device",
     "towers_of",
     "uncompiled",
     "unit_rows",

@@ -1,7 +1,12 @@
-"""The device and the dtype of the forward pass."""
+"""The device and the dtype of the forward pass, and copies to the device."""
+
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingError
 from .checkpoint import COMPUTE_DTYPES, Checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def resolve_device(device: str = "auto") -> str:
@@ -33,6 +38,18 @@ def resolve_device(device: str = "auto") -> str:
         here = ", ".join(name for name, is_there in available.items() if is_there)
         raise SettingError(f"device {device!r} is not available here; this machine has {here}")
     return device
+
+
+def to_device(tensor: "Tensor", device: Any) -> "Tensor":
+    """Return a tensor of the host on a device; a CUDA device gets it without waiting for queued work.
+
+    torch keeps freed pinned memory and gives it out again once its copy is done.
+    """
+    import torch
+
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def resolve_compute_dtype(checkpoint: Checkpoint, device: str, compute_dtype: str = "auto") -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from .checkpoint import Checkpoint
+from .device import to_device
 from .image import NaflexRecipe, SquashRecipe
 
 Towers = Literal["both", "image", "text"]
@@ -181,7 +182,7 @@ def pool_images(
     num_patches_B = torch.tensor([rows * columns for rows, columns in grids])
     N = int(num_patches_B.max())
     mask_BN = torch.arange(N) < num_patches_B[:, None]
-    mask = None if bool(mask_BN.all()) else mask_BN.to(pixels_B.device, non_blocking=True)
+    mask = None if bool(mask_BN.all()) else to_device(mask_BN, pixels_B.device)
     return pool_patches(tower, checkpoint, pixels_B[:, :N], grids, mask)
 
 

@@ -1,6 +1,6 @@
 """The processes of one training and the messages between them; one process is the usual case."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -43,10 +43,19 @@ class Ranks:
         return torch.cat([rows[:count] for rows, count in zip(parts, counts, strict=True)])
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of a tensor over all processes; in place. It is on the training device."""
+        """Return the sum of a tensor over all processes; in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def gather_numbers(self, own: Sequence[int]) -> list[list[int]]:
+        """Return the integers of all processes, in order of rank. The device is not waited for."""
+        if self.world_size == 1:
+            return [list(own)]
+        numbers = torch.tensor(own)
+        parts = [torch.empty_like(numbers) for _ in range(self.world_size)]
+        dist.all_gather(parts, numbers)
+        return [part.tolist() for part in parts]
 
     def broadcast(self, value: Any) -> Any:
         """Return the value of rank 0."""
@@ -109,7 +118,7 @@ def join_ranks(device: str, launch: Launch | None = None) -> Ranks:
     """Return this process among the others, after connecting to those that the launcher started.
 
     Args:
-        device: training device; its kind decides the backend (nccl, gloo).
+        device: training device; nccl carries what is on CUDA, gloo everything else.
         launch: how this process was started; None: read the environment.
 
     Raises:
@@ -120,7 +129,7 @@ def join_ranks(device: str, launch: Launch | None = None) -> Ranks:
     if launch.world_size == 1:
         return Ranks()
     if not dist.is_initialized():
-        backend = "nccl" if device.startswith("cuda") else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         try:
             dist.init_process_group(backend, timeout=_TIMEOUT)
         except (RuntimeError, ValueError) as error:

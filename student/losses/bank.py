@@ -16,10 +16,9 @@ def teacher_text_bank(inputs: LossInputs, objective: Objective) -> TermValue:
     assert bank and inputs.bank_scale is not None and inputs.bank_bias is not None
     assert image_NE is not None  # LossTerm.needs_image_tower
     if is_soft:
-        labels, count = objective.soft_labels(inputs, bank), inputs.counts.num_images
+        labels = objective.soft_labels(inputs, bank)
     else:
         labels = objective.hard_labels(inputs, bank, threshold=objective.bank_threshold)
-        count = inputs.counts.bank_caption_weight
     sums = pairwise_sum(
         image_NE,
         bank.text,
@@ -27,8 +26,12 @@ def teacher_text_bank(inputs: LossInputs, objective: Objective) -> TermValue:
         scale=inputs.bank_scale,
         bias=inputs.bank_bias,
     )
-    floor = sums.entropy_sum / max(1, count) if is_soft else None
-    return TermValue(sums.loss_sum / max(1, count), floor)
+    if is_soft:
+        N = max(1, inputs.counts.num_images)
+        return TermValue(sums.loss_sum / N, sums.entropy_sum / N)
+    weight = inputs.counts.bank_caption_weight
+    assert weight is not None
+    return TermValue(sums.loss_sum / weight.clamp(min=1).to(sums.loss_sum))
 
 
 def teacher_image_bank(inputs: LossInputs, objective: Objective) -> TermValue:

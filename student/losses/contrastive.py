@@ -16,4 +16,5 @@ def sigmoid_contrastive(inputs: LossInputs, objective: Objective) -> TermValue:
         scale=inputs.scale,
         bias=inputs.bias,
     )
-    return TermValue(sums.loss_sum / max(1, inputs.counts.caption_weight))
+    weight = inputs.counts.caption_weight.clamp(min=1)
+    return TermValue(sums.loss_sum / weight.to(sums.loss_sum))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...siglip import unit_rows
+from ...siglip import to_device, unit_rows
 from ..config import BankLabels
 from ..positives import ALL, Positives
 from ..terms import active_terms
@@ -32,16 +32,16 @@ class TextColumns:
     """(M, D) of the student, or (K, E or D) of the teacher."""
 
     caption_N: Tensor
-    """int64 column of each image's drawn caption; -1 for none."""
+    """int64 column of each image's drawn caption, on the host; -1 for none."""
 
     matching_2P: Tensor
-    """int64 (image, column) of pairs that match, ascending by image; ignored unless drawn."""
+    """int64 (image, column) of pairs that match, ascending by image, on the host; ignored unless drawn."""
 
     teacher_text_ME: Tensor
     """The teacher's embeddings of the same texts."""
 
     caption_G: Tensor | None = None
-    """caption_N of all processes; None unless captions of similar images are ignored."""
+    """caption_N of all processes, on the host; None unless captions of similar images are ignored."""
 
     def hard_labels(self, num_images: int, **settings: Any) -> HardLabels:
         """Return the labels of drawn captions: they match, and other matching pairs are ignored.
@@ -78,11 +78,12 @@ class Counts:
     num_images: int
     num_captioned: int
     num_texts: int
-    caption_weight: float
-    """Sum of Objective.caption_weights; num_captioned if all drawn captions count 1."""
+    caption_weight: Tensor
+    """Sum of Objective.caption_weights, a scalar on the device; num_captioned if all drawn captions count
+    1."""
 
-    bank_caption_weight: float = 0.0
-    """The same of images whose drawn caption is in the bank."""
+    bank_caption_weight: Tensor | None = None
+    """The same of images whose drawn caption is in the bank; None without such a term."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,18 +227,20 @@ class Objective:
         It follows ``positives`` and the teacher's probability of this very view and caption. An image without
         a caption has 0.
         """
-        has_caption_N = columns.caption_N >= 0
+        has_caption_N, device = columns.caption_N >= 0, teacher_image_NE.device
         dtype = compute_dtype(teacher_image_NE, columns.teacher_text_ME)
-        weight_N = has_caption_N.to(dtype)
+        weight_N = to_device(has_caption_N.to(dtype), device)
         if self.positives.kind == "all":
             return weight_N
-        image_PE = teacher_image_NE.detach()[has_caption_N].to(dtype)
-        text_PE = columns.teacher_text_ME.detach()[columns.caption_N[has_caption_N]].to(dtype)
+        row_P = to_device(has_caption_N.nonzero()[:, 0], device)
+        column_P = to_device(columns.caption_N[has_caption_N], device)
+        image_PE = teacher_image_NE.detach()[row_P].to(dtype)
+        text_PE = columns.teacher_text_ME.detach()[column_P].to(dtype)
         cosine_P = (unit_rows(image_PE) * unit_rows(text_PE)).sum(-1)
         p_P = torch.sigmoid(self.teacher_scale * cosine_P + self.teacher_bias)
         if self.positives.kind == "above":
             p_P = torch.where(p_P > self.positives.above, 1, 0 * p_P)  # NaN stays NaN
-        weight_N[has_caption_N] = p_P
+        weight_N[row_P] = p_P
         return weight_N
 
     def soft_labels(self, inputs: LossInputs, columns: TextColumns) -> SoftLabels:

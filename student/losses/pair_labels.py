@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...siglip import unit_rows
+from ...siglip import to_device, unit_rows
 from .pairwise_sum import ChunkSums, as_scalar, check_counts, check_pair, compute_dtype, softplus
 
 
@@ -19,25 +19,23 @@ class MarkedPairs:
     """Some pairs of an N x M matrix, each once, ascending by row."""
 
     row_P: Tensor
-    """int64."""
+    """int64, on the host: what follows from the pairs is known without waiting for the device."""
 
     column_P: Tensor
-    """int64."""
+    """Like row_P."""
 
     shape: tuple[int, int]
     """(N, M)."""
 
     def rows_with_a_pair(self) -> Tensor:
         """Return which rows have a marked pair, (N,) bool."""
-        has_any_N = torch.zeros(self.shape[0], dtype=torch.bool, device=self.row_P.device)
+        has_any_N = torch.zeros(self.shape[0], dtype=torch.bool)
         has_any_N[self.row_P] = True
         return has_any_N
 
     def chunks(self, chunk_size: int) -> list[tuple[Tensor, Tensor]]:
         """Return (row within the chunk, column) of the pairs, for each chunk of rows."""
-        starts = torch.arange(
-            chunk_size, max(self.shape[0], chunk_size), chunk_size, device=self.row_P.device
-        )
+        starts = torch.arange(chunk_size, max(self.shape[0], chunk_size), chunk_size)
         cuts = tuple(torch.searchsorted(self.row_P, starts).tolist())
         rows = torch.tensor_split(self.row_P % chunk_size, cuts)
         return list(zip(rows, torch.tensor_split(self.column_P, cuts), strict=True))
@@ -130,7 +128,7 @@ class AlikeImages:
     """Teacher embeddings of all images that captions were drawn for."""
 
     caption_G: Tensor
-    """int64 column of each one's drawn caption; -1 for none."""
+    """int64 column of each one's drawn caption, on the host; -1 for none."""
 
     above_cosine: float
     """The caption of an image whose cosine with the row's is above it is ignored."""
@@ -201,11 +199,12 @@ class _HardChunkLoss:
         if self._alike_images is not None:
             image_GE, caption_G = self._alike_images.image_GE, self._alike_images.caption_G
             self._unit_image_NE = unit_rows(self._alike_images.image_NE.detach().to(dtype))
-            self._unit_image_PE = unit_rows(image_GE.detach()[caption_G >= 0].to(dtype))
-            self._column_P = caption_G[caption_G >= 0]
+            row_P = to_device((caption_G >= 0).nonzero()[:, 0], image_GE.device)
+            self._unit_image_PE = unit_rows(image_GE.detach()[row_P].to(dtype))
+            self._column_P = to_device(caption_G[caption_G >= 0], image_GE.device)
 
     def __call__(self, start: int, logits_CM: Tensor, *, needs_gradient: bool) -> ChunkSums:
-        positive = self._positives[start // self._chunk_size]
+        positive = self._of_chunk(self._positives, start, logits_CM.device)
         factor_CM = self._factor(start, logits_CM, positive)
         opposite_P = -logits_CM[positive]
         loss_CM = softplus(logits_CM)
@@ -242,7 +241,7 @@ class _HardChunkLoss:
         keep_CM = None
         if self._ignored is not None:
             keep_CM = torch.ones_like(logits_CM, dtype=torch.bool)
-            keep_CM[self._ignored[start // self._chunk_size]] = False
+            keep_CM[self._of_chunk(self._ignored, start, logits_CM.device)] = False
         if self._alike is not None:
             unlike_CM = ~self._alike_columns(logits_CM, positive, self._alike.above_cosine)
             keep_CM = unlike_CM if keep_CM is None else keep_CM & unlike_CM
@@ -252,9 +251,15 @@ class _HardChunkLoss:
         if keep_CM is not None:
             keep_CM[positive] = True
         if self._has_positive_N is not None:
-            has_positive_C1 = self._has_positive_N[start:stop, None]
+            has_positive_C1 = to_device(self._has_positive_N[start:stop, None], logits_CM.device)
             keep_CM = has_positive_C1 if keep_CM is None else keep_CM & has_positive_C1
         return keep_CM
+
+    def _of_chunk(
+        self, pairs: list[tuple[Tensor, Tensor]], start: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        rows, columns = pairs[start // self._chunk_size]
+        return to_device(rows, device), to_device(columns, device)
 
     def _alike_columns(
         self, logits_CM: Tensor, positive: tuple[Tensor, Tensor], above_cosine: float

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ...siglip import to_device
 from ..data.batch import Batch, TaughtRows
 from ..losses.image_bank import ImageBank
 from ..losses.objective import BankImages, TextColumns
@@ -34,7 +35,7 @@ class LabelMaker:
         ]
 
     def make(self, step: int, batch: Batch) -> list[BatchLabels]:
-        """Return the labels of a batch, on the device."""
+        """Return the labels of a batch: rows on the device, what matches on the host."""
         return [
             self._of_teacher(step, batch.taught(i), *banks) for i, banks in enumerate(self._banks)
         ]
@@ -44,23 +45,23 @@ class LabelMaker:
     ) -> BatchLabels:
         matching_2P = self._train.matching_pairs(taught.positions_N, taught.text_rows_M)
         return BatchLabels(
-            matching_2P=torch.from_numpy(matching_2P).to(self._device),
+            matching_2P=torch.from_numpy(matching_2P),
             bank=None if texts is None else self._columns(texts, step, taught),
             image_bank=None if images is None else self._bank_images(images, step),
         )
 
     def _columns(self, bank: TextBank, step: int, taught: TaughtRows) -> TextColumns:
         drawn = bank.draw(step, taught.positions_N, taught.caption_N, taught.text_rows_M)
-        teacher_KE = torch.from_numpy(drawn.targets_KE).to(self._device).float()
+        teacher_KE = to_device(torch.from_numpy(drawn.targets_KE), self._device).float()
         return TextColumns(
             text=self._mapped(teacher_KE),
-            caption_N=torch.from_numpy(drawn.caption_N).to(self._device),
-            matching_2P=torch.from_numpy(drawn.matching_2P).to(self._device),
+            caption_N=torch.from_numpy(drawn.caption_N),
+            matching_2P=torch.from_numpy(drawn.matching_2P),
             teacher_text_ME=teacher_KE,
         )
 
     def _bank_images(self, bank: ImageBank, step: int) -> BankImages:
-        teacher_KE = torch.from_numpy(bank.draw(step)).to(self._device).float()
+        teacher_KE = to_device(torch.from_numpy(bank.draw(step)), self._device).float()
         return BankImages(target_KE=self._mapped(teacher_KE), teacher_KE=teacher_KE)
 
     def _mapped(self, teacher_KE: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shape letters in this file:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,11 +35,51 @@ class StepLoss:
     tower."""
 
     counts: Counts
+    caption_weight: float
+    """That of the counts."""
 
     @property
     def is_finite(self) -> bool:
-        """Return whether every term is a finite number."""
+        """Whether every term is a finite number."""
         return all(map(math.isfinite, self.values.values()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLoss:
+    """The loss of a batch as numbers on the device: nothing has waited for them."""
+
+    numbers: Tensor
+    """Value, floor and squared gradient norm of all T terms, then the caption weight of the counts:
+    (3 T + 1,), float64 except on mps."""
+
+    weights: Mapping[str, float]
+    """Weight of each of the T terms, in order, by Objective.metric."""
+
+    with_floor: Collection[str]
+    """Terms that have a floor."""
+
+    counts: Counts
+
+    @property
+    def is_finite(self) -> Tensor:
+        """Whether every term is a finite number, a scalar bool on the device."""
+        return self.numbers[: len(self.weights)].isfinite().all()
+
+    def read(self, numbers: Sequence[float] | None = None) -> StepLoss:
+        """Return the loss, after waiting for the device; given its numbers on the host, without."""
+        T, terms = len(self.weights), list(self.weights)
+        numbers = self.numbers.tolist() if numbers is None else numbers
+        values, floors, squares = (
+            dict(zip(terms, numbers[T * i : T * (i + 1)], strict=True)) for i in range(3)
+        )
+        return StepLoss(
+            total=sum(weight * values[term] for term, weight in self.weights.items()),
+            values=values,
+            floors={term: floors[term] for term in terms if term in self.with_floor},
+            gradient_norms={term: square**0.5 for term, square in squares.items()},
+            counts=self.counts,
+            caption_weight=numbers[3 * T],
+        )
 
 
 class BatchLoss:
@@ -53,16 +93,36 @@ class BatchLoss:
         batch: Batch,
         labels: Sequence[BatchLabels],
         map_ED: Tensor | None,
+        *,
+        num_micro_batches: int,
     ) -> None:
+        """Exchange counts with the other processes, on the host: the device is not waited for.
+
+        Args:
+            distiller: what is trained.
+            objectives: the terms of each teacher.
+            ranks: this process among the others.
+            batch: of this process.
+            labels: of each teacher.
+            map_ED: fixed map from the teacher's width to the student's, on the device; None: there is none.
+            num_micro_batches: of this process.
+        """
         self._distiller, self._ranks, self._batch = distiller, ranks, batch
         self._objectives = objectives
         self._parts = [
             TeacherPart(distiller, objective, ranks, batch, of_teacher, map_ED, teacher=i)
             for i, (objective, of_teacher) in enumerate(zip(objectives, labels, strict=True))
         ]
-        self._result: StepLoss | None = None
+        own = [num_micro_batches, *(count for part in self._parts for count in part.own_counts)]
+        by_rank = ranks.gather_numbers(own)
+        self.is_one_micro_batch = all(counts[0] == 1 for counts in by_rank)
+        """Whether every process has one micro-batch."""
+        for i, part in enumerate(self._parts):
+            first = 1 + 2 * i
+            part.counts_by_rank = [(counts[first], counts[first + 1]) for counts in by_rank]
+        self._result: DeviceLoss | None = None
 
-    def result(self) -> StepLoss:
+    def result(self) -> DeviceLoss:
         """Return the loss that gradient() computed."""
         assert self._result is not None
         return self._result
@@ -146,24 +206,19 @@ class BatchLoss:
 
     def _summed(
         self, values: Mapping[str, TermValue], squares: Sequence[Tensor], counts: Counts
-    ) -> StepLoss:
+    ) -> DeviceLoss:
         zero = self._distiller.scale_and_bias[0].new_zeros(())
         parts = [each.value.detach() for each in values.values()]
         parts += [zero if each.floor is None else each.floor for each in values.values()]
-        summed = self._ranks.sum(in_double(torch.stack([*parts, *squares]))).tolist()
-        n = len(values)
-        terms = list(values)
-        by_value = dict(zip(terms, summed[:n], strict=True))
-        floors = dict(zip(terms, summed[n : 2 * n], strict=True))
+        summed = self._ranks.sum(in_double(torch.stack([*parts, *squares])))
         weights = {
             each.metric(term): each.weights[term]
             for each in self._objectives
             for term in each.terms
         }
-        return StepLoss(
-            total=sum(weights[term] * value for term, value in by_value.items()),
-            values=by_value,
-            floors={t: floors[t] for t in terms if values[t].floor is not None},
-            gradient_norms={t: s**0.5 for t, s in zip(terms, summed[2 * n :], strict=True)},
+        return DeviceLoss(
+            numbers=torch.cat([summed, counts.caption_weight[None].to(summed)]),
+            weights={term: weights[term] for term in values},
+            with_floor=[term for term, each in values.items() if each.floor is not None],
             counts=counts,
         )

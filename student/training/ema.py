@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 _IMAGES = 256
 """Images that the decay is given for."""
@@ -40,11 +39,18 @@ class WeightAverage:
         return min(self._decay, (1 + n) / (10 + n)) ** self._per_step
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take the parameters after a step into the average."""
-        own = [p.detach() for p in self._parameters.values()]
-        averages = list(self._averages.values())
-        get_ema_multi_avg_fn(self.decay(step))(averages, own, step)
+    def update(self, step: int, is_made: Tensor) -> None:
+        """Take the parameters after a step into the average.
+
+        Args:
+            step: 1, 2, ...
+            is_made: scalar bool on the device: a step that was skipped changes nothing.
+        """
+        dtype = next(iter(self._averages.values())).dtype
+        weight = is_made.to(dtype) * (1 - self.decay(step))
+        for name, parameter in self._parameters.items():
+            average = self._averages[name]
+            average.lerp_(parameter, weight.to(average.dtype))
 
     @torch.no_grad()
     def restart(self) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..data.batch import Batch
 from ..distributed import Ranks
 from ..losses.objective import Objective
-from .batch_loss import BatchLabels, BatchLoss, StepLoss
+from .batch_loss import BatchLabels, BatchLoss, DeviceLoss
 from .distiller import Distiller, Embedded, EmbeddingGradient, MicroBatch
 from .piece_feed import PieceFeed
 
@@ -52,7 +52,8 @@ class GradientCache:
                 padding.
         """
         self._distiller, self._objectives, self._ranks = distiller, objectives, ranks
-        self._micro_batch_size, self._map_ED = micro_batch_size, map_ED
+        self._micro_batch_size = micro_batch_size
+        self._map_ED = None if map_ED is None else map_ED.to(distiller.device)
         self._padded_size = padded_size
         self._feed = PieceFeed(distiller.device)
         self._module: nn.Module = distiller
@@ -72,8 +73,8 @@ class GradientCache:
 
     def compute(
         self, batch: Batch, labels: Sequence[BatchLabels], embedded: Embedded | None = None
-    ) -> StepLoss:
-        """Add the gradient of a batch's loss to the parameters'; return the loss.
+    ) -> DeviceLoss:
+        """Add the gradient of a batch's loss to the parameters'; return the loss, without waiting for it.
 
         The gradients are unusable if this raises.
 
@@ -83,8 +84,9 @@ class GradientCache:
             embedded: its rows, if they are known, which saves the pass without a graph; None: they are not.
         """
         micro_batches = split_batch(batch, self._micro_batch_size, self._padded_size)
-        loss = self._loss_of(batch, labels)
-        if self._is_one_micro_batch(micro_batches):
+        loss = self._loss_of(batch, labels, len(micro_batches))
+        # If only some took the short way, DDP's messages would meet the loss's, and all would wait for ever.
+        if loss.is_one_micro_batch:
 
             def backward(embedded: Embedded) -> EmbeddingGradient:
                 return loss.gradient(_detached(embedded))
@@ -109,34 +111,32 @@ class GradientCache:
                 self._module(micro_batch, give).backward()
         return loss.result()
 
-    def fit_map(self, batch: Batch, labels: Sequence[BatchLabels]) -> StepLoss:
+    def fit_map(self, batch: Batch, labels: Sequence[BatchLabels]) -> DeviceLoss:
         """Fit the learned maps to this batch and all before; return the loss before the fit.
 
         Computes no gradient. A batch whose loss is not finite is left out of the fit.
         """
         micro_batches = split_batch(batch, self._micro_batch_size, self._padded_size)
         _, embedded_parts = self._embed_without_graph(micro_batches)
-        loss = self._loss_of(batch, labels)
+        loss = self._loss_of(batch, labels, len(micro_batches))
         embedded = _concatenated(embedded_parts)
         loss.gradient(embedded)
-        if loss.result().is_finite:
+        if loss.result().is_finite.item():
             loss.fit_map(embedded)
         return loss.result()
 
-    def _loss_of(self, batch: Batch, labels: Sequence[BatchLabels]) -> BatchLoss:
+    def _loss_of(
+        self, batch: Batch, labels: Sequence[BatchLabels], num_micro_batches: int
+    ) -> BatchLoss:
         return BatchLoss(
-            self._distiller, self._objectives, self._ranks, batch, labels, self._map_ED
+            self._distiller,
+            self._objectives,
+            self._ranks,
+            batch,
+            labels,
+            self._map_ED,
+            num_micro_batches=num_micro_batches,
         )
-
-    def _is_one_micro_batch(self, micro_batches: Sequence[MicroBatch]) -> bool:
-        """Return whether every process has one micro-batch.
-
-        If only some took the short way, DDP's messages would meet the loss's, and all would wait for ever.
-        """
-        if self._ranks.world_size == 1:
-            return len(micro_batches) == 1
-        num_more = torch.tensor(len(micro_batches) - 1, device=self._distiller.device)
-        return int(self._ranks.sum(num_more)) == 0
 
     def _embed_without_graph(
         self, micro_batches: Sequence[MicroBatch]

@@ -1,9 +1,9 @@
 """Steps whose loss or gradient is not finite: skipped and counted, an error after too many in a row."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import TrainError
-from ..data.batch import Batch
 from ..data.catalog_index import ImageLookup
 from ..distributed import Ranks
 from .batch_loss import StepLoss
@@ -38,7 +38,9 @@ class NonfiniteSteps:
         self._most, self._last_step = most, last_step
         self.num = self.in_row = 0
 
-    def skip(self, step: int, batch: Batch, loss: StepLoss, norm: float) -> list[str]:
+    def skip(
+        self, step: int, positions_N: NDArray[np.int64], loss: StepLoss, norm: float
+    ) -> list[str]:
         """Count and warn of a step; return the keys of its batch.
 
         Every process meets the same loss and takes part in gathering the keys.
@@ -52,7 +54,7 @@ class NonfiniteSteps:
         what = f"the loss is not finite ({', '.join(terms)})"
         if not terms:
             what = f"the gradient is not finite (norm {norm})"
-        positions = np.unique(np.concatenate(self._ranks.gather_objects(batch.positions_N)))
+        positions = np.unique(np.concatenate(self._ranks.gather_objects(positions_N)))
         keys = self._images.keys(positions.tolist())
         more = f" and {len(keys) - _MOST_KEYS:,} more" if len(keys) > _MOST_KEYS else ""
         named = f"{', '.join(keys[:_MOST_KEYS])}{more}"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...siglip import to_device
 from .distiller import MicroBatch
 
 
@@ -49,8 +50,7 @@ class PieceFeed:
         pixels_N = micro_batch.pixels_N
         with torch.cuda.stream(self._stream):
             if pixels_N is not None:
-                # torch keeps freed pinned memory and gives it out again once its copy is done.
-                pixels_N = pixels_N.pin_memory().to(self._device, non_blocking=True)
+                pixels_N = to_device(pixels_N, self._device)
             return _Copied(replace(micro_batch, pixels_N=pixels_N), self._stream.record_event())
 
     def _ready(self, copied: _Copied) -> MicroBatch:

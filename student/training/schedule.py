@@ -129,18 +129,25 @@ class Optimizer:
             groups: params, weight_decay and peak_lr of each.
         """
         self._names = {id(p): name for name, p in distiller.named_parameters()}
-        is_fused = distiller.device.type == "cuda"
-        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=is_fused)
+        self._is_fused = distiller.device.type == "cuda"
+        self._adamw: Any = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=self._is_fused)
 
-    def step(self, schedule: Schedule, step: int) -> None:
-        """Make step 1, 2, ... with the present gradients, then drop them."""
+    def step(self, schedule: Schedule, step: int, is_finite: torch.Tensor) -> None:
+        """Make step 1, 2, ... with the present gradients, then drop them.
+
+        Args:
+            schedule: of the learning rates.
+            step: 1, 2, ...
+            is_finite: scalar bool on the device; if it is False the step is skipped. CUDA decides it, without
+                waiting.
+        """
         for group in self._adamw.param_groups:
             group["lr"] = group["peak_lr"] * schedule.factor(step)
-        self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
-
-    def zero_gradients(self) -> None:
-        """Drop the gradients."""
+        if self._is_fused:
+            self._adamw.found_inf = (~is_finite).float()  # as torch's GradScaler tells it
+            self._adamw.step()
+        elif is_finite.item():
+            self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, torch.Tensor]:

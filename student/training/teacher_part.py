@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...siglip import to_device
 from ..data.batch import Batch
 from ..distributed import Ranks
 from ..losses.objective import BankImages, Counts, LossInputs, Objective, TextColumns
@@ -23,7 +24,7 @@ class BatchLabels:
     """What one teacher's part of the loss of a batch needs besides its embeddings."""
 
     matching_2P: Tensor
-    """int64 (image, text) of pairs that match, drawn or not."""
+    """int64 (image, text) of pairs that match, drawn or not, on the host."""
 
     bank: TextColumns | None
     """Texts of the bank term; None: there is no such term."""
@@ -60,6 +61,14 @@ class TeacherPart:
         self._distiller, self._objective, self._ranks = distiller, objective, ranks
         self._labels, self._map_ED, self._teacher = labels, map_ED, teacher
         self._taught = batch.taught(teacher)
+        self.counts_by_rank: Sequence[tuple[int, int]] = [self.own_counts]
+        """own_counts of all processes; set before inputs() is called."""
+
+    @property
+    def own_counts(self) -> tuple[int, int]:
+        """Images of this process, and how many of them have a caption."""
+        caption_N = self._taught.caption_N
+        return len(caption_N), int((caption_N >= 0).sum())
 
     def target_images(self) -> Tensor:
         """Return the targets of the images, mapped by the fixed map, if there is one."""
@@ -84,7 +93,7 @@ class TeacherPart:
             rows_MD, own_ME = embedded.text_MD.detach(), self._on_device(taught.text_ME)[self._own]
             if taught.texts is not None:
                 is_own = (taught.texts >= own_texts.start) & (taught.texts < own_texts.stop)
-                rows_MD = rows_MD[(taught.texts[is_own] - own_texts.start).to(rows_MD.device)]
+                rows_MD = rows_MD[to_device(taught.texts[is_own] - own_texts.start, rows_MD.device)]
             texts = rows_MD, own_ME
         self._distiller.fit_maps(images, texts, self._ranks, self._teacher)
 
@@ -103,7 +112,7 @@ class TeacherPart:
         summed_GD = self._ranks.sum(torch.zeros_like(rows.image_GD) if by_all is None else by_all)
         own_ND = summed_GD[rows.first_image : rows.first_image + len(rows.image_ND)]
         if self._taught.images is not None:
-            images = self._taught.images.to(own_ND.device)
+            images = to_device(self._taught.images, own_ND.device)
             own_ND = torch.zeros_like(by[0]).index_copy_(0, images, own_ND)
         return [own_ND if by_image is None else by_image + own_ND, *others]
 
@@ -114,15 +123,15 @@ class TeacherPart:
             image_ND: the student's rows of all images of this process.
             text_MD: the student's rows of all texts of all processes.
         """
-        taught, distiller, device = self._taught, self._distiller, image_ND.device
+        taught, distiller = self._taught, self._distiller
         image_ND = self._taught_images(image_ND)
         if taught.texts is not None:
-            text_MD = text_MD[taught.texts.to(device)]
+            text_MD = text_MD[to_device(taught.texts, image_ND.device)]
         teacher_image_NE = self._on_device(taught.image_NE)
         teacher_text_ME = self._on_device(taught.text_ME)
         scale, bias = distiller.scale_and_bias
-        own = self._own
-        caption_N = torch.from_numpy(taught.caption_N).to(device)
+        own, num_images = self._own, [images for images, _ in self.counts_by_rank]
+        caption_N = torch.from_numpy(taught.caption_N)
         bank, image_bank = self._labels.bank, self._labels.image_bank
         bank_logit = None
         if bank is not None or image_bank is not None:
@@ -135,9 +144,8 @@ class TeacherPart:
             teacher_text_ME=teacher_text_ME,
         )
         image_GD = teacher_image_GE = None
-        ignores_similar, num_images = self._objective.ignore_similar is not None, list[int]()
+        ignores_similar = self._objective.ignore_similar is not None
         if ignores_similar or self._objective.needs_all_images:
-            num_images = self._num_images_by_rank()
             teacher_image_GE = self._ranks.gather_rows(teacher_image_NE, num_images)
         if ignores_similar:
             texts = self._with_all_captions(texts, num_images)
@@ -176,7 +184,7 @@ class TeacherPart:
 
     def _taught_images(self, rows: Tensor) -> Tensor:
         images = self._taught.images
-        return rows if images is None else rows[images.to(rows.device)]
+        return rows if images is None else rows[to_device(images, rows.device)]
 
     def _mapped_texts(self, rows: Tensor) -> Tensor:
         return self._distiller.map_texts(rows, self._teacher)
@@ -184,16 +192,11 @@ class TeacherPart:
     def _on_device(self, rows: Tensor) -> Tensor:
         """Return rows of the teacher on the device, in the student's dtype."""
         dtype = self._distiller.scale_and_bias[0].dtype
-        return rows.to(self._distiller.device, non_blocking=True).to(dtype)
+        return to_device(rows, self._distiller.device).to(dtype)
 
     def _targets(self, rows: Tensor) -> Tensor:
         """Return rows of the teacher mapped by the fixed map, if there is one."""
         return rows if self._map_ED is None else rows @ self._map_ED.to(rows)
-
-    def _num_images_by_rank(self) -> list[int]:
-        own = torch.zeros(self._ranks.world_size, dtype=torch.int64, device=self._distiller.device)
-        own[self._ranks.rank] = len(self._taught.caption_N)
-        return self._ranks.sum(own).tolist()
 
     def _with_all_captions(self, columns: TextColumns, num_images: list[int]) -> TextColumns:
         caption_G = self._ranks.gather_rows(columns.caption_N, num_images)
@@ -201,30 +204,17 @@ class TeacherPart:
 
     def _counts(self, teacher_image_NE: Tensor, texts: TextColumns) -> Counts:
         """Return counts over all processes; skipped images are not counted."""
-        taught, bank = self._taught, self._labels.bank
-        num_captioned = int((taught.caption_N >= 0).sum())
-        if self._ranks.world_size == 1 and bank is None and self._objective.positives.kind == "all":
-            # All known on the host: reading them from the device would wait for the forward pass.
-            return Counts(
-                num_images=len(taught.caption_N),
-                num_captioned=num_captioned,
-                num_texts=int(taught.text_bounds[-1]),
-                caption_weight=float(num_captioned),
-            )
-        weights = [
-            self._objective.caption_weights(teacher_image_NE, columns).sum()
-            for columns in (texts, bank)
-            if columns is not None
-        ]
-        counts = weights[0].new_tensor([len(taught.caption_N), num_captioned])
-        summed = self._ranks.sum(in_double(torch.cat([counts, torch.stack(weights)]))).tolist()
-        num_images, num_captioned, *caption_weights = summed
+        columns = [texts] if self._labels.bank is None else [texts, self._labels.bank]
+        weights = torch.stack(
+            [self._objective.caption_weights(teacher_image_NE, each).sum() for each in columns]
+        )
+        caption_weight, *bank_weight = self._ranks.sum(in_double(weights))
         return Counts(
-            num_images=int(num_images),
-            num_captioned=int(num_captioned),
-            num_texts=int(taught.text_bounds[-1]),
-            caption_weight=caption_weights[0],
-            bank_caption_weight=caption_weights[1] if bank is not None else 0.0,
+            num_images=sum(images for images, _ in self.counts_by_rank),
+            num_captioned=sum(captioned for _, captioned in self.counts_by_rank),
+            num_texts=int(self._taught.text_bounds[-1]),
+            caption_weight=caption_weight,
+            bank_caption_weight=bank_weight[0] if bank_weight else None,
         )
 
 

@@ -1,7 +1,7 @@
 """Training a student, from settings to RUN/model: train() runs a Trainer, whose steps() is the loop."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +46,7 @@ from .resolve import Resolved, device_of, resolve
 from .resolve_teachers import missing_lines
 from .resume import begin_or_resume, on_host, restore_checkpoint
 from .run_folder import RunFolder
-from .step_metrics import StepTimer, step_metrics
+from .step_metrics import MadeStep, StepTimer, reads_late, step_metrics
 from .stop_signals import StopFlag, save_signal_ignored, stop_signals_noted
 
 _MOST_NAMED = 5
@@ -284,18 +284,28 @@ class Trainer:
         self._progress.start(done, steps)
         self._distiller.train()
         loader = make_loader(self._resolved, self._sampler, self._images)
+        unread: list[MadeStep] = []
         with loader, stop_signals_noted() as stop, graph_limit_reported(self._progress.say):
             for batch in self.batches(loader, done):
                 step = batch.step + 1
                 with self._timer.measured(batch):
-                    metrics = self._make_step(step, batch)
-                is_stopping, is_save_wanted, skipped = self._shared(stop, batch)
-                metrics |= self._evaluate(step)
-                self._report(metrics, skipped)
+                    made = self._make_step(step, batch)
+                    is_stopping, is_save_wanted, made.skipped = self._shared(stop, batch)
+                    is_due = is_stopping or is_save_wanted or step % save_every == 0
+                    is_due = is_due or step in (steps, self._schedule.decay_start)
+                    is_evaluated = self._is_evaluated(step)
+                    # What is due needs this step's numbers; else CUDA works on it while it gets the next.
+                    is_late = reads_late(self._distiller.device) and not (is_due or is_evaluated)
+                    to_read, unread = (unread, [made]) if is_late else ([*unread, made], [])
+                    for each in to_read:
+                        self._read(each)
+                made.metrics |= self._timer.last(self._config.global_batch_size)
+                if is_evaluated:
+                    made.metrics |= self._evaluate(step)
+                for each in to_read:
+                    self._report(each)
                 # Not amid steps that are not finite: it would take the place of a better checkpoint.
                 is_sound = self._nonfinite.in_row == 0
-                is_due = is_stopping or is_save_wanted or step % save_every == 0
-                is_due = is_due or step == self._schedule.decay_start
                 if step == steps or (is_sound and is_due):
                     self._save(step)
                     stop.is_save_wanted = False
@@ -306,11 +316,11 @@ class Trainer:
                         "again to resume"
                     )
 
-    def _make_step(self, step: int, batch: Batch) -> dict[str, Any]:
-        """Make one step; return its metrics."""
+    def _make_step(self, step: int, batch: Batch) -> MadeStep:
+        """Make one step, without waiting for the device."""
         # Dropout, if a student has any, is a function of seed, step and rank: resuming needs no state.
         torch.manual_seed(step_seed(self._config.seed, step, self._ranks.rank))
-        is_fitting, norm, embedded = step <= self._schedule.alone_steps, 0.0, None
+        is_fitting, embedded = step <= self._schedule.alone_steps, None
         if self._selection is not None and not is_fitting:
             batch, embedded = self._select(self._selection, batch)
         labels = self._labels.make(step, batch)
@@ -318,25 +328,32 @@ class Trainer:
             self._distiller.patch_dropout.is_on = self._schedule.has_patch_dropout(step)
         if is_fitting:
             loss = self._gradients.fit_map(batch, labels)
+            norm = torch.zeros((), device=self._distiller.device)
         else:
             loss = self._gradients.compute(batch, labels, embedded)
             parameters = self._distiller.parameters()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.clip_norm).item()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.clip_norm)
         if loss.counts.num_images == 0:  # in all processes at once: the count is their sum
             raise self._no_image(step, batch)
-        metrics = step_metrics(step, batch, loss, norm, self._schedule, self._config)
-        if not (loss.is_finite and np.isfinite(norm)):
-            self._optimizer.zero_gradients()
-            return metrics | {"nonfinite_keys": self._nonfinite.skip(step, batch, loss, norm)}
-        self._nonfinite.in_row = 0
+        made = MadeStep(step, batch, loss, norm)
         if not is_fitting:
-            self._optimizer.step(self._schedule, step)
+            self._optimizer.step(self._schedule, step, made.is_finite)
         if self._average is not None:
             if is_fitting:
                 self._average.restart()
             else:
-                self._average.update(step)
-        return metrics
+                self._average.update(step, made.is_finite)
+        return made
+
+    def _read(self, made: MadeStep) -> None:
+        """Read the numbers of a step, after the device has made it; warn of one that was skipped."""
+        loss, norm = made.read()
+        made.metrics |= step_metrics(made, loss, norm, self._schedule, self._config)
+        if loss.is_finite and np.isfinite(norm):
+            self._nonfinite.in_row = 0
+            return
+        keys = self._nonfinite.skip(made.step, made.positions_N, loss, norm)
+        made.metrics["nonfinite_keys"] = keys
 
     def _select(
         self, selection: LearnabilitySelection, batch: Batch
@@ -361,11 +378,13 @@ class Trainer:
             )
         )
 
+    def _is_evaluated(self, step: int) -> bool:
+        every = self._config.eval_every
+        return every is not None and (step % every == 0 or step == self._resolved.steps)
+
     def _evaluate(self, step: int) -> dict[str, Any]:
-        """Evaluate after a step in which that is due; return the numbers in rank 0."""
-        every, found = self._config.eval_every, dict[str, Any]()
-        if every is None or not (step % every == 0 or step == self._resolved.steps):
-            return found
+        """Evaluate after a step; return the numbers in rank 0."""
+        found = dict[str, Any]()
 
         def evaluate(run: RunFolder) -> None:
             assert self._evaluations is not None
@@ -378,19 +397,15 @@ class Trainer:
 
     def _shared(self, stop: StopFlag, batch: Batch) -> tuple[bool, bool, list[tuple[str, str]]]:
         """Return whether any process is to stop or to save, and the images that all of them skipped."""
-        if self._ranks.world_size == 1:  # nothing to ask: that would wait for the device
-            return stop.is_set, stop.is_save_wanted, batch.skipped
-        flags = [int(stop.is_set), int(stop.is_save_wanted), len(batch.skipped)]
-        own = torch.tensor(flags, device=self._distiller.device)
-        num_stopped, num_saving, num_skipped = self._ranks.sum(own).tolist()
-        lists = self._ranks.gather_objects(batch.skipped) if num_skipped else []
-        return num_stopped > 0, num_saving > 0, [each for skipped in lists for each in skipped]
+        own = [int(stop.is_set), int(stop.is_save_wanted), len(batch.skipped)]
+        stopped, saving, skipped = zip(*self._ranks.gather_numbers(own), strict=True)
+        lists = self._ranks.gather_objects(batch.skipped) if any(skipped) else []
+        return any(stopped), any(saving), [each for skipped in lists for each in skipped]
 
-    def _report(self, metrics: dict[str, Any], skipped: Sequence[tuple[str, str]]) -> None:
+    def _report(self, made: MadeStep) -> None:
         """Write the metrics of a step; warn of the first skipped images by key, count the others."""
-        metrics |= {"skipped": len(skipped)}
-        metrics |= self._timer.last(self._config.global_batch_size)
-        for key, reason in skipped:
+        metrics = made.metrics | {"skipped": len(made.skipped)}
+        for key, reason in made.skipped:
             self._num_skipped += 1
             if self._num_skipped <= _MOST_NAMED:
                 self._progress.say(f"warning: image {key!r} is skipped: {reason}")

@@ -94,7 +94,7 @@ def first_gradient(scenario: Scenario, student: Path, ranks: Ranks | None) -> An
     distiller = case.distiller()
     gradients = _gradients(case, distiller, scenario, ranks)
     loss = gradients.compute(*_share(case, scenario, 0, torch.float64, ranks))
-    return loss, gradients_of(distiller)
+    return loss.read(), gradients_of(distiller)
 
 
 def loss_curve(scenario: Scenario, student: Path, ranks: Ranks | None) -> list[float]:
@@ -111,8 +111,8 @@ def loss_curve(scenario: Scenario, student: Path, ranks: Ranks | None) -> list[f
     for step in range(1, NUM_STEPS + 1):
         loss = gradients.compute(*_share(case, scenario, step % 3, torch.float32, ranks))
         torch.nn.utils.clip_grad_norm_(distiller.parameters(), 1.0)
-        optimizer.step(schedule, step)
-        curve.append(loss.total)
+        optimizer.step(schedule, step, loss.is_finite)
+        curve.append(loss.read().total)
     return curve
 
 

@@ -226,7 +226,23 @@ class Case:
         )
         torch.manual_seed(5)
         dtype = distiller.scale_and_bias[0].dtype
-        return gradients.compute(batch, self.all_labels(batch, dtype))
+        return gradients.compute(batch, self.all_labels(batch, dtype)).read()
+
+
+def on_device(labels: Sequence[BatchLabels], device: str) -> list[BatchLabels]:
+    """Return labels whose rows are on a device; what matches stays on the host."""
+
+    def moved(part: Any) -> Any:
+        rows = {
+            name: getattr(part, name).to(device)
+            for name in ("text", "teacher_text_ME", "target_KE", "teacher_KE")
+            if hasattr(part, name)
+        }
+        return None if part is None else replace(part, **rows)
+
+    return [
+        replace(each, bank=moved(each.bank), image_bank=moved(each.image_bank)) for each in labels
+    ]
 
 
 @lru_cache

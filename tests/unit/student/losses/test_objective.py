@@ -29,7 +29,11 @@ CAPTION_N = torch.tensor([0, -1, 2, 0])
 """Images 0 and 3 share a text, image 1 has none."""
 
 COUNTS = Counts(
-    num_images=N, num_captioned=3, num_texts=M, caption_weight=3.0, bank_caption_weight=2.0
+    num_images=N,
+    num_captioned=3,
+    num_texts=M,
+    caption_weight=torch.tensor(3.0),
+    bank_caption_weight=torch.tensor(2.0),
 )
 
 
@@ -167,7 +171,11 @@ def test_a_hard_bank_is_divided_by_images_whose_caption_is_in_it() -> None:
 
 def test_counts_are_those_of_all_processes_not_of_this_one() -> None:
     counts = Counts(
-        num_images=40, num_captioned=30, num_texts=25, caption_weight=30, bank_caption_weight=20
+        num_images=40,
+        num_captioned=30,
+        num_texts=25,
+        caption_weight=torch.tensor(30.0),
+        bank_caption_weight=torch.tensor(20.0),
     )
     rows = rows_of(counts=counts)
     for term, factor in (("soft", 10), ("contrastive", 10)):
@@ -333,7 +341,7 @@ def test_without_any_caption_hard_terms_are_nothing_and_the_others_stay() -> Non
         texts=replace(rows_of().texts, text=Y_MD[:0], teacher_text_ME=V_ME[:0], caption_N=none),
         mapped_text_E=PY_ME[:0],
         target_text_E=V_ME[:0],
-        counts=Counts(num_images=N, num_captioned=0, num_texts=0, caption_weight=0),
+        counts=Counts(num_images=N, num_captioned=0, num_texts=0, caption_weight=torch.tensor(0.0)),
     )
     assert value_of("contrastive", rows) == 0
     assert value_of("soft", rows) == 0

@@ -6,6 +6,8 @@ from torch import nn
 
 from siglip2_cache.student.training.ema import WeightAverage
 
+MADE, SKIPPED = torch.tensor(True), torch.tensor(False)
+
 
 def module_of(value: float) -> nn.Linear:
     module = nn.Linear(1, 1, bias=False)
@@ -18,7 +20,7 @@ def average_after(values: list[float], decay: float, batch: int) -> float:
     average = WeightAverage(module, decay, global_batch_size=batch)
     for step, value in enumerate(values, 1):
         nn.init.constant_(module.weight, value)
-        average.update(step)
+        average.update(step, MADE)
     return average.tensors()["weight"].item()
 
 
@@ -61,11 +63,21 @@ def test_a_loaded_average_goes_on_bit_for_bit() -> None:
     average = WeightAverage(module, 0.9, global_batch_size=64)
     for step, value in enumerate(values[:5], 1):
         nn.init.constant_(module.weight, value)
-        average.update(step)
+        average.update(step, MADE)
     saved = {name: tensor.clone() for name, tensor in average.tensors().items()}
     again = WeightAverage(module, 0.9, global_batch_size=64)
     again.load(saved)
     for step, value in enumerate(values[5:], 6):
         nn.init.constant_(module.weight, value)
-        again.update(step)
+        again.update(step, MADE)
     assert again.tensors()["weight"].item() == average_after(values, 0.9, 64)
+
+
+def test_a_step_that_was_skipped_changes_nothing() -> None:
+    module = module_of(2.0)
+    average = WeightAverage(module, 0.5, global_batch_size=256)
+    nn.init.constant_(module.weight, 6.0)
+    average.update(1, SKIPPED)
+    assert average.tensors()["weight"].item() == 2.0
+    average.update(1, MADE)
+    assert 2.0 < average.tensors()["weight"].item() < 6.0

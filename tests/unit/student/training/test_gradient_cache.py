@@ -1,5 +1,6 @@
 """Gradients of a step: of the whole batch, exactly, in pieces of any size."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +14,12 @@ from kit.steps import (
     Case,
     assert_same_gradients,
     gradients_of,
+    on_device,
     pieces_of,
     plain_loss,
 )
 from kit.students import write_student
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.distributed import Ranks
@@ -142,7 +145,7 @@ def of_two_teachers(
         for each, w in zip(case.objectives(), weights, strict=True)
     ]
     gradients = GradientCache(distiller, objectives, Ranks(), micro_batch_size=size)
-    return gradients.compute(batch, case.all_labels(batch)), gradients_of(distiller)
+    return gradients.compute(batch, case.all_labels(batch)).read(), gradients_of(distiller)
 
 
 def test_two_teachers_are_the_sum_of_both(tiny_student: Path) -> None:
@@ -293,3 +296,41 @@ def test_pieces_hold_each_image_and_each_text_once(naflex_student: Path) -> None
         assert torch.equal(torch.cat([p.pixels_N for p in pieces]), batch.pixels_N)
         assert batch.ids_ML is not None
         assert torch.equal(torch.cat([p.ids_ML for p in pieces]), batch.ids_ML)
+
+
+class NoWait(TorchDispatchMode):
+    """Fails where a copy to the device would wait for the work that the device has."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu":
+            is_to_device = torch.device(kwargs.get("device") or "cpu").type == "meta"
+            assert not is_to_device or kwargs.get("non_blocking"), args[0]
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [*((settings, 3) for settings in CASES.values()), ({}, None), ({"num_teachers": 2}, 3)],
+)
+def test_a_step_reads_nothing_from_the_device_and_waits_for_no_copy(
+    tiny_student: Path,
+    settings: dict[str, Any],
+    size: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The device ``meta`` has no values: whatever reads one fails."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    case = Case(tiny_student, **settings)
+    distiller = case.distiller(torch.float32).to("meta")
+    labels = on_device(case.all_labels(case.batch(), torch.float32), "meta")
+    gradients = GradientCache(
+        distiller, case.objectives(), Ranks(), micro_batch_size=size, map_ED=case.fixed_map()
+    )
+    with NoWait():
+        loss = gradients.compute(case.batch(), labels)
+        norm = torch.nn.utils.clip_grad_norm_(distiller.parameters(), 1.0)
+        is_finite = loss.is_finite & norm.isfinite()
+    assert is_finite.device.type == "meta"
+    with pytest.raises(RuntimeError):
+        loss.read()

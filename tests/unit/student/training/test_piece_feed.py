@@ -15,6 +15,8 @@ from siglip2_cache.student.training.piece_feed import PieceFeed
 class Pixels:
     """Stands for the pixels of a micro-batch; notes what happens to them."""
 
+    device = torch.device("cpu")
+
     def __init__(self, number: int, noted: list[str]) -> None:
         self.number, self.noted = number, noted
 

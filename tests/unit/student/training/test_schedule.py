@@ -15,7 +15,7 @@ from siglip2_cache.siglip import load_trainable, resolve_checkpoint
 from siglip2_cache.student.config import TrainConfig
 from siglip2_cache.student.training.distiller import Distiller, TeacherHead
 from siglip2_cache.student.training.parameter_groups import freeze, make_groups
-from siglip2_cache.student.training.schedule import Optimizer, Schedule, make_schedule
+from siglip2_cache.student.training.schedule import BETAS, Optimizer, Schedule, make_schedule
 
 # -- the schedule
 
@@ -154,13 +154,15 @@ def config_of(**settings: Any) -> TrainConfig:
     return TrainConfig(**{**given, "weight_decay": 0.0, **settings})
 
 
+SCHEDULE = Schedule(steps=10, warmup_steps=2, alone_steps=0)
+
+
 def make_steps(distiller: Distiller, optimizer: Optimizer, steps: range) -> None:
-    schedule = Schedule(steps=10, warmup_steps=2, alone_steps=0)
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         for parameter in distiller.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
-        optimizer.step(schedule, step)
+        optimizer.step(SCHEDULE, step, torch.tensor(True))
 
 
 def test_an_optimizer_that_takes_up_a_saved_state_goes_on_bit_for_bit(tiny_student: Path) -> None:
@@ -188,7 +190,8 @@ def change_of_a_step(distiller: Distiller, gradient: float, **settings: Any) -> 
     optimizer = optimizer_of(distiller, **settings)
     for parameter in distiller.parameters():
         parameter.grad = torch.full_like(parameter, gradient)
-    optimizer.step(Schedule(steps=10, warmup_steps=0, alone_steps=0), 1)
+    schedule = Schedule(steps=10, warmup_steps=0, alone_steps=0)
+    optimizer.step(schedule, 1, torch.tensor(True))
     return {name: p.detach() - before[name] for name, p in distiller.named_parameters()}
 
 
@@ -266,12 +269,36 @@ def test_more_layers_than_a_tower_has_are_refused(deeper_student: Path) -> None:
     assert str(refused.value) == "freeze_text must be 0 to 2, the layers of the text tower, got 3"
 
 
-def test_gradients_are_gone_after_a_step_and_after_they_are_forgotten(tiny_student: Path) -> None:
+def test_gradients_are_gone_after_a_step(tiny_student: Path) -> None:
+    distiller = distiller_of(tiny_student)
+    make_steps(distiller, optimizer_of(distiller), range(1, 2))
+    assert all(p.grad is None for p in distiller.parameters())
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_a_step_that_is_not_finite_leaves_weights_and_moments_as_they_are(
+    tiny_student: Path, is_fused: bool
+) -> None:
+    """On CUDA AdamW is fused and skips by itself; it does so on the CPU too."""
     distiller = distiller_of(tiny_student)
     optimizer = optimizer_of(distiller)
-    make_steps(distiller, optimizer, range(1, 2))
-    assert all(p.grad is None for p in distiller.parameters())
+    if is_fused:
+        groups = make_groups(distiller, config_of())
+        optimizer._adamw = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=True)
+        optimizer._is_fused = True
+    make_steps(distiller, optimizer, range(1, 3))
+    before = {**distiller.state_dict(), **optimizer.tensors()}
+    before = {name: tensor.clone() for name, tensor in before.items()}
     for parameter in distiller.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.zero_gradients()
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    optimizer.step(SCHEDULE, 3, torch.tensor(False))
+    after = {**distiller.state_dict(), **optimizer.tensors()}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(p.grad is None for p in distiller.parameters())
+    make_steps(distiller, optimizer, range(3, 4))
+    after = {**distiller.state_dict(), **optimizer.tensors()}
+    assert not any(
+        torch.equal(after[name], tensor)
+        for name, tensor in before.items()
+        if name.endswith((":step", ":exp_avg"))
+    )
