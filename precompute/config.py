@@ -59,6 +59,10 @@ class BuildConfig:
     batch_size: int | None = None
     """Images, and texts, in one forward pass; None: as recorded in the cache, else measured once."""
 
+    compile: bool | None = None
+    """Whether torch.compile runs the encoder layers of the teacher; None: as recorded in the cache, else
+    not."""
+
     decode: Decode | None = None
     """How images are decoded; None: as recorded in the cache, else exact."""
 
@@ -160,7 +164,10 @@ class BuildConfig:
     def choices(self) -> TeacherChoices:
         """The settings that are part of the teacher's identity."""
         return TeacherChoices(
-            compute_dtype=self.dtype, decode=self.decode, max_num_patches=self.max_num_patches
+            compute_dtype=self.dtype,
+            decode=self.decode,
+            max_num_patches=self.max_num_patches,
+            is_compiled=self.compile,
         )
 
     @property

@@ -27,7 +27,7 @@ from .sources.samples import place_of
 from .teacher.embedder import Embedder, split_images
 from .teacher.identity import TeacherChoices, find_teacher, refuse_other_targets, restore_checkpoint
 from .teacher.siglip_teacher import load_teacher
-from .teacher.teacher import TeacherFactory
+from .teacher.teacher import TeacherFactory, with_compile
 
 _TIMED_BATCHES = 3
 
@@ -217,7 +217,8 @@ def _time_batches(
     make_teacher: TeacherFactory,
 ) -> tuple[float, float]:
     """Return (samples/s, texts/s) over a few real batches, decoding and forward overlapped."""
-    teacher = make_teacher(checkpoint, config.device, choices.compute_dtype)
+    load = with_compile(make_teacher, choices.is_compiled)
+    teacher = load(checkpoint, config.device, choices.compute_dtype)
     images, texts = teacher.auto_batch_size()
     images, texts = config.batch_size or images, config.batch_size or texts
     num_views = plan.views.num_views

@@ -152,6 +152,7 @@ class Preparation:
             name=self._config.teacher_name,
             compute_dtype=dtype,
             decode=self._config.decode or "exact",
+            is_compiled=bool(self._config.compile),
             batch_size={"image": images, "text": texts},
             codec=codec,
             distortion=self._measure(cache, codec, teacher, images),

@@ -21,7 +21,7 @@ from .checkpoint import (
 )
 from .compiling import compile_layers, graph_limit_reported, uncompiled
 from .config import BOTH
-from .device import resolve_compute_dtype, resolve_device, to_device
+from .device import is_out_of_memory, resolve_compute_dtype, resolve_device, to_device
 from .files import file_sha256, files_sha256, weight_files
 from .image import (
     RESAMPLE_NAMES,
@@ -79,6 +79,7 @@ __all__ = [
     "find_architecture",
     "find_text_cleaning",
     "graph_limit_reported",
+    "is_out_of_memory",
     "load_model",
     "load_trainable",
     "logit_scale_and_bias",

@@ -52,6 +52,16 @@ def to_device(tensor: "Tensor", device: Any) -> "Tensor":
     return tensor.to(device, non_blocking=True)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception means that device or host memory ran out."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
 def resolve_compute_dtype(checkpoint: Checkpoint, device: str, compute_dtype: str = "auto") -> str:
     """Return the dtype of the forward pass, without importing torch.
 

@@ -16,7 +16,9 @@ def load_model(checkpoint: Checkpoint, *, device: str, compute_dtype: str) -> An
 
     It is a SiglipModel or Siglip2Model, or the vision or text model of either if the checkpoint is one tower
     alone. Parameters keep the stored dtype (an SO400M takes 2.3 GB in bfloat16, 4.5 in float32), but
-    float32 computes with float32 parameters, and the two half dtypes are not mixed.
+    float32 computes with float32 parameters, and the two half dtypes are not mixed. Of float32 weights those
+    of linear layers and convolutions are held in a half ``compute_dtype`` (an SO400M takes 2.9 GB): autocast
+    would round them so in each forward pass, and the results are equal.
 
     Raises:
         CheckpointError: weights are missing, unexpected, or have another shape than in config.json.
@@ -26,12 +28,28 @@ def load_model(checkpoint: Checkpoint, *, device: str, compute_dtype: str) -> An
     is_kept = checkpoint.stored_dtype == "float32" and compute_dtype != "float32"
     dtype = torch.float32 if is_kept else getattr(torch, compute_dtype)
     model = _load(checkpoint, _class(checkpoint, _towers_in(checkpoint)), dtype)
-    model = model.to(device).eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
+    if is_kept:
+        _hold_as_computed(model, getattr(torch, compute_dtype))
+    model = model.to(device)
     if checkpoint.model_type == "siglip2" and checkpoint.has_image:
         embeddings = vision_tower(model).embeddings
         resize = embeddings.resize_positional_embeddings
         embeddings.resize_positional_embeddings = KeptPositions(resize)
     return model
+
+
+def _hold_as_computed(model: Any, dtype: Any) -> None:
+    """Round the weights that autocast rounds whenever they are used."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
+        elif isinstance(module, nn.MultiheadAttention):
+            for name in ("in_proj_weight", "in_proj_bias"):
+                parameter = getattr(module, name)
+                parameter.data = parameter.data.to(dtype)
 
 
 def load_trainable(checkpoint: Checkpoint, *, towers: Towers, is_new: bool) -> Any:

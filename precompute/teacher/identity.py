@@ -30,6 +30,9 @@ from .teacher import Teacher
 _DECODE = "image_decode"
 """Name of its entry in an identity."""
 
+_COMPILED = "compiled"
+"""Name of its entry in an identity, which only a compiled teacher has."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherChoices:
@@ -48,6 +51,9 @@ class TeacherChoices:
     max_num_patches: int | None = None
     """Most patches of a view, for a NaFlex checkpoint; None is open."""
 
+    is_compiled: bool | None = None
+    """Whether torch.compile runs the encoder layers; None is open: not for a new teacher."""
+
     def fill_from(self, record: TeacherRecord) -> "TeacherChoices":
         """Return the choices, with open ones as recorded."""
         dtype, limit = self.compute_dtype, self.max_num_patches
@@ -55,6 +61,7 @@ class TeacherChoices:
             compute_dtype=recorded_dtype(record) if dtype == "auto" else dtype,
             decode=self.decode or recorded_decode(record),
             max_num_patches=_recorded_max_num_patches(record) if limit is None else limit,
+            is_compiled=recorded_compiled(record) if self.is_compiled is None else self.is_compiled,
         )
 
     def apply(self, checkpoint: Checkpoint) -> Checkpoint:
@@ -68,10 +75,13 @@ class TeacherChoices:
         return with_max_num_patches(checkpoint, self.max_num_patches)
 
 
-def identify(checkpoint: Checkpoint, *, compute_dtype: str, decode: Decode) -> dict[str, Any]:
+def identify(
+    checkpoint: Checkpoint, *, compute_dtype: str, decode: Decode, is_compiled: bool
+) -> dict[str, Any]:
     """Return everything that determines a teacher's embeddings; a different value is another teacher."""
     identity = checkpoint_identity(checkpoint, compute_dtype=compute_dtype)
-    return {**identity, _DECODE: decode, "view_code_version": VIEW_CODE_VERSION}
+    compiled = {_COMPILED: True} if is_compiled else {}
+    return {**identity, _DECODE: decode, **compiled, "view_code_version": VIEW_CODE_VERSION}
 
 
 def recorded_decode(record: TeacherRecord) -> Decode:
@@ -80,6 +90,11 @@ def recorded_decode(record: TeacherRecord) -> Decode:
     if found not in DECODES:
         _identity_fields(record).refuse(_DECODE, f"one of {', '.join(DECODES)}")
     return found
+
+
+def recorded_compiled(record: TeacherRecord) -> bool:
+    """Return whether torch.compile ran the layers of a teacher of a cache."""
+    return bool(record.identity.get(_COMPILED, False))
 
 
 def recorded_dtype(record: TeacherRecord) -> str:
@@ -185,6 +200,7 @@ def add_teacher(
     name: str | None,
     compute_dtype: str,
     decode: Decode,
+    is_compiled: bool,
     batch_size: Mapping[Modality, int],
     codec: RowCodec,
     distortion: Distortion | None,
@@ -200,7 +216,9 @@ def add_teacher(
             if checkpoint.revision is None
             else checkpoint.given,
             "revision": checkpoint.revision,
-            "identity": identify(checkpoint, compute_dtype=compute_dtype, decode=decode),
+            "identity": identify(
+                checkpoint, compute_dtype=compute_dtype, decode=decode, is_compiled=is_compiled
+            ),
             "embed_dim": teacher.embed_dim,
             "dtype": codec.encoding.name,  # here, as in the records of earlier releases
             "logit_scale": teacher.logit_scale,
@@ -241,11 +259,15 @@ def identity_differences(
     if isinstance(checkpoint.image, NaflexRecipe):  # else the kinds of checkpoint differ too
         checkpoint = choices.apply(checkpoint)
     ours = identify(
-        checkpoint, compute_dtype=choices.compute_dtype, decode=choices.decode or "exact"
+        checkpoint,
+        compute_dtype=choices.compute_dtype,
+        decode=choices.decode or "exact",
+        is_compiled=bool(choices.is_compiled),
     )
+    eager = {_COMPILED: False}
     # Missing from older records.
     older = {_DECODE: "exact", TRANSPARENCY: "ignored"}
-    return list(_compare({**older, **record.identity}, ours))
+    return list(_compare({**eager, **older, **record.identity}, {**eager, **ours}))
 
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

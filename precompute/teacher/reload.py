@@ -17,13 +17,14 @@ from .embedder import Embedder, is_unit, split_images
 from .identity import (
     TeacherChoices,
     identity_differences,
+    recorded_compiled,
     recorded_decode,
     recorded_dtype,
     restore_checkpoint,
     restore_transparency,
 )
 from .siglip_teacher import load_teacher
-from .teacher import TeacherFactory
+from .teacher import TeacherFactory, with_compile
 
 
 def find_checkpoint(
@@ -75,7 +76,8 @@ class LiveTeacher:
         """
         self.record: TeacherRecord = cache.teacher(teacher)
         found = find_checkpoint(cache, teacher=teacher, checkpoint=checkpoint)
-        live = make_teacher(found, device, recorded_dtype(self.record))
+        load = with_compile(make_teacher, recorded_compiled(self.record))
+        live = load(found, device, recorded_dtype(self.record))
         self.recipe = live.image
         batch_size = self.record.batch_size
         _, image_batch = split_images(live.image, batch_size["image"], cache.num_views)

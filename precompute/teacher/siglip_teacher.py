@@ -9,13 +9,16 @@ from ...siglip import (
     Checkpoint,
     NaflexRecipe,
     TextTokenizer,
+    compile_layers,
     embed_image_patches,
     embed_image_pixels,
     embed_token_ids,
+    is_out_of_memory,
     load_model,
     logit_scale_and_bias,
     resolve_compute_dtype,
     resolve_device,
+    uncompiled,
 )
 from .batch_size import CPU_BATCH_SIZES, fastest_batch_size, time_fastest
 from .teacher import OutOfMemory, Teacher
@@ -127,8 +130,15 @@ class SiglipTeacher:
             "num_threads": torch.get_num_threads(),
         }
 
+    def compile(self) -> None:
+        """Compile the encoder layers on their first forward pass, for each batch size once."""
+        compile_layers(self._model, is_dynamic=isinstance(self.image, NaflexRecipe))
+
     def auto_batch_size(self) -> tuple[int, int]:
-        """Return (images, texts): on CUDA the fastest powers of two, else fixed numbers."""
+        """Return (images, texts): on CUDA the fastest powers of two, else fixed numbers.
+
+        It is measured without compiling: each size would take a graph.
+        """
         if not self.device.startswith("cuda"):
             return CPU_BATCH_SIZES
         import numpy as np
@@ -143,7 +153,8 @@ class SiglipTeacher:
         def time_texts(size: int) -> float:
             return time_fastest(lambda: self.embed_texts(["a photo"] * size)())
 
-        return fastest_batch_size(time_images), fastest_batch_size(time_texts)
+        with uncompiled():
+            return fastest_batch_size(time_images), fastest_batch_size(time_texts)
 
     def _start(
         self, inputs: "Sequence[NDArray[Any]]", forward: Callable[..., "Tensor"]
@@ -195,16 +206,6 @@ class SiglipTeacher:
 
             torch.cuda.empty_cache()
         raise OutOfMemory(f"a batch does not fit on {self.device}: {reason}")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception means that device or host memory ran out."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def _device_name(device: str) -> str:

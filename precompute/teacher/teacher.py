@@ -1,6 +1,7 @@
 """What a build needs of a teacher: pixels and texts in, unit embeddings out."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import BuildError
@@ -77,6 +78,23 @@ class Teacher(Protocol):
         """Return the best number of images, and of texts, in a batch on this device."""
         ...
 
+    def compile(self) -> None:
+        """Let torch.compile run the encoder layers from here on."""
+        ...
+
 
 TeacherFactory = Callable[[Checkpoint, str, str], Teacher]
 """(checkpoint, device, dtype) -> teacher. Pickled if workers are separate processes."""
+
+
+def with_compile(make_teacher: TeacherFactory, is_compiled: bool | None) -> TeacherFactory:
+    """Return what loads a teacher and, if it is to be compiled, compiles it."""
+    return partial(_load_compiled, make_teacher) if is_compiled else make_teacher
+
+
+def _load_compiled(
+    make_teacher: TeacherFactory, checkpoint: Checkpoint, device: str, dtype: str
+) -> Teacher:
+    teacher = make_teacher(checkpoint, device, dtype)
+    teacher.compile()
+    return teacher

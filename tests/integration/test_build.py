@@ -35,6 +35,7 @@ from siglip2_cache.precompute.build import BuildSummary, build
 from siglip2_cache.precompute.dry_run import dry_run
 from siglip2_cache.precompute.summary import summary_lines
 from siglip2_cache.precompute.teacher.identity import TeacherChoices, identity_differences
+from siglip2_cache.precompute.teacher.reload import LiveTeacher
 from siglip2_cache.precompute.teacher.teacher import OutOfMemory
 from siglip2_cache.precompute.verify_live import verify_live
 from siglip2_cache.siglip import Checkpoint, resolve_checkpoint
@@ -542,6 +543,40 @@ def test_scaled_decoding_is_another_teacher_and_a_later_run_takes_it_over(
     appended = run(corpus, cache, tiny_checkpoint)  # decode left out
     alone = run(corpus, tmp_path / "alone", tiny_checkpoint, decode="scaled")
     np.testing.assert_array_equal(appended.images[-1], alone.images[-1])
+
+
+def test_a_compiled_teacher_is_another_teacher_of_a_cache(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    corpus, cache = write_folder_corpus(tmp_path / "corpus", 3), tmp_path / "cache"
+    loaded: list[FakeTeacher] = []
+
+    def load(*_: Any) -> FakeTeacher:
+        loaded.append(FakeTeacher())
+        return loaded[-1]
+
+    def build_with(**settings: Any) -> list[str]:
+        config = config_of(corpus, cache, tiny_checkpoint, **settings)
+        build(config, progress=SilentProgress(), make_teacher=load)
+        return list(open_cache(cache).teachers)
+
+    assert build_with() == ["tiny"]
+    with pytest.raises(
+        SettingError, match=r"compiled was False and is True; to add it as a second"
+    ):
+        build_with(compile=True)
+    assert build_with(compile=True, teacher_name="tiny-compiled") == ["tiny", "tiny-compiled"]
+    assert [teacher.is_compiled for teacher in loaded] == [False, True]
+    records = open_cache(cache).teacher_records
+    assert "compiled" not in records["tiny"].identity  # as in earlier caches
+    assert records["tiny-compiled"].identity["compiled"] is True
+    draw_image(9).save(corpus / "9.png")
+    build_with(teacher_name="tiny-compiled")  # as recorded
+    build_with(compile=False)
+    assert [teacher.is_compiled for teacher in loaded[2:]] == [True, False]
+    live = LiveTeacher(open_cache(cache), teacher="tiny-compiled", make_teacher=load)
+    assert loaded[-1].is_compiled
+    assert live.embed_texts(["x"]).shape == (1, loaded[-1].embed_dim)
 
 
 def test_a_teacher_whose_record_does_not_say_how_it_decoded_decoded_exactly(

@@ -52,6 +52,7 @@ class FakeTeacher:
     image_batches: list[int] = field(default_factory=list)
     text_batches: list[int] = field(default_factory=list)
     texts_seen: list[str] = field(default_factory=list)
+    is_compiled: bool = False
     _num_batches: int = field(default=0, init=False)
 
     @property
@@ -64,6 +65,9 @@ class FakeTeacher:
         flat = pixels_BHWC.reshape(len(pixels_BHWC), -1).astype(np.float64) / 255 - 0.5
         rows = self._finish(flat @ _drawn(flat.shape[1], self.embed_dim) + 0.01)
         return lambda: rows
+
+    def compile(self) -> None:
+        self.is_compiled = True
 
     def embed_texts(self, texts: Sequence[str]) -> Callable[[], NDArray[np.float32]]:
         self.text_batches.append(len(texts))

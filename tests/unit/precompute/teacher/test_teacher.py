@@ -15,13 +15,20 @@ from tokenizers import normalizers
 from siglip2_cache.errors import CacheError, SettingError
 from siglip2_cache.precompute.teacher import siglip_teacher
 from siglip2_cache.precompute.teacher.batch_size import fastest_batch_size
-from siglip2_cache.precompute.teacher.siglip_teacher import SiglipTeacher, is_out_of_memory
+from siglip2_cache.precompute.teacher.siglip_teacher import SiglipTeacher
 from siglip2_cache.precompute.teacher.teacher import OutOfMemory, Teacher
 from siglip2_cache.siglip import (
     SquashRecipe,
+    autocast,
+    is_out_of_memory,
+    load_model,
+    pool_images,
+    pool_token_ids,
     resolve_checkpoint,
     resolve_compute_dtype,
     resolve_device,
+    text_tower,
+    vision_tower,
 )
 
 # Largest 1 - cosine to a float32 forward that a half-precision pass of the tiny model may show.
@@ -291,3 +298,47 @@ def test_cuda_agrees_with_the_cpu_and_runs_ahead(
         assert cosine_distance(image_BD, reference["image"]) < tolerance
         assert cosine_distance(text_BD, reference["text"]) < tolerance
     assert all(size >= 8 for size in teacher.auto_batch_size())
+
+
+@pytest.mark.filterwarnings("default")  # torch.compile has warnings of its own
+def test_a_compiled_teacher_embeds_nearly_the_same_with_one_graph_a_tower(
+    tiny_checkpoint: Path, teacher: SiglipTeacher, images: list[Image.Image]
+) -> None:
+    """Graphs are captured as for a GPU, but run by PyTorch: compiling C++ takes half a minute."""
+    from torch._dynamo.utils import counters
+
+    compiled = SiglipTeacher(resolve_checkpoint(str(tiny_checkpoint)), device="cpu")
+    compiled.compile()
+    torch.compiler.reset()
+    before = counters["stats"]["unique_graphs"]
+    with torch.compiler.set_stance(force_backend="aot_eager"):
+        for embed, given in (("embed_images", pixels_of(images, teacher)), ("embed_texts", TEXTS)):
+            found = getattr(compiled, embed)(given[:4])()
+            np.testing.assert_allclose(found, getattr(teacher, embed)(given[:4])(), atol=1e-5)
+            getattr(compiled, embed)(given[4:8])()
+    assert counters["stats"]["unique_graphs"] - before == 2
+    torch.compiler.reset()
+
+
+def test_weights_held_in_bfloat16_give_what_autocast_makes_of_float32(
+    tiny_checkpoint: Path, naflex_checkpoint: Path
+) -> None:
+    for path in (tiny_checkpoint, naflex_checkpoint):
+        checkpoint = resolve_checkpoint(str(path))
+        held, whole = (
+            load_model(checkpoint, device="cpu", compute_dtype=dtype)
+            for dtype in ("bfloat16", "float32")
+        )
+        linear = [each for each in held.modules() if isinstance(each, torch.nn.Linear)]
+        assert {each.weight.dtype for each in linear} == {torch.bfloat16}
+        assert held.text_model.embeddings.token_embedding.weight.dtype == torch.float32
+        pixels = torch.randint(0, 256, (2, *checkpoint.image.view_shape), dtype=torch.uint8)
+        grids = [(4, 4), (2, 8)] if path is naflex_checkpoint else None
+        ids = torch.randint(4, 500, (2, 64))
+        rows = []
+        for model in (held, whole):
+            with torch.no_grad(), autocast("cpu", "bfloat16"):
+                images = pool_images(vision_tower(model), checkpoint, pixels, grids)
+                rows.append((images, pool_token_ids(text_tower(model), ids)))
+        for found, expected in zip(*rows, strict=True):
+            assert torch.equal(found, expected)
