@@ -53,7 +53,7 @@ class DecodedImage:
     """Why it was rejected; its pixels are then zero."""
 
     kept: bytes = b""
-    """The image encoded anew, for KeptFormat; else empty."""
+    """The image encoded anew, if the form keeps it; else empty."""
 
     kept_size: tuple[int, int] = (0, 0)
     """(width, height) of the same."""
@@ -75,6 +75,9 @@ class PixelFormat:
 
     decode: Decode = "exact"
     """How images are decoded before they are resized."""
+
+    kept: KeptFormat | None = None
+    """How each image is also encoded to be kept; None: it is not."""
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -170,6 +173,10 @@ def decode_image(
                 on_white=form.recipe.on_white,
             )
             grids = form.render(image, (width, height), ref.boxes, out)
+            if form.kept is not None:
+                is_same = form.kept.settings.on_white == form.recipe.on_white
+                decoded = (image, (width, height)) if is_same else None
+                kept, kept_size, _ = form.kept.encode(data, decoded)
     except (ReadError, PixelError) as error:
         out[:] = 0
         return DecodedImage(reason=str(error), read_s=ref.read_s + read_at - started)

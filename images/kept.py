@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from ..store.format.pixel_settings import PixelSettings
-from .pixels import decode_for_short_side
+from .pixels import decode_for_short_side, is_decoded_for_short_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +20,26 @@ class KeptFormat:
         """(0,): there are no pixels."""
         return (0,)
 
-    def encode(self, data: bytes) -> tuple[bytes, tuple[int, int], tuple[int, int]]:
+    def encode(
+        self, data: bytes, decoded: tuple[Image.Image, tuple[int, int]] | None = None
+    ) -> tuple[bytes, tuple[int, int], tuple[int, int]]:
         """Return an image as a JPEG, its (width, height), and those of the upright original.
+
+        Args:
+            data: the bytes of the image.
+            decoded: the image as decode_for_views made it, with the same ``on_white``, and its (width,
+                height) at full resolution. It is used if the result is the same; else the image is decoded
+                again, at half its size or less.
 
         Raises:
             PixelError: not an image, damaged, too large, or of a pixel type without a defined range.
         """
         settings = self.settings
-        image, full = decode_for_short_side(data, settings.short_side, on_white=settings.on_white)
+        short_side = settings.short_side
+        if decoded is not None and is_decoded_for_short_side(data, *decoded, short_side):
+            image, full = decoded
+        else:
+            image, full = decode_for_short_side(data, short_side, on_white=settings.on_white)
         size = kept_size(full, settings.short_side)
         if image.size != size:
             image = image.resize(size, Image.Resampling.LANCZOS)

@@ -41,6 +41,8 @@ _SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 _HAS_LARGE_TEXT = re.compile("MAX_TEXT_(CHUNK|MEMORY)")
 """In Pillow's error for a PNG whose texts or profile exceed its limits."""
 
+_JPEG = b"\xff\xd8"
+
 _MAX_SHOWN = 120  # characters of a message of libtiff
 
 Decode = Literal["exact", "scaled"]
@@ -117,13 +119,32 @@ def decode_for_short_side(
     Raises:
         PixelError: not an image, damaged, too large, or of a pixel type without a defined range.
     """
-    wanted = _SCALED_MARGIN * short_side
+    return _decode(data, lambda full: _larger_than(short_side, full), on_white=on_white)
 
-    def smallest(full: tuple[int, int]) -> tuple[int, int]:
-        scale = wanted / min(full)
-        return math.ceil(full[0] * scale), math.ceil(full[1] * scale)
 
-    return _decode(data, smallest, on_white=on_white)
+def is_decoded_for_short_side(
+    data: bytes, image: Image.Image, full: tuple[int, int], short_side: int
+) -> bool:
+    """Return whether decode_for_short_side would give this very image.
+
+    Args:
+        data: the bytes of the image.
+        image: what decode_for_views made of them.
+        full: its (width, height) at full resolution.
+        short_side: see decode_for_short_side.
+    """
+    scale = 1
+    if data.startswith(_JPEG):  # Pillow halves it as long as neither side gets smaller than wanted
+        wanted = _larger_than(short_side, full)
+        most = min(side // least for side, least in zip(full, wanted, strict=True))
+        scale = next(s for s in (8, 4, 2, 1) if s <= max(1, most))
+    return image.size == (-(-full[0] // scale), -(-full[1] // scale))
+
+
+def _larger_than(short_side: int, full: tuple[int, int]) -> tuple[int, int]:
+    """Return the smallest (width, height) to make an image smaller from."""
+    scale = _SCALED_MARGIN * short_side / min(full)
+    return math.ceil(full[0] * scale), math.ceil(full[1] * scale)
 
 
 def render_views(

@@ -11,7 +11,9 @@ from ..errors import BuildError
 from ..formatting import format_count
 from ..siglip import Checkpoint, resolve_checkpoint
 from ..store.cache import Cache
+from ..store.format.kept_pixels import KeptPixels
 from ..store.format.layout import MODALITIES, Modality
+from ..store.format.pixel_settings import PixelSettings
 from ..store.format.teacher_files import grow_arrays
 from ..store.format.teacher_record import TeacherRecord
 from ..store.format.transaction import clear_garbage
@@ -33,9 +35,14 @@ from .executor.work_stealing import WorkStealing
 from .keep_pixels import keep_pixels, settle_pixel_settings
 from .prepare import Preparation
 from .teacher.embedder import split_images
-from .teacher.identity import recorded_decode, recorded_dtype, restore_checkpoint
+from .teacher.identity import (
+    recorded_compiled,
+    recorded_decode,
+    recorded_dtype,
+    restore_checkpoint,
+)
 from .teacher.siglip_teacher import load_teacher
-from .teacher.teacher import Teacher, TeacherFactory
+from .teacher.teacher import Teacher, TeacherFactory, with_compile
 
 _MAX_COMPARED = 1_000_000
 """Samples of a cache whose images are compared after a build, some 100 bytes of memory each."""
@@ -74,6 +81,8 @@ class _Build:
         self._config, self._progress, self._make_teacher = config, progress, make_teacher
         self._files = open_storage(parse_location(config.cache))
         self._loaded: Teacher | None = None
+        self._is_compiled = bool(config.compile)
+        self._pixels: PixelSettings | None = None
         self._preparation = Preparation(
             config, self._files, progress.say, progress.scanned, self._teacher
         )
@@ -83,19 +92,24 @@ class _Build:
         checkpoint = resolve_checkpoint(self._config.teacher, revision=self._config.revision)
         checkpoint = self._config.choices.apply(checkpoint)
         plan, record = self._preparation.run(checkpoint)
+        self._is_compiled = recorded_compiled(record)
         checkpoint = restore_checkpoint(checkpoint, record)
         cache = self._preparation.open()
         grow_arrays(cache.files, cache.manifest, record)
         roll_forward_units(self._files, record.name)
         pixels = settle_pixel_settings(self._config, cache, checkpoint, self._progress.say)
+        kept = cache.kept_pixels()
         jobs = self._find_jobs(cache, record, checkpoint)
+        if kept is not None and any(_needs_tar(job, kept) for job in jobs):
+            self._pixels = pixels
         if self._config.finish and jobs:
             raise BuildError(f"{cache.root} is not finished: {describe_missing(cache, jobs)}")
         summary = BuildSummary(plan=plan, teacher=record.name)
         if jobs:
             self._make_units(cache, record, checkpoint, jobs, summary)
         if pixels is not None:
-            keep_pixels(self._config, cache.renewed(), pixels, self._progress, summary)
+            num_before = kept.num_images if kept is not None else 0
+            keep_pixels(self._config, cache.renewed(), pixels, self._progress, summary, num_before)
         clear_garbage(self._files)
         summary.elapsed_s = time.monotonic() - started
         cache = cache.renewed()
@@ -116,10 +130,14 @@ class _Build:
                 f"siglip2-cache info {self._config.cache} --rejected lists them; {_REMEDY[modality]}"
             )
 
+    @property
+    def _factory(self) -> TeacherFactory:
+        return with_compile(self._make_teacher, self._is_compiled)
+
     def _teacher(self, checkpoint: Checkpoint, dtype: str) -> Teacher:
         if self._loaded is None:
             self._progress.say(f"loading teacher {checkpoint.given}")
-            self._loaded = self._make_teacher(checkpoint, self._device(), dtype)
+            self._loaded = self._factory(checkpoint, self._device(), dtype)
         return self._loaded
 
     def _device(self) -> str:
@@ -198,11 +216,11 @@ class _Build:
             return InProcessEngine(self._targets)
         self._release_teacher()
         if config.engine == "local":
-            return LocalEngine(self._make_teacher, num_workers=num_workers)
+            return LocalEngine(self._factory, num_workers=num_workers)
         from .executor.ray_cluster import RayEngine
 
         return RayEngine(
-            self._make_teacher,
+            self._factory,
             address=config.address,
             num_workers=config.workers,
             gpus_per_worker=config.gpus_per_worker,
@@ -247,6 +265,7 @@ class _Build:
             sample_timeout_s=self._config.sample_timeout_s,
             num_threads=self._config.num_threads,
             targets_budget=self._config.targets_budget,
+            pixels=self._pixels,
         )
 
     def _start_progress(self, jobs: Sequence[Job]) -> None:
@@ -280,6 +299,12 @@ class _Build:
             self._progress.say(
                 f"warning: {changed}: embeddings may differ from earlier ones in rounding"
             )
+
+
+def _needs_tar(job: Job, kept: KeptPixels) -> bool:
+    """Return whether the pixels of a unit are kept as it is embedded."""
+    is_new = job.unit.modality == "image" and job.previous is None
+    return is_new and job.unit.number not in kept.units
 
 
 def _count_copies(cache: Cache, teacher: str, summary: BuildSummary) -> None:

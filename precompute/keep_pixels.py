@@ -66,10 +66,11 @@ def keep_pixels(
     settings: PixelSettings,
     progress: BuildProgress,
     summary: BuildSummary,
+    num_before: int,
 ) -> None:
-    """Keep the pixels of the units that a teacher has embedded; count them in the summary.
+    """Keep the pixels of the units that a teacher embedded in an earlier run; count all in the summary.
 
-    One of several ranks makes its own units.
+    Those of units that this run embeds are kept as it goes. One of several ranks makes its own units.
 
     Args:
         config: the build.
@@ -77,6 +78,7 @@ def keep_pixels(
         settings: how they are kept.
         progress: where it is shown.
         summary: names the teacher.
+        num_before: images kept before this run.
 
     Raises:
         BuildInterrupted: Ctrl-C or SIGTERM, after the current batch.
@@ -114,7 +116,7 @@ def keep_pixels(
             progress.stop()
     kept = _kept(cache)
     summary.num_kept, summary.num_kept_bytes = kept.num_images, kept.num_bytes
-    summary.num_kept_now = kept.num_images - before.num_images
+    summary.num_kept_now = kept.num_images - num_before
 
 
 def _kept(cache: Cache) -> KeptPixels:

@@ -2,34 +2,24 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-import polars as pl
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from ...formatting import format_bytes
 from ...images.decoder import Decoder
-from ...images.image import DecodedImage, ImageRef
+from ...images.image import ImageRef
 from ...images.kept import KeptFormat
 from ...progress import Task
 from ...store.cache import Cache
 from ...store.format import layout
-from ...store.format.catalog import PIXELS_SCHEMA, encode_table
-from ...store.format.kept_pixels import (
-    BLOCK,
-    END,
-    KeptPixels,
-    member_header,
-    padding,
-)
+from ...store.format.kept_pixels import KeptPixels
 from ...store.format.manifest import Unit
 from ...store.format.pixel_settings import PixelSettings
-from ...store.format.records import sha256_hex
-from ...store.format.transaction import Transaction, roll_forward
+from ...store.format.transaction import roll_forward
 from ...store.io.storage import Storage
 from .driver import stop_on_signals
 from .messages import BuildInterrupted
+from .pixel_tar import PixelTar, open_tar
 from .progress import BuildProgress
 from .unit import unit_images
 
@@ -129,20 +119,29 @@ class PixelKeeper:
         task = Task("pixels", sum(job.unit.rows.count - len(job.rejected) for job in jobs))
         stop, num_bytes = threading.Event(), 0
         batches = self._decoder.decode(self._batches(jobs))
-        with stop_on_signals(stop), contextlib.closing(batches), contextlib.ExitStack() as open_tar:
-            tar: _UnitTar | None = None
+        with stop_on_signals(stop), contextlib.closing(batches), contextlib.ExitStack() as opened:
+            tar: PixelTar | None = None
+            expected, rejected = dict[int, bytes](), dict[int, str]()
             for batch in batches:
                 job, is_last = batch.tag
                 if tar is None:
-                    tar = open_tar.enter_context(self._open(job))
+                    tar = opened.enter_context(open_tar(self._cache, job.unit, job.attempt))
+                    seen = self._cache.seen(self._teacher, job.unit.number)
+                    expected = dict(seen.select("row", "sha256").iter_rows())
+                    rejected = dict(job.rejected)
                 for ref, image in zip(batch.refs, batch.images, strict=True):
-                    num_bytes += tar.add(ref.row, image)
+                    reason = image.reason
+                    if reason is None and image.sha256 != expected[ref.row]:
+                        reason = _OTHER_BYTES
+                    if reason is None:
+                        num_bytes += tar.add(ref.row, image)
+                    else:
+                        rejected[ref.row] = reason
                 task.done += len(batch.refs)
                 self._progress.show(task, task.line(format_bytes(num_bytes)))
                 if is_last:
-                    tar.finish()
-                    open_tar.close()
-                    tar.commit()
+                    opened.close()
+                    tar.commit(rejected)
                     tar = None
                 if stop.is_set():
                     raise BuildInterrupted
@@ -156,88 +155,3 @@ class PixelKeeper:
             for first in range(0, max(1, len(refs)), _BATCH_IMAGES):
                 end = first + _BATCH_IMAGES
                 yield (job, end >= len(refs)), refs[first:end]
-
-    @contextlib.contextmanager
-    def _open(self, job: PixelJob) -> Generator["_UnitTar"]:
-        number = job.unit.number
-        record = layout.pixels_unit_record(number, job.attempt)
-        transaction = Transaction(self._cache.files, record)
-        seen = self._cache.seen(self._teacher, number).select("row", "sha256")
-        with transaction.adding(layout.pixels_tar(number)) as append:
-            yield _UnitTar(job, transaction, append, dict(seen.iter_rows()))
-
-
-@dataclass(slots=True)
-class _UnitTar:
-    """A unit being written: its tar so far, and where each image is in it."""
-
-    job: PixelJob
-    transaction: Transaction
-    append: Callable[[bytes], None]
-    expected: dict[int, bytes]
-    """Hash of the image that the teacher saw, by row."""
-
-    lines: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
-    rejected: dict[int, str] = field(default_factory=dict[int, str])
-    num_bytes: int = 0
-
-    def add(self, row: int, image: DecodedImage) -> int:
-        """Append an image, or note why it cannot be kept; return its bytes in the tar."""
-        reason = image.reason
-        if reason is None and image.sha256 != self.expected[row]:
-            reason = _OTHER_BYTES
-        if reason is not None:
-            self.rejected[row] = reason
-            return 0
-        length, before = len(image.kept), self.num_bytes
-        self.append(member_header(row, length) + image.kept + bytes(padding(length)))
-        self.num_bytes += BLOCK + length + padding(length)
-        own_hash = bytes.fromhex(sha256_hex(image.kept))
-        width, height = image.kept_size
-        self.lines.append((row, before + BLOCK, length, width, height, own_hash, image.sha256))
-        return self.num_bytes - before
-
-    def finish(self) -> None:
-        """End the tar."""
-        self.append(END)
-
-    def commit(self) -> None:
-        """Publish the tar with its table; another process may have been first."""
-        unit = self.job.unit
-        frame = pl.DataFrame(self.lines, schema=_COLUMNS, orient="row")
-        table = encode_table(frame, PIXELS_SCHEMA)
-        self.transaction.add(layout.pixels_index(unit.number), table)
-        rejected = {**self.job.rejected, **self.rejected}
-        self.transaction.commit(
-            {
-                "modality": "image",
-                "unit": unit.number,
-                "attempt": self.job.attempt,
-                "first_row": unit.rows.first,
-                "num_rows": unit.rows.count,
-                "num_rejected": len(rejected),
-                "rejected": [{"row": row, "reason": rejected[row]} for row in sorted(rejected)],
-                "provenance": _provenance(),
-            }
-        )
-
-
-_COLUMNS = {
-    "row": pl.Int64,
-    "offset": pl.Int64,
-    "length": pl.Int64,
-    "width": pl.Int32,
-    "height": pl.Int32,
-    "sha256": pl.Binary,
-    "source_sha256": pl.Binary,
-}
-
-
-def _provenance() -> dict[str, Any]:
-    import PIL
-    from PIL import features
-
-    return {
-        "pillow": PIL.__version__,
-        "libjpeg_turbo": features.version_feature("libjpeg_turbo"),
-    }

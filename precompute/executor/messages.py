@@ -8,6 +8,7 @@ from ...errors import BuildError
 from ...images.pixels import Decode
 from ...siglip import Checkpoint
 from ...store.format.layout import Modality
+from ...store.format.pixel_settings import PixelSettings
 from ...store.io.location import Location
 from .unit import StageTimes
 
@@ -55,6 +56,9 @@ class WorkOrder:
 
     targets_budget: float
     """Largest change of the soft targets by int8, as a share of their entropy."""
+
+    pixels: PixelSettings | None = None
+    """How the images of a new unit are kept beside its targets; None: they are not."""
 
 
 @dataclass(frozen=True, slots=True)

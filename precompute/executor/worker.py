@@ -9,15 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from ...cores import decoders_for, num_cores
 from ...images.decoder import Decoder
 from ...images.image import DecodedBatch, PixelFormat
+from ...images.kept import KeptFormat
 from ...store.cache import Cache
 from ...store.format import layout
 from ...store.format.layout import Modality
 from .messages import Advanced, BuildInterrupted, Ended, FinishedUnit, WorkOrder
+from .pixel_tar import PixelTar, open_tar
 from .row_targets import RowTargets
 from .unit import (
     Job,
@@ -53,6 +56,8 @@ class UnitWorker:
             else order.num_decoders
         )
         self._stop = threading.Event()
+        self._tar: PixelTar | None = None
+        self._tar_opened = contextlib.ExitStack()
 
     def run(self, take: Take, stop: threading.Event) -> None:
         """Make units until there are none; finished units are committed however this ends.
@@ -65,15 +70,16 @@ class UnitWorker:
         provenance = self._targets.provenance()
         writer = _Writer(self._cache, self._order, provenance, self.times, self._report)
         try:
-            while not stop.is_set() and (first := take(None)) is not None:
-                jobs = self._of_one_modality(first, take)
-                if first.unit.modality == "image":
-                    self._embed_images(jobs, first.batch_size, writer)
-                else:
-                    self._embed_texts(jobs, writer)
-                writer.flush()  # else a worker could wait for a unit that it has not written yet itself
-            if stop.is_set():
-                raise BuildInterrupted
+            with self._tar_opened:
+                while not stop.is_set() and (first := take(None)) is not None:
+                    jobs = self._of_one_modality(first, take)
+                    if first.unit.modality == "image":
+                        self._embed_images(jobs, first.batch_size, writer)
+                    else:
+                        self._embed_texts(jobs, writer)
+                    writer.flush()  # else a worker could wait for a unit that it has not written itself
+                if stop.is_set():
+                    raise BuildInterrupted
         finally:
             writer.close()
 
@@ -87,6 +93,7 @@ class UnitWorker:
             num_views=self._cache.num_views,
             recipe=self._targets.image,
             decode=order.decode,
+            kept=None if order.pixels is None else KeptFormat(order.pixels),
         )
         decoder = Decoder(
             form,
@@ -142,8 +149,34 @@ class UnitWorker:
         self.times.forward_s += time.perf_counter() - started
         num_wanted = int(rows.wanted[where].sum())
         self._report(Advanced(modality, num_wanted, len(rows.rejected) - before))
+        tar = self._keep(rows, where) if modality == "image" and self._order.pixels else None
         if rows.num_left == 0:
-            writer.submit(rows)
+            writer.submit(rows, tar)
+
+    def _keep(self, rows: UnitRows, where: slice) -> PixelTar | None:
+        """Append the accepted images of a batch to the tar of their unit; return it once it is whole.
+
+        A unit that is retried, or whose images are kept, has no tar.
+        """
+        unit = rows.job.unit
+        if where.start == 0 and rows.job.previous is None:
+            record = layout.pixels_unit_record(unit.number)
+            if not self._cache.files.exists(record):
+                opening = open_tar(self._cache, unit, attempt=0)
+                self._tar = self._tar_opened.enter_context(opening)
+        for position in range(where.start, where.stop):
+            image, row = rows.images[position], unit.rows.first + position
+            if image is not None and image.kept:
+                if self._tar is not None and row not in rows.rejected:
+                    self._tar.add(row, image)
+                rows.images[position] = replace(
+                    image, kept=b""
+                )  # a unit of these would fill the memory
+        if rows.num_left > 0:
+            return None
+        self._tar_opened.close()
+        tar, self._tar = self._tar, None
+        return tar
 
     def _pipeline(self, batches: Iterator[Any], start: Callable[[Any], Callable[[], None]]) -> None:
         """Start each batch before waiting for the previous one, so that the device is never idle."""
@@ -192,10 +225,10 @@ class _Writer:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="siglip2-cache-writer")
         self._pending: Future[None] | None = None
 
-    def submit(self, rows: UnitRows) -> None:
+    def submit(self, rows: UnitRows, tar: PixelTar | None) -> None:
         """Write a finished unit; wait for the previous one first, so at most two are in memory."""
         self.flush()
-        self._pending = self._executor.submit(self._write, rows)
+        self._pending = self._executor.submit(self._write, rows, tar)
 
     def flush(self) -> None:
         """Wait until every submitted unit is committed."""
@@ -210,15 +243,21 @@ class _Writer:
         finally:
             self._executor.shutdown()
 
-    def _write(self, rows: UnitRows) -> None:
-        started = time.perf_counter()
-        is_ours = commit_unit(
-            self._cache,
-            self._order.teacher,
-            rows,
-            self._provenance,
-            budget=self._order.targets_budget,
-        )
+    def _write(self, rows: UnitRows, tar: PixelTar | None) -> None:
+        started, is_ours = time.perf_counter(), False
+        try:
+            is_ours = commit_unit(
+                self._cache,
+                self._order.teacher,
+                rows,
+                self._provenance,
+                budget=self._order.targets_budget,
+            )
+        finally:
+            if tar is not None and not is_ours:
+                tar.abandon()
+        if tar is not None and is_ours:
+            tar.commit(rows.rejected)
         self._times.write_s += time.perf_counter() - started
         self._report(_finished_unit(rows.job, is_ours=is_ours, num_rejected=len(rows.rejected)))
 

@@ -24,6 +24,7 @@ from PIL import Image
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import BuildError, SettingError
+from siglip2_cache.images.image_bytes import ImageLocation, read_image_bytes
 from siglip2_cache.precompute.build import build
 from siglip2_cache.precompute.config import BuildSummary
 from siglip2_cache.precompute.executor.messages import BuildInterrupted
@@ -140,6 +141,43 @@ def test_a_finished_cache_gets_pixels_without_the_teacher_equal_to_those_of_one_
     assert tree_of(tmp_path / "two") == after
 
 
+def test_a_build_that_also_embeds_reads_each_image_once(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def note(location: ImageLocation) -> bytes:
+        read.append(Path(str(location.path)).name)
+        return read_image_bytes(location)
+
+    monkeypatch.setattr("siglip2_cache.images.image.read_image_bytes", note)
+    settings = {"keep_pixels": SHORT_SIDE, "decode_workers": 0}
+    build_in(corpus, tmp_path / "cache", tiny_checkpoint, **settings)
+    assert sorted(read) == [f"img{row:03d}.png" for row in range(NUM_IMAGES)]
+    # Of another teacher's build nothing is kept again.
+    before = tree_of(tmp_path / "cache" / "pixels")
+    build_in(corpus, tmp_path / "cache", tiny_checkpoint, teacher_name="b", decode="scaled")
+    assert tree_of(tmp_path / "cache" / "pixels") == before
+
+
+def test_a_build_that_is_stopped_as_it_embeds_keeps_whole_units_and_resumes(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    class Stopping(FakeTeacher):
+        def embed_images(self, pixels_BHWC: Any) -> Any:
+            if len(self.image_batches) == 3:  # of four units
+                raise KeyboardInterrupt
+            return super().embed_images(pixels_BHWC)
+
+    cache, settings = tmp_path / "cache", {"keep_pixels": SHORT_SIDE, "batch_size": 2}
+    with pytest.raises(KeyboardInterrupt):
+        build_in(corpus, cache, tiny_checkpoint, make_teacher=lambda *_: Stopping(), **settings)
+    assert not [path for path in tree_of(cache) if layout.is_garbage_name(path)]
+    build_in(corpus, cache, tiny_checkpoint, **settings)
+    build_in(corpus, tmp_path / "whole", tiny_checkpoint, **settings)
+    assert tree_of(cache) == tree_of(tmp_path / "whole")
+
+
 def test_new_images_and_images_that_can_be_read_at_last_are_kept_too(
     corpus: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -231,6 +269,7 @@ def test_an_interrupted_build_keeps_whole_units_and_resumes(
                 signal.raise_signal(signal.SIGINT)
 
     cache = tmp_path / "cache"
+    build_in(corpus, cache, tiny_checkpoint)
     with pytest.raises(BuildInterrupted):
         build_in(corpus, cache, tiny_checkpoint, keep_pixels=SHORT_SIDE, progress=Interrupting())
     kept = open_cache(cache).kept_pixels()

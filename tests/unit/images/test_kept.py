@@ -9,11 +9,13 @@ from kit.fakes import draw_image
 from PIL import Image
 
 from siglip2_cache.errors import SettingError
+from siglip2_cache.images import kept as kept_module
 from siglip2_cache.images.image import ImageRef, decode_image
 from siglip2_cache.images.image_bytes import ImageLocation
 from siglip2_cache.images.kept import KeptFormat, kept_size
-from siglip2_cache.images.pixels import PixelError
+from siglip2_cache.images.pixels import Decode, PixelError, decode_for_views
 from siglip2_cache.store.format.pixel_settings import PixelSettings
+from siglip2_cache.store.format.views import WHOLE_IMAGE
 
 FORM = KeptFormat(PixelSettings(short_side=64, quality=90, on_white=True))
 
@@ -100,3 +102,31 @@ def test_what_is_no_image_is_refused_with_the_reason() -> None:
 def test_settings_that_are_none_are_refused(settings: dict[str, int], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         PixelSettings(**{"short_side": 64, "quality": 90, "on_white": True, **settings})  # type: ignore[arg-type]
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+
+
+@pytest.mark.parametrize("decode", ["exact", "scaled"])
+@pytest.mark.parametrize("exif", [Image.Exif(), TURNED])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_decoded_for_a_model_before_or_not_a_kept_image_is_the_same(
+    decode: Decode, exif: Image.Exif, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size in ((40, 30), (128, 128), (255, 256), (256, 257), (1025, 512), (999, 2100)):
+        data = encoded(draw_image(3, (16, 12)).resize(size), kind, exif=exif)
+        expected = FORM.encode(data)
+        for side in (16, 64, 200):
+            decoded = decode_for_views(
+                data,
+                [WHOLE_IMAGE],
+                view_size=lambda *_, side=side: (side, side),
+                decode=decode,
+                on_white=True,
+            )
+            assert FORM.encode(data, decoded) == expected
+            if kind == "PNG" or (decode == "exact" and min(size) < 256):
+                with monkeypatch.context() as patch:
+                    patch.delattr(kept_module, "decode_for_short_side")  # it is not decoded again
+                    assert FORM.encode(data, decoded) == expected
