@@ -17,7 +17,7 @@ from .launch import Launch, RaisedElsewhere, find_launch
 _Result = TypeVar("_Result")
 
 _TIMEOUT = timedelta(minutes=60)
-"""Longest wait for the others: rank 0 evaluates while they wait."""
+"""Longest wait for the others: rank 0 exports while they wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,15 @@ class Ranks:
         if failure is not None and has_failed.index(True) == self.rank:
             raise failure
         raise RaisedElsewhere
+
+    def run_on_first(self, act: Callable[[], _Result]) -> _Result:
+        """Run ``act`` in rank 0; return its result in every process, pickled.
+
+        Raises:
+            RaisedElsewhere: it failed; rank 0 raises its own error.
+        """
+        found = self.run_together(lambda: act() if self.is_first else None)
+        return cast(_Result, self.broadcast(found))
 
     def error_of_first(self, error: TrainError) -> TrainError:
         """Return an error that all processes meet for rank 0, and a silent one for the others."""

@@ -33,6 +33,8 @@ from .pictures import decoded_pictures
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..distributed import Ranks
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embeddings:
@@ -101,8 +103,12 @@ def student_embeddings(
     logit: tuple[float, float] | None = None,
     progress: TaskProgress | None = None,
     hint: str = "; if the corpus has moved, add --corpus-root OLD=NEW",
+    ranks: "Ranks | None" = None,
 ) -> Embeddings:
     """Return a model's embeddings of the whole images, from their files, and of the texts.
+
+    Each process embeds some of the batches and returns all rows. A batch has the rows that it has with one
+    process, so the embeddings are equal.
 
     Args:
         model: a SiglipModel or Siglip2Model, or the vision or text model of either, on the device. It runs
@@ -121,10 +127,13 @@ def student_embeddings(
         logit: (logit_scale, a logarithm, and logit_bias), for a model without them.
         progress: shows how many are done; None: nothing is shown.
         hint: remedy where none of the images can be read.
+        ranks: processes that all call this with equal arguments; None: this one alone.
 
     Raises:
         TrainError: none of the images can be read.
     """
+    from ..distributed import Ranks
+
     runner = _Runner(
         checkpoint,
         device,
@@ -133,6 +142,7 @@ def student_embeddings(
         num_workers,
         progress or TaskProgress(Display()),
         hint,
+        ranks or Ranks(),
     )
     was_training = model.training
     model.eval()
@@ -193,11 +203,55 @@ class _Runner:
     num_workers: int
     progress: TaskProgress
     hint: str
+    ranks: "Ranks"
 
     def images(
         self, tower: Any, refs: Sequence[ImageRef], sha256_N: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float32], dict[int, str]]:
         """Return (N, D) unit rows, NaN for images that cannot be used, and the reasons by row."""
+        own = self._own(len(refs))
+        known_N = None if sha256_N is None else sha256_N[own]
+
+        def embed() -> tuple[NDArray[np.float32], dict[int, str]]:
+            return self._own_images(tower, [refs[int(i)] for i in own], known_N)
+
+        images_ND, faults = self.ranks.run_together(embed)
+        for found in self.ranks.gather_objects(faults):
+            faults |= found
+        images_ND = self._all(images_ND, len(refs))
+        if refs and np.isnan(images_ND).all():
+            row = refs[0].row
+            error = TrainError(
+                f"none of {len(refs):,} images can be used (row {row}: {faults.get(row)}){self.hint}"
+            )
+            raise self.ranks.error_of_first(error)
+        return images_ND, faults
+
+    def texts(self, tower: Any, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return (M, D) unit rows."""
+        own = [texts[int(i)] for i in self._own(len(texts))]
+        rows_MD = self.ranks.run_together(lambda: self._own_texts(tower, own))
+        return self._all(rows_MD, len(texts))
+
+    def _own(self, num_rows: int) -> NDArray[np.int64]:
+        """Return the rows of this process: every world_size-th batch."""
+        rows = np.arange(num_rows)
+        return rows[rows // self.batch_size % self.ranks.world_size == self.ranks.rank]
+
+    def _all(self, own_ND: NDArray[np.float32], num_rows: int) -> NDArray[np.float32]:
+        """Return the rows of all processes, in order."""
+        import torch
+
+        whose_N = np.arange(num_rows) // self.batch_size % self.ranks.world_size
+        counts = np.bincount(whose_N, minlength=self.ranks.world_size).tolist()
+        rows_ND = np.empty((num_rows, self.checkpoint.embed_dim), np.float32)
+        gathered = self.ranks.gather_rows(torch.from_numpy(own_ND), counts)
+        rows_ND[np.argsort(whose_N, kind="stable")] = gathered.numpy()
+        return rows_ND
+
+    def _own_images(
+        self, tower: Any, refs: Sequence[ImageRef], sha256_N: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.float32], dict[int, str]]:
         images_ND = np.full((len(refs), self.checkpoint.embed_dim), np.nan, np.float32)
         faults: dict[int, str] = {}
         batches = decoded_pictures(
@@ -215,15 +269,9 @@ class _Runner:
                 )
             faults |= found
             self.progress.advance(len(batch.refs))
-        if refs and np.isnan(images_ND).all():
-            row = refs[0].row
-            raise TrainError(
-                f"none of {len(refs):,} images can be used (row {row}: {faults.get(row)}){self.hint}"
-            )
         return images_ND, faults
 
-    def texts(self, tower: Any, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return (M, D) unit rows."""
+    def _own_texts(self, tower: Any, texts: Sequence[str]) -> NDArray[np.float32]:
         import torch
 
         tokenizer = TextTokenizer(self.checkpoint)

@@ -149,9 +149,7 @@ def fit_pca(resolved: Resolved, ranks: Ranks | None = None) -> PcaMap:
 
     Rank 0 fits it to at most a million images and as many texts, drawn by the seed, for all.
     """
-    ranks = ranks or Ranks()
-    fitted = ranks.run_together(lambda: _fit_pca(resolved) if ranks.is_first else None)
-    return ranks.broadcast(fitted)
+    return (ranks or Ranks()).run_on_first(lambda: _fit_pca(resolved))
 
 
 def _fit_pca(resolved: Resolved) -> PcaMap:

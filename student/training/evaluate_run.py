@@ -15,6 +15,7 @@ from ...images.image import ImageRef
 from ...siglip import load_model, resolve_checkpoint, text_tower
 from ...store.targets.distortion import soft_target_error
 from ..data.split import split_policy
+from ..distributed import Ranks
 from ..evaluation.embeddings import (
     Embeddings,
     student_embeddings,
@@ -37,7 +38,13 @@ class HeldOutEvaluation:
     """Evaluates a student of a run on held-out images, again and again."""
 
     def __init__(
-        self, resolved: Resolved, pca: PcaMap | None, *, max_images: int, split: Split = "val"
+        self,
+        resolved: Resolved,
+        pca: PcaMap | None,
+        *,
+        max_images: int,
+        split: Split = "val",
+        ranks: Ranks | None = None,
     ) -> None:
         """Choose the images and read the teacher's embeddings of them.
 
@@ -46,9 +53,10 @@ class HeldOutEvaluation:
             pca: the fixed map, where there is one.
             max_images: most images; more than those held out are drawn by the seed of the run.
             split: images to choose from.
+            ranks: processes that embed together; None: this one alone.
         """
         config, cache = resolved.config, resolved.cache
-        self._resolved, self._pca = resolved, pca
+        self._resolved, self._pca, self._ranks = resolved, pca, ranks or Ranks()
         self.eval_set = choose_eval_set(
             cache, resolved.corpus, split=split, max_images=max_images, seed=config.seed
         )
@@ -63,21 +71,10 @@ class HeldOutEvaluation:
             self._reference, self._reference, self.eval_set, is_whole=is_whole, seed=seed
         )
 
-    def student(
-        self, distiller: Distiller, name: str, *, has_map: bool = True, is_whole: bool = True
+    def metrics(
+        self, student: Embeddings, map_ED: NDArray[np.float32] | None, *, is_whole: bool = True
     ) -> dict[str, Any]:
-        """Return the metrics of a student; its mode, training or not, is restored.
-
-        Args:
-            distiller: the student.
-            name: of the column.
-            has_map: whether a learned map is more than random by now.
-            is_whole: see evaluate().
-
-        Raises:
-            TrainError: none of the images can be read.
-        """
-        student, map_ED = self.embeddings(distiller, name, has_map=has_map)
+        """Return the metrics of what embeddings() returned; ``is_whole`` as in evaluate()."""
         seed = self._resolved.config.seed
         return evaluate(
             student,
@@ -93,7 +90,15 @@ class HeldOutEvaluation:
     ) -> tuple[Embeddings, NDArray[np.float32] | None]:
         """Return a student's embeddings, in the space in which it is exported, and the map to the teacher's.
 
-        Arguments and errors are those of student().
+        Each process embeds a share and returns all. The student's mode, training or not, is restored.
+
+        Args:
+            distiller: the student.
+            name: of the embeddings.
+            has_map: whether a learned map is more than random by now.
+
+        Raises:
+            TrainError: none of the images can be read.
         """
         resolved, config = self._resolved, self._resolved.config
         map_ED = None if self._pca is None else self._pca.map_ED
@@ -116,6 +121,7 @@ class HeldOutEvaluation:
             images_ND=images_ND,
             texts_MD=texts_MD,
             logit=(float(scale.detach()), float(bias.detach())),
+            ranks=self._ranks,
         )
         if has_map and distiller.projection is not None:
             map_ED = distiller.projection.weight.detach().float().cpu().numpy()
@@ -153,34 +159,46 @@ class HeldOutEvaluation:
 
 
 def evaluate_student(
-    resolved: Resolved, distiller: Distiller, run: RunFolder, column: str, pca: PcaMap | None
+    resolved: Resolved,
+    distiller: Distiller,
+    run: RunFolder | None,
+    column: str,
+    pca: PcaMap | None,
+    ranks: Ranks,
 ) -> None:
     """Evaluate the student on held-out images; add its column and the teacher's to evaluation.json.
 
-    Does nothing if no image is held out, config.eval_samples is 0, or the column is there.
+    All processes call it, and each embeds a share of the images and texts.
 
     Args:
         resolved: settings, cache and checkpoint.
         distiller: the student.
-        run: where the evaluation is written.
+        run: where rank 0 writes the evaluation; None in the others.
         column: ``before`` or ``after``.
         pca: the fixed map, where there is one.
+        ranks: this process among the others.
     """
-    if not lacks_evaluation(resolved, run, column):
-        return
     config = resolved.config
-    columns = run.read_evaluation()
-    policy = split_policy(config.val_share, config.val_keys)
-    held_out = HeldOutEvaluation(resolved, pca, max_images=config.eval_samples)
-    eval_set = held_out.eval_set
-    columns["teacher"] = held_out.teacher()
-    columns[column] = held_out.student(distiller, f"student {column}", has_map=column == "after")
-    columns["gallery"] = eval_set_numbers(eval_set, policy) | {
-        "held_out_images": eval_set.num_split_images,
-        "captions": eval_set.num_captions,
-        "texts_also_in_train": eval_set.num_texts_in_train,
-    }
-    run.write_evaluation(columns)
+    held_out = ranks.run_together(
+        lambda: HeldOutEvaluation(resolved, pca, max_images=config.eval_samples, ranks=ranks)
+    )
+    student, map_ED = held_out.embeddings(distiller, f"student {column}", has_map=column == "after")
+
+    def write() -> None:
+        if run is None:
+            return
+        columns, eval_set = run.read_evaluation(), held_out.eval_set
+        columns["teacher"] = held_out.teacher()
+        columns[column] = held_out.metrics(student, map_ED)
+        policy = split_policy(config.val_share, config.val_keys)
+        columns["gallery"] = eval_set_numbers(eval_set, policy) | {
+            "held_out_images": eval_set.num_split_images,
+            "captions": eval_set.num_captions,
+            "texts_also_in_train": eval_set.num_texts_in_train,
+        }
+        run.write_evaluation(columns)
+
+    ranks.run_together(write)
 
 
 def lacks_evaluation(resolved: Resolved, run: RunFolder, column: str) -> bool:

@@ -4,6 +4,7 @@ from typing import Any
 
 from ...errors import SettingError
 from ..config import BestMetric
+from ..distributed import Ranks
 from ..evaluation.report import main_metrics
 from ..losses.pca_map import PcaMap
 from .checkpoints import Best, WeightsKind
@@ -23,9 +24,14 @@ class Evaluations:
     """Evaluates the model and its moving average on a sample of held-out images; keeps the best."""
 
     def __init__(
-        self, resolved: Resolved, run: RunFolder, pca: PcaMap | None, progress: TrainProgress
+        self,
+        resolved: Resolved,
+        run: RunFolder | None,
+        pca: PcaMap | None,
+        progress: TrainProgress,
+        ranks: Ranks,
     ) -> None:
-        """Choose the images and the metric.
+        """Choose the images and the metric; every process has an object of its own.
 
         Raises:
             SettingError: no image is held out, or the metric does not apply to those that are.
@@ -36,8 +42,10 @@ class Evaluations:
                 f"eval_every {config.eval_every} needs held-out images, and val_share {config.val_share} "
                 "or val_keys holds out none; give --val-share 0.05, or leave --eval-every out"
             )
-        self._run, self._progress = run, progress
-        self._held_out = HeldOutEvaluation(resolved, pca, max_images=config.eval_every_samples)
+        self._run, self._progress, self._ranks = run, progress, ranks
+        self._held_out = HeldOutEvaluation(
+            resolved, pca, max_images=config.eval_every_samples, ranks=ranks
+        )
         of_teacher = main_metrics(self._held_out.teacher(is_whole=False))
         chosen = config.best_metric
         if chosen is not None and chosen not in of_teacher:
@@ -59,21 +67,43 @@ class Evaluations:
     def evaluate(
         self, step: int, distiller: Distiller, average: WeightAverage | None
     ) -> dict[str, Any]:
-        """Evaluate after a step; return the numbers, and write the weights if they are the best so far."""
+        """Evaluate after a step; return the numbers in rank 0, which writes the weights if they are the best.
+
+        All processes call it, and each embeds a share of the images and texts.
+        """
         found = self._of(step, distiller, "model")
         if average is not None:
             with average.swapped_in():
                 found |= self._of(step, distiller, "ema")
-        self._progress.say(f"evaluated step {step:,}: {self._line(found)}{self._best_words(step)}")
+        if self._run is not None:
+            words = self._best_words(step)
+            self._progress.say(f"evaluated step {step:,}: {self._line(found)}{words}")
         return found
 
     def _of(self, step: int, distiller: Distiller, kind: WeightsKind) -> dict[str, float]:
-        found = main_metrics(self._held_out.student(distiller, kind, is_whole=False))
+        student, map_ED = self._held_out.embeddings(distiller, kind)
+
+        def measure() -> dict[str, float]:
+            if self._run is None:
+                return {}
+            found = main_metrics(self._held_out.metrics(student, map_ED, is_whole=False))
+            self._note_best(self._run, step, distiller, kind, found)
+            return {_PREFIX[kind] + name: value for name, value in found.items()}
+
+        return self._ranks.run_together(measure)
+
+    def _note_best(
+        self,
+        run: RunFolder,
+        step: int,
+        distiller: Distiller,
+        kind: WeightsKind,
+        found: dict[str, float],
+    ) -> None:
         value = found.get(self._metric)
         if value is not None and self._is_better(value):
             self.best = Best(step, kind, self._metric, value)
-            self._run.save_best(self.best, on_host(distiller.state_dict()))
-        return {_PREFIX[kind] + name: value for name, value in found.items()}
+            run.save_best(self.best, on_host(distiller.state_dict()))
 
     def _is_better(self, value: float) -> bool:
         if self.best is None or self.best.metric != self._metric:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...errors import SettingError
 from ..config import TrainConfig
+from ..distributed import Ranks
 from ..evaluation.report import result_rows
 from ..export.atomic_folder import MARK
 from ..export.export import WeightsDtype, export_model, export_tower
@@ -35,29 +36,55 @@ from .run_folder import RunFolder
 def export_run(
     resolved: Resolved,
     distiller: Distiller,
-    run: RunFolder,
+    run: RunFolder | None,
     pca: PcaMap | None,
     progress: TrainProgress,
+    ranks: Ranks,
 ) -> None:
     """Evaluate the student, export RUN/model and the map between the widths, plot RUN/loss.png.
 
-    Does nothing if RUN/model was made from the weights that config.export names, and these are evaluated.
+    All processes call it: they evaluate together, then rank 0 writes. Does nothing if RUN/model was made from
+    the weights that config.export names, and these are evaluated.
 
     Raises:
         TrainError: the run has no such weights.
     """
-    choice = resolved.config.export
-    weights = run.checkpoints.weights(choice)
-    made_from = made_from_of(resolved, weights)
-    if made_from == _recorded_source(run) and not lacks_evaluation(resolved, run, "after"):
+
+    def find() -> tuple[Weights, dict[str, Any]] | None:
+        assert run is not None
+        weights = run.checkpoints.weights(resolved.config.export)
+        made_from = made_from_of(resolved, weights)
+        if made_from == _recorded_source(run) and not lacks_evaluation(resolved, run, "after"):
+            return None
+        columns = run.read_evaluation()
+        if columns.pop("after", None) is not None:  # of other or unknown weights
+            run.write_evaluation(columns)
+        return weights, made_from
+
+    found = ranks.run_on_first(find)
+    if found is None:
         return
+    weights, made_from = found
     progress.stop()
-    if choice != "last":  # those are in the distiller
-        load_weights(distiller, weights.load(), str(weights.path))
-    columns = run.read_evaluation()
-    if columns.pop("after", None) is not None:  # of other or unknown weights
-        run.write_evaluation(columns)
-    evaluate_student(resolved, distiller, run, "after", pca)
+    if resolved.config.export != "last":  # those are in the distiller
+        tensors = ranks.run_together(lambda: None if run is None else weights.load())
+        tensors = ranks.broadcast_tensors(tensors, distiller.device)
+        load_weights(distiller, tensors, str(weights.path))
+    if ranks.run_on_first(lambda: run is not None and lacks_evaluation(resolved, run, "after")):
+        evaluate_student(resolved, distiller, run, "after", pca, ranks)
+    ranks.run_together(
+        lambda: None if run is None else _write(resolved, distiller, weights, run, pca, made_from)
+    )
+
+
+def _write(
+    resolved: Resolved,
+    distiller: Distiller,
+    weights: Weights,
+    run: RunFolder,
+    pca: PcaMap | None,
+    made_from: Mapping[str, Any],
+) -> None:
     map_ED = map_of(distiller, pca)
     if map_ED is not None:
         run.write(PROJECTION, projection_bytes(map_ED))

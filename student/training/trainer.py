@@ -34,13 +34,16 @@ from .components import (
 )
 from .distiller import Distiller, Embedded
 from .ema import WeightAverage
+from .evaluate_run import evaluate_student, lacks_evaluation, pca_lines
 from .evaluations import Evaluations
+from .export_run import export_run
 from .gradient_cache import GradientCache
 from .initial_weights import begin_from
 from .learnability import LearnabilitySelection
 from .loggers import Callbacks, MetricsLogger, check_loggers, make_loggers
 from .nonfinite_steps import NonfiniteSteps
 from .other_tower import check_same_map
+from .out_of_memory import out_of_memory_reported
 from .progress import TrainProgress
 from .resolve import Resolved, device_of, resolve
 from .resolve_teachers import missing_lines
@@ -112,7 +115,8 @@ def train(
     try:
         if device.startswith("cuda:"):  # plain cuda is the current one already
             torch.cuda.set_device(device)
-        with ExitStack() as stack, lost_peers_reported(ranks):
+        reported = out_of_memory_reported(config, device, ranks.world_size)
+        with ExitStack() as stack, lost_peers_reported(ranks), reported:
 
             def start() -> Trainer:
                 resolved, run = resolve(config, launch, device), None
@@ -170,7 +174,7 @@ class Trainer:
         self._distiller = self.make_distiller(resolved)
         self._optimizer = make_optimizer(self._distiller, resolved)
         self._average = None
-        if self._config.ema is not None and run is not None:
+        if self._config.ema is not None:  # in every process: each evaluates a share
             self._average = WeightAverage(
                 self._distiller,
                 self._config.ema,
@@ -200,15 +204,14 @@ class Trainer:
 
     def run(self) -> TrainSummary:
         """Make the remaining steps, evaluate and export."""
-        from .evaluate_run import evaluate_student, lacks_evaluation, pca_lines
-        from .export_run import export_run
-
         resolved = self._resolved
         if resolved.projection == "pca":
             self._pca = fit_pca(resolved, self._ranks)
             self._on_first(lambda run: check_same_map(self._config, resolved.teacher, self._pca))
         if self._config.eval_every is not None:
-            self._on_first(self._make_evaluations)
+            self._evaluations = self._ranks.run_together(
+                lambda: Evaluations(resolved, self._run, self._pca, self._progress, self._ranks)
+            )
         self._labels = LabelMaker(resolved, self._pca)
         done = self._restore()
         first_steps = self._ranks.broadcast(self._first_steps)
@@ -225,15 +228,9 @@ class Trainer:
             for line in pca_lines(resolved, self._pca):
                 self._progress.say(line)
 
-        def evaluate_start(run: RunFolder) -> None:
-            if self._has_start and lacks_evaluation(resolved, run, "before"):
-                start = self._distiller
-                if done:
-                    start = self.make_distiller(resolved)
-                    begin_from(start, self._config.init_from)
-                evaluate_student(resolved, start, run, "before", self._pca)
-
-        self._on_first(evaluate_start)
+        if self._has_start and self._lacks_evaluation_before():
+            start = self._ranks.run_together(lambda: self._start(done))
+            evaluate_student(resolved, start, self._run, "before", self._pca, self._ranks)
         for note in (
             resolved.kept_note,
             resolved.selection_note,
@@ -250,9 +247,7 @@ class Trainer:
             for logger in self._loggers:
                 logger.close()
         seconds = time.monotonic() - started
-        self._on_first(
-            lambda run: export_run(resolved, self._distiller, run, self._pca, self._progress)
-        )
+        export_run(resolved, self._distiller, self._run, self._pca, self._progress, self._ranks)
         num_images = (resolved.steps - done) * self._config.global_batch_size
         return TrainSummary(
             steps=resolved.steps,
@@ -270,8 +265,19 @@ class Trainer:
         """Whether the initial student can be evaluated: texts alone are compared through a fitted map."""
         return self._config.towers != "text" or self._distiller.projection is None
 
-    def _make_evaluations(self, run: RunFolder) -> None:
-        self._evaluations = Evaluations(self._resolved, run, self._pca, self._progress)
+    def _lacks_evaluation_before(self) -> bool:
+        run = self._run
+        return self._ranks.run_on_first(
+            lambda: run is not None and lacks_evaluation(self._resolved, run, "before")
+        )
+
+    def _start(self, done: int) -> Distiller:
+        """Return the student as it was before the first step."""
+        if not done:
+            return self._distiller
+        start = self.make_distiller(self._resolved)
+        begin_from(start, self._config.init_from)
+        return start
 
     def _padded_size(self) -> int:
         """Return the images, and texts, of a full micro-batch of one process."""
@@ -384,15 +390,14 @@ class Trainer:
 
     def _evaluate(self, step: int) -> dict[str, Any]:
         """Evaluate after a step; return the numbers in rank 0."""
-        found = dict[str, Any]()
+        assert self._evaluations is not None
+        found = self._evaluations.evaluate(step, self._distiller, self._average)
 
-        def evaluate(run: RunFolder) -> None:
-            assert self._evaluations is not None
-            found.update(self._evaluations.evaluate(step, self._distiller, self._average))
+        def tell(_: RunFolder) -> None:
             if self._callbacks.on_eval is not None:
                 self._callbacks.on_eval({"step": step, **found})
 
-        self._on_first(evaluate)
+        self._on_first(tell)
         return found
 
     def _shared(self, stop: StopFlag, batch: Batch) -> tuple[bool, bool, list[tuple[str, str]]]:
@@ -429,10 +434,11 @@ class Trainer:
         else:
             begin_from(self._distiller, self._config.init_from)
         if self._average is not None:
-            if saved is None or saved.ema is None:
-                self._average.restart()
+            if self._ranks.broadcast(saved is not None and saved.ema is not None):
+                own = saved and saved.ema
+                self._average.load(self._ranks.broadcast_tensors(own, self._distiller.device))
             else:
-                self._average.load(saved.ema)
+                self._average.restart()
         self._best = None if saved is None else saved.best
         if self._evaluations is not None:
             self._evaluations.best = self._best

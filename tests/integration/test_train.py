@@ -42,7 +42,7 @@ from siglip2_cache.precompute.build import build
 from siglip2_cache.student.config_file import make_config
 from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.launch import Launch
-from siglip2_cache.student.training import components
+from siglip2_cache.student.training import components, trainer
 from siglip2_cache.student.training.resolve import resolve
 from siglip2_cache.student.training.schedule import Schedule
 from siglip2_cache.student.training.trainer import Trainer, TrainSummary, train
@@ -556,7 +556,8 @@ def test_a_process_without_a_usable_image_goes_on_with_the_other(
 ) -> None:
     """With one image each a step: where it is skipped, a process has none."""
     one, two, settings = tmp_path / "one", tmp_path / "two", tmp_path / "run.yaml"
-    shared = {**FINISHED, "corpus_roots": changed, "global_batch_size": 2, "eval_samples": 0}
+    watched = {"eval_every": 10, "ema": 0.9}
+    shared = {**FINISHED, "corpus_roots": changed, "global_batch_size": 2, **watched}
     train_of(made.cache, tiny_student, one, **shared)
     given = settings_of(made.cache, tiny_student, two, **shared)
     settings.write_text(json.dumps(given, default=str))
@@ -566,6 +567,15 @@ def test_a_process_without_a_usable_image_goes_on_with_the_other(
     for found, expected in zip(metrics_of(two), metrics_of(one), strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
         assert found["skipped"] == expected["skipped"]
+        evaluated = {name: expected[name] for name in expected if "eval_" in name}
+        assert {name: found[name] for name in found if "eval_" in name} == pytest.approx(
+            evaluated, rel=1e-3
+        )
+    assert len([line for line in metrics_of(two) if "ema_eval_mean_r1" in line]) == 2
+    before, expected = (
+        json.loads((run / "evaluation.json").read_text())["before"] for run in (two, one)
+    )
+    assert before == expected
 
 
 def test_a_step_in_which_no_process_has_an_image_ends_the_run(
@@ -656,6 +666,56 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_run_finishes(
     before, after = (load_file(saved[step] / "model.safetensors") for step in (7, 8))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(tensor.isfinite().all() for tensor in weights_of(run).values())
+
+
+def test_a_run_whose_steps_are_read_late_as_on_cuda_is_the_same(
+    made: Made, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, late = tmp_path / "now", tmp_path / "late"
+    settings = {"steps": 10, "save_every": 4, "eval_every": 5, "ema": 0.9}
+    poisoned_train_of(made, tiny_student, now, (3, 8), **settings)
+    monkeypatch.setattr(trainer, "reads_late", lambda _: True)
+    order: list[str] = []
+    make, read = Trainer._make_step, Trainer._read
+
+    def make_step(self: Trainer, step: int, batch: Batch) -> Any:
+        order.append(f"make {step}")
+        return make(self, step, batch)
+
+    def read_step(self: Trainer, made_step: Any) -> None:
+        order.append(f"read {made_step.step}")
+        read(self, made_step)
+
+    monkeypatch.setattr(Trainer, "_make_step", make_step)
+    monkeypatch.setattr(Trainer, "_read", read_step)
+    poisoned_train_of(made, tiny_student, late, (3, 8), **settings)
+    assert_same_run(late, now)
+    # Steps 4, 5 and 8 to 10 are due for a checkpoint, an evaluation, or are the last: read at once.
+    assert order[:10] == [
+        *("make 1", "make 2", "read 1", "make 3", "read 2"),
+        *("make 4", "read 3", "read 4", "make 5", "read 5"),
+    ]
+
+
+def test_a_step_that_does_not_fit_in_memory_ends_the_run_with_the_remedy(
+    made: Made, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+
+    run = tmp_path / "run"
+    train_of(made.cache, tiny_student, run, steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_make_step", fail)
+        with pytest.raises(TrainError) as stopped:
+            train_of(made.cache, tiny_student, run, steps=4)
+    assert str(stopped.value) == (
+        "a forward and backward pass of 8 images does not fit in the memory of cpu (CUDA out of memory. "
+        "Tried to allocate 2.00 GiB.); resume with --micro-batch-size 4, which changes no result, or with "
+        "--gradient-checkpointing"
+    )
+    summary = train_of(made.cache, tiny_student, run, steps=4, micro_batch_size=4)
+    assert summary.first_step == 3
 
 
 def test_a_run_that_skipped_a_step_resumes_bit_for_bit(

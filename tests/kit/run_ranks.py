@@ -1,6 +1,6 @@
 """Steps of a training in two processes, for tests that compare them with one.
 
-python run_ranks.py STUDENT NAFLEX_STUDENT OUT: writes OUT, a dictionary of what each scenario gave.
+python run_ranks.py STUDENT NAFLEX_STUDENT CORPUS OUT: writes OUT, a dictionary of what each scenario gave.
 """
 
 import os
@@ -19,8 +19,12 @@ import transformers.models.siglip2.modeling_siglip2  # noqa: F401 - before the p
 from torch.distributed import TCPStore
 
 from kit.steps import Case, gradients_of, part_of
+from siglip2_cache.images.image import ImageRef
+from siglip2_cache.images.image_bytes import ImageLocation
+from siglip2_cache.siglip import load_trainable, resolve_checkpoint
 from siglip2_cache.student.config import TrainConfig
 from siglip2_cache.student.distributed import Ranks, join_ranks, leave_ranks
+from siglip2_cache.student.evaluation.embeddings import Embeddings, student_embeddings
 from siglip2_cache.student.positives import Positives
 from siglip2_cache.student.training.gradient_cache import GradientCache
 from siglip2_cache.student.training.parameter_groups import make_groups
@@ -141,9 +145,26 @@ def _share(
     return part_of(batch, labels, images, texts, ranks.rank)
 
 
-def run_all(student: Path, naflex_student: Path, ranks: Ranks | None) -> dict[str, Any]:
+def embeddings(student: Path, corpus: Path, ranks: Ranks | None) -> Embeddings:
+    """Return a student's embeddings of five images, one of them broken, and three texts, two a batch."""
+    checkpoint = resolve_checkpoint(str(student))
+    paths = sorted(corpus.glob("*.png"))
+    return student_embeddings(
+        load_trainable(checkpoint, towers="both", is_new=False),
+        checkpoint,
+        [ImageRef(row, ImageLocation(path=path), ()) for row, path in enumerate(paths)],
+        ["a cat", "two dogs", "nothing"],
+        device="cpu",
+        compute_dtype="float32",
+        batch_size=2,
+        num_workers=0,
+        ranks=ranks,
+    )
+
+
+def run_all(student: Path, naflex_student: Path, corpus: Path, ranks: Ranks) -> dict[str, Any]:
     """Return what every scenario gives."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"embeddings": embeddings(student, corpus, ranks)}
     for name, scenario in SCENARIOS.items():
         of = naflex_student if scenario.is_naflex else student
         found[name] = first_gradient(scenario, of, ranks)
@@ -172,7 +193,7 @@ def _in_processes(run: Callable[[int], None]) -> None:
 
 
 def main() -> None:
-    student, naflex_student, out = map(Path, sys.argv[1:])
+    student, naflex_student, corpus, out = map(Path, sys.argv[1:])
     # Its port is taken from here on, so that nobody else takes it before the processes have begun.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
@@ -189,7 +210,7 @@ def main() -> None:
         torch.set_num_threads(1)
         try:
             ranks = join_ranks("cpu")
-            found = run_all(student, naflex_student, ranks)
+            found = run_all(student, naflex_student, corpus, ranks)
         except BaseException:
             traceback.print_exc()
             raise
