@@ -239,11 +239,11 @@ def test_a_drawn_caption_counts_by_the_teachers_probability_of_it(
     objective, rows = objective_of(term, **settings), rows_of()
     assert rows.bank is not None
     weights = {
-        name: float(objective.caption_weights(U_NE, columns).sum())
+        name: objective.caption_weights(U_NE, columns).sum()
         for name, columns in (("caption_weight", rows.texts), ("bank_caption_weight", rows.bank))
     }
     own_weight = weights["caption_weight" if term == "contrastive" else "bank_caption_weight"]
-    assert own_weight == pytest.approx(sum(p.values()), rel=1e-12)
+    assert float(own_weight) == pytest.approx(sum(p.values()), rel=1e-12)
     assert own_weight >= 1
     found = value_of(term, rows_of(counts=replace(COUNTS, **weights)), **settings)
     assert found == pytest.approx(total / max(1, sum(p.values())), rel=1e-12)
