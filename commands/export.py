@@ -99,8 +99,9 @@ def model(
     to: Annotated[
         list[str] | None,
         option(
-            "onnx|transformers-js",
-            "Write ONNX graphs instead, which both read, and check them against PyTorch. Repeatable.",
+            "onnx|transformers-js|open-clip",
+            "Write files for other runtimes, and check them against PyTorch: ONNX graphs, which the first "
+            "two read, or those of open_clip. Repeatable.",
             default="plain transformers",
         ),
     ] = None,
@@ -108,7 +109,7 @@ def model(
         list[str] | None,
         option(
             "float32|float16|int8",
-            "With --to: precision that must pass the check. Repeatable.",
+            "With --to onnx: precision that must pass the check. Repeatable.",
             default="float32, and the others if they pass",
         ),
     ] = None,
@@ -167,7 +168,7 @@ def model(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint of a training, finished or running, as a folder for plain transformers or ONNX."""
+    """Write a checkpoint of a training, finished or running, for transformers, ONNX or open_clip."""
     from ..student.export.push import check_push
     from ..student.export.push import push as push_folder
     from ..student.training.export_checkpoint import ExportCheckpointConfig, export_checkpoint

@@ -55,6 +55,27 @@ const { logits_per_image } = await model({ ...texts, ...images });
 const probabilities = logits_per_image.sigmoid().tolist()[0];  // one a text; they need not add up to 1
 ```
 """
+_OPEN_CLIP = """\
+## open_clip
+
+```python
+import open_clip
+import torch
+from PIL import Image
+
+folder = "local-dir:."  # this folder; on the hub hf-hub:ORG/NAME
+model, _, prepare = open_clip.create_model_and_transforms(folder)
+tokenizer = open_clip.get_tokenizer(folder)
+
+with torch.no_grad():
+    image = model.encode_image(prepare(Image.open("picture.jpg"))[None], normalize=True)
+    texts = model.encode_text(tokenizer(["a red cat", "two dogs"]), normalize=True)
+    probabilities = torch.sigmoid(model.logit_scale.exp() * image @ texts.T + model.logit_bias)
+```
+
+open_clip repairs wrongly decoded text, replaces HTML entities and joins white space before its tokenizer; the
+training did not."""
+
 _JS_DTYPES = {"float32": "fp32", "float16": "fp16", "int8": "q8"}
 
 
@@ -75,11 +96,16 @@ def write_runtime_card(
     path = checkpoint.folder / "README.md"
     card = path.read_text("utf-8") if path.is_file() else f"# {checkpoint.name}\n"
     recipe = checkpoint.image
-    if isinstance(recipe, NaflexRecipe):
+    usage: list[str] = []
+    if set(parities) <= {"open-clip"}:
+        pass
+    elif isinstance(recipe, NaflexRecipe):
         usage = [_ONNX.replace("**IMAGE", _NAFLEX_INPUTS)]
     else:
         (height, width), onnx = recipe.size, _ONNX.replace("**IMAGE", _FIXED_INPUTS)
         usage = [onnx, _JS.replace("WIDTH", str(width)).replace("HEIGHT", str(height))]
+    if "open-clip" in parities:
+        usage.append(_OPEN_CLIP)
     parts = [card, *usage, _parity(parities)]
     if left_out:
         parts.append(
@@ -89,6 +115,13 @@ def write_runtime_card(
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
+def _files_of(name: str) -> str:
+    """Return two cells of the table: the files, and what transformers.js calls their precision."""
+    if name == "open-clip":
+        return "`open_clip_model.safetensors` | "
+    return f"`onnx/*{SUFFIXES[name]}.onnx` | {_JS_DTYPES[name]}"
+
+
 def _parity(parities: Mapping[str, Parity]) -> str:
     some = next(iter(parities.values()))
     rows = [
@@ -96,7 +129,7 @@ def _parity(parities: Mapping[str, Parity]) -> str:
         "largest logit error | R@1 image to text | R@1 text to image | KL / entropy |",
         "|" + " --- |" * 8,
         *(
-            f"| `onnx/*{SUFFIXES[name]}.onnx` | {_JS_DTYPES[name]} | {parity.image_cosine:.6f} | "
+            f"| {_files_of(name)} | {parity.image_cosine:.6f} | "
             f"{parity.text_cosine:.6f} | {parity.logit_error:.4f} | "
             f"{parity.image_to_text[1]:.4f} (PyTorch {parity.image_to_text[0]:.4f}) | "
             f"{parity.text_to_image[1]:.4f} (PyTorch {parity.text_to_image[0]:.4f}) | {parity.kl_share:.2e} |"

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-RUNTIMES = ("onnx", "transformers-js")
+RUNTIMES = ("onnx", "transformers-js", "open-clip")
+_ONNX = {"onnx", "transformers-js"}
+"""Those that read ONNX graphs."""
+
 _CALIBRATION_IMAGES = 64
 
 
@@ -47,7 +51,7 @@ class RuntimesConfig:
     """Folder to write; an earlier export is replaced."""
 
     to: tuple[str, ...]
-    """Runtimes, of RUNTIMES. onnx and transformers-js are one folder, which both read."""
+    """Runtimes, of RUNTIMES. onnx and transformers-js read the same files; open-clip has its own."""
 
     check: Location | str | None = None
     """Cache whose held-out images and captions the files are checked on."""
@@ -81,8 +85,22 @@ class RuntimesConfig:
                     raise SettingError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if not self.to:
             raise SettingError(f"to must name a runtime: {', '.join(RUNTIMES)}")
+        if self.precisions and not self.has_graphs:
+            raise SettingError(
+                "precision is of ONNX graphs; add --to onnx, or leave out --precision"
+            )
+        if self.into_teacher_space and "open-clip" in self.to:
+            raise SettingError(
+                "into_teacher_space is not there for open_clip, whose image tower ends with its pooling; "
+                "leave it out, or use --to onnx"
+            )
         if self.samples < 1:
             raise SettingError(f"samples must be at least 1, got {self.samples}")
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether ONNX graphs are written."""
+        return bool(_ONNX & set(self.to))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +124,13 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
         DiskFullError: the disk is full; ``out`` is unchanged.
     """
     from .held_out import read_held_out, student_outputs
+    from .open_clip_files import check_open_clip_installed, timm_name, write_checked_open_clip
 
-    check_onnx_installed()
+    has_open_clip = "open-clip" in config.to
+    if config.has_graphs:
+        check_onnx_installed()
+    if has_open_clip:
+        check_open_clip_installed()
     if config.check is None:
         raise SettingError(
             "name a cache with --check, on whose held-out images and captions the files are checked"
@@ -126,20 +149,29 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
     with replaced_atomically(config.out) as folder:
         held_out = read_held_out(rows, checkpoint)
         model = load_model(checkpoint, device="cpu", compute_dtype="float32")
+        if has_open_clip:
+            timm_name(checkpoint, model.config.vision_config)  # refused before anything is written
         student = student_outputs(model, checkpoint, held_out)
         write_settings(model.config, checkpoint, folder)
         del model
-        facts = _facts(checkpoint)
+        facts = _facts(checkpoint, config)
         write_json(folder / "export.json", facts)
-        parities, left_out = write_checked_graphs(
-            checkpoint,
-            folder,
-            config.precisions,
-            student=student,
-            held_out=held_out,
-            read_calibration=lambda: read_held_out(_calibration(rows), checkpoint),
-            map_ED=map_ED,
-        )
+        parities: dict[str, Parity] = {}
+        left_out: dict[str, str] = {}
+        if config.has_graphs:
+            parities, left_out = write_checked_graphs(
+                checkpoint,
+                folder,
+                config.precisions,
+                student=student,
+                held_out=held_out,
+                read_calibration=lambda: read_held_out(_calibration(rows), checkpoint),
+                map_ED=map_ED,
+            )
+        if has_open_clip:
+            parity, num_changed = write_checked_open_clip(checkpoint, folder, held_out)
+            parities["open-clip"] = parity
+            facts["captions_changed_by_open_clip"] = num_changed
         facts |= {
             "files": _files(folder),
             "check": {name: parity.as_json() for name, parity in parities.items()},
@@ -180,13 +212,16 @@ def _calibration(rows: EvalConfig) -> EvalConfig:
     return replace(rows, split="train", samples=_CALIBRATION_IMAGES)
 
 
-def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    import onnx
-    import onnxruntime
-    import torch
+def _facts(checkpoint: Checkpoint, config: RuntimesConfig) -> dict[str, Any]:
+    packages = ["torch"]
+    opset: dict[str, int] = {}
+    if config.has_graphs:
+        from .onnx_graphs import OPSET
 
-    from .onnx_graphs import OPSET
-
+        packages += ["onnx", "onnxruntime"]
+        opset = {"opset": OPSET}
+    if "open-clip" in config.to:
+        packages += ["open_clip_torch", "timm"]
     scale, bias = logit_scale_and_bias(checkpoint)
     return {
         "written_by": f"siglip2-cache {__version__}",
@@ -194,23 +229,19 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "embed_dim": checkpoint.embed_dim,
         "logit_scale": scale,
         "logit_bias": bias,
-        "opset": OPSET,
-        "versions": {
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": onnxruntime.__version__,
-        },
+        **opset,
+        "versions": {name: version(name) for name in packages},
     }
 
 
 def _files(folder: Path) -> dict[str, Any]:
-    """Return size and hash of each graph."""
+    """Return size and hash of each graph, and of the weights for open_clip."""
     return {
         path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,
             "sha256": file_sha256(path),
         }
-        for path in sorted(folder.rglob("*.onnx*"))
+        for path in sorted([*folder.rglob("*.onnx*"), *folder.glob("open_clip_model.safetensors")])
     }
 
 
@@ -236,7 +267,18 @@ def _lines(
         ),
         f"checked on {some.images:,} held-out images and {some.texts:,} captions, against PyTorch:",
         *parity_lines(parities),
+        *_cleaning_line(facts, some),
         *(f"left out {name}: {reason}" for name, reason in left_out.items()),
+    ]
+
+
+def _cleaning_line(facts: dict[str, Any], some: Parity) -> list[str]:
+    num_changed = facts.get("captions_changed_by_open_clip", 0)
+    if num_changed == 0:
+        return []
+    return [
+        f"open_clip changes {num_changed:,} of {some.texts:,} captions before its tokenizer (white space, "
+        "HTML entities): such texts get other embeddings there"
     ]
 
 

@@ -48,6 +48,10 @@ class OnnxStudent:
         facts = json.loads((folder / "export.json").read_text("utf-8"))
         self.logit = (float(np.exp(facts["logit_scale"])), float(facts["logit_bias"]))
 
+    def clean(self, text: str) -> str:
+        """Return the text: nothing is done to it before the tokenizer."""
+        return text
+
     def token_ids(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text, as tokenizer.json gives them without any further setting."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
