@@ -352,8 +352,8 @@ def test_weights_too_large_for_one_file_lie_in_a_second_one(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"to": ("tflite",)}, "to must be one of onnx, transformers-js, got 'tflite'"),
-        ({"to": ()}, "to must name a runtime: onnx, transformers-js"),
+        ({"to": ("tflite",)}, "to must be one of onnx, transformers-js, open-clip, got 'tflite'"),
+        ({"to": ()}, "to must name a runtime: onnx, transformers-js, open-clip"),
         (
             {"precisions": ("int4",)},
             "precision must be one of float32, float16, int8, got 'int4'",
