@@ -4,12 +4,16 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import CheckpointError
 from ..formatting import first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LOGITS = ("logit_scale", "logit_bias")
 _WRAPPED = re.compile(r"((?:\w+\.)+?)(?:(?:text|vision)_model\..*|logit_scale|logit_bias)")
@@ -40,6 +44,21 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file as transformers does: two spaces a level, one line end at the end."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def save_weights(path: Path, tensors: "Mapping[str, Tensor]") -> None:
+    """Write a safetensors file with the permissions of any new file; safetensors lets only its owner read it.
+
+    Args:
+        path: the file, which must not exist.
+        tensors: contiguous, by name.
+    """
+    from safetensors.torch import save_file
+
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...errors import CheckpointError
 from ...siglip import Checkpoint, towers_of
 from ...siglip.config import Tower, read_towers
-from ...siglip.files import weight_files, write_json
+from ...siglip.files import save_weights, weight_files, write_json
 from ...siglip.loading import quiet_transformers
 from ...version import __version__
 from .atomic_folder import MARK, replaced_atomically
@@ -271,7 +271,6 @@ def _write_model(
         CheckpointError: names or shapes of the tensors differ from the model's.
     """
     import torch
-    from safetensors.torch import save_file
 
     _check_tensors(model_class, config, tensors)
     config.architectures = [model_class.__name__]
@@ -284,7 +283,7 @@ def _write_model(
         .contiguous()
         for name, tensor in tensors.items()
     }
-    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    save_weights(folder / "model.safetensors", stored)
 
 
 def _check_tensors(model_class: Any, config: Any, tensors: "_Tensors") -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...siglip import Checkpoint
-from ...siglip.files import write_json
+from ...siglip.files import save_weights, write_json
 from .programs import padding_of
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ def _module(number: int, path: str, kind: str) -> dict[str, Any]:
 
 
 def _write_dense(folder: Path, map_ED: "NDArray[np.float32]") -> None:
-    import numpy as np
-    from safetensors.numpy import save_file
+    import torch
 
     E, D = map_ED.shape
     folder.mkdir()
@@ -82,4 +81,5 @@ def _write_dense(folder: Path, map_ED: "NDArray[np.float32]") -> None:
         "activation_function": "torch.nn.modules.linear.Identity",
     }
     write_json(folder / "config.json", settings)
-    save_file({"linear.weight": np.ascontiguousarray(map_ED)}, folder / "model.safetensors")
+    weights = {"linear.weight": torch.tensor(map_ED)}
+    save_weights(folder / "model.safetensors", weights)

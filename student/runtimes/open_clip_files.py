@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import ExportError, SettingError
 from ...siglip import Checkpoint, NaflexRecipe, load_model
-from ...siglip.files import write_json
+from ...siglip.files import save_weights, write_json
 from ...siglip.image import RESAMPLE_NAMES
 from .gate import LIMITS, Parity, check_parity
 from .held_out import HeldOut, student_outputs
@@ -193,7 +193,8 @@ class OpenClipStudent:
         self._model.eval()
         self._tokenizer = open_clip.get_tokenizer(name)
         self._clean = tokenizers.get_clean_fn("whitespace")
-        self.logit = (float(self._model.logit_scale.exp()), float(self._model.logit_bias))
+        scale, bias = self._model.logit_scale.detach().exp(), self._model.logit_bias.detach()
+        self.logit = (float(scale), float(bias))
 
     def clean(self, text: str) -> str:
         """Return what open_clip makes of a text before its tokenizer."""
@@ -247,11 +248,9 @@ def write_checked_open_clip(
         SettingError: open_clip has no such image tower.
         ExportError: open_clip does not load the files, or differs from the student.
     """
-    from safetensors.torch import save_file
-
     model = load_model(checkpoint, device="cpu", compute_dtype="float32")
     write_json(folder / CONFIG, open_clip_config(checkpoint, model.config))
-    save_file(open_clip_weights(model), folder / WEIGHTS)
+    save_weights(folder / WEIGHTS, open_clip_weights(model))
     try:
         exported = OpenClipStudent(folder)
     except Exception as error:

@@ -21,7 +21,7 @@ from ...siglip import (
     resolve_checkpoint,
     weight_files,
 )
-from ...siglip.files import read_json, write_json
+from ...siglip.files import read_json, save_weights, write_json
 from ...version import __version__
 from ..data.random_draws import LARGEST_SEED
 from ..export.atomic_folder import MARK, replaced_atomically
@@ -99,7 +99,7 @@ def new_student(config: NewStudentConfig) -> NewStudent:
         CheckpointError: the checkpoint cannot be read, or is not supported.
         DiskFullError: the disk is full; ``out`` is unchanged.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     checkpoint = resolve_checkpoint(config.model)
     if read_text_settings(checkpoint.folder).is_siglip1:
@@ -138,7 +138,7 @@ def new_student(config: NewStudentConfig) -> NewStudent:
         write_image_processor(folder, checkpoint, processor_class_to_name(checkpoint, checkpoint))
         if config.init == "random":
             weights = _new_weights(folder, config.seed)
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        save_weights(folder / "model.safetensors", weights)
         mark = {"written_by": f"siglip2-cache {__version__}", "base_model": base_model}
         write_json(folder / MARK, mark)
         load_model(resolve_checkpoint(str(folder)), device="cpu", compute_dtype="float32")

@@ -229,13 +229,12 @@ class Checkpoints:
     def _write(
         self, name: str, files: "Mapping[str, Mapping[str, Tensor]]", state: Mapping[str, Any]
     ) -> None:
-        from safetensors.torch import save_file
-
+        from ...siglip.files import save_weights
         from ..export.atomic_folder import replaced_atomically
 
         with replaced_atomically(self._root / name, mark=_STATE) as folder:
             for file, tensors in files.items():
-                save_file(dict(tensors), folder / f"{file}.safetensors")
+                save_weights(folder / f"{file}.safetensors", tensors)
             (folder / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
     def _folder(self, step: int) -> Path:

@@ -70,7 +70,7 @@ def test_without_open_clip_the_extra_is_named(
 @pytest.fixture(scope="module")
 def cache(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cache")
-    for path in write_folder_corpus(root / "corpus", 60).glob("*.txt"):
+    for path in write_folder_corpus(root / "corpus", 200).glob("*.txt"):
         path.write_text(f"Two  spaces &amp; the name {path.stem}")
     config = config_of(root / "corpus", root / "cache", tiny_checkpoint)
     build(config, progress=SilentProgress(), make_teacher=FakeFactory())
@@ -80,7 +80,7 @@ def cache(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def base(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("students") / "base"
-    return make_checkpoint("base-patch16-224", out, dtype="float32", vocab_size=300)
+    return make_checkpoint("base-patch16-224", out, dtype="float32", vocab_size=512)
 
 
 def settings(model: Path, cache: Path, out: Path) -> RuntimesConfig:
@@ -99,7 +99,7 @@ def test_open_clip_computes_what_transformers_does(base: Path, cache: Path, tmp_
     done = export_runtimes(settings(base, cache, out))
     parity = done.found["check"]["open-clip"]
     assert min(parity["image_cosine"], parity["text_cosine"]) > 0.9999
-    assert done.found["captions_changed_by_open_clip"] == parity["texts"] > 5
+    assert done.found["captions_changed_by_open_clip"] == parity["texts"] > 3
     assert any("open_clip changes" in line for line in done.lines)
     assert set(done.found["files"]) == {"open_clip_model.safetensors"}
     model, _, prepare = open_clip.create_model_and_transforms(f"local-dir:{out}")

@@ -650,3 +650,11 @@ def test_an_image_tower_alone_is_named_as_one(tiny_checkpoint: Path, tmp_path: P
     (folder / "config.json").write_text('{"model_type": "siglip_vision_model"}')
     with pytest.raises(CheckpointError, match=r"is an image tower alone .* name the whole"):
         resolve_checkpoint(str(folder))
+
+
+def test_weights_may_be_read_by_whom_any_new_file_may_be_read_by(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    files_module.save_weights(tmp_path / "weights.safetensors", {"a": torch.ones(2)})
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+    assert load_file(tmp_path / "weights.safetensors")["a"].tolist() == [1, 1]
