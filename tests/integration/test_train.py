@@ -527,19 +527,15 @@ def test_two_processes_in_pieces_make_the_model_of_one_in_one_piece(
     train_of(made.cache, tiny_student, one, **shared)
     given = settings_of(made.cache, tiny_student, two, **shared, micro_batch_size=3)
     settings.write_text(json.dumps(given, default=str))  # JSON is YAML
-    command = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m"
-    ran = subprocess.run(
-        [*command.split(), "siglip2_cache", "train", "--config", str(settings)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert ran.stdout.count("trained    20 of 20 steps in ") == 1  # one of the two talks
-    assert ", on cpu and 1 more" in ran.stderr
+    first, second = train_in_two("--config", settings)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "trained    20 of 20 steps in " in first.stdout
+    assert second.stdout == ""  # one of the two talks
+    assert ", on cpu and 1 more" in first.stderr
     skipped = sum(line["skipped"] for line in metrics_of(one))
-    assert f"skipped    {skipped} images that could not be used" in ran.stdout
-    assert ran.stderr.count("is skipped: its bytes are not those the teacher saw") == 5
+    assert f"skipped    {skipped} images that could not be used" in first.stdout
+    said = first.stderr + second.stderr
+    assert said.count("is skipped: its bytes are not those the teacher saw") == 5
     for found, expected in zip(metrics_of(two), metrics_of(one), strict=True):
         # Norms of gradients and single terms carry more of the map's rounding than the loss does.
         assert found == pytest.approx(expected, rel=1e-4)

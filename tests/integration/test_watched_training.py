@@ -310,7 +310,7 @@ def without_code_generation() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("default")  # torch.compile has warnings of its own
-@pytest.mark.parametrize("is_naflex", [False, True])
+@pytest.mark.parametrize("is_naflex", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiled_layers_learn_the_same_with_one_graph_a_tower_and_mode(
     is_naflex: bool,
     made: Made,

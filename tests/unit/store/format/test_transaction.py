@@ -275,7 +275,7 @@ def test_one_of_many_wins_and_its_record_fits_the_files_at_every_instant(
             assert stood <= set("abc")
         outcomes.update(stood)
 
-    run_schedules(tmp_path, 150, schedule, has_links=has_links)
+    run_schedules(tmp_path, 60, schedule, has_links=has_links)
     assert {"a", "b", "c"} <= outcomes
     assert ("recovery" in outcomes) == (death_rate > 0)
 
@@ -312,7 +312,7 @@ def test_a_second_attempt_holds_against_slow_processes_of_the_first(
         assert all(len(winners) <= 1 for winners in world.winners.values())
         outcomes.update(firsts, seconds)
 
-    run_schedules(tmp_path, 120, schedule, has_links=has_links)
+    run_schedules(tmp_path, 60, schedule, has_links=has_links)
     assert {"a", "b", "c", "d"} <= outcomes
 
 
