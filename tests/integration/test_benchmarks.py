@@ -27,8 +27,12 @@ def test_every_benchmark_is_tried_here() -> None:
         "bench_store_read.py",
         "bench_targets.py",
         "bench_train.py",
+        "peers/embedding.py",
+        "peers/search.py",
+        "peers/training_step.py",
     }
-    assert {path.name for path in BENCHMARKS.glob("bench_*.py")} == tried
+    found = [*BENCHMARKS.glob("bench_*.py"), *BENCHMARKS.glob("peers/*.py")]
+    assert {path.relative_to(BENCHMARKS).as_posix() for path in found} == tried
 
 
 def last_line(name: str, *options: str) -> dict[str, Any]:
@@ -172,3 +176,34 @@ def test_every_runtime_has_its_times_and_computes_what_training_does() -> None:
             assert min(numbers[name] for name in ("load_s", "text_ms", "images_per_s")) > 0
     sizes = [found[student]["transformers"]["megabytes"] for student in ("whole", "smaller")]
     assert sizes[0] > sizes[1] > found["smaller"]["onnx int8"]["megabytes"]
+
+
+@pytest.mark.slow
+def test_embedding_is_compared_with_peers_that_lose_everything_where_a_build_does_not() -> None:
+    found = last_line("peers/embedding.py")
+    assert list(found) == ["siglip2-cache", "sentence-transformers", "transformers"]
+    ours, *peers = found.values()
+    assert 12 <= ours["kept_after_kill"] <= 24
+    assert ours["kept_after_kill"] + ours["embedded_by_next_start"] == 24
+    assert ours["damaged"] == {"status": 0, "embedded": 23, "of": 24}
+    for peer in peers:
+        assert peer["kept_after_kill"] == peer["damaged"]["embedded"] == 0
+        assert peer["least_cosine_to_ours"] > 0.999
+        assert min(peer["images_per_s"], peer["images_per_s_loaded"], peer["peak_bytes"]) > 0
+
+
+@pytest.mark.slow
+def test_a_training_step_is_compared_with_those_of_peers() -> None:
+    found = last_line("peers/training_step.py")
+    ours = [f"siglip2-cache, {mode}" for mode in ("memory", "cached", "online")]
+    assert [name for name in found if name != "open_clip"] == ["transformers", *ours]
+    assert all(one["step_s"] > 0 and one["peak_bytes"] > 0 for one in found.values())
+
+
+@pytest.mark.slow
+def test_search_is_compared_with_faiss() -> None:
+    found = last_line("peers/search.py")
+    assert list(found) == ["neighbors", "faiss flat", "index ivf", "faiss ivf"]
+    assert found["neighbors"]["recall"] == 1
+    assert found["faiss flat"]["recall"] > 0.99  # float32 decides ties otherwise
+    assert found["index ivf"]["recall"] > 0.9
