@@ -45,9 +45,9 @@ def test_the_version_is_that_of_the_package(command: Command) -> None:
         ),
         pytest.param(
             ["zzz"],
-            "no such command: zzz; known are build, import, convert, estimate, info, verify, report, neighbors, "
-            "duplicates, mismatched, outliers, agreement, index, train, eval, demo, doctor, export, student "
-            "(see siglip2-cache --help)",
+            "no such command: zzz; known are build, import, convert, estimate, info, verify, report, "
+            "neighbors, duplicates, mismatched, outliers, agreement, index, train, eval, demo, doctor, "
+            "export, student (see siglip2-cache --help)",
             id="no command",
         ),
         pytest.param(
