@@ -174,6 +174,25 @@ def build(
         ),
     ] = None,
     targets_budget: TargetsBudget = 0.1,
+    patch_targets: Annotated[
+        int | None,
+        option(
+            "GRID",
+            "Also store the teacher's patches, pooled to GRID x GRID cells a view; for NaFlex a grid of the "
+            "view's aspect.",
+            OUTPUT,
+            default="as the cache, else none",
+        ),
+    ] = None,
+    patch_dims: Annotated[
+        int | None,
+        option(
+            "N",
+            "Values of a cell, by a PCA of the corpus.",
+            OUTPUT,
+            default="as the cache, else the width of the teacher",
+        ),
+    ] = None,
     keep_pixels: Annotated[
         int | None,
         option(
@@ -309,6 +328,8 @@ def build(
         decode=cast("Decode | None", decode),  # the config refuses other words
         targets=targets,
         targets_budget=targets_budget / 100,
+        patch_targets=patch_targets,
+        patch_dims=patch_dims,
         keep_pixels=keep_pixels,
         keep_quality=keep_quality,
         decode_workers=decode_workers,

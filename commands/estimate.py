@@ -58,6 +58,19 @@ def estimate(
         int | None, option("N", "Rows in one unit.", TEACHER, default="16384 / VIEWS")
     ] = None,
     targets: Annotated[str, option("float16|int8", "How targets are stored.", OUTPUT)] = "float16",
+    patch_targets: Annotated[
+        int | None,
+        option(
+            "GRID",
+            "Also store the teacher's patches, pooled to GRID x GRID cells a view.",
+            OUTPUT,
+            default="none",
+        ),
+    ] = None,
+    patch_dims: Annotated[
+        int | None,
+        option("N", "Values of a cell.", OUTPUT, default="the width of the teacher"),
+    ] = None,
     keep_pixels: Annotated[
         int | None,
         option(
@@ -120,6 +133,8 @@ def estimate(
             peak_tflops=peak_tflops,
             mfu=mfu,
             targets=targets,
+            patch_targets=patch_targets,
+            patch_dims=patch_dims,
             keep_pixels=keep_pixels,
             images_per_s=images_per_s,
             texts_per_s=texts_per_s,

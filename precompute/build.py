@@ -175,7 +175,8 @@ class _Build:
         if not own and (stealing is None or stealing.num_missing == 0):
             return
         done = set(cache.commits(record.name).units) - {job.id for job in jobs}
-        refuse_small_disk(cache, record.embed_dim, record.encoding, done)
+        layouts = cache.manifest.layouts(record.embed_dim, record.encoding, record.patches)
+        refuse_small_disk(cache, layouts, done)
         order = self._order(cache, record, checkpoint)
 
         def begin(provenance: Mapping[str, Any]) -> None:
@@ -230,7 +231,8 @@ class _Build:
     def _targets(self, order: WorkOrder) -> TeacherTargets:
         assert order.checkpoint is not None
         teacher = self._teacher(order.checkpoint, order.compute_dtype)
-        return TeacherTargets(teacher, order.image_batch, order.text_batch)
+        patches = self._preparation.open().patch_map(order.teacher)
+        return TeacherTargets(teacher, order.image_batch, order.text_batch, patches)
 
     def _release_teacher(self) -> None:
         """Free the memory of this process's teacher: the workers load their own."""

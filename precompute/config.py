@@ -17,6 +17,7 @@ from .planning.config import PlanConfig
 from .planning.plan import Plan
 from .ranks import ProcessRank
 from .teacher.identity import TeacherChoices
+from .teacher.planned_patches import check_patches
 
 _LARGEST_BATCH = 65_536
 """Catches typos: four batches of pixels are in memory at a time, sixteen of a small NaFlex batch."""
@@ -71,6 +72,13 @@ class BuildConfig:
 
     targets_budget: float = BUDGET
     """Largest change of the soft targets by int8, as a share of their entropy."""
+
+    patch_targets: int | None = None
+    """Rows and columns of cells of a square view that patch targets are pooled to; None: as recorded in the
+    cache, else there are none."""
+
+    patch_dims: int | None = None
+    """Values of a cell; None: as recorded in the cache, else the width of the teacher's hidden states."""
 
     keep_pixels: int | None = None
     """Short side in pixels at which each image is kept beside the targets; None: as recorded in the cache,
@@ -155,6 +163,7 @@ class BuildConfig:
         if self.targets is not None:
             parse_encoding(self.targets)
         check_budget(self.targets_budget)
+        check_patches(self.patch_targets, self.patch_dims)
         if self.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
             raise SettingError(
                 f"device {self.device!r} is not one of auto, cpu, cuda, cuda:NUMBER, mps"

@@ -39,7 +39,7 @@ def measure_on_sample(
     rows_N, text_rows_N = _choose_pairs(cache)
     size = max(1, min(batch_size, len(rows_N)))  # a pass is padded to it
     embedder = Embedder(teacher, size, size)
-    images_NE = _embed_images(cache, rows_N, embedder, decode)
+    images_NE = embed_images(cache, rows_N, embedder, decode)
     texts_NE = _embed_texts(cache, text_rows_N, embedder)
     is_image_N, is_text_N = is_unit(images_NE), is_unit(texts_NE)
     if len(rows_N) == len(text_rows_N):
@@ -70,12 +70,12 @@ def _choose_pairs(cache: Cache) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return frame["row"].to_numpy(), texts
 
 
-def _embed_images(
+def embed_images(
     cache: Cache, rows_N: NDArray[np.int64], embedder: Embedder, decode: Decode
 ) -> NDArray[np.float16]:
-    """Return the embeddings of whole images, (N, E); NaN where one cannot be decoded."""
+    """Return the teacher's rows of whole images, (N, row_dim); NaN where one cannot be decoded."""
     form = PixelFormat(num_views=1, recipe=embedder.teacher.image, decode=decode)
-    images_NE = np.full((len(rows_N), embedder.teacher.embed_dim), np.nan, np.float16)
+    images_NE = np.full((len(rows_N), embedder.row_dim), np.nan, np.float16)
     for first in range(0, len(rows_N), embedder.image_batch):
         batch = slice(first, first + embedder.image_batch)
         refs = [_whole_image(cache, row) for row in rows_N[batch].tolist()]

@@ -2,19 +2,21 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import BuildError
 from ..formatting import format_bytes, format_seconds
 from ..images.decoder import Decoder
 from ..images.image import ImageRef, PixelFormat
-from ..siglip import Checkpoint, resolve_checkpoint
+from ..siglip import Checkpoint, find_architecture, resolve_checkpoint
 from ..store.cache import Cache
 from ..store.format.layout import MODALITIES, Modality
+from ..store.format.patch_encoding import CELL
 from ..store.format.pixel_settings import expected_bytes
 from ..store.format.row_encoding import RowEncoding, parse_encoding
 from ..store.format.shard import ArrayLayout
+from ..store.format.teacher_record import PatchSettings
 from ..store.io.location import parse_location
 from ..store.io.storage import open_storage
 from .config import BuildConfig
@@ -25,7 +27,14 @@ from .planning.source_names import name_sources
 from .sources import Sample
 from .sources.samples import place_of
 from .teacher.embedder import Embedder, split_images
-from .teacher.identity import TeacherChoices, find_teacher, refuse_other_targets, restore_checkpoint
+from .teacher.identity import (
+    TeacherChoices,
+    find_teacher,
+    refuse_other_patches,
+    refuse_other_targets,
+    restore_checkpoint,
+)
+from .teacher.planned_patches import planned_patches
 from .teacher.siglip_teacher import load_teacher
 from .teacher.teacher import TeacherFactory, with_compile
 
@@ -50,6 +59,11 @@ class DryRun:
     num_catalog_bytes: int
     num_pixel_bytes: int = 0
     """Expected bytes of the pixels to keep."""
+
+    patches: PatchSettings | None = None
+    """The patch targets; None: there are none."""
+
+    num_patch_bytes: int = 0
 
     images_per_s: float | None = None
     texts_per_s: float | None = None
@@ -89,12 +103,15 @@ def dry_run(
     cache = open_if_planned(files, config.plan.corpus_roots)
     choices = config.choices
     encoding = parse_encoding(config.targets or "float16")
+    arch = find_architecture(str(checkpoint.folder))
+    patches = planned_patches(arch, config.patch_targets, config.patch_dims)
     if cache is not None:
         record = find_teacher(cache, checkpoint, config.choices, name=config.teacher_name)
         if record is not None:
             checkpoint, choices = restore_checkpoint(checkpoint, record), choices.fill_from(record)
             refuse_other_targets(cache, record, config.targets)
-            encoding = record.encoding
+            refuse_other_patches(cache, record, config.patch_targets, config.patch_dims)
+            encoding, patches = record.encoding, record.patches
         done = set(cache.commits(record.name).units) if record else set[tuple[Modality, int]]()
         for modality in MODALITIES:
             spans[modality] += [
@@ -102,11 +119,14 @@ def dry_run(
                 for unit in cache.manifest.units(modality)
                 if (modality, unit.number) not in done
             ]
-    num_bytes = sum(
-        unit_bytes(_array(plan, m, checkpoint.embed_dim, encoding), n)
-        for m in MODALITIES
-        for n in spans[m]
-    )
+    arrays = [_array(plan, m, checkpoint.embed_dim, encoding) for m in MODALITIES]
+    num_bytes = sum(unit_bytes(each, n) for each in arrays for n in spans[each.modality])
+    num_patch_bytes = 0
+    if patches is not None:
+        array = replace(
+            arrays[0], embed_dim=patches.dim, encoding=CELL, num_cells=patches.num_cells
+        )
+        num_patch_bytes = sum(unit_bytes(array, n) for n in spans["image"])
     rates = (
         _time_batches(config, plan, checkpoint, choices, make_teacher) if is_timed else (None, None)
     )
@@ -119,6 +139,8 @@ def dry_run(
         num_units={m: len(spans[m]) for m in MODALITIES},
         num_target_bytes=num_bytes,
         num_catalog_bytes=plan.num_catalog_bytes,
+        patches=patches,
+        num_patch_bytes=num_patch_bytes,
         num_pixel_bytes=_pixel_bytes(config, cache, new["image"]),
         images_per_s=rates[0],
         texts_per_s=rates[1],
@@ -138,6 +160,7 @@ def dry_run_values(found: DryRun) -> dict[str, Any]:
         "target_bytes": found.num_target_bytes,
         "catalog_bytes": found.num_catalog_bytes,
         "pixel_bytes": found.num_pixel_bytes,
+        "patch_bytes": found.num_patch_bytes,
         "images_per_s": found.images_per_s,
         "texts_per_s": found.texts_per_s,
         "seconds": found.seconds,
@@ -162,6 +185,7 @@ def dry_run_lines(found: DryRun) -> list[str]:
         f"{plan.shard_rows:,} rows each",
         f"on disk    {format_bytes(found.num_target_bytes)} of targets "
         f"({found.embed_dim} x {found.encoding.name}), {format_bytes(found.num_catalog_bytes)} of catalog"
+        + _patches(found)
         + (
             f", about {format_bytes(found.num_pixel_bytes)} of kept pixels"
             if found.num_pixel_bytes
@@ -176,6 +200,16 @@ def dry_run_lines(found: DryRun) -> list[str]:
         )
     lines.append("dry run: nothing was written")
     return lines
+
+
+def _patches(found: DryRun) -> str:
+    patches = found.patches
+    if patches is None:
+        return ""
+    return (
+        f", {format_bytes(found.num_patch_bytes)} of patch targets ({patches.num_cells:,} x "
+        f"{patches.dim:,} x int8)"
+    )
 
 
 def _missing(findings: Findings) -> str:

@@ -5,16 +5,18 @@ from contextlib import AbstractContextManager, nullcontext
 
 from ..errors import NotACacheError, SettingError
 from ..formatting import format_seconds
-from ..siglip import Checkpoint, resolve_compute_dtype, resolve_device
+from ..siglip import Checkpoint, find_architecture, resolve_compute_dtype, resolve_device
 from ..store.cache import Cache
 from ..store.format import layout
+from ..store.format.patch_map import PatchMap
 from ..store.format.row_encoding import FLOAT16, RowCodec, make_codec, parse_encoding
-from ..store.format.teacher_record import Distortion, TeacherRecord
+from ..store.format.teacher_record import Distortion, PatchSettings, TeacherRecord
 from ..store.io.storage import Storage
 from ..store.targets.distortion import distortion_line, refuse_distortion
 from .config import BuildConfig
 from .distortion import measure_on_sample
 from .estimate.disk import refuse_small_disk
+from .patches import fit_on_sample
 from .planning.plan import Plan, find_plan, make_plan, recorded_plan
 from .planning.shared_scan import scan_in_processes, scan_in_thread
 from .ranks import ProcessRank, wait_for_rank_0
@@ -22,8 +24,10 @@ from .teacher.identity import (
     add_teacher,
     find_teacher,
     finish_interrupted_teachers,
+    refuse_other_patches,
     refuse_other_targets,
 )
+from .teacher.planned_patches import planned_patches
 from .teacher.teacher import Teacher
 
 
@@ -58,6 +62,8 @@ class Preparation:
             BuildError: this is one of several ranks, and rank 0 did not plan in time.
         """
         self._refuse_early()
+        arch, config = find_architecture(str(checkpoint.folder)), self._config
+        patches = planned_patches(arch, config.patch_targets, config.patch_dims)
         if self._config.finish:
             return self._find_finished(checkpoint)
         if self._config.rank is not None and self._config.rank.rank > 0:
@@ -70,7 +76,7 @@ class Preparation:
             scan_ahead=self._scan_ahead,
         )
         finish_interrupted_teachers(self._files)
-        return plan, self._find_or_add_teacher(self.open(), checkpoint)
+        return plan, self._find_or_add_teacher(self.open(), checkpoint, patches)
 
     def _find_finished(self, checkpoint: Checkpoint) -> tuple[Plan, TeacherRecord]:
         cache = self.open()
@@ -105,6 +111,8 @@ class Preparation:
         record = find_teacher(cache, checkpoint, choices, name=name)
         if record is not None:
             refuse_other_targets(cache, record, self._config.targets)
+            grid, dim = self._config.patch_targets, self._config.patch_dims
+            refuse_other_patches(cache, record, grid, dim)
         return record
 
     def _refuse_early(self) -> None:
@@ -132,13 +140,16 @@ class Preparation:
     def _say_scanning(self) -> None:
         self._say(f"planning {', '.join(self._config.plan.sources)}")
 
-    def _find_or_add_teacher(self, cache: Cache, checkpoint: Checkpoint) -> TeacherRecord:
+    def _find_or_add_teacher(
+        self, cache: Cache, checkpoint: Checkpoint, patches: PatchSettings | None
+    ) -> TeacherRecord:
         record = self._find(cache, checkpoint)
         if record is not None:
             return record
         dtype = _settle_dtype(checkpoint, self._config.device, self._config.dtype)
         codec = make_codec(parse_encoding(self._config.targets or "float16"), checkpoint.embed_dim)
-        refuse_small_disk(cache, checkpoint.embed_dim, codec.encoding, set())
+        layouts = cache.manifest.layouts(checkpoint.embed_dim, codec.encoding, patches)
+        refuse_small_disk(cache, layouts, set())
         teacher = self._load(checkpoint, dtype)
         images, texts = (
             teacher.auto_batch_size()
@@ -156,6 +167,7 @@ class Preparation:
             batch_size={"image": images, "text": texts},
             codec=codec,
             distortion=self._measure(cache, codec, teacher, images),
+            patches=self._fit_patches(cache, patches, teacher, images),
         )
         found = self._find(self.open(), checkpoint)
         assert found is not None
@@ -176,6 +188,32 @@ class Preparation:
         found = measure_on_sample(cache, codec, teacher, batch_size=batch_size, decode=decode)
         refuse_distortion(found, self._config.targets_budget, codec.encoding.name)
         self._say(distortion_line(found, codec.encoding.name))
+        return found
+
+    def _fit_patches(
+        self, cache: Cache, settings: PatchSettings | None, teacher: Teacher, batch_size: int
+    ) -> PatchMap | None:
+        """Return the map of patch targets, fitted before anything of the teacher is written.
+
+        Raises:
+            SettingError: no image of the sample can be read.
+        """
+        if settings is None:
+            return None
+        self._say("fitting the map of patch targets")
+        found = fit_on_sample(
+            cache,
+            teacher,
+            grid=settings.grid,
+            dim=settings.dim,
+            batch_size=batch_size,
+            decode=self._config.decode or "exact",
+        )
+        fitted = found.settings
+        self._say(
+            f"patch targets: {fitted.num_cells:,} cells of {fitted.dim:,} of {fitted.width:,} values keep "
+            f"{100 * fitted.kept:.2f} % of the squared norm (measured on {fitted.num_images:,} images)"
+        )
         return found
 
 

@@ -37,9 +37,11 @@ from .loading import checkpoint_activations, load_model, load_trainable
 from .model import (
     Towers,
     autocast,
+    embed_hidden_states,
     embed_image_patches,
     embed_image_pixels,
     embed_token_ids,
+    encode_images,
     pool_images,
     pool_token_ids,
     text_tower,
@@ -47,6 +49,7 @@ from .model import (
     unit_rows,
     vision_tower,
 )
+from .patch_cells import PatchPooling, cell_grid, on_device, pool_tokens
 from .published import PUBLISHED
 from .text import TextTokenizer
 from .text_settings import find_text_cleaning, read_text_settings
@@ -63,17 +66,21 @@ __all__ = [
     "Checkpoint",
     "ImageRecipe",
     "NaflexRecipe",
+    "PatchPooling",
     "SquashRecipe",
     "TextTokenizer",
     "Towers",
     "autocast",
+    "cell_grid",
     "check_max_num_patches",
     "checkpoint_activations",
     "checkpoint_identity",
     "compile_layers",
+    "embed_hidden_states",
     "embed_image_patches",
     "embed_image_pixels",
     "embed_token_ids",
+    "encode_images",
     "file_sha256",
     "files_sha256",
     "find_architecture",
@@ -83,8 +90,10 @@ __all__ = [
     "load_model",
     "load_trainable",
     "logit_scale_and_bias",
+    "on_device",
     "pool_images",
     "pool_token_ids",
+    "pool_tokens",
     "read_text_settings",
     "resolve_checkpoint",
     "resolve_compute_dtype",

@@ -6,11 +6,13 @@ Shape letters in this file:
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from .checkpoint import Checkpoint
 from .device import to_device
 from .image import NaflexRecipe, SquashRecipe
+from .patch_cells import Grid, PatchPooling
 
 Towers = Literal["both", "image", "text"]
 """Towers of a model, or those of a student that are trained."""
@@ -44,6 +46,7 @@ def embed_image_pixels(
     pixels_BHWC: "Tensor",
     *,
     compute_dtype: str,
+    patches: PatchPooling | None = None,
 ) -> "Tensor":
     """Return (B, D) float32 unit rows on the device of the pixels.
 
@@ -52,11 +55,13 @@ def embed_image_pixels(
         checkpoint: the one the model was loaded from.
         pixels_BHWC: uint8 RGB of the checkpoint's size, on the model's device.
         compute_dtype: dtype of the forward pass; pixels are always normalised in float32.
+        patches: adds the values of its cells to each row; None: adds nothing.
     """
     import torch
 
     with torch.inference_mode(), autocast(pixels_BHWC.device.type, compute_dtype):
-        return unit_rows(pool_pixels(vision_tower(model), checkpoint, pixels_BHWC))
+        encoded = encode_images(vision_tower(model), checkpoint, pixels_BHWC, None)
+        return _rows(encoded, patches)
 
 
 def embed_image_patches(
@@ -67,6 +72,7 @@ def embed_image_patches(
     mask_BN: "Tensor | None",
     *,
     compute_dtype: str,
+    patches: PatchPooling | None = None,
 ) -> "Tensor":
     """Return (B, D) float32 unit rows on the device of the patches, without waiting for the device.
 
@@ -78,12 +84,24 @@ def embed_image_patches(
         mask_BN: bool on the same device, False after the last patch of each image; None if every image
             has N patches.
         compute_dtype: dtype of the forward pass; pixels are always normalised in float32.
+        patches: adds the values of its cells to each row; None: adds nothing.
     """
     import torch
 
     with torch.inference_mode(), autocast(patches_BNP.device.type, compute_dtype):
         tower = vision_tower(model)
-        return unit_rows(pool_patches(tower, checkpoint, patches_BNP, grids, mask_BN))
+        output = _run_patches(tower, checkpoint, patches_BNP, grids, mask_BN)
+        return _rows(EncodedImages(output.pooler_output, output.last_hidden_state, grids), patches)
+
+
+def embed_hidden_states(
+    model: "SiglipModel | Siglip2Model", states_CW: "Tensor", *, compute_dtype: str
+) -> "Tensor":
+    """Return (C, D) float32 unit rows of hidden states: the pooling head gets each one alone."""
+    import torch
+
+    with torch.inference_mode(), autocast(states_CW.device.type, compute_dtype):
+        return unit_rows(vision_tower(model).head(states_CW[:, None].to(model.dtype)))
 
 
 def embed_token_ids(
@@ -100,14 +118,29 @@ def embed_token_ids(
         return unit_rows(pool_token_ids(tower, ids_BL))
 
 
-def pool_pixels(tower: Any, checkpoint: Checkpoint, pixels_BHWC: "Tensor") -> "Tensor":
-    """Return the (B, D) pooled output of an image tower, not normalised; gradients flow.
+@dataclass(frozen=True, slots=True)
+class EncodedImages:
+    """The output of an image tower; gradients flow."""
 
-    Args:
-        tower: from vision_tower.
-        checkpoint: the checkpoint, of fixed resolution.
-        pixels_BHWC: uint8 RGB of its size; normalised in float32 under any autocast.
-    """
+    pooled_BD: "Tensor"
+    """The pooled output, not normalised."""
+
+    tokens_BND: "Tensor"
+    """The hidden states of the patches that the pooling head gets: after the last layer norm."""
+
+    grids: Sequence[Grid]
+    """Rows and columns of patches of each image."""
+
+
+def _rows(encoded: EncodedImages, patches: PatchPooling | None) -> "Tensor":
+    rows_BD = unit_rows(encoded.pooled_BD)
+    return (
+        rows_BD if patches is None else patches.append(rows_BD, encoded.tokens_BND, encoded.grids)
+    )
+
+
+def _run_pixels(tower: Any, checkpoint: Checkpoint, pixels_BHWC: "Tensor") -> Any:
+    """Return the output of an image tower of fixed resolution."""
     import torch
 
     recipe = checkpoint.image
@@ -120,25 +153,17 @@ def pool_pixels(tower: Any, checkpoint: Checkpoint, pixels_BHWC: "Tensor") -> "T
             f"got {pixels_BHWC.dtype} {tuple(pixels_BHWC.shape)}"
         )
     x_BHWC = _normalised(pixels_BHWC, checkpoint)
-    return tower(pixel_values=x_BHWC.permute(0, 3, 1, 2)).pooler_output
+    return tower(pixel_values=x_BHWC.permute(0, 3, 1, 2))
 
 
-def pool_patches(
+def _run_patches(
     tower: Any,
     checkpoint: Checkpoint,
     patches_BNP: "Tensor",
     grids: Sequence[tuple[int, int]],
     mask_BN: "Tensor | None",
-) -> "Tensor":
-    """Return the (B, D) pooled output of a NaFlex image tower, not normalised; gradients flow.
-
-    Args:
-        tower: from vision_tower.
-        checkpoint: the NaFlex checkpoint.
-        patches_BNP: uint8 RGB patches; normalised in float32 under any autocast.
-        grids: (rows, columns) of patches of each image.
-        mask_BN: bool, False after the last patch of each image; None if every image has N patches.
-    """
+) -> Any:
+    """Return the output of a NaFlex image tower; ``mask_BN`` is as for embed_image_patches."""
     import torch
 
     recipe = checkpoint.image
@@ -158,7 +183,7 @@ def pool_patches(
     mask_B11N = None if mask_BN is None else mask_BN[:, None, None, :]
     return tower(
         pixel_values=x_BNP, pixel_attention_mask=mask_B11N, spatial_shapes=torch.tensor(grids)
-    ).pooler_output
+    )
 
 
 def pool_images(
@@ -167,23 +192,38 @@ def pool_images(
     pixels_B: "Tensor",
     grids: Sequence[tuple[int, int]] | None,
 ) -> "Tensor":
-    """Return the (B, D) pooled output of an image tower of either kind, not normalised; gradients flow.
+    """Return the (B, D) pooled output of an image tower of either kind, not normalised; see encode_images."""
+    return encode_images(tower, checkpoint, pixels_B, grids).pooled_BD
+
+
+def encode_images(
+    tower: Any,
+    checkpoint: Checkpoint,
+    pixels_B: "Tensor",
+    grids: Sequence[tuple[int, int]] | None,
+) -> EncodedImages:
+    """Return the output of an image tower of either kind; gradients flow.
 
     Args:
         tower: from vision_tower.
         checkpoint: the checkpoint of the tower.
-        pixels_B: uint8 images, or patches with any padding, on the device of the tower.
+        pixels_B: uint8 images, or patches with any padding, on the device of the tower; normalised in float32
+            under any autocast.
         grids: (rows, columns) of patches of each image; None for a checkpoint of fixed resolution.
     """
     import torch
 
     if grids is None:
-        return pool_pixels(tower, checkpoint, pixels_B)
+        output = _run_pixels(tower, checkpoint, pixels_B)
+        height, width = (n // tower.config.patch_size for n in pixels_B.shape[1:3])
+        grids = [(height, width)] * len(pixels_B)
+        return EncodedImages(output.pooler_output, output.last_hidden_state, grids)
     num_patches_B = torch.tensor([rows * columns for rows, columns in grids])
     N = int(num_patches_B.max())
     mask_BN = torch.arange(N) < num_patches_B[:, None]
     mask = None if bool(mask_BN.all()) else to_device(mask_BN, pixels_B.device)
-    return pool_patches(tower, checkpoint, pixels_B[:, :N], grids, mask)
+    output = _run_patches(tower, checkpoint, pixels_B[:, :N], grids, mask)
+    return EncodedImages(output.pooler_output, output.last_hidden_state, grids)
 
 
 def pool_token_ids(tower: Any, ids_BL: "Tensor") -> "Tensor":

@@ -15,8 +15,9 @@ from .format.catalog import Part, Table, read_table, scan_table
 from .format.kept_pixels import KeptPixels, read_kept_pixels
 from .format.layout import MODALITIES, Modality
 from .format.manifest import Manifest, SourceRecord, Span, read_manifest
+from .format.patch_map import PatchMap, read_patch_map
 from .format.rotation import read_codec
-from .format.row_encoding import RowCodec
+from .format.row_encoding import Float16Codec, RowCodec
 from .format.shard import ArrayLayout
 from .format.teacher_record import TeacherRecord, read_teachers
 from .format.unit_records import CommittedUnits, read_committed_units
@@ -25,6 +26,7 @@ from .io.download_cache import LocalCopies
 from .io.location import Location, parse_location, relocate
 from .io.storage import open_storage
 from .targets.attempts import fetch_unit_file
+from .targets.patches import PatchTargets
 from .targets.targets import Targets
 
 _REJECTED_ROW = {"row": pl.Int64, "reason": pl.String}
@@ -236,6 +238,35 @@ class Cache:
                 self.files, self.manifest, commits, record.name, array, codec
             )
         return self._targets[key]
+
+    def patch_targets(self, teacher: str | None = None) -> PatchTargets:
+        """Return the patch targets of a teacher; None: the only teacher.
+
+        Raises:
+            SettingError: it has none.
+            DamagedCacheError: their map is missing or damaged.
+        """
+        record = self.teacher(teacher)
+        patch_map = self.patch_map(record.name)
+        if patch_map is None:
+            raise SettingError(
+                f"teacher {record.name} of {self.root} has no patch targets; they are made by siglip2-cache "
+                "build --patch-targets GRID, in a new cache or under another --teacher-name"
+            )
+        array = self.manifest.patch_layout(patch_map.settings)
+        commits = self.commits(record.name)
+        stored = Targets(  # its rows are read as they are stored
+            self.files, self.manifest, commits, record.name, array, Float16Codec()
+        )
+        return PatchTargets(stored, patch_map)
+
+    def patch_map(self, teacher: str | None = None) -> PatchMap | None:
+        """Return the map of the patch targets of a teacher; None if it has none.
+
+        Raises:
+            DamagedCacheError: it is missing or damaged.
+        """
+        return read_patch_map(self.files, self.teacher(teacher))
 
     def array_layout(self, modality: Modality, teacher: str | None = None) -> ArrayLayout:
         """Return the layout of an array of a teacher on disk."""

@@ -40,7 +40,7 @@ from .targets.distortion import (
     squared_error,
 )
 
-_OF_ENCODING = ("format_version", "distortion", "files", "checksum")
+_OF_ENCODING = ("format_version", "distortion", "patches", "files", "checksum")
 """Fields of a teacher's record that are written anew, besides ``dtype``."""
 
 
@@ -189,7 +189,12 @@ class _Conversion:
             # The dtype keeps its place: a float16 teacher has the bytes that a build writes.
             fields = {**fields, "dtype": codec.encoding.name}
             commit_teacher(
-                self._out, cache.manifest, _without(fields, *_OF_ENCODING), codec, distortion
+                self._out,
+                cache.manifest,
+                _without(fields, *_OF_ENCODING),
+                codec,
+                distortion,
+                cache.patch_map(record.name),
             )
         new = Cache(self._out.root, corpus_roots={})
         found = new.teacher(record.name)
@@ -249,7 +254,11 @@ class _Conversion:
         transaction = Transaction(self._out, path)
         array = new.array_layout(modality, teacher)
         transaction.add(shard, encode_shard(array, stored))
-        for other in commit.files.keys() - {shard}:
+        rest = commit.files.keys() - {shard}
+        patches = layout.shard(teacher, "patch", unit.number)
+        if patches in rest:  # perhaps compressed: the new array has raw rows
+            transaction.add(patches, self._encode_patches(teacher, unit))
+        for other in rest - {patches}:
             transaction.add(other, files.read(other))
         fields = read_fields(files.read(path), where=files.where(path)).values
         provenance = dict(commit.provenance)
@@ -289,6 +298,14 @@ class _Conversion:
             had[np.array(sorted(earlier.rejected), np.int64) - unit.rows.first] = False
             stored[had] = before[had]
         return stored
+
+    def _encode_patches(self, teacher: str, unit: Unit) -> bytearray:
+        settings = self._cache.teacher(teacher).patches
+        assert settings is not None
+        array = self._cache.manifest.patch_layout(settings)
+        stored = array.encoding.empty_rows((unit.rows.count, *array.row_shape))
+        self._cache.patch_targets(teacher).read_stored(unit.number, 0, stored)
+        return encode_shard(array, stored)
 
     def _copy_pixels(self) -> None:
         kept = self._cache.kept_pixels()

@@ -106,6 +106,7 @@ def _describe_teacher(cache: Cache, name: str) -> dict[str, Any]:
         "embed_dim": record.embed_dim,
         "targets": record.encoding.name,
         "distortion": None if record.distortion is None else asdict(record.distortion),
+        "patches": None if record.patches is None else asdict(record.patches),
         "imported": record.identity.get(IMPORTED),
         "compute_dtype": record.identity.get("compute_dtype"),
         "logit_scale": record.logit_scale,
@@ -191,6 +192,11 @@ def _teacher_lines(name: str, teacher: dict[str, Any]) -> list[str]:
         lines.append(
             f"           {teacher['targets']} changes the soft targets by {100 * found['kl_share']:.4f} % of "
             f"their entropy, a logit by at most {found['largest_logit_error']:.3f}"
+        )
+    if (patches := teacher["patches"]) is not None:
+        lines.append(
+            f"           patch {patches['grid']} x {patches['grid']} cells of {patches['dim']:,} values of "
+            f"{patches['width']:,} ({100 * patches['kept']:.1f} % of the squared norm), int8"
         )
     lines.append(f"           {teacher['num_bytes']:,} bytes")
     lines += [f"           {format_index_line(index)}" for index in teacher["indexes"]]

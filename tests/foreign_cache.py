@@ -77,6 +77,9 @@ class ForeignCache:
     keys: dict[int, str]
     """Key of each row."""
 
+    patches: tuple[NDArray[np.float16], NDArray[np.int64]] | None = None
+    """Values (rows, views, cells, PATCH_DIM) and grids (rows, views, 2) of patch targets; zeros without."""
+
 
 def write_foreign_cache(
     root: Path,
@@ -84,10 +87,12 @@ def write_foreign_cache(
     compressed: bool = False,
     teachers: tuple[str, ...] = ("tiny",),
     int8: bool = False,
+    patches: bool = False,
 ) -> ForeignCache:
     """Write a finished cache of two generations into a folder and return what it holds.
 
     With ``int8`` the targets are stored as int8, and those returned are what the page's reader restores.
+    With ``patches`` there are patch targets of each view.
     """
     keys = {
         row: f"photos/{row:04d}" if first == 0 else f"drawings/{row:04d}"
@@ -97,6 +102,7 @@ def write_foreign_cache(
     views = {(row, v): _draw_view(key, v) for row, key in keys.items() for v in (0, 1)}
     _write_catalog(root, keys, views)
     targets: dict[tuple[str, str], NDArray[np.float16]] = {}
+    made: list[NDArray[Any]] = []
     for seed, teacher in enumerate(teachers):
         for modality in ("image", "text"):
             targets[teacher, modality] = _make_targets(modality, seed)
@@ -105,8 +111,10 @@ def write_foreign_cache(
             for modality in ("image", "text"):
                 stored[teacher, modality] = _encode_int8(targets[teacher, modality])
                 targets[teacher, modality] = _restore_int8(stored[teacher, modality])
+        if patches:
+            stored[teacher, "patch"], *made = _make_patches()
         _write_teacher(root, teacher, stored, compressed=compressed)
-    return ForeignCache(root, targets, views, keys)
+    return ForeignCache(root, targets, views, keys, (made[0], made[1]) if patches else None)
 
 
 # -- records
@@ -319,14 +327,40 @@ def _restore_int8(stored: NDArray[np.int8]) -> NDArray[np.float16]:
     return (blocks.reshape(values.shape) * scale).astype(np.float16)
 
 
-def _write_rotation(root: Path, folder: str) -> dict[str, Any]:
-    path = root / folder / "rotation.zarr"
+PATCH_GRID, PATCH_DIM, PATCH_WIDTH = 2, 3, 5
+PATCH_BASIS = np.linalg.qr(np.random.default_rng(5).normal(size=(5, 3)))[0].T.astype(np.float32)
+_GRIDS = [(2, 2), (1, 3), (1, 1)]
+"""Grids of views, in turn: as many cells as there is room for, and fewer."""
+
+
+def _make_patches() -> tuple[NDArray[np.int8], NDArray[np.float16], NDArray[np.int64]]:
+    """Return the stored patch targets of all rows, and the values and grids that they stand for."""
+    num_rows = sum(SPANS["image"][-1])
+    stored = np.zeros((num_rows, 2, PATCH_GRID**2, PATCH_DIM + 8), np.int8)
+    values = np.zeros((num_rows, 2, PATCH_GRID**2, PATCH_DIM), np.float16)
+    grids = np.zeros((num_rows, 2, 2), np.int64)
+    random = np.random.default_rng(6)
+    planned = [row for first, count in SPANS["image"] for row in range(first, first + count)]
+    for row in sorted(set(planned) - set(REJECTED["image"])):
+        for view in (0, 1):
+            rows, columns = grids[row, view] = _GRIDS[(row + view) % 3]
+            for cell in range(rows * columns):
+                scale = np.float32(random.uniform(0.01, 0.1))
+                steps = random.integers(-127, 128, PATCH_DIM)
+                tail = struct.pack("<fHH", scale, rows, columns)
+                stored[row, view, cell, :-8] = steps
+                stored[row, view, cell, -8:] = np.frombuffer(tail, np.int8)
+                values[row, view, cell] = (steps.astype(np.float32) * scale).astype(np.float16)
+    return stored, values, grids
+
+
+def _write_matrix(root: Path, folder: str, matrix: NDArray[np.float32]) -> dict[str, Any]:
+    shape = matrix.shape
     array = zarr.create_array(
-        path, shape=(4, 4), chunks=(4, 4), dtype="float32", filters=None, compressors=None
+        root / folder, shape=shape, chunks=shape, dtype="float32", filters=None, compressors=None
     )
-    array[:] = ROTATION
-    paths = (f"{folder}/rotation.zarr/zarr.json", f"{folder}/rotation.zarr/c/0/0")
-    return {path: _describe(root, path) for path in paths}
+    array[:] = matrix
+    return {path: _describe(root, path) for path in (f"{folder}/zarr.json", f"{folder}/c/0/0")}
 
 
 def _write_teacher(
@@ -337,36 +371,43 @@ def _write_teacher(
     compressed: bool,
 ) -> None:
     folder = f"teachers/{teacher}"
-    metadata = [f"{folder}/{modality}.zarr/zarr.json" for modality in ("image", "text")]
+    names = [name for name in ("image", "text", "patch") if (teacher, name) in targets]
+    metadata = [f"{folder}/{name}.zarr/zarr.json" for name in names]
     arrays: dict[str, Any] = {}
     # The teacher was there when the first generation was all, and its arrays grew with the second.
     for generation in (0, 1):
-        for modality in ("image", "text"):
-            num_rows = sum(SPANS[modality][generation])
+        for name in names:
+            num_rows = sum(SPANS["text" if name == "text" else "image"][generation])
             if generation == 0:
-                values = targets[teacher, modality]
-                path = root / folder / f"{modality}.zarr"
-                arrays[modality] = _create_array(path, num_rows, values, compressed)
+                values = targets[teacher, name]
+                path = root / folder / f"{name}.zarr"
+                arrays[name] = _create_array(path, num_rows, values, compressed)
             else:
-                arrays[modality].resize((num_rows, *arrays[modality].shape[1:]))
+                arrays[name].resize((num_rows, *arrays[name].shape[1:]))
         files = {path: _describe(root, path) for path in metadata}
         if generation == 0:
             fields = _teacher(teacher)
             if targets[teacher, "image"].dtype == np.int8:
-                files |= _write_rotation(root, folder)
+                files |= _write_matrix(root, f"{folder}/rotation.zarr", ROTATION)
                 fields |= INT8_FIELDS
+            if "patch" in names:
+                files |= _write_matrix(root, f"{folder}/patch_basis.zarr", PATCH_BASIS)
+                fields |= PATCH_FIELDS
             write_record(root / folder / "teacher.json", {**fields, "files": files})
         else:
             record = {"generation": generation, "files": files}
             write_record(root / folder / "commits/arrays-00001.json", record)
     for modality in ("image", "text"):
-        values = targets[teacher, modality]
         for span_first, span_count in SPANS[modality]:
             end = span_first + span_count
             for first in range(span_first, end, SHARD_ROWS):
                 last = min(first + SHARD_ROWS, end)
-                arrays[modality][first:last] = values[first:last]
-                _write_unit_record(root, folder, modality, first, last)
+                for name in names:
+                    if name == modality or (name, modality) == ("patch", "image"):
+                        arrays[name][first:last] = targets[teacher, name][first:last]
+                _write_unit_record(
+                    root, folder, modality, first, last, has_patches="patch" in names
+                )
 
 
 IMPORTED = "imported"
@@ -401,6 +442,19 @@ INT8_FIELDS = {
 }
 
 
+PATCH_FIELDS = {
+    "format_version": 4,
+    "patches": {
+        "grid": PATCH_GRID,
+        "dim": PATCH_DIM,
+        "width": PATCH_WIDTH,
+        "rms": 0.7,
+        "kept": 0.9,
+        "num_images": 12,
+    },
+}
+
+
 def _create_array(
     path: Path, num_rows: int, values: NDArray[Any], compressed: bool
 ) -> zarr.Array[Any]:
@@ -415,12 +469,14 @@ def _create_array(
         filters=None,
         compressors=zarr.codecs.ZstdCodec() if compressed else None,
         fill_value=float("nan") if values.dtype == np.float16 else 0,
-        dimension_names=["row", "view", last] if len(rest) == 2 else ["row", last],
+        dimension_names=[*["row", "view", "cell"][: len(rest)], last],
         config={"write_empty_chunks": True},
     )
 
 
-def _write_unit_record(root: Path, folder: str, modality: str, first: int, last: int) -> None:
+def _write_unit_record(
+    root: Path, folder: str, modality: str, first: int, last: int, *, has_patches: bool
+) -> None:
     unit = first // SHARD_ROWS
     rejected = {r: why for r, why in REJECTED[modality].items() if first <= r < last}
     shard = f"{folder}/{modality}.zarr/c/{unit}/" + ("0/0" if modality == "image" else "0")
@@ -437,6 +493,9 @@ def _write_unit_record(root: Path, folder: str, modality: str, first: int, last:
         columns = dict(zip(_IMAGES_SCHEMA.names, zip(*lines, strict=True), strict=True))
         pq.write_table(pa.table(columns, schema=_IMAGES_SCHEMA), root / path)
         files[path] = _describe(root, path)
+        if has_patches:
+            patch = f"{folder}/patch.zarr/c/{unit}/0/0/0"
+            files[patch] = _describe(root, patch)
     record = {
         "modality": modality,
         "unit": unit,

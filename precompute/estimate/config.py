@@ -8,6 +8,7 @@ from ...store.format.pixel_settings import check_short_side
 from ...store.format.row_encoding import parse_encoding
 from ...store.format.views import ViewPolicy
 from ..planning.config import check_shard_rows
+from ..teacher.planned_patches import check_patches
 
 PEAK_TFLOPS = {
     "h100": 989.0,
@@ -75,6 +76,12 @@ class EstimateConfig:
     targets: str = "float16"
     """How targets are stored: float16 or int8."""
 
+    patch_targets: int | None = None
+    """Rows and columns of cells of a square view that patch targets are pooled to; None: there are none."""
+
+    patch_dims: int | None = None
+    """Values of a cell; None: the width of the teacher."""
+
     keep_pixels: int | None = None
     """Short side in pixels at which each image is kept; None: none are."""
 
@@ -104,6 +111,7 @@ class EstimateConfig:
         if self.keep_pixels is not None:
             check_short_side(self.keep_pixels)
         parse_encoding(self.targets)
+        check_patches(self.patch_targets, self.patch_dims)
         ViewPolicy(num_views=self.num_views)  # refuses what no cache could have
 
     @property

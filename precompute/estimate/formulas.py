@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...formatting import format_bytes
 from ...siglip import TEXT_FORMULA, VIEW_FORMULA, Architecture
 from ...store.format.catalog import PART_ROWS, Table
 from ...store.format.layout import Modality
+from ...store.format.patch_encoding import CELL
 from ...store.format.pixel_settings import expected_bytes
 from ...store.format.row_encoding import FLOAT16, parse_encoding
 from ...store.format.shard import ArrayLayout
 from ...store.io.range_file import PIECE_BYTES
 from ..planning.config import default_shard_rows
+from ..teacher.planned_patches import planned_patches
 from .config import PEAK_TFLOPS, EstimateConfig
 from .disk import IMAGE_BYTES
 
@@ -74,6 +76,7 @@ class Formulas:
         self.encoding = parse_encoding(config.targets)
         extra = self.encoding.num_extra
         self.vector = f"({self.dim:,} + {extra}) B" if extra else f"{self.dim:,} x 2 B"
+        self.patches = planned_patches(arch, config.patch_targets, config.patch_dims)
         self.rows = config.shard_rows or default_shard_rows(self.views)
         self.image_units, self.text_units = (
             -(-self.images // self.rows),
@@ -109,6 +112,20 @@ class Formulas:
             shard_rows=shard_rows,
         )
 
+    def _patch_array(self) -> ArrayLayout | None:
+        if self.patches is None:
+            return None
+        return replace(
+            self._array("image", self.rows),
+            embed_dim=self.patches.dim,
+            encoding=CELL,
+            num_cells=self.patches.num_cells,
+        )
+
+    def _view_of_cells(self) -> str:
+        assert self.patches is not None
+        return f"{self.patches.num_cells:,} cells x ({self.patches.dim:,} + {CELL.num_extra}) B"
+
     def quantities(self) -> Iterator[Quantity]:
         """Yield every number, group by group."""
         groups = {
@@ -138,6 +155,11 @@ class Formulas:
             "B",
             f"{rows} x {views} views x {self.vector}, and an index",
         )
+        patches = self._patch_array()
+        if patches is not None:
+            shard += patches.shard_bytes(self.rows)
+            formula = f"{rows} x {views} views x {self._view_of_cells()}, and an index"
+            yield "patch_shard", patches.shard_bytes(self.rows), "B", formula
         how = "3 shards: one filling, one being written, its encoded bytes; without teacher and pixels"
         yield "worker_memory", 3 * shard, "B", how
 
@@ -146,6 +168,7 @@ class Formulas:
         named = ", ".join(f"{table} {count:,}" for table, count in parts.items() if count)
         counts = {
             "shards": (self.units, "one per unit"),
+            **self._patch_objects(),
             "image_tables": (self.image_units, "one per image unit"),
             "records": (self.units, "one per unit"),
             "catalog_parts": (sum(parts.values()), f"of {PART_ROWS:,} lines: {named}"),
@@ -162,6 +185,12 @@ class Formulas:
         if self.encoding == FLOAT16:
             return {}
         return {"rotation": (2, "of int8 targets: its zarr.json and its chunk")}
+
+    def _patch_objects(self) -> dict[str, tuple[int, str]]:
+        if self.patches is None:
+            return {}
+        formula = "a shard for each image unit, the zarr.json of both arrays, and the map's chunk"
+        return {"patch_targets": (self.image_units + 3, formula)}
 
     def _kept_objects(self) -> dict[str, tuple[int, str]]:
         if self.config.keep_pixels is None:
@@ -194,6 +223,10 @@ class Formulas:
         }
         for name, (count, what, each, and_more) in expected.items():
             sizes[name] = (each * count, f"{count:,} {what} x {each} B{and_more} (expected)")
+        patches = self._patch_array()
+        if patches is not None:
+            formula = f"{images:,} images x {self.views} views x {self._view_of_cells()}, {index}"
+            sizes["patch_targets"] = (_array_bytes(patches), formula)
         sizes["unit_records"] = (
             _RECORD_BYTES * self.units,
             f"{self.units:,} units x {_RECORD_BYTES} B",
@@ -257,7 +290,9 @@ class Formulas:
 
     def _network(self) -> Iterator[_Row]:
         gpus, rate = self.config.num_gpus, self.images_per_s
+        patches = self._patch_array()
         row_bytes = self._array("image", self.rows).row_bytes + IMAGE_BYTES
+        row_bytes += 0 if patches is None else patches.row_bytes
         read = rate * self.image_bytes
         yield "read_by_a_worker", read, "B/s", f"images per s x {self.image_size}"
         formula = f"images per s x {row_bytes:,} B of targets and pictures"
@@ -315,6 +350,10 @@ class Formulas:
         formula = f"1,000 images/s x (a view + a text) x {self.vector}, in addition to the pixels"
         vector_bytes = self._array("image", self.rows).vector_bytes
         yield "targets_read", 1000 * 2 * vector_bytes, "B/s", formula
+        patches = self._patch_array()
+        if patches is not None:
+            formula = f"1,000 images/s x {self._view_of_cells()}, with --weight patch=W"
+            yield "patches_read", 1000 * patches.vector_bytes, "B/s", formula
 
     def notes(self) -> Iterator[str]:
         """Yield what a reader should know about the numbers."""

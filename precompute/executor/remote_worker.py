@@ -60,7 +60,9 @@ def serve(order: WorkOrder, make_teacher: TeacherFactory, send: Send, inbox: Inb
         assert order.checkpoint is not None
         teacher = make_teacher(order.checkpoint, order.device, order.compute_dtype)
         with torch_threads(order.num_threads):  # a teacher that needs torch has loaded it
-            targets = TeacherTargets(teacher, order.image_batch, order.text_batch)
+            targets = TeacherTargets(
+                teacher, order.image_batch, order.text_batch, cache.patch_map(order.teacher)
+            )
             send(Ready(targets.provenance()))
             worker = UnitWorker(order, cache, targets, send)
             with contextlib.suppress(BuildInterrupted):  # the driver requested it

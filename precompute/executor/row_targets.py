@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...images.image import DecodedBatch
-from ...siglip import ImageRecipe
+from ...siglip import ImageRecipe, PatchPooling
 from ...store.format.layout import Modality
+from ...store.format.patch_map import PatchMap
 from ..teacher.embedder import Embedder
 from ..teacher.teacher import Teacher
 
@@ -37,7 +38,10 @@ class RowTargets(Protocol):
         ...
 
     def start_images(self, batch: DecodedBatch) -> Wait:
-        """Start a batch with at least one decoded image; the result is (B, K, D), NaN without a target."""
+        """Start a batch with at least one decoded image; the result is (B, K, D), NaN without a target.
+
+        For a teacher with patch targets their values follow the embedding of each view (split_patches).
+        """
         ...
 
     def start_texts(self, texts: Sequence[str], first_row: int) -> Wait:
@@ -52,8 +56,13 @@ class RowTargets(Protocol):
 class TeacherTargets:
     """The targets of a live teacher."""
 
-    def __init__(self, teacher: Teacher, image_batch: int, text_batch: int) -> None:
-        """Set the teacher, and the views and texts of its forward passes."""
+    def __init__(
+        self, teacher: Teacher, image_batch: int, text_batch: int, patches: PatchMap | None = None
+    ) -> None:
+        """Set the teacher, the views and texts of its forward passes, and its patch targets."""
+        teacher.patches = (
+            None if patches is None else PatchPooling(patches.settings.grid, patches.basis_PW)
+        )
         self._embedder = Embedder(teacher, image_batch, text_batch)
 
     @property
@@ -83,3 +92,11 @@ class TeacherTargets:
     def why_missing(self, modality: Modality, row: int) -> str:
         """See RowTargets."""
         return "the teacher returned an embedding that is not finite"
+
+
+def split_patches(
+    values: NDArray[np.float16], num_cells: int
+) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+    """Return the cells (..., C, P) and the grids (..., 2) in what follows the embeddings of a teacher."""
+    cells = values[..., :-2]
+    return cells.reshape(*cells.shape[:-1], num_cells, -1), values[..., -2:]

@@ -20,13 +20,14 @@ from ...store.format import layout
 from ...store.format.catalog import IMAGES_SCHEMA, encode_table
 from ...store.format.layout import Modality
 from ...store.format.manifest import Unit
+from ...store.format.patch_encoding import encode_patches
 from ...store.format.row_encoding import RowCodec
 from ...store.format.shard import encode_shard
 from ...store.format.transaction import Transaction
 from ...store.format.unit_records import UnitRecord
 from ...store.targets.distortion import refuse_distorted_rows, squared_error
 from ..teacher.embedder import is_unit
-from .row_targets import RowTargets, Wait
+from .row_targets import RowTargets, Wait, split_patches
 
 _IMAGES = {"row": pl.Int64, "width": pl.Int32, "height": pl.Int32, "sha256": pl.Binary}
 
@@ -84,11 +85,22 @@ class UnitRows:
     num_left: int = 0
     """Batches that are not embedded yet."""
 
+    patches: NDArray[np.int8] | None = None
+    """(n, views, stored bytes) patch targets as they are stored; None for texts, or without any."""
+
+    num_cells: int = 0
+    """Cells that a view has room for."""
+
     squared_error: float = 0.0
     """Summed squared norms of what encoding changed."""
 
     num_encoded: int = 0
     """Vectors in that sum."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of an embedding."""
+        return self.stored.shape[-1] - self.codec.encoding.num_extra
 
     def put(self, positions: NDArray[np.int64], values: NDArray[np.float16]) -> None:
         """Store embeddings (n, [views,] embed_dim) at some positions of the unit."""
@@ -97,6 +109,19 @@ class UnitRows:
         if self.codec.rotation is not None:
             self.squared_error += squared_error(values, self.codec.decode(stored))
             self.num_encoded += int(np.prod(values.shape[:-1]))
+
+    def put_patches(
+        self,
+        positions: NDArray[np.int64],
+        values: NDArray[np.float16],
+        grids: NDArray[np.float16],
+    ) -> None:
+        """Store cells (n, views, C, P) with their grids (n, views, 2) at some positions of the unit."""
+        assert self.patches is not None
+        stored = encode_patches(
+            values.reshape(-1, *values.shape[2:]), grids.reshape(-1, 2).astype(np.int64)
+        )
+        self.patches[positions] = stored.reshape(*values.shape[:2], -1)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -167,7 +192,15 @@ def open_rows(cache: Cache, teacher: str, job: Job) -> UnitRows:
         if images:
             images[:] = _previous_images(cache, teacher, unit)
     num_left = sum(1 for _ in wanted_batches(wanted, job.batch_size))
-    return UnitRows(job, codec, stored, images, {}, wanted, forward_size, num_left)
+    rows = UnitRows(job, codec, stored, images, {}, wanted, forward_size, num_left)
+    settings = cache.teacher(teacher).patches
+    if images and settings is not None:
+        patches = cache.manifest.patch_layout(settings)
+        rows.patches = patches.encoding.empty_rows((count, *patches.row_shape))
+        rows.num_cells = settings.num_cells
+        if job.previous is not None:
+            cache.patch_targets(teacher).read_stored(unit.number, 0, rows.patches)
+    return rows
 
 
 def wanted_batches(wanted: NDArray[np.bool_], size: int) -> Iterator[slice]:
@@ -205,8 +238,13 @@ def fill_images(batch: DecodedBatch, targets: RowTargets) -> Callable[[], None]:
         found = wait() if wait else None
         good_B = np.array([image.reason is None for image in images]) & rows.wanted[where]
         if found is not None:
-            good_B &= is_unit(found).all(axis=1)
-            rows.put(where.start + np.flatnonzero(good_B), found[good_B])
+            embeddings = found[..., : rows.embed_dim]
+            good_B &= is_unit(embeddings).all(axis=1)
+            if rows.patches is not None:
+                cells, grids = split_patches(found[..., rows.embed_dim :], rows.num_cells)
+                good_B &= np.isfinite(cells).all(axis=(1, 2, 3))
+                rows.put_patches(where.start + np.flatnonzero(good_B), cells[good_B], grids[good_B])
+            rows.put(where.start + np.flatnonzero(good_B), embeddings[good_B])
         for i in np.flatnonzero(rows.wanted[where]).tolist():
             position, image = where.start + i, images[i]
             rows.images[position] = image
@@ -263,6 +301,11 @@ def commit_unit(
     if unit.modality == "image":
         data = encode_table(_images_frame(rows), IMAGES_SCHEMA)
         transaction.add(layout.images_part(teacher, unit.number), data)
+    if rows.patches is not None:
+        settings = cache.teacher(teacher).patches
+        assert settings is not None
+        shard = encode_shard(cache.manifest.patch_layout(settings), rows.patches)
+        transaction.add(layout.shard(teacher, "patch", unit.number), shard)
     return transaction.commit(
         {
             "modality": unit.modality,

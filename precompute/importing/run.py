@@ -184,7 +184,7 @@ class _Import:
         if scale is None or bias is None:
             fit = _fit(cache, source, matches, config)
             scale, bias = fit.logit_scale, fit.logit_bias
-        refuse_small_disk(cache, source.embed_dim, FLOAT16, set())
+        refuse_small_disk(cache, cache.manifest.layouts(source.embed_dim, FLOAT16, None), set())
         add_imported(
             cache,
             config.teacher_name,

@@ -48,10 +48,16 @@ class Embedder:
     image_batch: int
     text_batch: int
 
+    @property
+    def row_dim(self) -> int:
+        """Values of a row of an image: those of its embedding, and of its patch targets if there are any."""
+        patches, width = self.teacher.patches, self.teacher.embed_dim
+        return width if patches is None else width + patches.num_values(width)
+
     def start_images(
         self, pixels: NDArray[np.uint8], grids_B2: NDArray[np.int64]
     ) -> Callable[[], NDArray[np.float16]]:
-        """Start on any number of views; return a function that returns (B, embed_dim) float16.
+        """Start on any number of views; return a function that returns (B, row_dim) float16.
 
         Args:
             pixels: (B, *view_shape) uint8 of the teacher's recipe.
@@ -109,7 +115,7 @@ class Embedder:
             waits.append(self.teacher.embed_patches(patches_BNP[views, :N], grids_B2[views]))
 
         def wait() -> NDArray[np.float16]:
-            found = np.full((len(patches_BNP), self.teacher.embed_dim), np.nan, np.float16)
+            found = np.full((len(patches_BNP), self.row_dim), np.nan, np.float16)
             for views, one in zip(passes, waits, strict=True):
                 found[views] = _to_float16(one())
             return found

@@ -18,6 +18,7 @@ from ...siglip import (
 from ...store.cache import Cache
 from ...store.format import layout
 from ...store.format.layout import Modality
+from ...store.format.patch_map import PatchMap
 from ...store.format.record_fields import Fields
 from ...store.format.row_encoding import RowCodec
 from ...store.format.teacher_files import commit_teacher
@@ -165,6 +166,33 @@ def refuse_other_targets(cache: Cache, record: TeacherRecord, targets: str | Non
         )
 
 
+def refuse_other_patches(
+    cache: Cache, record: TeacherRecord, grid: int | None, dim: int | None
+) -> None:
+    """Refuse other patch targets than those of a teacher of a cache.
+
+    Raises:
+        SettingError: ``grid`` or ``dim`` (None: as recorded) differs from the record.
+    """
+    patches = record.patches
+    if grid is not None and patches is None:
+        raise SettingError(
+            f"{record.name} in {cache.root} has no patch targets, which are made with its embeddings; leave "
+            "out --patch-targets, or build a new cache or under another --teacher-name"
+        )
+    if patches is None:
+        return
+    for option, asked, recorded in (
+        ("--patch-targets", grid, patches.grid),
+        ("--patch-dims", dim, patches.dim),
+    ):
+        if asked not in (None, recorded):
+            raise SettingError(
+                f"{option} of {record.name} in {cache.root} is {recorded}, and {asked} was asked for; leave "
+                "it out, or build a new cache or under another --teacher-name"
+            )
+
+
 def check_teacher_name(name: str) -> None:
     """Refuse a name that cannot be a folder.
 
@@ -204,6 +232,7 @@ def add_teacher(
     batch_size: Mapping[Modality, int],
     codec: RowCodec,
     distortion: Distortion | None,
+    patches: PatchMap | None,
 ) -> None:
     """Add a teacher to a cache: its record, the metadata of its arrays, and how its rows are stored."""
     name = checkpoint.name if name is None else name
@@ -228,6 +257,7 @@ def add_teacher(
         },
         codec,
         distortion,
+        patches,
     )
 
 

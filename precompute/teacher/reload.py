@@ -99,6 +99,10 @@ class LiveTeacher:
         _check_unit(rows_BD, [repr(text) for text in texts])
         return rows_BD
 
+    def embed_cells(self, states_CW: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (C, embed_dim) unit rows of hidden states, each as if it were the only patch of an image."""
+        return self.embedder.teacher.embed_cells(states_CW)
+
     def embed_pictures(self, files: Sequence[Path]) -> NDArray[np.float16]:
         """Return (len(files), embed_dim) float16 unit rows of whole images.
 

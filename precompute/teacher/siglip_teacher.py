@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ...siglip import (
     Checkpoint,
     NaflexRecipe,
+    PatchPooling,
     TextTokenizer,
     compile_layers,
+    embed_hidden_states,
     embed_image_patches,
     embed_image_pixels,
     embed_token_ids,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 # Shape letters in this file:
 #     B = batch, H, W = pixels, C = 3 colours, N = patches, P = values of a patch, L = text tokens,
-#     D = embed_dim.
+#     D = embed_dim, W = width of the hidden states.
 
 _T = TypeVar("_T")
 
@@ -66,6 +68,7 @@ class SiglipTeacher:
         self.compute_dtype = resolve_compute_dtype(checkpoint, self.device, compute_dtype)
         self.embed_dim = checkpoint.embed_dim
         self.image = checkpoint.image
+        self.patches: PatchPooling | None = None
         self.logit_scale, self.logit_bias = logit_scale_and_bias(checkpoint)
         self._tokenizer = TextTokenizer(checkpoint)  # before the weights: it fails faster
         self._model = load_model(checkpoint, device=self.device, compute_dtype=self.compute_dtype)
@@ -75,7 +78,11 @@ class SiglipTeacher:
 
         def forward(pixels_BHWC: "Tensor") -> "Tensor":
             return embed_image_pixels(
-                self._model, self.checkpoint, pixels_BHWC, compute_dtype=self.compute_dtype
+                self._model,
+                self.checkpoint,
+                pixels_BHWC,
+                compute_dtype=self.compute_dtype,
+                patches=self.patches,
             )
 
         return self._start([pixels_BHWC], forward)
@@ -98,10 +105,19 @@ class SiglipTeacher:
                 grids,
                 mask_BN,
                 compute_dtype=self.compute_dtype,
+                patches=self.patches,
             )
 
         inputs = [patches_BNP] if is_patch_BN.all() else [patches_BNP, is_patch_BN]
         return self._start(inputs, forward)
+
+    def embed_cells(self, states_CW: "NDArray[np.float32]") -> "NDArray[np.float32]":
+        """Return unit rows of hidden states; see Teacher."""
+
+        def forward(states_CW: "Tensor") -> "Tensor":
+            return embed_hidden_states(self._model, states_CW, compute_dtype=self.compute_dtype)
+
+        return self._start([states_CW], forward)()
 
     def embed_texts(self, texts: Sequence[str]) -> Callable[[], "NDArray[np.float32]"]:
         """Start embedding B texts; see Teacher."""

@@ -5,14 +5,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import BuildError
-from ...siglip import Checkpoint, ImageRecipe
+from ...siglip import Checkpoint, ImageRecipe, PatchPooling
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 # Shape letters in this file:
-#     B = batch, H, W = pixels, C = 3 colours, N = patches, P = values of a patch, D = embed_dim.
+#     B = batch, H, W = pixels, C = 3 colours, N = patches, P = values of a patch, D = embed_dim,
+#     W = width of the hidden states.
 
 
 class OutOfMemory(BuildError):  # noqa: N818 - it asks for a smaller batch before it is an error
@@ -21,6 +22,9 @@ class OutOfMemory(BuildError):  # noqa: N818 - it asks for a smaller batch befor
 
 class Teacher(Protocol):
     """A live teacher; tests use a fake one."""
+
+    patches: PatchPooling | None
+    """Patch targets that are made with the embeddings of images: their values follow those of each row."""
 
     @property
     def embed_dim(self) -> int:
@@ -50,6 +54,8 @@ class Teacher(Protocol):
     def embed_images(self, pixels_BHWC: "NDArray[np.uint8]") -> Callable[[], "NDArray[np.float32]"]:
         """Start embedding RGB pixels; return a function that waits and returns (B, D) unit rows.
 
+        With ``patches`` the rows go on with the values of these.
+
         Raises:
             OutOfMemory: the batch is too large; raised here or by the returned function.
         """
@@ -64,6 +70,10 @@ class Teacher(Protocol):
             patches_BNP: RGB patches; N is the largest number of patches in the batch.
             grids_B2: rows and columns of patches of each view; patches beyond these are ignored.
         """
+        ...
+
+    def embed_cells(self, states_CW: "NDArray[np.float32]") -> "NDArray[np.float32]":
+        """Return (C, D) unit rows of hidden states, each as if it were the only patch of an image."""
         ...
 
     def embed_texts(self, texts: Sequence[str]) -> Callable[[], "NDArray[np.float32]"]:

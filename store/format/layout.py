@@ -7,6 +7,8 @@ CACHE/
   teachers/<name>/teacher.json            record: identity, embed_dim, scale and bias
   teachers/<name>/image.zarr, text.zarr   targets
   teachers/<name>/rotation.zarr           map from the axes of int8 targets to the teacher's
+  teachers/<name>/patch.zarr              patch targets
+  teachers/<name>/patch_basis.zarr        map from the teacher's hidden states to the values of patch targets
   teachers/<name>/images/00000.parquet    sizes and hashes of the images of a unit
   teachers/<name>/commits/image-00000.json, text-00000.json   record of each unit
   teachers/<name>/commits/arrays-00001.json                   record of array shapes of a generation
@@ -25,6 +27,9 @@ from typing import Literal
 
 Modality = Literal["image", "text"]
 MODALITIES: tuple[Modality, ...] = ("image", "text")
+
+ArrayName = Literal["image", "text", "patch"]
+"""Arrays of a teacher: embeddings of each modality, and patch targets, which share the units of images."""
 
 CACHE_RECORD = "cache.json"
 CATALOG = "catalog"
@@ -124,30 +129,40 @@ def arrays_record(teacher: str, generation: int) -> str:
     return f"{commits_folder(teacher)}/arrays-{generation:05d}.json"
 
 
-def array_folder(teacher: str, modality: Modality) -> str:
+def array_folder(teacher: str, array: ArrayName) -> str:
     """Return the folder of a Zarr array."""
-    return f"{teacher_folder(teacher)}/{modality}.zarr"
+    return f"{teacher_folder(teacher)}/{array}.zarr"
 
 
-def array_metadata(teacher: str, modality: Modality) -> str:
+def array_metadata(teacher: str, array: ArrayName) -> str:
     """Return the path of the metadata of a Zarr array."""
-    return f"{array_folder(teacher, modality)}/zarr.json"
+    return f"{array_folder(teacher, array)}/zarr.json"
 
 
-def rotation_metadata(teacher: str) -> str:
-    """Return the path of the metadata of the rotation of int8 targets."""
-    return f"{teacher_folder(teacher)}/rotation.zarr/zarr.json"
+def rotation(teacher: str) -> str:
+    """Return the folder of the rotation of int8 targets."""
+    return f"{teacher_folder(teacher)}/rotation.zarr"
 
 
-def rotation_chunk(teacher: str) -> str:
-    """Return the path of the only chunk of the rotation."""
-    return f"{teacher_folder(teacher)}/rotation.zarr/c/0/0"
+def matrix_metadata(folder: str) -> str:
+    """Return the path of the metadata of an array of one chunk."""
+    return f"{folder}/zarr.json"
 
 
-def shard(teacher: str, modality: Modality, unit: int) -> str:
+def matrix_chunk(folder: str) -> str:
+    """Return the path of its only chunk."""
+    return f"{folder}/c/0/0"
+
+
+def shard(teacher: str, array: ArrayName, unit: int) -> str:
     """Return the path of the shard of a unit: the default chunk key of Zarr."""
-    zeros = "0/0" if modality == "image" else "0"
-    return f"{array_folder(teacher, modality)}/c/{unit}/{zeros}"
+    zeros = {"image": "0/0", "text": "0", "patch": "0/0/0"}[array]
+    return f"{array_folder(teacher, array)}/c/{unit}/{zeros}"
+
+
+def patch_basis(teacher: str) -> str:
+    """Return the folder of the map from hidden states to the values of patch targets."""
+    return f"{teacher_folder(teacher)}/patch_basis.zarr"
 
 
 def images_part(teacher: str, unit: int) -> str:

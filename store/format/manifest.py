@@ -11,9 +11,11 @@ from . import layout
 from .catalog import Part, Table
 from .corpus_notes import Note
 from .layout import MODALITIES, Modality
+from .patch_encoding import CELL
 from .record_fields import Fields, read_record
 from .row_encoding import FLOAT16, RowEncoding
 from .shard import ArrayLayout
+from .teacher_record import PatchSettings
 from .views import ViewPolicy
 
 _DENSE_TABLES: tuple[Table, ...] = ("files", "samples", "views", "texts")
@@ -189,6 +191,17 @@ class Manifest:
             encoding=encoding,
             shard_rows=self.shard_rows,
         )
+
+    def patch_layout(self, patches: PatchSettings) -> ArrayLayout:
+        """Return the layout of a teacher's array of patch targets."""
+        return replace(self.array_layout("image", patches.dim, CELL), num_cells=patches.num_cells)
+
+    def layouts(
+        self, embed_dim: int, encoding: RowEncoding, patches: PatchSettings | None
+    ) -> list[ArrayLayout]:
+        """Return the layouts of all arrays of a teacher; those of one modality share their units."""
+        found = [self.array_layout(modality, embed_dim, encoding) for modality in MODALITIES]
+        return found if patches is None else [*found, self.patch_layout(patches)]
 
 
 class _PartIndex:

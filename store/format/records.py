@@ -20,7 +20,10 @@ STORED_VIEWS_VERSION = 3
 """The version of the record of a generation with a source whose views are stored in the corpus: earlier
 releases cannot plan that source again."""
 
-READABLE_VERSIONS = (1, 2, INT8_VERSION)
+PATCH_VERSION = 4
+"""The version of the record of a teacher with patch targets: earlier releases would lose some."""
+
+READABLE_VERSIONS = (1, 2, INT8_VERSION, PATCH_VERSION)
 """The versions that it reads. Version 1 only lacks columns of the samples, which are null there."""
 
 Record = dict[str, Any]

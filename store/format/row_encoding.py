@@ -250,16 +250,22 @@ def make_rotation(embed_dim: int) -> NDArray[np.float32]:
 
     It maps each D consecutive stored values to D consecutive dimensions of the teacher:
     ``embedding = (stored.reshape(-1, D) @ rotation).reshape(-1, E)``. D is the smallest divisor of the width
-    that is at least 32. The map is the Hadamard matrix of the power of two in D, times a cosine transform
-    for the odd part, so that each dimension is spread over all D about equally.
+    that is at least 32.
     """
     divisors = (d for d in range(_BLOCK, embed_dim) if embed_dim % d == 0)
-    D = next(divisors, embed_dim)
-    num_hadamard = D & -D
-    rotation_DD = _cosine_transform(D // num_hadamard)
-    while len(rotation_DD) < D:
-        rotation_DD = np.kron(np.array([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2), rotation_DD)
-    return rotation_DD.astype(np.float32)
+    return spreading_map(next(divisors, embed_dim)).astype(np.float32)
+
+
+def spreading_map(size: int) -> NDArray[np.float64]:
+    """Return an orthonormal map (D, D) that spreads each dimension over all others about equally.
+
+    It is the Hadamard matrix of the power of two in D, times a cosine transform for the odd part.
+    """
+    num_hadamard = size & -size
+    map_DD: NDArray[Any] = _cosine_transform(size // num_hadamard)
+    while len(map_DD) < size:
+        map_DD = np.kron(np.array([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2), map_DD)
+    return map_DD
 
 
 def _cosine_transform(size: int) -> NDArray[np.float64]:

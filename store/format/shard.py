@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DamagedCacheError
-from .layout import Modality
+from .layout import ArrayName, Modality
 from .row_encoding import FLOAT16, RowEncoding
 
 NORM_TOLERANCE = 2e-3
@@ -45,6 +45,15 @@ class ArrayLayout:
     encoding: RowEncoding = FLOAT16
     """How its vectors are stored."""
 
+    num_cells: int | None = None
+    """Cells that a view has room for, in the array of patch targets, where ``embed_dim`` is the width of a
+    cell and the vector of a view holds all its cells; None: an array of embeddings."""
+
+    @property
+    def name(self) -> ArrayName:
+        """The name of the array among those of its teacher."""
+        return self.modality if self.num_cells is None else "patch"
+
     @property
     def chunk_rows(self) -> int:
         """Rows of an inner chunk: the largest power of two up to 64 that divides ``shard_rows``."""
@@ -53,7 +62,7 @@ class ArrayLayout:
     @property
     def stored_dim(self) -> int:
         """The stored values of a vector."""
-        return self.encoding.stored_dim(self.embed_dim)
+        return self.encoding.stored_dim(self.embed_dim) * (self.num_cells or 1)
 
     @property
     def vector_bytes(self) -> int:
@@ -62,17 +71,17 @@ class ArrayLayout:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """The shape of a stored row: (views, stored_dim) or (stored_dim,)."""
-        return self._shape_of_row(self.stored_dim)
+        """The shape of a stored row in memory: (views, stored_dim) or (stored_dim,)."""
+        return (self.num_views, self.stored_dim) if self.modality == "image" else (self.stored_dim,)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the array on disk."""
-        return (self.num_rows, *self.row_shape)
+        return (self.num_rows, *self._shape_of_row(self.encoding.stored_dim(self.embed_dim)))
 
     @property
     def value_shape(self) -> tuple[int, ...]:
-        """The shape of the embeddings: (rows, views, embed_dim) or (rows, embed_dim)."""
+        """The shape of the values: that of the array on disk, less what each vector has besides them."""
         return (self.num_rows, *self._shape_of_row(self.embed_dim))
 
     @property
@@ -80,8 +89,10 @@ class ArrayLayout:
         """The bytes of a row."""
         return int(np.prod(self.row_shape)) * self.encoding.dtype.itemsize
 
-    def _shape_of_row(self, vector_dim: int) -> tuple[int, ...]:
-        return (self.num_views, vector_dim) if self.modality == "image" else (vector_dim,)
+    def _shape_of_row(self, last: int) -> tuple[int, ...]:
+        if self.num_cells is not None:
+            return (self.num_views, self.num_cells, last)
+        return (self.num_views, last) if self.modality == "image" else (last,)
 
     def shard_bytes(self, num_rows: int) -> int:
         """Return the bytes of a shard with this many rows."""
@@ -94,9 +105,9 @@ class ArrayLayout:
 
     def metadata(self) -> dict[str, Any]:
         """Return the content of zarr.json."""
-        rest = list(self.row_shape)
+        rest = list(self.shape[1:])
         last = "embed_dim" if self.encoding.num_extra == 0 else "stored"
-        names = ["row", "view", last] if self.modality == "image" else ["row", last]
+        names = ["row", "view", "cell"][: len(rest)]
         little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
         sharding = {
             "chunk_shape": [self.chunk_rows, *rest],
@@ -118,7 +129,7 @@ class ArrayLayout:
             "fill_value": self.encoding.fill_value,
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
             "attributes": {},
-            "dimension_names": names,
+            "dimension_names": [*names, last],
         }
 
     def matches_map(self, metadata: dict[str, Any]) -> bool:

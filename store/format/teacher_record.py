@@ -14,6 +14,10 @@ IMPORTED = "imported"
 """Field of the identity of imported targets: the SHA-256 of what was imported."""
 
 _MAX_EMBED_DIM = 2**20
+
+MAX_GRID = 64
+"""Largest grid of patch targets: NaFlex views of 4,096 patches are 64 x 64."""
+
 _MAX_LOGIT_SCALE = 700.0  # its exponential is a finite double
 
 
@@ -30,6 +34,34 @@ class Distortion:
 
     num_images: int
     num_texts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchSettings:
+    """The patch targets of a teacher: pooled hidden states of its image tower."""
+
+    grid: int
+    """Rows and columns of cells of a square view; no view has more than grid * grid cells."""
+
+    dim: int
+    """Values of a cell."""
+
+    width: int
+    """Width of the hidden states."""
+
+    rms: float
+    """Root mean square of a value, on the images that the map was fitted to."""
+
+    kept: float
+    """Share of the squared norm of the hidden states of these images that the map keeps."""
+
+    num_images: int
+    """Images that the map was fitted to."""
+
+    @property
+    def num_cells(self) -> int:
+        """Cells that a view has room for."""
+        return self.grid * self.grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +93,9 @@ class TeacherRecord:
 
     distortion: Distortion | None = None
     """What the encoding changes; None for float16."""
+
+    patches: PatchSettings | None = None
+    """Its patch targets; None: there are none."""
 
     @property
     def is_imported(self) -> bool:
@@ -95,6 +130,7 @@ def _parse_teacher(record: Fields, name: str) -> TeacherRecord:
         files=record.files(),
         encoding=_parse_encoding(record),
         distortion=_parse_distortion(record),
+        patches=_parse_patches(record),
     )
 
 
@@ -116,3 +152,21 @@ def _parse_distortion(record: Fields) -> Distortion | None:
         num_images=fields.count("num_images"),
         num_texts=fields.count("num_texts"),
     )
+
+
+def _parse_patches(record: Fields) -> PatchSettings | None:
+    if "patches" not in record.values:
+        return None
+    fields = record.fields("patches")
+    width = fields.count("width", least=1, most=_MAX_EMBED_DIM)
+    found = PatchSettings(
+        grid=fields.count("grid", least=1, most=MAX_GRID),
+        dim=fields.count("dim", least=1, most=width),
+        width=width,
+        rms=fields.number("rms"),
+        kept=fields.number("kept"),
+        num_images=fields.count("num_images"),
+    )
+    if found.rms <= 0:
+        fields.refuse("rms", "a number above 0")
+    return found

@@ -34,7 +34,7 @@ class ShardFiles:
     @property
     def array_folder(self) -> str:
         """The full path or URL of the Zarr array."""
-        return self._files.where(layout.array_folder(self._teacher, self.array.modality))
+        return self._files.where(layout.array_folder(self._teacher, self.array.name))
 
     @property
     def are_remote(self) -> bool:
@@ -99,7 +99,7 @@ class ShardFiles:
         Raises:
             DamagedCacheError: the metadata are missing or not JSON.
         """
-        path = layout.array_metadata(self._teacher, self.array.modality)
+        path = layout.array_metadata(self._teacher, self.array.name)
         try:
             data = self._files.read(path)
         except FileNotFoundError:
@@ -107,4 +107,4 @@ class ShardFiles:
         return self.array.matches_map(parse_metadata(data, where=self._files.where(path)))
 
     def _shard(self, unit: int) -> str:
-        return layout.shard(self._teacher, self.array.modality, unit)
+        return layout.shard(self._teacher, self.array.name, unit)

@@ -99,7 +99,8 @@ class Shards:
             raise DamagedCacheError(
                 f"shard {shard} cannot be decoded ({first_line(error)}); run siglip2-cache verify"
             ) from None
-        return np.ascontiguousarray(rows, self._array.encoding.dtype)
+        stored = np.ascontiguousarray(rows, self._array.encoding.dtype)
+        return stored.reshape(len(stored), *self._array.row_shape)
 
 
 class ArrayMap:

@@ -102,15 +102,17 @@ class Targets:
             RowUnavailableError: a row is out of range, a gap, not committed, or rejected; the
                 message names the first such row. read_masked returns a mask instead.
         """
+        return self._codec.decode(self.read_rows(rows, views), basis)
+
+    def read_rows(self, rows: ArrayLike, views: ArrayLike | None = None) -> NDArray[Any]:
+        """Return targets as they are stored, (B, stored_dim); otherwise as ``read``."""
         rows_B = _as_rows(rows)
         unit_B = self._units_of(rows_B)
         views_B = self._as_views(views, len(rows_B))
         whole_NS = self._one_map(unit_B)
         if whole_NS is not None:
-            stored_BS = self._take(whole_NS, rows_B, views_B)
-        else:
-            stored_BS = self._gather(rows_B, views_B)
-        return self._codec.decode(stored_BS, basis)
+            return self._take(whole_NS, rows_B, views_B)
+        return self._gather(rows_B, views_B)
 
     def read_masked(
         self, rows: ArrayLike, views: ArrayLike | None = None

@@ -3,6 +3,9 @@
 Shape letters in this file: N = rows, V = vectors of a row (views of an image; 1 for a text).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,9 +15,18 @@ from ..format.shard import ArrayLayout, shard_index
 class ShardReader:
     """Reads a shard of raw rows and keeps the norm of each vector, 4 bytes of 1,000 or 2,000."""
 
-    def __init__(self, array: ArrayLayout, num_rows: int) -> None:
-        """Start before the first byte of a shard with ``num_rows`` rows."""
-        self._encoding, self._stored_dim = array.encoding, array.stored_dim
+    def __init__(
+        self,
+        array: ArrayLayout,
+        num_rows: int,
+        measure: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None,
+    ) -> None:
+        """Start before the first byte of a shard with ``num_rows`` rows.
+
+        ``measure`` returns a number for each stored vector; None: its norm.
+        """
+        self._measure = measure or array.encoding.norms
+        self._dtype, self._stored_dim = array.encoding.dtype, array.stored_dim
         self._vector_bytes = array.vector_bytes
         self._row_bytes = num_rows * array.row_bytes
         self._index = shard_index(array, num_rows)
@@ -33,9 +45,9 @@ class ShardReader:
         start, self.num_bytes = self.num_bytes, self.num_bytes + len(piece)
         rows = self._rest + piece[: max(0, self._row_bytes - start)]
         num_vectors = len(rows) // self._vector_bytes
-        stored = np.frombuffer(rows, self._encoding.dtype, num_vectors * self._stored_dim)
+        stored = np.frombuffer(rows, self._dtype, num_vectors * self._stored_dim)
         end = self._num_norms + num_vectors
-        self.norms_NV.reshape(-1)[self._num_norms : end] = self._encoding.norms(
+        self.norms_NV.reshape(-1)[self._num_norms : end] = self._measure(
             stored.reshape(num_vectors, self._stored_dim)
         )
         self._num_norms = end

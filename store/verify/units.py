@@ -1,7 +1,7 @@
 """Verification of the units of a teacher: the bytes of their files, and the values in them."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from ...errors import CacheError
 from ..cache import Cache
 from ..format import layout
-from ..format.layout import Modality
+from ..format.layout import ArrayName, Modality
 from ..format.manifest import Unit
 from ..format.shard import NORM_TOLERANCE, describe_mismatch
 from ..format.teacher_record import TeacherRecord
 from ..format.unit_records import UnitRecord
 from .files import Checked, FileChecker
+from .patches import PatchChecker
 from .shard_reader import ShardReader
 
 
@@ -42,7 +43,7 @@ class UnitChecker:
         modality: Modality,
         checker: FileChecker,
         *,
-        is_raw: bool | None,
+        is_raw: Mapping[ArrayName, bool],
     ) -> None:
         """Check nothing yet.
 
@@ -51,12 +52,17 @@ class UnitChecker:
             record: the teacher.
             modality: modality of the array.
             checker: checks the files.
-            is_raw: whether shards contain raw rows; None if the metadata of the array are damaged.
+            is_raw: whether the shards of each array contain raw rows; without those whose metadata are
+                damaged.
         """
         self._cache, self._teacher = cache, record.name
         self._modality: Modality = modality
         self._array = cache.array_layout(modality, record.name)
-        self._checker, self._is_raw = checker, is_raw
+        self._checker, self._is_raw = checker, is_raw.get(modality)
+        self._patches = None
+        if modality == "image" and record.patches is not None:
+            patches = cache.manifest.patch_layout(record.patches)
+            self._patches = PatchChecker(cache, record, patches, is_raw=is_raw.get("patch"))
 
     def check(self, unit: Unit, commit: UnitRecord) -> UnitFound:
         """Return the faults of a committed unit. Memory holds a piece of its shard at a time."""
@@ -69,6 +75,9 @@ class UnitChecker:
         takes: dict[str, Callable[[bytes], object]] = {images: seen.append}
         if self._is_raw:
             takes[shard] = reader.take
+        patch_reader = None if self._patches is None else self._patches.reader(unit)
+        if patch_reader is not None:
+            takes[layout.shard(self._teacher, "patch", unit.number)] = patch_reader.take
         sound = [
             self._checker.check(path, description, owner, found.checked, takes.get(path, _pass))
             for path, description in commit.files.items()
@@ -84,6 +93,8 @@ class UnitChecker:
             else:
                 found.num_rows, found.num_rejected = len(norms_NV), len(commit.rejected)
                 faults += self._wrong_values(unit, commit, norms_NV, owner)
+            if self._patches is not None and patch_reader is not None:
+                faults += self._patches.faults(unit, commit, patch_reader, owner)
             if self._modality == "image":
                 faults += _wrong_images(images, b"".join(seen), unit, commit, owner)
         return found

@@ -13,10 +13,10 @@ from ...formatting import format_count
 from ...progress import Display, TaskProgress
 from ..cache import Cache
 from ..format import layout
-from ..format.layout import MODALITIES, Modality
+from ..format.layout import MODALITIES, ArrayName, Modality
 from ..format.manifest import Unit
 from ..format.record_fields import read_fields
-from ..format.shard import parse_metadata
+from ..format.shard import ArrayLayout, parse_metadata
 from ..format.teacher_record import TeacherRecord
 from ..format.unit_records import UnitRecord
 from ..io.foreign_files import is_stray
@@ -129,7 +129,7 @@ class _Verifier:
     def _check_teacher(self, record: TeacherRecord) -> None:
         self._named.add(layout.teacher_record(record.name))
         is_raw = self._check_metadata(record)
-        self._check_rotation(record)
+        self._check_maps(record)
         commits = self._cache.commits(record.name)
         for message in commits.damaged:
             self._fault(f"{message}; run the same build again to embed the unit again")
@@ -140,14 +140,13 @@ class _Verifier:
             for unit in self._cache.manifest.units(modality):
                 commit = done.get(unit.number)
                 if commit is None:
-                    self._named |= _unit_files(record.name, unit)
-                    if not _unit_files(record.name, unit) <= self._unfinished.files.keys():
+                    files = _unit_files(record, unit)
+                    self._named |= files
+                    if not files <= self._unfinished.files.keys():
                         uncommitted.append(unit.number)
                 else:
                     committed.append((unit, commit))
-            checker = UnitChecker(
-                self._cache, record, modality, self._checker, is_raw=is_raw.get(modality)
-            )
+            checker = UnitChecker(self._cache, record, modality, self._checker, is_raw=is_raw)
             for found in self._map_units(checker.check, committed):
                 self._note(found.checked)
                 self._report.num_rows[modality] += found.num_rows
@@ -175,7 +174,10 @@ class _Verifier:
         )
         yield from (found for _, found in results)
 
-    def _check_metadata(self, record: TeacherRecord) -> dict[Modality, bool]:
+    def _layouts(self, record: TeacherRecord) -> list[ArrayLayout]:
+        return self._cache.manifest.layouts(record.embed_dim, record.encoding, record.patches)
+
+    def _check_metadata(self, record: TeacherRecord) -> dict[ArrayName, bool]:
         """Check the metadata of arrays against their record and the catalog.
 
         Returns:
@@ -183,7 +185,7 @@ class _Verifier:
         """
         latest = self._cache.manifest.latest.number
         owner, files = layout.teacher_record(record.name), record.files
-        arrays = {layout.array_metadata(record.name, modality) for modality in MODALITIES}
+        arrays = {layout.array_metadata(record.name, each.name) for each in self._layouts(record)}
         files = {path: each for path, each in files.items() if path in arrays}
         for generation in range(record.generation + 1, latest + 1):
             path = layout.arrays_record(record.name, generation)
@@ -202,19 +204,18 @@ class _Verifier:
             path: self._checker.read(path, description, owner, found)
             for path, description in files.items()
         }
-        is_raw: dict[Modality, bool] = {}
-        for modality in MODALITIES:
-            path = layout.array_metadata(record.name, modality)
+        is_raw: dict[ArrayName, bool] = {}
+        for array in self._layouts(record):
+            path = layout.array_metadata(record.name, array.name)
             text = data.get(path)
             if text is None:
                 continue
-            array = self._cache.array_layout(modality, record.name)
             try:
                 metadata = parse_metadata(text, where=path)
             except CacheError as error:
                 found.faults.append(str(error))
                 continue
-            is_raw[modality] = array.matches_map(metadata)
+            is_raw[array.name] = array.matches_map(metadata)
             shape = metadata.get("shape")
             if shape != list(array.shape) and path not in self._unfinished.files:
                 found.faults.append(
@@ -224,14 +225,15 @@ class _Verifier:
         self._note(found)
         return is_raw
 
-    def _check_rotation(self, record: TeacherRecord) -> None:
-        """Check the rotation of int8 targets."""
-        arrays = {layout.array_metadata(record.name, modality) for modality in MODALITIES}
+    def _check_maps(self, record: TeacherRecord) -> None:
+        """Check the rotation of int8 targets and the map of patch targets."""
+        arrays = {layout.array_metadata(record.name, each.name) for each in self._layouts(record)}
         found, owner = Checked(), layout.teacher_record(record.name)
         for path in sorted(record.files.keys() - arrays):
             self._checker.check(path, record.files[path], owner, found)
         try:
             self._cache.codec(record.name)
+            self._cache.patch_map(record.name)
         except CacheError as error:
             if not found.faults:
                 found.faults.append(str(error))
@@ -275,9 +277,11 @@ class _Verifier:
         return is_commits and (is_unit or name.startswith("arrays-"))
 
 
-def _unit_files(teacher: str, unit: Unit) -> set[str]:
+def _unit_files(record: TeacherRecord, unit: Unit) -> set[str]:
     """Return the files that the record of a unit names or would name."""
-    shard = layout.shard(teacher, unit.modality, unit.number)
-    if unit.modality == "text":
-        return {shard}
-    return {shard, layout.images_part(teacher, unit.number)}
+    found = {layout.shard(record.name, unit.modality, unit.number)}
+    if unit.modality == "image":
+        found.add(layout.images_part(record.name, unit.number))
+        if record.patches is not None:
+            found.add(layout.shard(record.name, "patch", unit.number))
+    return found

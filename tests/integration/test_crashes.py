@@ -84,17 +84,20 @@ def test_killed_again_and_again_the_cache_equals_that_of_an_undisturbed_build(
     assert tree_of(tmp_path / "cache") == expected
 
 
-def test_killed_at_times_a_build_of_int8_targets_equals_an_undisturbed_one(
-    corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+@pytest.mark.parametrize("stored", ["--targets int8", "--patch-targets 2"])
+def test_killed_at_times_a_build_of_other_targets_equals_an_undisturbed_one(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path, stored: str
 ) -> None:
-    int8 = ("--targets", "int8")
-    result = run_build(corpus, tmp_path / "undisturbed", tiny_checkpoint, *int8)
+    others = stored.split()
+    result = run_build(corpus, tmp_path / "undisturbed", tiny_checkpoint, *others)
     assert result.returncode == 0, result.stderr
     expected, num_ops = tree_of(tmp_path / "undisturbed"), int(result.stdout.split()[-1])
     step, num_kills = random.Random(1), 0
     while True:
         kill_at = str(step.randrange(num_ops // 12, num_ops // 6))
-        result = run_build(corpus, tmp_path / "cache", tiny_checkpoint, *int8, "--kill-at", kill_at)
+        result = run_build(
+            corpus, tmp_path / "cache", tiny_checkpoint, *others, "--kill-at", kill_at
+        )
         if result.returncode == 0:
             break
         assert result.returncode == -9, result.stderr

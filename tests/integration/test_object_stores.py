@@ -108,6 +108,20 @@ def test_a_store_that_fails_often_holds_the_bytes_of_a_local_cache(
         assert secret.encode() not in kept
 
 
+def test_patch_targets_in_a_store_are_those_of_a_local_cache(
+    s3: "S3", corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    url = parse_location(f"{s3.url}/cache")
+    for where in (url, tmp_path / "local"):
+        build_into(where, corpus, tiny_checkpoint, patch_targets=2, patch_dims=8)
+    assert objects_of(RemoteStorage(url)) == tree_of(tmp_path / "local")
+    cache, local = open_cache(url), open_cache(tmp_path / "local")
+    assert verify_cache(cache).faults == []
+    rows = cache.image_targets().available_rows()
+    found, expected = (each.patch_targets().read(rows, 1) for each in (cache, local))
+    np.testing.assert_array_equal(found.values_VCP, expected.values_VCP)
+
+
 def test_a_finished_build_asks_little(s3: "S3", corpus: Path, tiny_checkpoint: Path) -> None:
     url = build_into(parse_location(f"{s3.url}/cache"), corpus, tiny_checkpoint)
     s3.forget()

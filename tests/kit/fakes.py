@@ -23,7 +23,8 @@ from siglip2_cache.precompute.executor.progress import BuildProgress
 from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.precompute.teacher.teacher import OutOfMemory
 from siglip2_cache.progress import Display
-from siglip2_cache.siglip import NaflexRecipe, SquashRecipe
+from siglip2_cache.siglip import NaflexRecipe, PatchPooling, SquashRecipe, cell_grid
+from siglip2_cache.siglip.patch_cells import pooling_matrix
 from siglip2_cache.store.io.location import Location
 
 EMBED_DIM = 64
@@ -49,6 +50,7 @@ class FakeTeacher:
     logit_scale: float = 4.75
     logit_bias: float = -16.8
     device: str = "cpu"
+    patches: PatchPooling | None = None
     image_batches: list[int] = field(default_factory=list)
     text_batches: list[int] = field(default_factory=list)
     texts_seen: list[str] = field(default_factory=list)
@@ -64,10 +66,18 @@ class FakeTeacher:
         self._work()
         flat = pixels_BHWC.reshape(len(pixels_BHWC), -1).astype(np.float64) / 255 - 0.5
         rows = self._finish(flat @ _drawn(flat.shape[1], self.embed_dim) + 0.01)
+        if self.patches is not None:
+            B, (H, W) = len(flat), self.image_size
+            patches = flat.reshape(B, H // 2, 2, W // 2, 2 * 3).transpose(0, 1, 3, 2, 4)
+            grids = [(H // 2, W // 2)] * B
+            rows = self._with_patches(rows, list(patches.reshape(B, -1, 12)), grids)
         return lambda: rows
 
     def compile(self) -> None:
         self.is_compiled = True
+
+    def embed_cells(self, states_CW: NDArray[np.float32]) -> NDArray[np.float32]:
+        return states_CW / np.linalg.norm(states_CW, axis=1, keepdims=True)
 
     def embed_texts(self, texts: Sequence[str]) -> Callable[[], NDArray[np.float32]]:
         self.text_batches.append(len(texts))
@@ -92,6 +102,26 @@ class FakeTeacher:
         self._num_batches += 1
         if self._num_batches > self.num_quick:
             time.sleep(self.seconds_a_batch)
+
+    def _with_patches(
+        self,
+        rows_BD: NDArray[np.float32],
+        patches_B: Sequence[NDArray[np.float64]],
+        grids: Sequence[tuple[int, int]],
+    ) -> NDArray[np.float32]:
+        """Return rows followed by the values of cells, each patch being a fixed projection of its pixels."""
+        assert self.patches is not None
+        side, found = self.patches.grid, list[NDArray[np.float64]]()
+        for patches_NP, grid in zip(patches_B, grids, strict=True):
+            tokens_ND = patches_NP @ _drawn(patches_NP.shape[1], self.embed_dim)
+            cells = cell_grid(*grid, side)
+            values_CD = pooling_matrix(grid, cells) @ tokens_ND
+            if self.patches.basis_PD is not None:
+                values_CD = values_CD @ self.patches.basis_PD.T
+            room = np.zeros((side * side, values_CD.shape[1]))
+            room[: len(values_CD)] = values_CD
+            found.append(np.concatenate([room.reshape(-1), cells]))
+        return np.concatenate([rows_BD, np.stack(found)], axis=1).astype(np.float32)
 
     def _finish(self, rows: NDArray[np.float64]) -> NDArray[np.float32]:
         if self.noise_seed is not None:
@@ -188,6 +218,12 @@ class FakeNaflexTeacher(FakeTeacher):
             weights = np.stack([np.ones(len(row)), row / rows, column / columns, row * column])
             found.append(np.tensordot(weights @ values, planes_WPD, 2) + 0.01)
         rows_BD = self._finish(np.stack(found))
+        if self.patches is not None:
+            values = [
+                p[: r * c] / 255 - 0.5
+                for p, (r, c) in zip(patches_BNP, self.passes[-1], strict=True)
+            ]
+            rows_BD = self._with_patches(rows_BD, values, self.passes[-1])
         return lambda: rows_BD
 
 

@@ -4,6 +4,7 @@ python run_build.py CORPUS CACHE CHECKPOINT [--kill-at N] [--noise SEED]
     [--seconds S] [--quick N] [--hold-at N]
     [--decode-workers N] [--workers N] [--batch-size N] [--share I/N] [--say-start]
     [--address HOST:PORT] [--keep-pixels N] [--targets float16|int8]
+    [--patch-targets GRID]
 
 Each batch takes --seconds, but for the first --quick of every process; after unit --hold-at it goes no
 further: so that a test which kills it knows where it is.
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--shard-rows", type=int, default=4)
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--targets")
+    parser.add_argument("--patch-targets", type=int)
     parser.add_argument("--decode-workers", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch-size", type=int)
@@ -83,6 +85,7 @@ def main() -> None:
         plan_timeout_s=PATIENCE_S,
         keep_pixels=args.keep_pixels,
         targets=args.targets,
+        patch_targets=args.patch_targets,
         targets_budget=0.01,  # of vectors of 64 values
         **on_ray,
     )

@@ -216,7 +216,7 @@ def test_it_works_from_and_to_an_object_store(foreign: "ForeignCache", memory: s
     assert back.text_targets().read(rows).tobytes() == cache.text_targets().read(rows).tobytes()
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_caches_of_every_version_are_converted(version: int, tmp_path: Path) -> None:
     golden = open_cache(Path(__file__).parents[2] / "data" / f"cache-v{version}")
     for targets in ("int8", "float16"):

@@ -16,6 +16,10 @@ tests/data/cache-v3 was made like the first one, of other drawings and without t
 
         --targets int8 --targets-budget 1
 
+and tests/data/cache-v4 with
+
+        --patch-targets 2 --patch-dims 16
+
 None may ever be made anew: when a test here fails, the code is wrong.
 """
 
@@ -46,6 +50,7 @@ ROOT = Path(__file__).parents[4]
 GOLDEN = ROOT / "tests" / "data" / "cache-v1"
 GOLDEN_2 = ROOT / "tests" / "data" / "cache-v2"
 GOLDEN_3 = ROOT / "tests" / "data" / "cache-v3"
+GOLDEN_4 = ROOT / "tests" / "data" / "cache-v4"
 PAGE = (ROOT / "docs" / "reference" / "format.md").read_text()
 
 
@@ -307,6 +312,35 @@ def test_the_golden_cache_of_version_3_is_what_it_was() -> None:
     np.testing.assert_allclose(texts.read([13])[0, :4], expected, rtol=1e-3)
     assert cache.manifest.latest.digest == (
         "37093ed00e0d0986e46f108be124c994e1d6c04b48b3321c175a7545eee93839"
+    )
+
+
+def test_the_golden_cache_of_version_4_is_what_it_was() -> None:
+    cache = open_cache(GOLDEN_4)
+    report = verify_cache(cache)
+    assert (report.faults, report.num_rows) == ([], {"image": 7, "text": 14})
+    versions = [
+        json.loads(path.read_text())["format_version"]
+        for path in GOLDEN_4.rglob("*.json")
+        if path.name != "zarr.json"
+    ]
+    assert sorted(set(versions)) == [2, 4]
+    assert versions.count(4) == 1
+    assert cache.image_targets().available_rows().tolist() == [0, 1, 2, 4, 8, 9]
+    patches = cache.patch_targets()
+    assert (patches.settings.grid, patches.settings.dim, patches.settings.width) == (2, 16, 64)
+    assert patches.settings.rms == 1.467945858122582
+    expected = [0.1571567952632904, -0.04117192327976227, 0.19776368141174316]
+    assert patches.basis[2, :3].tolist() == expected
+    found = patches.read([0, 9], [0, 1])
+    expected = [
+        [0.2203369140625, 0.3671875, 1.224609375, 0.2203369140625],
+        [1.025390625, 0.0504150390625, 2.134765625, 0.134521484375],
+    ]
+    assert found.values_VCP[:, 3, :4].tolist() == expected
+    assert found.grids_V2.tolist() == [[2, 2], [2, 2]]
+    assert cache.manifest.latest.digest == (
+        "a1e4ae866e0691205985fd93fff760755e20fcfa90b07426eac81ca7398f7251"
     )
 
 
