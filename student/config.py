@@ -639,6 +639,11 @@ class TrainConfig:
                         f"{name} goes with an image tower, and towers text trains none; leave it out"
                     )
         for term in active_terms(self.weights):
+            if term.needs_patches and self.patch_dropout is not None:
+                raise SettingError(
+                    f"weights.{term.name} compares all patches of an image, and patch_dropout "
+                    f"{self.patch_dropout:g} drops some; leave one of them out"
+                )
             for needed, is_needed in (
                 ("image", term.needs_image_tower),
                 ("text", term.needs_text_tower),

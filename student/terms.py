@@ -60,6 +60,9 @@ class LossTerm:
     """Whether it compares with the images of all processes, LossInputs.image_GD, which are then exchanged as
     the texts are."""
 
+    needs_patches: bool = False
+    """Whether it compares the student's patches with the teacher's, LossInputs.patch_N."""
+
     def function(self) -> Callable[..., Any]:
         """Return the function that computes the term."""
         if not isinstance(self.compute, str):
@@ -156,5 +159,15 @@ register_term(
         default_weight=lambda scale: 0.0,
         needs_captions=False,
         needs_all_images=True,
+    )
+)
+register_term(
+    LossTerm(
+        name="patch",
+        compute=f"{_LOSSES}.patch:patch_distillation",
+        default_weight=lambda scale: 0.0,
+        needs_captions=False,
+        needs_image_tower=True,
+        needs_patches=True,
     )
 )

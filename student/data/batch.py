@@ -17,6 +17,22 @@ from ...siglip import Checkpoint, NaflexRecipe
 from .sampler import GlobalBatch, Sampler
 
 
+@dataclass(frozen=True, slots=True)
+class PatchCells:
+    """Patch targets of some images, on the CPU."""
+
+    values_NCP: Tensor
+    """(N, C, P) float16: the cells of each view in row order, then zeros."""
+
+    grids_N2: NDArray[np.int64]
+    """(N, 2) rows and columns of cells of each view."""
+
+    def part(self, images: slice | NDArray[np.bool_]) -> "PatchCells":
+        """Return those of some of the images."""
+        chosen = images if isinstance(images, slice) else torch.from_numpy(images)
+        return PatchCells(self.values_NCP[chosen], self.grids_N2[images])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchTargets:
     """One teacher's targets of a batch."""
@@ -102,6 +118,9 @@ class Batch:
 
     targets: list[BatchTargets]
     """Those of each teacher."""
+
+    patches: PatchCells | None = None
+    """The patch targets of these views; None unless a term needs them."""
 
     skipped: list[tuple[str, str]]
     """Key and reason of each skipped image of this rank."""

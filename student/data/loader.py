@@ -24,8 +24,9 @@ from ...images.image import DecodedBatch, DecodedImage, ImageRef, PixelFormat
 from ...images.pixels import DECODES, Decode
 from ...siglip import Checkpoint, TextTokenizer, Towers
 from ...store.cache import Cache
+from ...store.targets.patches import PatchTargets
 from ..config import CheckPixels
-from .batch import Batch, FillingBatch
+from .batch import Batch, FillingBatch, PatchCells
 from .catalog_index import ImageLookup, TextLookup
 from .prefetch import Prefetcher
 from .sampler import GlobalBatch, Sampler
@@ -93,6 +94,7 @@ class Loader:
         config: LoaderConfig | None = None,
         towers: Towers = "both",
         device: str | torch.device = "cpu",
+        patch_targets: PatchTargets | None = None,
     ) -> None:
         """Read the texts.
 
@@ -105,6 +107,7 @@ class Loader:
             config: settings.
             towers: ``image``: make no token ids; ``text``: read no pixels.
             device: where the training copies the batches.
+            patch_targets: those of the first teacher; None: they are not read.
 
         Raises:
             CheckpointError: the student's tokenizer does not load.
@@ -112,6 +115,7 @@ class Loader:
         self._sampler, self._images, self._checkpoint = sampler, images, checkpoint
         self._config = config or LoaderConfig()
         self._targets = targets
+        self._patch_targets = patch_targets
         self._tokenizer = TextTokenizer(checkpoint) if towers != "image" else None
         self._texts = TextLookup(cache, sampler.corpus) if towers != "image" else None
         self._make = self._make_without_pixels if towers == "text" else self._make_with_pixels
@@ -257,6 +261,10 @@ class Loader:
             global_batch.global_text_rows_M,
         )
         targets = [each.read(positions_N, rows_N, views_N, text_rows_M) for each in self._targets]
+        patches = None
+        if self._patch_targets is not None:
+            found = self._patch_targets.read(rows_N, views_N)
+            patches = PatchCells(self._tensor(found.values_VCP), found.grids_V2)
         read_targets_s = time.perf_counter() - started
         return Batch(
             step=global_batch.step,
@@ -270,6 +278,7 @@ class Loader:
             text_bounds=global_batch.text_bounds,
             ids_ML=self._token_ids(global_batch),
             targets=[each.pinned() if self._pin else each for each in targets],
+            patches=patches,
             skipped=[],
             read_targets_s=read_targets_s,
         )

@@ -129,6 +129,10 @@ class LossInputs:
     first_image: int = 0
     """Position of this process's first image among those of all."""
 
+    patch_N: Tensor | None = None
+    """The loss of each of this process's images by its patches (patch.py), a leaf with gradient; None without
+    patch targets."""
+
     def all_images(self) -> tuple[Tensor, Tensor]:
         """Return image_GD and teacher_image_GE, for a term that is registered with needs_all_images."""
         assert self.image_GD is not None and self.teacher_image_GE is not None

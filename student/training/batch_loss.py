@@ -6,7 +6,7 @@ Shape letters in this file:
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -144,18 +144,20 @@ class BatchLoss:
                 )
                 if is_trained
             ]
-            head = distiller.head()
-            gradients = [torch.zeros_like(leaf) for leaf in (*leaves, *head)]
+            head, patch_N = distiller.head(), embedded.patch_N
+            others = head if patch_N is None else [*head, patch_N.requires_grad_()]
+            gradients = [torch.zeros_like(leaf) for leaf in (*leaves, *others)]
             values: dict[str, TermValue] = {}
             squares: list[Tensor] = []
             counts: Counts | None = None
             for part, objective in zip(self._parts, self._objectives, strict=True):
                 rows = part.inputs(image_ND, text_MD)
-                counts = counts or rows.counts
+                if counts is None:  # the first teacher, of which every image has targets
+                    counts, rows = rows.counts, replace(rows, patch_N=patch_N)
                 for term, value in objective.values(rows).items():
                     values[objective.metric(term)] = value
                     weighted = value.value * objective.weights[term]
-                    by_term = part.gradient(term, weighted, [*leaves, *head], rows)
+                    by_term = part.gradient(term, weighted, [*leaves, *others], rows)
                     squares.append(self._square(by_term[0], leaves[0]))
                     for total, share in zip(gradients, by_term, strict=True):
                         if share is not None:
@@ -165,9 +167,10 @@ class BatchLoss:
         by_text = None
         if distiller.has_text:
             by_text = ranks.sum(gradients[len(leaves) - 1])[self._own_texts] * ranks.world_size
-        by_head = gradients[len(leaves) :]
+        by_head = gradients[len(leaves) :][: len(head)]
         return EmbeddingGradient(
             image_ND=gradients[0] * ranks.world_size if distiller.has_image else None,
+            patch_N=None if patch_N is None else gradients[-1] * ranks.world_size,
             text_MD=by_text,
             head=[gradient * ranks.world_size for gradient in by_head],
             is_last=True,

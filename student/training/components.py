@@ -67,6 +67,9 @@ def make_loader(resolved: Resolved, sampler: Sampler, images: ImageLookup) -> Lo
         ),
         towers=config.towers,
         device=resolved.device,
+        patch_targets=resolved.cache.patch_targets(resolved.teacher.name)
+        if resolved.has_patches
+        else None,
     )
 
 
@@ -95,6 +98,7 @@ def make_distiller(resolved: Resolved, kind: type[Distiller] = Distiller) -> Dis
             )
             for teacher in resolved.teachers
         ],
+        patches=resolved.teacher.patches if resolved.has_patches else None,
     )
     freeze(distiller, config)
     if config.patch_dropout is not None:

@@ -16,14 +16,20 @@ from ...siglip import (
     Checkpoint,
     Towers,
     autocast,
-    pool_images,
+    encode_images,
+    on_device,
     pool_token_ids,
+    pool_tokens,
     text_tower,
+    to_device,
     unit_rows,
     vision_tower,
 )
+from ...store.format.teacher_record import PatchSettings
+from ..data.batch import PatchCells
 from ..distributed import Ranks
 from ..losses.learned_map import LearnedMap
+from ..losses.patch import PatchHead
 from .patch_dropout import PatchDropout
 
 
@@ -45,6 +51,9 @@ class MicroBatch:
 
     num_texts: int
 
+    patches: PatchCells | None = None
+    """Patch targets of its images, without padding; None unless a term needs them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
@@ -55,6 +64,9 @@ class Embedded:
 
     text_MD: Tensor | None
     """None without a text tower."""
+
+    patch_N: Tensor | None = None
+    """The loss of each image by its patches; None without patch targets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +93,7 @@ class Distiller(nn.Module):
         logit_scale: float,
         logit_bias: float,
         teachers: Sequence[TeacherHead],
+        patches: PatchSettings | None = None,
     ) -> None:
         """Add the head to a model from load_trainable.
 
@@ -92,6 +105,7 @@ class Distiller(nn.Module):
             logit_scale: initial scale of the student, a logarithm.
             logit_bias: initial bias of the student.
             teachers: what the head has for each.
+            patches: patch targets of the first teacher; None: no term needs them.
         """
         super().__init__()
         self.model: Any = model
@@ -114,6 +128,9 @@ class Distiller(nn.Module):
             if teacher.bank is not None:
                 for name, value in zip(("bank_scale", "bank_bias"), teacher.bank, strict=True):
                     setattr(self, _name(name, i), nn.Parameter(torch.tensor([value])))
+        self.patch_head = None
+        if patches is not None:
+            self.patch_head = PatchHead(checkpoint.embed_dim, patches.dim, rms=patches.rms)
 
     @property
     def scale_and_bias(self) -> tuple[Tensor, Tensor]:
@@ -173,12 +190,12 @@ class Distiller(nn.Module):
     def embed(self, micro_batch: MicroBatch) -> Embedded:
         """Return unit rows with their graph, in float32, or float64 for a model in float64."""
         with self._autocast():
-            image_ND = text_MD = None
+            image_ND = text_MD = patch_N = None
             if micro_batch.pixels_N is not None:
-                image_ND = self._embed_images(micro_batch.pixels_N, micro_batch)
+                image_ND, patch_N = self._embed_images(micro_batch.pixels_N, micro_batch)
             if micro_batch.ids_ML is not None:
                 text_MD = self._embed_texts(micro_batch.ids_ML, micro_batch.num_texts)
-        return Embedded(image_ND=image_ND, text_MD=text_MD)
+        return Embedded(image_ND=image_ND, text_MD=text_MD, patch_N=patch_N)
 
     @property
     def device(self) -> torch.device:
@@ -197,6 +214,7 @@ class Distiller(nn.Module):
         for rows, by_rows in (
             (found.image_ND, gradient.image_ND),
             (found.text_MD, gradient.text_MD),
+            (found.patch_N, gradient.patch_N),
         ):
             if rows is not None:
                 assert by_rows is not None
@@ -211,13 +229,39 @@ class Distiller(nn.Module):
             total = total + sum(p.reshape(-1)[0] * 0.0 for p in moving)
         return total
 
-    def _embed_images(self, pixels_N: Tensor, micro_batch: MicroBatch) -> Tensor:
-        if not micro_batch.num_images:
-            return self._no_rows()
+    def _embed_images(
+        self, pixels_N: Tensor, micro_batch: MicroBatch
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the unit rows of images, and their losses by their patches if there are targets."""
+        N, patches = micro_batch.num_images, micro_batch.patches
+        if not N:
+            no_rows = self._no_rows()
+            return no_rows, None if patches is None else no_rows[:, 0]
         pixels_N = pixels_N.to(self.device, non_blocking=True)
         tower = vision_tower(self.model)
-        pooled_ND = pool_images(tower, self._checkpoint, pixels_N, micro_batch.grids)
-        return unit_rows(pooled_ND[: micro_batch.num_images])
+        encoded = encode_images(tower, self._checkpoint, pixels_N, micro_batch.grids)
+        rows_ND = unit_rows(encoded.pooled_BD[:N])
+        if patches is None or self.patch_head is None:
+            return rows_ND, None
+        tokens_NLD, grids = encoded.tokens_BND[:N], encoded.grids[:N]
+        return rows_ND, self._patch_losses(self.patch_head, tokens_NLD, grids, patches)
+
+    def _patch_losses(
+        self,
+        head: PatchHead,
+        tokens_NLD: Tensor,
+        grids: Sequence[tuple[int, int]],
+        patches: PatchCells,
+    ) -> Tensor:
+        is_double = tokens_NLD.dtype == torch.float64
+        teacher_NCP = to_device(patches.values_NCP, self.device)
+        teacher_NCP = teacher_NCP.double() if is_double else teacher_NCP.float()
+        cells = [(int(rows), int(columns)) for rows, columns in patches.grids_N2]
+        num_cells_N = on_device(patches.grids_N2.prod(axis=1), teacher_NCP)
+        with torch.autocast(self.device.type, enabled=False):
+            tokens_NLD = tokens_NLD if is_double else tokens_NLD.float()
+            cells_NCD = pool_tokens(tokens_NLD, grids, cells, teacher_NCP.shape[1])
+        return head.loss(cells_NCD, teacher_NCP, num_cells_N)
 
     def _embed_texts(self, ids_ML: Tensor, num_texts: int) -> Tensor:
         if not num_texts:
@@ -244,6 +288,7 @@ class EmbeddingGradient:
 
     image_ND: Tensor | None
     text_MD: Tensor | None
+    patch_N: Tensor | None = None
     head: Sequence[Tensor] = ()
     """By each parameter of Distiller.head; empty except for the last micro-batch."""
 

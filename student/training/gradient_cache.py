@@ -205,6 +205,7 @@ def split_batch(
         pixels_N = None if batch.pixels_N is None else batch.pixels_N[cut]
         ids_ML = None if batch.ids_ML is None else batch.ids_ML[cut]
         part_grids = None if grids is None else grids[cut]
+        patches = None if batch.patches is None else batch.patches.part(cut)
         num_images, num_texts = (0 if rows is None else len(rows) for rows in (pixels_N, ids_ML))
         if padded_size is not None:
             if part_grids is not None:
@@ -217,6 +218,7 @@ def split_batch(
             ids_ML=ids_ML,
             num_images=num_images,
             num_texts=num_texts,
+            patches=patches,
         )
 
     return [part(start) for start in range(0, max(N, M, 1), size)]
@@ -230,19 +232,22 @@ def _padded(rows: Tensor, size: int) -> Tensor:
 
 
 def _detached(embedded: Embedded) -> Embedded:
-    image, text = embedded.image_ND, embedded.text_MD
+    image, text, patch = embedded.image_ND, embedded.text_MD, embedded.patch_N
     return Embedded(
         image_ND=None if image is None else image.detach(),
         text_MD=None if text is None else text.detach(),
+        patch_N=None if patch is None else patch.detach(),
     )
 
 
 def _concatenated(parts: Sequence[Embedded]) -> Embedded:
     images = [each.image_ND for each in parts if each.image_ND is not None]
     texts = [each.text_MD for each in parts if each.text_MD is not None]
+    patches = [each.patch_N for each in parts if each.patch_N is not None]
     return Embedded(
         image_ND=torch.cat(images) if images else None,
         text_MD=torch.cat(texts) if texts else None,
+        patch_N=torch.cat(patches) if patches else None,
     )
 
 
@@ -255,9 +260,11 @@ def _part_of_gradient(
         first = sum(counts[:i])
         return None if whole_rows is None else whole_rows[first : first + counts[i]]
 
+    num_images = [each.num_images for each in micro_batches]
     return replace(
         whole,
-        image_ND=part(whole.image_ND, [each.num_images for each in micro_batches]),
+        image_ND=part(whole.image_ND, num_images),
+        patch_N=part(whole.patch_N, num_images),
         text_MD=part(whole.text_MD, [each.num_texts for each in micro_batches]),
         head=whole.head if is_last else (),
         is_last=whole.is_last and is_last,

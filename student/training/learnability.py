@@ -220,7 +220,7 @@ def part_of_batch(
     bounds = batch.text_bounds
     caption_N, new_bounds = among(texts_M, batch.caption_N[own_N], bounds)
     own_texts = torch.from_numpy(texts_M[bounds[rank] : bounds[rank + 1]])
-    image_ND, text_MD = embedded.image_ND, embedded.text_MD
+    image_ND, text_MD, patch_N = embedded.image_ND, embedded.text_MD, embedded.patch_N
     own_images = torch.from_numpy(own_N)
     part = replace(
         batch,
@@ -233,9 +233,11 @@ def part_of_batch(
         text_bounds=new_bounds,
         ids_ML=None if batch.ids_ML is None else batch.ids_ML[own_texts],
         targets=[each.select(own_N, texts_M) for each in batch.targets],
+        patches=None if batch.patches is None else batch.patches.part(own_N),
     )
     rows = Embedded(
         image_ND=None if image_ND is None else image_ND[own_images.to(image_ND.device)],
         text_MD=None if text_MD is None else text_MD[own_texts.to(text_MD.device)],
+        patch_N=None if patch_N is None else patch_N[own_images.to(patch_N.device)],
     )
     return part, rows

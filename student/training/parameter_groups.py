@@ -55,7 +55,9 @@ def make_groups(distiller: Distiller, config: TrainConfig) -> list[dict[str, Any
     assert config.lr is not None and config.weight_decay is not None
     of_tower = {"image": config.image_lr or config.lr, "text": config.text_lr or config.lr}
     places = {id(parameter): place for parameter, place in _places(distiller)}
-    maps, head = ({id(p) for p in found} for found in (distiller.maps(), distiller.head()))
+    of_patches = [] if distiller.patch_head is None else list(distiller.patch_head.parameters())
+    maps = {id(p) for p in (*distiller.maps(), *of_patches)}
+    head = {id(p) for p in (*distiller.head(), *of_patches)}
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for parameter in distiller.parameters():
         if not parameter.requires_grad:

@@ -19,6 +19,7 @@ from ...siglip import (
     with_max_num_patches,
 )
 from ...store.cache import Cache, open_cache
+from ...store.format import layout
 from ...store.format.kept_pixels import KeptPixels
 from ...store.format.teacher_record import TeacherRecord
 from ...store.io.download_cache import copies_of
@@ -106,6 +107,11 @@ class Resolved:
         """Weight of each term of the first teacher."""
         return self.teachers[0].weights
 
+    @property
+    def has_patches(self) -> bool:
+        """Whether a term needs patch targets."""
+        return any(term.needs_patches for term in active_terms(self.weights))
+
     def fingerprint(self) -> dict[str, Any]:
         """Return hashes and counts of cache, teacher and student; a run resumes only with the same."""
         return {
@@ -115,8 +121,15 @@ class Resolved:
             "images with a target": self.corpus.num_images,
             "captions with a target": self.corpus.num_captions,
             **({} if self.config.select == "all" else {"selected images": _sha256_of(self.train)}),
+            **self._patch_facts(),
             "student": _student_sha256(self.checkpoint, is_new=self.config.from_scratch),
         }
+
+    def _patch_facts(self) -> dict[str, Any]:
+        if not self.has_patches:
+            return {}
+        chunk = layout.matrix_chunk(layout.patch_basis(self.teacher.name))
+        return {"map of patch targets": self.teacher.files[chunk]["sha256"]}
 
 
 def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:

@@ -12,7 +12,7 @@ from ..config import TrainConfig
 from ..data.corpus import Corpus
 from ..data.train_targets import TrainTargets, first_targets, further_targets
 from ..export.metadata import identity_sha256
-from ..terms import active_terms, loss_terms
+from ..terms import LossTerm, active_terms, loss_terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +91,40 @@ def _resolve(
         targets = first_targets(cache, name)
     else:
         targets = further_targets(cache, name, train, allow_partial=config.allow_partial)
+    weights = {
+        term: of_term * _factor(loss_terms()[term], weight, is_first=is_first)
+        for term, of_term in term_weights(config, scale).items()
+    }
+    _refuse_no_patches(cache, record, weights)
     return RunTeacher(
         record=record,
         targets=targets,
         scale=scale,
         bias=record.logit_bias if config.teacher_bias is None else config.teacher_bias,
         weight=weight,
-        weights={
-            term: of_term * (weight if loss_terms()[term].needs_teacher else float(is_first))
-            for term, of_term in term_weights(config, scale).items()
-        },
+        weights=weights,
     )
+
+
+def _factor(term: LossTerm, weight: float, *, is_first: bool) -> float:
+    """Return how often a term counts for a teacher of some weight."""
+    if not is_first and (term.needs_patches or not term.needs_teacher):
+        return 0.0
+    return weight if term.needs_teacher else 1.0
+
+
+def _refuse_no_patches(cache: Cache, record: TeacherRecord, weights: Mapping[str, float]) -> None:
+    """Refuse a term that needs patch targets, of a teacher without any.
+
+    Raises:
+        SettingError: names the term.
+    """
+    for term in active_terms(weights):
+        if term.needs_patches and record.patches is None:
+            raise SettingError(
+                f"weights.{term.name} needs patch targets, and teacher {record.name} of {cache.root} has "
+                "none; build a cache with --patch-targets, or leave the term out"
+            )
 
 
 def term_weights(config: TrainConfig, scale: float) -> dict[str, float]:

@@ -22,6 +22,7 @@ from kit.steps import Case, gradients_of, part_of
 from siglip2_cache.images.image import ImageRef
 from siglip2_cache.images.image_bytes import ImageLocation
 from siglip2_cache.siglip import load_trainable, resolve_checkpoint
+from siglip2_cache.store.format.teacher_record import PatchSettings
 from siglip2_cache.student.config import TrainConfig
 from siglip2_cache.student.distributed import Ranks, join_ranks, leave_ranks
 from siglip2_cache.student.evaluation.embeddings import Embeddings, student_embeddings
@@ -53,6 +54,8 @@ class Scenario:
 UNEVEN: dict[str, Any] = {"captions": (0, -1, 1, 0, 1, -1, 2)}
 """Three captions with the first process, two with the second; text 1 is shared between them, and text 3
 is of an image that could not be read."""
+
+PATCHES = PatchSettings(grid=2, dim=40, width=48, rms=1.7, kept=1.0, num_images=1)
 
 SCENARIOS = {
     "uneven": Scenario(UNEVEN),
@@ -88,6 +91,12 @@ SCENARIOS = {
         {**UNEVEN, "towers": "image", "projection": "pca", "bank_labels": "hard"},
         is_naflex=True,
         micro_batch_size=2,
+    ),
+    "dense targets": Scenario({**UNEVEN, "patches": PATCHES}, micro_batch_size=2),
+    "dense targets, naflex, one has nothing": Scenario(
+        {**UNEVEN, "towers": "image", "projection": "pca", "patches": PATCHES},
+        is_naflex=True,
+        num_images=7,
     ),
 }
 

@@ -23,8 +23,10 @@ from siglip2_cache.siglip import (
     checkpoint_activations,
     load_trainable,
     resolve_checkpoint,
+    vision_tower,
 )
-from siglip2_cache.student.data.batch import Batch, BatchTargets
+from siglip2_cache.store.format.teacher_record import PatchSettings
+from siglip2_cache.student.data.batch import Batch, BatchTargets, PatchCells
 from siglip2_cache.student.distributed import Ranks
 from siglip2_cache.student.losses.objective import BankImages, Objective, TextColumns
 from siglip2_cache.student.positives import ALL, Positives
@@ -43,6 +45,7 @@ WEIGHTS = {
 }
 TEACHER_SCALE, TEACHER_BIAS, ALIKE = 12.0, -4.0, 0.3
 AFFINITY_SCALE, RELATIONS_SCALE = 9.0, 6.0
+PATCH_WEIGHT = 0.8
 BANK_EXTRA = 6
 """Texts of the bank beside the batch's."""
 
@@ -67,6 +70,9 @@ class Case:
     """The second is of another width, and has no target of image 2 and text 1."""
 
     seed: int = 0
+    patches: PatchSettings | None = None
+    """Patch targets of the teacher; None: there is no such term."""
+
     compute_dtype: str = "float32"
     has_checkpointing: bool = False
 
@@ -97,6 +103,7 @@ class Case:
                 )
                 for i in range(self.num_teachers)
             ],
+            patches=self.patches,
         )
         return distiller.to(dtype)
 
@@ -104,13 +111,17 @@ class Case:
     def weights(self) -> dict[str, float]:
         """Weights of the terms; each bank is compared with the rows of one tower."""
         absent = {"both": [], "image": ["image_bank"], "text": ["bank"]}[self.towers]
-        return WEIGHTS | dict.fromkeys(absent, 0.0)
+        patch = {} if self.patches is None else {"patch": PATCH_WEIGHT}
+        return WEIGHTS | dict.fromkeys(absent, 0.0) | patch
 
     def objectives(self) -> list[Objective]:
         return [self.objective(i) for i in range(self.num_teachers)]
 
     def objective(self, teacher: int = 0) -> Objective:
-        half = {name: weight / 2 for name, weight in self.weights.items()} | {"contrastive": 0.0}
+        half = {name: weight / 2 for name, weight in self.weights.items()} | {
+            "contrastive": 0.0,
+            "patch": 0.0,
+        }
         return Objective(
             weights=half if teacher else self.weights,
             teacher="second" if teacher else None,
@@ -161,8 +172,20 @@ class Case:
                 )
                 for i in range(self.num_teachers)
             ],
+            patches=self._patch_cells(np.random.default_rng([self.seed, step, 2]), N),
             skipped=[],
         )
+
+    def _patch_cells(self, draw: np.random.Generator, count: int) -> PatchCells | None:
+        """Views in turn have a whole grid of cells and fewer; what is beyond their cells is zeros."""
+        if self.patches is None:
+            return None
+        side = self.patches.grid
+        grids_N2 = np.array([[(side, side), (1, side), (side, 1)][i % 3] for i in range(count)])
+        shape = (count, self.patches.num_cells, self.patches.dim)
+        values_NCP = draw.normal(size=shape) * self.patches.rms
+        values_NCP[np.arange(shape[1]) >= grids_N2.prod(axis=1)[:, None]] = 0
+        return PatchCells(torch.from_numpy(values_NCP).half(), grids_N2)
 
     def matching_pairs(self) -> set[tuple[int, int]]:
         """Own captions, and one more text of image 1 (which drew none), 2 and 4."""
@@ -287,6 +310,7 @@ def part_of(
             )
             for each in batch.targets
         ],
+        patches=None if batch.patches is None else batch.patches.part(images),
     )
     return part, [
         _part_of_labels(of_teacher, each.has_image_N, images)
@@ -316,7 +340,15 @@ def plain_loss(
     case: Case, distiller: Distiller, batch: Batch, pieces: Sequence[MicroBatch]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss of a batch with its graph, and each term: dense, the formulas as they stand."""
+    tokens: list[Tensor] = []
+    if (
+        case.patches is not None
+    ):  # heard, not computed again: positions of NaFlex have float32 gradients
+        norm = vision_tower(distiller.model).post_layernorm
+        hook = norm.register_forward_hook(lambda module, inputs, output: tokens.append(output))
     found = [distiller.embed(piece) for piece in pieces]
+    if case.patches is not None:
+        hook.remove()
     log_scale, bias = distiller.scale_and_bias
     dtype = bias.dtype
     u_NE = F.normalize(batch.targets[0].image_NE.to(dtype), dim=-1)
@@ -385,9 +417,41 @@ def plain_loss(
     if case.towers != "image":
         texts_ME = y_MD if case.towers == "text" else mapped(y_MD)
         terms["image_bank"] = _image_bank(case, distiller, batch, texts_ME, v_ME, target)
+    if case.patches is not None:
+        terms["patch"] = _dense(case.patches, distiller, batch, pieces, tokens)
     terms = {name: value for name, value in terms.items() if case.weights[name]}
     total = sum((case.weights[name] * value for name, value in terms.items()), x_ND.new_zeros(()))
     return total, terms
+
+
+def _dense(
+    patches: PatchSettings,
+    distiller: Distiller,
+    batch: Batch,
+    pieces: Sequence[MicroBatch],
+    tokens: Sequence[Tensor],
+) -> Tensor:
+    """Return the mean over images of that over cells of .9 (1 - cos) + .1 smooth L1, image by image.
+
+    ``tokens`` are the hidden states of the images of each piece.
+    """
+    assert batch.patches is not None
+    assert distiller.patch_head is not None
+    found: list[Tensor] = []
+    for piece, tokens_NLD in zip(pieces, tokens, strict=True):
+        side = round(tokens_NLD.shape[1] ** 0.5)
+        grids = piece.grids or [(side, side)] * len(tokens_NLD)
+        for tokens_LD, grid in zip(tokens_NLD, grids, strict=True):
+            i = len(found)
+            rows, columns = (int(n) for n in batch.patches.grids_N2[i])
+            own_LD = tokens_LD[: grid[0] * grid[1]].T.reshape(1, -1, *grid)
+            pooled_CD = F.adaptive_avg_pool2d(own_LD, (rows, columns)).flatten(2)[0].T
+            student_CP = distiller.patch_head.map(pooled_CD)
+            teacher_CP = batch.patches.values_NCP[i, : rows * columns].to(student_CP) / patches.rms
+            cosine_C = F.cosine_similarity(student_CP, teacher_CP, dim=-1)
+            huber = F.huber_loss(student_CP, teacher_CP)
+            found.append(0.9 * (1 - cosine_C.mean()) + 0.1 * huber)
+    return torch.stack(found).sum() / len(batch.caption_N)
 
 
 def _true(row: Tensor) -> list[int]:
@@ -490,6 +554,7 @@ def pieces_of(batch: Batch, size: int | None) -> list[MicroBatch]:
             ids_ML=None if batch.ids_ML is None else batch.ids_ML[cut],
             num_images=0 if batch.pixels_N is None else len(batch.pixels_N[cut]),
             num_texts=0 if batch.ids_ML is None else len(batch.ids_ML[cut]),
+            patches=None if batch.patches is None else batch.patches.part(cut),
         )
         for cut in cuts
     ]

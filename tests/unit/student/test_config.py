@@ -109,7 +109,7 @@ def from_file(tmp_path: Path, text: str, **flags: Any) -> TrainConfig:
         (
             {"weights": {"xyz": 1.0}},
             "weights has no term 'xyz'; known are soft, cosine, contrastive, bank, image_bank, affinity, "
-            "relations",
+            "relations, patch",
         ),
         ({"weights": {"soft": -1.0}}, "weights.soft must be at least 0, got -1.0"),
         ({"weights": {"soft": float("nan")}}, "weights.soft must be at least 0, got nan"),
@@ -140,6 +140,11 @@ def from_file(tmp_path: Path, text: str, **flags: Any) -> TrainConfig:
         (
             {"towers": "text", "weights": {"bank": 1.0}},
             "weights.bank goes with an image tower, and towers text trains none; leave it out",
+        ),
+        (
+            {"weights": {"patch": 1.0}, "patch_dropout": 0.5},
+            "weights.patch compares all patches of an image, and patch_dropout 0.5 drops some; leave one of "
+            "them out",
         ),
         (
             {"towers": "image", "projection": "learned"},

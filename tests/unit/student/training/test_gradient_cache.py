@@ -21,6 +21,7 @@ from kit.steps import (
 from kit.students import write_student
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from siglip2_cache.store.format.teacher_record import PatchSettings
 from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.distributed import Ranks
 from siglip2_cache.student.positives import Positives
@@ -63,6 +64,15 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "more texts than images": {"projection": "learned", **MORE_TEXTS},
     "no captions": {"captions": (-1, -1, -1), "num_texts": 0},
+}
+DENSE = {
+    dim: PatchSettings(grid=2, dim=dim, width=40, rms=1.7, kept=1.0, num_images=1)
+    for dim in (5, 40)
+}
+"""Patch targets that are narrower and wider than a student."""
+CASES |= {
+    "dense targets": {"towers": "image", "projection": "pca", "patches": DENSE[5]},
+    "wide dense targets, learned map": {"patches": DENSE[40], **MORE_TEXTS},
 }
 KINDS = ("tiny_student", "naflex_student")
 
