@@ -53,6 +53,15 @@ def neighbors(
     include_self: Annotated[
         bool, flag("--include-self", "Let an image be its own neighbour.", SEARCH)
     ] = False,
+    patches: Annotated[
+        bool,
+        flag(
+            "--patches",
+            "With --text: show where the text is in each image, as a heat map in the page (needs the "
+            "teacher, and a cache built with --patch-targets).",
+            SEARCH,
+        ),
+    ] = False,
     teacher: TeacherName = None,
     view: View = 0,
     seed: Seed = 0,
@@ -108,6 +117,7 @@ def neighbors(
         seed=seed,
         checkpoint=checkpoint,
         device=device,
+        patches=patches,
         corpus_roots=parse_roots(corpus_root),
     )
     show_report(

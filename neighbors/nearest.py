@@ -39,6 +39,17 @@ class NeighborsConfig(ReportConfig):
 
     device: str = "auto"
 
+    patches: bool = False
+    """Compare each text also with the cells of its images, which needs the teacher and its patch targets."""
+
+    def __post_init__(self) -> None:
+        ReportConfig.__post_init__(self)
+        is_of_texts = bool(self.queries) and all(query.kind == "text" for query in self.queries)
+        if self.patches and not (is_of_texts and self.modality == "image"):
+            raise SettingError(
+                "--patches shows where a text is in images: it goes with --text, and with --among images"
+            )
+
 
 def find_neighbors(
     config: NeighborsConfig, *, on_rows: Callable[[int], None] | None = None
@@ -57,7 +68,18 @@ def find_neighbors(
         queries = resolver.random(config.sample, config.seed)
     if not queries:
         raise SettingError(f"{cache.root} has no image embedded by {teacher} yet")
+    if config.patches:
+        cache.patch_targets(teacher)  # else refused only after the search
     found, how = _search(config, cache, teacher, queries, on_rows)
+    groups, notes = _groups(config, cache, queries, found), tuple[str, ...]()
+    if config.patches:
+        from .patch_cosines import with_patch_cosines
+
+        live = resolver.live_teacher()
+        groups = with_patch_cosines(cache, live, queries, groups, view=config.view)
+        notes = (
+            "heat maps: cosine of the text to each part of an image, dark to bright, one scale a row",
+        )
     return Report(
         title="Neighbors",
         cache=cache.root,
@@ -65,8 +87,9 @@ def find_neighbors(
         summary=(
             f"{format_count(len(queries), 'query')} among {found.num_rows:,} {config.among}, {how}"
             + config.left_out(cache, found.num_rows),
+            *notes,
         ),
-        groups=tuple(_groups(config, cache, queries, found)),
+        groups=tuple(groups),
     )
 
 

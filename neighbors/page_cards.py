@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..formatting import one_line
+from .patch_cosines import draw_over, range_of
 from .report import Caption, Group, Item, Report
 from .thumbnails import MEDIA_TYPE, Picture, Thumbnail
 
@@ -82,13 +83,14 @@ class CardTables:
         """Return the row of a group, number 1, 2, ... of the page."""
         cosines = [item.cosine for item in group.items if item.cosine is not None]
         largest = max(cosines, default=0.0)
-        query = None if group.query is None else self._card(group.query, largest)
+        heat = range_of(group.items)
+        query = None if group.query is None else self._card(group.query, largest, heat)
         name = group.heading or (query.caption.text or query.name if query else "a group")
         return CardRow(
             title=f"Row {number}: {name}",
             heading=group.heading,
             query=query,
-            cards=tuple(self._card(item, largest) for item in group.items),
+            cards=tuple(self._card(item, largest, heat) for item in group.items),
         )
 
     def picture_uri(self, picture: Picture) -> str | None:
@@ -96,14 +98,16 @@ class CardTables:
         thumbnail = self.thumbnails.get(picture)
         return _uri(thumbnail.data) if thumbnail is not None and thumbnail.data else None
 
-    def _card(self, item: Item, largest: float) -> Card:
+    def _card(self, item: Item, largest: float, heat: tuple[float, float]) -> Card:
         line = self._line_of(item)
         details = self.items[line]
         first = item.captions[0] if item.captions else _NO_CAPTION
         return Card(
             item=line,
             kind=item.kind,
-            picture=details["picture"],
+            picture=self._heated(item, heat)
+            if item.patch_cosines is not None
+            else details["picture"],
             name=details["name"],
             caption=Caption(_shortened(first.text), first.lang),
             num_more=max(0, len(item.captions) - 1),
@@ -133,6 +137,14 @@ class CardTables:
             "state": thumbnail.state,
             "reason": one_line(thumbnail.reason),
         }
+
+    def _heated(self, item: Item, heat: tuple[float, float]) -> int | None:
+        """Return the picture of an item under its heat map; the details show it without."""
+        name = picture_of(item)
+        data = b"" if name is None else self.thumbnails[name].data
+        if not data or item.patch_cosines is None:
+            return None
+        return self._picture_line(draw_over(data, item.patch_cosines, heat, MEDIA_TYPE))
 
     def _picture_line(self, data: bytes) -> int | None:
         if not data:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import polars as pl
@@ -23,6 +23,9 @@ from ..store.format.layout import Modality
 from ..store.search.exact import has_direction
 from .items import items_of
 from .report import Caption, Item
+
+if TYPE_CHECKING:
+    from ..precompute.teacher.reload import LiveTeacher
 
 QueryKind = Literal["key", "row", "text", "image"]
 QUERY_KINDS: tuple[QueryKind, ...] = ("key", "row", "text", "image")
@@ -106,6 +109,22 @@ class QueryResolver:
     view: int = 0
     checkpoint: str | None = None
     device: str = "auto"
+    _live: "LiveTeacher | None" = None
+
+    def live_teacher(self) -> "LiveTeacher":
+        """Return the teacher of the cache, loaded once.
+
+        Raises:
+            CheckpointError: its checkpoint is not found, or damaged.
+            SettingError: it is not the one that the cache was made with.
+        """
+        from ..precompute.teacher.reload import LiveTeacher  # only new queries need torch
+
+        if self._live is None:
+            self._live = LiveTeacher(
+                self.cache, teacher=self.teacher, checkpoint=self.checkpoint, device=self.device
+            )
+        return self._live
 
     def resolve(self, queries: Sequence[Query]) -> list[EmbeddedQuery]:
         """Return the queries in the order asked.
@@ -220,11 +239,7 @@ class QueryResolver:
         }
 
     def _embed(self, queries: Sequence[Query]) -> list[EmbeddedQuery]:
-        from ..precompute.teacher.reload import LiveTeacher  # only new queries need torch
-
-        live = LiveTeacher(
-            self.cache, teacher=self.teacher, checkpoint=self.checkpoint, device=self.device
-        )
+        live = self.live_teacher()
         texts = [str(query.value).strip() for query in queries if query.kind == "text"]
         files = [Path(str(query.value)) for query in queries if query.kind == "image"]
         text_rows = iter(live.embed_texts(texts) if texts else ())

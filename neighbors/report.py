@@ -5,6 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..store.io.location import Location
 
 
@@ -42,6 +45,9 @@ class Item:
 
     remarks: tuple[str, ...] = ()
     """Short remarks, such as ``own caption`` or ``same bytes``."""
+
+    patch_cosines: NDArray[np.float32] | None = field(default=None, compare=False)
+    """Cosine of a text to each cell of an image, (rows, columns); None: not computed."""
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Further values for JSON, by name."""

@@ -40,6 +40,8 @@ def _item(item: Item) -> dict[str, Any]:
         values["langs"] = [caption.lang for caption in item.captions]
     if item.cosine is not None:
         values["cosine"] = item.cosine
+    if item.patch_cosines is not None:
+        values["patch_cosines"] = item.patch_cosines.round(4).tolist()
     if item.remarks:
         values["remarks"] = list(item.remarks)
     return {**values, **item.values}
