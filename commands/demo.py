@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .options import flag, local_path_option, option
+from .options import Quiet, flag, local_path_option, option
 
 
 def demo(
@@ -18,6 +18,7 @@ def demo(
         bool, flag("--quick", "A tenth of the images and steps; the results then mean little.")
     ] = False,
     seed: Annotated[int, option("N", "Random seed of the scenes and the trainings.")] = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Run the whole workflow on generated scenes: build, verify, train, evaluate.
 
@@ -27,11 +28,13 @@ def demo(
     from ..demo.steps import TourConfig
     from ..demo.tour import run_tour
 
-    app = context.find_root().command
+    app: Any = context.find_root().command
 
     def run(arguments: Sequence[str]) -> int:
         """Run a command in this process, which has imported torch; errors reach main()."""
-        return app.main(list(arguments), standalone_mode=False) or 0
+        names = {name for each in app.commands[arguments[0]].params for name in each.opts}
+        silent = ["--quiet"] if quiet and "--quiet" in names else []
+        return app.main([*arguments, *silent], standalone_mode=False) or 0
 
     status = run_tour(TourConfig(out=out, seed=seed, is_quick=quick), run)
     if status:

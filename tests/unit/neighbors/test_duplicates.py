@@ -1,5 +1,6 @@
 """Clusters of what is the same or nearly."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,17 @@ def test_json_holds_the_counts_and_the_clusters(planted: Path) -> None:
     assert (values["images"], values["different"], values["num_clusters"]) == (15, 14, 1)
     assert values["clusters"][0]["size"] == 4
     assert values["clusters"][0]["members"][1]["key"] == "copy"
+
+
+def test_a_sample_is_compared_instead_of_all(planted: Path) -> None:
+    settings = DuplicatesConfig(cache=planted, teacher="first", sample=5, above=-1)
+    found = find_duplicates(settings)
+    assert found.values["images"] == 5
+    assert found.summary[0].startswith("5 images, a random choice of 15, ")
+    assert find_duplicates(settings).values == found.values
+    keys = {item.key for group in found.groups for item in group.items}
+    other = find_duplicates(replace(settings, seed=1)).groups
+    assert keys != {item.key for group in other for item in group.items}
 
 
 def test_a_teacher_that_finds_everything_alike_is_told_of(planted: Path) -> None:

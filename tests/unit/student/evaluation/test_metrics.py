@@ -11,6 +11,7 @@ from siglip2_cache.student.evaluation.calibration import (
     calibration_error,
     gap_size,
     other_pairs,
+    reliability,
 )
 from siglip2_cache.student.evaluation.metrics import (
     finite_mean,
@@ -210,6 +211,21 @@ def test_the_gaps_of_all_pairs_are_of_every_image_with_every_text(block_rows: in
     # Of two matches: bin 2 lacks 1 - high, bin 0 has 2 middle - 1 too much, bin -2 low.
     sums = found.sum(axis=0, keepdims=True)
     assert gap_size(sums[:, :-2])[0] == pytest.approx((1 - high + 2 * middle - 1 + low) / 2)
+
+
+@pytest.mark.parametrize("block_rows", [1, None])
+def test_reliability_has_the_mean_probability_and_the_share_that_match_by_bin(
+    block_rows: int | None,
+) -> None:
+    """The logits of the test above: 2.5 matches, of two of .5 one does, -1.5 does not."""
+    images = np.array([[1.0, 0], [np.nan, 0], [-1, 0]])
+    texts = np.array([[np.nan, 0], [1.0, 0], [0, 1]])
+    pairs = (np.array([2, 0, 0, 1]), np.array([2, 0, 1, 1]))
+    found = reliability(images, texts, (2.0, 0.5), *pairs, block_rows=block_rows)
+    probabilities = [float(sigmoid(np.array(z))) for z in (-1.5, 0.5, 2.5)]
+    np.testing.assert_allclose(found[0], probabilities)
+    np.testing.assert_allclose(found[1], [0, 0.5, 1])
+    np.testing.assert_array_equal(found[2], [1, 2, 1])
 
 
 def test_a_model_that_is_right_about_all_pairs_is_calibrated_there_and_not_where_half_match() -> (
