@@ -13,6 +13,7 @@ from .corpus_options import (
     Encoding,
     ImageColumn,
     KeyColumn,
+    KindColumn,
     LabelColumn,
     LangColumn,
     PrefixKeys,
@@ -90,6 +91,7 @@ def build(
     caption_column: CaptionColumn = None,
     key_column: KeyColumn = None,
     lang_column: LangColumn = None,
+    kind_column: KindColumn = None,
     label_column: LabelColumn = None,
     encoding: Encoding = None,
     caption_ending: CaptionEnding = None,
@@ -298,7 +300,13 @@ def build(
     from ..progress import make_display
 
     columns = table_columns(
-        image_column, caption_column, key_column, lang_column, label_column, encoding
+        image_column,
+        caption_column,
+        key_column,
+        lang_column,
+        label_column,
+        encoding,
+        kind_column,
     )
     plan = PlanConfig(
         sources=tuple(sources),

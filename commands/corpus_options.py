@@ -13,9 +13,18 @@ def _column(help: str) -> Any:
 
 
 ImageColumn = Annotated[str | None, _column("Table column of image paths or bytes.")]
-CaptionColumn = Annotated[list[str] | None, _column("Table column of captions. Repeatable.")]
+CaptionColumn = Annotated[
+    list[str] | None,
+    option(
+        "COLUMN[=KIND]",
+        "Table column of captions, and their kind, such as re_caption=synthetic. Repeatable.",
+        CORPUS,
+        default="by its usual names",
+    ),
+]
 KeyColumn = Annotated[str | None, _column("Table column of keys.")]
 LangColumn = Annotated[str | None, _column("Table column of caption languages.")]
+KindColumn = Annotated[str | None, _column("Table column of caption kinds.")]
 LabelColumn = Annotated[str | None, _column("Table column of class labels.")]
 Encoding = Annotated[
     str | None,
@@ -62,17 +71,19 @@ def table_columns(
     lang: str | None = None,
     label: str | None = None,
     encoding: str | None = None,
+    kind: str | None = None,
 ) -> "TableColumns | None":
     """Return the columns that were named; None if none was."""
     from ..precompute.sources import TableColumns
 
-    if not any((image, captions, key, lang, label, encoding)):
+    if not any((image, captions, key, lang, label, encoding, kind)):
         return None
     return TableColumns(
         image=image,
         captions=tuple(captions) if captions else None,
         key=key,
         lang=lang,
+        kind=kind,
         label=label,
         encoding=encoding,
     )

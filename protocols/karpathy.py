@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from ..errors import SettingError, SourceError
 from ..precompute.sources import TableColumns
-from ..precompute.sources.fields.captions import clean_captions
+from ..precompute.sources.fields.captions import CaptionValue, clean_captions
 from ..precompute.sources.listing import path_below
 from ..precompute.sources.readers.json_records import json_rows
 from ..precompute.sources.samples import Problem, Sample
@@ -54,7 +54,7 @@ def read_karpathy(data: Location, images: Location, split: str) -> Iterator[Samp
 def _sample(
     place: str, images: Location, path: str, row: dict[str, object]
 ) -> Iterator[Sample | Problem]:
-    captions, reasons = clean_captions([(row.get("sentences"), None)])
+    captions, reasons = clean_captions([CaptionValue(row.get("sentences"))])
     try:
         path = path_below(images, path)
     except ValueError as error:

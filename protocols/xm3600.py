@@ -11,7 +11,7 @@ from typing import cast
 
 from ..errors import SourceError
 from ..precompute.sources import TableColumns
-from ..precompute.sources.fields.captions import clean_captions
+from ..precompute.sources.fields.captions import CaptionValue, clean_captions
 from ..precompute.sources.listing import path_below
 from ..precompute.sources.readers.table_rows import BadRow, read_rows
 from ..precompute.sources.samples import Caption, Problem, Sample
@@ -43,7 +43,7 @@ def read_xm3600(data: Location, images: Location) -> Iterator[Sample | Problem]:
         for lang, value in row.values.items():
             if isinstance(value, dict):
                 captions = cast(dict[str, object], value).get("caption")
-                usable, reasons = clean_captions([(captions, lang)])
+                usable, reasons = clean_captions([CaptionValue(captions, lang)])
                 found += usable
                 problems += reasons
         try:

@@ -128,7 +128,7 @@ class Cache:
         return self.table("samples")
 
     def captions(self) -> pl.LazyFrame:
-        """Return the captions of images by row, without prompts: row, text_row, lang."""
+        """Return the captions of images by row, without prompts: row, text_row, lang, kind."""
         return self.table("captions")
 
     def texts(self) -> pl.LazyFrame:

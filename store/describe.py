@@ -16,8 +16,9 @@ from .search.index_record import describe_indexes, format_index_line
 def describe(cache: Cache) -> dict[str, Any]:
     """Return a description of a cache as plain values, reading columns of the catalog once."""
     captions = cache.captions()
-    languages = (
-        captions.group_by("lang").len().sort("len", "lang", descending=[True, False]).collect()
+    languages, kinds = (
+        captions.group_by(tag).len().sort("len", tag, descending=[True, False]).collect()
+        for tag in ("lang", "kind")
     )
     return {
         "cache": str(cache.root),
@@ -29,6 +30,7 @@ def describe(cache: Cache) -> dict[str, Any]:
         "problems": _count(cache.table("problems")),
         "notes": [asdict(note) for note in cache.manifest.latest.notes],
         "languages": {lang or "none": n for lang, n in languages.iter_rows()},
+        "caption_kinds": {kind or "none": n for kind, n in kinds.iter_rows()},
         "labels": int(
             cache.samples().select(pl.col("label").drop_nulls().n_unique()).collect().item()
         ),
@@ -46,7 +48,10 @@ def describe(cache: Cache) -> dict[str, Any]:
 
 def describe_lines(found: dict[str, Any]) -> list[str]:
     """Return a description as lines of text."""
-    languages = ", ".join(f"{lang} {n:,}" for lang, n in list(found["languages"].items())[:8])
+    languages, kinds = (
+        ", ".join(f"{tag} {n:,}" for tag, n in list(found[name].items())[:8])
+        for name in ("languages", "caption_kinds")
+    )
     lines = [
         f"cache      {found['cache']}",
         *[f"source     {_source(s)}" for s in found["sources"]],
@@ -55,7 +60,8 @@ def describe_lines(found: dict[str, Any]) -> list[str]:
         + (f", {found['views']} views each" if found["views"] > 1 else ""),
         f"captions   {found['captions']:,} ({found['texts']:,} unique texts"
         + (f", {found['prompts']:,} prompts" if found["prompts"] else "")
-        + f"; language {languages or 'none'})",
+        + f"; language {languages or 'none'}"
+        + (f"; kind {kinds})" if found["caption_kinds"].keys() - {"none"} else ")"),
     ]
     lines += [f"note       {Note(**note).line()}" for note in found["notes"]]
     if found["problems"]:

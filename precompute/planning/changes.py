@@ -72,8 +72,8 @@ class Changes:
 
         Args:
             rows: seq, row and is_new of every sample of the plan.
-            captions: row, text_row (null for a text that is not in the cache) and lang, of recorded samples,
-                by row // bucket_rows.
+            captions: row, text_row (null for a text that is not in the cache), lang and kind, of recorded
+                samples, by row // bucket_rows.
         """
         if self._existing.cache is None:
             return
@@ -152,5 +152,5 @@ def _more(count: int) -> str:
 
 
 def _lists_by_row(captions: pl.DataFrame, name: str) -> pl.DataFrame:
-    pairs = pl.struct("text_row", "lang").alias(name)
+    pairs = pl.struct("text_row", "lang", "kind").alias(name)
     return captions.select("row", pairs).group_by("row", maintain_order=True).agg(name)

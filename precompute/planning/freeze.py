@@ -32,7 +32,7 @@ from .spill import Buckets, Scratch, SpillBuffer
 from .text_rows import CAPTION, join_rows, resolve_texts
 from .unused import CorpusNotes
 
-_NOT_OF_A_SAMPLE = {"texts", "langs", "reason", "count", "remedy"}
+_NOT_OF_A_SAMPLE = {"texts", "langs", "kinds", "reason", "count", "remedy"}
 _SAMPLE = {
     "seq": pl.Int64(),
     "source": pl.String(),
@@ -141,7 +141,7 @@ class Freezer:
         self.findings.label_note = note
         existing = self._existing.prompts()
         new = [p for p in prompts if (p.label, p.template, p.lang, p.text) not in existing]
-        lines = [(self._num_caps + i, -1 - i, p.text, p.lang) for i, p in enumerate(new)]
+        lines = [(self._num_caps + i, -1 - i, p.lang, None, p.text) for i, p in enumerate(new)]
         self._captions.append(pl.DataFrame(lines, schema=CAPTION, orient="row"))
         self._num_caps += len(new)
         self._prompts = new
@@ -185,7 +185,8 @@ class Freezer:
             samples = samples.with_columns(key=pl.lit(f"{name}/") + pl.col("key"))
         samples = samples.drop("reason", "count", "remedy")
         captions = samples.filter(pl.col("texts").list.len() > 0)
-        captions = captions.select("seq", text="texts", lang="langs").explode("text", "lang")
+        captions = captions.select("seq", text="texts", lang="langs", kind="kinds")
+        captions = captions.explode("text", "lang", "kind")
         captions = captions.with_columns(
             cap=pl.int_range(pl.len(), dtype=pl.Int64) + self._num_caps
         )
@@ -289,9 +290,8 @@ class Freezer:
     def _join_captions(self, resolved: Buckets, rows: Buckets) -> Buckets:
         """Write captions of new samples and prompts; return those of the cache's samples by row."""
         bucket_rows = self._scratch.bucket_rows
-        existing = Buckets(
-            self._scratch, {"row": pl.Int64(), "text_row": pl.Int64(), "lang": pl.String()}
-        )
+        columns = empty_table("captions").schema
+        existing = Buckets(self._scratch, columns)
         for number in resolved.numbers():
             frame = resolved.collect(number).sort("cap")
             self._write_prompts(frame.filter(pl.col("seq") < 0))
@@ -300,7 +300,7 @@ class Freezer:
                 continue
             joined = join_rows(frame, rows.collect, bucket_rows)
             new = joined.filter("is_new")
-            self._writers["captions"].write(new.select("row", "text_row", "lang"))
+            self._writers["captions"].write(new.select(columns.names()))
             self.findings.num_captions += new.height
             existing.append(joined.filter(~pl.col("is_new")), pl.col("row") // bucket_rows)
         return existing

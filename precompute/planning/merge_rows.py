@@ -14,6 +14,7 @@ from functools import lru_cache
 import polars as pl
 
 from .spill import Buckets, Scratch, SpillBuffer
+from .text_rows import CAPTION
 
 KINDS = {"table", "parquet", "datasets"}
 """Kinds of source with rows that name images. In all others, each image occurs once."""
@@ -155,8 +156,7 @@ def _without(samples: Buckets, moved: Buckets, labels: Buckets, scratch: Scratch
 def _reorder(captions: SpillBuffer, moved: Buckets, scratch: Scratch) -> SpillBuffer:
     """Return the captions grouped by sample, without repetitions, and renumbered."""
     bucket_rows = scratch.bucket_rows
-    schema = {"cap": pl.Int64(), "seq": pl.Int64(), "text": pl.String(), "lang": pl.String()}
-    by_sample = Buckets(scratch, schema)
+    by_sample = Buckets(scratch, CAPTION)
     moves = lru_cache(maxsize=1)(moved.collect)  # frames follow each other in a bucket
     for frame in captions.frames():
         parts = frame.with_columns(_at=pl.col("seq") // bucket_rows).partition_by(
@@ -169,7 +169,7 @@ def _reorder(captions: SpillBuffer, moved: Buckets, scratch: Scratch) -> SpillBu
     ordered, num_captions = scratch.new_buffer(), 0
     for number in by_sample.numbers():
         frame = by_sample.collect(number).sort("seq", "cap")
-        frame = frame.unique(["seq", "text", "lang"], keep="first", maintain_order=True)
+        frame = frame.unique(["seq", "text", "lang", "kind"], keep="first", maintain_order=True)
         numbers = pl.int_range(pl.len(), dtype=pl.Int64) + num_captions
         ordered.append(frame.with_columns(cap=numbers))
         num_captions += frame.height

@@ -29,7 +29,7 @@ from ..sources import CorpusPart, Problem, Sample, Source, Unused
 SCAN_ROWS = 65_536
 """Samples and problems in one frame."""
 
-_SCAN_VERSION = 3
+_SCAN_VERSION = 4
 """Increased when the frames of a part change: scans kept by an older version are made again."""
 
 SCANNED = pl.Schema(
@@ -49,6 +49,7 @@ SCANNED = pl.Schema(
         "place": pl.String(),
         "texts": pl.List(pl.String()),
         "langs": pl.List(pl.String()),
+        "kinds": pl.List(pl.String()),
         "reason": pl.String(),
         "count": pl.Int64(),
         "remedy": pl.String(),
@@ -264,6 +265,7 @@ def _sample_line(sample: Sample) -> tuple[Any, ...]:
         _showable(sample.place),
         [caption.text for caption in sample.captions],
         [caption.lang for caption in sample.captions],
+        [caption.kind for caption in sample.captions],
         None,
         None,
         None,
@@ -275,7 +277,7 @@ def _problem_line(problem: Problem) -> tuple[Any, ...]:
     key = None if problem.key is None else _showable(problem.key)
     place, reason = _showable(problem.place), _showable(problem.reason)
     count, remedy = (problem.count, problem.remedy) if isinstance(problem, Unused) else (None, None)
-    return (key, *nothing, place, None, None, reason, count, remedy)
+    return (key, *nothing, place, None, None, None, reason, count, remedy)
 
 
 def _refuse_odd_names(sample: Sample) -> Sample | Problem:

@@ -28,6 +28,7 @@ _OPTIONS = {
     "captions": "--caption-column",
     "key": "--key-column",
     "lang": "--lang-column",
+    "kind": "--kind-column",
     "label": "--label-column",
     "encoding": "--encoding",
     ENDINGS: "--caption-ending",

@@ -12,11 +12,12 @@ from .existing import ExistingCatalog
 from .part_writer import PartWriter
 from .spill import Buckets, Scratch, SpillBuffer
 
-CAPTION = {"cap": pl.Int64(), "seq": pl.Int64(), "text": pl.String(), "lang": pl.String()}
-"""Columns of a caption: its number, its sample's number, text and language. A seq of -1 - i is prompt i,
-which belongs to no sample."""
+_TAGGED = {"cap": pl.Int64(), "seq": pl.Int64(), "lang": pl.String(), "kind": pl.String()}
+CAPTION = {**_TAGGED, "text": pl.String()}
+"""Columns of a caption: its number, its sample's number, language, kind and text. A seq of -1 - i is prompt
+i, which belongs to no sample."""
 
-_RESOLVED = {"cap": pl.Int64(), "seq": pl.Int64(), "lang": pl.String(), "text_row": pl.Int64()}
+_RESOLVED = {**_TAGGED, "text_row": pl.Int64()}
 
 
 def resolve_texts(
@@ -36,15 +37,13 @@ def resolve_texts(
         scratch: temporary space.
 
     Returns:
-        (cap, seq, lang, text_row) by cap // bucket_rows, and how many texts are new. text_row is null for a
-        caption of a sample of the cache whose text is not in the cache.
+        (cap, seq, lang, kind, text_row) by cap // bucket_rows, and how many texts are new. text_row is null
+        for a caption of a sample of the cache whose text is not in the cache.
     """
     bucket_rows = scratch.bucket_rows
     by_cap = Buckets(scratch, _RESOLVED)
     first_seen = Buckets(scratch, {"first": pl.Int64(), "text": pl.String()})
-    waiting = Buckets(
-        scratch, {"cap": pl.Int64(), "seq": pl.Int64(), "lang": pl.String(), "first": pl.Int64()}
-    )
+    waiting = Buckets(scratch, {**_TAGGED, "first": pl.Int64()})
     is_unseen = pl.col("text_row").is_null() & pl.col("is_new")
     for ours in _join_existing_texts(captions, rows, existing, scratch):
         by_cap.append(ours.filter(~is_unseen), pl.col("cap") // bucket_rows)

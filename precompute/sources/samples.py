@@ -14,6 +14,9 @@ class Caption:
     lang: str | None = None
     """Language tag as the corpus wrote it, for instance ``de``; None if unknown."""
 
+    kind: str | None = None
+    """Kind as the corpus wrote it, for instance ``alt`` or ``synthetic``; None if unknown."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:

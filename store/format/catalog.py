@@ -60,6 +60,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
             pa.field("row", pa.int64(), nullable=False),
             pa.field("text_row", pa.int64(), nullable=False),
             pa.field("lang", pa.string()),
+            pa.field("kind", pa.string()),
         ]
     ),
     "texts": pa.schema(
@@ -128,7 +129,7 @@ _ENCODINGS: dict[Any, str] = {
     pa.binary(32): "PLAIN",
 }
 _SORTED_NAMES = {"key", "path", "member"}
-_FEW_VALUES = {"source", "label", "lang", "template", "reason"}
+_FEW_VALUES = {"source", "label", "lang", "kind", "template", "reason"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,9 @@ class CaptionColumn:
     lang: str | None = None
     """Language at the end of its name."""
 
+    kind: str | None = None
+    """Kind that the user gave its captions."""
+
     min_words: int = 0
     """Words that a text needs to be a caption; 0: any text. A column recognised by a part of its name may
     hold numbers or identifiers instead."""
@@ -97,9 +100,19 @@ def is_fact(name: str) -> bool:
     return any(word.casefold() in _FACTS_AFTER for word in _WORD.findall(name))
 
 
-def named_columns(names: Sequence[str]) -> tuple[CaptionColumn, ...]:
-    """Return columns that the user named; a language at the end of a name is that of their captions."""
-    return tuple(CaptionColumn(name, _language_of(name)) for name in names)
+def named_columns(named: Sequence[str], names: Sequence[str]) -> tuple[CaptionColumn, ...]:
+    """Return the columns among these names that the user named, as NAME or NAME=KIND.
+
+    A language at the end of a name is that of its captions.
+    """
+    parts = [(name, kind) for name, kind in map(split_kind, named) if name in names]
+    return tuple(CaptionColumn(name, _language_of(name), kind) for name, kind in parts)
+
+
+def split_kind(named: str) -> tuple[str, str | None]:
+    """Return name and kind of NAME=KIND; None for NAME alone."""
+    name, separator, kind = named.rpartition("=")
+    return (name, kind.strip()) if separator else (named, None)
 
 
 def squash(name: str) -> str:
@@ -122,9 +135,9 @@ def _with_languages(
         if parts is not None and (of_base := rule(parts[0])) is not None:
             # caption_id is usually an identifier, rarely Indonesian: the values decide.
             is_odd = parts[1].lower() in IDENTIFIER_LIKE and ":" not in name
-            found.append(CaptionColumn(name, parts[1], 2 if is_odd else of_base))
+            found.append(CaptionColumn(name, parts[1], min_words=2 if is_odd else of_base))
         elif least is not None:
-            found.append(CaptionColumn(name, None, least))
+            found.append(CaptionColumn(name, min_words=least))
     return tuple(found)
 
 

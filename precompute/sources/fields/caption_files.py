@@ -9,7 +9,7 @@ from ..listing import read_path
 from ..samples import Caption
 from ..text import is_unicode, parse_json
 from .caption_columns import CAPTION_NAMES, is_fallback
-from .captions import caption_fields, clean_captions, clean_name
+from .captions import CaptionValue, caption_fields, clean_captions, clean_name
 from .columns import TableColumns, find_columns, show_names
 
 MAX_TEXT_BYTES = 1 << 24
@@ -78,7 +78,7 @@ def caption_lines(text: str) -> tuple[tuple[Caption, ...], list[int]]:
     # Not splitlines(), which also splits at characters inside captions, such as U+2028.
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     bad = [number for number, line in enumerate(lines, 1) if not is_unicode(line)]
-    captions, _ = clean_captions([(line, None) for line in lines if is_unicode(line)])
+    captions, _ = clean_captions([CaptionValue(line) for line in lines if is_unicode(line)])
     return captions, bad
 
 
@@ -92,13 +92,13 @@ def parse_caption_json(text: str, columns: TableColumns) -> CaptionJson:
         raise ValueError("not UTF-8; save it as UTF-8")
     value = parse_json(text)
     if not isinstance(value, dict):
-        captions, reasons = clean_captions([(value, None)])
+        captions, reasons = clean_captions([CaptionValue(value)])
         return CaptionJson(captions, reasons=tuple(reasons))
     entry = cast(dict[str, object], value)
     found = find_columns(tuple(entry), columns)
     if not found.captions and found.label is None:
         # {"de": "ein Hund", "en": "a dog"}: captions by language, or something else
-        captions, reasons = clean_captions([(entry, None)])
+        captions, reasons = clean_captions([CaptionValue(entry)])
         if reasons:
             expected = ", ".join(CAPTION_NAMES if columns.captions is None else columns.captions)
             reasons = [
@@ -108,7 +108,7 @@ def parse_caption_json(text: str, columns: TableColumns) -> CaptionJson:
         return CaptionJson(captions, None, tuple(reasons), entry, is_foreign=bool(reasons))
     captions, reasons = clean_captions(
         caption_fields(entry, found.captions),
-        entry[found.lang] if found.lang is not None else None,
+        *(None if name is None else entry[name] for name in (found.lang, found.kind)),
     )
     label = None
     if found.label is not None:

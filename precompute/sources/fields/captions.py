@@ -1,19 +1,21 @@
-"""Cleaning captions, languages and names as corpora write them.
+"""Cleaning captions, their languages and kinds, and names as corpora write them.
 
-A caption value is a text, a list of texts, an object ``{"text": ..., "lang": ...}``, a list of such
-objects, an object of lists ``{"text": [...], "lang": [...]}``, or an object keyed by language:
+A caption value is a text, a list of texts, an object ``{"text": ..., "lang": ..., "kind": ...}``, a list of
+such objects, an object of lists ``{"text": [...], "lang": [...]}``, or an object keyed by language:
 ``{"de": "ein Hund", "en": ["a dog", "the dog"]}``.
 A conversation, ``[{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]``, gives what the model
 says. A list or an object may be written into a text, as JSON or as Python prints it.
 Bad content raises no error here: what cannot be used is returned as a reason.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date, time
 from decimal import Decimal
 from math import isfinite
-from typing import cast
+from typing import Literal, cast
 from uuid import UUID
 
 from ..samples import Caption
@@ -23,7 +25,12 @@ from .caption_lists import read_written
 from .languages import IDENTIFIER_LIKE, is_language_tag
 
 _TEXT_NAMES = ("text", "caption", "raw")  # raw: the Karpathy COCO and Flickr30k files
-_LANGUAGE_NAMES = ("lang", "language")
+_TAG_NAMES: dict["_Tag", tuple[str, ...]] = {
+    "lang": ("lang", "language"),
+    "kind": ("kind", "caption_kind"),
+}
+"""Names in an object of what it says of its text."""
+
 _NO_WORDS = frozenset(("true", "false", "none", "null", "nan", "n/a"))
 _SPEAKERS = frozenset(("gpt", "assistant", "model", "chatgpt", "bot", "bard", "gemini"))
 _SPOKEN = (("from", "value"), ("role", "content"))  # LLaVA's and ShareGPT's; OpenAI's
@@ -33,28 +40,49 @@ _MAX_DEPTH = 3  # {lang: [{text: ...}]}; no known corpus nests captions deeper
 _MAX_NAME = 4096
 """Characters of a key or label; a longer value is another column, or damaged."""
 
-_Item = tuple[
-    str | None, str | None
-]  # text (None: null, kept so that lists stay aligned), language
+_Tag = Literal["lang", "kind"]
+_TAG_WORDS: dict[_Tag, str] = {"lang": "language", "kind": "kind"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    text: str | None
+    """None: null, kept so that lists stay aligned."""
+
+    lang: str | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionValue:
+    """What a row says under one name."""
+
+    value: object
+    lang: str | None = None
+    """Language in the name."""
+
+    kind: str | None = None
+    """Kind that the user gave the name."""
 
 
 def clean_captions(
-    fields: Sequence[tuple[object, str | None]], lang: object = None
+    fields: Sequence[CaptionValue], lang: object = None, kind: object = None
 ) -> tuple[tuple[Caption, ...], list[str]]:
     """Return the usable captions of one sample in order, each once, and reasons for the others.
 
     Args:
-        fields: caption values, each with the language in its column name, or None.
+        fields: caption values.
         lang: language of the captions without one of their own: a text for all of them, or a list as long
             as those captions. A list of another length gives a reason, and the captions keep no language,
             because a guess could pair every text with a wrong one.
+        kind: the same of their kinds.
     """
     reasons: list[str] = []
     items: list[_Item] = []
-    for value, of_column in fields:
-        items.extend(_items(value, of_column, reasons))
-    items = _with_languages(items, lang, reasons)
-    captions = (Caption(text, tag) for text, tag in items if text is not None and text)
+    for each in fields:
+        items.extend(_items(each.value, _Item(None, each.lang, each.kind), reasons))
+    items = _tagged(_tagged(items, "lang", lang, reasons), "kind", kind, reasons)
+    captions = (Caption(each.text, each.lang, each.kind) for each in items if each.text)
     return tuple(dict.fromkeys(captions)), list(dict.fromkeys(reasons))
 
 
@@ -120,10 +148,13 @@ def clean_text(value: object, what: str) -> str:
 
 def caption_fields(
     values: Mapping[str, object], columns: Sequence[CaptionColumn]
-) -> list[tuple[object, str | None]]:
-    """Return the caption values of a row, or of an object, with their languages, for clean_captions."""
+) -> list[CaptionValue]:
+    """Return the caption values of a row, or of an object, for clean_captions."""
     found = [(column, read_written(values[column.name])) for column in columns]
-    return [(_keep_worded(value, column.min_words), column.lang) for column, value in found]
+    return [
+        CaptionValue(_keep_worded(value, column.min_words), column.lang, column.kind)
+        for column, value in found
+    ]
 
 
 def _keep_worded(value: object, least: int) -> object:
@@ -149,23 +180,24 @@ def has_words(text: str, least: int = 1) -> bool:
     return any(map(str.isalpha, text))
 
 
-def _items(value: object, lang: str | None, reasons: list[str], depth: int = 0) -> Iterator[_Item]:
+def _items(value: object, tags: _Item, reasons: list[str], depth: int = 0) -> Iterator[_Item]:
+    """Yield the captions of a value, with the language and kind of ``tags`` where it says none."""
     if is_missing(value):
-        yield None, lang
+        yield tags
     elif (spoken := _spoken(value)) is not None:
         for text in spoken:
-            yield from _items(text, lang, reasons, depth + 1)
+            yield from _items(text, tags, reasons, depth + 1)
     elif isinstance(value, list) and depth < _MAX_DEPTH:
         for entry in cast(list[object], value):
-            yield from _items(entry, lang, reasons, depth + 1)
+            yield from _items(entry, tags, reasons, depth + 1)
     elif isinstance(value, dict) and depth < _MAX_DEPTH:
-        yield from _items_of_object(cast(dict[str, object], value), lang, reasons, depth)
+        yield from _items_of_object(cast(dict[str, object], value), tags, reasons, depth)
     else:
         try:
-            yield clean_text(cast(object, value), "a caption"), lang
+            yield replace(tags, text=clean_text(cast(object, value), "a caption"))
         except ValueError as error:
             reasons.append(str(error))
-            yield None, lang
+            yield tags
 
 
 def _spoken(value: object) -> list[object] | None:
@@ -183,24 +215,33 @@ def _spoken(value: object) -> list[object] | None:
 
 
 def _items_of_object(
-    entry: Mapping[str, object], lang: str | None, reasons: list[str], depth: int
+    entry: Mapping[str, object], tags: _Item, reasons: list[str], depth: int
 ) -> Iterator[_Item]:
     text_name = next((name for name in _TEXT_NAMES if name in entry), None)
     if text_name is not None:
-        own = next((entry[name] for name in _LANGUAGE_NAMES if name in entry), None)
-        if isinstance(own, list):  # datasets' Sequence of objects: one object of lists
-            items = list(_items(entry[text_name], None, reasons, depth + 1))
-            yield from _with_languages(items, cast(list[object], own), reasons)
-            return
-        own = _language(own, reasons) or lang
-        yield from _items(entry[text_name], own, reasons, depth + 1)
+        own: dict[_Tag, object] = {
+            tag: next((entry[name] for name in names if name in entry), None)
+            for tag, names in _TAG_NAMES.items()
+        }
+        # datasets' Sequence of objects is one object of lists: its tags are told apart below.
+        single: dict[str, str] = {
+            tag: found
+            for tag, value in own.items()
+            if not isinstance(value, list) and (found := _clean_tag(tag, value, reasons))
+        }
+        listed: list[_Tag] = [tag for tag, value in own.items() if isinstance(value, list)]
+        tags = replace(tags, **single, **dict.fromkeys(map(str, listed)))
+        items = list(_items(entry[text_name], tags, reasons, depth + 1))
+        for tag in listed:
+            items = _tagged(items, tag, own[tag], reasons)
+        yield from items
         return
     for name, value in entry.items():
         if is_language_tag(name):
             if name.lower() in IDENTIFIER_LIKE and not _keep_worded(value, 2):
                 continue  # the number of something, not Indonesian
             if not is_missing(value):  # a Parquet struct has every language in every row
-                yield from _items(value, name, reasons, depth + 1)
+                yield from _items(value, replace(tags, lang=name), reasons, depth + 1)
         else:
             shown = repr(name if len(name) <= 40 else name[:40] + "...")
             reasons.append(
@@ -208,27 +249,35 @@ def _items_of_object(
             )
 
 
-def _with_languages(items: list[_Item], lang: object, reasons: list[str]) -> list[_Item]:
-    if not isinstance(lang, list):
-        tag = _language(lang, reasons)
-        return [(text, own or tag) for text, own in items]
-    languages = cast(list[object], lang)
-    num_open = sum(own is None for _, own in items)
-    if len(languages) != num_open:
-        reasons.append(
-            f"{num_open} captions but {len(languages)} languages; "
-            "the captions are kept without language"
-        )
-        return items
-    rest = iter(languages)
-    return [(text, own or _language(next(rest), reasons)) for text, own in items]
+def _tagged(items: list[_Item], tag: _Tag, value: object, reasons: list[str]) -> list[_Item]:
+    """Return captions with a tag where they have none: one for all, or one for each of these."""
+    is_open = [getattr(item, tag) is None for item in items]
+    if not isinstance(value, list):
+        found = _clean_tag(tag, value, reasons)
+        if found is None:
+            return items
+        rest: Iterator[str | None] = itertools.repeat(found)
+    else:
+        values = cast(list[object], value)
+        if len(values) != sum(is_open):
+            word = _TAG_WORDS[tag]
+            reasons.append(
+                f"{sum(is_open)} captions but {len(values)} {word}s; "
+                f"the captions are kept without {word}"
+            )
+            return items
+        rest = (_clean_tag(tag, each, reasons) for each in values)
+    return [
+        replace(item, **{tag: next(rest)}) if is_free else item
+        for item, is_free in zip(items, is_open, strict=True)
+    ]
 
 
-def _language(value: object, reasons: list[str]) -> str | None:
+def _clean_tag(tag: _Tag, value: object, reasons: list[str]) -> str | None:
     if is_missing(value):
         return None
     try:
-        return clean_text(value, "a language") or None
+        return clean_text(value, f"a {_TAG_WORDS[tag]}") or None
     except ValueError as error:
         reasons.append(str(error))
         return None

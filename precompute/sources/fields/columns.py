@@ -9,7 +9,7 @@ from typing import Any
 
 from ....errors import SettingError, SourceError
 from ....store.io.location import Location
-from .caption_columns import CaptionColumn, caption_columns, named_columns, squash
+from .caption_columns import CaptionColumn, caption_columns, named_columns, split_kind, squash
 
 # Names are compared without case, spaces, hyphens and underscores: "File Name" is filename.
 # The first name in each tuple that a table has is used. Names of captions: caption_columns.py.
@@ -20,6 +20,7 @@ IMAGE_NAMES = (
 )
 KEY_NAMES = ("key", "id", "image_id", "uid")
 LANG_NAMES = ("lang", "language", "langs", "languages")
+KIND_NAMES = ("caption_kind", "caption_kinds")
 LABEL_NAMES = ("label", "class", "class_name", "category")
 
 _MAX_SHOWN = 160
@@ -35,13 +36,17 @@ class TableColumns:
     the image, with dots between nested names (``image.bytes``)."""
 
     captions: tuple[str, ...] | None = None
-    """Captions. A language at the end of a name (``caption_de``) is theirs; () for no captions."""
+    """Captions, each as NAME or NAME=KIND. A language at the end of a name (``caption_de``) is theirs; () for
+    no captions."""
 
     key: str | None = None
     """Key of the sample. Without one, the path of the image without its extension."""
 
     lang: str | None = None
     """Language of the captions: one, or a list as long as the captions."""
+
+    kind: str | None = None
+    """Kind of the captions, such as ``alt`` or ``synthetic``: one, or a list as long as the captions."""
 
     label: str | None = None
     """Class of the image."""
@@ -54,11 +59,18 @@ class TableColumns:
             check_encoding(self.encoding)
         if isinstance(self.captions, str):  # "caption" would be seven columns
             raise SettingError(f"columns.captions must be a tuple of names, got {self.captions!r}")
+        for named in self.captions or ():
+            name, kind = split_kind(named)
+            if not name or kind == "":
+                raise SettingError(
+                    f"caption column {named!r} is not COLUMN or COLUMN=KIND, such as caption=synthetic"
+                )
 
     def named(self) -> tuple[str, ...]:
         """Return every column that the user named."""
-        single = (self.image, self.key, self.lang, self.label)
-        return (*(name for name in single if name is not None), *(self.captions or ()))
+        single = (self.image, self.key, self.lang, self.kind, self.label)
+        captions = (split_kind(named)[0] for named in self.captions or ())
+        return (*(name for name in single if name is not None), *captions)
 
     def to_settings(self) -> dict[str, Any]:
         """Return the columns that the user named, as JSON values."""
@@ -89,11 +101,12 @@ class FoundColumns:
 
     key: str | None
     lang: str | None
+    kind: str | None
     label: str | None
 
     def names(self) -> list[str]:
         """Return every column to be read, each once."""
-        single = (self.image, self.key, self.lang, self.label)
+        single = (self.image, self.key, self.lang, self.kind, self.label)
         captions = (column.name for column in self.captions)
         return list(dict.fromkeys(name for name in (*single, *captions) if name is not None))
 
@@ -109,15 +122,17 @@ def find_columns(names: tuple[str, ...], wanted: TableColumns) -> FoundColumns:
             return named if named in names else None
         return first_column(free, usual)
 
+    kind = one(wanted.kind, KIND_NAMES)
     if wanted.captions is None:
-        captions = caption_columns(free)
+        captions = caption_columns([name for name in free if name != kind])
     else:
-        captions = named_columns([name for name in wanted.captions if name in names])
+        captions = named_columns(wanted.captions, names)
     return FoundColumns(
         image=one(wanted.image, IMAGE_NAMES),
         captions=captions,
         key=one(wanted.key, KEY_NAMES),
         lang=one(wanted.lang, LANG_NAMES),
+        kind=kind,
         label=one(wanted.label, LABEL_NAMES),
     )
 

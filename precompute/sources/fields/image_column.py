@@ -165,7 +165,7 @@ def _only_bytes(schema: Any, packed: Sequence[str], wanted: TableColumns) -> str
     Columns of keys, hashes, sounds and vectors do not count.
     """
     found = find_columns(tuple(schema.names), wanted)
-    others = set(packed) - {found.key, found.label, found.lang}
+    others = set(packed) - {found.key, found.label, found.lang, found.kind}
     plain = [
         f.name for f in schema if str(f.type) in _BINARY or _field(f.type, "bytes") is not None
     ]

@@ -47,7 +47,10 @@ def read_fields(
             reasons.append(str(error))
     captions, unusable = clean_captions(
         caption_fields(values, found.captions),
-        read_written(values[found.lang]) if found.lang is not None else None,
+        *(
+            None if name is None else read_written(values[name])
+            for name in (found.lang, found.kind)
+        ),
     )
     return RowFields(key, label, captions, (*reasons, *unusable))
 

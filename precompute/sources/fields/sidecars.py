@@ -7,7 +7,7 @@ from ..samples import Caption
 from ..text import is_unicode
 from .caption_endings import CLASS_ENDING, CaptionChoice
 from .caption_files import CaptionJson, caption_lines, decode_text, parse_caption_json
-from .captions import clean_captions, clean_name
+from .captions import CaptionValue, clean_captions, clean_name
 
 SECOND_IMAGE = "a second image of its sample, not used"
 """Reason of the problem for each further image of a sample."""
@@ -104,7 +104,7 @@ class _Reading:
                 captions, bad_lines = caption_lines(decode_text(data))
                 self._faults += [Fault(ending, "not UTF-8", number) for number in bad_lines]
             else:
-                captions, reasons = clean_captions([(_whole_text(data), None)])
+                captions, reasons = clean_captions([CaptionValue(_whole_text(data))])
                 self._faults += [Fault(ending, reason) for reason in reasons]
         except ValueError as error:
             self._faults.append(Fault(ending, str(error)))

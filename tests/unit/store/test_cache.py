@@ -464,7 +464,7 @@ def test_samples_have_their_columns_in_row_order(foreign: "ForeignCache") -> Non
 def test_captions_join_images_and_texts(foreign: "ForeignCache") -> None:
     cache = open_cache(foreign.root)
     captions = cache.captions()
-    assert captions.collect_schema().names() == ["row", "text_row", "lang"]
+    assert captions.collect_schema().names() == ["row", "text_row", "lang", "kind"]
     joined = captions.join(cache.texts(), on="text_row").join(cache.samples(), on="row")
     found = joined.filter(pl.col("text") == "ein Hund").sort("row").collect()
     assert found["key"].to_list() == ["photos/0000", "photos/0001", "drawings/0018"]

@@ -194,7 +194,7 @@ def nothing(*names: str) -> list[pl.Expr]:
                         "row": [i // 5 for i in range(N)],
                         "text_row": np.random.default_rng(1).integers(0, 10**9, N),
                     }
-                ).with_columns(nothing("lang")),
+                ).with_columns(nothing("lang", "kind")),
             ),
         ),
         (

@@ -304,16 +304,16 @@ def test_texts_come_once_in_order_of_first_appearance_and_captions_in_order(
             {"image": "z.png", "captions": ["zebra", "stripes"]},
             {"image": "a.png", "captions": []},
             {"image": "m.png", "captions": ["stripes", {"text": "apple", "lang": "en"}, "zebra"]},
-            {"image": "b.png", "captions": [{"text": "apple", "lang": "de"}]},
+            {"image": "b.png", "captions": [{"text": "apple", "lang": "de", "kind": "alt"}]},
         ],
     )
     found = plan(tmp_path / "cache", source).findings
     assert keys(tmp_path / "cache") == {0: "z", 1: "a", 2: "m", 3: "b"}
     assert texts(tmp_path / "cache") == {0: "zebra", 1: "stripes", 2: "apple"}
     assert frame(tmp_path / "cache", "captions").rows() == [
-        *((0, 0, None), (0, 1, None)),
-        *((2, 1, None), (2, 2, "en"), (2, 0, None)),
-        (3, 2, "de"),
+        *((0, 0, None, None), (0, 1, None, None)),
+        *((2, 1, None, None), (2, 2, "en", None), (2, 0, None, None)),
+        (3, 2, "de", "alt"),
     ]
     assert (found.num_samples, found.num_captions, found.num_texts) == (4, 6, 3)
 
@@ -626,6 +626,7 @@ TWO = [{"text": "one", "lang": "en"}, {"text": "two", "lang": None}]
         pytest.param([TWO[0], {"text": "two", "lang": "en"}], id="given a language"),
         pytest.param([{"text": "one", "lang": "de"}, TWO[1]], id="given another language"),
         pytest.param(["one", TWO[1]], id="robbed of its language"),
+        pytest.param([{**TWO[0], "kind": "alt"}, TWO[1]], id="given a kind"),
     ],
 )
 def test_other_captions_under_a_known_key_are_refused_by_name(

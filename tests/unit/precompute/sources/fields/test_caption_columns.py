@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute.sources.fields.caption_lists import read_written
-from siglip2_cache.precompute.sources.fields.captions import clean_captions, has_words
+from siglip2_cache.precompute.sources.fields.captions import CaptionValue, clean_captions, has_words
 from siglip2_cache.precompute.sources.fields.columns import TableColumns, find_columns
 from siglip2_cache.precompute.sources.fields.row_fields import read_fields
 
@@ -102,10 +103,10 @@ def test_of_a_conversation_the_model_says_the_captions(name: str, is_written: bo
 
 
 def test_odd_turns_are_no_conversation_and_end_nothing() -> None:
-    captions, reasons = clean_captions([([{"from": ["gpt"], "value": {"value": "x"}}], None)])
+    captions, reasons = clean_captions([CaptionValue([{"from": ["gpt"], "value": {"value": "x"}}])])
     assert captions == ()
     assert reasons == []
-    _, reasons = clean_captions([([{"from": "gpt"}], None)])
+    _, reasons = clean_captions([CaptionValue([{"from": "gpt"}])])
     assert len(reasons) == 1
 
 
@@ -136,3 +137,88 @@ def test_words_are_told_from_numbers_and_names() -> None:
     assert [has_words(text) for text in ("dog", "2 dogs", "狗", "IMG_1", "12", "!?", "None")] == [
         *(True, True, True, False, False, False, False),
     ]
+
+
+def kinds_of(
+    row: dict[str, object], columns: TableColumns | None = None
+) -> list[tuple[str, str | None, str | None]]:
+    fields = read_fields(row, find_columns(tuple(row), columns or TableColumns()))
+    assert fields.reasons == ()
+    return [(c.text, c.lang, c.kind) for c in fields.captions]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        pytest.param(
+            {"caption": ["a", "b"], "caption_kind": ["alt", None]},
+            [("a", None, "alt"), ("b", None, None)],
+            id="a list as long as the captions",
+        ),
+        pytest.param(
+            {"captions": ["a", "b"], "caption_kinds": " alt ", "lang": "en"},
+            [("a", "en", "alt"), ("b", "en", "alt")],
+            id="one for all",
+        ),
+        pytest.param(
+            {
+                "caption": [{"text": "a", "kind": "long", "lang": "de"}, "b"],
+                "caption_kind": "alt",
+            },
+            [("a", "de", "long"), ("b", None, "alt")],
+            id="that of an object before the column",
+        ),
+        pytest.param(
+            {"caption": {"text": ["a", "b"], "kind": ["alt", "long"], "lang": "en"}},
+            [("a", "en", "alt"), ("b", "en", "long")],
+            id="an object of lists",
+        ),
+        pytest.param(
+            {"caption": '[{"text": "a", "caption_kind": "x"}]', "caption_kind": ""},
+            [("a", None, "x")],
+            id="written into a text",
+        ),
+        pytest.param(
+            {"caption": {"de": "a", "en": [{"text": "b", "kind": "x"}]}},
+            [("a", "de", None), ("b", "en", "x")],
+            id="by language",
+        ),
+        pytest.param(
+            {"caption": ["a", {"text": "a", "kind": "x"}, "a"]},
+            [("a", None, None), ("a", None, "x")],
+            id="one text of two kinds",
+        ),
+        pytest.param({"text": "a", "kind": "dog"}, [("a", None, None)], id="another kind"),
+    ],
+)
+def test_a_caption_has_the_kind_that_the_corpus_says(
+    row: dict[str, object], expected: list[tuple[str, str | None, str | None]]
+) -> None:
+    assert kinds_of({"image": "x", **row}) == expected
+
+
+def test_a_named_column_may_give_its_captions_a_kind() -> None:
+    row: dict[str, object] = {"image": "x", "alt": "a", "re_caption_de": ["b", "c"], "k": "z"}
+    columns = TableColumns(captions=("alt", "re_caption_de=synthetic"))
+    assert kinds_of(row, columns) == [
+        ("a", None, None),
+        ("b", "de", "synthetic"),
+        ("c", "de", "synthetic"),
+    ]
+    assert columns.named() == ("alt", "re_caption_de")
+    other = TableColumns(captions=columns.captions, kind="k")
+    assert [kind for *_, kind in kinds_of(row, other)] == ["z", "synthetic", "synthetic"]
+    for wrong in ("=alt", "alt=", "="):
+        with pytest.raises(SettingError, match="is not COLUMN or COLUMN=KIND"):
+            TableColumns(captions=(wrong,))
+
+
+def test_kinds_that_do_not_fit_the_captions_are_left_out_and_told() -> None:
+    for kind, reason in (
+        (["alt"], "2 captions but 1 kinds; the captions are kept without kind"),
+        (3, "a kind is a number, expected text"),
+    ):
+        row: dict[str, object] = {"image": "x", "caption": ["a", "b"], "caption_kind": kind}
+        fields = read_fields(row, find_columns(tuple(row), TableColumns()))
+        assert [c.kind for c in fields.captions] == [None, None]
+        assert fields.reasons == (reason,)
