@@ -9,7 +9,8 @@ from typing import Annotated, Any, cast, get_args, get_origin
 import typer
 
 from ..errors import SettingError
-from ..student.config import SETTINGS, TrainConfig, choices_of
+from ..student.config import SETTINGS, TrainConfig
+from ..student.config_checks import choices_of
 from .options import (
     AsJson,
     Quiet,
@@ -71,6 +72,8 @@ def _given(context: typer.Context, settings: Mapping[str, Any]) -> dict[str, Any
             given[name] = value
     if "weights" in given:
         given["weights"] = _parse_weights("weight", given["weights"])
+    if "caption_weights" in given:
+        given["caption_weights"] = _parse_weights("caption weight", given["caption_weights"])
     if "teacher" in given:
         [first, *others] = given["teacher"]
         is_plain = not others and "=" not in first
@@ -86,11 +89,11 @@ def _parse_weights(
     """Return the numbers of NAME=NUMBER by name; None as default: there is no NAME alone."""
     weights: dict[str, float] = {}
     for argument in arguments:
-        name, separator, number = argument.partition("=")
+        name, separator, number = argument.rpartition("=")
+        if not separator and default is not None:
+            name, number = argument, str(default)
         if name in weights:
             raise SettingError(f"{what} {name} is given twice: leave one out")
-        if not separator and default is not None:
-            number = str(default)
         try:
             weights[name] = float(number)
         except ValueError:
@@ -100,7 +103,11 @@ def _parse_weights(
     return weights
 
 
-_FORMS = {"weight": "TERM=NUMBER, such as soft=1", "teacher": "NAME or NAME=WEIGHT, such as b=0.5"}
+_FORMS = {
+    "weight": "TERM=NUMBER, such as soft=1",
+    "teacher": "NAME or NAME=WEIGHT, such as b=0.5",
+    "caption weight": "kind:NAME=WEIGHT or language:NAME=WEIGHT, such as kind:synthetic=0.5",
+}
 
 
 def _parameters() -> Iterator[inspect.Parameter]:

@@ -1,19 +1,15 @@
 """Settings of one training: their help, their bounds, and which go together."""
 
-import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from ..errors import SettingError
-from ..formatting import nearest_name
-from .positives import parse_positives
+from .config_checks import check_config
 from .selection import parse_selection
 from .setting import Setting
-from .terms import active_terms, loss_terms
+from .terms import loss_terms
 
 if TYPE_CHECKING:
     from ..store.io.location import Location
@@ -36,16 +32,6 @@ BestMetric = Literal[
     "image_correlation",
     "soft_loss_excess",
 ]
-
-_OF_IMAGES = {
-    "image_lr": None,
-    "freeze_image": None,
-    "patch_dropout": None,
-    "max_num_patches": None,
-    "pixels": "auto",
-    "decode": "exact",
-}
-"""Settings of the image tower and of its pixels, and their defaults."""
 
 TEACHER = "Teacher"
 STUDENT = "Student"
@@ -262,6 +248,24 @@ class TrainConfig:
             least=2,
         ),
     ] = 2
+    caption_weights: Annotated[
+        Mapping[str, float],
+        Setting(
+            "Weight of captions of a kind, or in a language, where captions are drawn, such as "
+            "kind:synthetic=0.5 or language:de=2; none names those without. 0: never drawn. Repeatable.",
+            CORPUS,
+            metavar="kind:NAME|language:NAME=WEIGHT",
+            flag="--caption-weight",
+        ),
+    ] = field(default_factory=dict[str, float])
+    captions_per_image: Annotated[
+        int,
+        Setting(
+            "Different captions of each image in one step, where it has so many.",
+            OPTIMIZER,
+            least=1,
+        ),
+    ] = 1
     views_per_step: Annotated[
         int, Setting("Views of each image in one step.", OPTIMIZER, least=1)
     ] = 1
@@ -552,54 +556,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))  # callers from Python may give a text
-        for name, (hint, setting) in SETTINGS.items():
-            value = getattr(self, name)
-            if isinstance(value, int | float):
-                setting.check(name, value)
-            choices = choices_of(hint)
-            if choices and value is not None and value not in choices:
-                raise SettingError(f"{name} {value!r} is not one of {', '.join(choices)}")
-        if self.teacher_bias is not None and not math.isfinite(self.teacher_bias):
-            raise SettingError(f"teacher_bias must be a finite number, got {self.teacher_bias}")
-        if self.teacher == {}:
-            raise SettingError(
-                "teacher must name at least one teacher; leave it out for the only one"
-            )
-        check_weights("teacher", self.teacher_weights)
-        if len(self.teacher_weights) > 1:
-            self._check_several_teachers()
-        parse_positives(self.positives)
-        if parse_selection(self.select).kind == "learnability":
-            for name, is_other in (
-                ("towers", self.towers != "both"),
-                ("patch_dropout", self.patch_dropout is not None),
-            ):
-                if is_other:
-                    raise SettingError(
-                        f"select learnability compares whole images and texts of the student, and {name} is "
-                        f"{getattr(self, name)}; leave one of them out"
-                    )
-        for term in self.weights:
-            if term not in loss_terms():
-                known = list(loss_terms())
-                raise SettingError(f"weights has no term {term!r}{nearest_name(term, known)}")
-        check_weights("weights", self.weights)
-        if self.steps is not None and self.epochs is not None:
-            raise SettingError(
-                f"steps {self.steps} and epochs {self.epochs:g} both say how long: give one"
-            )
-        if self.val_share is not None and self.val_keys is not None:
-            raise SettingError(
-                f"val_share {self.val_share:g} and val_keys {self.val_keys!r} both say what is held out: "
-                "give one"
-            )
-        if self.decay_steps is not None and self.schedule != "wsd":
-            raise SettingError(f"decay_steps {self.decay_steps} goes with schedule wsd")
-        if self.export == "best" and self.eval_every is None:
-            raise SettingError("export best needs eval_every: else no step is evaluated")
-        if self.export == "ema" and self.ema is None:
-            raise SettingError("export ema needs ema, a decay such as 0.9999")
-        self._check_towers()
+        check_config(self, SETTINGS)
 
     @property
     def teacher_weights(self) -> Mapping[str, float]:
@@ -608,83 +565,11 @@ class TrainConfig:
             return {}
         return {self.teacher: 1.0} if isinstance(self.teacher, str) else self.teacher
 
-    def _check_several_teachers(self) -> None:
-        """Check for settings that go with one teacher."""
-        for name, is_given in (
-            ("towers", self.towers != "both"),
-            ("projection", self.projection == "pca"),
-            ("teacher_scale", self.teacher_scale is not None),
-            ("teacher_bias", self.teacher_bias is not None),
-        ):
-            if is_given:
-                raise SettingError(
-                    f"{name} {getattr(self, name)} goes with one teacher, and there are "
-                    f"{len(self.teacher_weights)}; leave it out, or name one teacher"
-                )
-
-    def _check_towers(self) -> None:
-        """Check for settings of a tower that is not trained."""
-        if self.towers == "image" and (self.text_lr, self.freeze_text) != (None, None):
-            raise SettingError(
-                "text_lr and freeze_text go with towers both: else there is no text tower"
-            )
-        if self.teacher_text is not None and self.towers != "image":
-            raise SettingError("teacher_text goes with towers image: else the student has its own")
-        if self.image_tower is not None and self.towers != "text":
-            raise SettingError("image_tower goes with towers text: else the student has its own")
-        if self.towers == "text":
-            for name, default in _OF_IMAGES.items():
-                if getattr(self, name) != default:
-                    raise SettingError(
-                        f"{name} goes with an image tower, and towers text trains none; leave it out"
-                    )
-        for term in active_terms(self.weights):
-            if term.needs_patches and self.patch_dropout is not None:
-                raise SettingError(
-                    f"weights.{term.name} compares all patches of an image, and patch_dropout "
-                    f"{self.patch_dropout:g} drops some; leave one of them out"
-                )
-            for needed, is_needed in (
-                ("image", term.needs_image_tower),
-                ("text", term.needs_text_tower),
-            ):
-                if is_needed and self.towers not in ("both", needed):
-                    article = "an" if needed == "image" else "a"
-                    raise SettingError(
-                        f"weights.{term.name} goes with {article} {needed} tower, and towers {self.towers} "
-                        "trains none; leave it out"
-                    )
-        if self.towers == "image" and self.projection == "learned":
-            raise SettingError(
-                "projection learned goes with towers both: an image tower alone must come out in the "
-                "space of the teacher's texts; take pca, or none where widths are equal"
-            )
-
-
-def check_weights(setting: str, weights: Mapping[str, float]) -> None:
-    """Check that all weights of a setting are numbers of at least 0.
-
-    Raises:
-        SettingError: one is not.
-    """
-    for name, weight in weights.items():
-        if not (math.isfinite(weight) and weight >= 0):
-            raise SettingError(f"{setting}.{name} must be at least 0, got {weight}")
-
 
 def images_read(config: TrainConfig) -> int:
     """Return the images that are read for one step, over all processes."""
     is_larger = parse_selection(config.select).kind == "learnability"
     return config.global_batch_size * (config.super_batch if is_larger else 1)
-
-
-def choices_of(hint: Any) -> tuple[str, ...]:
-    """Return the values of a Literal, or of one that may be None; empty for other types."""
-    is_optional = get_origin(hint) in (types.UnionType, typing.Union)
-    for each in get_args(hint) if is_optional else (hint,):
-        if get_origin(each) is Literal:
-            return get_args(each)
-    return ()
 
 
 def _settings() -> dict[str, tuple[Any, Setting]]:

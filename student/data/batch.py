@@ -3,6 +3,7 @@
 Shape letters in this file:
     N = images of this rank that could be used    M = different texts of the global batch
     V = views of each image in a step             L = tokens    E = width of the teacher
+    C = captions drawn for an image
 """
 
 from dataclasses import dataclass, replace
@@ -68,7 +69,7 @@ class TaughtRows:
     """The images and texts of a batch that have a target by one teacher. N and M count these alone."""
 
     positions_N: NDArray[np.int64]
-    caption_N: NDArray[np.int64]
+    caption_NC: NDArray[np.int64]
     text_rows_M: NDArray[np.int64]
     text_bounds: NDArray[np.int64]
     image_NE: Tensor
@@ -104,8 +105,8 @@ class Batch:
     grids_N2: NDArray[np.int64] | None
     """(N, 2) rows and columns of patches; None for a student of fixed resolution."""
 
-    caption_N: NDArray[np.int64]
-    """(N,) position of each image's drawn caption in text_rows_M; -1 for none."""
+    caption_NC: NDArray[np.int64]
+    """(N, C) positions of each image's drawn captions in text_rows_M; -1 for none."""
 
     text_rows_M: NDArray[np.int64]
     """(M,) the different texts of the global batch, those of skipped images too."""
@@ -138,16 +139,16 @@ class Batch:
             None if has is None else np.flatnonzero(has)
             for has in (targets.has_image_N, targets.has_text_M)
         )
-        positions_N, caption_N = self.positions_N, self.caption_N
+        positions_N, caption_NC = self.positions_N, self.caption_NC
         text_rows_M, text_bounds = self.text_rows_M, self.text_bounds
         if images is not None:
-            positions_N, caption_N = positions_N[images], caption_N[images]
+            positions_N, caption_NC = positions_N[images], caption_NC[images]
         if texts is not None and targets.has_text_M is not None:
-            caption_N, text_bounds = among(targets.has_text_M, caption_N, text_bounds)
+            caption_NC, text_bounds = among(targets.has_text_M, caption_NC, text_bounds)
             text_rows_M = text_rows_M[texts]
         return TaughtRows(
             positions_N=positions_N,
-            caption_N=caption_N,
+            caption_NC=caption_NC,
             text_rows_M=text_rows_M,
             text_bounds=text_bounds,
             image_NE=targets.image_NE if images is None else targets.image_NE[images],
@@ -158,12 +159,12 @@ class Batch:
 
 
 def among(
-    kept_M: NDArray[np.bool_], caption_N: NDArray[np.int64], text_bounds: NDArray[np.int64]
+    kept_M: NDArray[np.bool_], caption_NC: NDArray[np.int64], text_bounds: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return captions and bounds as positions among the texts that are kept; -1 for a caption that is not."""
     before_M = np.concatenate([[0], np.cumsum(kept_M)])
-    is_kept_N = (caption_N >= 0) & np.append(kept_M, False)[caption_N]
-    return np.where(is_kept_N, before_M[caption_N], -1), before_M[text_bounds]
+    is_kept_NC = (caption_NC >= 0) & np.append(kept_M, False)[caption_NC]
+    return np.where(is_kept_NC, before_M[caption_NC], -1), before_M[text_bounds]
 
 
 class FillingBatch:

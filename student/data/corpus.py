@@ -38,6 +38,9 @@ class Corpus:
     caption_lang: NDArray[np.int32]
     """(C,) positions in langs."""
 
+    caption_weight: NDArray[np.float64] | None = None
+    """(C,) weight of each caption where captions are drawn; None: all equal."""
+
     langs: tuple[str | None, ...]
     """Languages of the cache's captions, sorted; None, of those without one, last."""
 
@@ -89,6 +92,7 @@ class Corpus:
             caption_start=starts_of(counts_N[mask_N]),
             caption_text_row=self.caption_text_row[keep_C],
             caption_lang=self.caption_lang[keep_C],
+            caption_weight=None if self.caption_weight is None else self.caption_weight[keep_C],
             langs=self.langs,
             one_text=self.one_text,
         )

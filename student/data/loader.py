@@ -273,7 +273,7 @@ class Loader:
             views_N=views_N,
             pixels_N=None,
             grids_N2=None,
-            caption_N=global_batch.caption_N[own][keep],
+            caption_NC=global_batch.caption_NC[own][keep],
             text_rows_M=text_rows_M,
             text_bounds=global_batch.text_bounds,
             ids_ML=self._token_ids(global_batch),

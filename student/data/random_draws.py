@@ -12,7 +12,7 @@ Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators
 of Stafford, as in java.util.SplittableRandom.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,24 +32,66 @@ def draw_words(seed: int, rows_N: NDArray[np.int64], purpose: Purpose) -> NDArra
 
 
 def draw_captions(
-    seed: int, epoch: int, rows_N: NDArray[np.int64], counts_N: NDArray[np.int64]
+    seed: int,
+    epoch: int,
+    rows_N: NDArray[np.int64],
+    counts_N: NDArray[np.int64],
+    *,
+    num_drawn: int = 1,
+    weight_C: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
-    """Return the number of each row's caption in an epoch, below its count; -1 for a count of 0.
+    """Return the numbers of each row's captions in an epoch, (N, D), all different; -1 for none.
 
-    After as many epochs as a row has captions each was drawn once. Then another permutation follows, so that
-    a view does not meet the same caption in each round.
+    They are at positions (epoch * D + i) mod K, i below D, of a permutation of the row's K captions. After K
+    epochs each was drawn D times, and another permutation follows, so that a view does not meet the same
+    caption in each round. A row of fewer than D captions has all of them in every epoch.
+
+    Args:
+        seed: random seed.
+        epoch: the epoch.
+        rows_N: rows of the cache.
+        counts_N: captions of each.
+        num_drawn: D.
+        weight_C: weight of each caption, at least 0; None: all equal. A caption of weight 0 is never drawn.
+            Where the others differ, each epoch draws anew, without replacement and in proportion to them.
     """
-    round_N, position_N = np.divmod(epoch, np.maximum(counts_N, 1))
-    words_N = _next(draw_words(seed, rows_N, "caption"), round_N.astype(np.uint64))
-    start_N = np.cumsum(counts_N) - counts_N
-    row_C = np.repeat(np.arange(len(rows_N)), counts_N)
+    start_N, row_C = np.cumsum(counts_N) - counts_N, np.repeat(np.arange(len(rows_N)), counts_N)
     number_C = np.arange(len(row_C)) - start_N[row_C]
+    usable_N, is_weighed_N = counts_N, np.zeros(len(rows_N), np.bool_)
+    if weight_C is not None:
+        usable_N = np.bincount(row_C[weight_C > 0], minlength=len(rows_N))
+        largest_N = np.zeros(len(rows_N))
+        np.maximum.at(largest_N, row_C, weight_C)
+        is_weighed_N[row_C[(weight_C > 0) & (weight_C < largest_N[row_C])]] = True
+    round_N, at_N = np.divmod(epoch, np.maximum(usable_N, 1))
+    round_N, at_N = np.where(is_weighed_N, epoch, round_N), np.where(is_weighed_N, 0, at_N)
+    words_N = _next(draw_words(seed, rows_N, "caption"), round_N.astype(np.uint64))
     words_C = _next(words_N[row_C], number_C.astype(np.uint64))
-    permuted_C = number_C[np.lexsort((words_C, row_C))]
-    has_N = counts_N > 0
-    drawn_N = np.full(len(rows_N), -1, np.int64)
-    drawn_N[has_N] = permuted_C[(start_N + position_N)[has_N]]
-    return drawn_N
+    keys: list[NDArray[Any]] = [words_C, row_C]
+    if weight_C is not None:
+        keys.insert(1, _order_by_weight(words_C, weight_C, is_weighed_N[row_C]))
+    permuted_C = number_C[np.lexsort(keys)]
+    num_own_N1 = np.minimum(num_drawn, usable_N)[:, None]
+    i_D = np.arange(num_drawn)
+    position_ND = (at_N[:, None] * num_own_N1 + i_D) % np.maximum(usable_N, 1)[:, None]
+    has_ND = i_D < num_own_N1
+    drawn_ND = np.full(has_ND.shape, -1, np.int64)
+    drawn_ND[has_ND] = permuted_C[(start_N[:, None] + position_ND)[has_ND]]
+    return drawn_ND
+
+
+def _order_by_weight(
+    words_C: NDArray[np.uint64], weight_C: NDArray[np.float64], is_weighed_C: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return what captions are ordered by first: infinity for a weight of 0, and 0 in rows of equal weights.
+
+    Elsewhere an exponential variable of rate weight: the first in that order is each with a probability in
+    proportion to its weight. Source: Efraimidis, Spirakis 2006, Weighted random sampling with a reservoir.
+    """
+    uniform_C = ((words_C >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    order_C = np.full(len(words_C), np.inf)
+    np.divide(-np.log(uniform_C), weight_C, out=order_C, where=weight_C > 0)
+    return np.where(is_weighed_C | (weight_C == 0), order_C, 0.0)
 
 
 def draw_views(

@@ -4,7 +4,9 @@ Shape letters in this file: N = images, ascending by row    C = captions, those 
 """
 
 import shlex
+from collections.abc import Mapping
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,6 +22,7 @@ from ...store.targets.targets import Targets
 from .corpus import Corpus, find_ascending, sorted_pairs, starts_of
 from .same_texts import cleaning_for, one_text_of
 from .split import SplitPolicy, held_out, number_pictures
+from .weigh_captions import weight_of_caption
 
 
 def read_corpus(
@@ -28,6 +31,7 @@ def read_corpus(
     policy: SplitPolicy | None,
     *,
     student: Checkpoint | None = None,
+    caption_weights: Mapping[str, float] | None = None,
     allow_partial: bool = False,
 ) -> Corpus:
     """Return the training corpus: images with a target, and captions whose text has one.
@@ -40,11 +44,13 @@ def read_corpus(
         teacher: name of the teacher; None: the only one.
         policy: which images are held out; None: none.
         student: checkpoint whose text tower reads the texts; its cleaning may make more of them equal.
+        caption_weights: weights with which captions are drawn, by ``kind:NAME`` and ``language:NAME``.
         allow_partial: accept an unfinished cache and use what is committed.
 
     Raises:
         TrainError: the cache is unfinished and not allow_partial, or no image has a target.
-        SettingError: there is no such teacher, or no key matches the pattern of held-out keys.
+        SettingError: there is no such teacher, kind or language, or no key matches the pattern of held-out
+            keys.
         DamagedCacheError: a committed unit lacks hashes of its pictures.
     """
     record = cache.teacher(teacher)
@@ -59,7 +65,7 @@ def read_corpus(
     picture_N = number_pictures(sha256_N)
     targets = cache.text_targets(record.name)
     one_text = one_text_of(cache, targets, cleaning_for(record, student))
-    start, text_row_C, lang_C, langs = _read_captions(cache, rows_N, targets, one_text)
+    captions = _read_captions(cache, rows_N, targets, one_text, caption_weights or {})
     return Corpus(
         rows_N=rows_N,
         sha256_N=sha256_N,
@@ -67,11 +73,8 @@ def read_corpus(
         is_val_N=np.zeros(len(rows_N), np.bool_)
         if policy is None
         else held_out(cache, policy, rows_N, sha256_N, picture_N),
-        caption_start=start,
-        caption_text_row=text_row_C,
-        caption_lang=lang_C,
-        langs=langs,
         one_text=one_text,
+        **captions,
     )
 
 
@@ -149,13 +152,18 @@ def _read_pictures(cache: Cache, teacher: str) -> tuple[NDArray[np.int64], NDArr
 
 
 def _read_captions(
-    cache: Cache, rows_N: NDArray[np.int64], targets: Targets, one_text: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], tuple[str | None, ...]]:
-    """Return caption_start, caption_text_row, caption_lang and langs of a Corpus."""
-    names = cache.captions().select(pl.col("lang").drop_nulls().unique()).collect()["lang"]
-    known = sorted(names.to_list())
+    cache: Cache,
+    rows_N: NDArray[np.int64],
+    targets: Targets,
+    one_text: NDArray[np.int64],
+    weights: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the fields of a Corpus about captions."""
+    table = cache.captions()
+    known = sorted(table.select(pl.col("lang").drop_nulls().unique()).collect()["lang"].to_list())
     code = pl.col("lang").cast(pl.Enum(known)).to_physical().cast(pl.Int32).fill_null(len(known))
-    captions = cache.captions().select("row", "text_row", code).collect()
+    weight = weight_of_caption(table, weights).alias("weight") if weights else pl.lit(1.0)
+    captions = table.select("row", "text_row", code, weight.alias("weight")).collect()
     row_C, text_C = captions["row"].to_numpy(), one_text[captions["text_row"].to_numpy()]
     position_C, is_used_C = find_ascending(rows_N, row_C)
     is_used_C &= targets.available(text_C)
@@ -163,8 +171,11 @@ def _read_captions(
     is_used_C[by_text_C[is_again_C]] = False
     position_C, text_C = position_C[is_used_C], text_C[is_used_C]
     lang_C = captions["lang"].to_numpy()
-    langs = (*known, None) if (lang_C == len(known)).any() else tuple(known)
-    lang_C = lang_C[is_used_C]
     order_C = np.argsort(position_C, kind="stable")
-    counts_N = np.bincount(position_C, minlength=len(rows_N))
-    return starts_of(counts_N), text_C[order_C], lang_C[order_C], langs
+    return {
+        "caption_start": starts_of(np.bincount(position_C, minlength=len(rows_N))),
+        "caption_text_row": text_C[order_C],
+        "caption_lang": lang_C[is_used_C],
+        "caption_weight": captions["weight"].to_numpy()[is_used_C][order_C] if weights else None,
+        "langs": (*known, None) if (lang_C == len(known)).any() else tuple(known),
+    }

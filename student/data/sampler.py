@@ -5,6 +5,7 @@ Every rank computes the global batch, so it knows what the others have; rank r t
 Shape letters in this file:
     N = images of the global batch, views included    M = different texts drawn for them
     I = images of the corpus                          S = ids a batch (N / views_per_step)
+    C = captions drawn for an image
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import SettingError
-from .corpus import Corpus
+from .corpus import Corpus, expand_ranges
 from .random_draws import LARGEST_SEED, draw_captions, draw_views, epoch_generator
 
 
@@ -44,14 +45,14 @@ class GlobalBatch:
     views_N: NDArray[np.int64]
     """(N,) view of each image."""
 
-    text_rows_N: NDArray[np.int64]
-    """(N,) text_row of each image's drawn caption, the same for all its views; -1 for none."""
+    text_rows_NC: NDArray[np.int64]
+    """(N, C) text_rows of each image's drawn captions, the same for all its views; -1 for none."""
 
     global_text_rows_M: NDArray[np.int64]
     """(M,) the different ones, in order of appearance."""
 
-    caption_N: NDArray[np.int64]
-    """(N,) position of each image's caption in global_text_rows_M; -1 for none."""
+    caption_NC: NDArray[np.int64]
+    """(N, C) positions of each image's captions in global_text_rows_M; -1 for none."""
 
     text_bounds: NDArray[np.int64]
     """(world_size + 1,) rank r encodes texts text_bounds[r] to below text_bounds[r + 1]: those that appear
@@ -67,6 +68,7 @@ class Sampler:
         *,
         global_batch_size: int,
         views_per_step: int = 1,
+        captions_per_image: int = 1,
         num_views: int = 1,
         seed: int = 0,
         rank: int = 0,
@@ -78,7 +80,8 @@ class Sampler:
         Args:
             corpus: the train split.
             global_batch_size: images of a step over all ranks; each view counts as one.
-            views_per_step: different views of each image in a step; they share a caption.
+            views_per_step: different views of each image in a step; they share their captions.
+            captions_per_image: different captions of each image in a step, where it has so many.
             num_views: views of each image in the cache.
             seed: 0 to 2**63 - 1.
             rank: rank of this process.
@@ -95,6 +98,7 @@ class Sampler:
         self.corpus = corpus
         self.global_batch_size = global_batch_size
         self.views_per_step = views_per_step
+        self._captions_per_image = captions_per_image
         self.num_views = num_views
         self.seed = seed
         self.rank = rank
@@ -148,32 +152,39 @@ class Sampler:
         views_SV = draw_views(
             self.seed, epoch, rows_S, num_views=self.num_views, num_drawn=self.views_per_step
         )
-        text_rows_N = np.repeat(self._texts_of(epoch, ids_S, rows_S), self.views_per_step)
-        texts_M, first_M, caption_N = _in_order_of_appearance(text_rows_N)
-        borders = np.arange(self.world_size + 1) * self.images_per_rank
+        text_rows_NC = np.repeat(self._texts_of(epoch, ids_S, rows_S), self.views_per_step, axis=0)
+        texts_M, first_M, caption_NC = _in_order_of_appearance(text_rows_NC)
+        borders = np.arange(self.world_size + 1) * self.images_per_rank * self._captions_per_image
         return GlobalBatch(
             step=step,
             epoch=epoch,
             positions_N=np.repeat(ids_S, self.views_per_step),
             views_N=views_SV.reshape(-1),
-            text_rows_N=text_rows_N,
+            text_rows_NC=text_rows_NC,
             global_text_rows_M=texts_M,
-            caption_N=caption_N,
+            caption_NC=caption_NC,
             text_bounds=np.searchsorted(first_M, borders).astype(np.int64),
         )
 
     def _texts_of(
         self, epoch: int, ids_S: NDArray[np.int64], rows_S: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Return the text_row drawn for each image; -1 if it has no caption."""
+        """Return the text_rows drawn for each image, (S, C); -1 where it has no more captions."""
         corpus = self.corpus
-        start_S = corpus.caption_start[ids_S]
-        counts_S = corpus.caption_start[ids_S + 1] - start_S
-        drawn_S = draw_captions(self.seed, epoch, rows_S, counts_S)
-        text_rows_S = np.full(len(ids_S), -1, np.int64)
-        has_S = drawn_S >= 0
-        text_rows_S[has_S] = corpus.caption_text_row[start_S[has_S] + drawn_S[has_S]]
-        return text_rows_S
+        start_S, end_S = corpus.caption_start[ids_S], corpus.caption_start[ids_S + 1]
+        weight = corpus.caption_weight
+        drawn_SC = draw_captions(
+            self.seed,
+            epoch,
+            rows_S,
+            end_S - start_S,
+            num_drawn=self._captions_per_image,
+            weight_C=None if weight is None else weight[expand_ranges(start_S, end_S)[1]],
+        )
+        text_rows_SC = np.full(drawn_SC.shape, -1, np.int64)
+        has_SC = drawn_SC >= 0
+        text_rows_SC[has_SC] = corpus.caption_text_row[(start_S[:, None] + drawn_SC)[has_SC]]
+        return text_rows_SC
 
     def _order_of(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the order of an epoch and the lanes, see epoch_order; caches the last epoch."""
@@ -228,17 +239,22 @@ def _with_adjacent_groups(ids_S: NDArray[np.int64], lane_S: NDArray[np.int64]) -
 
 
 def _in_order_of_appearance(
-    text_rows_N: NDArray[np.int64],
+    text_rows_NC: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the different texts, the first position of each, and each image's text (-1: none)."""
-    captioned = np.flatnonzero(text_rows_N >= 0)
-    texts, first, which = np.unique(text_rows_N[captioned], return_index=True, return_inverse=True)
+    """Return the different texts, the first position of each, and each image's texts (-1: none).
+
+    Positions count the captions of all images.
+    """
+    captioned = np.flatnonzero(text_rows_NC >= 0)
+    texts, first, which = np.unique(
+        text_rows_NC.ravel()[captioned], return_index=True, return_inverse=True
+    )
     order_M = np.argsort(first)
     column = np.empty(len(texts), np.int64)
     column[order_M] = np.arange(len(texts))
-    caption_N = np.full(len(text_rows_N), -1, np.int64)
-    caption_N[captioned] = column[which]
-    return texts[order_M], captioned[first[order_M]], caption_N
+    caption_NC = np.full(text_rows_NC.shape, -1, np.int64)
+    caption_NC.ravel()[captioned] = column[which]
+    return texts[order_M], captioned[first[order_M]], caption_NC
 
 
 def _check(

@@ -31,8 +31,8 @@ class TextColumns:
     text: Tensor
     """(M, D) of the student, or (K, E or D) of the teacher."""
 
-    caption_N: Tensor
-    """int64 column of each image's drawn caption, on the host; -1 for none."""
+    caption_NC: Tensor
+    """(N, C) int64 columns of each image's drawn captions, on the host; -1 for none."""
 
     matching_2P: Tensor
     """int64 (image, column) of pairs that match, ascending by image, on the host; ignored unless drawn."""
@@ -40,8 +40,13 @@ class TextColumns:
     teacher_text_ME: Tensor
     """The teacher's embeddings of the same texts."""
 
-    caption_G: Tensor | None = None
-    """caption_N of all processes, on the host; None unless captions of similar images are ignored."""
+    caption_GC: Tensor | None = None
+    """caption_NC of all processes, on the host; None unless captions of similar images are ignored."""
+
+    def drawn_pairs(self) -> tuple[Tensor, Tensor]:
+        """Return image and column of every drawn caption, (P,) each, ascending by image, on the host."""
+        is_drawn_NC = self.caption_NC >= 0
+        return is_drawn_NC.nonzero()[:, 0], self.caption_NC[is_drawn_NC]
 
     def hard_labels(self, num_images: int, **settings: Any) -> HardLabels:
         """Return the labels of drawn captions: they match, and other matching pairs are ignored.
@@ -51,10 +56,9 @@ class TextColumns:
             **settings: further fields of HardLabels.
         """
         shape = (num_images, len(self.text))
-        is_captioned_N = self.caption_N >= 0
-        rows = is_captioned_N.nonzero()[:, 0]
+        rows, columns = self.drawn_pairs()
         return HardLabels(
-            positive=MarkedPairs(rows, self.caption_N[is_captioned_N], shape),
+            positive=MarkedPairs(rows, columns, shape),
             ignored=MarkedPairs(self.matching_2P[0], self.matching_2P[1], shape),
             **settings,
         )
@@ -207,45 +211,53 @@ class Objective:
             threshold: teacher cosine to the drawn caption above which a text is ignored, if it is lower than
                 ``ignore_similar``.
         """
-        weight_N = alike = alike_images = None
+        weight_N = weight_P = alike = alike_images = None
         if self.positives.kind != "all":
-            weight_N = self.caption_weights(inputs.teacher_image_NE, columns)
+            weight_N, weight_P = self.caption_weights(inputs.teacher_image_NE, columns)
         thresholds = [each for each in (threshold, self.ignore_similar) if each is not None]
         if thresholds:
             alike = AlikeTexts(columns.teacher_text_ME, min(thresholds))
         if self.ignore_similar is not None:
-            assert inputs.teacher_image_GE is not None and columns.caption_G is not None
+            assert inputs.teacher_image_GE is not None and columns.caption_GC is not None
             alike_images = AlikeImages(
                 inputs.teacher_image_NE,
                 inputs.teacher_image_GE,
-                columns.caption_G,
+                columns.caption_GC,
                 self.ignore_similar,
             )
         return columns.hard_labels(
-            len(inputs.image_ND), alike=alike, alike_images=alike_images, weight_N=weight_N
+            len(inputs.image_ND),
+            alike=alike,
+            alike_images=alike_images,
+            weight_N=weight_N,
+            positive_weight_P=weight_P if columns.caption_NC.shape[1] > 1 else None,
         )
 
-    def caption_weights(self, teacher_image_NE: Tensor, columns: TextColumns) -> Tensor:
-        """Return how much each image's drawn caption counts, (N,) float, 0 to 1, no gradient.
+    def caption_weights(
+        self, teacher_image_NE: Tensor, columns: TextColumns
+    ) -> tuple[Tensor, Tensor]:
+        """Return how much each image counts, (N,), and each of its drawn captions, (P,); float, no gradient.
 
-        It follows ``positives`` and the teacher's probability of this very view and caption. An image without
-        a caption has 0.
+        A caption counts by ``positives`` and the teacher's probability of this very view and caption, 0 to 1;
+        an image counts the mean of its captions, and 0 without one.
         """
-        has_caption_N, device = columns.caption_N >= 0, teacher_image_NE.device
+        device = teacher_image_NE.device
+        row_P, column_P = (to_device(each, device) for each in columns.drawn_pairs())
         dtype = compute_dtype(teacher_image_NE, columns.teacher_text_ME)
-        weight_N = to_device(has_caption_N.to(dtype), device)
+        ones_P = torch.ones(len(row_P), dtype=dtype, device=device)
         if self.positives.kind == "all":
-            return weight_N
-        row_P = to_device(has_caption_N.nonzero()[:, 0], device)
-        column_P = to_device(columns.caption_N[has_caption_N], device)
-        image_PE = teacher_image_NE.detach()[row_P].to(dtype)
-        text_PE = columns.teacher_text_ME.detach()[column_P].to(dtype)
-        cosine_P = (unit_rows(image_PE) * unit_rows(text_PE)).sum(-1)
-        p_P = torch.sigmoid(self.teacher_scale * cosine_P + self.teacher_bias)
-        if self.positives.kind == "above":
-            p_P = torch.where(p_P > self.positives.above, 1, 0 * p_P)  # NaN stays NaN
-        weight_N[row_P] = p_P
-        return weight_N
+            weight_P = ones_P
+        else:
+            image_PE = teacher_image_NE.detach()[row_P].to(dtype)
+            text_PE = columns.teacher_text_ME.detach()[column_P].to(dtype)
+            cosine_P = (unit_rows(image_PE) * unit_rows(text_PE)).sum(-1)
+            weight_P = torch.sigmoid(self.teacher_scale * cosine_P + self.teacher_bias)
+            if self.positives.kind == "above":
+                # 0 x weight: NaN stays NaN.
+                weight_P = torch.where(weight_P > self.positives.above, 1, 0 * weight_P)
+        zero_N = ones_P.new_zeros(len(columns.caption_NC))
+        count_N = zero_N.index_add(0, row_P, ones_P)
+        return zero_N.index_add(0, row_P, weight_P) / count_N.clamp(min=1), weight_P
 
     def soft_labels(self, inputs: LossInputs, columns: TextColumns) -> SoftLabels:
         """Return the teacher's probabilities of this process's images and some texts as labels."""

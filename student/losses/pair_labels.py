@@ -5,6 +5,7 @@ Shape letters in this file:
     P = marked pairs, G = images of the whole batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,8 +128,8 @@ class AlikeImages:
     image_GE: Tensor
     """Teacher embeddings of all images that captions were drawn for."""
 
-    caption_G: Tensor
-    """int64 column of each one's drawn caption, on the host; -1 for none."""
+    caption_GC: Tensor
+    """(G, C) int64 columns of each one's drawn captions, on the host; -1 for none."""
 
     above_cosine: float
     """The caption of an image whose cosine with the row's is above it is ignored."""
@@ -156,6 +157,9 @@ class HardLabels:
 
     weight_N: Tensor | None = None
     """(N,) float weight of each row, positives and negatives; no gradient; None: 1."""
+
+    positive_weight_P: Tensor | None = None
+    """(P,) weight of each positive, where it is another than its row's; None: the row's."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -192,16 +196,21 @@ class _HardChunkLoss:
         self._has_positive_N = None if bool(has_positive_N.all()) else has_positive_N
         self._ignored = None if labels.ignored is None else labels.ignored.chunks(chunk_size)
         self._weight_N = None if labels.weight_N is None else labels.weight_N.detach().to(dtype)
+        self._positive_weights: Sequence[Tensor] | None = None
+        if labels.positive_weight_P is not None:
+            sizes = [len(row_P) for row_P, _ in self._positives]
+            self._positive_weights = labels.positive_weight_P.detach().to(dtype).split(sizes)
         self._alike = labels.alike
         if self._alike is not None:
             self._unit_text_ME = unit_rows(self._alike.text_ME.detach().to(dtype))
         self._alike_images = labels.alike_images
         if self._alike_images is not None:
-            image_GE, caption_G = self._alike_images.image_GE, self._alike_images.caption_G
+            image_GE, caption_GC = self._alike_images.image_GE, self._alike_images.caption_GC
+            is_drawn_GC = caption_GC >= 0
             self._unit_image_NE = unit_rows(self._alike_images.image_NE.detach().to(dtype))
-            row_P = to_device((caption_G >= 0).nonzero()[:, 0], image_GE.device)
+            row_P = to_device(is_drawn_GC.nonzero()[:, 0], image_GE.device)
             self._unit_image_PE = unit_rows(image_GE.detach()[row_P].to(dtype))
-            self._column_P = to_device(caption_G[caption_G >= 0], image_GE.device)
+            self._column_P = to_device(caption_GC[is_drawn_GC], image_GE.device)
 
     def __call__(self, start: int, logits_CM: Tensor, *, needs_gradient: bool) -> ChunkSums:
         positive = self._of_chunk(self._positives, start, logits_CM.device)
@@ -231,7 +240,11 @@ class _HardChunkLoss:
         if self._weight_N is None:
             return keep_CM
         weight_C1 = self._weight_N[start : start + len(logits_CM), None]
-        return weight_C1 if keep_CM is None else weight_C1 * keep_CM
+        factor = weight_C1 if keep_CM is None else weight_C1 * keep_CM
+        if self._positive_weights is not None:
+            factor = factor.expand(logits_CM.shape).clone()
+            factor[positive] = self._positive_weights[start // self._chunk_size]
+        return factor
 
     def _keep(
         self, start: int, logits_CM: Tensor, positive: tuple[Tensor, Tensor]

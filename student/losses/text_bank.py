@@ -18,8 +18,8 @@ class BankDraw:
     """The columns of the bank term in one step."""
 
     text_rows_K: NDArray[np.int64]
-    caption_N: NDArray[np.int64]
-    """Column of each image's drawn caption; -1 for none."""
+    caption_NC: NDArray[np.int64]
+    """(N, C) columns of each image's drawn captions; -1 for none."""
 
     matching_2P: NDArray[np.int64]
     """(2, P) (image, column) of pairs that match, ascending."""
@@ -45,7 +45,7 @@ class TextBank:
         self,
         step: int,
         positions_N: NDArray[np.int64],
-        caption_N: NDArray[np.int64],
+        caption_NC: NDArray[np.int64],
         batch_text_rows_M: NDArray[np.int64],
     ) -> BankDraw:
         """Return the batch's own texts and some drawn from the bank: a pure function of (seed, step).
@@ -53,7 +53,7 @@ class TextBank:
         Args:
             step: the step.
             positions_N: the images, as positions in the train corpus.
-            caption_N: their drawn captions as positions in batch_text_rows_M; -1 for none.
+            caption_NC: their drawn captions as positions in batch_text_rows_M; -1 for none.
             batch_text_rows_M: different texts of the global batch.
         """
         generator = step_generator(self._seed, step, 0xBA2C)
@@ -63,12 +63,12 @@ class TextBank:
         own = batch_text_rows_M[is_fair_M]
         text_rows_K = np.concatenate([own, np.setdiff1d(drawn, own)])
         column_M = np.where(is_fair_M, np.cumsum(is_fair_M) - 1, -1)
-        caption_K = np.full(len(caption_N), -1, np.int64)
-        has_caption = caption_N >= 0
-        caption_K[has_caption] = column_M[caption_N[has_caption]]
+        columns_NC = np.full(caption_NC.shape, -1, np.int64)
+        has_caption = caption_NC >= 0
+        columns_NC[has_caption] = column_M[caption_NC[has_caption]]
         return BankDraw(
             text_rows_K=text_rows_K,
-            caption_N=caption_K,
+            caption_NC=columns_NC,
             matching_2P=self._train.matching_pairs(positions_N, text_rows_K),
             targets_KE=self._texts.read(text_rows_K),
         )

@@ -51,11 +51,11 @@ class LabelMaker:
         )
 
     def _columns(self, bank: TextBank, step: int, taught: TaughtRows) -> TextColumns:
-        drawn = bank.draw(step, taught.positions_N, taught.caption_N, taught.text_rows_M)
+        drawn = bank.draw(step, taught.positions_N, taught.caption_NC, taught.text_rows_M)
         teacher_KE = to_device(torch.from_numpy(drawn.targets_KE), self._device).float()
         return TextColumns(
             text=self._mapped(teacher_KE),
-            caption_N=torch.from_numpy(drawn.caption_N),
+            caption_NC=torch.from_numpy(drawn.caption_NC),
             matching_2P=torch.from_numpy(drawn.matching_2P),
             teacher_text_ME=teacher_KE,
         )

@@ -42,6 +42,7 @@ def make_sampler(resolved: Resolved, images: ImageLookup, ranks: Ranks) -> Sampl
         resolved.train,
         global_batch_size=images_read(config),
         views_per_step=config.views_per_step,
+        captions_per_image=config.captions_per_image,
         num_views=resolved.cache.num_views,
         seed=config.seed,
         rank=ranks.rank,

@@ -38,7 +38,7 @@ class GradientCache:
         *,
         micro_batch_size: int | None,
         map_ED: Tensor | None = None,
-        padded_size: int | None = None,
+        padded_size: tuple[int, int] | None = None,
     ) -> None:
         """Wrap the distiller in DDP if there are several processes; rank 0's parameters go to all.
 
@@ -48,7 +48,7 @@ class GradientCache:
             ranks: this process among the others.
             micro_batch_size: images, and texts, of one micro-batch; None: all in one.
             map_ED: fixed map from the teacher's width to the student's; None: there is none.
-            padded_size: images, and texts, that every micro-batch is padded to, for compiled layers; None: no
+            padded_size: (images, texts) that every micro-batch is padded to, for compiled layers; None: no
                 padding.
         """
         self._distiller, self._objectives, self._ranks = distiller, objectives, ranks
@@ -184,14 +184,14 @@ class RandomState:
 
 
 def split_batch(
-    batch: Batch, micro_batch_size: int | None, padded_size: int | None = None
+    batch: Batch, micro_batch_size: int | None, padded_size: tuple[int, int] | None = None
 ) -> list[MicroBatch]:
     """Return the images and texts of a batch as micro-batches of at most that many of each.
 
     Args:
         batch: of one process.
         micro_batch_size: None: all in one.
-        padded_size: images, and texts, after padding with zeros; None: no padding.
+        padded_size: images and texts after padding with zeros; None: no padding.
     """
     N = 0 if batch.pixels_N is None else len(batch.pixels_N)
     M = 0 if batch.ids_ML is None else len(batch.ids_ML)
@@ -209,9 +209,9 @@ def split_batch(
         num_images, num_texts = (0 if rows is None else len(rows) for rows in (pixels_N, ids_ML))
         if padded_size is not None:
             if part_grids is not None:
-                part_grids = part_grids + [(1, 1)] * (padded_size - num_images)
-            pixels_N = None if pixels_N is None else _padded(pixels_N, padded_size)
-            ids_ML = None if ids_ML is None else _padded(ids_ML, padded_size)
+                part_grids = part_grids + [(1, 1)] * (padded_size[0] - num_images)
+            pixels_N = None if pixels_N is None else _padded(pixels_N, padded_size[0])
+            ids_ML = None if ids_ML is None else _padded(ids_ML, padded_size[1])
         return MicroBatch(
             pixels_N=pixels_N,
             grids=part_grids,

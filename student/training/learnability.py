@@ -166,7 +166,8 @@ class LearnabilitySelection:
         """
         image_ND, text_MD, ranks = embedded.image_ND, embedded.text_MD, self._ranks
         assert image_ND is not None and text_MD is not None
-        found = ranks.gather_objects((batch.caption_N, matching_2K))
+        # One caption an image: TrainConfig refuses more.
+        found = ranks.gather_objects((batch.caption_NC[:, 0], matching_2K))
         counts = [len(caption_N) for caption_N, _ in found]
         starts = np.concatenate([[0], np.cumsum(counts)])
         device, teacher = image_ND.device, batch.targets[0]
@@ -218,7 +219,7 @@ def part_of_batch(
         rank: of the process.
     """
     bounds = batch.text_bounds
-    caption_N, new_bounds = among(texts_M, batch.caption_N[own_N], bounds)
+    caption_NC, new_bounds = among(texts_M, batch.caption_NC[own_N], bounds)
     own_texts = torch.from_numpy(texts_M[bounds[rank] : bounds[rank + 1]])
     image_ND, text_MD, patch_N = embedded.image_ND, embedded.text_MD, embedded.patch_N
     own_images = torch.from_numpy(own_N)
@@ -228,7 +229,7 @@ def part_of_batch(
         views_N=batch.views_N[own_N],
         pixels_N=None if batch.pixels_N is None else batch.pixels_N[own_images],
         grids_N2=None if batch.grids_N2 is None else batch.grids_N2[own_N],
-        caption_N=caption_N,
+        caption_NC=caption_NC,
         text_rows_M=batch.text_rows_M[texts_M],
         text_bounds=new_bounds,
         ids_ML=None if batch.ids_ML is None else batch.ids_ML[own_texts],

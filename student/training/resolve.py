@@ -164,6 +164,7 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
         teacher.name,
         policy,
         student=checkpoint if config.towers != "image" else None,
+        caption_weights=config.caption_weights,
         allow_partial=config.allow_partial,
     )
     kept, kept_note = None, None
@@ -200,6 +201,11 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
             "--max-num-patches limits its patches"
         )
     _refuse_no_data(full, run_teachers, train)
+    if config.captions_per_image > 1 and train.caption_counts.max(initial=0) < 2:
+        raise SettingError(
+            f"captions_per_image {config.captions_per_image} needs images of several captions, and those to "
+            f"train on of {config.cache} have at most one; leave it out"
+        )
     check_other_tower(config, teacher, projection)
     return Resolved(
         given=config,

@@ -172,7 +172,7 @@ def find_changes(
         if name in _MAY_CHANGE:
             changes[name] = was, now
             continue
-        if isinstance(was, Mapping) and isinstance(now, Mapping):  # weights; a new term has 0
+        if name == "weights":  # a new term has 0
             before, after = cast("dict[str, float]", was), cast("dict[str, float]", now)
             names = [
                 term for term in {**before, **after} if before.get(term, 0) != after.get(term, 0)

@@ -67,8 +67,8 @@ class TeacherPart:
     @property
     def own_counts(self) -> tuple[int, int]:
         """Images of this process, and how many of them have a caption."""
-        caption_N = self._taught.caption_N
-        return len(caption_N), int((caption_N >= 0).sum())
+        caption_NC = self._taught.caption_NC
+        return len(caption_NC), int((caption_NC >= 0).any(axis=1).sum())
 
     def target_images(self) -> Tensor:
         """Return the targets of the images, mapped by the fixed map, if there is one."""
@@ -131,7 +131,7 @@ class TeacherPart:
         teacher_text_ME = self._on_device(taught.text_ME)
         scale, bias = distiller.scale_and_bias
         own, num_images = self._own, [images for images, _ in self.counts_by_rank]
-        caption_N = torch.from_numpy(taught.caption_N)
+        caption_NC = torch.from_numpy(taught.caption_NC)
         bank, image_bank = self._labels.bank, self._labels.image_bank
         bank_logit = None
         if bank is not None or image_bank is not None:
@@ -139,7 +139,7 @@ class TeacherPart:
         texts = TextColumns(
             # The teacher's images are in the space that the map leads to.
             text=text_MD if distiller.has_image else self._mapped_texts(text_MD),
-            caption_N=caption_N,
+            caption_NC=caption_NC,
             matching_2P=self._labels.matching_2P,
             teacher_text_ME=teacher_text_ME,
         )
@@ -199,14 +199,14 @@ class TeacherPart:
         return rows if self._map_ED is None else rows @ self._map_ED.to(rows)
 
     def _with_all_captions(self, columns: TextColumns, num_images: list[int]) -> TextColumns:
-        caption_G = self._ranks.gather_rows(columns.caption_N, num_images)
-        return replace(columns, caption_G=caption_G)
+        caption_GC = self._ranks.gather_rows(columns.caption_NC, num_images)
+        return replace(columns, caption_GC=caption_GC)
 
     def _counts(self, teacher_image_NE: Tensor, texts: TextColumns) -> Counts:
         """Return counts over all processes; skipped images are not counted."""
         columns = [texts] if self._labels.bank is None else [texts, self._labels.bank]
         weights = torch.stack(
-            [self._objective.caption_weights(teacher_image_NE, each).sum() for each in columns]
+            [self._objective.caption_weights(teacher_image_NE, each)[0].sum() for each in columns]
         )
         caption_weight, *bank_weight = self._ranks.sum(in_double(weights))
         return Counts(

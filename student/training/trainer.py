@@ -279,10 +279,12 @@ class Trainer:
         begin_from(start, self._config.init_from)
         return start
 
-    def _padded_size(self) -> int:
-        """Return the images, and texts, of a full micro-batch of one process."""
+    def _padded_size(self) -> tuple[int, int]:
+        """Return the images and texts of a full micro-batch of one process."""
         images = self._config.global_batch_size // self._ranks.world_size
-        return min(images, self._config.micro_batch_size or images)
+        texts = images * self._config.captions_per_image
+        most = self._config.micro_batch_size or texts
+        return min(images, most), min(texts, most)
 
     def _make_steps(self, done: int) -> None:
         """Make all steps after those done: the training loop."""

@@ -80,6 +80,19 @@ SCENARIOS = {
         num_images=2,
         num_texts=1,
     ),
+    "two captions an image": Scenario(
+        {
+            "captions": ((0, 1), (-1, -1), (2, 0), (3, -1), (4, 3), (-1, -1), (1, 5)),
+            "num_texts": 6,
+            "bank_labels": "hard",
+            "positives": Positives("weighed"),
+            "ignore_similar": 0.35,
+            "num_teachers": 2,
+        },
+        num_images=3,
+        num_texts=3,
+        micro_batch_size=2,
+    ),
     "text tower": Scenario({**UNEVEN, "towers": "text"}, micro_batch_size=2),
     "text tower, one has no text": Scenario(
         {"captions": (0, 1, 0, 2, -1, -1, -1), "towers": "text", "projection": "pca"}, num_texts=4

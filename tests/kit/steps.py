@@ -62,8 +62,8 @@ class Case:
     bank_labels: Literal["soft", "hard"] = "soft"
     positives: Positives = ALL
     ignore_similar: float | None = None
-    captions: Sequence[int] = (0, -1, 1, 0, 2, -1, 3)
-    """Which text each image drew; -1: none. Images 0 and 3 share one."""
+    captions: Sequence[int | tuple[int, ...]] = (0, -1, 1, 0, 2, -1, 3)
+    """Which text, or texts, each image drew; -1: none. Images 0 and 3 share one."""
 
     num_texts: int = 4
     num_teachers: int = 1
@@ -114,6 +114,18 @@ class Case:
         patch = {} if self.patches is None else {"patch": PATCH_WEIGHT}
         return WEIGHTS | dict.fromkeys(absent, 0.0) | patch
 
+    @property
+    def drawn(self) -> NDArray[np.int64]:
+        width = max(1, *map(len, self.own_texts))
+        rows = [[*own, *(-1,) * (width - len(own))] for own in self.own_texts]
+        return np.array(rows, np.int64).reshape(-1, width)
+
+    @property
+    def own_texts(self) -> list[tuple[int, ...]]:
+        """The texts that each image drew."""
+        rows = [(each,) if isinstance(each, int) else each for each in self.captions]
+        return [tuple(text for text in row if text >= 0) for row in rows]
+
     def objectives(self) -> list[Objective]:
         return [self.objective(i) for i in range(self.num_teachers)]
 
@@ -159,7 +171,7 @@ class Case:
             views_N=np.zeros(N, np.int64),
             pixels_N=None if self.towers == "text" else torch.from_numpy(pixels),
             grids_N2=None if self.towers == "text" else grids,
-            caption_N=np.array(self.captions, np.int64),
+            caption_NC=self.drawn,
             text_rows_M=np.arange(M),
             text_bounds=np.array([0, M]),
             ids_ML=None if self.towers == "image" else torch.from_numpy(ids),
@@ -189,7 +201,7 @@ class Case:
 
     def matching_pairs(self) -> set[tuple[int, int]]:
         """Own captions, and one more text of image 1 (which drew none), 2 and 4."""
-        own = {(i, text) for i, text in enumerate(self.captions) if text >= 0}
+        own = {(i, text) for i, texts in enumerate(self.own_texts) for text in texts}
         more = {(i, i % self.num_texts) for i in (1, 2, 4) if self.num_texts}
         return own | {(i, text) for i, text in more if i < len(self.captions)}
 
@@ -205,7 +217,7 @@ class Case:
         extra = unit_rows(draw, BANK_EXTRA, self.teacher_dim - 5 * teacher)
         teacher_KE = torch.cat([taught.text_ME[1:], extra]).to(dtype)
         map_ED = self.fixed_map()
-        caption_N = torch.from_numpy(taught.caption_N)
+        caption_NC = torch.from_numpy(taught.caption_NC)
         images, texts = taught.positions_N.tolist(), taught.text_rows_M.tolist()
         known = {
             (images.index(i), texts.index(text))
@@ -216,7 +228,7 @@ class Case:
             matching_2P=_pairs(known),
             bank=TextColumns(
                 text=teacher_KE if map_ED is None else teacher_KE @ map_ED.to(dtype),
-                caption_N=(caption_N - 1).clamp(min=-1),
+                caption_NC=(caption_NC - 1).clamp(min=-1),
                 matching_2P=_pairs({(i, text - 1) for i, text in known if text >= 1}),
                 teacher_text_ME=teacher_KE,
             ),
@@ -299,7 +311,7 @@ def part_of(
         views_N=batch.views_N[images],
         pixels_N=None if batch.pixels_N is None else batch.pixels_N[images],
         grids_N2=None if batch.grids_N2 is None else batch.grids_N2[images],
-        caption_N=batch.caption_N[images],
+        caption_NC=batch.caption_NC[images],
         text_bounds=np.array(texts),
         ids_ML=None if batch.ids_ML is None else batch.ids_ML[first:end],
         targets=[
@@ -326,7 +338,7 @@ def _part_of_labels(
     bank = labels.bank
     assert bank is not None
     own_bank = replace(
-        bank, caption_N=bank.caption_N[images], matching_2P=_own(bank.matching_2P, images)
+        bank, caption_NC=bank.caption_NC[images], matching_2P=_own(bank.matching_2P, images)
     )
     return replace(labels, matching_2P=_own(labels.matching_2P, images), bank=own_bank)
 
@@ -380,7 +392,8 @@ def plain_loss(
             + distiller.bank_bias
         )
     )
-    similar = _similar(case, case.captions, u_NE, v_ME)
+    drawn = case.own_texts
+    similar = _similar(case, drawn, u_NE, v_ME)
     terms = {
         "soft": (F.softplus(z_NM) - p_NM * z_NM).sum() / N,
         "cosine": _one_minus_cos(y_MD, target(v_ME))
@@ -388,9 +401,9 @@ def plain_loss(
         else _one_minus_cos(mapped(x_ND), target(u_NE)),
         "contrastive": _hard(
             z_NM,
-            case.captions,
+            drawn,
             case.matching_pairs() | similar,
-            _weights(case, case.captions, p_NM),
+            _weights(case, drawn, p_NM),
         ),
     }
     if case.towers == "both":
@@ -401,11 +414,11 @@ def plain_loss(
     if case.bank_labels == "soft":
         terms["bank"] = (F.softplus(bank_NK) - q_NK * bank_NK).sum() / N
     else:
-        own = [text - 1 if text >= 1 else -1 for text in case.captions]
+        own = [tuple(text - 1 for text in texts if text >= 1) for texts in drawn]
         ignored = {(i, text - 1) for i, text in case.matching_pairs() if text >= 1}
         alike_KK = w_KE @ w_KE.T > ALIKE
         ignored |= {
-            (i, k) for i, text in enumerate(own) if text >= 0 for k in _true(alike_KK[text])
+            (i, k) for i, texts in enumerate(own) for text in texts for k in _true(alike_KK[text])
         }
         ignored |= _similar(case, own, u_NE, w_KE)
         terms["bank"] = _hard(bank_NK, own, ignored, _weights(case, own, q_NK))
@@ -500,46 +513,50 @@ def _relations(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def _similar(
-    case: Case, captions: Sequence[int], u_NE: Tensor, v_ME: Tensor
+    case: Case, captions: Sequence[Sequence[int]], u_NE: Tensor, v_ME: Tensor
 ) -> set[tuple[int, int]]:
-    """Return the pairs of an image and a text that is similar to its caption or of a similar image."""
+    """Return the pairs of an image and a text that is similar to its captions or of a similar image."""
     above, found = case.ignore_similar, set[tuple[int, int]]()
-    for i, own in enumerate(captions):
-        if above is None or own < 0:
+    for i, texts in enumerate(captions):
+        if above is None or not texts:
             continue
-        found |= {(i, j) for j, v in enumerate(v_ME) if float(v @ v_ME[own]) > above}
-        found |= {
-            (i, j)
-            for u, j in zip(u_NE, captions, strict=True)
-            if j >= 0 and float(u @ u_NE[i]) > above
-        }
+        for own in texts:
+            found |= {(i, j) for j, v in enumerate(v_ME) if float(v @ v_ME[own]) > above}
+        for u, others in zip(u_NE, captions, strict=True):
+            if float(u @ u_NE[i]) > above:
+                found |= {(i, j) for j in others}
     return found
 
 
-def _weights(case: Case, captions: Sequence[int], p_NM: Tensor) -> list[float]:
-    """Return how much each image's caption counts."""
+def _weights(case: Case, captions: Sequence[Sequence[int]], p_NM: Tensor) -> list[dict[int, float]]:
+    """Return how much each image's captions count."""
     kind, above = case.positives.kind, case.positives.above
-    p = [float(p_NM[i, text]) if text >= 0 else 0.0 for i, text in enumerate(captions)]
-    if kind == "weighed":
-        return p
-    return [float(text >= 0 and (kind == "all" or p[i] > above)) for i, text in enumerate(captions)]
+
+    def weight(p: float) -> float:
+        return p if kind == "weighed" else float(kind == "all" or p > above)
+
+    return [
+        {text: weight(float(p_NM[i, text])) for text in texts} for i, texts in enumerate(captions)
+    ]
 
 
 def _hard(
     z_NM: Tensor,
-    captions: Sequence[int],
+    captions: Sequence[Sequence[int]],
     ignored: set[tuple[int, int]],
-    weights: Sequence[float],
+    weights: Sequence[Mapping[int, float]],
 ) -> Tensor:
     """Return the sigmoid loss over captioned images, pair by pair."""
-    total = z_NM.new_zeros(())
-    for i, text in enumerate(captions):
-        for j in range(z_NM.shape[1]) if text >= 0 else ():
-            if j == text:
-                total = total - weights[i] * F.logsigmoid(z_NM[i, j])
+    total, count = z_NM.new_zeros(()), 0.0
+    for i, texts in enumerate(captions):
+        of_image = sum(weights[i].values()) / max(1, len(texts))
+        count += of_image
+        for j in range(z_NM.shape[1]) if texts else ():
+            if j in texts:
+                total = total - weights[i][j] * F.logsigmoid(z_NM[i, j])
             elif (i, j) not in ignored:
-                total = total - weights[i] * F.logsigmoid(-z_NM[i, j])
-    return total / max(1, sum(weights))
+                total = total - of_image * F.logsigmoid(-z_NM[i, j])
+    return total / max(1, count)
 
 
 def pieces_of(batch: Batch, size: int | None) -> list[MicroBatch]:

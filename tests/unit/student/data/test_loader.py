@@ -139,7 +139,7 @@ def rows_of(of: Made, batch: Batch) -> list[int]:
 def assert_own_captions(of: Made, batch: Batch) -> None:
     """Every image has one of its captions, or none where it has none."""
     captions = of.cache.captions().collect()
-    for row, column in zip(rows_of(of, batch), batch.caption_N.tolist(), strict=True):
+    for row, column in zip(rows_of(of, batch), batch.caption_NC[:, 0].tolist(), strict=True):
         own = captions.filter(row=row)["text_row"].to_list()
         assert (int(batch.text_rows_M[column]) in own) if column >= 0 else own == []
 
@@ -305,7 +305,7 @@ def test_the_slices_of_all_ranks_make_the_batch_of_one(small: Made, tiny_checkpo
     ]
     targets = np.concatenate([part.targets[0].image_NE for part in parts])
     np.testing.assert_array_equal(targets, whole.targets[0].image_NE)
-    for name in ("positions_N", "views_N", "pixels_N", "caption_N", "ids_ML"):
+    for name in ("positions_N", "views_N", "pixels_N", "caption_NC", "ids_ML"):
         joined = np.concatenate([np.asarray(getattr(part, name)) for part in parts])
         np.testing.assert_array_equal(joined, np.asarray(getattr(whole, name)), err_msg=name)
     for part in parts:
@@ -371,7 +371,7 @@ def test_texts_of_images_left_out_stay_for_the_other_ranks(
     moved: Made, tiny_checkpoint: Path
 ) -> None:
     (whole,) = batches_of(moved, tiny_checkpoint, 0, 1)
-    row = moved.corpus.rows_N[whole.positions_N[whole.caption_N >= 0][0]]
+    row = moved.corpus.rows_N[whole.positions_N[whole.caption_NC[:, 0] >= 0][0]]
     (moved.folder / f"img{row:03d}.png").unlink()
     (batch,) = batches_of(moved, tiny_checkpoint, 0, 1)
     assert len(batch.skipped) == 1
@@ -423,7 +423,7 @@ def test_an_empty_naflex_batch_has_grids_of_no_image(
 
 
 def assert_empty(batch: Batch) -> None:
-    lengths = (batch.positions_N, batch.views_N, batch.pixels_N, batch.caption_N)
+    lengths = (batch.positions_N, batch.views_N, batch.pixels_N, batch.caption_NC)
     assert [len(each) for each in (*lengths, batch.targets[0].image_NE)] == [0] * 5
 
 

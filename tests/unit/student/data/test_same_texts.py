@@ -182,7 +182,7 @@ def test_equal_captions_of_different_images_pull_both_and_push_neither(cache: Ca
     matching = corpus.matching_pairs(batch.positions_N, batch.global_text_rows_M)
     columns = TextColumns(
         text=torch.eye(3),
-        caption_N=torch.from_numpy(batch.caption_N),
+        caption_NC=torch.from_numpy(batch.caption_NC),
         matching_2P=torch.from_numpy(matching),
         teacher_text_ME=torch.eye(3),
     )
@@ -191,9 +191,9 @@ def test_equal_captions_of_different_images_pull_both_and_push_neither(cache: Ca
     loss = labels.chunk_loss(N, M, dtype=torch.float32, chunk_size=N)
     gradient_NM = loss(0, logits, needs_gradient=True).gradient_CM
     assert gradient_NM is not None
-    is_own_NM = batch.caption_N[:, None] == np.arange(M)
+    is_own_NM = batch.caption_NC == np.arange(M)
     dogs = np.flatnonzero(np.isin(batch.positions_N, [0, 1]))
-    assert len(set(batch.caption_N[dogs])) == 1
+    assert len(set(batch.caption_NC[dogs, 0])) == 1
     np.testing.assert_array_equal(gradient_NM.numpy() < 0, is_own_NM)
 
 

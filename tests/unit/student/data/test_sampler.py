@@ -76,7 +76,9 @@ def test_draws_stay_what_they_were() -> None:
     rows = np.array([0, 1, 10**12])
     assert [hex(word) for word in draw_words(0, rows, "caption")] == GOLDEN_WORDS
     assert draw_views(7, 1, rows, num_views=5, num_drawn=2).tolist() == GOLDEN_VIEWS
-    assert [draw_captions(7, e, rows, rows % 5 + 3).tolist() for e in range(6)] == GOLDEN_CAPTIONS
+    assert [
+        draw_captions(7, e, rows, rows % 5 + 3)[:, 0].tolist() for e in range(6)
+    ] == GOLDEN_CAPTIONS
 
 
 @pytest.mark.parametrize(("K", "V"), [(1, 1), (5, 1), (5, 2), (5, 5), (6, 4), (9, 7)])
@@ -96,7 +98,7 @@ def test_after_any_epoch_the_captions_of_every_row_were_drawn_equally_often() ->
     drawn = np.zeros((300, 8), np.int64)
     has = counts > 0
     for epoch in range(30):
-        captions = draw_captions(3, epoch, np.arange(300) * 5, counts)
+        captions = draw_captions(3, epoch, np.arange(300) * 5, counts)[:, 0]
         assert ((captions >= 0) == has).all()
         np.add.at(drawn, (np.flatnonzero(has), captions[has]), 1)
         for row, count in enumerate(counts.tolist()):
@@ -106,29 +108,103 @@ def test_after_any_epoch_the_captions_of_every_row_were_drawn_equally_often() ->
             assert not own or max(own) - min(own) <= 1
 
 
+@pytest.mark.parametrize("D", [2, 3])
+def test_several_captions_of_an_epoch_are_different_and_over_epochs_drawn_equally_often(
+    D: int,
+) -> None:
+    counts = np.arange(300) % 8
+    rows, drawn = np.arange(300) * 5, np.zeros((300, 8), np.int64)
+    for epoch in range(30):
+        captions = draw_captions(3, epoch, rows, counts, num_drawn=D)
+        assert captions.shape == (300, D)
+        has = captions >= 0
+        assert (has.sum(axis=1) == np.minimum(counts, D)).all()
+        np.add.at(drawn, (np.nonzero(has)[0], captions[has]), 1)
+        for row, count in enumerate(counts.tolist()):
+            own = captions[row][has[row]].tolist()
+            assert len(set(own)) == len(own)
+            assert drawn[row, count:].sum() == 0
+            assert not count or np.ptp(drawn[row, :count]) <= 1
+
+
+def test_captions_are_drawn_by_their_weights_and_never_by_0() -> None:
+    counts = np.array([3, 2, 4, 1, 0] * 400)
+    weight = np.array([1, 0.5, 0.5, 0, 0, 2, 2, 0, 2, 0.3] * 400)
+    first, both = np.zeros((5, 4), np.int64), np.zeros((5, 4), np.int64)
+    for epoch in range(6):
+        captions = draw_captions(1, epoch, np.arange(2000), counts, num_drawn=2, weight_C=weight)
+        one = draw_captions(1, epoch, np.arange(2000), counts, weight_C=weight)
+        for kind in range(5):
+            own, single = captions[kind::5], one[kind::5, 0]
+            np.add.at(first[kind], single[single >= 0], 1)
+            np.add.at(both[kind], own[own >= 0], 1)
+            assert (own[:, 0] != own[:, 1]).all() or kind in (1, 4)
+    # Rows of unequal weights: in proportion, anew each epoch.
+    assert np.abs(first[0, :3] / 2400 - [0.5, 0.25, 0.25]).max() < 0.05
+    # Of two of three the first is drawn if not left out twice: 1 - 2 x .25 x .5 / .75.
+    assert abs(both[0, 0] / 2400 - (1 - 2 * 0.25 * 0.25 / 0.75)) < 0.05
+    # Rows of equal weights, but for 0: drawn equally often.
+    assert first[2].tolist() == [800, 800, 0, 800]
+    assert both[2].tolist() == [1600, 1600, 0, 1600]
+    assert first[1].sum() == first[4].sum() == both[1].sum() == 0
+    assert first[3].tolist() == [2400, 0, 0, 0]
+
+
+def test_weights_that_are_equal_change_no_draw() -> None:
+    counts = np.arange(200) % 5
+    for epoch in range(7):
+        plain = draw_captions(2, epoch, np.arange(200), counts, num_drawn=2)
+        weight = np.full(counts.sum(), 0.25)
+        again = draw_captions(2, epoch, np.arange(200), counts, num_drawn=2, weight_C=weight)
+        np.testing.assert_array_equal(again, plain)
+
+
+def test_a_batch_of_two_captions_an_image_has_each_text_once() -> None:
+    whole = sampler_of(captions_per_image=2, views_per_step=2)
+    for step in range(4):
+        plan = whole.global_batch(step)
+        assert plan.caption_NC.shape == (12, 2)
+        counts = CORPUS.caption_counts[plan.positions_N]
+        has = plan.caption_NC >= 0
+        assert (has.sum(axis=1) == np.minimum(counts, 2)).all()
+        texts = plan.global_text_rows_M[plan.caption_NC[has]]
+        assert texts.tolist() == plan.text_rows_NC[has].tolist()
+        assert len(set(plan.global_text_rows_M.tolist())) == len(plan.global_text_rows_M)
+        np.testing.assert_array_equal(plan.text_rows_NC[::2], plan.text_rows_NC[1::2])
+        for i, own in zip(plan.positions_N.tolist(), plan.text_rows_NC.tolist(), strict=True):
+            start, end = CORPUS.caption_start[i : i + 2]
+            assert set(own) - {-1} <= set(CORPUS.caption_text_row[start:end].tolist())
+        part = sampler_of(captions_per_image=2, views_per_step=2, rank=1, world_size=3)
+        bounds, own_slice = part.global_batch(step).text_bounds, part.rank_slice
+        seen = set(plan.text_rows_NC[: own_slice.start].ravel().tolist())
+        new = [t for t in dict.fromkeys(plan.text_rows_NC[own_slice].ravel().tolist()) if t >= 0]
+        expected = [t for t in new if t not in seen]
+        assert plan.global_text_rows_M[bounds[1] : bounds[2]].tolist() == expected
+
+
 def test_a_view_meets_other_captions_in_later_rounds() -> None:
     rows, met = np.arange(100), np.zeros((100, 4, 4), np.bool_)
     for epoch in range(40):
         views = draw_views(0, epoch, rows, num_views=4, num_drawn=1)[:, 0]
-        met[rows, views, draw_captions(0, epoch, rows, np.full(100, 4))] = True
+        met[rows, views, draw_captions(0, epoch, rows, np.full(100, 4))[:, 0]] = True
     assert met.mean() > 0.9  # each pair in 1 - .75**10 = .94 of the rows; .25 with one permutation
 
 
 @pytest.mark.parametrize("epoch", [0, 3, 6])
 def test_every_caption_is_drawn_by_as_many_rows(epoch: int) -> None:
     N, count = 20_000, 5
-    drawn = draw_captions(0, epoch, np.arange(N), np.full(N, count))
+    drawn = draw_captions(0, epoch, np.arange(N), np.full(N, count))[:, 0]
     assert chi_square(np.bincount(drawn, minlength=count)) < 23.5  # 4 degrees: p = 1e-4
-    later = draw_captions(0, epoch + count, np.arange(N), np.full(N, count))
+    later = draw_captions(0, epoch + count, np.arange(N), np.full(N, count))[:, 0]
     pairs = np.bincount(drawn * count + later, minlength=count**2)
     assert chi_square(pairs) < 59  # 24 degrees: p = 1e-4
 
 
 def test_a_row_without_captions_draws_none() -> None:
-    drawn = draw_captions(0, 0, np.arange(4), np.array([0, 1, 0, 2]))
+    drawn = draw_captions(0, 0, np.arange(4), np.array([0, 1, 0, 2]))[:, 0]
     assert drawn.tolist()[:3] == [-1, 0, -1]
     assert drawn[3] in (0, 1)
-    assert draw_captions(0, 5, np.arange(3), np.zeros(3, np.int64)).tolist() == [-1] * 3
+    assert draw_captions(0, 5, np.arange(3), np.zeros(3, np.int64)).tolist() == [[-1]] * 3
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
@@ -164,7 +240,7 @@ def test_a_caption_of_a_batch_is_one_of_its_image_and_all_are_seen_in_time() -> 
     for step in range(160):
         plan = sampler.global_batch(step)
         for position, text in zip(
-            plan.positions_N.tolist(), plan.text_rows_N.tolist(), strict=True
+            plan.positions_N.tolist(), plan.text_rows_NC[:, 0].tolist(), strict=True
         ):
             seen[position].add(text)
     for i in range(50):
@@ -180,7 +256,7 @@ def test_batches_of_enough_epochs_show_every_view_and_caption_once() -> None:
     views = np.concatenate([batch.views_N for batch in batches])
     assert np.unique(np.stack([ids, views]), axis=1, return_counts=True)[1].tolist() == [2] * 60
     for i in range(12):
-        texts = [batch.text_rows_N[batch.positions_N == i][0] for batch in batches]
+        texts = [batch.text_rows_NC[batch.positions_N == i][0] for batch in batches]
         assert sorted(texts) == corpus.caption_text_row[5 * i : 5 * i + 5].tolist()
 
 
@@ -190,18 +266,18 @@ def test_views_of_an_image_stand_together_and_share_its_caption() -> None:
     assert (ids == ids[:, :1]).all()
     assert len(np.unique(ids)) == 4
     assert all(len(set(views)) == 3 for views in plan.views_N.reshape(4, 3).tolist())
-    captions = plan.caption_N.reshape(4, 3)
+    captions = plan.caption_NC.reshape(4, 3)
     assert (captions == captions[:, :1]).all()
 
 
 def test_each_text_stands_once_in_order_of_appearance() -> None:
     for step in range(8):
         plan = sampler_of().global_batch(step)
-        drawn = [text for text in plan.text_rows_N.tolist() if text >= 0]
+        drawn = [text for text in plan.text_rows_NC[:, 0].tolist() if text >= 0]
         assert plan.global_text_rows_M.tolist() == list(dict.fromkeys(drawn))
-        has = plan.caption_N >= 0
-        assert (has == (plan.text_rows_N >= 0)).all()
-        assert plan.global_text_rows_M[plan.caption_N[has]].tolist() == drawn
+        has = plan.caption_NC >= 0
+        assert (has == (plan.text_rows_NC >= 0)).all()
+        assert plan.global_text_rows_M[plan.caption_NC[has]].tolist() == drawn
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 12])
@@ -212,10 +288,10 @@ def test_a_rank_owns_the_texts_that_its_images_show_first(world_size: int) -> No
     for rank in range(world_size):
         sampler = sampler_of(rank=rank, world_size=world_size)
         plan = sampler.global_batch(1)
-        for name in ("positions_N", "views_N", "text_rows_N"):
+        for name in ("positions_N", "views_N", "text_rows_NC"):
             np.testing.assert_array_equal(getattr(plan, name), getattr(whole, name))
         shown += plan.positions_N[sampler.rank_slice].tolist()
-        texts = [t for t in plan.text_rows_N[sampler.rank_slice].tolist() if t >= 0]
+        texts = [t for t in plan.text_rows_NC[sampler.rank_slice, 0].tolist() if t >= 0]
         first, last = plan.text_bounds[rank : rank + 2]
         own = plan.global_text_rows_M[first:last].tolist()
         assert own == [t for t in dict.fromkeys(texts) if t not in before]
@@ -227,7 +303,7 @@ def test_a_rank_owns_the_texts_that_its_images_show_first(world_size: int) -> No
 def test_a_batch_without_any_caption_has_no_text() -> None:
     plan = sampler_of(corpus_of([0] * 12), world_size=2).global_batch(0)
     assert len(plan.global_text_rows_M) == 0
-    assert set(plan.caption_N.tolist()) == {-1}
+    assert set(plan.caption_NC[:, 0].tolist()) == {-1}
     assert plan.text_bounds.tolist() == [0, 0, 0]
 
 

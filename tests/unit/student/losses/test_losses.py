@@ -108,7 +108,7 @@ def weighed(batch: Batch, **settings: Any) -> Tensor:
     return hard(batch, weight_N=WEIGHTS, **settings)
 
 
-OTHER_CAPTIONS = torch.tensor([6, 0, 3, -1, 5, 2, 1])
+OTHER_CAPTIONS = torch.tensor([6, 0, 3, -1, 5, 2, 1])[:, None]
 """Of seven images of another process, for which the teacher's texts stand."""
 
 

@@ -69,10 +69,10 @@ def rows_of(**changed: Any) -> LossInputs:
         "target_image_NE": U_NE,
         "target_text_E": V_ME,
         "texts": TextColumns(
-            text=Y_MD, caption_N=CAPTION_N, matching_2P=pairs(), teacher_text_ME=V_ME
+            text=Y_MD, caption_NC=CAPTION_N[:, None], matching_2P=pairs(), teacher_text_ME=V_ME
         ),
         "bank": TextColumns(
-            text=W_KE, caption_N=BANK_CAPTION_N, matching_2P=pairs(), teacher_text_ME=W_KE
+            text=W_KE, caption_NC=BANK_CAPTION_N[:, None], matching_2P=pairs(), teacher_text_ME=W_KE
         ),
         "counts": COUNTS,
         "scale": torch.tensor(SCALE, dtype=torch.float64),
@@ -239,7 +239,7 @@ def test_a_drawn_caption_counts_by_the_teachers_probability_of_it(
     objective, rows = objective_of(term, **settings), rows_of()
     assert rows.bank is not None
     weights = {
-        name: objective.caption_weights(U_NE, columns).sum()
+        name: objective.caption_weights(U_NE, columns)[0].sum()
         for name, columns in (("caption_weight", rows.texts), ("bank_caption_weight", rows.bank))
     }
     own_weight = weights["caption_weight" if term == "contrastive" else "bank_caption_weight"]
@@ -296,8 +296,8 @@ def test_texts_and_images_that_the_teacher_finds_similar_are_no_negatives(term: 
     assert rows.bank is not None
     rows = replace(
         rows,
-        texts=replace(rows.texts, caption_G=caption_G),
-        bank=replace(rows.bank, caption_G=caption_G),
+        texts=replace(rows.texts, caption_GC=caption_G[:, None]),
+        bank=replace(rows.bank, caption_GC=caption_G[:, None]),
     )
     settings: dict[str, Any] = {"bank_labels": "hard", "ignore_similar": above}
     expected = hard_sum(z_NM, own, by_text | by_image) / len(own)
@@ -338,7 +338,9 @@ def test_a_teacher_for_a_student_reaches_the_floor() -> None:
 def test_without_any_caption_hard_terms_are_nothing_and_the_others_stay() -> None:
     none = torch.full((N,), -1)
     rows = rows_of(
-        texts=replace(rows_of().texts, text=Y_MD[:0], teacher_text_ME=V_ME[:0], caption_N=none),
+        texts=replace(
+            rows_of().texts, text=Y_MD[:0], teacher_text_ME=V_ME[:0], caption_NC=none[:, None]
+        ),
         mapped_text_E=PY_ME[:0],
         target_text_E=V_ME[:0],
         counts=Counts(num_images=N, num_captioned=0, num_texts=0, caption_weight=torch.tensor(0.0)),

@@ -62,7 +62,7 @@ def test_a_text_that_a_held_out_image_has_leaves_the_bank() -> None:
     drawn = draw_of(bank)
     assert sorted(drawn.text_rows_K.tolist()) == [0, 1, 2, 4, 5]
     # Image 1 drew text 3, which is not among the columns.
-    assert drawn.caption_N.tolist() == [0, -1, -1, 1]
+    assert drawn.caption_NC.tolist() == [0, -1, -1, 1]
 
 
 def test_a_text_without_a_target_leaves_the_bank() -> None:
@@ -77,7 +77,7 @@ def test_the_texts_of_the_batch_come_first_and_none_stands_twice() -> None:
     own = [
         BATCH_TEXTS[caption] for caption in CAPTION if caption >= 0 and BATCH_TEXTS[caption] != 3
     ]
-    found = drawn.text_rows_K[drawn.caption_N[drawn.caption_N >= 0]]
+    found = drawn.text_rows_K[drawn.caption_NC[drawn.caption_NC >= 0]]
     assert found.tolist() == own
 
 

@@ -34,6 +34,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MORE_TEXTS = {"captions": (4, -1, 0), "num_texts": 6}
 """Images that could not be read leave their texts behind."""
 
+TWO_CAPTIONS: dict[str, Any] = {
+    "captions": ((0, 1), (-1, -1), (2, 0), (3, -1), (4, 3), (1, 5)),
+    "num_texts": 6,
+}
+
 CASES: dict[str, dict[str, Any]] = {
     "two towers, learned map": {"projection": "learned"},
     "two towers, no map, hard bank": {"projection": "none", "bank_labels": "hard"},
@@ -61,6 +66,19 @@ CASES: dict[str, dict[str, Any]] = {
         "projection": "none",
         "bank_labels": "hard",
         "ignore_similar": 0.35,
+    },
+    "two captions an image": {**TWO_CAPTIONS, "bank_labels": "hard"},
+    "two captions an image, above, ignored": {
+        **TWO_CAPTIONS,
+        "bank_labels": "hard",
+        "positives": Positives("above", 0.3),
+        "ignore_similar": 0.35,
+    },
+    "two captions an image, weighed": {
+        **TWO_CAPTIONS,
+        "towers": "image",
+        "projection": "none",
+        "positives": Positives("weighed"),
     },
     "more texts than images": {"projection": "learned", **MORE_TEXTS},
     "no captions": {"captions": (-1, -1, -1), "num_texts": 0},
@@ -123,7 +141,7 @@ def computed(
         *(
             (KINDS[1], name)
             for name in CASES
-            if not any(word in name for word in ("bank", "two", "text tower"))
+            if not any(word in name for word in ("bank", "two", "above", "text tower"))
         ),
     ],
 )

@@ -133,7 +133,7 @@ def test_what_is_left_of_a_batch_has_its_own_texts_and_rows(tiny_student: Path) 
     whole = case.batch()
     assert part.positions_N.tolist() == [1, 2, 3, 6]
     assert part.text_rows_M.tolist() == [0, 1, 3]
-    assert part.caption_N.tolist() == [-1, 1, 0, 2]
+    assert part.caption_NC.tolist() == [[-1], [1], [0], [2]]
     assert part.text_bounds.tolist() == [0, 3]
     assert torch.equal(part.ids_ML, whole.ids_ML[[0, 1, 3]])
     [found], [all_rows] = part.targets, whole.targets
@@ -197,7 +197,7 @@ def test_two_processes_keep_the_images_and_texts_that_one_keeps(tiny_student: Pa
         batch, embedded, matching, logit
     )
     images, texts = [slice(0, 3), slice(3, 7)], [0, 2, 4]
-    sent = [(batch.caption_N[own], _own(matching, own)) for own in images]
+    sent = [(batch.caption_NC[own, 0], _own(matching, own)) for own in images]
     assert embedded.image_ND is not None
     assert embedded.text_MD is not None
     answers: dict[Any, Any] = {
@@ -214,7 +214,7 @@ def test_two_processes_keep_the_images_and_texts_that_one_keeps(tiny_student: Pa
             positions_N=batch.positions_N[own],
             views_N=batch.views_N[own],
             pixels_N=batch.pixels_N[own],  # type: ignore[index]
-            caption_N=batch.caption_N[own],
+            caption_NC=batch.caption_NC[own],
             text_bounds=np.array(texts),
             ids_ML=batch.ids_ML[first:end],
             targets=[replace(each, image_NE=each.image_NE[own]) for each in batch.targets],
@@ -230,7 +230,7 @@ def test_two_processes_keep_the_images_and_texts_that_one_keeps(tiny_student: Pa
         )
     (left, left_rows), (right, right_rows) = kept
     assert [*left.positions_N, *right.positions_N] == one.positions_N.tolist()
-    assert [*left.caption_N, *right.caption_N] == one.caption_N.tolist()
+    assert np.concatenate([left.caption_NC, right.caption_NC]).tolist() == one.caption_NC.tolist()
     assert left.text_rows_M.tolist() == right.text_rows_M.tolist() == one.text_rows_M.tolist()
     assert left.text_bounds.tolist() == right.text_bounds.tolist()
     assert torch.equal(torch.cat([left.ids_ML, right.ids_ML]), one.ids_ML)  # type: ignore[arg-type]
