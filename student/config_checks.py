@@ -4,7 +4,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from ..errors import SettingError
 from ..formatting import nearest_name
@@ -13,9 +13,6 @@ from .positives import parse_positives
 from .selection import parse_selection
 from .setting import Setting
 from .terms import active_terms, loss_terms
-
-if TYPE_CHECKING:
-    from .config import TrainConfig
 
 _OF_IMAGES = {
     "image_lr": None,
@@ -28,11 +25,11 @@ _OF_IMAGES = {
 """Settings of the image tower and of its pixels, and their defaults."""
 
 
-def check_config(config: "TrainConfig", settings: Mapping[str, tuple[Any, Setting]]) -> None:
+def check_config(config: Any, settings: Mapping[str, tuple[Any, Setting]]) -> None:
     """Check the settings of a training.
 
     Args:
-        config: the settings.
+        config: a TrainConfig, whose module imports this one.
         settings: type and setting of each field.
 
     Raises:
@@ -90,7 +87,7 @@ def check_config(config: "TrainConfig", settings: Mapping[str, tuple[Any, Settin
     _check_towers(config)
 
 
-def _check_several_teachers(config: "TrainConfig") -> None:
+def _check_several_teachers(config: Any) -> None:
     """Check for settings that go with one teacher."""
     for name, is_given in (
         ("towers", config.towers != "both"),
@@ -105,7 +102,7 @@ def _check_several_teachers(config: "TrainConfig") -> None:
             )
 
 
-def _check_towers(config: "TrainConfig") -> None:
+def _check_towers(config: Any) -> None:
     """Check for settings of a tower that is not trained."""
     if config.towers == "image" and (config.text_lr, config.freeze_text) != (None, None):
         raise SettingError(
