@@ -21,6 +21,7 @@ _MOST_SEEN = 1 << 22
 """Images whose sizes and hashes are read, some 200 MB; of more, random units."""
 
 _MOST_NAMES = 12
+_TICKS = (8, 16, 32, 64, 96, 128, 160, 224, 288, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 _QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -207,11 +208,7 @@ def _charts(
         height = seen["height"].to_numpy().astype(np.float64)
         side = np.minimum(width, height)
         edges = np.geomspace(max(1, side.min() * 0.97), side.max() * 1.03, 41)
-        ticks = [
-            t
-            for t in (8, 16, 32, 64, 128, 224, 512, 1024, 2048, 4096)
-            if edges[0] <= t <= edges[-1]
-        ]
+        ticks = [t for t in _TICKS if edges[0] <= t <= edges[-1]]
         yield Chart(
             "Shorter side",
             "histogram of the shorter sides of the images, in pixels",
@@ -247,14 +244,11 @@ def _charts(
 
 
 def _tables(cache: Cache, found: dict[str, Any], reasons: list[dict[str, Any]]) -> Iterator[Table]:
-    languages = count_table("Languages", "language", found["languages"], most=_MOST_NAMES)
-    if languages is not None:
-        yield languages
+    if found["languages"].keys() - {"none"}:
+        yield count_table("Languages", "language", found["languages"], most=_MOST_NAMES)
     if found["labels"]:
         counted = cache.samples().drop_nulls("label").group_by("label").len().collect()
-        labels = count_table("Labels", "label", dict(counted.iter_rows()), most=_MOST_NAMES)
-        assert labels is not None
-        yield labels
+        yield count_table("Labels", "label", dict(counted.iter_rows()), most=_MOST_NAMES)
     if reasons:
         shown = reasons[:_MOST_NAMES]
         yield Table(

@@ -50,11 +50,9 @@ class Section:
     """The numbers, as JSON values."""
 
 
-def count_table(heading: str, column: str, counts: Mapping[str, int], *, most: int) -> Table | None:
-    """Return a table of counts by name, the largest first, with bars; None if there are none."""
+def count_table(heading: str, column: str, counts: Mapping[str, int], *, most: int) -> Table:
+    """Return a table of counts by name, the largest first, with bars."""
     found = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
-    if not found:
-        return None
     shown = found[:most]
     return Table(
         heading=heading,

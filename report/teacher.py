@@ -152,7 +152,8 @@ def _map(
     samples = cache.samples().filter(pl.col("row").is_in(rows_N.tolist()))
     frame = samples.select("row", "label", "file").sort("row").collect()
     langs = lines.group_by("row").agg(pl.col("lang").drop_nulls().first())
-    files = cache.table("files").select("file", "source").collect()
+    is_wanted = pl.col("file").is_in(frame["file"].unique().to_list())
+    files = cache.table("files").filter(is_wanted).select("file", "source").collect()
     frame = frame.join(langs, on="row", how="left", maintain_order="left")
     frame = frame.join(files, on="file", how="left", maintain_order="left")
     words = {"label": "label", "lang": "language of the first caption", "source": "source"}

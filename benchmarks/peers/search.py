@@ -1,6 +1,6 @@
 """Search: `neighbors` and `index` beside faiss itself, flat and with inverted lists.
 
-    python benchmarks/peers/search.py [--rows 500000] [--queries 100] [--json] [--quick]
+    python benchmarks/peers/search.py [--rows 200000] [--queries 100] [--json] [--quick]
 
 Random unit rows around 1,000 centres, in a cache and in one file, both float16; k 10. Each way is a process
 of its own: the seconds until the index is there (0: there is none), the seconds of the search, the largest
@@ -33,7 +33,7 @@ LISTS = "searched-lists"
 
 def main() -> None:
     parser = benchmark_parser(__doc__, quick="20,000 rows of 64")
-    parser.add_argument("--rows", type=int, default=500_000)
+    parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("-k", type=int, default=10)
