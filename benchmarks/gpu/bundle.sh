@@ -35,10 +35,10 @@ for wheel in "$scratch"/wheels/*.whl; do
     site="$scratch/$name"
     mkdir "$site"
     "${PYTHON:-python3}" -m zipfile -e "$wheel" "$site"
-    # Headers, tests, sources of extensions, and the parts of Arrow that nothing here uses.
+    # Headers, tests, sources of extensions, and Arrow's own clients of servers and of object stores.
     find "$site" \( -name tests -o -name include -o -name __pycache__ \) -type d -prune -exec rm -rf {} +
     find "$site" \( -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h' -o -name '*.pyi' \
-        -o -name '*flight*' -o -name '*gandiva*' -o -name '*substrait*' -o -name '_orc*' \) -delete
+        -o -name '*flight*' -o -name 'libarrow_s3*' -o -name '_s3fs*' -o -name '_gcsfs*' -o -name '_azurefs*' \) -delete
     if [ "$name" = faiss_cpu ]; then # one build of three: that for AVX2
         find "$site" \( -name '*avx512*' \) -delete
     fi

@@ -75,12 +75,14 @@ def run_section(name: str, work: Path, args: argparse.Namespace, report: TextIO)
     command = [sys.executable, str(HERE / "sections.py"), name, "--work", str(work)]
     command += ["--device", args.device, "--sizes", args.sizes]
     limit_s = LIMITS_S[name] * args.limit
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
+    is_late = False
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
-        )
+        ) as process,
+    ):
         assert process.stdout is not None
-        is_late = False
 
         def stop(*_: object) -> None:
             nonlocal is_late
@@ -113,7 +115,6 @@ def card(device: str) -> str:
 
 
 def heading(args: argparse.Namespace) -> list[str]:
-    import torch
     from hardware import machine
 
     lines = [
@@ -125,6 +126,8 @@ def heading(args: argparse.Namespace) -> list[str]:
         f"Machine: {machine('torch', 'transformers', 'numpy', 'pillow')}.",
     ]
     if args.device.startswith("cuda"):
+        import torch
+
         properties = torch.cuda.get_device_properties(0)
         lines.append(f"GPU: {properties.name}, {properties.total_memory / 2**30:.0f} GiB.")
     if args.sizes == "tiny":

@@ -32,6 +32,9 @@ class Sizes:
     images: int
     """In the cache."""
 
+    pictures: int
+    """Different ones among them."""
+
     batch_size: int
     """Images of a training step that is one forward pass."""
 
@@ -56,6 +59,7 @@ SIZES = {
         },
         student="base-patch16-224",
         images=4096,
+        pictures=64,
         batch_size=512,
         cached_batch_size=2048,
         steps=8,
@@ -65,7 +69,8 @@ SIZES = {
     "tiny": Sizes(
         teachers={"teacher": ("tiny-patch16-64", 8)},
         student="tiny-patch16-64",
-        images=24,
+        images=40,
+        pictures=4,
         batch_size=8,
         cached_batch_size=16,
         steps=2,
@@ -116,6 +121,10 @@ def main() -> None:
         sizes=SIZES[args.sizes],
         is_tiny=args.sizes == "tiny",
     )
+    if context.is_tiny:  # no compiler of C++ takes half a minute for each graph
+        import torch
+
+        torch.compiler.set_stance(force_backend="aot_eager")
     SECTIONS[args.section](context)
 
 
@@ -136,7 +145,7 @@ def prepare(context: Context) -> None:
             for name, (arch, _) in sizes.teachers.items()
         ]
         made.append(pool.submit(write_checkpoint, sizes.student, work / "student", "float32", None))
-        drawn = list(pool.map(draw, range(min(64, sizes.images))))
+        drawn = list(pool.map(draw, range(sizes.pictures)))
         for each in made:
             each.result()
     (work / "images").mkdir()
@@ -218,7 +227,7 @@ def teacher(context: Context) -> None:
 
     dtype = "bfloat16" if context.is_cuda else "float32"
     peak = matmul_flops_per_s(context.device, dtype)
-    print(f"One large {dtype} matrix product reaches {peak / 1e12:.1f} TFLOP/s.\n")
+    print(f"One large {dtype} matrix product reaches {peak / 1e12:.3g} TFLOP/s.\n")
     print("| teacher | batch | | images/s | share of that |")
     print("|---|---|---|---|---|")
     live: Any = None
@@ -271,9 +280,8 @@ def show_build(context: Context, loaded: Any, num_views: int) -> None:
     found = build(config, make_teacher=make)
     rate = found.num_images / found.elapsed_s
     waiting = found.times.wait_s / found.elapsed_s
-    print(
-        f"| {num_views} views | {rate:,.0f} | {rate * num_views:,.0f} | {waiting:.0%} |", flush=True
-    )
+    views = f"{num_views} view{'s' if num_views > 1 else ''}"
+    print(f"| {views} | {rate:,.0f} | {rate * num_views:,.0f} | {waiting:.0%} |", flush=True)
 
 
 # -- training
@@ -403,7 +411,7 @@ def loss(context: Context) -> None:
     flops = 2 * N * N * (3 * 768 + 1152)
     print(
         f"Soft sigmoid loss of {N:,} x {N:,} pairs, widths 768 and 1152, float32, forward and backward: "
-        f"{found['seconds'] * 1e3:,.1f} ms, {flops / found['seconds'] / 1e12:.1f} TFLOP/s, "
+        f"{found['seconds'] * 1e3:,.1f} ms, {flops / found['seconds'] / 1e12:.3g} TFLOP/s, "
         f"{found['extra_peak_bytes'] / 1e6:,.0f} MB more memory; one matrix of pairs would be "
         f"{found['one_matrix_bytes'] / 1e6:,.0f} MB."
     )

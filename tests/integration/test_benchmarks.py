@@ -1,5 +1,6 @@
 """Every benchmark runs, and its last line is the JSON that those who compare runs will read."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -207,3 +208,65 @@ def test_search_is_compared_with_faiss() -> None:
     assert found["neighbors"]["recall"] == 1
     assert found["faiss flat"]["recall"] > 0.99  # float32 decides ties otherwise
     assert found["index ivf"]["recall"] > 0.9
+
+
+# -- on a GPU
+
+
+def report_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: str, limits_s: dict[str, float]
+) -> tuple[int, str]:
+    """Run report.py on sections of a test; return its status and what it wrote."""
+    spec = importlib.util.spec_from_file_location("report", BENCHMARKS / "gpu" / "report.py")
+    assert spec is not None
+    assert spec.loader is not None
+    report = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(report)
+    (tmp_path / "sections.py").write_text(sections)
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    monkeypatch.setattr(report, "LIMITS_S", limits_s)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--device", "cpu", "--out", str(tmp_path)])
+    status = report.main()
+    [path] = tmp_path.glob("gpu_cpu_*.md")
+    return status, path.read_text()
+
+
+def test_a_section_that_fails_or_takes_too_long_leaves_a_line_and_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections = """
+import sys, time
+section = sys.argv[1]
+print(f"a line of {section}", flush=True)
+if section == "hangs":
+    time.sleep(3600)
+if section == "fails":
+    raise SystemExit("a reason")
+"""
+    limits_s = {"prepare": 600.0, "hangs": 0.1, "fails": 600.0, "works": 600.0}
+    status, text = report_of(tmp_path, monkeypatch, sections, limits_s)
+    lines = [line for line in text.splitlines() if line]
+    assert status == 1
+    assert "not finished: hangs was stopped after 0 s" in lines
+    at = lines.index("## Fails")
+    assert lines[at + 1 : at + 5] == [
+        "a line of fails",
+        "not finished: fails failed with status 1: a reason",
+        "## Works",
+        "a line of works",
+    ]
+    assert lines[-1].endswith("; not all finished.")
+
+
+@pytest.mark.slow
+def test_the_command_for_a_gpu_is_tried_on_the_cpu(tmp_path: Path) -> None:
+    command = [BENCHMARKS / "gpu" / "run.sh", "--device", "cpu", "--sizes", "tiny"]
+    command += ["--out", tmp_path, "--limit", "20"]
+    environment = {**os.environ, "PYTHON": sys.executable, "SITE": str(tmp_path / "site")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [path] = tmp_path.glob("gpu_cpu_*.md")
+    text = path.read_text()
+    assert "not finished" not in text
+    for name in ("Tests", "Teacher", "Training", "Loss", "Feed", "Faiss"):
+        assert f"## {name}" in text

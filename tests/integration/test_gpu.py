@@ -65,8 +65,11 @@ def test_a_build_has_the_targets_of_the_cpu(
     for targets in ("image_targets", "text_targets"):
         rows = np.arange(10)
         expected, found = (getattr(cache, targets)().read(rows) for cache in caches)
-        cosines = (expected.astype(np.float64) * found.astype(np.float64)).sum(-1)
-        assert cosines.min() > 1 - 1e-4  # float16 storage, and TF32 nowhere
+        units = [
+            each / np.linalg.norm(each, axis=-1, keepdims=True)
+            for each in (expected.astype(np.float64), found.astype(np.float64))
+        ]
+        assert (units[0] * units[1]).sum(-1).min() > 1 - 1e-4  # TF32 in convolutions
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_a_training_has_the_losses_of_the_cpu(
     found, expected = (metrics_of(tmp_path / name) for name in ("gpu", "cpu"))
     assert [line["step"] for line in found] == list(range(1, 9))
     for one, other in zip(found, expected, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-2)  # TF32 in convolutions
 
 
 @pytest.mark.parametrize(("first", "then"), [(DEVICE, "cpu"), ("cpu", DEVICE)])
@@ -127,7 +130,17 @@ def test_a_run_resumes_on_another_device(
     assert len(metrics_of(resumed)) == 8
 
 
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    """torch.compile as it is, on a GPU; without one graphs are captured and run by PyTorch."""
+    torch.compiler.reset()
+    with torch.compiler.set_stance(force_backend=None if IS_CUDA else "aot_eager"):
+        yield
+    torch.compiler.reset()
+
+
 @pytest.mark.filterwarnings("default")  # torch.compile has warnings of its own
+@pytest.mark.usefixtures("compiler")
 def test_compiled_layers_need_no_new_graph_after_the_first_steps(
     made: Made, tiny_student: Path, tmp_path: Path
 ) -> None:
@@ -135,14 +148,13 @@ def test_compiled_layers_need_no_new_graph_after_the_first_steps(
 
     num_graphs: list[int] = []
     listening = Listening(lambda _: num_graphs.append(counters["stats"]["unique_graphs"]))
-    torch.compiler.reset()
     shared = {"steps": 8, "micro_batch_size": 3, "eval_every": 3, "device": DEVICE}
     train_of(made.cache, tiny_student, tmp_path / "run", compile=True, progress=listening, **shared)
     assert set(num_graphs[4:]) == {num_graphs[-1]}, num_graphs
-    torch.compiler.reset()
 
 
 @pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("compiler")
 def test_a_compiled_teacher_embeds_nearly_the_same(tiny_checkpoint: Path) -> None:
     checkpoint = resolve_checkpoint(str(tiny_checkpoint))
     teacher = SiglipTeacher(checkpoint, device=DEVICE, compute_dtype="float32")
@@ -150,7 +162,6 @@ def test_a_compiled_teacher_embeds_nearly_the_same(tiny_checkpoint: Path) -> Non
     before = teacher.embed_images(pixels)()
     teacher.compile()
     np.testing.assert_allclose(teacher.embed_images(pixels)(), before, atol=1e-3)
-    torch.compiler.reset()
 
 
 @pytest.fixture
