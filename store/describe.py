@@ -174,7 +174,8 @@ def _teacher_lines(name: str, teacher: dict[str, Any]) -> list[str]:
     state = "complete" if teacher["is_complete"] else "unfinished; run the same build again"
     limit = teacher["identity"].get("image_max_num_patches")
     patches = "" if limit is None else f"at most {limit:,} patches a view, "
-    origin = f"from {teacher['source']}, {teacher['compute_dtype']}, {patches}"
+    compiled = "compiled, " if teacher["identity"].get("compiled") else ""
+    origin = f"from {teacher['source']}, {teacher['compute_dtype']}, {compiled}{patches}"
     rest = f"{decoded}, transparent colours {transparency}"
     if teacher["imported"] is not None:
         state = state.replace("build", "import")
