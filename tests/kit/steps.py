@@ -464,7 +464,7 @@ def _dense(
             cosine_C = F.cosine_similarity(student_CP, teacher_CP, dim=-1)
             huber = F.huber_loss(student_CP, teacher_CP)
             found.append(0.9 * (1 - cosine_C.mean()) + 0.1 * huber)
-    return torch.stack(found).sum() / len(batch.caption_N)
+    return torch.stack(found).sum() / len(batch.caption_NC)
 
 
 def _true(row: Tensor) -> list[int]:
