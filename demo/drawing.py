@@ -48,16 +48,28 @@ _STEPS = (np.arange(IMAGE_SIZE * _SAMPLES) + 0.5) / _SAMPLES  # (H * S,): centre
 
 def draw_scene(scene: Scene, rng: Random) -> NDArray[np.uint8]:
     """Return a random picture of a scene, (H, W, 3) pixels."""
+    return draw_with_coverage(scene, rng)[0]
+
+
+def draw_with_coverage(scene: Scene, rng: Random) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Return the same picture, and the part of each pixel under the large and under the small object.
+
+    Returns:
+        (H, W, 3) pixels and (2, H, W) parts, 0 to 1.
+    """
     pixels = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3))
     grey = between(*_GREY, rng)
     pixels[:] = [grey + between(-_TINT, _TINT, rng) for _ in range(3)]
     radii = between(*_LARGE, rng), between(*_SMALL, rng)
     places = _places(scene, radii, rng)
-    for thing, radius, (x, y) in zip((scene.large, scene.small), radii, places, strict=True):
-        covered = _coverage(thing.shape, x, y, radius)[..., None]  # (H, W, 1)
-        pixels += covered * (np.array(_colour(thing, rng)) - pixels)
+    parts = [
+        _coverage(thing.shape, x, y, radius)
+        for thing, radius, (x, y) in zip((scene.large, scene.small), radii, places, strict=True)
+    ]
+    for thing, part in zip((scene.large, scene.small), parts, strict=True):
+        pixels += part[..., None] * (np.array(_colour(thing, rng)) - pixels)
     noise = _noise(f"{rng.random()!r}", pixels.size).reshape(pixels.shape)
-    return np.clip(np.rint(pixels) + noise, 0, 255).astype(np.uint8)
+    return np.clip(np.rint(pixels) + noise, 0, 255).astype(np.uint8), np.stack(parts)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:

@@ -23,6 +23,7 @@ def test_every_benchmark_is_tried_here() -> None:
         "bench_feed.py",
         "bench_kills.py",
         "bench_neighbors.py",
+        "bench_patches.py",
         "bench_runtimes.py",
         "bench_scale.py",
         "bench_store_read.py",
@@ -163,6 +164,17 @@ def test_targets_give_bytes_rates_errors_and_what_students_learn() -> None:
     assert sizes["int8"] / sizes["float16"] < 0.51
     assert all(rate > 0 for rates in found["reading"]["rates"].values() for rate in rates)
     assert list(found["training"]) == ["float16", "int8"]
+
+
+@pytest.mark.slow
+def test_patch_targets_give_bytes_errors_rates_and_what_students_learn() -> None:
+    found = last_line("bench_patches.py")
+    assert found["error"]["128"]["bytes"] == 16 * (128 + 8)
+    assert found["error"]["128"]["int8"] < 1e-3 < found["error"]["16"]["map"]
+    assert all(rate > 0 for rate in found["reading"].values())
+    training = found["training"]
+    assert list(training) == ["teacher", "student at the start", "default", "with patch"]
+    assert training["teacher"][0]["miou"] > training["student at the start"][0]["miou"]
 
 
 @pytest.mark.slow
