@@ -5,7 +5,8 @@
 Three processes make the same steps of a true-size Base student on targets of a true-size SO400M (random
 weights; the cost is that of real ones): `cached` as `train` does, pixels decoded and targets read as it
 goes; `memory` with every tensor at hand beforehand; `online` with the teacher's forward passes in the
-step instead of its targets. A last part is the chunked sigmoid loss at 32,768 x 32,768 by itself.
+step instead of its targets. `options` compares steps with settings that change their cost, pixels from the
+corpus and targets from the cache. A last part is the chunked sigmoid loss at 32,768 x 32,768 by itself.
 """
 
 import argparse
@@ -25,6 +26,20 @@ from make_checkpoint import make_checkpoint
 from photographs import draw_photograph
 
 MODES = ("cached", "memory", "online")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "kept pixels": {"pixels": "kept"},
+    "gradient caching, four pieces": {"num_pieces": 4},
+    "activations recomputed": {"gradient_checkpointing": True},
+    "compiled": {"compile": True},
+    "moving average": {"ema": 0.9999},
+    "patch dropout 0.5": {"patch_dropout": 0.5},
+    "softmax affinity and relations": {"weights": {"affinity": 1.0, "relations": 1.0}},
+    "batch selected from twice as many": {"select": "learnability", "super_batch": 2},
+}
+"""Settings whose cost a step shows; num_pieces is turned into a micro-batch size."""
+
+SHORT_SIDE = 288
 WARM_STEPS = 1
 
 
@@ -42,7 +57,8 @@ def main() -> None:
     parser.add_argument("--decode-workers", type=int)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--pairs", type=int, default=32_768, help="rows and columns of the loss")
-    parser.add_argument("--only", choices=["step", "loss"])
+    parser.add_argument("--only", choices=["step", "options", "loss"])
+    parser.add_argument("--option", choices=OPTIONS, default="plain", help=argparse.SUPPRESS)
     parser.add_argument("--mode", choices=[*MODES, "loss"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -56,8 +72,12 @@ def main() -> None:
     print(machine("torch", "transformers", "numpy"))
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
+        if args.only != "loss":
+            prepare(args, Path(folder))
         if args.only in (None, "step"):
             found["step"] = run_steps(args, Path(folder))
+        if args.only in (None, "options"):
+            found["options"] = run_options(args, Path(folder))
         if args.only in (None, "loss"):
             found["loss"] = in_process(args, Path(folder), "loss")
             show_loss(args, found["loss"])
@@ -65,8 +85,25 @@ def main() -> None:
         print(json.dumps(found))
 
 
+def run_options(args: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Return a measurement of each option, each in a process of its own."""
+    found: dict[str, Any] = {}
+    print(f"\n{args.student}, {args.batch_size} images a step, by option")
+    print("| | s a step | to plain | waiting | peak memory |")
+    print("|---|---|---|---|---|")
+    for option in OPTIONS:
+        given = argparse.Namespace(**{**vars(args), "option": option})
+        one = found[option] = in_process(given, work, "cached")
+        one["to_plain"] = one["step_s"] / found["plain"]["step_s"]
+        print(
+            f"| {option} | {one['step_s']:.3f} | {one['to_plain']:.2f} | {one['wait_s']:.4f} | "
+            f"{one['peak_bytes'] / 1e9:.2f} GB |",
+            flush=True,
+        )
+    return found
+
+
 def run_steps(args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    prepare(args, work)
     found: dict[str, Any] = {mode: in_process(args, work, mode) for mode in MODES}
     found["ratio_to_memory"] = found["cached"]["step_s"] / found["memory"]["step_s"]
     found["online_to_cached"] = found["online"]["step_s"] / found["cached"]["step_s"]
@@ -88,7 +125,14 @@ def prepare(args: argparse.Namespace, work: Path) -> None:
         (work / "images" / f"{i:04d}.jpg").write_bytes(draw_photograph(i))
         (work / "images" / f"{i:04d}.txt").write_text(f"photograph number {i} of a benchmark")
     plan = PlanConfig(sources=(str(work / "images"),), num_views=args.views)
-    build(BuildConfig(plan=plan, cache=work / "cache", teacher=str(teacher), device=args.device))
+    config = BuildConfig(
+        plan=plan,
+        cache=work / "cache",
+        teacher=str(teacher),
+        device=args.device,
+        keep_pixels=SHORT_SIDE,
+    )
+    build(config)
 
 
 def in_process(args: argparse.Namespace, work: Path, mode: str) -> dict[str, Any]:
@@ -113,20 +157,27 @@ def measure_step(args: argparse.Namespace) -> dict[str, Any]:
     from siglip2_cache.student.training.trainer import train
 
     times: list[dict[str, float]] = []
+    settings: dict[str, Any] = {
+        "pixels": "corpus",
+        "micro_batch_size": args.micro_batch_size,
+        "compile": args.compile,
+        **OPTIONS[args.option],
+    }
+    if num_pieces := settings.pop("num_pieces", None):
+        settings["micro_batch_size"] = max(1, args.batch_size // num_pieces)
     config = TrainConfig(
         cache=args.work / "cache",
         student=str(args.work / "student"),
-        out=args.work / f"run-{args.mode}",
+        out=args.work / f"run-{args.mode}-{args.option}",
         steps=args.steps + WARM_STEPS,
         global_batch_size=args.batch_size,
-        micro_batch_size=args.micro_batch_size,
         device=args.device,
         dtype=args.dtype,
-        compile=args.compile,
         decode_workers=args.decode_workers,
         check_pixels="always",
         val_share=0.0,
         save_every=args.steps + WARM_STEPS,
+        **settings,
     )
     started = time.perf_counter()
     train(config, progress=TrainProgress(Display()), trainer_class=kind_of(args, times))

@@ -138,7 +138,9 @@ def test_planner_and_resume_are_measured_at_scale() -> None:
 @pytest.mark.slow
 def test_a_training_step_is_compared_with_memory_and_with_the_online_teacher() -> None:
     found = last_line("bench_train.py")
-    assert list(found) == ["step", "loss"]
+    assert list(found) == ["step", "options", "loss"]
+    assert found["options"]["plain"]["to_plain"] == 1
+    assert all(option["step_s"] > 0 for option in found["options"].values())
     assert found["step"]["ratio_to_memory"] > 0
     assert found["step"]["online"]["teacher_s"] > 0
     assert found["loss"]["pairs"] == [1024, 1024]
