@@ -207,6 +207,15 @@ class TrainConfig:
     relations_scale: Annotated[
         float, Setting("The same of the relations term.", LOSS, metavar="SCALE", above=0)
     ] = 20.0
+    drrho_scale: Annotated[
+        float,
+        Setting(
+            "Factor of the cosines of student and teacher in the terms drrho and drrho_sigmoid.",
+            LOSS,
+            metavar="SCALE",
+            above=0,
+        ),
+    ] = 100.0
     bank_size: Annotated[
         int,
         Setting(

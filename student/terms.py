@@ -171,3 +171,18 @@ register_term(
         needs_patches=True,
     )
 )
+register_term(
+    LossTerm(
+        name="drrho",
+        compute=f"{_LOSSES}.drrho:drrho",
+        default_weight=lambda scale: 0.0,
+        needs_all_images=True,
+    )
+)
+register_term(
+    LossTerm(
+        name="drrho_sigmoid",
+        compute=f"{_LOSSES}.drrho:drrho_sigmoid",
+        default_weight=lambda scale: 0.0,
+    )
+)

@@ -41,12 +41,13 @@ class TextColumns:
     """The teacher's embeddings of the same texts."""
 
     caption_GC: Tensor | None = None
-    """caption_NC of all processes, on the host; None unless captions of similar images are ignored."""
+    """caption_NC of all processes, on the host; None unless a term needs all images or captions of
+    similar images are ignored."""
 
     def drawn_pairs(self) -> tuple[Tensor, Tensor]:
         """Return image and column of every drawn caption, (P,) each, ascending by image, on the host."""
         is_drawn_NC = self.caption_NC >= 0
-        return is_drawn_NC.nonzero()[:, 0], self.caption_NC[is_drawn_NC]
+        return is_drawn_NC.nonzero()[:, 0].contiguous(), self.caption_NC[is_drawn_NC]
 
     def hard_labels(self, num_images: int, **settings: Any) -> HardLabels:
         """Return the labels of drawn captions: they match, and other matching pairs are ignored.
@@ -180,6 +181,9 @@ class Objective:
 
     relations_scale: float = 20.0
     """The same of the term ``relations``."""
+
+    drrho_scale: float = 100.0
+    """Factor of the cosines of student and teacher in the terms ``drrho`` and ``drrho_sigmoid``."""
 
     @property
     def terms(self) -> list[str]:

@@ -144,6 +144,7 @@ def make_objectives(resolved: Resolved) -> list[Objective]:
             ignore_similar=config.ignore_similar,
             affinity_scale=config.affinity_scale,
             relations_scale=config.relations_scale,
+            drrho_scale=config.drrho_scale,
         )
         for i, teacher in enumerate(resolved.teachers)
     ]

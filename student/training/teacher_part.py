@@ -144,10 +144,8 @@ class TeacherPart:
             teacher_text_ME=teacher_text_ME,
         )
         image_GD = teacher_image_GE = None
-        ignores_similar = self._objective.ignore_similar is not None
-        if ignores_similar or self._objective.needs_all_images:
+        if self._objective.ignore_similar is not None or self._objective.needs_all_images:
             teacher_image_GE = self._ranks.gather_rows(teacher_image_NE, num_images)
-        if ignores_similar:
             texts = self._with_all_captions(texts, num_images)
             bank = None if bank is None else self._with_all_captions(bank, num_images)
         if self._objective.needs_all_images:

@@ -5,6 +5,7 @@ Shape letters in this file:
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -42,9 +43,11 @@ WEIGHTS = {
     "image_bank": 0.2,
     "affinity": 0.4,
     "relations": 0.6,
+    "drrho": 0.35,
+    "drrho_sigmoid": 0.15,
 }
 TEACHER_SCALE, TEACHER_BIAS, ALIKE = 12.0, -4.0, 0.3
-AFFINITY_SCALE, RELATIONS_SCALE = 9.0, 6.0
+AFFINITY_SCALE, RELATIONS_SCALE, DRRHO_SCALE = 9.0, 6.0, 8.0
 PATCH_WEIGHT = 0.8
 BANK_EXTRA = 6
 """Texts of the bank beside the batch's."""
@@ -145,6 +148,7 @@ class Case:
             ignore_similar=self.ignore_similar,
             affinity_scale=AFFINITY_SCALE,
             relations_scale=RELATIONS_SCALE,
+            drrho_scale=DRRHO_SCALE,
         )
 
     def fixed_map(self) -> Tensor | None:
@@ -424,6 +428,7 @@ def plain_loss(
         terms["bank"] = _hard(bank_NK, own, ignored, _weights(case, own, q_NK))
     uv_NM, xy_NM = (AFFINITY_SCALE * cosine for cosine in (u_NE @ v_ME.T, x_ND @ y_MD.T))
     terms["affinity"] = (_softmax(uv_NM, xy_NM) + _softmax(uv_NM.T, xy_NM.T)) / 2
+    terms |= _drrho(case, DRRHO_SCALE * (x_ND @ y_MD.T - u_NE @ v_ME.T))
     relations = {"image": _relations(u_NE, x_ND), "text": _relations(v_ME, y_MD)}
     relations["both"] = (relations["image"] + relations["text"]) / 2
     terms["relations"] = relations[case.towers]
@@ -510,6 +515,25 @@ def _relations(teacher: Tensor, student: Tensor) -> Tensor:
     is_other = ~torch.eye(n, dtype=torch.bool)
     cosines = ((each @ each.T)[is_other].reshape(n, n - 1) for each in (teacher, student))
     return _softmax(*(RELATIONS_SCALE * each for each in cosines))
+
+
+def _drrho(case: Case, shifted_NM: Tensor) -> dict[str, Tensor]:
+    """Return both terms of DRRho, pair by pair."""
+    zero, drawn, matching = shifted_NM.new_zeros(()), case.own_texts, case.matching_pairs()
+    softmax, sigmoid, num_captioned = zero, zero, sum(map(bool, drawn))
+    for i, texts in enumerate(drawn):
+        for own in texts:
+            z_own, weight = shifted_NM[i, own], 1 / len(texts)
+            others = [j for j in range(shifted_NM.shape[1]) if (i, j) not in matching]
+            images = [k for k in range(len(drawn)) if own not in drawn[k]]
+            for z in (shifted_NM[i, others], shifted_NM[images, own]):
+                mean = (z - z_own).exp().sum() / max(1, len(z))
+                softmax = softmax + weight * torch.log(1e-4 + mean) / 2
+            z, log_odds = shifted_NM[i, others], -math.log(max(1, len(others)))
+            loss = F.softplus(-z_own - log_odds) + F.softplus(z + log_odds).sum()
+            sigmoid = sigmoid + weight * loss
+    count = max(1, num_captioned)
+    return {"drrho": softmax / count, "drrho_sigmoid": sigmoid / count}
 
 
 def _similar(

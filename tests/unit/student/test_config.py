@@ -109,7 +109,7 @@ def from_file(tmp_path: Path, text: str, **flags: Any) -> TrainConfig:
         (
             {"weights": {"xyz": 1.0}},
             "weights has no term 'xyz'; known are soft, cosine, contrastive, bank, image_bank, affinity, "
-            "relations, patch",
+            "relations, patch, drrho, drrho_sigmoid",
         ),
         ({"weights": {"soft": -1.0}}, "weights.soft must be at least 0, got -1.0"),
         ({"weights": {"soft": float("nan")}}, "weights.soft must be at least 0, got nan"),

@@ -444,3 +444,13 @@ def test_the_softmax_terms_reach_their_floor_at_the_teacher() -> None:
         assert each.floor is not None
         assert float(each.value) == pytest.approx(float(each.floor), rel=1e-12)
         assert float(away[term].value) > float(each.floor) + 1e-3
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_pairs_of_a_large_batch_are_cut_into_chunks_without_a_warning() -> None:
+    caption_NC = torch.arange(1200).reshape(600, 2)
+    texts = replace(
+        rows_of().texts, caption_NC=caption_NC, text=Y_MD[:1].expand(1200, -1), matching_2P=pairs()
+    )
+    positive = texts.hard_labels(600).positive
+    assert [len(row_P) for row_P, _ in positive.chunks(250)] == [500, 500, 200]
