@@ -228,6 +228,9 @@ def _closing_lines(config: TourConfig, result: Result, seconds: float) -> Iterat
     yield f"picture    {at.picture} (losses: {at.contrastive}/loss.png, {at.distilled}/loss.png)"
     yield f"student    {at.distilled / 'model'}, for plain transformers"
     yield f"caches     {at.scenes_cache}, {at.held_out_cache}"
+    report = ("report", str(at.distilled), "--cache", str(at.held_out_cache), "--split", "all")
+    page = ("--html", str(at.out / "report.html"))
+    yield f"more       siglip2-cache {shlex.join((*report, *page))}"
     size = sum(path.stat().st_size for path in at.out.rglob("*") if path.is_file())
     yield f"total      {at.out}, {format_bytes(size)}; to remove it: rm -r {shlex.quote(str(at.out))}"
     yield f"took       {format_seconds(seconds)}"

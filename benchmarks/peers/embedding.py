@@ -4,8 +4,9 @@
 
 A true-size SigLIP 2 Base with random weights, float32, 32 images a batch, one caption an image. Each peer
 is a process of its own: what it takes from its start to its end, by its own clock without the imports and
-the loading, and the largest proportional set size of its processes together, sampled. Then each is killed
-with SIGKILL at half of the photographs, and started again; and each gets a folder with a damaged file.
+the loading, and the largest proportional set size of its processes together, sampled. What is on the disk
+at half of the photographs is what a SIGKILL then leaves; the build gets one, and is started again. Each also
+gets a folder with a damaged file.
 Folders under ``--images`` that hold fewer photographs than ``--count`` are repeated with other crops.
 """
 
@@ -18,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,6 @@ from photographs import photographs
 
 PEERS = ("siglip2-cache", "sentence-transformers", "transformers")
 BATCH = 32
-DAMAGED_COUNT = 32
-HALF = "half"
 _POLL_S = 0.05
 
 
@@ -49,7 +47,6 @@ def main() -> None:
     parser.add_argument("--peer", choices=PEERS[1:], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--photos", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--stop-at-half", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
         embed(args)
@@ -72,16 +69,13 @@ def run(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     # Without these files it would pad texts in another way, and get other embeddings.
     write_sentence_transformers(work / "model", resolve_checkpoint(str(work / "model")))
     write_photographs(work / "photos", args.images, args.count)
-    write_photographs(work / "damaged", args.images, min(DAMAGED_COUNT, args.count))
+    write_photographs(work / "damaged", args.images, args.count)
     bad = work / "damaged" / "00003.jpg"
     bad.write_bytes(bad.read_bytes()[:2000])
-    found: dict[str, Any] = {}
-    for peer in PEERS:
-        found[peer] = {
-            **measure(args, work, peer),
-            **kill_at_half(args, work, peer),
-            **with_damaged(args, work, peer),
-        }
+    found: dict[str, Any] = {peer: measure(args, work, peer) for peer in PEERS}
+    found[PEERS[0]] |= kill_at_half(args, work)
+    for peer in PEERS[1:]:
+        found[peer]["damaged"] = with_damaged(args, work, peer)
     ours = embeddings_of(work, PEERS[0], "photos")
     for peer in PEERS[1:]:
         theirs = embeddings_of(work, peer, "photos")
@@ -128,7 +122,8 @@ def embed(args: argparse.Namespace) -> None:
         from sentence_transformers import SentenceTransformer
 
         model = SentenceTransformer(str(args.work / "model"), device="cpu")
-    stop = watch(len(paths) // 2 if args.stop_at_half else None)
+    target = args.work / f"{args.peer}-{args.photos.name}.npy"
+    watch = Watch(len(paths) // 2, target)
     started = time.perf_counter()
     if args.peer == "transformers":
         parts: list[Any] = []
@@ -139,7 +134,7 @@ def embed(args: argparse.Namespace) -> None:
                 ]
                 pixels = processor(images=pictures, return_tensors="pt")
                 parts.append(model.get_image_features(**pixels).pooler_output)
-                stop(len(pictures))
+                watch.count(len(pictures))
             for first in range(0, len(texts), BATCH):
                 some = [text.lower() for text in texts[first : first + BATCH]]
                 options = {"padding": "max_length", "max_length": 64, "truncation": True}
@@ -147,26 +142,25 @@ def embed(args: argparse.Namespace) -> None:
                 parts.append(model.get_text_features(input_ids=ids).pooler_output)
         rows = torch.nn.functional.normalize(torch.cat(parts), dim=-1).numpy()
     else:
-        model[0].register_forward_hook(lambda *_: stop(BATCH))
+        model[0].register_forward_hook(lambda *_: watch.count(BATCH))
         pictures = [Image.open(path) for path in paths]
         options = {"batch_size": BATCH, "normalize_embeddings": True, "show_progress_bar": False}
         rows = np.concatenate([model.encode(pictures, **options), model.encode(texts, **options)])
-    np.save(args.work / f"{args.peer}-{args.photos.name}.npy", rows)
-    print(json.dumps({"seconds": time.perf_counter() - started}))
+    np.save(target, rows)
+    print(json.dumps({"seconds": time.perf_counter() - started, "kept_at_half": watch.kept}))
 
 
-def watch(half: int | None) -> Any:
-    """Return a function that counts images; at half it says so and waits to be killed."""
-    count = 0
+class Watch:
+    """Counts images; at half it looks at how many are on the disk, which is what a SIGKILL would leave."""
 
-    def stop(num_images: int) -> None:
-        nonlocal count
-        count += num_images
-        if half is not None and count >= half:
-            print(HALF, flush=True)
-            signal.pause()
+    def __init__(self, half: int, target: Path) -> None:
+        self._half, self._target, self._done = half, target, 0
+        self.kept: int | None = None
 
-    return stop
+    def count(self, num_images: int) -> None:
+        self._done += num_images
+        if self.kept is None and self._done >= self._half:
+            self.kept = len(np.load(self._target)) // 2 if self._target.exists() else 0
 
 
 # -- the processes
@@ -216,12 +210,13 @@ def measure(args: argparse.Namespace, work: Path, peer: str) -> dict[str, Any]:
     output = process.stdout.read()
     if process.returncode != 0:
         raise SystemExit(f"error: {peer} failed: {output[-300:]}")
-    own_s = json.loads(output if peer == PEERS[0] else output.splitlines()[-1])["seconds"]
+    own = json.loads(output if peer == PEERS[0] else output.splitlines()[-1])
     return {
         "whole_s": whole_s,
         "images_per_s": args.count / whole_s,
-        "images_per_s_loaded": args.count / own_s,
+        "images_per_s_loaded": args.count / own["seconds"],
         "peak_bytes": peak,
+        "kept_at_half": own.get("kept_at_half"),
     }
 
 
@@ -243,44 +238,24 @@ def proportional_bytes(pid: int) -> int:
     return total
 
 
-def kill_at_half(args: argparse.Namespace, work: Path, peer: str) -> dict[str, Any]:
-    """Return how many images are on the disk after SIGKILL at half, and whether a new start uses them."""
-    photos = "photos" if peer != PEERS[0] else "killed"
-    if peer == PEERS[0]:
-        (work / photos).symlink_to(work / "photos")
-    stop = [] if peer == PEERS[0] else ["--stop-at-half"]
-    saved = work / f"{peer}-photos.npy"
-    whole = saved.rename(work / "whole.npy") if saved.exists() else None
-    process = start([*command_of(args, work, peer, photos), *stop])
-    for _ in halves(args, work, process, peer):
+def kill_at_half(args: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Kill a build at half and start it again, on the folder with a damaged file; return what is left."""
+    cache = cache_of(work, "damaged")
+    process = start(command_of(args, work, PEERS[0], "damaged"))
+    while process.poll() is None and committed(cache) < args.count / 2:
         time.sleep(_POLL_S)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    kept = committed(cache_of(work, photos)) if peer == PEERS[0] else 0
-    if saved.exists():
-        kept = len(np.load(saved)) // 2
-    if whole is not None:
-        whole.rename(saved)
-    found = {"kept_after_kill": kept}
-    if peer == PEERS[0]:
-        again = start(command_of(args, work, peer, photos))
-        found["embedded_by_next_start"] = json.loads(again.communicate()[0])["images"]
-    return found
-
-
-def halves(
-    args: argparse.Namespace, work: Path, process: subprocess.Popen[str], peer: str
-) -> Iterator[None]:
-    """Yield until half of the images are done, or the process has ended."""
-    assert process.stdout is not None
-    if peer != PEERS[0]:
-        for line in process.stdout:
-            if line.strip() == HALF:
-                return
-        return
-    while process.poll() is None and committed(cache_of(work, "killed")) < args.count / 2:
-        yield
+    kept = committed(cache)
+    again = start(command_of(args, work, PEERS[0], "damaged"))
+    embedded_now = json.loads(again.communicate()[0])["images"]
+    embedded = len(embeddings_of(work, PEERS[0], "damaged"))
+    return {
+        "kept_at_half": kept,
+        "embedded_by_next_start": embedded_now,
+        "damaged": {"status": again.returncode, "embedded": embedded, "of": args.count},
+    }
 
 
 def committed(cache: Path) -> int:
@@ -295,17 +270,12 @@ def committed(cache: Path) -> int:
 
 
 def with_damaged(args: argparse.Namespace, work: Path, peer: str) -> dict[str, Any]:
-    """Return the exit status with one damaged file among the photographs, and how many were embedded."""
+    """Return the exit status with one damaged file among the photographs, and how many were saved."""
     process = start(command_of(args, work, peer, "damaged"))
-    output, _ = process.communicate()
-    if peer == PEERS[0]:
-        summary = json.loads(output)
-        embedded = summary["images"] - summary["rejected"]
-    else:
-        saved = work / f"{peer}-damaged.npy"
-        embedded = len(np.load(saved)) // 2 if saved.exists() else 0
-    of = min(DAMAGED_COUNT, args.count)
-    return {"damaged": {"status": process.returncode, "embedded": embedded, "of": of}}
+    process.communicate()
+    saved = work / f"{peer}-damaged.npy"
+    embedded = len(np.load(saved)) // 2 if saved.exists() else 0
+    return {"status": process.returncode, "embedded": embedded, "of": args.count}
 
 
 def embeddings_of(work: Path, peer: str, photos: str) -> NDArray[np.float32]:
@@ -325,21 +295,21 @@ def show(args: argparse.Namespace, found: dict[str, Any]) -> None:
         f"\n{args.count:,} photographs with a caption each, {args.arch}, float32, batches of {BATCH}\n"
     )
     print(
-        "| | images/s, whole command | images/s, once loaded | peak memory | on the disk after "
-        "SIGKILL at half | with a damaged file |"
+        "| | images/s, whole command | images/s, once loaded | peak memory | on the disk at "
+        "half | with a damaged file |"
     )
     print("|---|---|---|---|---|---|")
     for peer, one in found.items():
         damaged = one["damaged"]
         print(
             f"| {peer} | {one['images_per_s']:.2f} | {one['images_per_s_loaded']:.2f} | "
-            f"{one['peak_bytes'] / 1e6:,.0f} MB | {one['kept_after_kill']:,} images | exit status "
+            f"{one['peak_bytes'] / 1e6:,.0f} MB | {one['kept_at_half']:,} images | exit status "
             f"{damaged['status']}, {damaged['embedded']} of {damaged['of']} embedded |"
         )
     ours = found[PEERS[0]]
     print(
-        f"\nThe next start of the build embeds {ours['embedded_by_next_start']:,} images: units of "
-        f"{args.shard_rows:,}. The peers save at their end."
+        f"\nThe build was killed there with SIGKILL. Its next start embeds "
+        f"{ours['embedded_by_next_start']:,} images: units of {args.shard_rows:,}."
     )
     for peer in PEERS[1:]:
         print(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,6 +119,20 @@ def test_page_picture_and_student_are_where_it_says(tour: Tour) -> None:
         picture.load()
     assert (tour.out / "distilled" / "model" / "model.safetensors").is_file()
     assert not list(tour.out.rglob("*.partial"))
+
+
+def test_the_report_that_it_proposes_shows_the_training_and_the_test_scenes(
+    tour: Tour, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tour.home)
+    [line] = [line for line in tour.stdout.splitlines() if line.startswith("more  ")]
+    program, *arguments = shlex.split(line.removeprefix("more"))
+    assert program == "siglip2-cache"
+    status, out, err = command(*arguments, "--quiet")
+    assert (status, err) == (0, "")
+    assert "Where it fails" in out
+    assert f"page       {OUT}/report.html" in out
+    (tour.out / "report.html").unlink()
 
 
 def test_a_second_tour_finds_all_done_and_shows_the_same_result(
