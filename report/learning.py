@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from ..student.terms import quantity_name
 from ..student.training.plot import (
     EVALUATED,
     Metrics,
@@ -13,7 +14,6 @@ from ..student.training.plot import (
     terms_of,
 )
 from ..student.training.run_files import RunFiles
-from ..student.training.step_metrics import quantity_name
 from .charts import Chart, Colors, Plot
 from .section import Section
 

@@ -97,6 +97,12 @@ def active_terms(weights: Mapping[str, float]) -> list[LossTerm]:
     return [term for name, term in _TERMS.items() if weights.get(name, 0) > 0]
 
 
+def quantity_name(term: str, quantity: str) -> str:
+    """Return the name of a quantity of a term: ``soft_floor``, ``soft_floor/NAME`` of a further teacher."""
+    name, slash, teacher = term.partition("/")
+    return f"{name}_{quantity}{slash}{teacher}"
+
+
 register_term(
     LossTerm(
         name="soft",

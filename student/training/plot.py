@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..terms import loss_terms
-from .step_metrics import quantity_name
+from ..terms import loss_terms, quantity_name
 
 _SMOOTHED = 100
 """Least number of points of the smoothed line."""

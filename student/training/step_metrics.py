@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data.batch import Batch
+from ..terms import quantity_name
 from .batch_loss import DeviceLoss, StepLoss
 from .schedule import Schedule
 
@@ -95,9 +96,3 @@ def step_metrics(
         "caption_weight": loss.caption_weight,
         "texts": loss.counts.num_texts,
     }
-
-
-def quantity_name(term: str, quantity: str) -> str:
-    """Return the name of a quantity of a term: ``soft_floor``, ``soft_floor/NAME`` of a further teacher."""
-    name, slash, teacher = term.partition("/")
-    return f"{name}_{quantity}{slash}{teacher}"
