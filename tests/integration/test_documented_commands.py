@@ -33,6 +33,8 @@ _SMALLER = {
     "--sample": "2",
     "--shard-rows": "8",
     "--max-num-patches": "12",
+    "--patch-targets": "2",
+    "--patch-dims": "16",
     "--steps": "4",
     "--epochs": "1",
     "--global-batch-size": "8",

@@ -199,6 +199,17 @@ def test_two_teachers_are_the_sum_of_both(tiny_student: Path) -> None:
     assert_same_gradients(pieces, found, 1e-9)
 
 
+def test_of_two_teachers_the_first_teaches_patches(tiny_student: Path) -> None:
+    case = Case(tiny_student, num_teachers=2, patches=DENSE[40])
+    loss, found = of_two_teachers(case, (1, 1), size=3)
+    first_loss, first = of_two_teachers(case, (1, 0))
+    assert "patch/second" not in loss.values
+    assert loss.values["patch"] == pytest.approx(first_loss.values["patch"], rel=1e-12)
+    name = "patch_head.map.0.weight"
+    torch.testing.assert_close(found[name], first[name], rtol=1e-9, atol=1e-12)
+    assert found[name].abs().max() > 0
+
+
 def test_a_second_teacher_of_weight_0_changes_nothing(tiny_student: Path) -> None:
     loss, found = of_two_teachers(Case(tiny_student, num_teachers=2), (1, 0))
     alone_loss, alone = computed(Case(tiny_student))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from kit.steps import TEACHER_BIAS, TEACHER_SCALE, Case, gradients_of
 from torch import Tensor
 
+from siglip2_cache.store.format.teacher_record import PatchSettings
 from siglip2_cache.student.distributed import Ranks
 from siglip2_cache.student.training.gradient_cache import GradientCache
 from siglip2_cache.student.training.learnability import (
@@ -25,6 +26,7 @@ from siglip2_cache.student.training.learnability import (
     select_learnable,
 )
 
+PATCHES = PatchSettings(grid=2, dim=40, width=48, rms=1.7, kept=1.0, num_images=1)
 N, M, D, E = 14, 9, 5, 6
 CAPTION_N = torch.tensor([0, 1, 2, -1, 3, 0, 4, 5, -1, 6, 7, 8, 2, 1])
 """Images 0 and 5, 1 and 13, 2 and 12 drew the same text; 3 and 8 none."""
@@ -128,7 +130,7 @@ def chosen_part(case: Case) -> tuple[Any, Any, Any]:
 
 
 def test_what_is_left_of_a_batch_has_its_own_texts_and_rows(tiny_student: Path) -> None:
-    case = Case(tiny_student)
+    case = Case(tiny_student, patches=PATCHES)
     distiller, part, embedded = chosen_part(case)
     whole = case.batch()
     assert part.positions_N.tolist() == [1, 2, 3, 6]
@@ -144,13 +146,15 @@ def test_what_is_left_of_a_batch_has_its_own_texts_and_rows(tiny_student: Path) 
     )
     torch.testing.assert_close(embedded.image_ND, again.image_ND, rtol=1e-9, atol=0)
     torch.testing.assert_close(embedded.text_MD, again.text_MD, rtol=1e-9, atol=0)
+    torch.testing.assert_close(embedded.patch_N, again.patch_N, rtol=1e-9, atol=0)
 
 
 def test_known_rows_give_the_gradient_that_computing_them_gives(tiny_student: Path) -> None:
-    case = replace(Case(tiny_student), captions=(-1, 1, 0, 2), num_texts=3)
+    whole = Case(tiny_student, patches=PATCHES)
+    case = replace(whole, captions=(-1, 1, 0, 2), num_texts=3)
     found: list[dict[str, Tensor]] = []
     for is_known in (True, False):
-        distiller, part, embedded = chosen_part(Case(tiny_student))
+        distiller, part, embedded = chosen_part(whole)
         gradients = GradientCache(distiller, case.objectives(), Ranks(), micro_batch_size=2)
         gradients.compute(part, case.all_labels(part), embedded if is_known else None)
         found.append(gradients_of(distiller))
