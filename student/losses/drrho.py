@@ -28,6 +28,7 @@ def drrho(inputs: LossInputs, objective: Objective) -> TermValue:
     """Return the mean of log(eps + mean of exp(d)) over drawn pairs, by image and by text, averaged.
 
     d is the shifted logit of a negative less that of the own pair. The pairs of an image count 1 together.
+    The mean is divided by the scale, as the published loss is multiplied by its temperature.
     """
     image_GD, teacher_GE = inputs.all_images()
     texts, device = inputs.texts, inputs.image_ND.device
@@ -47,7 +48,8 @@ def drrho(inputs: LossInputs, objective: Objective) -> TermValue:
     )
     by_text = pairwise_sum(texts.text[column], image_GD, labels, scale=labels.scale, bias=0)
     by_image = _by_image(inputs, objective, "softmax")
-    return TermValue((by_image + by_text.loss_sum) / (2 * max(1, inputs.counts.num_captioned)))
+    mean = (by_image + by_text.loss_sum) / (2 * max(1, inputs.counts.num_captioned))
+    return TermValue(mean / objective.drrho_scale)
 
 
 def drrho_sigmoid(inputs: LossInputs, objective: Objective) -> TermValue:

@@ -533,7 +533,7 @@ def _drrho(case: Case, shifted_NM: Tensor) -> dict[str, Tensor]:
             loss = F.softplus(-z_own - log_odds) + F.softplus(z + log_odds).sum()
             sigmoid = sigmoid + weight * loss
     count = max(1, num_captioned)
-    return {"drrho": softmax / count, "drrho_sigmoid": sigmoid / count}
+    return {"drrho": softmax / count / DRRHO_SCALE, "drrho_sigmoid": sigmoid / count}
 
 
 def _similar(
