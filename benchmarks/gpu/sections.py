@@ -83,6 +83,14 @@ WARM_STEPS = 4
 
 SHORT_SIDE = 288
 
+GPU_TESTS = (
+    "tests/integration/test_gpu.py",
+    "tests/unit/precompute/teacher/test_teacher.py",
+    "tests/unit/student/data/test_loader.py",
+    "tests/unit/student/training/test_piece_feed.py",
+)
+"""Files with tests marked gpu: others import packages that the machine may lack."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
@@ -192,19 +200,8 @@ def build_config(context: Context, cache: Path, *, num_views: int = 1, **setting
 def tests(context: Context) -> None:
     """Run the tests marked gpu."""
     environment = {**os.environ, "SIGLIP2_CACHE_TEST_DEVICE": context.device}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "-q",
-        "--no-header",
-        "-p",
-        "no:cacheprovider",
-    ]
-    if context.is_tiny:
-        command += ["tests/integration/test_gpu.py"]
+    options = ["-m", "gpu", "-q", "--no-header", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, *GPU_TESTS]
     print("`pytest -m gpu`\n\n```")
     sys.stdout.flush()
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)

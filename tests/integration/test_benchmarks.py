@@ -272,6 +272,18 @@ if section == "fails":
     assert lines[-1].endswith("; not all finished.")
 
 
+def test_the_command_for_a_gpu_runs_all_tests_that_need_one() -> None:
+    tests = BENCHMARKS.parent / "tests"
+    marked = {
+        str(path.relative_to(tests.parent))
+        for path in tests.rglob("test_*.py")
+        if "pytest.mark.gpu" in path.read_text("utf-8") and path.name != Path(__file__).name
+    }
+    sections = (BENCHMARKS / "gpu" / "sections.py").read_text("utf-8")
+    assert marked
+    assert [path for path in marked if f'"{path}"' not in sections] == []
+
+
 @pytest.mark.slow
 def test_the_command_for_a_gpu_is_tried_on_the_cpu(tmp_path: Path) -> None:
     command = [BENCHMARKS / "gpu" / "run.sh", "--device", "cpu", "--sizes", "tiny"]

@@ -286,6 +286,7 @@ def test_batches_grow_until_memory_runs_out(limit: int, expected: int) -> None:
             fastest_batch_size(seconds)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_with_the_cpu_and_runs_ahead(
     tiny_checkpoint: Path, reference: dict[str, NDArray[np.float64]], images: list[Image.Image]
