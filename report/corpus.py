@@ -194,7 +194,9 @@ def _facts(found: dict[str, Any], values: dict[str, Any]) -> Iterator[tuple[str,
 
 
 def _notes(found: dict[str, Any], seen: pl.DataFrame, near: Report | None) -> Iterator[str]:
-    if near is not None:
+    if near is None:
+        yield "no teacher has embedded anything yet; run the same siglip2-cache build again"
+    else:
         yield from near.summary
     if 0 < seen.height < found["samples"]:
         yield f"sizes and equal bytes are those of {seen.height:,} of {found['samples']:,} images"

@@ -15,6 +15,7 @@ from ..neighbors.items import image_items, text_items
 from ..neighbors.mismatched import with_probability
 from ..neighbors.report import Group
 from ..store.cache import Cache
+from ..store.format.layout import MODALITIES, Modality
 from ..student.evaluation.calibration import other_pairs
 from ..student.evaluation.embeddings import Embeddings, teacher_embeddings
 from ..student.evaluation.metrics import Rows, pair_cosines, sigmoid
@@ -65,7 +66,11 @@ def teacher_section(
     own_P, other_P = (
         scale * cosine_P[np.isfinite(cosine_P)] + bias for cosine_P in (own_P, other_P)
     )
+    embedded_rows = {
+        m: [_num_embedded(cache, teacher, m), cache.manifest.count(m)] for m in MODALITIES
+    }
     values = {
+        "embedded": embedded_rows,
         "images": len(rows_N),
         "scale": scale,
         "bias": bias,
@@ -92,6 +97,11 @@ def teacher_section(
     )
 
 
+def _num_embedded(cache: Cache, teacher: str, modality: Modality) -> int:
+    units = cache.commits(teacher).units_of(modality).values()
+    return sum(unit.num_rows - len(unit.rejected) for unit in units)
+
+
 def _pair_numbers(logit_P: Rows) -> dict[str, Any] | None:
     if not len(logit_P):
         return None
@@ -107,6 +117,8 @@ def _facts(
     values: dict[str, Any], source: str, embed_dim: int, encoding: str
 ) -> Iterator[tuple[str, str]]:
     yield "checkpoint", source
+    (images, all_images), (texts, all_texts) = values["embedded"].values()
+    yield "embedded", f"{images:,} of {all_images:,} images, {texts:,} of {all_texts:,} texts"
     yield "embedding", f"{embed_dim:,} x {encoding}"
     yield "logits", f"scale {values['scale']:.2f}, bias {values['bias']:.2f}"
     for name, words in (("own", "own captions"), ("other", "other captions")):

@@ -94,6 +94,7 @@ def test_the_numbers_are_those_of_the_corpus(found: FullReport) -> None:
     assert reason["reason"].startswith("rejected by first: ")
     assert corpus["near_duplicates"]["images"] == 11
     assert teacher["own"]["pairs"] == teacher["other"]["pairs"] == 17
+    assert teacher["embedded"] == {"image": [11, 12], "text": [18, 18]}
     assert teacher["map"]["images"] == 11
     assert 0 < sum(teacher["map"]["explained"]) <= 1
     assert numbers["notes"] == []
@@ -178,6 +179,18 @@ def test_a_cache_without_captions_says_what_is_missing(
     report = make_report(FullReportConfig(cache=tmp_path / "cache"))
     words = "\n".join(line for section in report.sections for line in section_lines(section))
     assert "probabilities need images with a caption; there are none" in words
+    assert page_of(report, tmp_path / "report.html")
+
+
+def test_a_cache_without_a_teacher_says_so(cache: Path, tmp_path: Path) -> None:
+    planned = tmp_path / "cache"
+    shutil.copytree(cache, planned, ignore=shutil.ignore_patterns("teachers"))
+    report = make_report(FullReportConfig(cache=planned))
+    [section] = report.sections
+    assert section.notes == [
+        "no teacher has embedded anything yet; run the same siglip2-cache build again"
+    ]
+    assert report.values()["corpus"]["captions"] == 18
     assert page_of(report, tmp_path / "report.html")
 
 
