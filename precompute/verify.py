@@ -7,7 +7,7 @@ from ..errors import CacheError, SettingError
 from ..formatting import format_count
 from ..progress import Display, TaskProgress
 from ..store.cache import Cache
-from ..store.format.layout import Modality
+from ..store.format.layout import ArrayName
 from ..store.verify.verify import Report, verify_cache
 from .teacher.reload import find_checkpoint
 from .verify_live import Cosines, verify_live
@@ -54,7 +54,7 @@ class Verification:
     teacher: str = ""
     """Name of the teacher that embedded the sample."""
 
-    cosines: dict[Modality, Cosines] | None = None
+    cosines: dict[ArrayName, Cosines] | None = None
     """Stored to live embeddings; None: no sample was embedded."""
 
     @property

@@ -1,6 +1,7 @@
 """Verifying a cache against its live teacher: embed some rows again and compare them with the targets."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -8,8 +9,9 @@ from numpy.typing import NDArray
 
 from ..errors import SettingError
 from ..images.image import DecodedBatch, DecodedImage, ImageRef, PixelFormat, decode_image
+from ..siglip import PatchPooling
 from ..store.cache import Cache
-from ..store.format.layout import Modality
+from ..store.format.layout import ArrayName
 from ..store.format.manifest import Span, Unit
 from ..store.format.teacher_record import TeacherRecord
 from .executor.unit import unit_images
@@ -22,6 +24,10 @@ from .teacher.teacher import TeacherFactory
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}
 """Largest 1 - cosine due to another machine or batch size, by compute dtype. Measured on one machine:
 float32 1e-6 (float16 storage), bfloat16 5e-5; a wrong recipe gives 1e-2 and more."""
+
+
+_INT8 = 1e-3
+"""The same due to patch targets being int8: 1e-5 to 1e-4 on views of many values."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,7 +44,7 @@ class LiveCheck:
     """Result of a comparison with the live teacher."""
 
     teacher: str
-    cosines: dict[Modality, Cosines] = field(default_factory=dict[Modality, Cosines])
+    cosines: dict[ArrayName, Cosines] = field(default_factory=dict[ArrayName, Cosines])
     faults: list[str] = field(default_factory=list[str])
 
 
@@ -73,6 +79,9 @@ def verify_live(
         cache, teacher=teacher, checkpoint=checkpoint, device=device, make_teacher=make_teacher
     )
     record, embedder = live.record, live.embedder
+    patch_map = cache.patch_map(record.name)
+    if patch_map is not None:
+        embedder.teacher.patches = PatchPooling(patch_map.settings.grid, patch_map.basis_PW)
     result = LiveCheck(record.name)
     chooser = np.random.default_rng(seed)
     for modality, targets in (
@@ -85,10 +94,17 @@ def verify_live(
             continue
         if modality == "image":
             form = live.pixel_format(cache.num_views)
-            rows, live_ND = _embed_images(cache, record, rows, form, embedder, result)
+            rows, live_NR = _embed_images(cache, record, rows, form, embedder, result)
             views = np.tile(np.arange(cache.num_views), len(rows))
-            stored_ND = targets.read(np.repeat(rows, cache.num_views), views)
-            _compare("image", stored_ND, live_ND, record, result)
+            rows_N, E = np.repeat(rows, cache.num_views), record.embed_dim
+            _compare("image", targets.read(rows_N, views), live_NR[:, :E], record, result)
+            if patch_map is not None:
+                stored = cache.patch_targets(record.name).read(rows_N, views)
+                # With the grids: other ones are another teacher.
+                found_NR = np.concatenate(
+                    [stored.values_VCP.reshape(len(rows_N), -1), stored.grids_V2], 1
+                )
+                _compare("patch", found_NR, live_NR[:, E:], record, result)
         else:
             texts = cache.texts().filter(pl.col("text_row").is_in(rows.tolist()))
             ordered = texts.sort("text_row").collect()["text"].to_list()
@@ -104,9 +120,9 @@ def _embed_images(
     embedder: Embedder,
     result: LiveCheck,
 ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    """Return the rows whose images have not changed, and their live embeddings."""
+    """Return the rows whose images have not changed, and what the live teacher gives for their views."""
     size, _ = split_images(form.recipe, record.batch_size["image"], form.num_views)
-    found: list[NDArray[np.float16]] = [np.empty((0, record.embed_dim), np.float16)]
+    found: list[NDArray[np.float16]] = [np.empty((0, embedder.row_dim), np.float16)]
     sound: list[int] = []
     decoded: list[tuple[ImageRef, DecodedImage, NDArray[np.uint8]]] = []
 
@@ -140,8 +156,8 @@ def _recorded_sha256(cache: Cache, record: TeacherRecord, row: int) -> bytes:
 
 
 def _compare(
-    modality: Modality,
-    stored_ND: NDArray[np.float16],
+    array: ArrayName,
+    stored_ND: NDArray[Any],
     live_ND: NDArray[np.float16],
     record: TeacherRecord,
     result: LiveCheck,
@@ -152,12 +168,13 @@ def _compare(
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine_N = np.nan_to_num((a * b).sum(axis=1) / norms, nan=-1.0)
-    result.cosines[modality] = Cosines(
+    result.cosines[array] = Cosines(
         count=len(cosine_N), min=float(cosine_N.min()), mean=float(cosine_N.mean())
     )
-    limit = 1 - TOLERANCE[recorded_dtype(record)]
+    rounding = _INT8 if array == "patch" else 0.0
+    limit = 1 - TOLERANCE[recorded_dtype(record)] - rounding
     if cosine_N.min() < limit:
         result.faults.append(
-            f"{modality}: {int((cosine_N < limit).sum())} of {len(cosine_N)} embeddings differ from "
+            f"{array}: {int((cosine_N < limit).sum())} of {len(cosine_N)} embeddings differ from "
             f"the live teacher's, cosine {cosine_N.min():.6f} at worst where {limit} is expected"
         )

@@ -81,7 +81,18 @@ def test_a_real_teacher_s_cells_are_in_the_cache(
     status, out, _ = command("info", tmp_path / "cache", "--json")
     described = json.loads(out)["teachers"]["tiny"]
     assert (status, described["patches"]["grid"], described["patches"]["dim"]) == (0, 2, 8)
-    assert command("verify", tmp_path / "cache", "--sample", 2, "--device", "cpu")[0] == 0
+    again = ("verify", tmp_path / "cache", "--sample", 3, "--device", "cpu", "--json")
+    status, out, _ = command(*again)
+    sample = json.loads(out)["sample"]["patch"]
+    assert (status, sample["count"]) == (0, 6)
+    assert 0.999 < sample["min_cosine"] < 1
+    shard = tmp_path / "cache" / layout.shard("tiny", "patch", 0)
+    data = np.frombuffer(shard.read_bytes(), np.int8).copy()
+    data[: 4 * 2 * 4 * 16].reshape(-1, 16)[:, 1] ^= 64  # one value of each cell of rows 0 to 3
+    shard.write_bytes(data.tobytes())
+    status, out, _ = command(*again)
+    assert status == 1
+    assert any("patch: " in fault and "differ from" in fault for fault in json.loads(out)["faults"])
 
 
 def test_embeddings_and_catalog_are_those_of_a_build_without_them(
