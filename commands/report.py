@@ -12,7 +12,6 @@ from .options import (
     DecodeWorkers,
     Device,
     Quiet,
-    TeacherName,
     flag,
     given_location,
     local_path_option,
@@ -42,7 +41,9 @@ def report(
     split: Annotated[
         str, option("val|train|all", "For a run: images that the student is evaluated on.", CORPUS)
     ] = "val",
-    teacher: TeacherName = None,
+    teacher: Annotated[
+        str | None, option("NAME", "Teacher in the cache.", default="those of the run, or all")
+    ] = None,
     samples: Annotated[
         int,
         option(

@@ -182,6 +182,23 @@ def test_a_cache_without_captions_says_what_is_missing(
     assert page_of(report, tmp_path / "report.html")
 
 
+def test_each_teacher_of_a_cache_has_a_part_or_the_one_that_is_named(
+    cache: Path, corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    both = tmp_path / "cache"
+    shutil.copytree(cache, both)
+    build_cache(corpus, both, tiny_checkpoint, teacher_name="second")
+    report = make_report(FullReportConfig(cache=both))
+    assert [section.title for section in report.sections] == [
+        "The corpus",
+        "The teacher: first",
+        "The teacher: second",
+    ]
+    assert list(report.values()["teachers"]) == ["first", "second"]
+    named = make_report(FullReportConfig(cache=both, teacher="second"))
+    assert list(named.values()["teachers"]) == ["second"]
+
+
 def test_a_cache_without_a_teacher_says_so(cache: Path, tmp_path: Path) -> None:
     planned = tmp_path / "cache"
     shutil.copytree(cache, planned, ignore=shutil.ignore_patterns("teachers"))
