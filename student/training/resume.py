@@ -78,6 +78,9 @@ def begin_or_resume(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]
                 "and replaces it at its end"
             )
         return RunStart(lines=lines, first_steps=resolved.steps)
+    was, now = old.get("teacher"), as_plain(resolved.config)["teacher"]
+    if list(_weights(was).items()) != list(_weights(now).items()):  # their order matters too
+        raise _changed(run.root, "teacher", was, now)
     recorded = run.read_facts()
     for name, value in facts.items():
         if recorded.get(name) != value:
@@ -180,11 +183,20 @@ def find_changes(
             if not names:
                 continue
             name, was, now = f"{name}.{names[0]}", before.get(names[0], 0), after.get(names[0], 0)
-        raise SettingError(
-            f"{run} was started with {name} {was!r}, now it is {now!r}; resume with the old value, or "
-            "start another run with another --out"
-        )
+        raise _changed(run, name, was, now)
     return changes
+
+
+def _changed(run: Path, name: str, was: Any, now: Any) -> SettingError:
+    return SettingError(
+        f"{run} was started with {name} {was!r}, now it is {now!r}; resume with the old value, or start "
+        "another run with another --out"
+    )
+
+
+def _weights(teacher: str | Mapping[str, float] | None) -> Mapping[str, float]:
+    """Return the weight of each teacher of a run's resolved settings."""
+    return teacher if isinstance(teacher, Mapping) else {str(teacher): 1.0}
 
 
 def _first_steps(recorded: Mapping[str, Any], steps: int) -> int:
