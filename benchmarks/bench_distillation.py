@@ -70,6 +70,7 @@ def only(**given: float) -> dict[str, float]:
 
 
 BOTH = ("scenes", "digits")
+TWO_TEACHERS = "two teachers, the second 0.5"
 WAYS = [
     Way("default: soft 1, cosine T/3, contrastive 0.1", worlds=BOTH),
     Way("cosine 76 (3.5 T of scenes, 5.8 T of digits)", {"cosine": 76.0}, worlds=BOTH),
@@ -81,6 +82,7 @@ WAYS = [
     Way("select keep=0.5", settings={"select": "keep=0.5"}, noises=(NOISY,)),
     Way("soft and contrastive, no cosine", {"cosine": 0.0}, noises=(NOISY,)),
     Way("positives weighed", settings={"positives": "weighed"}, noises=(NOISY,)),
+    Way(TWO_TEACHERS, settings={"teacher": {"teacher": 1.0, "second": 0.5}}, noises=(NOISY,)),
     Way("two captions an image", settings={"captions_per_image": 2}, noises=(NOISY,)),
     Way("drrho 1 for contrastive", {"contrastive": 0.0, "drrho": 1.0}, noises=(NOISY,)),
     Way("drrho alone, rate 2e-3", only(drrho=1), lr=2e-3, noises=(NOISY,)),
@@ -136,6 +138,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--work", type=Path, help="folder to keep; default a temporary one")
     parser.add_argument("--ways", help="only objectives whose name contains this")
+    parser.add_argument(
+        "--second-teacher",
+        type=Path,
+        help="checkpoint of the second teacher of scenes, such as a student trained longer; without it that "
+        "objective is left out",
+    )
     parser.add_argument("--worlds", nargs="+", choices=BOTH, default=BOTH)
     parser.add_argument("--online", action="store_true", help="also train with the online teacher")
     args = parser.parse_args()
@@ -155,6 +163,8 @@ def run(args: argparse.Namespace, work: Path) -> None:
     for name, (teacher, start) in starts.items():
         print(f"{name}: teacher {teacher:.3f}, student at the start {start:.3f}", flush=True)
     ways = [way for way in WAYS if args.ways is None or args.ways in way.name]
+    if args.second_teacher is None:
+        ways = [way for way in ways if way.name != TWO_TEACHERS]
     jobs = [
         Job(way, world, noise, seed, work, args.steps, args.batch_size)
         for way in ways
@@ -198,6 +208,8 @@ def scenes_world(args: argparse.Namespace, work: Path) -> World:
         if not folder.exists():
             write_corpus(config, folder)
         caches[noise, 1] = make_cache(folder, teacher)
+        if noise == NOISY and args.second_teacher is not None:
+            make_cache(folder, args.second_teacher, name="second")
         if noise == NOISY and any(way.num_views > 1 for way in WAYS):
             caches[noise, 4] = make_cache(folder, teacher, num_views=4)
     held_out = work / "held-out"
@@ -284,7 +296,12 @@ def train_teacher(args: argparse.Namespace, work: Path, corpus: Path) -> Path:
 
 
 def make_cache(
-    folder: Path, teacher: Path, *, num_views: int = 1, has_labels: bool = False
+    folder: Path,
+    teacher: Path,
+    *,
+    name: str = "teacher",
+    num_views: int = 1,
+    has_labels: bool = False,
 ) -> Path:
     from siglip2_cache.precompute.build import BuildConfig, build
     from siglip2_cache.precompute.planning.config import PlanConfig
@@ -297,7 +314,10 @@ def make_cache(
         view_min_area=0.5,
         **(labels if has_labels else {}),
     )
-    build(BuildConfig(plan=plan, cache=cache, teacher=str(teacher), decode_workers=0))
+    config = BuildConfig(
+        plan=plan, cache=cache, teacher=str(teacher), teacher_name=name, decode_workers=0
+    )
+    build(config)
     return cache
 
 
@@ -317,6 +337,7 @@ def run_job(job: Job) -> dict[str, float]:
     world, out = job.world, job.work / "runs" / job.name
     settings: dict[str, Any] = {
         "student": str(world.student),
+        "teacher": "teacher",
         "from_scratch": world.from_scratch,
         "steps": job.steps,
         "global_batch_size": job.batch_size,
