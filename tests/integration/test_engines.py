@@ -459,7 +459,7 @@ def test_workers_that_die_as_they_load_the_teacher_are_not_replaced_for_ever(
             progress=progress,
             workers=2,
         )
-    assert sum("while it loaded the teacher (killed by SIGKILL)" in s for s in progress.said) == 4
+    assert sum("while loading the teacher (killed by SIGKILL)" in s for s in progress.said) == 4
 
 
 @pytest.mark.parametrize(
