@@ -459,7 +459,10 @@ def test_workers_that_die_as_they_load_the_teacher_are_not_replaced_for_ever(
             progress=progress,
             workers=2,
         )
-    assert sum("while loading the teacher (killed by SIGKILL)" in s for s in progress.said) == 4
+    died = [
+        said for said in progress.said if "while loading the teacher (killed by SIGKILL)" in said
+    ]
+    assert 3 <= len(died) <= 6  # three in a row, which two workers may be at once
 
 
 @pytest.mark.parametrize(
