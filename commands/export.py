@@ -100,8 +100,8 @@ def model(
         list[str] | None,
         option(
             "onnx|transformers-js|open-clip",
-            "Write files for other runtimes, and check them against PyTorch: ONNX graphs, which the first "
-            "two read, or those of open_clip. Repeatable.",
+            "Write for other runtimes and check against PyTorch: ONNX graphs, which the first two read, or "
+            "what open_clip reads. Repeatable.",
             default="plain transformers",
         ),
     ] = None,

@@ -68,7 +68,7 @@ def _grow_catalog(cache: Cache, num_rows: int) -> None:
             key=pl.format("k{}", "row"), **_typed("samples", ("row", "file", "key"))
         ),
         "captions": pl.DataFrame({"row": row, "text_row": row}).with_columns(
-            lang=pl.lit(None, pl.String)
+            lang=pl.lit(None, pl.String), kind=pl.lit(None, pl.String)
         ),
         "texts": pl.DataFrame({"text_row": row}).with_columns(
             text=pl.format("text {}", "text_row")

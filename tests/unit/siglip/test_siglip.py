@@ -343,10 +343,10 @@ def test_weights_that_do_not_fit_are_named_not_drawn_at_random(
 @pytest.mark.parametrize(
     ("stored", "compute", "held"),
     [
-        ("bfloat16", "bfloat16", torch.bfloat16),
-        ("float32", "bfloat16", torch.float32),
-        ("bfloat16", "float32", torch.float32),
-        ("float16", "bfloat16", torch.bfloat16),
+        ("bfloat16", "bfloat16", {torch.bfloat16}),
+        ("float32", "bfloat16", {torch.float32, torch.bfloat16}),  # matrices are rounded
+        ("bfloat16", "float32", {torch.float32}),
+        ("float16", "bfloat16", {torch.bfloat16}),
     ],
 )
 def test_parameters_stay_as_stored_where_they_can(
@@ -354,11 +354,11 @@ def test_parameters_stay_as_stored_where_they_can(
     tmp_path: Path,
     stored: str,
     compute: str,
-    held: torch.dtype,
+    held: set[torch.dtype],
 ) -> None:
     checkpoint = resolve_checkpoint(str(make_checkpoint("tiny-patch16-64", tmp_path, dtype=stored)))
     model = load_model(checkpoint, device="cpu", compute_dtype=compute)
-    assert {parameter.dtype for parameter in model.parameters()} == {held}
+    assert {parameter.dtype for parameter in model.parameters()} == held
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert model.config._attn_implementation == "sdpa"

@@ -26,7 +26,7 @@ NUM_ROWS = 70_000  # more than a row group
 LINES: dict[Table, tuple[Any, ...]] = {
     "files": (0, "photos", "a/ä.jpg", None, 1_700_000_000_000_000_000),
     "samples": (0, "photos/ä", 0, "a/ä.jpg", 512, 7, None, None, "cat", b"x" * 32),
-    "captions": (0, 3, None),
+    "captions": (0, 3, None, "alt"),
     "texts": (3, "eine Katze\n猫"),
     "views": (0, 1, 0.1, 0.25, 0.5, 0.75, True),
     "prompts": (4, "cat", "a photo of a {}", "en"),
@@ -141,7 +141,7 @@ def test_a_sample_in_an_archive_takes_at_most_10_bytes() -> None:
 
 def test_captions_in_order_take_about_a_byte() -> None:
     columns = {"row": np.arange(NUM_ROWS) // 5, "text_row": np.arange(NUM_ROWS)}
-    frame = pl.DataFrame(columns).with_columns(lang=pl.lit("en"))
+    frame = pl.DataFrame(columns).with_columns(lang=pl.lit("en"), kind=pl.lit("alt"))
     assert len(encode_part("captions", frame)) < NUM_ROWS
 
 

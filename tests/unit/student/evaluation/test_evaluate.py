@@ -211,7 +211,7 @@ def test_a_gallery_holds_the_split_with_its_captions_and_prompts(
         )
         expected = {
             (row, text)
-            for row, text, _ in captions.iter_rows()
+            for row, text in captions.select("row", "text_row").iter_rows()
             if row in each.rows_N and cache.text_targets(cache.teachers[0]).available([text])[0]
         }
         assert pairs == expected
