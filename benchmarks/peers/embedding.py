@@ -143,7 +143,8 @@ def embed(args: argparse.Namespace) -> None:
         rows = torch.nn.functional.normalize(torch.cat(parts), dim=-1).numpy()
     else:
         model[0].register_forward_hook(lambda *_: watch.count(BATCH))
-        pictures = [Image.open(path) for path in paths]
+        # It does not convert pictures, and fails at the first one without three colours.
+        pictures = [Image.open(path).convert("RGB") for path in paths]
         options = {"batch_size": BATCH, "normalize_embeddings": True, "show_progress_bar": False}
         rows = np.concatenate([model.encode(pictures, **options), model.encode(texts, **options)])
     np.save(target, rows)
