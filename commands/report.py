@@ -12,7 +12,6 @@ from .options import (
     DecodeWorkers,
     Device,
     Quiet,
-    flag,
     given_location,
     local_path_option,
     option,
@@ -22,7 +21,7 @@ from .options import (
     print_json,
     say,
 )
-from .search import check_page, open_page
+from .search import Open, check_page, open_page
 
 
 def report(
@@ -63,9 +62,7 @@ def report(
     html: Annotated[
         Path | None, local_path_option("FILE", "Also write one HTML page.", OUTPUT)
     ] = None,
-    is_opened: Annotated[
-        bool, flag("--open", "Open that page in the web browser.", OUTPUT)
-    ] = False,
+    is_opened: Open = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

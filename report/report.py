@@ -88,7 +88,8 @@ def _make(config: FullReportConfig, progress: TaskProgress) -> FullReport:
             sections.append(_written(evaluation, None))
     else:
         cache, names = opened
-        sections += _student_sections(run, settings, cache, names[0], config, progress, notes)
+        embedded = _embed(run, settings, cache, names[0], config, progress, notes)
+        sections += _student_sections(run, cache, config, embedded)
         sections += _cache_sections(cache, names, config, progress)
     return FullReport(
         title=config.run.resolve().name,
@@ -129,17 +130,10 @@ def _open_cache(
 
 
 def _student_sections(
-    run: RunFiles,
-    settings: dict[str, Any],
-    cache: Cache,
-    teacher: str,
-    config: FullReportConfig,
-    progress: TaskProgress,
-    notes: list[str],
+    run: RunFiles, cache: Cache, config: FullReportConfig, embedded: Embedded | None
 ) -> Iterator[Section]:
     """Yield where the student stands and where it fails, as far as there are a model and images."""
     evaluation = run.read_evaluation()
-    embedded = _embed(run, settings, cache, teacher, config, progress, notes)
     is_of_run = config.cache is None and config.split == "val" and "after" in evaluation
     if is_of_run:
         yield _written(evaluation, embedded)
