@@ -32,6 +32,24 @@ _TIMM_SIZES = {
 }
 """Part of timm's name of an image tower, by width, layers and heads; open_clip builds it by name."""
 
+_IMAGE_LAYER = {
+    "qkv": "attn.qkv.",
+    "self_attn.out_proj": "attn.proj",
+    "layer_norm1": "norm1",
+    "layer_norm2": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_TEXT_LAYER = {
+    "qkv": "attn.in_proj_",
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+"""Names in a layer of timm's image tower, and of open_clip's text tower; ``qkv`` lacks its last word."""
+
 
 def check_open_clip_installed() -> None:
     """Check that open_clip can be imported.
@@ -133,11 +151,14 @@ def open_clip_weights(model: Any) -> dict[str, Tensor]:
         for end in ("weight", "bias"):
             found[f"{new}.{end}"] = source.pop(f"{old}.{end}")
 
-    def join_qkv(old: str, new: str) -> None:
-        """Join the projections to queries, keys and values, in this order; ``new`` lacks its last word."""
+    def move_layer(old: str, new: str, names: dict[str, str]) -> None:
+        """Join the projections to queries, keys and values, in this order, and move the rest by name."""
         for end in ("weight", "bias"):
-            parts = [source.pop(f"{old}.{part}_proj.{end}") for part in "qkv"]
-            found[f"{new}{end}"] = torch.cat(parts)
+            parts = [source.pop(f"{old}.self_attn.{part}_proj.{end}") for part in "qkv"]
+            found[f"{new}.{names['qkv']}{end}"] = torch.cat(parts)
+        for name, named in names.items():
+            if name != "qkv":
+                move(f"{old}.{name}", f"{new}.{named}")
 
     for name in ("logit_scale", "logit_bias"):
         found[name] = source.pop(name).reshape(())
@@ -147,12 +168,7 @@ def open_clip_weights(model: Any) -> dict[str, Tensor]:
     positions_ND = source.pop(f"{old}.embeddings.position_embedding.weight")
     found[f"{new}.pos_embed"] = positions_ND[None]
     for i in range(model.config.vision_config.num_hidden_layers):
-        layer, block = f"{old}.encoder.layers.{i}", f"{new}.blocks.{i}"
-        join_qkv(f"{layer}.self_attn", f"{block}.attn.qkv.")
-        move(f"{layer}.self_attn.out_proj", f"{block}.attn.proj")
-        for a, b in (("layer_norm1", "norm1"), ("layer_norm2", "norm2"), ("mlp.fc1", "mlp.fc1")):
-            move(f"{layer}.{a}", f"{block}.{b}")
-        move(f"{layer}.mlp.fc2", f"{block}.mlp.fc2")
+        move_layer(f"{old}.encoder.layers.{i}", f"{new}.blocks.{i}", _IMAGE_LAYER)
     move(f"{old}.post_layernorm", f"{new}.norm")
     found[f"{new}.attn_pool.latent"] = source.pop(f"{old}.head.probe")
     for end in ("weight", "bias"):
@@ -169,12 +185,7 @@ def open_clip_weights(model: Any) -> dict[str, Tensor]:
     found[f"{new}.token_embedding.weight"] = source.pop(f"{old}.embeddings.token_embedding.weight")
     found[f"{new}.positional_embedding"] = source.pop(f"{old}.embeddings.position_embedding.weight")
     for i in range(model.config.text_config.num_hidden_layers):
-        layer, block = f"{old}.encoder.layers.{i}", f"{new}.transformer.resblocks.{i}"
-        join_qkv(f"{layer}.self_attn", f"{block}.attn.in_proj_")
-        move(f"{layer}.self_attn.out_proj", f"{block}.attn.out_proj")
-        for a, b in (("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("mlp.fc1", "mlp.c_fc")):
-            move(f"{layer}.{a}", f"{block}.{b}")
-        move(f"{layer}.mlp.fc2", f"{block}.mlp.c_proj")
+        move_layer(f"{old}.encoder.layers.{i}", f"{new}.transformer.resblocks.{i}", _TEXT_LAYER)
     move(f"{old}.final_layer_norm", f"{new}.ln_final")
     move(f"{old}.head", f"{new}.text_projection")
     assert not source, f"weights without a place: {sorted(source)}"
