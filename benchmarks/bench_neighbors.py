@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from arguments import benchmark_parser
-from hardware import machine
+from hardware import machine, peak_resident_bytes
 from numpy.typing import NDArray
 
 SHARD_ROWS = 16_384
@@ -87,9 +87,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     queries_QD = np.load(args.work / "queries.npy")
     search = search_ours if args.mode == "ours" else search_faiss
     seconds, rows_QK = search(args, queries_QD)
-    status = Path("/proc/self/status").read_text()
-    peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    return {"seconds": seconds, "peak_bytes": peak, "rows": rows_QK.tolist()}
+    return {"seconds": seconds, "peak_bytes": peak_resident_bytes(), "rows": rows_QK.tolist()}
 
 
 def search_ours(

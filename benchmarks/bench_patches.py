@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from arguments import benchmark_parser
-from bench_targets import recall
+from bench_targets import CHECKPOINTS, last_metrics, recall, train_student
 from hardware import machine
 from numpy.typing import NDArray
 from torch import Tensor
@@ -33,15 +33,10 @@ from siglip2_cache.demo.drawing import IMAGE_SIZE, draw_with_coverage
 from siglip2_cache.demo.scenes import SHAPES, layouts
 from siglip2_cache.precompute.build import BuildConfig, build
 from siglip2_cache.precompute.planning.config import PlanConfig
-from siglip2_cache.progress import Display
 from siglip2_cache.siglip import encode_images, load_model, resolve_checkpoint, vision_tower
 from siglip2_cache.store.format.patch_encoding import decode_patches, encode_patches
 from siglip2_cache.store.format.patch_map import fit_patch_map
-from siglip2_cache.student.config import TrainConfig
-from siglip2_cache.student.training.progress import TrainProgress
-from siglip2_cache.student.training.trainer import train
 
-CHECKPOINTS = Path(__file__).parents[1] / "demo" / "checkpoints"
 GRID, DIM = 4, 64
 _PROBE_STEPS, _PROBE_RATE = 300, 1e-2
 
@@ -219,32 +214,10 @@ def compare_training(
     for seed in range(args.seeds):
         for name, weights in (("default", {}), ("with patch", {"patch": args.weight})):
             out = folder / f"{name}-{seed}".replace(" ", "-")
-            train_student(args, cache, out, seed, weights)
-            lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-            last = [line.get("patch", 0.0) for line in lines[-max(1, len(lines) // 10) :]]
-            note(name, seed, out / "model", statistics.mean(last))
+            train_student(args, cache, out, seed=seed, lr=4e-3, weights=weights)
+            losses = [line.get("patch", 0.0) for line in last_metrics(out)]
+            note(name, seed, out / "model", statistics.mean(losses))
     return found
-
-
-def train_student(
-    args: argparse.Namespace, cache: Path, out: Path, seed: int, weights: dict[str, float]
-) -> None:
-    config = TrainConfig(
-        cache=cache,
-        student=str(CHECKPOINTS / "student"),
-        out=out,
-        steps=args.steps,
-        global_batch_size=args.batch_size,
-        warmup_steps=args.steps // 10,
-        lr=4e-3,
-        seed=seed,
-        weights=weights,
-        decode_workers=0,
-        val_share=0.0,
-        check_pixels="never",
-        save_every=args.steps,
-    )
-    train(config, progress=TrainProgress(Display()))
 
 
 def probe_miou(model: Path, probe: Scenes, held_out: Scenes) -> float:

@@ -16,7 +16,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +286,7 @@ def compare_training(args: argparse.Namespace, folder: Path) -> dict[str, list[d
     for seed in range(args.seeds):
         for name, cache in caches.items():
             out = folder / f"run-{name}-{seed}"
-            train_student(args, cache, out, seed)
+            train_student(args, cache, out, seed=seed, lr=1e-3)
             result = {"recall": recall(out / "model", held_out), **last_losses(out)}
             found[name].append(result)
             print(
@@ -305,7 +305,16 @@ def build_cache(folder: Path, corpus: CorpusConfig) -> Path:
     return cache
 
 
-def train_student(args: argparse.Namespace, cache: Path, out: Path, seed: int) -> None:
+def train_student(
+    args: argparse.Namespace,
+    cache: Path,
+    out: Path,
+    *,
+    seed: int,
+    lr: float,
+    weights: Mapping[str, float] | None = None,
+) -> None:
+    """Train the demo's student for ``args.steps`` of ``args.batch_size``, with no image held out."""
     config = TrainConfig(
         cache=cache,
         student=str(CHECKPOINTS / "student"),
@@ -313,8 +322,9 @@ def train_student(args: argparse.Namespace, cache: Path, out: Path, seed: int) -
         steps=args.steps,
         global_batch_size=args.batch_size,
         warmup_steps=args.steps // 10,
-        lr=1e-3,
+        lr=lr,
         seed=seed,
+        weights=weights or {},
         decode_workers=0,
         val_share=0.0,
         check_pixels="never",
@@ -330,10 +340,15 @@ def recall(model: Path, cache: Path) -> float:
     return (ways["image_to_text"]["1"] + ways["text_to_image"]["1"]) / 2
 
 
+def last_metrics(run: Path) -> list[dict[str, float]]:
+    """Return the metrics of the last tenth of the steps."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return lines[-max(1, len(lines) // 10) :]
+
+
 def last_losses(run: Path) -> dict[str, float]:
     """Return the mean loss, and soft term above its floor, of the last tenth of the steps."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    last = lines[-max(1, len(lines) // 10) :]
+    last = last_metrics(run)
     return {
         "loss": statistics.mean(line["loss"] for line in last),
         "soft_gap": statistics.mean(line["soft"] - line["soft_floor"] for line in last),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments import benchmark_parser
-from hardware import machine
+from hardware import machine, peak_resident_bytes
 from make_checkpoint import make_checkpoint
 from photographs import draw_photograph
 
@@ -77,7 +77,7 @@ def main() -> None:
         if args.only in (None, "step"):
             found["step"] = run_steps(args, Path(folder))
         if args.only in (None, "options"):
-            found["options"] = run_options(args, Path(folder))
+            found["options"] = run_options(args, Path(folder), found.get("step", {}).get("cached"))
         if args.only in (None, "loss"):
             found["loss"] = in_process(args, Path(folder), "loss")
             show_loss(args, found["loss"])
@@ -85,15 +85,18 @@ def main() -> None:
         print(json.dumps(found))
 
 
-def run_options(args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Return a measurement of each option, each in a process of its own."""
+def run_options(
+    args: argparse.Namespace, work: Path, plain: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return a measurement of each option, each in a process of its own; ``plain`` may be measured."""
     found: dict[str, Any] = {}
     print(f"\n{args.student}, {args.batch_size} images a step, by option")
     print("| | s a step | to plain | waiting | peak memory |")
     print("|---|---|---|---|---|")
     for option in OPTIONS:
         given = argparse.Namespace(**{**vars(args), "option": option})
-        one = found[option] = in_process(given, work, "cached")
+        is_measured = option == "plain" and plain is not None
+        one = found[option] = dict(plain) if is_measured else in_process(given, work, "cached")
         one["to_plain"] = one["step_s"] / found["plain"]["step_s"]
         print(
             f"| {option} | {one['step_s']:.3f} | {one['to_plain']:.2f} | {one['wait_s']:.4f} | "
@@ -199,9 +202,7 @@ def peak_bytes(args: argparse.Namespace) -> int:
 
     if torch.cuda.is_available() and args.device != "cpu":
         return torch.cuda.max_memory_allocated()
-    # Not getrusage: Linux lets a program begin with the peak of the process that started it.
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return peak_resident_bytes()
 
 
 def kind_of(args: argparse.Namespace, times: list[dict[str, float]]) -> Any:

@@ -107,13 +107,14 @@ class Context:
 
     def note(self, **rates: float) -> None:
         """Keep rates for a later section."""
-        path = self.work / "rates.json"
-        found = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(found | rates))
+        self._path.write_text(json.dumps(self.rates() | rates))
 
     def rates(self) -> dict[str, float]:
-        path = self.work / "rates.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    @property
+    def _path(self) -> Path:
+        return self.work / "rates.json"
 
 
 def main() -> None:

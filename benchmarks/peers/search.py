@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from arguments import benchmark_parser
 from bench_neighbors import SHARD_ROWS, prepare
-from hardware import machine
+from hardware import machine, peak_resident_bytes
 
 WAYS = ("neighbors", "faiss flat", "index ivf", "faiss ivf")
 LISTS = "searched-lists"
@@ -75,11 +75,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "faiss ivf": faiss_ivf,
     }
     build_s, search_s, rows_QK = ways[args.way](args, queries_QD)
-    status = Path("/proc/self/status").read_text()
     return {
         "build_s": build_s,
         "search_s": search_s,
-        "peak_bytes": int(status.partition("VmHWM:")[2].split()[0]) * 1024,
+        "peak_bytes": peak_resident_bytes(),
         "rows": rows_QK.tolist(),
     }
 
