@@ -1,0 +1,84 @@
+"""The objectives that bench_distillation compares, in the order in which they are run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+NOISES: dict[str, tuple[float, float]] = {
+    "30 % missing, 45 % mismatched": (0.3, 0.45),
+    "60 % mismatched": (0.0, 0.6),
+    "clean": (0.0, 0.0),
+}
+"""Share of images without captions, and of captioned images with those of another. All digits have captions:
+there the first is the second."""
+
+NOISY, MISMATCHED, CLEAN = NOISES
+CACHES: dict[str, dict[str, Any]] = {"1 view": {}, "4 views": {"num_views": 4}}
+"""Settings of the plan of each kind of cache."""
+
+WORLDS = ("scenes", "scratch", "half", "digits")
+"""Scenes from the shipped student, from random weights, from one of half the width; digits."""
+
+PRETRAINED = ("scenes", "digits")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One objective, with its settings."""
+
+    name: str
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    lr: float = 8e-3
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    noises: tuple[str, ...] = (NOISY,)
+    worlds: tuple[str, ...] = ("scenes",)
+    cache: str = "1 view"
+    steps: float = 1.0
+    """Steps as a share of those of the others."""
+
+    is_online: bool = False
+
+    def told(self) -> list[Any]:
+        """Return what a result depends on."""
+        return [
+            dict(self.weights), self.lr, dict(self.settings), self.cache, self.steps, self.is_online
+        ]  # fmt: skip
+
+
+def only(**given: float) -> dict[str, float]:
+    """Return weights in which a term that is not named is 0."""
+    return {"soft": 0.0, "cosine": 0.0, "contrastive": 0.0, **given}
+
+
+ALL = tuple(NOISES)
+DEFAULT = Way("default: soft 1, cosine T/3, contrastive 0.1", noises=ALL, worlds=WORLDS)
+TWO_TEACHERS = "two teachers, the second 0.5"
+_LEARNABILITY = {"select": "learnability"}
+WAYS = [
+    DEFAULT,
+    Way("contrastive alone, rate 2e-3", only(contrastive=1), lr=2e-3, noises=ALL, worlds=WORLDS),
+    Way("cosine 76 (3.5 T of scenes, 5.8 T of digits)", {"cosine": 76.0}, noises=ALL, worlds=PRETRAINED),
+    Way("no contrastive", {"contrastive": 0.0}),
+    Way("soft and contrastive, no cosine", {"cosine": 0.0}),
+    Way("positives weighed", settings={"positives": "weighed"}),
+    Way("relations 1", {"relations": 1.0}),
+    Way("affinity 0.1", {"affinity": 0.1}),
+    Way("image_bank 0.1", {"image_bank": 0.1}),
+    Way("select keep=0.5", settings={"select": "keep=0.5"}),
+    Way("select learnability, super-batch 2", settings=_LEARNABILITY),
+    Way("two captions an image", settings={"captions_per_image": 2}),
+    Way("drrho 1 for contrastive", {"contrastive": 0.0, "drrho": 1.0}),
+    Way("drrho alone, rate 2e-3", only(drrho=1), lr=2e-3),
+    Way("drrho_sigmoid alone, rate 2e-3", only(drrho_sigmoid=1), lr=2e-3),
+    Way("average, decay 0.998", settings={"ema": 0.998, "export": "ema"}),
+    Way("schedule wsd", settings={"schedule": "wsd"}),
+    Way("default, rate 4e-3", lr=4e-3, worlds=PRETRAINED),
+    Way("default, rate 1e-3", lr=1e-3, worlds=PRETRAINED),
+    Way("default, rate 16e-3", lr=16e-3, worlds=PRETRAINED),
+    Way("default, half the steps", steps=0.5),
+    Way("select learnability, super-batch 2, half the steps", settings=_LEARNABILITY, steps=0.5),
+    Way("select keep=0.5, half the steps", settings={"select": "keep=0.5"}, steps=0.5),
+    Way("4 views", cache="4 views", worlds=PRETRAINED),
+    Way("4 views, 2 in one step", settings={"views_per_step": 2}, cache="4 views"),
+    Way(TWO_TEACHERS, settings={"teacher": {"teacher": 1.0, "second": 0.5}}),
+]  # fmt: skip
