@@ -98,14 +98,9 @@ def image_in_part(part: bytes, first: int, location: ImageLocation) -> bytes:
         StorageError: the object store does not respond.
     """
     assert location.offset is not None
-    at = location.offset - first
-    if location.member is not None:
-        _check_header(part[max(0, at - BLOCK) : at], location, location.offset)
-    else:
+    if location.member is None:
         _check_same_size(_object_bytes(cast(UPath, location.path)), location)
-    data = part[at : at + (location.length or 0)]
-    _check_read(data, location)
-    return _checked_image(data, location)
+    return _checked_image(_cut(part, first, location, location.offset), location)
 
 
 def read_parquet_image(file: Any, location: ImageLocation) -> bytes:
@@ -131,15 +126,13 @@ def _read(location: ImageLocation) -> bytes:
     with location.path.open("rb") as file:
         if location.offset is None:
             return _read_whole(file)
-        if location.member is not None:
-            _check_member(file, location, location.offset)
-        else:
-            _check_size(file, location)
         _check_length(location.length or 0)
-        file.seek(location.offset)
-        data = file.read(location.length)
-    _check_read(data, location)
-    return data
+        if location.member is None:
+            _check_size(file, location)
+        start = _first_byte(location, location.offset)
+        file.seek(start)
+        whole = file.read((location.length or 0) + location.offset - start)
+    return _cut(whole, start, location, location.offset)
 
 
 def _read_object(location: ImageLocation, path: UPath) -> bytes:
@@ -152,12 +145,22 @@ def _read_object(location: ImageLocation, path: UPath) -> bytes:
     _check_length(location.length or 0)
     if location.member is None:
         _check_same_size(_object_bytes(path), location)
-        data = read_bytes(path, location.offset, location.length)
-    else:
-        start = max(0, location.offset - BLOCK)
-        whole = read_bytes(path, start, (location.length or 0) + location.offset - start)
-        _check_header(whole[: location.offset - start], location, location.offset)
-        data = whole[location.offset - start :]
+    start = _first_byte(location, location.offset)
+    whole = read_bytes(path, start, (location.length or 0) + location.offset - start)
+    return _cut(whole, start, location, location.offset)
+
+
+def _first_byte(location: ImageLocation, offset: int) -> int:
+    """Return where reading begins: a tar member is read with its header, if there is room for one."""
+    return offset if location.member is None else max(0, offset - BLOCK)
+
+
+def _cut(part: bytes, first: int, location: ImageLocation, offset: int) -> bytes:
+    """Return the planned bytes of a part that begins at byte ``first``; a tar header is checked."""
+    at = offset - first
+    if location.member is not None:
+        _check_header(part[max(0, at - BLOCK) : at], location, offset)
+    data = part[at : at + (location.length or 0)]
     _check_read(data, location)
     return data
 
@@ -186,11 +189,6 @@ def _read_whole(file: BinaryIO) -> bytes:
 def _check_length(num_bytes: int) -> None:
     if num_bytes > _MAX_BYTES:
         raise ReadError(f"too large: {num_bytes:,} bytes, the limit is {_MAX_BYTES:,}")
-
-
-def _check_member(file: BinaryIO, location: ImageLocation, offset: int) -> None:
-    file.seek(max(0, offset - BLOCK))
-    _check_header(file.read(BLOCK), location, offset)
 
 
 def _check_header(block: bytes, location: ImageLocation, offset: int) -> None:

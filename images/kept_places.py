@@ -54,18 +54,18 @@ def kept_places(
 
 def kept_refs(kept: KeptPixels, places: pl.DataFrame) -> Iterator[ImageRef]:
     """Yield references without views to some lines of kept_places; with a fault where nothing is kept."""
-    root = kept.files.root
+    tars = {unit: layout.pixels_tar(unit) for unit in places["file"].drop_nulls().unique()}
+    paths = {unit: join(kept.files.root, tar) for unit, tar in tars.items()}
     columns = places.select("row", "file", "offset", "length", "sha256")
     for row, unit, offset, length, sha256 in columns.iter_rows():
         if unit is None:
             yield ImageRef(row, _NOWHERE, (), fault=_LACKS_PIXELS)
             continue
-        tar = layout.pixels_tar(unit)
         location = ImageLocation(
-            path=join(root, tar),
+            path=paths[unit],
             member=member_name(row),
             offset=offset,
             length=length,
-            file_bytes=kept.units[unit].files[tar]["num_bytes"],
+            file_bytes=kept.units[unit].files[tars[unit]]["num_bytes"],
         )
         yield ImageRef(row, location, (), sha256=sha256)

@@ -148,14 +148,20 @@ def _larger_than(short_side: int, full: tuple[int, int]) -> tuple[int, int]:
 
 
 def render_views(
-    image: Image.Image, boxes: Sequence[ViewBox], *, size: tuple[int, int], resample: int
+    image: Image.Image,
+    boxes: Sequence[ViewBox],
+    *,
+    size: tuple[int, int],
+    resample: int,
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """Return the views of an upright RGB image as (len(boxes), H, W, 3) uint8.
+    """Return the views of an upright RGB image as (len(boxes), H, W, 3) uint8, in ``out`` if it is given.
 
     Each view is cropped, mirrored if its box says so, then squashed to ``size`` (height, width) with the
     resampler of Pillow, exactly as the processor of the checkpoint does with a whole image.
     """
-    out = np.empty((len(boxes), *size, 3), np.uint8)
+    if out is None:
+        out = np.empty((len(boxes), *size, 3), np.uint8)
     for pixels_HWC, box in zip(out, boxes, strict=True):
         pixels_HWC[:] = np.asarray(resize(cut_view(image, box), size, resample))
     return out

@@ -8,7 +8,6 @@ of each that are wanted.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -74,8 +73,7 @@ class ImageLookup:
         parts = self._parts.ranges(self._group_N[positions_B])
         found = self._images.refs(positions_B)
         return [
-            replace(ref, boxes=box, part=part)
-            for ref, box, part in zip(found, boxes, parts, strict=True)
+            ref.with_views(box, part) for ref, box, part in zip(found, boxes, parts, strict=True)
         ]
 
     def keys(self, positions: list[int]) -> list[str]:
