@@ -109,11 +109,13 @@ def _towers_in(checkpoint: Checkpoint) -> Towers:
 
 def _class(checkpoint: Checkpoint, towers: Towers) -> Any:
     """Return the class of transformers for some towers of a checkpoint."""
-    import transformers
+    from transformers.models.siglip import modeling_siglip
+    from transformers.models.siglip2 import modeling_siglip2
 
-    kind = "Siglip2" if checkpoint.model_type == "siglip2" else "Siglip"
     name = {"both": "Model", "image": "VisionModel", "text": "TextModel"}[towers]
-    return getattr(transformers, kind + name)
+    if checkpoint.model_type == "siglip2":
+        return getattr(modeling_siglip2, f"Siglip2{name}")
+    return getattr(modeling_siglip, f"Siglip{name}")
 
 
 def _load(

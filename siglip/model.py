@@ -19,7 +19,8 @@ Towers = Literal["both", "image", "text"]
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import Siglip2Model, SiglipModel
+    from transformers.models.siglip import SiglipModel
+    from transformers.models.siglip2 import Siglip2Model
 
 
 def vision_tower(model: Any) -> Any:
@@ -113,7 +114,7 @@ def embed_token_ids(
     """
     import torch
 
-    tower: Any = model.text_model
+    tower = text_tower(model)
     with torch.inference_mode(), autocast(ids_BL.device.type, compute_dtype):
         return unit_rows(pool_token_ids(tower, ids_BL))
 

@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...siglip import (
@@ -132,13 +133,12 @@ class SiglipTeacher:
         import PIL
         import tokenizers
         import torch
-        import transformers
 
         return {
             "teacher": self.checkpoint.given,
             "revision": self.checkpoint.revision,
             "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            "transformers": version("transformers"),
             "tokenizers": tokenizers.__version__,
             "pillow": PIL.__version__,
             "device": self.device.partition(":")[0],  # without the number of the GPU

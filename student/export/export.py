@@ -32,14 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
-    from transformers import (
-        Siglip2Model,
-        Siglip2TextModel,
-        Siglip2VisionModel,
-        SiglipModel,
-        SiglipTextModel,
-        SiglipVisionModel,
-    )
+    from transformers.models.siglip import SiglipModel, SiglipTextModel, SiglipVisionModel
+    from transformers.models.siglip2 import Siglip2Model, Siglip2TextModel, Siglip2VisionModel
 
     _Tensors = dict[str, Tensor]
 
@@ -218,7 +212,8 @@ def _mapped(text: _Part, text_map: "NDArray[Any] | None", image: _Part | None) -
 
 def _joined(image: _Part, text: _Part) -> tuple[Any, Any]:
     """Return class and config of a model of two towers; the image tower decides whether it is NaFlex."""
-    from transformers import Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
+    from transformers.models.siglip import SiglipConfig, SiglipModel
+    from transformers.models.siglip2 import Siglip2Config, Siglip2Model
 
     is_naflex = image.checkpoint.model_type == "siglip2"
     config_class: Any = Siglip2Config if is_naflex else SiglipConfig

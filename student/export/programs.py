@@ -1,9 +1,11 @@
 """Whether texts become the right token ids in other programs, tried with the installed transformers.
 
-Loading a published tokenizer takes seconds, so each is loaded once for all that is tried.
+Loading a published tokenizer takes seconds, so each is loaded once for all that is tried. transformers is
+imported by name, since a type checker would read all of its models: a quarter of `make lint`.
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -44,8 +46,8 @@ def try_programs(checkpoint: Checkpoint, folder: Path, *, image: Checkpoint | No
         image: checkpoint of the exported image tower; None for a text tower alone.
     """
     import numpy as np
-    from transformers import AutoProcessor, PreTrainedTokenizerFast
 
+    transformers: Any = import_module("transformers")
     if read_text_settings(checkpoint.folder).is_siglip1:  # not tried: it may need sentencepiece
         return TextPrograms(
             tokenizer_class=(
@@ -62,12 +64,14 @@ def try_programs(checkpoint: Checkpoint, folder: Path, *, image: Checkpoint | No
         # An attention mask would change the embedding.
         return list(texts) == ["input_ids"] and np.array_equal(texts["input_ids"], expected)
 
-    processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    tokenizer: Any = processor if image is None else processor.tokenizer  # what AutoTokenizer loads
+    processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    tokenizer = processor if image is None else processor.tokenizer  # what AutoTokenizer loads
     found = tokenizer(PROBES, padding="max_length", truncation=True)
     is_auto = np.array_equal(found["input_ids"], expected)
     if not is_auto:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(
+            folder, local_files_only=True
+        )
     padding = padding_of(checkpoint)
     return TextPrograms(
         tokenizer_class="AutoTokenizer" if is_auto else "PreTrainedTokenizerFast",
@@ -85,9 +89,9 @@ def padding_of(checkpoint: Checkpoint) -> dict[str, Any]:
 def _prepare_for_pipeline(folder: Path, tokenizer: Any, image_processor: Any) -> Any:
     """Return the texts as the pipeline's own code prepares them."""
     import torch
-    import transformers
     from PIL import Image
 
+    transformers: Any = import_module("transformers")
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     pipeline = SimpleNamespace(
         model=SimpleNamespace(config=config),
@@ -95,7 +99,7 @@ def _prepare_for_pipeline(folder: Path, tokenizer: Any, image_processor: Any) ->
         image_processor=image_processor,
         dtype=torch.float32,
     )
-    prepare: Any = transformers.ZeroShotImageClassificationPipeline.preprocess
+    prepare = transformers.ZeroShotImageClassificationPipeline.preprocess
     picture = Image.new("RGB", (32, 32))
     inputs = prepare(pipeline, picture, candidate_labels=PROBES, hypothesis_template="{}")
     [texts] = inputs["text_inputs"]

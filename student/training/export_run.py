@@ -5,6 +5,7 @@ Shape letters in this file: E = the teacher's width, D = the student's.
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,6 @@ def _split(config: TrainConfig) -> dict[str, Any]:
 def _card(resolved: Resolved, run: RunFiles, weights: Weights, *, is_evaluated: bool) -> ModelCard:
     import tokenizers
     import torch
-    import transformers
 
     from ...version import __version__
 
@@ -271,7 +271,7 @@ def _card(resolved: Resolved, run: RunFiles, weights: Weights, *, is_evaluated: 
         versions={
             "siglip2-cache": __version__,
             "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            "transformers": version("transformers"),
             "tokenizers": tokenizers.__version__,
         },
     )
