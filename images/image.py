@@ -35,6 +35,10 @@ class ImageRef:
     data: bytes | None = None
     """Its bytes if they were prefetched; None: read them from the location."""
 
+    full: tuple[int, int] | None = None
+    """(width, height) of the image that a kept image was made from, whose pixels the views are of; None: its
+    own."""
+
     fault: str | None = None
     """Why prefetching failed; the image is rejected for this reason."""
 
@@ -106,6 +110,8 @@ class PixelFormat:
         full: tuple[int, int],
         boxes: Sequence[ViewBox],
         out: NDArray[np.uint8],
+        *,
+        is_kept: bool = False,
     ) -> tuple[Grid, ...]:
         """Fill ``out``, of image_shape, with the views of an upright RGB image, and return their grids.
 
@@ -114,13 +120,21 @@ class PixelFormat:
             full: (width, height) of the image at full resolution.
             boxes: the views.
             out: the pixels.
+            is_kept: whether views are cut at fractions of a pixel, where they are at full resolution.
 
         Raises:
             PixelError: a view does not fit into the patches of the model.
         """
         recipe = self.recipe
         if isinstance(recipe, SquashRecipe):
-            render_views(image, boxes, size=recipe.size, resample=recipe.resample, out=out)
+            render_views(
+                image,
+                boxes,
+                size=recipe.size,
+                resample=recipe.resample,
+                full=full if is_kept else None,
+                out=out,
+            )
             return ()
         out[:], grids = render_patches(
             image,
@@ -129,6 +143,7 @@ class PixelFormat:
             max_num_patches=recipe.max_num_patches,
             resample=recipe.resample,
             full=full,
+            is_kept=is_kept,
         )
         return grids
 
@@ -178,7 +193,8 @@ def decode_image(
                 decode=form.decode,
                 on_white=form.recipe.on_white,
             )
-            grids = form.render(image, (width, height), ref.boxes, out)
+            is_kept = ref.full is not None
+            grids = form.render(image, ref.full or (width, height), ref.boxes, out, is_kept=is_kept)
             if form.kept is not None:
                 is_same = form.kept.settings.on_white == form.recipe.on_white
                 decoded = (image, (width, height)) if is_same else None

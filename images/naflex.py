@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..store.format.views import ViewBox
-from .pixels import PixelError, cut_size, cut_view, resize
+from .pixels import PixelError, cut_size, render_view
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
@@ -54,6 +54,7 @@ def render_patches(
     max_num_patches: int,
     resample: int,
     full: tuple[int, int] | None = None,
+    is_kept: bool = False,
 ) -> tuple[NDArray[np.uint8], tuple[Grid, ...]]:
     """Return the views of an upright RGB image as patches, and their grids.
 
@@ -68,6 +69,7 @@ def render_patches(
         resample: number of the resampler in Pillow.
         full: (width, height) of the image at full resolution, which the grids are made for; None: that
             of ``image``.
+        is_kept: whether views are cut at fractions of a pixel, where they are in ``full``.
 
     Returns:
         (len(boxes), max_num_patches, P) uint8, zeros after the last patch of each view, and the grids.
@@ -86,7 +88,8 @@ def render_patches(
             raise PixelError(
                 f"too long: {width} x {height} pixels do not fit into {max_num_patches} patches"
             )
-        view = resize(cut_view(image, box), (rows * patch_size, columns * patch_size), resample)
+        size = (rows * patch_size, columns * patch_size)
+        view = render_view(image, box, size, resample, full if is_kept else None)
         patches_NP[: rows * columns] = patchify(np.asarray(view), patch_size)
         grids.append((rows, columns))
     return out, tuple(grids)

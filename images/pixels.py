@@ -153,18 +153,53 @@ def render_views(
     *,
     size: tuple[int, int],
     resample: int,
+    full: tuple[int, int] | None = None,
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Return the views of an upright RGB image as (len(boxes), H, W, 3) uint8, in ``out`` if it is given.
 
     Each view is cropped, mirrored if its box says so, then squashed to ``size`` (height, width) with the
     resampler of Pillow, exactly as the processor of the checkpoint does with a whole image.
+
+    Args:
+        image: the image.
+        boxes: the views.
+        size: (height, width) of the result.
+        resample: number of the resampler in Pillow.
+        full: see render_view.
+        out: the result; None: new memory.
     """
     if out is None:
         out = np.empty((len(boxes), *size, 3), np.uint8)
     for pixels_HWC, box in zip(out, boxes, strict=True):
-        pixels_HWC[:] = np.asarray(resize(cut_view(image, box), size, resample))
+        pixels_HWC[:] = np.asarray(render_view(image, box, size, resample, full))
     return out
+
+
+def render_view(
+    image: Image.Image,
+    box: ViewBox,
+    size: tuple[int, int],
+    resample: int,
+    full: tuple[int, int] | None,
+) -> Image.Image:
+    """Return one view of an upright image in ``size`` (height, width).
+
+    Args:
+        image: the image.
+        box: the view.
+        size: (height, width) of the result.
+        resample: number of the resampler in Pillow.
+        full: (width, height) of the image that ``image`` is a smaller form of. The view is cut where it is in
+            that one, at fractions of a pixel. None: at whole pixels of ``image``.
+    """
+    if full is None or full == image.size:
+        return resize(cut_view(image, box), size, resample)
+    x, y = image.width, image.height
+    left, top, right, bottom = pixel_box(box, *full)
+    part = (left * x / full[0], top * y / full[1], right * x / full[0], bottom * y / full[1])
+    view = image.resize((size[1], size[0]), Image.Resampling(resample), part)
+    return ImageOps.mirror(view) if box.flip else view
 
 
 def cut_size(box: ViewBox, full: tuple[int, int]) -> tuple[int, int]:

@@ -46,8 +46,8 @@ def check_quality(quality: int) -> None:
 def expected_bytes(short_side: int) -> int:
     """Return the expected bytes of one kept photograph of 4:3 at quality 90, with its header in the tar.
 
-    0.33 bytes a pixel: measured on 120 photographs of COCO at 288 px.
+    0.41 bytes a pixel: measured on 120 photographs of COCO at 288 px.
     """
     return (
-        round(0.33 * short_side * short_side * 4 / 3) + 768
+        round(0.41 * short_side * short_side * 4 / 3) + 768
     )  # a header, and half a block of padding

@@ -162,14 +162,16 @@ class _KeptImages:
     """The kept images in a cache."""
 
     def __init__(self, kept: KeptPixels, corpus: Corpus) -> None:
-        self._kept = kept
+        self._kept, self._size_N2 = kept, corpus.size_N2
         self.places = kept_places(kept, corpus.rows_N, corpus.sha256_N).with_columns(
             pl.lit("").alias("member"), pl.lit(None, pl.Int64).alias("row_group")
         )
 
     def refs(self, positions_B: NDArray[np.int64]) -> Iterator[ImageRef]:
         """Yield references without views; with a fault where an image is not kept."""
-        return kept_refs(self._kept, self.places[positions_B])
+        refs = kept_refs(self._kept, self.places[positions_B])
+        for ref, (width, height) in zip(refs, self._size_N2[positions_B].tolist(), strict=True):
+            yield replace(ref, full=(width, height) if width else None)
 
 
 class TextLookup:

@@ -23,6 +23,9 @@ class Corpus:
     sha256_N: NDArray[np.uint8]
     """(N, 32) SHA-256 of the bytes that the teacher saw."""
 
+    size_N2: NDArray[np.int32]
+    """(N, 2) width and height of the upright image that the teacher saw; 0 where they are not known."""
+
     picture_N: NDArray[np.int64]
     """(N,) equal if and only if the SHA-256 is; a number that means nothing else."""
 
@@ -87,6 +90,7 @@ class Corpus:
         return Corpus(
             rows_N=self.rows_N[mask_N],
             sha256_N=self.sha256_N[mask_N],
+            size_N2=self.size_N2[mask_N],
             picture_N=self.picture_N[mask_N],
             is_val_N=self.is_val_N[mask_N],
             caption_start=starts_of(counts_N[mask_N]),

@@ -56,7 +56,7 @@ def read_corpus(
     record = cache.teacher(teacher)
     if not allow_partial:
         _refuse_unfinished(cache, record)
-    rows_N, sha256_N = _read_pictures(cache, record.name)
+    rows_N, sha256_N, size_N2 = _read_pictures(cache, record.name)
     if len(rows_N) == 0:
         raise TrainError(
             f"{cache.root} has no image with a target by {record.name}; "
@@ -69,6 +69,7 @@ def read_corpus(
     return Corpus(
         rows_N=rows_N,
         sha256_N=sha256_N,
+        size_N2=size_N2,
         picture_N=picture_N,
         is_val_N=np.zeros(len(rows_N), np.bool_)
         if policy is None
@@ -88,7 +89,7 @@ def has_same_picture(
     """
     if not allow_partial:
         _refuse_unfinished(cache, cache.teacher(teacher))
-    rows, sha256 = _read_pictures(cache, teacher)
+    rows, sha256, _ = _read_pictures(cache, teacher)
     at_N, is_there_N = find_ascending(rows, corpus.rows_N)
     is_there_N[is_there_N] = (sha256[at_N[is_there_N]] == corpus.sha256_N[is_there_N]).all(axis=1)
     return is_there_N
@@ -131,11 +132,14 @@ def _build_command(cache: Cache, record: TeacherRecord) -> str:
     return shlex.join(words)
 
 
-def _read_pictures(cache: Cache, teacher: str) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Return the rows that have a target, ascending, and the SHA-256 of each, (N, 32)."""
+def _read_pictures(
+    cache: Cache, teacher: str
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int32]]:
+    """Return the rows that have a target, ascending, their SHA-256 (N, 32), and their sizes (N, 2)."""
     targets = cache.image_targets(teacher)
     rows: list[NDArray[np.int64]] = []
     digests: list[NDArray[np.uint8]] = []
+    sizes: list[NDArray[np.int32]] = []
     for unit in sorted(cache.commits(teacher).units_of("image")):
         frame = cache.seen(teacher, unit)
         frame = frame.filter(pl.Series(targets.available(frame["row"].to_numpy())))
@@ -147,8 +151,12 @@ def _read_pictures(cache: Cache, teacher: str) -> tuple[NDArray[np.int64], NDArr
             )
         rows.append(frame["row"].to_numpy().astype(np.int64))
         digests.append(np.frombuffer(b"".join(frame["sha256"]), np.uint8).reshape(-1, 32))
-    none = np.empty((0, 32), np.uint8)
-    return np.concatenate([np.empty(0, np.int64), *rows]), np.concatenate([none, *digests])
+        sizes.append(frame.select(pl.col("width", "height").fill_null(0)).to_numpy())
+    return (
+        np.concatenate([np.empty(0, np.int64), *rows]),
+        np.concatenate([np.empty((0, 32), np.uint8), *digests]),
+        np.concatenate([np.empty((0, 2), np.int32), *sizes]),
+    )
 
 
 def _read_captions(

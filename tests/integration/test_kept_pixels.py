@@ -364,7 +364,7 @@ def test_info_and_a_dry_run_know_the_pixels(
     assert (found["images"], found["num_bytes"]) == (13, num_bytes)
     write_folder_corpus(corpus, 2, first=NUM_IMAGES)
     words = ("build", corpus, kept_cache, "--teacher", tiny_checkpoint, "--dry-run")
-    assert "about 5.1 kB of kept pixels" in command(*words)[1]
+    assert "about 6.0 kB of kept pixels" in command(*words)[1]
 
 
 # -- training from them

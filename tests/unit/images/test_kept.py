@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 from kit.fakes import draw_image
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from siglip2_cache.errors import SettingError
 from siglip2_cache.images import kept as kept_module
 from siglip2_cache.images.image import ImageRef, decode_image
 from siglip2_cache.images.image_bytes import ImageLocation
 from siglip2_cache.images.kept import KeptFormat, kept_size
-from siglip2_cache.images.pixels import Decode, PixelError, decode_for_views
+from siglip2_cache.images.naflex import render_patches
+from siglip2_cache.images.pixels import Decode, PixelError, decode_for_views, render_views
 from siglip2_cache.store.format.pixel_settings import PixelSettings
-from siglip2_cache.store.format.views import WHOLE_IMAGE
+from siglip2_cache.store.format.views import WHOLE_IMAGE, ViewBox
 
 FORM = KeptFormat(PixelSettings(short_side=64, quality=90, on_white=True))
 
@@ -57,6 +58,47 @@ def test_a_kept_image_is_the_original_made_smaller(kind: str) -> None:
     expected = original.resize(size, Image.Resampling.LANCZOS)
     found = np.asarray(Image.open(io.BytesIO(data))).astype(int)
     assert np.abs(found - np.asarray(expected)).mean() < 4
+
+
+def test_colours_are_kept_at_the_resolution_of_brightness() -> None:
+    assert JpegImagePlugin.get_sampling(kept(encoded(draw_image(1, (80, 96))))) == 0  # 4:4:4
+
+
+BOX = ViewBox(0.31, 0.17, 0.52, 0.63, flip=True)
+
+
+def test_a_view_of_an_image_made_small_is_cut_at_fractions_of_its_pixels() -> None:
+    original = draw_image(1, (16, 12)).resize((640, 480), Image.Resampling.BICUBIC)
+    small = original.resize((85, 64), Image.Resampling.LANCZOS)
+
+    def difference(full: tuple[int, int] | None) -> float:
+        form: Any = {"size": (32, 32), "resample": Image.Resampling.BILINEAR}
+        expected = render_views(original, [BOX], **form).astype(float)
+        return float(np.abs(render_views(small, [BOX], **form, full=full) - expected).mean())
+
+    assert difference(original.size) < 0.6
+    assert difference(None) > 2 * difference(original.size)  # by up to half a pixel elsewhere
+
+
+def test_a_view_of_an_image_that_kept_its_size_has_the_same_pixels() -> None:
+    image = draw_image(1, (41, 33))
+    form: Any = {"size": (32, 32), "resample": Image.Resampling.BICUBIC}
+    cut, kept_cut = (
+        render_views(image, [BOX, WHOLE_IMAGE], **form, full=full) for full in (None, image.size)
+    )
+    np.testing.assert_array_equal(cut, kept_cut)
+
+
+def test_patches_of_a_kept_image_have_the_grid_of_the_original() -> None:
+    original = draw_image(1, (16, 12)).resize((500, 121), Image.Resampling.BICUBIC)
+    small = original.resize((264, 64), Image.Resampling.LANCZOS)  # another aspect ratio
+    form: Any = {"patch_size": 16, "max_num_patches": 100, "resample": 2}
+    patches, grids = render_patches(original, [BOX, WHOLE_IMAGE], **form)
+    found, found_grids = render_patches(
+        small, [BOX, WHOLE_IMAGE], **form, full=original.size, is_kept=True
+    )
+    assert found_grids == grids
+    assert np.abs(found.astype(int) - patches).mean() < 8
 
 
 def test_a_kept_image_is_upright_and_without_exif() -> None:

@@ -22,6 +22,7 @@ def corpus_of(counts: list[int], *, num_texts: int = 40, seed: int = 0) -> Corpu
     return Corpus(
         rows_N=np.arange(N) * 3 + 7,
         sha256_N=draw.integers(0, 256, (N, 32), np.uint8),
+        size_N2=np.zeros((N, 2), np.int32),
         picture_N=np.arange(N),
         is_val_N=np.zeros(N, np.bool_),
         caption_start=starts_of(np.array(counts)),

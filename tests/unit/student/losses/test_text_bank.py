@@ -31,6 +31,7 @@ def corpus_of(texts: list[list[int]], pictures: list[int] | None = None) -> Corp
     return Corpus(
         rows_N=np.arange(N),
         sha256_N=np.zeros((N, 32), np.uint8),
+        size_N2=np.zeros((N, 2), np.int32),
         picture_N=np.array(pictures if pictures is not None else range(N)),
         is_val_N=np.zeros(N, np.bool_),
         caption_start=starts_of(np.array([len(own) for own in texts])),
