@@ -35,20 +35,28 @@ class ImageRef:
     data: bytes | None = None
     """Its bytes if they were prefetched; None: read them from the location."""
 
-    full: tuple[int, int] | None = None
-    """(width, height) of the image that a kept image was made from, whose pixels the views are of; None: its
-    own."""
-
     fault: str | None = None
     """Why prefetching failed; the image is rejected for this reason."""
 
     read_s: float = 0.0
     """Seconds of prefetching."""
 
+    full: tuple[int, int] | None = None
+    """(width, height) of the image that a kept image was made from, whose pixels the views are of; None: its
+    own."""
+
     def with_views(self, boxes: tuple[ViewBox, ...], part: tuple[int, int] | None) -> "ImageRef":
         """Return the same image with other views and part. dataclasses.replace takes ten times as long."""
         return ImageRef(
-            self.row, self.location, boxes, part, self.sha256, self.data, self.fault, self.read_s
+            self.row,
+            self.location,
+            boxes,
+            part,
+            self.sha256,
+            self.data,
+            self.fault,
+            self.read_s,
+            self.full,
         )
 
 

@@ -1,6 +1,7 @@
 """Where the kept images of a cache are."""
 
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +53,21 @@ def kept_places(
     return found.select("row", *(pl.when(is_same).then(pl.col(name)) for name in columns)).collect()
 
 
-def kept_refs(kept: KeptPixels, places: pl.DataFrame) -> Iterator[ImageRef]:
-    """Yield references without views to some lines of kept_places; with a fault where nothing is kept."""
+def kept_refs(
+    kept: KeptPixels, places: pl.DataFrame, size_N2: NDArray[np.int32] | None = None
+) -> Iterator[ImageRef]:
+    """Yield references without views to some lines of kept_places; with a fault where nothing is kept.
+
+    Args:
+        kept: the kept pixels.
+        places: N lines.
+        size_N2: (N, 2) width and height of the original of each, 0 where they are not known; None: of none.
+    """
     tars = {unit: layout.pixels_tar(unit) for unit in places["file"].drop_nulls().unique()}
     paths = {unit: join(kept.files.root, tar) for unit, tar in tars.items()}
     columns = places.select("row", "file", "offset", "length", "sha256")
-    for row, unit, offset, length, sha256 in columns.iter_rows():
+    sizes = repeat((0, 0)) if size_N2 is None else map(tuple, size_N2.tolist())
+    for (row, unit, offset, length, sha256), full in zip(columns.iter_rows(), sizes, strict=False):
         if unit is None:
             yield ImageRef(row, _NOWHERE, (), fault=_LACKS_PIXELS)
             continue
@@ -68,4 +78,4 @@ def kept_refs(kept: KeptPixels, places: pl.DataFrame) -> Iterator[ImageRef]:
             length=length,
             file_bytes=kept.units[unit].files[tars[unit]]["num_bytes"],
         )
-        yield ImageRef(row, location, (), sha256=sha256)
+        yield ImageRef(row, location, (), sha256=sha256, full=full if full[0] else None)

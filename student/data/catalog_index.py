@@ -169,9 +169,7 @@ class _KeptImages:
 
     def refs(self, positions_B: NDArray[np.int64]) -> Iterator[ImageRef]:
         """Yield references without views; with a fault where an image is not kept."""
-        refs = kept_refs(self._kept, self.places[positions_B])
-        for ref, (width, height) in zip(refs, self._size_N2[positions_B].tolist(), strict=True):
-            yield replace(ref, full=(width, height) if width else None)
+        return kept_refs(self._kept, self.places[positions_B], self._size_N2[positions_B])
 
 
 class TextLookup:

@@ -35,6 +35,8 @@ from siglip2_cache.store.format import layout
 from siglip2_cache.store.io.location import Location, parse_location
 from siglip2_cache.store.verify.verify import verify_cache
 from siglip2_cache.student.config_file import make_config
+from siglip2_cache.student.data.catalog_index import ImageLookup
+from siglip2_cache.student.data.read_corpus import read_corpus
 from siglip2_cache.student.training.progress import TrainProgress
 from siglip2_cache.student.training.trainer import train
 
@@ -122,6 +124,12 @@ def test_a_build_keeps_each_accepted_image_in_ordinary_tars(
     assert dict(kept.units[1].rejected) == dict(opened.commits().units["image", 1].rejected)
     seen = opened.seen("tiny", 0).select("row", "sha256")
     assert kept.index(0).select("row", sha256="source_sha256").equals(seen)
+    images = ImageLookup(opened, read_corpus(opened, None, None), kept)
+    refs = images.refs(np.array([2, 3]), np.zeros((2, 1), np.int64))
+    assert [ref.full for ref in refs] == [
+        (160, 96),
+        (24, 16),
+    ]  # crops are cut where they are in these
 
 
 def test_a_finished_cache_gets_pixels_without_the_teacher_equal_to_those_of_one_build(
