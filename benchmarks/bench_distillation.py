@@ -47,9 +47,6 @@ from distillation_ways import (
 from distillation_worlds import World, add_second_teacher, digits_world, scenes_worlds
 from hardware import machine
 
-SECOND_TEACHER_STEPS = 10
-"""Steps of the second teacher, over those of a student."""
-
 Found = dict[str, dict[str, dict[str, list[dict[str, float]]]]]
 """Results by world, objective and noise; one for each seed."""
 
@@ -128,7 +125,7 @@ def run(args: argparse.Namespace, work: Path) -> None:
                 CLEAN,
                 9,
                 work,
-                SECOND_TEACHER_STEPS * args.steps,
+                args.steps,
                 args.batch_size,
             )
             print(f"second teacher: {pool.submit(run_job, job).result()['score']:.3f}", flush=True)
