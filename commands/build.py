@@ -146,6 +146,17 @@ def build(
             default="as the cache, else 0.25",
         ),
     ] = None,
+    augment: Annotated[
+        list[str] | None,
+        option(
+            "strong|OPERATION=VALUE",
+            "Photometric operations of the crops, for teacher and student alike: strength of brightness, "
+            "contrast, saturation, hue; probability of jitter (these four), grayscale, blur, solarize. "
+            "Repeatable.",
+            TEACHER,
+            default="as the cache, else none",
+        ),
+    ] = None,
     compile_teacher: Annotated[
         bool | None,
         typer.Option(
@@ -298,6 +309,7 @@ def build(
     from ..precompute.ranks import find_rank
     from ..precompute.summary import summary_lines, summary_values
     from ..progress import make_display
+    from ..store.format.augmentation import parse_augmentation
 
     columns = table_columns(
         image_column,
@@ -315,6 +327,7 @@ def build(
         num_views=views,
         view_seed=view_seed,
         view_min_area=view_min_area,
+        augmentation=None if augment is None else parse_augmentation(augment),
         labels=labels,
         templates=templates,
         corpus_roots=parse_roots(corpus_root),

@@ -7,7 +7,7 @@ import polars as pl
 from ..store.cache import Cache
 from ..store.format.catalog import Table
 from ..store.format.manifest import Span
-from ..store.format.views import WHOLE_IMAGE, ViewBox
+from ..store.format.views import WHOLE_IMAGE, ViewBox, view_box
 from ..store.io.location import Location, join
 from .image import ImageRef
 from .image_bytes import ImageLocation
@@ -71,11 +71,11 @@ def stored_boxes(cache: Cache, rows: Span | Sequence[int]) -> dict[int, tuple[Vi
     """Return the stored views of some rows by row; empty if the cache has whole images only."""
     if cache.num_views == 1:
         return {}
-    views = _table(cache, "views", rows).sort("row", "view").collect()
-    columns = views.select("row", "top", "left", "height", "width", "flip")
+    views = _table(cache, "views", rows).sort("row", "view")
+    lines = views.select("row", *cache.view_policy.columns).collect()
     boxes: dict[int, list[ViewBox]] = {}
-    for row, *box in columns.iter_rows():
-        boxes.setdefault(row, []).append(ViewBox(*box))
+    for row, *values in lines.iter_rows():
+        boxes.setdefault(row, []).append(view_box(values))
     return {row: tuple(found) for row, found in boxes.items()}
 
 

@@ -59,7 +59,7 @@ def render_patches(
     """Return the views of an upright RGB image as patches, and their grids.
 
     Each view is cropped, mirrored if its box says so, then resized to its own grid with the resampler
-    of Pillow, exactly as the processor of the checkpoint does with a whole image.
+    of Pillow, exactly as the processor of the checkpoint does with a whole image, and augmented.
 
     Args:
         image: the image, which may be scaled down.

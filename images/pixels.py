@@ -31,6 +31,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from ..store.format.views import ViewBox, pixel_box
 from . import libtiff, png
+from .augment import augment
 from .unsupported import why_no_picture
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
@@ -159,7 +160,7 @@ def render_views(
     """Return the views of an upright RGB image as (len(boxes), H, W, 3) uint8, in ``out`` if it is given.
 
     Each view is cropped, mirrored if its box says so, then squashed to ``size`` (height, width) with the
-    resampler of Pillow, exactly as the processor of the checkpoint does with a whole image.
+    resampler of Pillow, exactly as the processor of the checkpoint does with a whole image, and augmented.
 
     Args:
         image: the image.
@@ -183,7 +184,7 @@ def render_view(
     resample: int,
     full: tuple[int, int] | None,
 ) -> Image.Image:
-    """Return one view of an upright image in ``size`` (height, width).
+    """Return one view of an upright image in ``size`` (height, width), augmented.
 
     Args:
         image: the image.
@@ -194,12 +195,12 @@ def render_view(
             that one, at fractions of a pixel. None: at whole pixels of ``image``.
     """
     if full is None or full == image.size:
-        return resize(cut_view(image, box), size, resample)
+        return augment(resize(cut_view(image, box), size, resample), box.augmentation)
     x, y = image.width, image.height
     left, top, right, bottom = pixel_box(box, *full)
     part = (left * x / full[0], top * y / full[1], right * x / full[0], bottom * y / full[1])
     view = image.resize((size[1], size[0]), Image.Resampling(resample), part)
-    return ImageOps.mirror(view) if box.flip else view
+    return augment(ImageOps.mirror(view) if box.flip else view, box.augmentation)
 
 
 def cut_size(box: ViewBox, full: tuple[int, int]) -> tuple[int, int]:

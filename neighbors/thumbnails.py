@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..cores import num_cores
 from ..errors import SettingError
+from ..images.augment import augment
 from ..images.catalog_refs import image_refs, stored_boxes
 from ..images.image import ImageRef
 from ..images.image_bytes import ImageLocation, read_image_bytes
@@ -26,6 +27,7 @@ from ..images.prefetch_parquet import prefetch_parquet
 from ..images.prefetch_remote import prefetch_remote
 from ..siglip import shows_on_white
 from ..store.cache import Cache
+from ..store.format.augmentation import Augmentation
 from ..store.format.views import WHOLE_IMAGE, ViewBox
 from ..store.io.parallel import REQUESTS, Threads
 
@@ -226,7 +228,8 @@ def _thumbnails(
         image, _ = decode_for_views(
             data, boxes, view_size=view_size, decode="scaled", on_white=on_white
         )
-        return [_encoded(cut_view(image, box), side) for box in boxes], sha256
+        views = [(cut_view(image, box), box.augmentation) for box in boxes]
+        return [_encoded(view, side, operations) for view, operations in views], sha256
     except (ReadError, PixelError) as error:
         return [Thumbnail(state="unreadable", reason=str(error)) for _ in boxes], sha256
 
@@ -240,9 +243,10 @@ def _fitted(height: int, width: int, side: int) -> tuple[int, int]:
     return max(least, round(height * scale)), max(least, round(width * scale))
 
 
-def _encoded(image: Image.Image, side: int) -> Thumbnail:
+def _encoded(image: Image.Image, side: int, operations: Augmentation) -> Thumbnail:
     height, width = _fitted(image.height, image.width, side)
     small = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    small = augment(small, operations)
     sink = io.BytesIO()
     small.save(sink, "WEBP", quality=_QUALITY, method=2)  # half the time of 4, 3 % more bytes
     return Thumbnail(data=sink.getvalue(), width=width, height=height)

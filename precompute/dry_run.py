@@ -153,6 +153,7 @@ def dry_run_values(found: DryRun) -> dict[str, Any]:
         "planned": finding_values(found.plan.findings),
         "images": found.num_images,
         "views": found.plan.views.num_views,
+        "augmentation": str(found.plan.views.augmentation),
         "texts": found.num_texts,
         "units": found.num_units,
         "shard_rows": found.plan.shard_rows,
@@ -171,6 +172,8 @@ def dry_run_lines(found: DryRun) -> list[str]:
     """Return the result of a dry run for people."""
     plan, findings = found.plan, found.plan.findings
     views = f" x {plan.views.num_views} views" if plan.views.num_views > 1 else ""
+    if not plan.views.augmentation.is_none:
+        views += f", augmented ({plan.views.augmentation})"
     lines = [
         *[
             line

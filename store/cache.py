@@ -143,8 +143,10 @@ class Cache:
             among: read only the parts that may contain these rows, as Manifest.parts defines them; a
                 billion samples have a thousand parts.
         """
-        parts = self.manifest.parts(table, among)
-        return scan_table(table, self._part_files(parts))
+        found = scan_table(table, self._part_files(self.manifest.parts(table, among)))
+        if table == "views":
+            return found.select("row", "view", *self.view_policy.columns)
+        return found
 
     def rejected(self, teacher: str | None = None, *, first: int | None = None) -> pl.LazyFrame:
         """Return the rejected rows in order: teacher, modality, row, key (null for texts), reason.

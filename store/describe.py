@@ -35,6 +35,7 @@ def describe(cache: Cache) -> dict[str, Any]:
             cache.samples().select(pl.col("label").drop_nulls().n_unique()).collect().item()
         ),
         "views": cache.num_views,
+        "augmentation": str(cache.view_policy.augmentation),
         "shard_rows": cache.shard_rows,
         "generations": len(cache.manifest.generations),
         "digest": cache.manifest.latest.digest,
@@ -57,7 +58,8 @@ def describe_lines(found: dict[str, Any]) -> list[str]:
         *[f"source     {_source(s)}" for s in found["sources"]],
         f"samples    {found['samples']:,}"
         + (f" with {found['labels']:,} labels" if found["labels"] else "")
-        + (f", {found['views']} views each" if found["views"] > 1 else ""),
+        + (f", {found['views']} views each" if found["views"] > 1 else "")
+        + (f", augmented ({found['augmentation']})" if found["augmentation"] != "none" else ""),
         f"captions   {found['captions']:,} ({found['texts']:,} unique texts"
         + (f", {found['prompts']:,} prompts" if found["prompts"] else "")
         + f"; language {languages or 'none'}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...errors import SettingError
+from ...store.format.augmentation import AugmentationPolicy
 from ..sources import TableColumns
 
 MOST_SHARD_ROWS = 2**24
@@ -52,6 +53,9 @@ class PlanConfig:
 
     view_min_area: float | None = None
     """Smallest fraction of the image in a crop. Default 0.25."""
+
+    augmentation: AugmentationPolicy | None = None
+    """Photometric operations of the crops. Default none."""
 
     labels: Path | None = None
     """File of class names for zero-shot prompts; None: the corpus's own labels."""

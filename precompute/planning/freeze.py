@@ -15,6 +15,7 @@ import polars as pl
 
 from ...errors import SourceError
 from ...store.cache import Cache
+from ...store.format.augmentation import COLUMNS, UNCHANGED
 from ...store.format.catalog import SCHEMAS, TABLES, empty_table
 from ...store.format.views import ViewPolicy, draw_views
 from ...store.io.location import Location
@@ -283,7 +284,13 @@ class Freezer:
         root = self._stored_views.get(source)
         if root is None:
             return _draw_views(self._views, samples["key"], samples["row"])
-        return stored_views(root, samples, self._views.num_views)
+        found = stored_views(root, samples, self._views.num_views)
+        if self._views.augmentation.is_none:
+            return found
+        return found.with_columns(
+            pl.lit(getattr(UNCHANGED, name), empty_table("views").schema[name]).alias(name)
+            for name in COLUMNS
+        )
 
     # -- captions
 

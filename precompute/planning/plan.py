@@ -10,7 +10,7 @@ from ...store.cache import Cache
 from ...store.format import layout
 from ...store.format.corpus_notes import Note
 from ...store.format.manifest import SourceRecord
-from ...store.format.records import STORED_VIEWS_VERSION, Record, sha256_hex
+from ...store.format.records import AUGMENTATION_VERSION, STORED_VIEWS_VERSION, Record, sha256_hex
 from ...store.format.transaction import Transaction, roll_forward
 from ...store.format.views import ViewPolicy
 from ...store.io.foreign_files import is_stray
@@ -132,6 +132,8 @@ def make_plan(
         }
         if any(STORED_VIEWS in record.settings for record in records):
             fields["format_version"] = STORED_VIEWS_VERSION
+        if not views.augmentation.is_none:
+            fields["format_version"] = AUGMENTATION_VERSION
         if generation == 0:
             fields |= {"shard_rows": shard_rows, "views": views.to_record()}
         is_ours = transaction.commit(fields)
@@ -217,6 +219,7 @@ def _settle(config: PlanConfig, cache: Cache | None) -> tuple[int, ViewPolicy]:
         "num_views": config.num_views,
         "seed": config.view_seed,
         "min_area": config.view_min_area,
+        "augmentation": config.augmentation,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     views = replace(cache.view_policy if cache else ViewPolicy(), **given)
@@ -238,6 +241,7 @@ def _name_views(views: ViewPolicy) -> dict[str, Any]:
         "views": views.num_views,
         "view seed": views.seed,
         "view min area": views.min_area,
+        "augment": str(views.augmentation),
     }
 
 

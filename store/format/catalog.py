@@ -78,6 +78,13 @@ SCHEMAS: dict[Table, pa.Schema] = {
             pa.field("height", pa.float32(), nullable=False),
             pa.field("width", pa.float32(), nullable=False),
             pa.field("flip", pa.bool_(), nullable=False),
+            pa.field("brightness", pa.float32()),
+            pa.field("contrast", pa.float32()),
+            pa.field("saturation", pa.float32()),
+            pa.field("hue", pa.float32()),
+            pa.field("grayscale", pa.bool_()),
+            pa.field("blur", pa.float32()),
+            pa.field("solarize", pa.int16()),
         ]
     ),
     "prompts": pa.schema(
@@ -162,8 +169,14 @@ def encode_table(frame: pl.DataFrame, schema: pa.Schema) -> bytes:
 
 
 def encode_part(table: Table, frame: pl.DataFrame) -> bytes:
-    """Return a part of a catalog table as the bytes of a Parquet file."""
-    return encode_table(frame, SCHEMAS[table])
+    """Return a part of a catalog table as the bytes of a Parquet file.
+
+    Views that are not augmented have no columns of augmentation.
+    """
+    schema = SCHEMAS[table]
+    if table == "views":
+        schema = pa.schema([field for field in schema if field.name in frame.columns])
+    return encode_table(frame, schema)
 
 
 def scan_table(table: Table, paths: Iterable[Path]) -> pl.LazyFrame:

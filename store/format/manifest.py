@@ -2,12 +2,13 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
 from ...errors import DamagedCacheError, NotACacheError, SettingError
 from ..io.storage import Storage
 from . import layout
+from .augmentation import AugmentationPolicy
 from .catalog import Part, Table
 from .corpus_notes import Note
 from .layout import MODALITIES, Modality
@@ -261,12 +262,18 @@ def _why_no_cache(files: Storage) -> str:
 def _parse_views(record: Fields) -> ViewPolicy:
     views = record.fields("views")
     try:
+        augmentation = AugmentationPolicy()
+        if "augmentation" in views.values:
+            given = views.fields("augmentation")
+            names = [each.name for each in fields(AugmentationPolicy)]
+            augmentation = AugmentationPolicy(**{name: given.number(name) for name in names})
         return ViewPolicy(
             num_views=views.count("num_views"),
             seed=views.whole("seed"),
             min_area=views.number("min_area"),
             max_aspect=views.number("max_aspect"),
             flip_probability=views.number("flip_probability"),
+            augmentation=augmentation,
         )
     except SettingError as error:
         raise DamagedCacheError(f"{record.where} is damaged: {error}") from None

@@ -23,7 +23,11 @@ releases cannot plan that source again."""
 PATCH_VERSION = 4
 """The version of the record of a teacher with patch targets: earlier releases would lose some."""
 
-READABLE_VERSIONS = (1, 2, INT8_VERSION, PATCH_VERSION)
+AUGMENTATION_VERSION = 5
+"""The version of the record of a generation whose views are augmented: earlier releases would train on other
+pixels than the teacher saw."""
+
+READABLE_VERSIONS = (1, 2, INT8_VERSION, PATCH_VERSION, AUGMENTATION_VERSION)
 """The versions that it reads. Version 1 only lacks columns of the samples, which are null there."""
 
 Record = dict[str, Any]

@@ -1,4 +1,4 @@
-"""Views: the part of an image that a target belongs to.
+"""Views: the part of an image that a target belongs to, and what is done to its pixels.
 
 View 0 is the whole image. Views 1..K-1 are random-resized crops with flips, drawn in the unit square
 from (seed, key, view), so that planning reads no pixels and every machine draws the same. Only addition,
@@ -8,14 +8,15 @@ and log.
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import SettingError
+from .augmentation import COLUMNS, UNCHANGED, Augmentation, AugmentationPolicy, draw_augmentations
 
 VIEW_CODE_VERSION = 1
 """Increased when the same fractions would give other pixels; part of the identity of a teacher."""
@@ -40,6 +41,9 @@ class ViewPolicy:
     flip_probability: float = 0.5
     """Probability that a view other than 0 is mirrored left to right."""
 
+    augmentation: AugmentationPolicy = field(default_factory=AugmentationPolicy)
+    """Photometric operations of views other than 0."""
+
     def __post_init__(self) -> None:
         if not 1 <= self.num_views <= 256:
             raise SettingError(f"views must be 1 to 256, got {self.num_views}")
@@ -49,48 +53,69 @@ class ViewPolicy:
             raise SettingError(f"view max aspect must be at least 1, got {self.max_aspect}")
         if not 0 <= self.flip_probability <= 1:
             raise SettingError(f"flip probability must be 0 to 1, got {self.flip_probability}")
+        if self.num_views == 1 and not self.augmentation.is_none:
+            raise SettingError(
+                "augment needs at least 2 views: the whole image is never changed; give --views N"
+            )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the table ``views`` that describe a view, in the order of view_box."""
+        return _BOX_COLUMNS if self.augmentation.is_none else (*_BOX_COLUMNS, *COLUMNS)
 
     def to_record(self) -> dict[str, Any]:
-        """Return the policy as plain values for cache.json."""
-        return asdict(self)
+        """Return the policy as plain values for cache.json; without augmentation if there is none."""
+        record = asdict(self)
+        if self.augmentation.is_none:
+            del record["augmentation"]
+        return record
 
 
 @dataclass(frozen=True, slots=True)
 class ViewBox:
-    """One view: a box in fractions of the upright image (float32 values), and whether it is mirrored."""
+    """One view: a box in fractions of the upright image (float32 values), and what is done to its pixels."""
 
     top: float
     left: float
     height: float
     width: float
     flip: bool = False
+    """Whether it is mirrored left to right."""
+
+    augmentation: Augmentation = UNCHANGED
 
 
 WHOLE_IMAGE = ViewBox(0.0, 0.0, 1.0, 1.0)
+_BOX_COLUMNS = ("top", "left", "height", "width", "flip")
 
 
 def draw_view(policy: ViewPolicy, key: str, view: int) -> ViewBox:
     """Return the box of one view of one sample: a pure function of (policy, key, view)."""
     if view == 0:
         return WHOLE_IMAGE
-    top, left, height, width, flip = _draw(policy, [_message(policy, key, view)])
-    return ViewBox(float(top[0]), float(left[0]), float(height[0]), float(width[0]), bool(flip[0]))
+    drawn = [column.item() for column in _draw(policy, [_message(policy, key, view)])]
+    return view_box(drawn)
+
+
+def view_box(values: Sequence[Any]) -> ViewBox:
+    """Return a view from the values of the columns of its policy."""
+    num_of_box = len(_BOX_COLUMNS)
+    operations = values[num_of_box:]
+    augmentation = Augmentation(*operations) if operations else UNCHANGED
+    return ViewBox(*values[:num_of_box], augmentation=augmentation)
 
 
 def draw_views(policy: ViewPolicy, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Return the boxes of all views of some samples as columns: top, left, height, width, flip.
+    """Return all views of some samples as the columns of the policy.
 
-    Each column is (len(keys), num_views) float32 or bool. The values are those of draw_view, seven times
-    as fast.
+    Each column is (len(keys), num_views). The values are those of draw_view, seven times as fast.
     """
-    shape = (len(keys), policy.num_views)
-    columns: dict[str, NDArray[Any]] = {
-        name: np.full(shape, getattr(WHOLE_IMAGE, name), np.float32 if name != "flip" else np.bool_)
-        for name in ("top", "left", "height", "width", "flip")
-    }
-    messages = (_message(policy, key, view) for key in keys for view in range(1, policy.num_views))
-    for column, drawn in zip(columns.values(), _draw(policy, messages), strict=True):
-        column[:, 1:] = drawn.reshape(len(keys), policy.num_views - 1)
+    messages = [_message(policy, key, view) for key in keys for view in range(1, policy.num_views)]
+    whole = (*(getattr(WHOLE_IMAGE, name) for name in _BOX_COLUMNS), *astuple(UNCHANGED))
+    columns: dict[str, NDArray[Any]] = {}
+    for name, value, drawn in zip(policy.columns, whole, _draw(policy, messages), strict=False):
+        columns[name] = np.full((len(keys), policy.num_views), value, drawn.dtype)
+        columns[name][:, 1:] = drawn.reshape(len(keys), policy.num_views - 1)
     return columns
 
 
@@ -108,8 +133,8 @@ def _message(policy: ViewPolicy, key: str, view: int) -> bytes:
     return f"{policy.seed}\0{view}\0{key}".encode()
 
 
-def _draw(policy: ViewPolicy, messages: Iterable[bytes]) -> tuple[NDArray[Any], ...]:
-    """Return (top, left, height, width) float32 and flip bool of a crop for each message."""
+def _draw(policy: ViewPolicy, messages: Sequence[bytes]) -> tuple[NDArray[Any], ...]:
+    """Return the columns of the policy, a crop for each message."""
     hashes = (
         hashlib.blake2b(each, digest_size=40, person=b"siglip2-view-1").digest()
         for each in messages
@@ -121,7 +146,10 @@ def _draw(policy: ViewPolicy, messages: Iterable[bytes]) -> tuple[NDArray[Any], 
     height = np.minimum(1.0, np.sqrt(area / aspect))
     width = np.minimum(1.0, np.sqrt(area * aspect))
     boxes = (top_u * (1 - height), left_u * (1 - width), height, width)
-    return *(each.astype(np.float32) for each in boxes), flip_u < policy.flip_probability
+    crops = *(each.astype(np.float32) for each in boxes), flip_u < policy.flip_probability
+    if policy.augmentation.is_none:
+        return crops
+    return *crops, *draw_augmentations(policy.augmentation, messages)
 
 
 def _draw_aspect(u: NDArray[np.float64], limit: NDArray[np.float64]) -> NDArray[np.float64]:

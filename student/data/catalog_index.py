@@ -8,6 +8,8 @@ of each that are wanted.
 """
 
 from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,7 +22,7 @@ from ...images.kept_places import kept_places, kept_refs
 from ...images.tar_header import BLOCK
 from ...store.cache import Cache
 from ...store.format.kept_pixels import KeptPixels
-from ...store.format.views import WHOLE_IMAGE, ViewBox
+from ...store.format.views import WHOLE_IMAGE, ViewBox, view_box
 from .corpus import Corpus, find_ascending
 from .sampler import ReadGroups
 
@@ -33,7 +35,8 @@ _OPEN_PARTS, _OPEN_ROW_GROUPS = 32, 8
 class ImageLookup:
     """Files of the images of a corpus, and the boxes of their views.
 
-    Takes about 70 bytes of memory an image, 17 a view, and the names of files and members.
+    Takes about 70 bytes of memory an image, 17 a view (40 if it is augmented), and the names of files and
+    members.
     """
 
     def __init__(self, cache: Cache, corpus: Corpus, kept: KeptPixels | None = None) -> None:
@@ -53,7 +56,7 @@ class ImageLookup:
         self._images = _PlannedImages(cache, corpus) if kept is None else _KeptImages(kept, corpus)
         self._group_N = _group_numbers(self._images.places)
         self._parts = _Parts(self._images.places, self._group_N)
-        self._boxes_NK4, self._flips_NK = _read_boxes(cache, corpus)
+        self._views = _read_views(cache, corpus)
 
     @property
     def groups(self) -> ReadGroups | None:
@@ -86,14 +89,12 @@ class ImageLookup:
     def _boxes(
         self, positions_B: NDArray[np.int64], views_BV: NDArray[np.int64]
     ) -> list[tuple[ViewBox, ...]]:
-        if self._boxes_NK4 is None:
+        if not self._views:
             return [(WHOLE_IMAGE,) * views_BV.shape[1]] * len(positions_B)
-        boxes_BV4 = self._boxes_NK4[positions_B[:, None], views_BV].tolist()
-        flips_BV = self._flips_NK[positions_B[:, None], views_BV].tolist()
-        return [
-            tuple(ViewBox(*box, flip=flip) for box, flip in zip(boxes, flips, strict=True))
-            for boxes, flips in zip(boxes_BV4, flips_BV, strict=True)
-        ]
+        at = (positions_B[:, None] * self._cache.num_views + views_BV).ravel()
+        values = zip(*(column[at].tolist() for column in self._views), strict=True)
+        boxes = map(view_box, values)
+        return [tuple(islice(boxes, views_BV.shape[1])) for _ in positions_B]
 
 
 def _group_numbers(places: pl.DataFrame) -> NDArray[np.int64]:
@@ -187,20 +188,17 @@ class TextLookup:
         return self._texts.gather(np.searchsorted(self._text_rows, text_rows_M)).to_list()
 
 
-def _read_boxes(
-    cache: Cache, corpus: Corpus
-) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_]]:
-    """Return (N, K, 4) top, left, height, width and (N, K) flips; no boxes with one view."""
+def _read_views(cache: Cache, corpus: Corpus) -> list[NDArray[Any]]:
+    """Return the columns of views, each (N * K,): boxes, and augmentation if any; [] with one view."""
     N, K = len(corpus), cache.num_views
     if K == 1:
-        return None, np.empty((0, 0), np.bool_)
+        return []
+    columns = cache.view_policy.columns
     wanted = pl.DataFrame({"row": corpus.rows_N}).lazy()
-    views = cache.table("views").join(wanted, on="row", how="semi").sort("row", "view").collect()
+    views = cache.table("views").join(wanted, on="row", how="semi").sort("row", "view")
+    views = views.select("view", *columns).collect()
     if not np.array_equal(views["view"].to_numpy(), np.tile(np.arange(K), N)):
         raise DamagedCacheError(
             f"the catalog of {cache.root} lacks views: each image should have {K}; run siglip2-cache verify"
         )
-    boxes_NK4 = np.empty((N, K, 4), np.float32)
-    for i, name in enumerate(("top", "left", "height", "width")):
-        boxes_NK4[:, :, i] = views[name].to_numpy().reshape(N, K)
-    return boxes_NK4, views["flip"].to_numpy().reshape(N, K)
+    return [views[name].to_numpy() for name in columns]

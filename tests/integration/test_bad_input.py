@@ -877,6 +877,6 @@ def test_a_cache_of_a_future_version_is_one_line_for_every_command(
         ):
             line = error_line(*command(*arguments))
             assert line == (
-                f"{copy}/{path} has format version 99, this release reads versions 1 to 4; "
+                f"{copy}/{path} has format version 99, this release reads versions 1 to 5; "
                 "install the siglip2-cache that wrote it"
             )

@@ -329,11 +329,11 @@ def test_an_unfinished_plan_says_how_to_go_on(copied: Path) -> None:
     "record", ["cache.json", "catalog/append-00001.json", "teachers/tiny/teacher.json"]
 )
 def test_a_record_of_a_later_version_is_refused(copied: Path, record: str) -> None:
-    data = (copied / record).read_bytes().replace(b'"format_version": 2', b'"format_version": 5')
+    data = (copied / record).read_bytes().replace(b'"format_version": 2', b'"format_version": 6')
     body, mark, _ = data.rpartition(b',\n "checksum": "')
     (copied / record).write_bytes(body + mark + _sha256(body).encode() + b'"\n}\n')
     with pytest.raises(
-        FormatVersionError, match=rf"{record} has format version 5, .* versions 1 to 4; "
+        FormatVersionError, match=rf"{record} has format version 6, .* versions 1 to 5; "
     ):
         open_cache(copied)
 

@@ -39,6 +39,7 @@ from siglip2_cache.precompute.planning.spill import Scratch
 from siglip2_cache.precompute.sources import Sample, TableColumns
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.format import layout, transaction
+from siglip2_cache.store.format.augmentation import AugmentationPolicy
 from siglip2_cache.store.format.catalog import Part, Table
 from siglip2_cache.store.format.transaction import roll_forward
 from siglip2_cache.store.format.views import WHOLE_IMAGE, draw_view
@@ -778,6 +779,10 @@ def test_another_corpus_beside_one_that_is_gone_needs_only_a_name(tmp_path: Path
         ({"num_views": 1}, "views is 3 in .*cache and cannot be changed to 1"),
         ({"view_seed": 0}, "view seed is 7 in .*cache and cannot be changed to 0"),
         ({"view_min_area": 0.25}, "view min area is 0.5 in .*cache and cannot be changed to 0.25"),
+        (
+            {"augmentation": AugmentationPolicy(hue=0.1)},
+            "augment is none in .*cache and cannot be changed to hue 0.1, jitter 0.8",
+        ),
     ],
 )
 def test_changed_settings_are_refused_with_old_and_new_value(

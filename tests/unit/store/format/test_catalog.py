@@ -28,7 +28,7 @@ LINES: dict[Table, tuple[Any, ...]] = {
     "samples": (0, "photos/ä", 0, "a/ä.jpg", 512, 7, None, None, "cat", b"x" * 32),
     "captions": (0, 3, None, "alt"),
     "texts": (3, "eine Katze\n猫"),
-    "views": (0, 1, 0.1, 0.25, 0.5, 0.75, True),
+    "views": (0, 1, 0.1, 0.25, 0.5, 0.75, True, 0.5, 1.0, 1.25, -0.125, False, 0.0, 256),
     "prompts": (4, "cat", "a photo of a {}", "en"),
     "problems": ("photos", "line 3", None, "no image is named"),
 }
@@ -156,7 +156,7 @@ def test_a_text_takes_at_most_34_bytes() -> None:
 def test_a_crop_takes_at_most_17_bytes() -> None:
     policy = ViewPolicy(num_views=2)
     boxes = [draw_view(policy, str(row), 1) for row in range(NUM_ROWS)]
-    columns = {name: [getattr(box, name) for box in boxes] for name in SCHEMAS["views"].names[2:]}
+    columns = {name: [getattr(box, name) for box in boxes] for name in policy.columns}
     rows = {"row": range(NUM_ROWS), "view": [1] * NUM_ROWS}
     frame = pl.DataFrame({**rows, **columns})
     assert len(encode_part("views", frame)) < 17 * NUM_ROWS

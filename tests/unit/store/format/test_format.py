@@ -20,6 +20,10 @@ and tests/data/cache-v4 with
 
         --patch-targets 2 --patch-dims 16
 
+and tests/data/cache-v5 with
+
+        --views 3 --augment strong
+
 None may ever be made anew: when a test here fails, the code is wrong.
 """
 
@@ -27,6 +31,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +40,15 @@ import polars as pl
 import pytest
 
 from siglip2_cache import open_cache
+from siglip2_cache.errors import FormatVersionError
 from siglip2_cache.images.naflex import patch_grid
+from siglip2_cache.store.format import records
+from siglip2_cache.store.format.augmentation import PRESETS
 from siglip2_cache.store.format.catalog import IMAGES_SCHEMA, SCHEMAS
 from siglip2_cache.store.format.records import decode_record, encode_record
 from siglip2_cache.store.format.shard import ArrayLayout, encode_shard
 from siglip2_cache.store.format.teacher_record import Distortion
-from siglip2_cache.store.format.views import ViewPolicy, draw_view, pixel_box
+from siglip2_cache.store.format.views import ViewPolicy, draw_view, pixel_box, view_box
 from siglip2_cache.store.verify.verify import verify_cache
 
 if TYPE_CHECKING:
@@ -51,6 +59,7 @@ GOLDEN = ROOT / "tests" / "data" / "cache-v1"
 GOLDEN_2 = ROOT / "tests" / "data" / "cache-v2"
 GOLDEN_3 = ROOT / "tests" / "data" / "cache-v3"
 GOLDEN_4 = ROOT / "tests" / "data" / "cache-v4"
+GOLDEN_5 = ROOT / "tests" / "data" / "cache-v5"
 PAGE = (ROOT / "docs" / "reference" / "format.md").read_text()
 
 
@@ -109,6 +118,18 @@ def test_the_view_on_the_page_is_the_one_we_draw() -> None:
     assert [box.top, box.left, box.height, box.width] == [float(found[i]) for i in range(1, 5)]
     assert box.flip
     assert pixel_box(box, 640, 480) == tuple(int(found[i]) for i in range(5, 9))
+
+
+def test_the_augmentation_on_the_page_is_the_one_we_draw() -> None:
+    found = re.search(
+        r"give brightness (\S+), contrast (\S+), saturation (\S+), hue (\S+), no\ngrayscale, no blur, "
+        r"solarize (\d+)\.",
+        PAGE,
+    )
+    assert found is not None
+    policy = ViewPolicy(num_views=3, augmentation=PRESETS["strong"])
+    expected = (*map(float, found.groups()[:4]), False, 0.0, int(found[5]))
+    assert astuple(draw_view(policy, "a", 2).augmentation) == expected
 
 
 def test_the_grids_on_the_page_are_those_we_compute() -> None:
@@ -346,6 +367,39 @@ def test_the_golden_cache_of_version_4_is_what_it_was() -> None:
     assert cache.manifest.latest.digest == (
         "a1e4ae866e0691205985fd93fff760755e20fcfa90b07426eac81ca7398f7251"
     )
+
+
+def test_the_golden_cache_of_version_5_is_what_it_was() -> None:
+    cache = open_cache(GOLDEN_5)
+    report = verify_cache(cache)
+    assert (report.faults, report.num_rows) == ([], {"image": 7, "text": 7})
+    for path in ("cache.json", "catalog/append-00001.json"):
+        assert json.loads((GOLDEN_5 / path).read_text())["format_version"] == 5
+    assert cache.view_policy == ViewPolicy(num_views=3, augmentation=PRESETS["strong"])
+    keys = dict(cache.samples().select("row", "key").collect().iter_rows())
+    views = cache.table("views").collect()
+    for row, view, *values in views.iter_rows():
+        assert view_box(values) == draw_view(cache.view_policy, keys[row], view)
+    assert views.null_count().sum_horizontal().item() == 0
+    expected = [
+        [0.11273193359375, -0.08856201171875, 0.1781005859375],
+        [0.10638427734375, -0.03631591796875, -0.2100830078125],
+    ]
+    np.testing.assert_allclose(
+        cache.image_targets().read([0, 9], [1, 2])[:, :3], expected, rtol=1e-3
+    )
+    assert cache.manifest.latest.digest == (
+        "0c1dee1d80a8d9e4d2c10cc8c9ba9b1ad2ddd8334d2799fd8203c2e830d35b19"
+    )
+
+
+def test_older_releases_refuse_augmented_views_by_their_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(records, "READABLE_VERSIONS", (1, 2, 3, 4))
+    message = r"cache\.json has format version 5, this release reads versions 1 to 4; install"
+    with pytest.raises(FormatVersionError, match=message):
+        open_cache(GOLDEN_5)
 
 
 @pytest.mark.parametrize("root", ["golden", "foreign"])

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from siglip2_cache.errors import CacheError, DamagedCacheError
 from siglip2_cache.store.cache import open_cache
 from siglip2_cache.store.describe import describe, describe_lines
 from siglip2_cache.store.format import layout
+from siglip2_cache.store.format.augmentation import AugmentationPolicy
 from siglip2_cache.store.format.record_fields import Fields, is_inner_path
 from siglip2_cache.store.format.records import encode_record, sha256_hex
 from siglip2_cache.store.format.transaction import roll_forward
@@ -268,6 +270,18 @@ def faults_of(root: Path) -> str:
         ("cache.json", ("shard_rows",), 0, "shard_rows 0, expected an integer, 1 to 16777216"),
         ("cache.json", ("rows", "first"), 4, "rows.first 4, expected 0, the row after earlier"),
         ("cache.json", ("views", "min_area"), 2, "damaged: view min area must be above 0"),
+        (
+            "cache.json",
+            ("views", "augmentation"),
+            {},
+            "has no views.augmentation.brightness",
+        ),
+        (
+            "cache.json",
+            ("views", "augmentation"),
+            {**asdict(AugmentationPolicy()), "hue": 2},
+            "cache.json is damaged: augment hue must be 0 to 0.5, got 2",
+        ),
         ("cache.json", ("sources",), [3], r"sources \[3\], expected a list of objects"),
         (RECORDS[1], ("generation",), 7, "generation 7, expected 1, as in its file name"),
         (RECORDS[1], ("files", "../x"), DESCRIBED, "names '../x', which leads out of the cache"),

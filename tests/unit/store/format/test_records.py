@@ -79,11 +79,11 @@ def test_a_changed_record_is_named_with_both_checksums() -> None:
 
 
 def test_a_record_of_a_later_version_is_refused_by_number() -> None:
-    body = b'{"format_version": 5'
+    body = b'{"format_version": 6'
     data = body + MARK + sha256_hex(body).encode() + b'"\n}\n'
     with pytest.raises(
         FormatVersionError,
-        match=r"x has format version 5, this release reads versions 1 to 4; install the siglip2-cache",
+        match=r"x has format version 6, this release reads versions 1 to 5; install the siglip2-cache",
     ):
         decode_record(data, where="x")
 

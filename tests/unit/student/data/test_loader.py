@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from PIL import Image
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DamagedCacheError, SettingError
 from siglip2_cache.images import prefetch_parquet as parquet_images
+from siglip2_cache.images.catalog_refs import image_refs
 from siglip2_cache.precompute.build import build
 from siglip2_cache.siglip import (
     Checkpoint,
@@ -38,7 +39,8 @@ from siglip2_cache.siglip import (
     with_max_num_patches,
 )
 from siglip2_cache.store.cache import Cache
-from siglip2_cache.store.format.views import ViewBox, pixel_box
+from siglip2_cache.store.format.augmentation import PRESETS
+from siglip2_cache.store.format.views import WHOLE_IMAGE, ViewBox, pixel_box
 from siglip2_cache.student.data import catalog_index
 from siglip2_cache.student.data.catalog_index import ImageLookup
 from siglip2_cache.student.data.corpus import Corpus
@@ -190,26 +192,48 @@ def test_flips_or_crops_that_are_mixed_up_do_not_meet_their_targets(
     views = small.cache.table("views").select(columns).collect()
     boxes = {(row, view): ViewBox(*box) for row, view, *box in views.iter_rows()}
 
-    def not_mirrored(top: float, left: float, height: float, width: float, *, flip: bool) -> Any:
-        return ViewBox(top, left, height, width)
+    def not_mirrored(values: Sequence[Any]) -> ViewBox:
+        return ViewBox(*values[:4])
 
-    def turned(top: float, left: float, height: float, width: float, *, flip: bool) -> Any:
+    def turned(values: Sequence[Any]) -> ViewBox:
+        top, left, height, width, flip = values
         return ViewBox(left, top, width, height, flip)
 
     for wrong in (not_mirrored, turned):
-        monkeypatch.setattr(catalog_index, "ViewBox", wrong)
+        monkeypatch.setattr(catalog_index, "view_box", wrong)
         num_wrong = 0
         for batch in batches_of(small, tiny_checkpoint, 0, 4):
             is_right: list[bool] = []
             for row, view in zip(rows_of(small, batch), batch.views_N, strict=True):
                 size = (96, 64) if row % 5 else (40, 100)
                 box = boxes[row, int(view)]
-                used = wrong(box.top, box.left, box.height, box.width, flip=box.flip)
+                used = wrong((box.top, box.left, box.height, box.width, box.flip))
                 same_crop = pixel_box(used, *size) == pixel_box(box, *size)
                 is_right.append(same_crop and used.flip == box.flip)
             assert rows_that_meet(batch, batch.pixels_N).tolist() == is_right
             num_wrong += is_right.count(False)
         assert num_wrong > 10
+
+
+def test_augmented_views_are_replayed_from_the_corpus_and_from_kept_pixels(
+    small: Made, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = replace(PRESETS["strong"], jitter=1.0)
+    settings = {"augmentation": policy, "keep_pixels": 32}
+    of = made(small.folder, tmp_path / "cache", tiny_checkpoint, **settings)
+    for batch in batches_of(of, tiny_checkpoint, 0, 4, views_per_step=2):
+        assert rows_that_meet(batch, batch.pixels_N).all()
+    kept = ImageLookup(of.cache, of.corpus, of.cache.kept_pixels())
+    everywhere = np.arange(3), np.tile(np.arange(NUM_VIEWS), (3, 1))
+    boxes = [ref.boxes for ref in ImageLookup(of.cache, of.corpus).refs(*everywhere)]
+    assert [ref.boxes for ref in kept.refs(*everywhere)] == boxes
+    assert boxes == [ref.boxes for ref in image_refs(of.cache, of.corpus.rows_N[:3].tolist())]
+    assert all(own[0] == WHOLE_IMAGE for own in boxes)
+
+    # The test sees what it is meant to see: without the operations only whole images meet.
+    monkeypatch.setattr(catalog_index, "view_box", lambda values: ViewBox(*values[:5]))
+    for batch in batches_of(of, tiny_checkpoint, 0, 4, views_per_step=2):
+        assert rows_that_meet(batch, batch.pixels_N).tolist() == (batch.views_N == 0).tolist()
 
 
 def test_pixels_are_made_as_the_students_own_processor_makes_them(
