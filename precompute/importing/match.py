@@ -38,6 +38,9 @@ class NameCounts:
     repeated: list[str] = field(default_factory=list[str])
     """The first few."""
 
+    are_paths: bool = False
+    """Whether the names of images are paths of their files instead of keys."""
+
     def as_json(self) -> dict[str, int]:
         """Return the counts."""
         return {
@@ -48,7 +51,11 @@ class NameCounts:
 
     def lines(self, modality: Modality) -> list[str]:
         """Return what was found, a line each."""
-        noun, what = ("key", "image") if modality == "image" else ("text", "text")
+        noun, what = (
+            ("text", "text")
+            if modality == "text"
+            else ("path" if self.are_paths else "key", "image")
+        )
         lines = [f"{what + 's':<10} {format_count(self.num_matched, 'embedding')} joined by {noun}"]
         if self.num_unknown:
             names = f"{self.num_unknown:,} {_plural(noun, self.num_unknown)}"
@@ -111,12 +118,12 @@ class Matches:
             if rename is None:
                 rename = pl.col("name").str.strip_chars()
                 if modality == "image":
-                    rename = self._key_rule(frame["name"].head(_TRIED))
+                    rename, counts.are_paths = self._name_rule(frame["name"].head(_TRIED).to_list())
             seq = pl.int_range(pl.len(), dtype=pl.Int64) + counts.num_names
             frame = frame.with_columns(given="name", name=rename, seq=seq)
             ours.append(frame.select(*named), bucket)
             counts.num_names += len(frame)
-        theirs = self._catalog(modality, bucket)
+        theirs = self._catalog(modality, bucket, by_path=counts.are_paths)
         unknown: list[tuple[int, str]] = []
         repeated: list[tuple[int, str]] = []
         for number in ours.numbers():
@@ -136,14 +143,20 @@ class Matches:
         counts.repeated = [name for _, name in sorted(repeated)[:_SHOWN]]
         return found
 
-    def _catalog(self, modality: Modality, bucket: pl.Expr) -> Buckets:
-        """Return name and row of everything in the catalog."""
+    def _catalog(self, modality: Modality, bucket: pl.Expr, *, by_path: bool) -> Buckets:
+        """Return name and row of everything in the catalog; the name of an image is its key or its path."""
         theirs = Buckets(self._scratch, {"name": pl.String(), "row": pl.Int64()})
-        table, name, row = (
-            ("samples", "key", "row") if modality == "image" else ("texts", "text", "text_row")
-        )
-        for part in ExistingCatalog(self._cache).parts(table):
-            theirs.append(part.select(name=name, row=row), bucket)
+        catalog = ExistingCatalog(self._cache)
+        if modality == "text":
+            for part in catalog.parts("texts"):
+                theirs.append(part.select(name="text", row="text_row"), bucket)
+        elif by_path:
+            for part in catalog.samples():
+                is_whole = pl.col("old_offset").is_null() & pl.col("old_row_group").is_null()
+                theirs.append(part.filter(is_whole).select("row", name=_path("old_path")), bucket)
+        else:
+            for part in catalog.parts("samples"):
+                theirs.append(part.select("row", name="key"), bucket)
         return theirs
 
     def _refuse_other_views(self, frame: pl.DataFrame) -> None:
@@ -156,15 +169,14 @@ class Matches:
                 f"0..{num_views - 1} of each image; import it into a cache with its views (--views)"
             )
 
-    def _key_rule(self, first: pl.Series) -> pl.Expr:
-        """Return the expression that makes keys of the cache of names such as paths of images.
+    def _name_rule(self, names: list[str]) -> tuple[pl.Expr, bool]:
+        """Return the expression that maps a name to that in the catalog, and whether that is a path.
 
-        A name may be a key, or the path of an image: with folders before the key and an ending after it.
-        The form that most of the first names have decides.
+        A name may be a key; the path of an image whose key is made of it, with folders before and an ending
+        after it; or, if no name is a key, the path of an image with any key, with folders before it. The form
+        that most of the first names have decides.
         """
-        samples = self._cache.samples()
         prefixes = [f"{name}/" if name else "" for name in self._cache.sources]
-        names = first.to_list()
         parts = names[0].split("/")
         cuts = ["", *("/".join(parts[:i]) + "/" for i in range(1, min(len(parts), _TRIED)))]
         rules = [
@@ -174,13 +186,35 @@ class Matches:
             for drops in (False, True)
         ]
         tried = {rule: [_apply(rule, name) for name in names] for rule in rules}
-        wanted = pl.Series([key for keys in tried.values() for key in keys], dtype=pl.String)
-        present = samples.filter(pl.col("key").is_in(wanted.unique().implode())).select("key")
-        keys = set(present.collect()["key"].to_list())
-        cut, drops, prefix = max(rules, key=lambda rule: sum(key in keys for key in tried[rule]))
+        for by_path in (False, True):
+            known = self._known({each for made in tried.values() for each in made}, by_path=by_path)
+            counts = {rule: sum(each in known for each in made) for rule, made in tried.items()}
+            best = max(rules, key=counts.__getitem__)
+            if counts[best]:
+                break
+        else:
+            best, by_path = rules[0], False
+        cut, drops, prefix = best
         name = pl.col("name").str.strip_prefix(cut)
         name = name.str.replace(_ENDING.pattern, "") if drops else name
-        return pl.lit(prefix) + name
+        return pl.lit(prefix) + name, by_path
+
+    def _known(self, names: set[str], *, by_path: bool) -> set[str]:
+        """Return which of the names are keys, or paths of images."""
+        wanted = pl.Series(sorted(names), dtype=pl.String).implode()
+        if not by_path:
+            keys = self._cache.samples().filter(pl.col("key").is_in(wanted)).select("key")
+            return set(keys.collect()["key"].to_list())
+        files = self._cache.table("files").select(name=_path("path"))
+        return set(files.filter(pl.col("name").is_in(wanted)).collect()["name"].to_list())
+
+
+def _path(column: str) -> pl.Expr:
+    """Return the path of an image from the root of its source, after the name of the source if it has one."""
+    source = pl.col("source")
+    return (
+        pl.when(source == "").then(column).otherwise(pl.concat_str(source, column, separator="/"))
+    )
 
 
 def _apply(rule: tuple[str, bool, str], name: str) -> str:
@@ -190,14 +224,14 @@ def _apply(rule: tuple[str, bool, str], name: str) -> str:
 
 
 def refuse_unmatched(matches: Matches, source: Embeddings, cache: Cache) -> None:
-    """Refuse an import without a single embedding of the cache.
+    """Refuse an import whose names of images, or without these texts, are all unknown to the cache.
 
     Raises:
         SourceError: names the first names of both.
     """
-    if any(counts.num_matched for counts in matches.counts.values()):
-        return
     counts = matches.counts["image"]
+    if counts.num_matched or (not counts.num_names and matches.counts["text"].num_matched):
+        return
     keys = cache.samples().select("key").head(1).collect()["key"].to_list()
     first = counts.unknown[:1] or matches.counts["text"].unknown[:1]
     raise SourceError(

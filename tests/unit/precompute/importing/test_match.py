@@ -1,5 +1,6 @@
 """Names joined to the rows of a cache: as keys, as paths, as texts."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -80,6 +81,24 @@ def test_a_name_is_a_key_or_the_path_of_an_image(cache: Cache, form: str, bucket
         (2, 1, 2),
         (7, 0, 1),
         (7, 1, 0),
+    ]
+
+
+def test_a_name_is_the_path_of_an_image_whose_key_is_another(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    write_folder_corpus(tmp_path / "images", 3)
+    lines = [{"key": f"k{i}", "image": f"images/img{i:03d}.png"} for i in range(3)]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = config_of(tmp_path / "list.jsonl", tmp_path / "cache", tiny_checkpoint)
+    build(config, progress=SilentProgress(), make_teacher=lambda *_: FakeTeacher())
+    cache = open_cache(tmp_path / "cache")
+    source = Named([(f"/then/images/img{i:03d}.png", 0) for i in (2, 9, 0)])
+    matches = Matches(source, cache, Scratch())
+    assert matches.find("image", [0, 1, 2]).select("row", "item").rows() == [(0, 2), (2, 0)]
+    assert matches.counts["image"].lines("image") == [
+        "images     2 embeddings joined by path",
+        "           1 path that the cache does not have: '/then/images/img009.png'",
     ]
 
 
