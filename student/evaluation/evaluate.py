@@ -23,6 +23,7 @@ from .metrics import (
     correlation,
     finite_mean,
     image_agreement,
+    index_overlap,
     row_cosines,
 )
 from .probabilities import calibration_of_all, calibration_of_half, soft_loss
@@ -65,7 +66,8 @@ def evaluate(
         name; missing_images and missing_texts (rows without an embedding, counted as misses);
         retrieval and zero_shot (both with "all", "languages", "macro_mean"); image_cosine and
         text_cosine to the teacher; teacher_index, the recall of its queries in an index of the teacher's
-        images; image_correlation and neighbour_overlap (of the 10 nearest) among
+        images, and neighbour_overlap there: what share of the 10 images that the teacher's own query finds
+        first it finds; image_correlation and neighbour_overlap (of the 10 nearest) among
         different pictures; soft_loss_excess in nats a pair; calibration_error, of own pairs and as many
         others; calibration, of all pairs: prior (the share that match), predicted (the mean probability)
         and error_per_match (of bins of the logit, as a share of the matches); intervals: [low, high] of
@@ -249,7 +251,7 @@ def _in_teacher_space(
 def _teacher_index(
     images_NE: Rows, texts_ME: Rows, reference: Embeddings, eval_set: EvalSet, figures: Figures
 ) -> dict[str, Any]:
-    """Return the recall of queries in an index of the teacher's images."""
+    """Return the recall of queries in an index of the teacher's images, and what the teacher finds too."""
     image_N, (image_P, text_P, share_P) = np.arange(len(images_NE)), eval_set.shares()
     found = index_recall(
         reference.images_ND,
@@ -266,7 +268,16 @@ def _teacher_index(
         )
         figures.add_mean(by_text, image_P, of_texts_P < k, share_P)
         figures.add_mean(by_image, image_N, found.by_image_N < k)
-    return found.rates()
+    index_NE, captions = reference.images_ND, eval_set.captions()
+    shares_M = index_overlap(index_NE, texts_ME[captions], reference.texts_MD[captions])
+    own = (eval_set.picture_N, eval_set.picture_N)
+    shares_N = index_overlap(index_NE, images_NE, index_NE, own)
+    shares_P = shares_M[np.searchsorted(captions, text_P)]
+    path = ("teacher_index", "neighbour_overlap")
+    figures.add_mean((*path, "text_to_image"), image_P, shares_P, share_P)
+    figures.add_mean((*path, "image_to_image"), image_N, shares_N)
+    overlap = {"text_to_image": finite_mean(shares_M), "image_to_image": finite_mean(shares_N)}
+    return {**found.rates(), "neighbour_overlap": overlap}
 
 
 def _agreement(

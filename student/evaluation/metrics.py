@@ -98,6 +98,49 @@ def image_agreement(
     return Agreement(both, moments_N5, shared_N)
 
 
+def index_overlap(
+    index_NE: Rows,
+    queries_QE: Rows,
+    reference_QE: Rows,
+    own_NQ: tuple[Ints, Ints] | None = None,
+    *,
+    num_neighbours: int = 10,
+    block_rows: int | None = None,
+) -> Rows:
+    """Return what share of the nearest rows that reference queries find in an index other queries find too.
+
+    That is recall@10 with the reference's answers as the truth. Of equal cosines the first row is nearer.
+
+    Args:
+        index_NE: unit rows; those that are not finite are not in the index.
+        queries_QE: rows of any norm; one that is not finite finds nothing.
+        reference_QE: rows of any norm.
+        own_NQ: equal numbers for a row and a query mean that the query is the row, or a copy, which is no
+            answer to it; None: queries are no rows.
+        num_neighbours: nearest rows, at most all but one.
+        block_rows: queries compared at a time; None: as many as fit in 4 million values.
+
+    Returns:
+        (Q,) float64, 0 to 1; NaN where the reference is not finite, or with fewer than two rows.
+    """
+    rows_N = np.flatnonzero(np.isfinite(index_NE).all(axis=1))
+    index_NE, found = index_NE[rows_N], np.full(len(queries_QE), np.nan)
+    k = min(num_neighbours, len(rows_N) - (1 if own_NQ is None else 2))
+    if k < 1:
+        return found
+    for rows in blocks(len(found), len(rows_N), block_rows):
+        sides: list[NDArray[np.bool_]] = []
+        for side_BE in (reference_QE[rows], queries_QE[rows]):
+            scores_BN = np.where(np.isfinite(side_BE).all(axis=1)[:, None], side_BE, 0) @ index_NE.T
+            if own_NQ is not None:
+                scores_BN[own_NQ[1][rows, None] == own_NQ[0][rows_N]] = -np.inf
+            sides.append(_largest(scores_BN, k))
+        found[rows] = np.sum(sides[0] & sides[1], axis=1) / k
+    found[~np.isfinite(queries_QE).all(axis=1)] = 0
+    found[~np.isfinite(reference_QE).all(axis=1)] = np.nan
+    return found
+
+
 def correlation(moments_5: Rows) -> Rows:
     """Return Pearson correlations from (..., 5) means of x, y, xx, yy and xy; NaN if either is constant."""
     x, y, xx, yy, xy = np.moveaxis(moments_5, -1, 0)

@@ -49,9 +49,11 @@ def test_a_perfect_model_hits_always_and_agrees_with_itself() -> None:
     assert found["zero_shot"]["all"]["accuracy"] == {"1": 2 / 3, "5": 1.0}
     assert found["image_cosine"] == found["text_cosine"] == pytest.approx(1)
     everything_found = {"1": 1.0, "5": 1.0, "10": 1.0}
-    assert found["teacher_index"] == dict.fromkeys(
-        ("text_to_image", "image_to_image"), everything_found
-    )
+    ways = ("text_to_image", "image_to_image")
+    assert found["teacher_index"] == {
+        **dict.fromkeys(ways, everything_found),
+        "neighbour_overlap": dict.fromkeys(ways, 1),
+    }
     assert found["image_correlation"] is None  # three pictures at right angles: no spread
     assert found["neighbour_overlap"] == 1
     assert found["soft_loss_excess"] == 0
@@ -331,13 +333,14 @@ def test_a_row_without_any_number_is_left_out_and_the_reason_is_told() -> None:
     columns = {"teacher": evaluate(model, model, bare)}
     lines = table_lines(columns, eval_set_numbers(bare, SPLIT))
     assert not any("n/a" in line for line in lines)
-    assert [line.split("  ")[0] for line in lines[1:5]] == [
+    assert [line.split("  ")[0] for line in lines[1:6]] == [
         "cosine to the teacher, images",
         "image-image cosines, correlation",
         "10 nearest images, overlap",
         "index of the teacher's images, the images themselves, R@1",
+        "index of the teacher's images, the images themselves, overlap of the 10 nearest",
     ]
-    assert lines[5:] == [
+    assert lines[6:] == [
         "retrieval, text cosine and calibration need images with captions; none of these has one",
         "zero-shot needs prompts of the images' classes; the cache has none for "
         "'7', '8', '9' or 1 more: build again with --labels that name them",

@@ -16,6 +16,7 @@ from siglip2_cache.student.evaluation.calibration import (
 from siglip2_cache.student.evaluation.metrics import (
     finite_mean,
     image_agreement,
+    index_overlap,
     match_entropy,
     pair_cosines,
     row_cosines,
@@ -86,6 +87,24 @@ def test_of_equally_near_neighbours_the_first_rows_are_taken() -> None:
 
 def bernoulli_kl(p: float, q: float) -> float:
     return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+
+@pytest.mark.parametrize("block_rows", [None, 1])
+def test_the_overlap_in_an_index_is_the_share_of_the_references_answers_that_are_found(
+    block_rows: int | None,
+) -> None:
+    index = np.eye(5)[[0, 1, 2, 3, 3]]
+    index[3] = np.nan  # no answer to anybody
+    reference = np.array([[4.0, 3, 2, 0, 1], [4, 3, 2, 0, 1], [np.nan] * 5, [0, 1, 2, 9, 0]])
+    queries = np.array([[9.0, 1, 8, 0, 0], [np.nan] * 5, [1, 2, 3, 4, 5], [0, 1, 2, 9, 0]])
+    # The first two of rows 0, 1, 2 and 4: reference 0 finds 0 and 1, the query 0 and 2.
+    found = index_overlap(index, queries, reference, num_neighbours=2, block_rows=block_rows)
+    np.testing.assert_array_equal(found, [0.5, 0, np.nan, 1])
+    # Rows 0 and 4 are copies of query 0, of which 2 is then the nearest of 1 and 2; the reference finds 1.
+    own = (np.array([7, 1, 2, 3, 7]), np.array([7, 8, 9, 7]))
+    found = index_overlap(index, queries, reference, own, num_neighbours=1, block_rows=block_rows)
+    np.testing.assert_array_equal(found, [0, 0, np.nan, 1])
+    assert np.isnan(index_overlap(index[:1], queries, reference)).all()
 
 
 def test_the_entropy_of_a_match_by_hand() -> None:
