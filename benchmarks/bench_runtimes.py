@@ -232,7 +232,7 @@ def export(out: Path, model: Any, checkpoint: Checkpoint, calibration_N: NDArray
     )
     for precision in ("float32", "int8"):
         used = calibration if precision == "int8" else None
-        write_graphs(model, checkpoint, out / "onnx", precision, calibration=used)
+        write_graphs(lambda: model, checkpoint, out / "onnx", precision, calibration=used)
 
 
 def files_of(out: Path, runtime: str) -> list[Path]:

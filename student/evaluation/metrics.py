@@ -131,9 +131,11 @@ def index_overlap(
     for rows in blocks(len(found), len(rows_N), block_rows):
         sides: list[NDArray[np.bool_]] = []
         for side_BE in (reference_QE[rows], queries_QE[rows]):
-            scores_BN = np.where(np.isfinite(side_BE).all(axis=1)[:, None], side_BE, 0) @ index_NE.T
+            is_there_B1 = np.isfinite(side_BE).all(axis=1, keepdims=True)
+            scores_BN = np.where(is_there_B1, side_BE, 0) @ index_NE.T
             if own_NQ is not None:
-                scores_BN[own_NQ[1][rows, None] == own_NQ[0][rows_N]] = -np.inf
+                is_own_BN = np.equal.outer(own_NQ[1][rows], own_NQ[0][rows_N])
+                scores_BN[is_own_BN] = -np.inf
             sides.append(_largest(scores_BN, k))
         found[rows] = np.sum(sides[0] & sides[1], axis=1) / k
     found[~np.isfinite(queries_QE).all(axis=1)] = 0

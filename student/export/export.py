@@ -222,7 +222,9 @@ def _joined(image: _Part, text: _Part) -> tuple[Any, Any]:
 
 
 def write_settings(config: Any, checkpoint: Checkpoint, folder: Path) -> None:
-    """Write config.json, the tokenizer and the image processor of a model of two towers, no weights.
+    """Write config.json, and the tokenizer and the image processor of the towers that there are, no weights.
+
+    tokenizer.json cleans texts by itself, those of SigLIP 1 too: other runtimes have no code that would.
 
     Args:
         config: that of the model; not changed.
@@ -232,12 +234,16 @@ def write_settings(config: Any, checkpoint: Checkpoint, folder: Path) -> None:
     Raises:
         CheckpointError: the tokenizer files are missing or damaged.
     """
-    config = copy.deepcopy(config)
-    processor_class = processor_class_to_name(checkpoint, checkpoint)
-    _write_text_part(folder, config.text_config, checkpoint, processor_class)
+    config, processor_class = copy.deepcopy(config), None
+    if checkpoint.has_image and checkpoint.has_text:
+        processor_class = processor_class_to_name(checkpoint, checkpoint)
+    if checkpoint.has_text:
+        text_config = getattr(config, "text_config", config)
+        _write_text_part(folder, text_config, checkpoint, processor_class, cleans_itself=True)
     with quiet_transformers():
         config.save_pretrained(folder)
-    write_image_processor(folder, checkpoint, processor_class)
+    if checkpoint.has_image:
+        write_image_processor(folder, checkpoint, processor_class)
 
 
 def _constants(logit_scale: float, logit_bias: float) -> "_Tensors":
@@ -250,10 +256,18 @@ def _constants(logit_scale: float, logit_bias: float) -> "_Tensors":
 
 
 def _write_text_part(
-    folder: Path, text_config: Any, checkpoint: Checkpoint, processor_class: str | None
+    folder: Path,
+    text_config: Any,
+    checkpoint: Checkpoint,
+    processor_class: str | None,
+    *,
+    cleans_itself: bool = False,
 ) -> None:
     """Write the tokenizer and set its special ids in the config; SigLIP 2's are not the defaults."""
-    for name, value in write_tokenizer(checkpoint, folder, processor_class=processor_class).items():
+    ids = write_tokenizer(
+        checkpoint, folder, processor_class=processor_class, cleans_itself=cleans_itself
+    )
+    for name, value in ids.items():
         setattr(text_config, name, value)
 
 

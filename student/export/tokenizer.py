@@ -5,19 +5,23 @@ drops a normalizer written into tokenizer.json. So the recipe is written into to
 is one that uses that file unchanged.
 
 SigLIP 1's files are copied: SiglipTokenizer applies its recipe, except that it adds an attention mask unless
-tokenizer_config.json turns it off.
+tokenizer_config.json turns it off. For other runtimes its recipe is written into tokenizer.json too.
 """
 
 import json
+import re
 import shutil
+import string
 from pathlib import Path
 from typing import Any
 
+from ...errors import CheckpointError
 from ...siglip import Checkpoint
 from ...siglip.files import read_json
-from ...siglip.text_settings import read_text_settings
+from ...siglip.text_settings import TextSettings, read_text_settings
 
 _CONFIG = "tokenizer_config.json"
+_LOWERCASE = {"type": "Lowercase"}
 _INPUT_NAMES = ["input_ids"]  # no attention mask: the text tower attends to the padding
 
 _SPECIAL_TOKENS = ("pad_token", "eos_token", "bos_token", "unk_token")
@@ -31,7 +35,11 @@ _SIGLIP1_FILES = (
 
 
 def write_tokenizer(
-    checkpoint: Checkpoint, folder: Path, *, processor_class: str | None
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    processor_class: str | None,
+    cleans_itself: bool = False,
 ) -> dict[str, int]:
     """Write the tokenizer files; return the token ids for text_config of config.json.
 
@@ -39,6 +47,7 @@ def write_tokenizer(
         checkpoint: checkpoint of the exported text tower.
         folder: an existing folder.
         processor_class: class for AutoProcessor; None for a text tower alone.
+        cleans_itself: whether tokenizer.json must do all that SiglipTokenizer does for SigLIP 1.
 
     Returns:
         ``pad_token_id``, ``eos_token_id`` and ``bos_token_id``, if the tokenizer has such tokens; empty for
@@ -48,9 +57,14 @@ def write_tokenizer(
         CheckpointError: the checkpoint's tokenizer files are missing or damaged.
     """
     settings = read_text_settings(checkpoint.folder)
-    if settings.is_siglip1:
+    if settings.is_siglip1 and not cleans_itself:
         _copy_siglip1_files(checkpoint.folder, folder)
         return {}
+    if settings.file != "tokenizer.json":
+        raise CheckpointError(
+            f"{checkpoint.folder} has no tokenizer.json, which other runtimes need; add that of the "
+            "published checkpoint"
+        )
     length = checkpoint.max_text_tokens
     tokenizer = read_json(checkpoint.folder / settings.file)
     tokens = _special_tokens(checkpoint.folder) | {"pad_token": settings.pad_token}
@@ -59,7 +73,7 @@ def write_tokenizer(
         folder / "tokenizer.json",
         tokenizer
         | {
-            "normalizer": _lowercase_first(tokenizer.get("normalizer")),
+            "normalizer": _cleaning_first(tokenizer.get("normalizer"), settings),
             "truncation": _truncation(length),
             "padding": _padding(length, settings.pad_token, ids["pad_token_id"]),
         },
@@ -77,6 +91,8 @@ def write_tokenizer(
             **tokens,
         },
     )
+    if settings.is_siglip1:
+        return {}
     return {
         name: ids[name] for name in ("pad_token_id", "eos_token_id", "bos_token_id") if name in ids
     }
@@ -112,14 +128,31 @@ def _ids_of(tokenizer: dict[str, Any], tokens: dict[str, str]) -> dict[str, int]
     return {f"{name}_id": ids[token] for name, token in tokens.items() if token in ids}
 
 
-def _lowercase_first(normalizer: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a normalizer that lowercases first, then does the same as before."""
+def _cleaning_first(normalizer: dict[str, Any] | None, settings: TextSettings) -> dict[str, Any]:
+    """Return a normalizer that cleans a text first, then does the same as before."""
     rest = [] if normalizer is None else [normalizer]
     if normalizer is not None and normalizer["type"] == "Sequence":
         rest = normalizer["normalizers"]
-    if rest[:1] == [{"type": "Lowercase"}]:
+    first = _siglip1_cleaning(lower=settings.lower) if settings.is_siglip1 else [_LOWERCASE]
+    if rest[:1] == [_LOWERCASE]:
         rest = rest[1:]
-    return {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *rest]}
+    return {"type": "Sequence", "normalizers": [*first, *rest]}
+
+
+def _siglip1_cleaning(*, lower: bool) -> list[dict[str, Any]]:
+    """Return text_settings.canonicalize as normalizers of the tokenizers library."""
+
+    def replace(pattern: str, content: str) -> dict[str, Any]:
+        return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+
+    # str.lower() knows a sigma at the end of a word, the library does not.
+    lowercase = [replace(r"(?<=\p{L})\u03a3(?!['.:^`]*\p{L})", "\u03c2"), _LOWERCASE]
+    return [
+        *(lowercase if lower else []),
+        replace(f"[{re.escape(string.punctuation)}]", ""),
+        replace("[\\s\x1c-\x1f\x85]+", " "),
+        {"type": "Strip", "strip_left": True, "strip_right": True},
+    ]
 
 
 def _truncation(length: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...siglip import Checkpoint, NaflexRecipe
-from .gate import Parity
+from .gate import Parity, parity_cells, teacher_index_lines
 from .onnx_student import SUFFIXES
 
 _ONNX = """\
@@ -32,6 +32,37 @@ probabilities = 1 / (1 + np.exp(-logits))  # one a text; they need not add up to
 `vision_model.onnx` and `text_model.onnx` are the towers alone: `image_embeds` and `text_embeds` have norm 1,
 `pooler_output` is not normalised. A logit is `exp(logit_scale) * cosine + logit_bias`;
 both constants are in `export.json`."""
+_ONE_TOWER = """\
+## ONNX
+
+```python
+import numpy as np
+import onnxruntime
+IMPORT
+
+folder = "."  # this folder
+model = onnxruntime.InferenceSession(f"{folder}/onnx/KIND_model.onnx")
+INPUTS
+embeddings = model.run(["EMBEDS"], inputs)[0]  # of norm 1
+```"""
+_ONE_IMAGE = {
+    "KIND": "vision",
+    "EMBEDS": "image_embeds",
+    "IMPORT": "from PIL import Image\nfrom transformers import AutoImageProcessor",
+    "INPUTS": """\
+image_processor = AutoImageProcessor.from_pretrained(folder)
+image = image_processor(Image.open("picture.jpg").convert("RGB"), return_tensors="np")
+inputs = {**IMAGE}""",
+}
+_ONE_TEXT = {
+    "KIND": "text",
+    "EMBEDS": "text_embeds",
+    "IMPORT": "from tokenizers import Tokenizer",
+    "INPUTS": """\
+tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")  # cleans, truncates and pads
+texts = tokenizer.encode_batch(["This is a photo of a red cat.", "This is a photo of two dogs."])
+inputs = {"input_ids": np.array([text.ids for text in texts], np.int64)}""",
+}
 _FIXED_INPUTS = '"pixel_values": image["pixel_values"]'
 _NAFLEX_INPUTS = "**{name: np.asarray(value) for name, value in image.items()}"
 
@@ -95,15 +126,7 @@ def write_runtime_card(
     """
     path = checkpoint.folder / "README.md"
     card = path.read_text("utf-8") if path.is_file() else f"# {checkpoint.name}\n"
-    recipe = checkpoint.image
-    usage: list[str] = []
-    if set(parities) <= {"open-clip"}:
-        pass
-    elif isinstance(recipe, NaflexRecipe):
-        usage = [_ONNX.replace("**IMAGE", _NAFLEX_INPUTS)]
-    else:
-        (height, width), onnx = recipe.size, _ONNX.replace("**IMAGE", _FIXED_INPUTS)
-        usage = [onnx, _JS.replace("WIDTH", str(width)).replace("HEIGHT", str(height))]
+    usage = [] if set(parities) <= {"open-clip"} else _onnx_usage(checkpoint)
     if "open-clip" in parities:
         usage.append(_OPEN_CLIP)
     parts = [card, *usage, _parity(parities)]
@@ -115,6 +138,23 @@ def write_runtime_card(
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
+def _onnx_usage(checkpoint: Checkpoint) -> list[str]:
+    """Return how the graphs are used from Python, and from JavaScript where that loads them."""
+    recipe, onnx = checkpoint.image_recipe, _ONNX
+    is_whole = checkpoint.has_image and checkpoint.has_text
+    if not is_whole:
+        onnx = _ONE_TOWER
+        for name, text in (_ONE_IMAGE if checkpoint.has_image else _ONE_TEXT).items():
+            onnx = onnx.replace(name, text)
+    if isinstance(recipe, NaflexRecipe):
+        return [onnx.replace("**IMAGE", _NAFLEX_INPUTS)]
+    onnx = onnx.replace("**IMAGE", _FIXED_INPUTS)
+    if recipe is None or not is_whole:
+        return [onnx]
+    height, width = recipe.size
+    return [onnx, _JS.replace("WIDTH", str(width)).replace("HEIGHT", str(height))]
+
+
 def _files_of(name: str) -> str:
     """Return two cells of the table: the files, and what transformers.js calls their precision."""
     if name == "open-clip":
@@ -124,19 +164,20 @@ def _files_of(name: str) -> str:
 
 def _parity(parities: Mapping[str, Parity]) -> str:
     some = next(iter(parities.values()))
+    headings = ["files", "`dtype` of transformers.js", *parity_cells(some)]
     rows = [
-        "| files | `dtype` of transformers.js | least image cosine | least text cosine | "
-        "largest logit error | R@1 image to text | R@1 text to image | KL / entropy |",
-        "|" + " --- |" * 8,
+        " | ".join(["", *headings, ""]).strip(),
+        "|" + " --- |" * len(headings),
         *(
-            f"| {_files_of(name)} | {parity.image_cosine:.6f} | "
-            f"{parity.text_cosine:.6f} | {parity.logit_error:.4f} | "
-            f"{parity.image_to_text[1]:.4f} (PyTorch {parity.image_to_text[0]:.4f}) | "
-            f"{parity.text_to_image[1]:.4f} (PyTorch {parity.text_to_image[0]:.4f}) | {parity.kl_share:.2e} |"
+            f"| {_files_of(name)} | {' | '.join(parity_cells(parity).values())} |"
             for name, parity in parities.items()
         ),
     ]
+    heading, *found = teacher_index_lines(parities) or [""]
     return (
         f"Compared with PyTorch in float32 on {some.images:,} held-out images and {some.texts:,} "
-        "captions:\n\n" + "\n".join(rows)
+        "captions (least cosine, largest error, R@1 of the files of that of PyTorch):\n\n"
+        + "\n".join(rows)
+        + f"\n\n{heading.capitalize()}\n\n" * bool(heading)
+        + "\n".join(f"- {line.strip()}" for line in found)
     )

@@ -19,14 +19,15 @@ from ...siglip import (
     weight_files,
 )
 from ...siglip.files import write_json
+from ...store.cache import open_cache
 from ...store.io.location import Location, given_location
 from ...version import __version__
 from ..evaluation.compare import EvalConfig
 from ..export.atomic_folder import MARK, replaced_atomically
 from ..export.export import write_settings
-from ..export.metadata import read_metadata, read_projection
+from ..export.metadata import ModelMetadata, read_metadata, read_projection
 from .cards import write_runtime_card
-from .gate import Parity
+from .gate import Parity, parity_cells, teacher_index_lines
 from .onnx_files import PRECISIONS, check_onnx_installed, write_checked_graphs
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class RuntimesConfig:
     """Settings of an export for other runtimes."""
 
     model: str
-    """Hub id or folder of a SigLIP 2 checkpoint of two towers, such as a training's RUN/model."""
+    """Hub id or folder of a SigLIP or SigLIP 2 checkpoint, such as a training's RUN/model."""
 
     out: Path
     """Folder to write; an earlier export is replaced."""
@@ -135,9 +136,10 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
         raise SettingError(
             "name a cache with --check, on whose held-out images and captions the files are checked"
         )
-    checkpoint = resolve_checkpoint(config.model)
+    checkpoint = resolve_checkpoint(config.model, needed=())
     _check_supported(checkpoint, config.to)
-    map_ED = _map_to_teacher(checkpoint) if config.into_teacher_space else None
+    metadata = read_metadata(checkpoint)
+    map_ED = _map_to_teacher(checkpoint, metadata) if config.into_teacher_space else None
     rows = EvalConfig(
         model=config.model,
         cache=given_location(str(config.check)),
@@ -146,15 +148,16 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
         decode_workers=config.decode_workers,
         corpus_roots=config.corpus_roots,
     )
+    has_teacher = _is_compared(config, rows, metadata)
     with replaced_atomically(config.out) as folder:
-        held_out = read_held_out(rows, checkpoint)
+        held_out = read_held_out(rows, checkpoint, has_teacher=has_teacher)
         model = load_model(checkpoint, device="cpu", compute_dtype="float32")
         if has_open_clip:
             timm_name(checkpoint, model.config.vision_config)  # refused before anything is written
-        student = student_outputs(model, checkpoint, held_out)
+        student = student_outputs(model, checkpoint, held_out, map_ED)
         write_settings(model.config, checkpoint, folder)
         del model
-        facts = _facts(checkpoint, config)
+        facts = _facts(checkpoint, config, metadata)
         write_json(folder / "export.json", facts)
         parities: dict[str, Parity] = {}
         left_out: dict[str, str] = {}
@@ -189,17 +192,25 @@ def _check_supported(checkpoint: Checkpoint, to: tuple[str, ...]) -> None:
             f"{checkpoint.given} is a NaFlex checkpoint (model_type siglip2), which transformers.js 4.3 does "
             "not load; use --to onnx, or a checkpoint of fixed resolution"
         )
-    if read_text_settings(checkpoint.folder).is_siglip1:
+    for runtime in {"transformers-js", "open-clip"} & set(to):
+        if not (checkpoint.has_image and checkpoint.has_text):
+            tower = "an image" if checkpoint.has_image else "a text"
+            raise SettingError(
+                f"{checkpoint.given} is {tower} tower alone, which {runtime} does not load; use --to onnx, "
+                "or complete it: --teacher-text or --image-tower"
+            )
+    if "open-clip" in to and read_text_settings(checkpoint.folder).is_siglip1:
         raise SettingError(
-            f"{checkpoint.given} is a SigLIP 1 checkpoint, whose tokenizer files leave the cleaning of texts "
-            "to Python code; other runtimes would not clean them. Export a SigLIP 2 checkpoint"
+            f"{checkpoint.given} is a SigLIP 1 checkpoint, which is not written for open_clip; use --to onnx"
         )
 
 
-def _map_to_teacher(checkpoint: Checkpoint) -> "NDArray[np.float32] | None":
+def _map_to_teacher(
+    checkpoint: Checkpoint, metadata: ModelMetadata
+) -> "NDArray[np.float32] | None":
     """Return the map to the teacher's space; None for a model that is in that space already."""
     map_ED = read_projection(checkpoint)
-    if map_ED is None and read_metadata(checkpoint).space != "teacher":
+    if map_ED is None and metadata.space != "teacher":
         raise SettingError(
             f"{checkpoint.given} has no projection.safetensors, so there is no map to the teacher's space; "
             "export a training that has one, or leave out --into-teacher-space"
@@ -207,12 +218,33 @@ def _map_to_teacher(checkpoint: Checkpoint) -> "NDArray[np.float32] | None":
     return map_ED
 
 
+def _is_compared(config: RuntimesConfig, rows: EvalConfig, metadata: ModelMetadata) -> bool:
+    """Return whether queries of the files are tried in an index of the teacher of the cache.
+
+    Raises:
+        SettingError: they are in the space of another teacher, and were asked for.
+    """
+    if not config.into_teacher_space and metadata.space != "teacher":
+        return False
+    cache = open_cache(rows.cache, corpus_roots=config.corpus_roots)
+    record = cache.teacher(config.teacher)
+    is_of_another = metadata.is_of(record) is False
+    if is_of_another and config.into_teacher_space:
+        raise SettingError(
+            f"{cache.root} has embeddings of {record.name}, which is not the teacher of {config.model}; name "
+            "the cache of the training with --check, or leave out --into-teacher-space"
+        )
+    return not is_of_another
+
+
 def _calibration(rows: EvalConfig) -> EvalConfig:
     """Return settings for other images than those of the check."""
     return replace(rows, split="train", samples=_CALIBRATION_IMAGES)
 
 
-def _facts(checkpoint: Checkpoint, config: RuntimesConfig) -> dict[str, Any]:
+def _facts(
+    checkpoint: Checkpoint, config: RuntimesConfig, metadata: ModelMetadata
+) -> dict[str, Any]:
     packages = ["torch"]
     opset: dict[str, int] = {}
     if config.has_graphs:
@@ -222,13 +254,13 @@ def _facts(checkpoint: Checkpoint, config: RuntimesConfig) -> dict[str, Any]:
         opset = {"opset": OPSET}
     if "open-clip" in config.to:
         packages += ["open_clip_torch", "timm"]
-    scale, bias = logit_scale_and_bias(checkpoint)
+    is_alone = not (checkpoint.has_image and checkpoint.has_text)
+    logit = metadata.logit if is_alone else logit_scale_and_bias(checkpoint)
     return {
         "written_by": f"siglip2-cache {__version__}",
         "weights_sha256": files_sha256(weight_files(checkpoint.folder)),
         "embed_dim": checkpoint.embed_dim,
-        "logit_scale": scale,
-        "logit_bias": bias,
+        **({} if logit is None else {"logit_scale": logit[0], "logit_bias": logit[1]}),
         **opset,
         "versions": {name: version(name) for name in packages},
     }
@@ -267,6 +299,7 @@ def _lines(
         ),
         f"checked on {some.images:,} held-out images and {some.texts:,} captions, against PyTorch:",
         *parity_lines(parities),
+        *teacher_index_lines(parities),
         *_cleaning_line(facts, some),
         *(f"left out {name}: {reason}" for name, reason in left_out.items()),
     ]
@@ -283,20 +316,9 @@ def _cleaning_line(facts: dict[str, Any], some: Parity) -> list[str]:
 
 
 def parity_lines(parities: dict[str, Parity]) -> list[str]:
-    """Return a table, one row a precision."""
-    rows = [("", "image cosine", "text cosine", "logit error", "R@1 i2t", "R@1 t2i", "KL/entropy")]
-    rows += [
-        (
-            name,
-            f"{parity.image_cosine:.6f}",
-            f"{parity.text_cosine:.6f}",
-            f"{parity.logit_error:.4f}",
-            f"{parity.image_to_text[1]:.4f} of {parity.image_to_text[0]:.4f}",
-            f"{parity.text_to_image[1]:.4f} of {parity.text_to_image[0]:.4f}",
-            f"{parity.kl_share:.2e}",
-        )
-        for name, parity in parities.items()
-    ]
+    """Return a table, one row a precision; of one tower alone only its cosine."""
+    rows = [["", *parity_cells(next(iter(parities.values())))]]
+    rows += [[name, *parity_cells(parity).values()] for name, parity in parities.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  " + "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows

@@ -1,8 +1,12 @@
 """The check of exported files: on held-out pictures and captions they must compute what the student does.
 
-Shape letters in this file: N = images, M = texts, D = embedding width, B = batch.
+One tower alone has no logits and no partner: of it only cosines are compared.
+
+Shape letters in this file:
+    N = images, M = texts, D = embedding width, E = that of the teacher, B = batch.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -12,7 +16,14 @@ from numpy.typing import NDArray
 from ...errors import ExportError
 from ...formatting import one_line
 from ...siglip import Checkpoint, TextTokenizer
-from ..evaluation.metrics import match_entropy, soft_loss_excess
+from ..evaluation.embeddings import Embeddings
+from ..evaluation.metrics import (
+    finite_mean,
+    index_overlap,
+    match_entropy,
+    row_cosines,
+    soft_loss_excess,
+)
 from ..evaluation.retrieval import retrieval
 from ..export.programs import PROBES
 from .held_out import HeldOut, Outputs
@@ -21,8 +32,8 @@ from .held_out import HeldOut, Outputs
 class ExportedStudent(Protocol):
     """Exported files in their runtime."""
 
-    logit: tuple[float, float]
-    """(scale, bias) stored beside the towers, the scale exponentiated."""
+    logit: tuple[float, float] | None
+    """(scale, bias) stored beside the towers, the scale exponentiated; None: of one tower alone."""
 
     def clean(self, text: str) -> str:
         """Return what the runtime makes of a text before its tokenizer; no file can change that."""
@@ -34,12 +45,12 @@ class ExportedStudent(Protocol):
 
     def embed_images(
         self, pixels_B: NDArray[np.uint8], grids_B2: NDArray[np.int64] | None
-    ) -> NDArray[np.float32]:
-        """Return (B, D) unit rows of decoded pictures."""
+    ) -> Sequence[NDArray[np.float32]]:
+        """Return (B, D) unit rows of decoded pictures, and with a map (B, E) in the teacher's space."""
         ...
 
-    def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """Return (B, D) unit rows."""
+    def embed_texts(self, texts: list[str]) -> Sequence[NDArray[np.float32]]:
+        """Return (B, D) unit rows, and with a map (B, E) in the teacher's space."""
         ...
 
     def logits(
@@ -78,30 +89,85 @@ float32. Some image towers of open_clip have the exact GELU, where SigLIP 2 has 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherIndex:
+    """What the files' queries find in an index of the teacher's embeddings of the images."""
+
+    cosine: float | None
+    """Mean cosine to the teacher's embedding of the same image or text."""
+
+    neighbour_overlap: tuple[float | None, float | None]
+    """Share of the 10 images that the teacher's query finds first, recall@10, of the student and of the
+    files; None with too few images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """How exported files differ from the student."""
+    """How exported files differ from the student; None: it lacks the tower, or the comparison is not made."""
 
     images: int
     texts: int
-    image_cosine: float
-    """Least cosine of an image's embedding to the student's."""
+    image_cosine: float | None = None
+    """Least cosine of an image's embedding to the student's, also in the teacher's space."""
 
-    text_cosine: float
-    mean_image_cosine: float
-    mean_text_cosine: float
-    logit_error: float
+    text_cosine: float | None = None
+    mean_image_cosine: float | None = None
+    mean_text_cosine: float | None = None
+    logit_error: float | None = None
     """Largest difference of a logit."""
 
-    image_to_text: tuple[float, float]
+    image_to_text: tuple[float, float] | None = None
     """R@1 of the student and of the files."""
 
-    text_to_image: tuple[float, float]
-    kl_share: float
+    text_to_image: tuple[float, float] | None = None
+    kl_share: float | None = None
     """KL divergence from the student's probabilities of a match, as a share of their entropy."""
 
+    image_in_teacher_index: TeacherIndex | None = None
+    text_in_teacher_index: TeacherIndex | None = None
+
     def as_json(self) -> dict[str, Any]:
-        """Return the numbers as JSON values."""
-        return asdict(self)
+        """Return the numbers that there are, as JSON values."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def parity_cells(parity: Parity) -> dict[str, str]:
+    """Return the numbers of a table by their headings, without those of a tower that is not there."""
+    found: dict[str, str] = {}
+    for heading, value, form in (
+        ("image cosine", parity.image_cosine, ".6f"),
+        ("text cosine", parity.text_cosine, ".6f"),
+        ("logit error", parity.logit_error, ".4f"),
+        ("R@1 i2t", parity.image_to_text, ".4f"),
+        ("R@1 t2i", parity.text_to_image, ".4f"),
+        ("KL/entropy", parity.kl_share, ".2e"),
+    ):
+        if isinstance(value, tuple):
+            found[heading] = f"{value[1]:{form}} of {value[0]:{form}}"
+        elif value is not None:
+            found[heading] = format(value, form)
+    return found
+
+
+def teacher_index_lines(parities: Mapping[str, Parity]) -> list[str]:
+    """Return what queries find in an index of the teacher's images, a line a side of each precision."""
+    lines = [
+        f"  {precision}, {name}: {_shown(index.neighbour_overlap[1])} of the 10 nearest (PyTorch "
+        f"{_shown(index.neighbour_overlap[0])}), cosine to the teacher {_shown(index.cosine)}"
+        for precision, parity in parities.items()
+        for name, index in (
+            ("images", parity.image_in_teacher_index),
+            ("texts", parity.text_in_teacher_index),
+        )
+        if index is not None
+    ]
+    heading = (
+        "found in an index of the teacher's images, of what the teacher's own queries find there:"
+    )
+    return [heading, *lines] if lines else []
+
+
+def _shown(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4f}"
 
 
 def check_parity(
@@ -126,10 +192,24 @@ def check_parity(
     Raises:
         ExportError: they differ too much; the message has the number and its limit.
     """
-    _check_tokens(exported, checkpoint, held_out.texts, what)
-    images_ND = np.concatenate([exported.embed_images(*b) for b in held_out.image_batches()])
-    texts_MD = np.concatenate([exported.embed_texts(b) for b in held_out.text_batches()])
-    found = Outputs(images_ND=images_ND, texts_MD=texts_MD, logit=exported.logit)
+    if checkpoint.has_text:
+        _check_tokens(exported, checkpoint, held_out.texts, what)
+    images, texts = (
+        [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+        or [(student.images_ND, student.texts_MD)[side], *(student.mapped or ())[side:][:1]]
+        for side, batches in enumerate(
+            (
+                [exported.embed_images(*batch) for batch in held_out.image_batches()],
+                [exported.embed_texts(batch) for batch in held_out.text_batches()],
+            )
+        )
+    )
+    found = Outputs(
+        images_ND=images[0],
+        texts_MD=texts[0],
+        logit=exported.logit,
+        mapped=None if student.mapped is None else (images[1], texts[1]),
+    )
     parity = _parity(exported, found, student, held_out)
     _check(parity, limits, what)
     return parity
@@ -153,39 +233,76 @@ def _check_tokens(
 def _parity(
     exported: ExportedStudent, found: Outputs, student: Outputs, held_out: HeldOut
 ) -> Parity:
-    image_N = _cosines(found.images_ND, student.images_ND)
-    text_M = _cosines(found.texts_MD, student.texts_MD)
+    numbers: dict[str, Any] = {"images": len(found.images_ND), "texts": len(found.texts_MD)}
+    for side, name in enumerate(("image", "text")):
+        rows = [(o.images_ND, o.texts_MD)[side] for o in (found, student)]
+        if len(rows[0]) == 0:
+            continue
+        cosines = [_cosines(*rows)]
+        numbers[f"mean_{name}_cosine"] = float(cosines[0].mean())
+        if found.mapped is not None and student.mapped is not None:
+            cosines.append(_cosines(found.mapped[side], student.mapped[side]))
+        numbers[f"{name}_cosine"] = float(np.concatenate(cosines).min())
+        if held_out.teacher is not None:
+            index = _teacher_index(side, found, student, held_out.teacher, held_out.picture_N)
+            numbers[f"{name}_in_teacher_index"] = index
+    if found.logit is not None and student.logit is not None:
+        numbers |= _of_pairs(found, student, held_out, found.logit, student.logit)
+        numbers["logit_error"] = _logit_error(exported, student, held_out, student.logit)
+    return Parity(**numbers)
+
+
+def _teacher_index(
+    side: int,
+    found: Outputs,
+    student: Outputs,
+    teacher: Embeddings,
+    picture_N: NDArray[np.int64],
+) -> TeacherIndex:
+    """Return what queries of a side, 0 of images and 1 of texts, find in an index of the teacher's images."""
+    reference = (teacher.images_ND, teacher.texts_MD)[side]
+    queries = [outputs.in_teacher_space[side] for outputs in (student, found)]
+    own = None if side else (picture_N, picture_N)
+    first, second = (
+        finite_mean(index_overlap(teacher.images_ND, each, reference, own)) for each in queries
+    )
+    return TeacherIndex(
+        cosine=finite_mean(row_cosines(queries[1], reference)),
+        neighbour_overlap=(first, second),
+    )
+
+
+def _of_pairs(
+    found: Outputs,
+    student: Outputs,
+    held_out: HeldOut,
+    logit: tuple[float, float],
+    student_logit: tuple[float, float],
+) -> dict[str, Any]:
+    """Return how images and texts match each other."""
     recalls = [
         retrieval(
             o.images_ND, o.texts_MD, held_out.image_P, held_out.text_P, held_out.picture_N
         ).rates()
         for o in (student, found)
     ]
-    one_way, other_way = (
-        (recalls[0][way]["1"], recalls[1][way]["1"]) for way in ("image_to_text", "text_to_image")
-    )
     pair = (student.images_ND, student.texts_MD)
     excess = soft_loss_excess(
         (found.images_ND, found.texts_MD),
         pair,
-        student_logit=found.logit,
-        teacher_logit=student.logit,
+        student_logit=logit,
+        teacher_logit=student_logit,
     )
-    entropy = match_entropy(*pair, student.logit)
+    entropy = match_entropy(*pair, student_logit)
     assert excess is not None
     assert entropy is not None
-    return Parity(
-        images=len(image_N),
-        texts=len(text_M),
-        image_cosine=float(image_N.min()),
-        text_cosine=float(text_M.min()),
-        mean_image_cosine=float(image_N.mean()),
-        mean_text_cosine=float(text_M.mean()),
-        logit_error=_logit_error(exported, student, held_out),
-        image_to_text=one_way,
-        text_to_image=other_way,
-        kl_share=excess / max(entropy, 1e-12),
-    )
+    return {
+        **{
+            way: (recalls[0][way]["1"], recalls[1][way]["1"])
+            for way in ("image_to_text", "text_to_image")
+        },
+        "kl_share": excess / max(entropy, 1e-12),
+    }
 
 
 def _cosines(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -193,10 +310,12 @@ def _cosines(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> NDArray[np
     return np.nan_to_num(np.einsum("nd,nd->n", a_ND, b_ND, dtype=np.float64), nan=-1.0)
 
 
-def _logit_error(exported: ExportedStudent, student: Outputs, held_out: HeldOut) -> float:
+def _logit_error(
+    exported: ExportedStudent, student: Outputs, held_out: HeldOut, logit: tuple[float, float]
+) -> float:
     """Return the largest error; each image meets a batch of texts, and each text a batch of images."""
     images, texts = held_out.image_batches(), held_out.text_batches()
-    scale, bias = student.logit
+    scale, bias = logit
     starts_N = np.cumsum([0, *(len(pixels) for pixels, _ in images)])
     starts_M = np.cumsum([0, *map(len, texts)])
     worst = 0.0
@@ -211,43 +330,28 @@ def _logit_error(exported: ExportedStudent, student: Outputs, held_out: HeldOut)
 
 
 def _check(parity: Parity, limits: Limits, what: str) -> None:
-    def loss(recall: tuple[float, float], num_queries: int) -> float:
-        return recall[0] - recall[1] - 1 / num_queries
+    def lowest(recall: tuple[float, float], num_queries: int) -> float:
+        return recall[0] - limits.recall_loss - 1 / num_queries - 1e-9
 
-    low = limits.cosine
-    rows = [
-        (
-            "cosine of an image to the student's",
-            parity.image_cosine,
-            parity.image_cosine >= low,
-            low,
-        ),
-        ("cosine of a text to the student's", parity.text_cosine, parity.text_cosine >= low, low),
-        (
-            "error of a logit",
-            parity.logit_error,
-            parity.logit_error <= limits.logit_error,
-            limits.logit_error,
-        ),
-        (
-            "KL divergence as a share of the entropy",
-            parity.kl_share,
-            parity.kl_share <= limits.kl_share,
-            limits.kl_share,
-        ),
-        *(
-            (
-                f"R@1 {name} (the student's is {recall[0]:.4f})",
-                recall[1],
-                loss(recall, count) <= limits.recall_loss + 1e-9,
-                recall[0] - limits.recall_loss,
-            )
-            for name, recall, count in (
-                ("image to text", parity.image_to_text, parity.images),
-                ("text to image", parity.text_to_image, parity.texts),
-            )
-        ),
-    ]
+    rows: list[tuple[str, float, bool, float]] = []
+    for name, value in (("an image", parity.image_cosine), ("a text", parity.text_cosine)):
+        if value is not None:
+            is_right = value >= limits.cosine
+            rows.append((f"cosine of {name} to the student's", value, is_right, limits.cosine))
+    for name, value, limit in (
+        ("error of a logit", parity.logit_error, limits.logit_error),
+        ("KL divergence as a share of the entropy", parity.kl_share, limits.kl_share),
+    ):
+        if value is not None:
+            rows.append((name, value, value <= limit, limit))
+    for name, recall, count in (
+        ("image to text", parity.image_to_text, parity.images),
+        ("text to image", parity.text_to_image, parity.texts),
+    ):
+        if recall is not None:
+            named, limit = f"R@1 {name} (the student's is {recall[0]:.4f})", recall[0]
+            is_right = recall[1] >= lowest(recall, count)
+            rows.append((named, recall[1], is_right, limit - limits.recall_loss))
     for name, value, is_right, limit in rows:
         if not is_right:
             raise ExportError(

@@ -9,6 +9,7 @@ OUT/onnx/model.onnx text_model.onnx vision_model.onnx            float32
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ExportError, SettingError
-from ...siglip import Checkpoint, load_model
+from ...siglip import Checkpoint, load_model, logit_scale_and_bias
 from ...siglip.files import write_json
-from ..evaluation.embeddings import unit_rows_float32
 from .gate import LIMITS, Parity, check_parity
 from .held_out import HeldOut, Outputs
-from .onnx_student import FOLDER, GRAPHS, SUFFIXES, OnnxStudent, image_inputs
+from .onnx_student import FOLDER, GRAPHS, SUFFIXES, OnnxStudent, image_inputs, kinds_of
 
 PRECISIONS = tuple(SUFFIXES)
 
@@ -41,7 +41,7 @@ def check_onnx_installed() -> None:
 
 
 def write_graphs(
-    model: Any,
+    load: Callable[[], Any],
     checkpoint: Checkpoint,
     folder: Path,
     precision: str,
@@ -49,11 +49,12 @@ def write_graphs(
     calibration: HeldOut | None,
     map_ED: NDArray[np.float32] | None = None,
 ) -> None:
-    """Write the three graphs of one precision into ``folder/onnx``.
+    """Write the graphs of one precision into ``folder/onnx``: one a tower, and one of both if it has both.
 
     Args:
-        model: from load_model, on the CPU in float32; float16 converts its towers.
-        checkpoint: the one it was loaded from.
+        load: returns the student as load_model does, on the CPU in float32; float16 converts its towers.
+            It is not called where graphs in float32 are there to be quantised.
+        checkpoint: the student.
         folder: an existing folder.
         precision: one of PRECISIONS.
         calibration: pictures for the ranges of the activations of an int8 image tower; None for others.
@@ -65,23 +66,33 @@ def write_graphs(
     from .onnx_graphs import image_graph, joint_graph, save_graph, text_graph
     from .onnx_int8 import int8_image_graph, int8_text_graph
 
-    scale, bias = (float(value.detach()) for value in (model.logit_scale, model.logit_bias))
     dtype = "float16" if precision == "float16" else "float32"
-    graphs: dict[str, Any] = {}
-    for kind, trace in {"image": image_graph, "text": text_graph}.items():
-        whole = folder / FOLDER / f"{GRAPHS[kind]}{SUFFIXES['float32']}.onnx"
-        is_there = calibration is not None and whole.is_file()
-        graphs[kind] = onnx.load(whole) if is_there else trace(model, checkpoint, dtype, map_ED)
-    if calibration is not None:
+    kinds = kinds_of(checkpoint)
+    whole = {
+        kind: folder / FOLDER / f"{GRAPHS[kind]}{SUFFIXES['float32']}.onnx"
+        for kind in kinds
+        if kind != "both"
+    }
+    graphs: dict[str, Any]
+    if calibration is not None and all(path.is_file() for path in whole.values()):
+        graphs = {kind: onnx.load(path) for kind, path in whole.items()}
+    else:
+        model, trace = load(), {"image": image_graph, "text": text_graph}
+        graphs = {kind: trace[kind](model, checkpoint, dtype, map_ED) for kind in whole}
+        del model
+    if calibration is not None and "image" in graphs:
         inputs = (image_inputs(checkpoint, *batch) for batch in calibration.image_batches())
         graphs["image"] = int8_image_graph(graphs["image"], inputs)
+    if calibration is not None and "text" in graphs:
         graphs["text"] = int8_text_graph(graphs["text"])
-    graphs["both"] = joint_graph(
-        graphs["image"], graphs["text"], logit_scale=scale, logit_bias=bias
-    )
+    if "both" in kinds:
+        scale, bias = logit_scale_and_bias(checkpoint)
+        graphs["both"] = joint_graph(
+            graphs["image"], graphs["text"], logit_scale=scale, logit_bias=bias
+        )
     (folder / FOLDER).mkdir(exist_ok=True)
-    for kind, name in GRAPHS.items():
-        file = f"{name}{SUFFIXES[precision]}.onnx"
+    for kind in kinds:
+        file = f"{GRAPHS[kind]}{SUFFIXES[precision]}.onnx"
         if save_graph(graphs[kind], folder / FOLDER / file):
             _mention_second_file(folder, file)
 
@@ -111,7 +122,7 @@ def write_checked_graphs(
         checkpoint: the student.
         folder: has config.json, the tokenizer, preprocessor_config.json and export.json.
         precisions: those that must pass. None: float32 must pass, the others are kept if they do.
-        student: what PyTorch computes from ``held_out``.
+        student: what PyTorch computes from ``held_out``, by ``map_ED`` too.
         held_out: pictures and captions of the check.
         read_calibration: returns other pictures, for int8.
         map_ED: as in write_graphs.
@@ -124,19 +135,19 @@ def write_checked_graphs(
     """
     found: dict[str, Parity] = {}
     left_out: dict[str, str] = {}
+    load = partial(load_model, checkpoint, device="cpu", compute_dtype="float32")
     for precision in precisions or PRECISIONS:
-        model = load_model(checkpoint, device="cpu", compute_dtype="float32")
         calibration = read_calibration() if precision == "int8" else None
-        write_graphs(model, checkpoint, folder, precision, calibration=calibration, map_ED=map_ED)
-        del model
+        write_graphs(load, checkpoint, folder, precision, calibration=calibration, map_ED=map_ED)
         try:
-            exported, what = OnnxStudent(folder, precision), f"ONNX in {precision}"
-            limits = LIMITS[precision]
             found[precision] = check_parity(
-                exported, student, checkpoint, held_out, limits=limits, what=what
+                OnnxStudent(folder, precision),
+                student,
+                checkpoint,
+                held_out,
+                limits=LIMITS[precision],
+                what=f"ONNX in {precision}",
             )
-            if map_ED is not None:
-                _check_teacher_rows(exported, student, held_out, map_ED, limits.cosine, what)
         except ExportError as error:
             if precisions is not None or precision == "float32":
                 raise
@@ -145,30 +156,3 @@ def write_checked_graphs(
                 for path in (folder / FOLDER).glob(f"{name}{SUFFIXES[precision]}.onnx*"):
                     path.unlink()
     return found, left_out
-
-
-def _check_teacher_rows(
-    exported: OnnxStudent,
-    student: Outputs,
-    held_out: HeldOut,
-    map_ED: NDArray[np.float32],
-    least: float,
-    what: str,
-) -> None:
-    """Check the output teacher_embeds of both towers against the student's rows through the map.
-
-    Raises:
-        ExportError: a cosine is below the limit.
-    """
-    name = "teacher_embeds"
-    for rows_ND, found in (
-        (student.images_ND, [exported.embed_images(*b, name) for b in held_out.image_batches()]),
-        (student.texts_MD, [exported.embed_texts(b, name) for b in held_out.text_batches()]),
-    ):
-        expected_NE = unit_rows_float32(rows_ND @ map_ED.T)
-        cosine = float((np.concatenate(found) * expected_NE).sum(axis=1).min())
-        if not cosine >= least:
-            raise ExportError(
-                f"{what} is not kept: a cosine of {name} to the student's, mapped, is {cosine:.6g}, the "
-                f"limit {least:g}"
-            )

@@ -20,7 +20,15 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.compose import add_prefix_graph
 from torch import Tensor, nn
 
-from ...siglip import Checkpoint, NaflexRecipe, TextTokenizer, unit_rows
+from ...siglip import (
+    Checkpoint,
+    NaflexRecipe,
+    TextTokenizer,
+    text_tower,
+    unit_rows,
+    vision_tower,
+)
+from .onnx_student import TEACHER_EMBEDS
 
 OPSET = 20
 """Operator set of the graphs; onnxruntime reads it from 1.17 on, onnxruntime-web too."""
@@ -30,9 +38,6 @@ POOLED = "pooler_output"
 
 EMBEDS = {"text": "text_embeds", "image": "image_embeds"}
 """Output of each tower: (B, D) float32 of norm 1."""
-
-TEACHER_EMBEDS = "teacher_embeds"
-"""Output of each tower: (B, E) float32 of norm 1 in the teacher's space, if there is a map to it."""
 
 _LARGEST_FILE = 2_000_000_000
 """Bytes of weights in one file; protobuf ends at 2 GiB. Larger weights get a file of their own."""
@@ -50,12 +55,12 @@ def text_graph(
     text has the padding or eos, and any other id becomes eos: transformers.js cuts off the eos of long texts.
 
     Args:
-        model: a SiglipModel or Siglip2Model on the CPU; its text tower is converted to ``dtype``.
+        model: from load_model, on the CPU; its text tower is converted to ``dtype``.
         checkpoint: the one it was loaded from.
         dtype: dtype of weights and activations.
         map_ED: map to the teacher's space for the output teacher_embeds; None: there is none.
     """
-    tower = model.text_model.to(getattr(torch, dtype))
+    tower = text_tower(model).to(getattr(torch, dtype))
     ids_BL = torch.ones(2, tower.config.max_position_embeddings, dtype=torch.int64)
     eos, *_, pad = TextTokenizer(checkpoint)([""])[0].tolist()
     names = {"input_ids": {0: "text_batch"}}
@@ -75,12 +80,12 @@ def image_graph(
     processor gives them. Pixels are normalised.
 
     Args:
-        model: a SiglipModel or Siglip2Model on the CPU; its image tower is converted to ``dtype``.
+        model: from load_model, on the CPU; its image tower is converted to ``dtype``.
         checkpoint: the one it was loaded from.
         dtype: dtype of weights and activations.
         map_ED: as of text_graph.
     """
-    tower = model.vision_model.to(getattr(torch, dtype))
+    tower = vision_tower(model).to(getattr(torch, dtype))
     recipe = checkpoint.image
     if not isinstance(recipe, NaflexRecipe):
         inputs = {"pixel_values": torch.zeros(2, 3, *recipe.size)}

@@ -22,12 +22,22 @@ SUFFIXES = {"float32": "", "float16": "_fp16", "int8": "_quantized"}
 GRAPHS = {"both": "model", "text": "text_model", "image": "vision_model"}
 """Name of a graph by what it holds."""
 
+TEACHER_EMBEDS = "teacher_embeds"
+"""Output of each tower: (B, E) float32 of norm 1 in the teacher's space, if there is a map to it."""
+
+
+def kinds_of(checkpoint: Checkpoint) -> list[str]:
+    """Return the keys of GRAPHS that a checkpoint has: of a tower alone, that one."""
+    if checkpoint.has_image and checkpoint.has_text:
+        return list(GRAPHS)
+    return ["image" if checkpoint.has_image else "text"]
+
 
 class OnnxStudent:
     """Runs the graphs of one precision, on the CPU."""
 
     def __init__(self, folder: Path, precision: str) -> None:
-        """Load graphs and tokenizer.
+        """Load the tokenizer, and the graphs of the towers that there are.
 
         Args:
             folder: has config.json, tokenizer.json, preprocessor_config.json, export.json, onnx/.
@@ -36,17 +46,20 @@ class OnnxStudent:
         from onnxruntime import InferenceSession
         from tokenizers import Tokenizer
 
-        self._checkpoint = resolve_checkpoint(str(folder), has_weights=False)
-        self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._checkpoint = resolve_checkpoint(str(folder), has_weights=False, needed=())
+        if self._checkpoint.has_text:
+            self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._sessions: dict[str, Any] = {
             kind: InferenceSession(
-                folder / FOLDER / f"{name}{SUFFIXES[precision]}.onnx",
+                folder / FOLDER / f"{GRAPHS[kind]}{SUFFIXES[precision]}.onnx",
                 providers=["CPUExecutionProvider"],
             )
-            for kind, name in GRAPHS.items()
+            for kind in kinds_of(self._checkpoint)
         }
-        facts = json.loads((folder / "export.json").read_text("utf-8"))
-        self.logit = (float(np.exp(facts["logit_scale"])), float(facts["logit_bias"]))
+        self.logit: tuple[float, float] | None = None
+        if "both" in self._sessions:
+            facts = json.loads((folder / "export.json").read_text("utf-8"))
+            self.logit = (float(np.exp(facts["logit_scale"])), float(facts["logit_bias"]))
 
     def clean(self, text: str) -> str:
         """Return the text: nothing is done to it before the tokenizer."""
@@ -60,16 +73,20 @@ class OnnxStudent:
         self,
         pixels_B: NDArray[np.uint8],
         grids_B2: NDArray[np.int64] | None,
-        output: str = "image_embeds",
-    ) -> NDArray[np.float32]:
-        """Return (B, D) unit rows, or another output of the graph; arguments as in image_inputs."""
+    ) -> list[NDArray[np.float32]]:
+        """Return image_embeds and, if there is a map, teacher_embeds; arguments as in image_inputs."""
         inputs = image_inputs(self._checkpoint, pixels_B, grids_B2)
-        return self._sessions["image"].run([output], inputs)[0]
+        return self._run("image", "image_embeds", inputs)
 
-    def embed_texts(self, texts: list[str], output: str = "text_embeds") -> NDArray[np.float32]:
-        """Return (B, D) unit rows, or another output of the graph."""
+    def embed_texts(self, texts: list[str]) -> list[NDArray[np.float32]]:
+        """Return text_embeds and, if there is a map, teacher_embeds."""
         ids_BL = np.array(self.token_ids(texts), np.int64)
-        return self._sessions["text"].run([output], {"input_ids": ids_BL})[0]
+        return self._run("text", "text_embeds", {"input_ids": ids_BL})
+
+    def _run(self, kind: str, output: str, inputs: Any) -> list[NDArray[np.float32]]:
+        session = self._sessions[kind]
+        there = {value.name for value in session.get_outputs()}
+        return session.run([output, *({TEACHER_EMBEDS} & there)], inputs)
 
     def logits(
         self, pixels_B: NDArray[np.uint8], grids_B2: NDArray[np.int64] | None, texts: list[str]

@@ -205,7 +205,7 @@ class OpenClipStudent:
         self._tokenizer = open_clip.get_tokenizer(name)
         self._clean = tokenizers.get_clean_fn("whitespace")
         scale, bias = self._model.logit_scale.detach().exp(), self._model.logit_bias.detach()
-        self.logit = (float(scale), float(bias))
+        self.logit: tuple[float, float] | None = (float(scale), float(bias))
 
     def clean(self, text: str) -> str:
         """Return what open_clip makes of a text before its tokenizer."""
@@ -217,15 +217,15 @@ class OpenClipStudent:
 
     def embed_images(
         self, pixels_B: NDArray[np.uint8], grids_B2: NDArray[np.int64] | None
-    ) -> NDArray[np.float32]:
+    ) -> list[NDArray[np.float32]]:
         """Return (B, D) unit rows of (B, H, W, C) pixels."""
         with torch.inference_mode():
-            return self._model.encode_image(self._images(pixels_B), normalize=True).numpy()
+            return [self._model.encode_image(self._images(pixels_B), normalize=True).numpy()]
 
-    def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
+    def embed_texts(self, texts: list[str]) -> list[NDArray[np.float32]]:
         """Return (B, D) unit rows."""
         with torch.inference_mode():
-            return self._model.encode_text(self._tokenizer(texts), normalize=True).numpy()
+            return [self._model.encode_text(self._tokenizer(texts), normalize=True).numpy()]
 
     def logits(
         self, pixels_B: NDArray[np.uint8], grids_B2: NDArray[np.int64] | None, texts: list[str]

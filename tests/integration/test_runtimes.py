@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,14 @@ from onnx import numpy_helper
 from onnxruntime import InferenceSession
 
 from siglip2_cache import siglip
-from siglip2_cache.errors import ExportError, SettingError
+from siglip2_cache.errors import CheckpointError, ExportError, SettingError
 from siglip2_cache.student.evaluation.compare import EvalConfig
+from siglip2_cache.student.export.export import write_settings
+from siglip2_cache.student.export.programs import PROBES
 from siglip2_cache.student.runtimes import onnx_files, onnx_graphs
-from siglip2_cache.student.runtimes.export import export_runtimes
+from siglip2_cache.student.runtimes.export import _check_supported, export_runtimes
 from siglip2_cache.student.runtimes.gate import LIMITS, check_parity
 from siglip2_cache.student.runtimes.held_out import HeldOut, Outputs, read_held_out, student_outputs
-from siglip2_cache.student.runtimes.onnx_files import write_checked_graphs
 from siglip2_cache.student.runtimes.onnx_student import OnnxStudent
 
 TEXTS = ["A Red circle", "ein blaues Dreieck", "two  squares", "Word " * 99, ""]
@@ -113,42 +115,6 @@ def test_the_graph_of_both_towers_has_the_logits_of_transformers_for_any_two_bat
     assert per_image.shape == (3, len(TEXTS))
     np.testing.assert_allclose(per_image, expected.logits_per_image.numpy(), atol=1e-3)
     np.testing.assert_array_equal(per_text, per_image.T)
-
-
-def test_a_map_to_the_teachers_space_is_an_output_of_the_towers_and_checked(
-    exported: Exported, tmp_path: Path
-) -> None:
-    map_ED = np.random.default_rng(1).normal(size=(80, exported.checkpoint.embed_dim))
-    map_ED = map_ED.astype(np.float32)
-    shutil.copytree(exported.out, tmp_path / "out", ignore=shutil.ignore_patterns("*.onnx"))
-    write_checked_graphs(
-        exported.checkpoint,
-        tmp_path / "out",
-        ["float32"],
-        student=exported.student,
-        held_out=exported.held_out,
-        read_calibration=lambda: exported.held_out,
-        map_ED=map_ED,
-    )
-    ids = ids_of(tmp_path / "out", TEXTS)
-    graph = InferenceSession(tmp_path / "out" / "onnx" / "text_model.onnx")
-    pooled, found = graph.run(["pooler_output", "teacher_embeds"], {"input_ids": ids})
-    expected = pooled @ map_ED.T
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    both = onnx.load(tmp_path / "out" / "onnx" / "model.onnx").graph
-    assert "teacher_embeds" not in {value.name for value in both.output}
-    with pytest.raises(
-        ExportError, match=r"a cosine of teacher_embeds to the student's, mapped, is"
-    ):
-        onnx_files._check_teacher_rows(
-            OnnxStudent(tmp_path / "out", "float32"),
-            exported.student,
-            exported.held_out,
-            map_ED[::-1],
-            0.9999,
-            "ONNX",
-        )
 
 
 def test_the_export_says_what_it_wrote_and_how_exact_it_is(exported: Exported) -> None:
@@ -330,6 +296,39 @@ def test_a_naflex_tower_takes_any_number_of_patches(
     np.testing.assert_allclose(found, expected, atol=1e-5)
     [alone] = run(["image_embeds"], {name: value[1:2] for name, value in inputs.items()})
     np.testing.assert_allclose(alone, expected[1:2], atol=1e-5)
+
+
+def test_tokens_of_siglip_1_are_those_of_its_python_code(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graphs are those of the other test: only its texts are cleaned otherwise."""
+
+    def copied(load: Any, checkpoint: Any, folder: Path, precision: str, **_: Any) -> None:
+        shutil.copytree(exported.out / "onnx", folder / "onnx")
+
+    monkeypatch.setattr(onnx_files, "write_graphs", copied)
+    model = shutil.copytree(STUDENT, tmp_path / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text("utf-8"))
+    changed = settings | {"tokenizer_class": "SiglipTokenizer", "do_lower_case": True}
+    (model / "tokenizer_config.json").write_text(json.dumps(changed))
+    more = {"model": str(model), "precisions": ("float32",)}
+    export_runtimes(export_settings(exported.cache, tmp_path / "out", **more))
+    texts = [
+        *TEXTS,
+        *PROBES,
+        string.printable,
+        "it's  -- (red)?! \x1c\x85\u2003x",
+        "ΟΔΟΣ, ΣΑΣ! ΑΣ'Α Σ",  # noqa: RUF001
+        "İI ẞ ﬁ",
+    ]
+    expected = siglip.TextTokenizer(siglip.resolve_checkpoint(str(model)))(texts)
+    np.testing.assert_array_equal(ids_of(tmp_path / "out", texts), expected)
+    assert not np.array_equal(siglip.TextTokenizer(exported.checkpoint)(texts), expected)
+    with pytest.raises(SettingError, match="a SigLIP 1 checkpoint, which is not written for open"):
+        _check_supported(siglip.resolve_checkpoint(str(model)), ("open-clip",))
+    (model / "tokenizer.json").rename(model / "spiece.model")
+    with pytest.raises(CheckpointError, match=r"has no tokenizer.json, which other runtimes need"):
+        write_settings(exported.model.config, siglip.resolve_checkpoint(str(model)), tmp_path)
 
 
 def test_weights_too_large_for_one_file_lie_in_a_second_one(
