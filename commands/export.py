@@ -12,6 +12,8 @@ from .options import (
     CacheArgument,
     CorpusRoot,
     DecodeWorkers,
+    Private,
+    Push,
     Quiet,
     TeacherName,
     View,
@@ -124,18 +126,8 @@ def model(
     samples: Annotated[
         int | None, option("N", "With --to: most images of the check.", default="256")
     ] = None,
-    push: Annotated[
-        str | None,
-        option(
-            "ORG/NAME",
-            "Push OUT to the Hugging Face hub once it has passed its check, with the token of "
-            "huggingface_hub (HF_TOKEN). An earlier export there is replaced.",
-            default="not pushed",
-        ),
-    ] = None,
-    private: Annotated[
-        bool, flag("--private", "With --push: make a new repository private.")
-    ] = False,
+    push: Push = None,
+    private: Private = False,
     corpus_root: CorpusRoot = None,
     decode_workers: DecodeWorkers = None,
     cache: Annotated[
@@ -182,10 +174,7 @@ def model(
         raise SettingError(
             "--precision, --check, --samples, --corpus-root and --decode-workers go with --to; name a runtime"
         )
-    if private and push is None:
-        raise SettingError("--private goes with --push: else nothing is pushed")
-    if push is not None:
-        check_push(push)
+    check_push(push, is_private=private)
     chosen = ExportCheckpointConfig(
         run=local_path(source),
         out=out,

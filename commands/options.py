@@ -97,6 +97,17 @@ AsJson = Annotated[bool, flag("--json", "Print one JSON value instead of text.",
 Quiet = Annotated[
     bool, flag("--quiet", "Show no progress; the result, warnings and errors stay.", OUTPUT)
 ]
+Push = Annotated[
+    str | None,
+    option(
+        "ORG/NAME",
+        "Push the exported model to the Hugging Face hub once it has passed its check, with the token of "
+        "huggingface_hub (HF_TOKEN). An earlier export there is replaced.",
+        OUTPUT,
+        default="not pushed",
+    ),
+]
+Private = Annotated[bool, flag("--private", "With --push: make a new repository private.", OUTPUT)]
 CorpusRoot = Annotated[
     list[str] | None,
     path_option("OLD=NEW", "The corpus has moved from OLD to NEW. Repeatable.", CORPUS),

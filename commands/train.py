@@ -13,6 +13,8 @@ from ..student.config import SETTINGS, TrainConfig
 from ..student.config_checks import choices_of
 from .options import (
     AsJson,
+    Private,
+    Push,
     Quiet,
     flag,
     local_path_option,
@@ -33,6 +35,8 @@ def train(
             "FILE", "YAML file of settings, such as RUN/config.yaml. Options override it."
         ),
     ] = None,
+    push: Push = None,
+    private: Private = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     **settings: Any,
@@ -44,6 +48,7 @@ def train(
     """
     from ..progress import make_display
     from ..student.config_file import make_config
+    from ..student.export.push import check_push
     from ..student.launch import find_launch, raised_once
     from ..student.training.progress import TrainProgress
     from ..student.training.summary import summary_lines, summary_values
@@ -53,14 +58,25 @@ def train(
     launch = find_launch()
     with raised_once(launch):
         chosen = make_config(config, _given(context, settings))
+        check_push(push, is_private=private)
     try:
         summary = run_train(chosen, progress=TrainProgress(make_display(is_quiet=quiet)))
     except (TrainInterrupted, KeyboardInterrupt) as error:
         if launch.rank == 0:
             say(str(error) or "stopped; run the same command again to resume", err=True)
         raise typer.Exit(130) from None
-    if summary.is_first:
-        print_found(summary_values(chosen, summary), summary_lines(chosen, summary), as_json)
+    if not summary.is_first:
+        return
+    found, lines = summary_values(chosen, summary), summary_lines(chosen, summary)
+    if push is not None:
+        from ..student.training.export_checkpoint import ExportCheckpointConfig, push_checkpoint
+
+        written = ExportCheckpointConfig(
+            run=chosen.out, out=chosen.out / "model", choice=chosen.export
+        )
+        url = push_checkpoint(written, push, is_private=private)
+        found, lines = {**found, "pushed": url}, [*lines, f"pushed     {url}"]
+    print_found(found, lines, as_json)
 
 
 def _given(context: typer.Context, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,6 +169,6 @@ _cache, _student, _out, *_others = _parameters()
 cast(Any, train).__signature__ = inspect.Signature(
     [
         *(_own["context"], _cache, _student, _out, _own["config"]),
-        *(_own["as_json"], _own["quiet"], *_others),
+        *(_own["push"], _own["private"], _own["as_json"], _own["quiet"], *_others),
     ]
 )

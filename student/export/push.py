@@ -12,14 +12,22 @@ _OF_THE_HUB = {".gitattributes", "README.md"}
 """Files that a new repository may have."""
 
 
-def check_push(repo_id: str) -> None:
+def check_push(repo_id: str | None, *, is_private: bool) -> None:
     """Check before an export that it can be pushed: the name, the credentials, and what is there.
+
+    Args:
+        repo_id: ORG/NAME; None: nothing is pushed, and nothing is checked.
+        is_private: whether a new repository is private.
 
     Raises:
         SettingError: the name is no id of the hub, there are no credentials, or the repository has other
-            files than those of an export.
+            files than those of an export; or ``is_private`` without a name.
         ExportError: the hub does not answer.
     """
+    if repo_id is None:
+        if is_private:
+            raise SettingError("--private goes with --push: else nothing is pushed")
+        return
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
     from huggingface_hub.utils import validate_repo_id
@@ -47,20 +55,21 @@ def check_push(repo_id: str) -> None:
         )
 
 
-def push(folder: Path, repo_id: str, *, is_private: bool) -> str:
+def push(folder: Path, repo_id: str, *, is_private: bool, written: Path | None = None) -> str:
     """Replace a repository of the hub by an exported folder, in one commit; return its URL.
 
     Args:
         folder: an export that has passed its check.
         repo_id: ORG/NAME, which check_push has accepted; it is made if it does not exist.
         is_private: whether a new repository is private.
+        written: what an error names as the folder that is there; None: ``folder``.
 
     Raises:
-        ExportError: the hub refuses it or does not answer; the folder stays.
+        ExportError: the hub refuses it or does not answer.
     """
     from huggingface_hub import HfApi
 
-    api: Any = HfApi()
+    api, written = HfApi(), written or folder
     try:
         api.create_repo(repo_id, private=is_private, exist_ok=True)
         done = api.upload_folder(
@@ -71,7 +80,7 @@ def push(folder: Path, repo_id: str, *, is_private: bool) -> str:
         )
     except Exception as error:  # network, proxy, rights: the hub has many
         raise ExportError(
-            f"{folder} is written, but could not be pushed to {repo_id}: {first_line(error).rstrip('.')}; "
+            f"{written} is written, but could not be pushed to {repo_id}: {first_line(error).rstrip('.')}; "
             "run the same command again"
         ) from error
     return str(done.repo_url)

@@ -1,5 +1,6 @@
 """Export of any checkpoint of a run, finished, stopped or running, as a folder for plain transformers."""
 
+import tempfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -10,6 +11,7 @@ from ..config import ExportChoice, TrainConfig
 from ..config_file import make_config
 from ..export.export import WeightsDtype
 from ..export.metadata import PROJECTION, projection_bytes
+from ..export.push import push
 from ..launch import Launch
 from .check_export import check_export
 from .checkpoints import Weights
@@ -108,6 +110,21 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
     if config.is_checked:
         check_export(resolved, distiller, pca, config.out)
     return weights
+
+
+def push_checkpoint(config: ExportCheckpointConfig, repo_id: str, *, is_private: bool) -> str:
+    """Push the folder that export_checkpoint writes, once it has passed its check; return its URL.
+
+    ``config.out`` names the folder in an error, and is not written.
+
+    Raises:
+        ExportError: the folder does not compute what the checkpoint does, or the hub refuses it.
+        SettingError, TrainError: as export_checkpoint.
+    """
+    with tempfile.TemporaryDirectory(prefix="siglip2-cache-") as name:
+        folder = Path(name) / "model"
+        export_checkpoint(replace(config, out=folder, is_checked=True))
+        return push(folder, repo_id, is_private=is_private, written=config.out)
 
 
 def check_outside(run: Path, out: Path) -> None:

@@ -61,6 +61,30 @@ def test_an_export_gets_to_the_hub_whole_and_replaces_an_earlier_one(
     assert len(hub.commits) == 2
 
 
+def test_the_end_of_a_training_pushes_what_an_export_of_it_would(
+    run: Path, tiny_student: Path, hub: Hub, tmp_path: Path, command: Command
+) -> None:
+    arguments = ("train", run.parent / "cache", "--student", tiny_student, "--out", run)
+    again = (*arguments, "--config", run / "config.yaml", "--push", REPO, "--private")
+    hub.files[REPO] = {"model.safetensors": b"theirs"}
+    line = error_line(*command(*again))
+    assert line.startswith(f"{REPO} has files on the hub and no siglip2_cache.json")
+    del hub.files[REPO]
+    hub.refuses_commits = True
+    status, _, err = command(*again)
+    assert status == 1
+    assert f"error: {run / 'model'} is written, but could not be pushed to {REPO}: " in err
+    hub.refuses_commits = False
+    status, said, err = command(*again, "--json", "--quiet")
+    assert status == 0, err
+    assert json.loads(said)["pushed"] == f"{hub.url}/{REPO}"
+    assert command("export", "model", run, tmp_path / "out")[0] == 0
+    pushed = hub.files[REPO]
+    assert pushed.keys() == {*files_of(tmp_path / "out"), ".gitattributes"}
+    assert pushed["model.safetensors"] == (run / "model" / "model.safetensors").read_bytes()
+    assert hub.private == {REPO}
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
