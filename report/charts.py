@@ -1,12 +1,14 @@
-"""Charts as SVG images inside a page, drawn by matplotlib once for light and once for dark pages.
+"""Charts as SVG images inside a page, drawn by matplotlib for light pages and recoloured for dark ones.
 
 They hold words of this package only, none of a corpus, which matplotlib would take for formulas.
 """
 
 import base64
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,12 +29,18 @@ class Colors:
 
 _LIGHT = Colors("#5d6166", "#e3e3df", "#a9cbc6", ("#0b6b62", "#c4622d", "#5a5fc0"))
 _DARK = Colors("#a3a8ac", "#2c3033", "#2f5f58", ("#6fcfc0", "#f0a773", "#a3a7f2"))
+_TO_DARK = {
+    _LIGHT.ink: _DARK.ink,
+    _LIGHT.line: _DARK.line,
+    _LIGHT.faint: _DARK.faint,
+    **dict(zip(_LIGHT.series, _DARK.series, strict=True)),
+}
 
 Plot = Callable[[Any, Colors], None]
 """Draws into axes of matplotlib."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chart:
     """One chart, drawn when it is asked for."""
 
@@ -44,11 +52,20 @@ class Chart:
 
     def light(self) -> str:
         """Return the data URI of the SVG for light pages."""
-        return _svg(self.plot, _LIGHT)
+        return _data_uri(self._svg)
 
     def dark(self) -> str:
         """Return the data URI of the SVG for dark pages."""
-        return _svg(self.plot, _DARK)
+        return _data_uri(re.sub("|".join(_TO_DARK), lambda found: _TO_DARK[found[0]], self._svg))
+
+    @cached_property
+    def _svg(self) -> str:
+        """The SVG for light pages."""
+        return _svg(self.plot, _LIGHT)
+
+
+def _data_uri(svg: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
 def _svg(plot: Plot, colors: Colors) -> str:
@@ -84,7 +101,7 @@ def _svg(plot: Plot, colors: Colors) -> str:
         plot(axes, colors)
         sink = io.BytesIO()
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(sink.getvalue()).decode()}"
+    return sink.getvalue().decode()
 
 
 def histogram(
