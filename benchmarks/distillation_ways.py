@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from siglip2_cache.store.format.augmentation import PRESETS
+
 NOISES: dict[str, tuple[float, float]] = {
     "30 % missing, 45 % mismatched": (0.3, 0.45),
     "60 % mismatched": (0.0, 0.6),
@@ -13,7 +15,11 @@ NOISES: dict[str, tuple[float, float]] = {
 there the first is the second."""
 
 NOISY, MISMATCHED, CLEAN = NOISES
-CACHES: dict[str, dict[str, Any]] = {"1 view": {}, "4 views": {"num_views": 4}}
+CACHES: dict[str, dict[str, Any]] = {
+    "1 view": {},
+    "4 views": {"num_views": 4},
+    "4 augmented views": {"num_views": 4, "augmentation": PRESETS["strong"]},
+}
 """Settings of the plan of each kind of cache."""
 
 WORLDS = ("scenes", "scratch", "half", "digits")
@@ -79,6 +85,7 @@ WAYS = [
     Way("select learnability, super-batch 2, half the steps", settings=_LEARNABILITY, steps=0.5),
     Way("select keep=0.5, half the steps", settings={"select": "keep=0.5"}, steps=0.5),
     Way("4 views", cache="4 views", worlds=PRETRAINED),
+    Way("4 views, augment strong", cache="4 augmented views", worlds=PRETRAINED),
     Way("4 views, 2 in one step", settings={"views_per_step": 2}, cache="4 views"),
     Way(TWO_TEACHERS, settings={"teacher": {"teacher": 1.0, "second": 0.5}}),
 ]  # fmt: skip
