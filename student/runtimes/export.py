@@ -77,6 +77,11 @@ class RuntimesConfig:
     """Whether towers also give embeddings in the teacher's space, by the model's projection.safetensors."""
 
     def __post_init__(self) -> None:
+        if "coreml" in self.to:
+            raise SettingError(
+                "to coreml is not there: Core ML runs on macOS only, where its files could not be checked; use "
+                "--to onnx, or convert a tower of the model with coremltools"
+            )
         for name, values, known in (
             ("to", self.to, RUNTIMES),
             ("precision", self.precisions or (), PRECISIONS),

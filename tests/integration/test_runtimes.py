@@ -352,6 +352,11 @@ def test_weights_too_large_for_one_file_lie_in_a_second_one(
     ("wrong", "message"),
     [
         ({"to": ("tflite",)}, "to must be one of onnx, transformers-js, open-clip, got 'tflite'"),
+        (
+            {"to": ("onnx", "coreml")},
+            "to coreml is not there: Core ML runs on macOS only, where its files could not be checked; use "
+            "--to onnx, or convert a tower of the model with coremltools",
+        ),
         ({"to": ()}, "to must name a runtime: onnx, transformers-js, open-clip"),
         (
             {"precisions": ("int4",)},

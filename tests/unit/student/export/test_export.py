@@ -22,6 +22,7 @@ from siglip2_cache import siglip
 from siglip2_cache.errors import CheckpointError, DiskFullError, SettingError
 from siglip2_cache.images.naflex import render_patches
 from siglip2_cache.images.pixels import resize
+from siglip2_cache.siglip.text_settings import TextSettings
 from siglip2_cache.store.format.views import WHOLE_IMAGE
 from siglip2_cache.student.export import export
 from siglip2_cache.student.export import tokenizer as export_tokenizer
@@ -764,6 +765,7 @@ def test_weights_that_are_not_those_of_the_config_are_refused(
 
 def test_a_normalizer_is_lowercased_before_and_only_once() -> None:
     lower, strip = {"type": "Lowercase"}, {"type": "Strip"}
+    settings = TextSettings("tokenizer.json", is_siglip1=False, lower=True, pad_token="<pad>")
     for given, rest in (
         (None, []),
         (strip, [strip]),
@@ -771,5 +773,5 @@ def test_a_normalizer_is_lowercased_before_and_only_once() -> None:
         ({"type": "Sequence", "normalizers": [strip, lower]}, [strip, lower]),
         ({"type": "Sequence", "normalizers": [lower, strip]}, [strip]),
     ):
-        found = export_tokenizer._lowercase_first(given)
+        found = export_tokenizer._cleaning_first(given, settings)
         assert found == {"type": "Sequence", "normalizers": [lower, *rest]}
