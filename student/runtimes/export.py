@@ -79,8 +79,8 @@ class RuntimesConfig:
     def __post_init__(self) -> None:
         if "coreml" in self.to:
             raise SettingError(
-                "to coreml is not there: Core ML runs on macOS only, where its files could not be checked; use "
-                "--to onnx, or convert a tower of the model with coremltools"
+                "to coreml is not there: Core ML runs on macOS only, where its files could not be checked; "
+                "use --to onnx, or convert a tower of the model with coremltools"
             )
         for name, values, known in (
             ("to", self.to, RUNTIMES),
