@@ -1,11 +1,19 @@
 """The steps before the first unit: check settings, plan and add the teacher, or wait until rank 0 has."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 
 from ..errors import NotACacheError, SettingError
 from ..formatting import format_seconds
-from ..siglip import Checkpoint, find_architecture, resolve_compute_dtype, resolve_device
+from ..siglip import (
+    Checkpoint,
+    files_sha256,
+    find_architecture,
+    resolve_compute_dtype,
+    resolve_device,
+    weight_files,
+)
 from ..store.cache import Cache
 from ..store.format import layout
 from ..store.format.patch_map import PatchMap
@@ -150,7 +158,10 @@ class Preparation:
         codec = make_codec(parse_encoding(self._config.targets or "float16"), checkpoint.embed_dim)
         layouts = cache.manifest.layouts(checkpoint.embed_dim, codec.encoding, patches)
         refuse_small_disk(cache, layouts, set())
-        teacher = self._load(checkpoint, dtype)
+        with ThreadPoolExecutor(1) as beside:  # loading is the work of one core, and so is hashing
+            hashed = beside.submit(files_sha256, weight_files(checkpoint.folder))
+            teacher = self._load(checkpoint, dtype)
+            hashed.result()  # remembered for the teacher's identity
         images, texts = (
             teacher.auto_batch_size()
             if self._config.batch_size is None

@@ -4,9 +4,9 @@
 
 A true-size SigLIP 2 Base with random weights, float32, 32 images a batch, one caption an image. Each peer
 is a process of its own: what it takes from its start to its end, by its own clock without the imports and
-the loading, and the largest proportional set size of its processes together, sampled. What is on the disk
-at half of the photographs is what a SIGKILL then leaves; the build gets one, and is started again. Each also
-gets a folder with a damaged file.
+the loading (of the build: forward passes, waiting for pixels, and writing), and the largest proportional
+set size of its processes together, sampled. What is on the disk at half of the photographs is what a
+SIGKILL then leaves; the build gets one, and is started again. Each also gets a folder with a damaged file.
 Folders under ``--images`` that hold fewer photographs than ``--count`` are repeated with other crops.
 """
 
@@ -193,7 +193,7 @@ def start(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # so that all its processes can be killed at once
     )
@@ -207,15 +207,18 @@ def measure(args: argparse.Namespace, work: Path, peer: str) -> dict[str, Any]:
         peak = max(peak, proportional_bytes(process.pid))
         time.sleep(_POLL_S)
     whole_s = time.perf_counter() - started
-    assert process.stdout is not None
-    output = process.stdout.read()
+    output, errors = process.communicate()
     if process.returncode != 0:
-        raise SystemExit(f"error: {peer} failed: {output[-300:]}")
+        raise SystemExit(f"error: {peer} failed: {errors[-2000:]}")
     own = json.loads(output if peer == PEERS[0] else output.splitlines()[-1])
+    times = own.get("worker_seconds")
+    loaded_s = (
+        own["seconds"] if times is None else sum(times[n] for n in ("forward", "wait", "write"))
+    )
     return {
         "whole_s": whole_s,
         "images_per_s": args.count / whole_s,
-        "images_per_s_loaded": args.count / own["seconds"],
+        "images_per_s_loaded": args.count / loaded_s,
         "peak_bytes": peak,
         "kept_at_half": own.get("kept_at_half"),
     }
@@ -250,7 +253,10 @@ def kill_at_half(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     process.communicate()
     kept = committed(cache)
     again = start(command_of(args, work, PEERS[0], "damaged"))
-    embedded_now = json.loads(again.communicate()[0])["images"]
+    output, errors = again.communicate()
+    if not output:
+        raise SystemExit(f"error: the build that was killed does not resume: {errors[-2000:]}")
+    embedded_now = json.loads(output)["images"]
     embedded = len(embeddings_of(work, PEERS[0], "damaged"))
     return {
         "kept_at_half": kept,
