@@ -50,16 +50,18 @@ def loss_plot(metrics: Metrics, *, title: str) -> bytes:
     # Inches for what stands around and between panels. A layout that measures it takes as long as the rest.
     places = {"left": 0.7 / width, "right": 1 - 0.15 / width, "bottom": 0.5 / height}
     places |= {"top": 1 - 0.65 / height, "wspace": 0.7 / 3.4, "hspace": 0.8 / 2.2}
-    rows = figure.subplots(2, num_panels, squeeze=False, gridspec_kw=places)
-    for axes, term in zip(rows[0], terms, strict=False):
-        plot_term(axes, finite, term)
-    plot_shares(rows[1, 0], finite, terms)
-    for axes, name in zip(rows[1, 1:], evaluated, strict=False):
-        plot_evaluations(axes, metrics, name)
-    for axes in rows.flat:
+    grid = figure.add_gridspec(2, num_panels, **places)
+    for column, term in enumerate(terms):
+        plot_term(figure.add_subplot(grid[0, column]), finite, term)
+    plot_shares(figure.add_subplot(grid[1, 0]), finite, terms)
+    for column, name in enumerate(evaluated, 1):
+        plot_evaluations(figure.add_subplot(grid[1, column]), metrics, name)
+    for axes in figure.axes:
         axes.set_visible(axes.has_data())
         axes.set_xlabel("step", fontsize=9)
         axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=5, integer=True)
+        axes.locator_params(axis="y", nbins=5)
         axes.grid(alpha=0.25)
         if axes.has_data():
             axes.legend(fontsize=7, frameon=False)
@@ -87,7 +89,7 @@ def plot_term(
     if np.isfinite(floors).any():
         floor = smoothed(steps, floors, width)
         axes.plot(*floor, color=lowest, linewidth=1.2, label="teacher's entropy")
-    axes.set_title(term, fontsize=10)
+    axes.set_title(term, fontsize=10, y=1)
 
 
 def plot_shares(axes: Any, metrics: Metrics, terms: Sequence[str]) -> None:
@@ -101,7 +103,7 @@ def plot_shares(axes: Any, metrics: Metrics, terms: Sequence[str]) -> None:
             if np.nansum(norm) > 0:  # dense targets reach the tower by its patches alone
                 axes.plot(*smoothed(steps, norm / total, width), linewidth=1.4, label=term)
     axes.set_ylim(0, 1)
-    axes.set_title("share of the gradient", fontsize=10)
+    axes.set_title("share of the gradient", fontsize=10, y=1)
 
 
 def plot_evaluations(axes: Any, metrics: Metrics, name: str) -> None:
@@ -111,7 +113,7 @@ def plot_evaluations(axes: Any, metrics: Metrics, name: str) -> None:
         if found:
             values = _column(found, f"{prefix}{name}")
             axes.plot(_column(found, "step"), values, marker="o", markersize=3, label=label)
-    axes.set_title(EVALUATED[name], fontsize=10)
+    axes.set_title(EVALUATED[name], fontsize=10, y=1)
 
 
 def _column(metrics: Metrics, name: str) -> Any:

@@ -107,9 +107,10 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 def assert_same_run(found: Path, expected: Path) -> None:
     assert metrics_of(found) == metrics_of(expected)
-    assert weights_of(found).keys() == weights_of(expected).keys()
-    for name, tensor in weights_of(expected).items():
-        assert torch.equal(weights_of(found)[name], tensor), name
+    weights, wanted = weights_of(found), weights_of(expected)
+    assert weights.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(weights[name], tensor), name
     before, after = (json.loads((run / "evaluation.json").read_text()) for run in (expected, found))
     assert before == after
 
