@@ -1,4 +1,4 @@
-"""float16 and int8 targets: bytes, read rate, error, maps to choose from, and what a student learns.
+"""float16, int8 and patch targets: bytes, read rate, error, maps to choose from, what a student learns.
 
     python benchmarks/bench_targets.py [--vectors FILE.npz] [--seeds 3] [--steps 400] [--json] [--quick]
 
@@ -7,7 +7,8 @@ material; without it, of random ones. They are texts only, so the bias of the lo
 matches one other on average, as in a batch of pairs. Rows are read from the page cache, as in
 bench_store_read.py, with numpy.memmap on a flat float16 file in the same run. Rates are rows per second of
 CPU time of all threads, and of wall time: on a shared machine only the former means something. Students start
-from the demo's, on a float16 cache of the demo's corpus and on the same one converted.
+from the demo's, on a float16 cache of the demo's corpus, on the same one converted, and on that one with the
+term ``patch``. Error and rate of patch targets are those of bench_patches.py.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.row_encoding import make_rotation
 from siglip2_cache.store.targets.distortion import soft_target_error
 from siglip2_cache.student.config import TrainConfig
+from siglip2_cache.student.data.train_targets import read_targets
 from siglip2_cache.student.evaluation.compare import EvalConfig, evaluate_model
 from siglip2_cache.student.training.progress import TrainProgress
 from siglip2_cache.student.training.trainer import train
@@ -47,6 +49,7 @@ SCALE = 115.0
 """Of the logits, as of the published checkpoints."""
 
 _UNDO_DIM, _UNDO_ROWS = 1152, 512
+_WITH_PATCHES, _PATCH_WEIGHT = "int8 and patches", 5.0
 
 Map = NDArray[np.float64]
 
@@ -71,7 +74,7 @@ def main() -> None:
         found = {
             "maps": compare_maps(args),
             "reading": compare_reading(args, Path(folder)),
-            "training": compare_training(args, Path(folder)),
+            **compare_training(args, Path(folder)),
         }
     if args.json:
         print(json.dumps(found))
@@ -222,7 +225,9 @@ def compare_reading(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ).__getitem__,
         "float16": exact.read,
         "int8": near.read,
+        "int8, in training": lambda rows: read_targets(near, rows),
         "int8, stored axes": lambda rows: near.read(rows, basis="stored"),
+        "int8, as stored": near.read_rows,
     }
     rates = measure(readers, random, args)
     print(
@@ -264,18 +269,29 @@ def measure(
 # -- training
 
 
-def compare_training(args: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, float]]]:
-    """Train the default objective on both caches; print and return the last losses and held-out R@1."""
+def compare_training(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train on each kind of target; print and return the last losses and held-out R@1.
+
+    Also the bytes, errors and read rates of patch targets.
+    """
+    from bench_patches import DIM, GRID, compare_error, draw_scenes  # it imports this file
+    from bench_patches import compare_reading as compare_patch_reading
+
     noisy = CorpusConfig(
         num_images=args.images, seed=21, missing_rate=0.3, mismatched_rate=0.45, vague_rate=0.4
     )
     num_held_out = 100 if args.quick else 1000
     clean = CorpusConfig(num_images=num_held_out, seed=22, held_out=True, vague_rate=0.0)
-    caches = {"float16": build_cache(folder / "train", noisy)}
+    caches = {"float16": build_cache(folder / "train", noisy, patch_targets=GRID, patch_dims=DIM)}
     held_out = build_cache(folder / "held-out", clean)
     caches["int8"] = folder / "train-int8"
     converted = convert_cache(open_cache(caches["float16"]), caches["int8"], targets="int8")
+    caches[_WITH_PATCHES] = caches["int8"]
     change = converted.distortions["teacher"]
+    patches = {
+        "error": compare_error(draw_scenes(60 if args.quick else 400)),
+        "rates": compare_patch_reading(caches["int8"]),
+    }
     print(
         f"\nDemo corpus: KL {100 * change.kl_share:.4f} % of the entropy, largest logit error "
         f"{change.largest_logit_error:.3f}\n"
@@ -286,7 +302,8 @@ def compare_training(args: argparse.Namespace, folder: Path) -> dict[str, list[d
     for seed in range(args.seeds):
         for name, cache in caches.items():
             out = folder / f"run-{name}-{seed}"
-            train_student(args, cache, out, seed=seed, lr=1e-3)
+            weights = {"patch": _PATCH_WEIGHT} if name == _WITH_PATCHES else None
+            train_student(args, cache, out, seed=seed, lr=1e-3, weights=weights)
             result = {"recall": recall(out / "model", held_out), **last_losses(out)}
             found[name].append(result)
             print(
@@ -294,14 +311,14 @@ def compare_training(args: argparse.Namespace, folder: Path) -> dict[str, list[d
                 f"{result['recall']:.3f} |",
                 flush=True,
             )
-    return found
+    return {"training": found, "patches": patches}
 
 
-def build_cache(folder: Path, corpus: CorpusConfig) -> Path:
+def build_cache(folder: Path, corpus: CorpusConfig, **settings: Any) -> Path:
     write_corpus(corpus, folder)
     plan = PlanConfig(sources=(str(folder / "captions.jsonl"),))
     cache, teacher = folder.with_name(f"{folder.name}-cache"), str(CHECKPOINTS / "teacher")
-    build(BuildConfig(plan=plan, cache=cache, teacher=teacher, decode_workers=0))
+    build(BuildConfig(plan=plan, cache=cache, teacher=teacher, decode_workers=0, **settings))
     return cache
 
 

@@ -68,7 +68,7 @@ class RowEncoding:
         """Return the norm of each embedding, (N,); NaN without a target."""
         values_NE = stored_NS[:, : stored_NS.shape[1] - self.num_extra].astype(np.float32)
         norm_N = np.linalg.norm(values_NE, axis=1)
-        return norm_N * _scales(stored_NS) if self.num_extra else norm_N
+        return norm_N * row_scales(stored_NS) if self.num_extra else norm_N
 
 
 FLOAT16 = RowEncoding(name="float16", dtype=DTYPE, fill_value="NaN")
@@ -211,7 +211,7 @@ def _decode(
 ) -> None:
     """Fill ``out_NE`` with the embeddings of stored rows, in the axes of the teacher if a map is given."""
     E = out_NE.shape[1]
-    scale_N1 = _scales(stored_NS)[:, None]
+    scale_N1 = row_scales(stored_NS)[:, None]
     room_NE = np.empty((2, min(_TILE_ROWS, len(stored_NS)), E), np.float32)
     for tile in _tiles(len(stored_NS)):
         rows_NE, other_NE = room_NE[:, : len(out_NE[tile])]
@@ -230,7 +230,7 @@ def _num_threads(num_rows: int) -> int:
     return 1 if wanted < 2 else min(wanted, num_cores())  # cores are counted by reading files
 
 
-def _scales(stored_NS: NDArray[np.int8]) -> NDArray[np.float32]:
+def row_scales(stored_NS: NDArray[np.int8]) -> NDArray[np.float32]:
     """Return the scale of each int8 row, (N,); NaN for 0, which marks a row without a target."""
     scale_N = np.ascontiguousarray(stored_NS[:, -_SCALE.itemsize :]).view(_SCALE)[:, 0]
     return np.where(scale_N == 0, np.float32(np.nan), scale_N)

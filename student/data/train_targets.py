@@ -13,10 +13,15 @@ from torch import Tensor
 
 from ...errors import TrainError
 from ...store.cache import Cache
+from ...store.format.row_encoding import row_scales
 from ...store.targets.targets import Targets
 from .batch import BatchTargets
 from .corpus import Corpus
 from .read_corpus import has_same_picture
+
+_TILE_ROWS = 256
+"""Rows that are restored at a time: 256 of 1152 float32 values, twice, are 2.4 MB and stay in the
+processor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +58,10 @@ class TrainTargets:
             text_rows_M: its texts.
         """
         if self.has_image_I is None:
-            image_NE, text_ME = self.images.read(rows_N, views_N), self.texts.read(text_rows_M)
-            return BatchTargets(image_NE=_tensor(image_NE), text_ME=_tensor(text_ME))
+            return BatchTargets(
+                image_NE=read_targets(self.images, rows_N, views_N),
+                text_ME=read_targets(self.texts, text_rows_M),
+            )
         has_image_N = self.has_image_I[positions_N]
         image_NE, _ = self.images.read_masked(np.where(has_image_N, rows_N, -1), views_N)
         text_ME, has_text_M = self.texts.read_masked(text_rows_M)
@@ -96,6 +103,30 @@ def further_targets(
         texts=texts,
         has_image_I=None if is_whole else has_image_I,
     )
+
+
+def read_targets(
+    targets: Targets, rows_N: NDArray[np.int64], views_N: NDArray[np.int64] | None = None
+) -> Tensor:
+    """Return targets as ``targets.read`` does, (N, E) float16; int8 rows are restored by torch.
+
+    That takes half the time of numpy. A value in the middle of two of float16 may become the other one.
+    """
+    if targets.rotation is None:
+        return _tensor(targets.read(rows_N, views_N))
+    stored_NS = targets.read_rows(rows_N, views_N)
+    rotation_DD, E = torch.from_numpy(targets.rotation), targets.shape[-1]
+    scale_N1, stored = torch.from_numpy(row_scales(stored_NS))[:, None], torch.from_numpy(stored_NS)
+    found_NE = torch.empty(len(stored), E, dtype=torch.float16)
+    room = torch.empty(2, min(_TILE_ROWS, len(stored)), E)
+    for first in range(0, len(stored), _TILE_ROWS):
+        tile = slice(first, first + _TILE_ROWS)
+        steps_TE, values_TE = room[:, : len(found_NE[tile])]
+        steps_TE.copy_(stored[tile, :E])
+        D = len(rotation_DD)
+        torch.mm(steps_TE.view(-1, D), rotation_DD, out=values_TE.view(-1, D))
+        found_NE[tile] = values_TE.mul_(scale_N1[tile])
+    return found_NE
 
 
 def _tensor(values: NDArray[Any]) -> Tensor:
