@@ -24,6 +24,7 @@ from ..distributed import Ranks
 from ..losses.objective import Objective
 from .batch_loss import BatchLabels, BatchLoss, DeviceLoss
 from .distiller import Distiller, Embedded, EmbeddingGradient, MicroBatch
+from .out_of_memory import memory_checked
 from .piece_feed import PieceFeed
 
 
@@ -52,7 +53,7 @@ class GradientCache:
                 padding.
         """
         self._distiller, self._objectives, self._ranks = distiller, objectives, ranks
-        self._micro_batch_size = micro_batch_size
+        self.micro_batch_size = micro_batch_size
         self._map_ED = None if map_ED is None else map_ED.to(distiller.device)
         self._padded_size = padded_size
         self._feed = PieceFeed(distiller.device)
@@ -64,10 +65,22 @@ class GradientCache:
             sync: Any = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
             self._module = ddp(distiller, gradient_as_bucket_view=True, **sync)
 
+    def shrink(self, micro_batch_size: int) -> None:
+        """Take smaller micro-batches from now on, and drop the gradients of a step that did not fit."""
+        self.micro_batch_size = micro_batch_size
+        if self._padded_size is not None:
+            images, texts = self._padded_size
+            self._padded_size = min(images, micro_batch_size), min(texts, micro_batch_size)
+        self._module.zero_grad(set_to_none=True)
+
     def embed(self, batch: Batch) -> tuple[Embedded, bool]:
-        """Return the rows of a batch without a graph, and whether another pass would give the same."""
+        """Return the rows of a batch without a graph, and whether another pass would give the same.
+
+        Raises:
+            DoesNotFit: a micro-batch is too large.
+        """
         before = RandomState(self._distiller.device)
-        micro_batches = split_batch(batch, self._micro_batch_size, self._padded_size)
+        micro_batches = split_batch(batch, self.micro_batch_size, self._padded_size)
         _, embedded = self._embed_without_graph(micro_batches)
         return _concatenated(embedded), before.is_current()
 
@@ -76,23 +89,28 @@ class GradientCache:
     ) -> DeviceLoss:
         """Add the gradient of a batch's loss to the parameters'; return the loss, without waiting for it.
 
-        The gradients are unusable if this raises.
+        The gradients are unusable if this raises; shrink() drops them.
 
         Args:
             batch: of this process.
             labels: what its loss needs besides, of each teacher.
             embedded: its rows, if they are known, which saves the pass without a graph; None: they are not.
+
+        Raises:
+            DoesNotFit: a micro-batch is too large.
         """
-        micro_batches = split_batch(batch, self._micro_batch_size, self._padded_size)
+        micro_batches = split_batch(batch, self.micro_batch_size, self._padded_size)
         loss = self._loss_of(batch, labels, len(micro_batches))
         # If only some took the short way, DDP's messages would meet the loss's, and all would wait for ever.
         if loss.is_one_micro_batch:
+            with memory_checked(self._ranks) as fits:
 
-            def backward(embedded: Embedded) -> EmbeddingGradient:
-                return loss.gradient(_detached(embedded))
+                def backward(embedded: Embedded) -> EmbeddingGradient:
+                    fits()
+                    return loss.gradient(_detached(embedded))
 
-            [micro_batch] = self._feed.pieces(micro_batches)
-            self._module(micro_batch, backward).backward()
+                [micro_batch] = self._feed.pieces(micro_batches)
+                self._module(micro_batch, backward).backward()
             return loss.result()
         if embedded is None:
             states, parts = self._embed_without_graph(micro_batches)
@@ -100,23 +118,29 @@ class GradientCache:
         else:
             states = [RandomState(self._distiller.device) for _ in micro_batches]
             whole = loss.gradient(_detached(embedded))
-        for i, micro_batch in enumerate(self._feed.pieces(micro_batches)):
-            is_last = i + 1 == len(micro_batches)
-            part = _part_of_gradient(whole, micro_batches, i, is_last=is_last)
-            with states[i].restored(), self._no_sync(not is_last):
+        with memory_checked(self._ranks) as fits:
+            for i, micro_batch in enumerate(self._feed.pieces(micro_batches)):
+                is_last = i + 1 == len(micro_batches)
+                part = _part_of_gradient(whole, micro_batches, i, is_last=is_last)
+                if is_last:  # DDP's messages come with it
+                    fits()
+                with states[i].restored(), self._no_sync(not is_last):
 
-                def give(_: Embedded, part: EmbeddingGradient = part) -> EmbeddingGradient:
-                    return part
+                    def give(_: Embedded, part: EmbeddingGradient = part) -> EmbeddingGradient:
+                        return part
 
-                self._module(micro_batch, give).backward()
+                    self._module(micro_batch, give).backward()
         return loss.result()
 
     def fit_map(self, batch: Batch, labels: Sequence[BatchLabels]) -> DeviceLoss:
         """Fit the learned maps to this batch and all before; return the loss before the fit.
 
         Computes no gradient. A batch whose loss is not finite is left out of the fit.
+
+        Raises:
+            DoesNotFit: a micro-batch is too large.
         """
-        micro_batches = split_batch(batch, self._micro_batch_size, self._padded_size)
+        micro_batches = split_batch(batch, self.micro_batch_size, self._padded_size)
         _, embedded_parts = self._embed_without_graph(micro_batches)
         loss = self._loss_of(batch, labels, len(micro_batches))
         embedded = _concatenated(embedded_parts)
@@ -143,10 +167,11 @@ class GradientCache:
     ) -> tuple[list["RandomState"], list[Embedded]]:
         states: list[RandomState] = []
         embedded: list[Embedded] = []
-        with torch.no_grad():
+        with torch.no_grad(), memory_checked(self._ranks) as fits:
             for micro_batch in self._feed.pieces(micro_batches):
                 states.append(RandomState(self._distiller.device))
                 embedded.append(self._distiller.embed(micro_batch))
+            fits()
         return states, embedded
 
     def _no_sync(self, is_wanted: bool) -> contextlib.AbstractContextManager[Any]:

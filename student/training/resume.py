@@ -112,10 +112,7 @@ def begin_or_resume(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]
             f"the decay to step {saved_steps[-1]:,} is undone: the training goes on after step {done:,}"
         )
     if changes:
-        settings = {name: {"old": was, "new": now} for name, (was, now) in changes.items()}
-        change = {"after_step": done, "settings": settings}
-        recorded["changes"] = [*recorded.get("changes", []), change]
-        run.write_facts(recorded)
+        run.record_changes(done, changes)
     if "eval_samples" in changes:
         run.write_evaluation({})
     run.write_config(to_yaml(resolved.given, resolved.config))

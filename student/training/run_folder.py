@@ -72,6 +72,13 @@ class RunFolder(RunFiles):
         """Write run.json, whole and durable."""
         self.write(FACTS, json.dumps(facts, indent=1).encode())
 
+    def record_changes(self, done: int, settings: Mapping[str, tuple[Any, Any]]) -> None:
+        """Add settings that changed after a step, as (old, new), to run.json."""
+        facts = self.read_facts()
+        values = {name: {"old": was, "new": now} for name, (was, now) in settings.items()}
+        change = {"after_step": done, "settings": values}
+        self.write_facts({**facts, "changes": [*facts.get("changes", []), change]})
+
     def write_evaluation(self, columns: Mapping[str, Any]) -> None:
         """Write evaluation.json, whole and durable."""
         self.write(EVALUATION, json.dumps(columns, indent=1, ensure_ascii=False).encode())

@@ -1,5 +1,6 @@
 """Training a student, from settings to RUN/model: train() runs a Trainer, whose steps() is the loop."""
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -43,7 +44,7 @@ from .learnability import LearnabilitySelection
 from .loggers import Callbacks, MetricsLogger, check_loggers, make_loggers
 from .nonfinite_steps import NonfiniteSteps
 from .other_tower import check_same_map
-from .out_of_memory import out_of_memory_reported
+from .out_of_memory import DoesNotFit, one_image_does_not_fit, out_of_memory_reported
 from .progress import TrainProgress
 from .resolve import Resolved, device_of, resolve
 from .resolve_teachers import missing_lines
@@ -325,7 +326,35 @@ class Trainer:
                     )
 
     def _make_step(self, step: int, batch: Batch) -> MadeStep:
-        """Make one step, without waiting for the device."""
+        """Make one step, without waiting for the device; in smaller pieces where memory runs out."""
+        while True:
+            try:
+                return self._try_step(step, batch)
+            except DoesNotFit as error:
+                reason = str(error)
+            self._shrink(step, reason)  # the error holds the memory of the pass
+
+    def _shrink(self, step: int, reason: str) -> None:
+        """Halve the micro-batches after a step that did not fit, in all processes.
+
+        Raises:
+            TrainError: they have one image already.
+        """
+        old = self._gradients.micro_batch_size or max(self._padded_size())
+        new, device = (old + 1) // 2, self._resolved.device
+        if new == old:
+            raise self._ranks.error_of_first(one_image_does_not_fit(device, reason))
+        self._gradients.shrink(new)
+        gc.collect()
+        torch.cuda.empty_cache()
+        self._progress.say(
+            f"warning: a forward and backward pass of {old:,} images does not fit in the memory of {device} "
+            f"({reason}); step {step:,} is made again with {new:,} at a time, and all after it"
+        )
+        self._on_first(lambda run: run.record_changes(step - 1, {"micro_batch_size": (old, new)}))
+
+    def _try_step(self, step: int, batch: Batch) -> MadeStep:
+        """Make one step; raise DoesNotFit before anything but gradients has changed."""
         # Dropout, if a student has any, is a function of seed, step and rank: resuming needs no state.
         torch.manual_seed(step_seed(self._config.seed, step, self._ranks.rank))
         is_fitting, embedded = step <= self._schedule.alone_steps, None

@@ -43,6 +43,7 @@ from siglip2_cache.student.config_file import make_config
 from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.launch import Launch
 from siglip2_cache.student.training import components, trainer
+from siglip2_cache.student.training.distiller import Distiller
 from siglip2_cache.student.training.resolve import resolve
 from siglip2_cache.student.training.schedule import Schedule
 from siglip2_cache.student.training.trainer import Trainer, TrainSummary, train
@@ -712,6 +713,53 @@ def test_a_step_that_does_not_fit_in_memory_ends_the_run_with_the_remedy(
     )
     summary = train_of(made.cache, tiny_student, run, steps=4, micro_batch_size=4)
     assert summary.first_step == 3
+
+
+def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Let a pass with a graph run out of memory after its forward pass if it has more images."""
+    embed = Distiller.embed
+
+    def limited(self: Distiller, micro_batch: Any) -> Any:
+        found = embed(self, micro_batch)
+        if torch.is_grad_enabled() and micro_batch.num_images > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+        return found
+
+    monkeypatch.setattr(Distiller, "embed", limited)
+
+
+def test_a_step_that_does_not_fit_in_memory_is_made_again_in_smaller_pieces(
+    made: Made, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, small, heard = tmp_path / "run", tmp_path / "small", Listening()
+    settings = {"projection": "pca"}  # no step fits a map
+    train_of(made.cache, tiny_student, small, micro_batch_size=2, **settings)
+    run_out_of_memory(monkeypatch, 2)
+    train_of(made.cache, tiny_student, run, progress=heard, **settings)
+    assert_same_run(run, small)
+    warnings = [line for line in heard.said if line.startswith("warning: a forward")]
+    assert warnings == [
+        f"warning: a forward and backward pass of {old} images does not fit in the memory of cpu (CUDA out "
+        f"of memory. Tried to allocate 2.00 GiB.); step 1 is made again with {old // 2} at a time, and all "
+        "after it"
+        for old in (8, 4)
+    ]
+    changes = json.loads((run / "run.json").read_text())["changes"]
+    sizes = [each["settings"]["micro_batch_size"] for each in changes]
+    assert sizes == [{"old": 8, "new": 4}, {"old": 4, "new": 2}]
+    assert {each["after_step"] for each in changes} == {0}
+
+
+def test_memory_that_runs_out_for_one_image_ends_the_run_with_the_remedy(
+    made: Made, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_out_of_memory(monkeypatch, 0)
+    with pytest.raises(TrainError) as stopped:
+        train_of(made.cache, tiny_student, tmp_path / "run", projection="pca")
+    assert str(stopped.value) == (
+        "a forward and backward pass of one image does not fit in the memory of cpu (CUDA out of memory. "
+        "Tried to allocate 2.00 GiB.); resume with --gradient-checkpointing, or on a device with more memory"
+    )
 
 
 def test_a_run_that_skipped_a_step_resumes_bit_for_bit(

@@ -28,6 +28,7 @@ from siglip2_cache.student.distributed import Ranks, join_ranks, leave_ranks
 from siglip2_cache.student.evaluation.embeddings import Embeddings, student_embeddings
 from siglip2_cache.student.positives import Positives
 from siglip2_cache.student.training.gradient_cache import GradientCache
+from siglip2_cache.student.training.out_of_memory import DoesNotFit
 from siglip2_cache.student.training.parameter_groups import make_groups
 from siglip2_cache.student.training.schedule import Optimizer, Schedule
 
@@ -50,6 +51,9 @@ class Scenario:
 
     micro_batch_size: int | None = None
 
+    most_images: int | None = None
+    """Of a pass with a graph that the second process has memory for; None: any number."""
+
 
 UNEVEN: dict[str, Any] = {"captions": (0, -1, 1, 0, 1, -1, 2)}
 """Three captions with the first process, two with the second; text 1 is shared between them, and text 3
@@ -61,6 +65,10 @@ SCENARIOS = {
     "uneven": Scenario(UNEVEN),
     "uneven in pieces": Scenario(UNEVEN, micro_batch_size=2),
     "two pieces against one": Scenario(UNEVEN, micro_batch_size=3),
+    "one runs out of memory": Scenario(UNEVEN, most_images=2),
+    "one runs out of memory in its second pass": Scenario(
+        UNEVEN, num_images=2, micro_batch_size=3, most_images=1
+    ),
     "one has no text": Scenario({"captions": (0, 1, 0, 2, -1, -1, -1)}, num_texts=4),
     "one has no image": Scenario(UNEVEN, num_images=7),
     "one has no image, in pieces": Scenario(UNEVEN, num_images=7, micro_batch_size=2),
@@ -119,8 +127,28 @@ def first_gradient(scenario: Scenario, student: Path, ranks: Ranks | None) -> An
     case = Case(student, **scenario.settings)
     distiller = case.distiller()
     gradients = _gradients(case, distiller, scenario, ranks)
-    loss = gradients.compute(*_share(case, scenario, 0, torch.float64, ranks))
-    return loss.read(), gradients_of(distiller)
+    if ranks is not None and ranks.rank == 1 and scenario.most_images is not None:
+        limit_memory(distiller, scenario.most_images)
+    while True:
+        try:
+            loss = gradients.compute(*_share(case, scenario, 0, torch.float64, ranks))
+        except DoesNotFit:
+            gradients.shrink((gradients.micro_batch_size or 4) // 2)
+        else:
+            return loss.read(), gradients_of(distiller)
+
+
+def limit_memory(distiller: Any, most_images: int) -> None:
+    """Let a pass of more images with a graph run out of memory after its forward pass."""
+    embed = distiller.embed
+
+    def limited(micro_batch: Any) -> Any:
+        found = embed(micro_batch)
+        if torch.is_grad_enabled() and micro_batch.num_images > most_images:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+        return found
+
+    distiller.embed = limited
 
 
 def loss_curve(scenario: Scenario, student: Path, ranks: Ranks | None) -> list[float]:
