@@ -77,6 +77,8 @@ def _run_steps(config: TourConfig, run: Run, console: Console) -> int:
         console.print(f"$ {step.as_typed()}", style="cyan")
         status = _run_step(step, run, console)
         if status:
+            again = "to resume it run the demo again, to start anew remove"
+            console.print(f"the tour ended at step {number}; {again} {config.out} first")
             return status
     return 0
 

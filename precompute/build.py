@@ -182,17 +182,14 @@ class _Build:
         def begin(provenance: Mapping[str, Any]) -> None:
             self._warn_of_other_provenance(cache, record, provenance)
             self._warn_of_other_batch_size(record)
-            self._start_progress(own)
+            start_progress(self._progress, own)
 
         totals = BuildTotals(self._progress, begin)
         try:
             self._engine(order, len(jobs)).run(order, WorkQueue(own, stealing), totals)
         finally:
             self._progress.stop()
-            summary.num_units = totals.num_units
-            summary.num_images = totals.num_rows["image"]
-            summary.num_texts = totals.num_rows["text"]
-            summary.num_rejected_now = totals.num_rejected
+            count_rows(totals, summary)
             summary.times, summary.num_decoders = totals.times, totals.num_decoders
             summary.num_workers = max(1, totals.num_ended)
         summary.image_batch, summary.text_batch = totals.image_batch, totals.text_batch
@@ -270,13 +267,6 @@ class _Build:
             pixels=self._pixels,
         )
 
-    def _start_progress(self, jobs: Sequence[Job]) -> None:
-        of: dict[Modality, list[Job]] = {
-            m: [job for job in jobs if job.unit.modality == m] for m in MODALITIES
-        }
-        totals: dict[Modality, int] = {m: sum(j.num_wanted for j in of[m]) for m in MODALITIES}
-        self._progress.start(totals, {m: len(of[m]) for m in MODALITIES})
-
     def _add_unit(self, job: Job) -> None:
         self._progress.say(f"helping with {job}")
         self._progress.grow(job.unit.modality, job.num_wanted)
@@ -301,6 +291,23 @@ class _Build:
             self._progress.say(
                 f"warning: {changed}: embeddings may differ from earlier ones in rounding"
             )
+
+
+def start_progress(progress: BuildProgress, jobs: Sequence[Job]) -> None:
+    """Show how many rows and units of each modality are to be made."""
+    of: dict[Modality, list[Job]] = {
+        m: [job for job in jobs if job.unit.modality == m] for m in MODALITIES
+    }
+    totals: dict[Modality, int] = {m: sum(job.num_wanted for job in of[m]) for m in MODALITIES}
+    progress.start(totals, {m: len(of[m]) for m in MODALITIES})
+
+
+def count_rows(totals: BuildTotals, summary: BuildSummary) -> None:
+    """Count what was made, in the summary."""
+    summary.num_units = totals.num_units
+    summary.num_images = totals.num_rows["image"]
+    summary.num_texts = totals.num_rows["text"]
+    summary.num_rejected_now = totals.num_rejected
 
 
 def _needs_tar(job: Job, kept: KeptPixels) -> bool:

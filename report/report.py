@@ -194,7 +194,16 @@ def _embed(
 
 
 def find_run(given: str) -> Path | None:
-    """Return the folder of a run, if that is what a path names; None for anything else."""
+    """Return the folder of a run, if that is what a path names; None for a cache, or what may be one.
+
+    Raises:
+        SettingError: nothing of that name is on this disk.
+    """
     path = Path(given)
+    if "://" not in given and not path.exists():
+        raise SettingError(
+            f"no run and no cache at {given}: there is no such folder; name the --out of a training, or a "
+            "cache"
+        )
     is_run = (path / "config.yaml").is_file() and not (path / "cache.json").exists()
     return path if is_run else None

@@ -18,7 +18,7 @@ from ...store.format.transaction import clear_garbage
 from ...store.io.location import parse_location
 from ...store.io.storage import Storage, open_storage
 from ...store.targets.distortion import BUDGET
-from ..build import count_rejected
+from ..build import count_rejected, count_rows, start_progress
 from ..config import BuildSummary
 from ..estimate.disk import refuse_small_disk
 from ..executor.in_process import InProcessEngine
@@ -222,24 +222,12 @@ class _Import:
             num_threads=None,
             targets_budget=BUDGET,  # of a cache that was converted to int8
         )
-        of: dict[Modality, list[Job]] = {
-            m: [job for job in jobs if job.unit.modality == m] for m in MODALITIES
-        }
-        totals = BuildTotals(
-            self._progress,
-            lambda _: self._progress.start(
-                {m: sum(job.num_wanted for job in of[m]) for m in MODALITIES},
-                {m: len(of[m]) for m in MODALITIES},
-            ),
-        )
+        totals = BuildTotals(self._progress, lambda _: start_progress(self._progress, jobs))
         try:
             InProcessEngine(lambda _: targets).run(order, WorkQueue(jobs), totals)
         finally:
             self._progress.stop()
-            summary.num_units = totals.num_units
-            summary.num_images = totals.num_rows["image"]
-            summary.num_texts = totals.num_rows["text"]
-            summary.num_rejected_now = totals.num_rejected
+            count_rows(totals, summary)
 
 
 def _refuse_other_shape(config: ImportConfig, cache: Cache) -> None:

@@ -27,6 +27,7 @@ class Changes:
         self._num_facts = 0
         self._facts: list[tuple[int, str, str]] = []  # row, key, what differs
         self._num_captions = 0  # samples that differ only in their captions
+        self._num_kinds = 0  # those of them whose captions differ only in their kinds
         self._rows: list[int] = []  # the first of those
 
     @property
@@ -94,6 +95,8 @@ class Changes:
             both = both.join(self._fact_rows.collect(number), on="row", how="anti")
             changed = both.filter(pl.col("now").ne_missing(pl.col("recorded"))).sort("row")
             self._num_captions += changed.height
+            now, then = (_without_kinds(name) for name in ("now", "recorded"))
+            self._num_kinds += changed.filter(now.eq_missing(then)).height
             self._rows = heapq.nsmallest(_SHOWN, [*self._rows, *changed["row"][:_SHOWN]])
 
     def describe(self) -> str:
@@ -101,7 +104,12 @@ class Changes:
         parts: list[str] = []
         if self._num_captions:
             keys = ", ".join(map(_show, self._keys(self._rows)))
-            parts.append(f"captions of {self._num_captions:,}: {keys}{_more(self._num_captions)}")
+            what = f"captions of {self._num_captions:,}"
+            if self._num_kinds == self._num_captions:
+                what = f"kinds of {what}"
+            elif self._num_kinds:
+                what += f", {self._num_kinds:,} of them only in kinds"
+            parts.append(f"{what}: {keys}{_more(self._num_captions)}")
         if self._num_facts:
             first = ", ".join(f"{_show(key)} had {what}" for _, key, what in self._facts)
             parts.append(
@@ -117,10 +125,11 @@ class Changes:
         """
         if not self.count:
             return
+        kinds = "; recorded captions get no kinds later: build a new cache to have them"
         raise SettingError(
             f"{format_count(self.count, 'sample')} of {self._existing.root} differ from the corpus "
             f"({self.describe()}); restore them, or give them new keys; or keep them as recorded and add "
-            "only what is new: --changed skip"
+            f"only what is new: --changed skip{kinds if self._num_kinds else ''}"
         )
 
     def _keys(self, rows: list[int]) -> list[str]:
@@ -149,6 +158,11 @@ def _show(value: object) -> str:
 
 def _more(count: int) -> str:
     return ", ..." if count > _SHOWN else ""
+
+
+def _without_kinds(name: str) -> pl.Expr:
+    fields = (pl.element().struct.field(field) for field in ("text_row", "lang"))
+    return pl.col(name).list.eval(pl.struct(*fields))
 
 
 def _lists_by_row(captions: pl.DataFrame, name: str) -> pl.DataFrame:

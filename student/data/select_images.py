@@ -23,6 +23,9 @@ def select_images(
 ) -> tuple[NDArray[np.bool_], str | None]:
     """Return which images of the train split are used, (N,), and a line about it; None if all are.
 
+    Every rank computes it, before ranks exchange anything: equal input gives equal choices, and ranks of a
+    machine share what is read.
+
     Raises:
         SettingError: no image has a caption, or the list names none of them or an unknown key.
     """

@@ -214,3 +214,13 @@ def test_torch_is_told_to_use_one_thread_before_it_is_imported(
 
     code = "import siglip2_cache.demo.tour, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_tour_that_ends_early_says_how_to_resume_and_how_to_begin_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped_tour(tmp_path)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "the tour ended at step 3; to resume it run the demo again, to start anew remove "
+        f"{tmp_path} first"
+    )

@@ -292,6 +292,8 @@ def test_a_run_is_told_from_a_cache(cache: Path, tmp_path: Path) -> None:
     assert find_run(str(cache)) is None
     assert find_run(str(tmp_path)) is None
     assert find_run("s3://bucket/cache") is None
+    with pytest.raises(SettingError, match=r"^no run and no cache at \S+/rum: there is no such"):
+        find_run(str(tmp_path / "rum"))
     run = write_run(tmp_path / "run", cache)
     assert find_run(str(run)) == run
 

@@ -627,7 +627,6 @@ TWO = [{"text": "one", "lang": "en"}, {"text": "two", "lang": None}]
         pytest.param([TWO[0], {"text": "two", "lang": "en"}], id="given a language"),
         pytest.param([{"text": "one", "lang": "de"}, TWO[1]], id="given another language"),
         pytest.param(["one", TWO[1]], id="robbed of its language"),
-        pytest.param([{**TWO[0], "kind": "alt"}, TWO[1]], id="given a kind"),
     ],
 )
 def test_other_captions_under_a_known_key_are_refused_by_name(
@@ -651,6 +650,23 @@ def test_other_captions_under_a_known_key_are_refused_by_name(
         )
     write(now, name="k4")
     assert plan(tmp_path / "cache", source).findings.num_samples == 1
+
+
+def test_kinds_that_captions_are_given_later_are_named_with_the_remedy(tmp_path: Path) -> None:
+    plain = lines("a", "b", "c", captions=["one", "two"])
+    plan(tmp_path / "cache", write_table_corpus(tmp_path / "corpus", plain))
+    kinds = [{"text": "one", "kind": "alt"}, {"text": "two"}]
+    given = [*lines("a"), *lines("b", "c", captions=kinds)]
+    for now, what in (
+        ([*lines("a", captions=["one", "two"]), *given[1:]], "kinds of captions of 2: 'b', 'c'"),
+        (given, "captions of 3, 2 of them only in kinds: 'a', 'b', 'c'"),
+    ):
+        assert_refused(
+            tmp_path / "cache",
+            write_table_corpus(tmp_path / "corpus", now),
+            match=rf"^\d samples of .* \({what}\); .*: --changed skip; recorded captions get no kinds "
+            "later: build a new cache to have them$",
+        )
 
 
 def test_several_changed_captions_are_counted(tmp_path: Path) -> None:
