@@ -109,12 +109,13 @@ def _towers_in(checkpoint: Checkpoint) -> Towers:
 
 def _class(checkpoint: Checkpoint, towers: Towers) -> Any:
     """Return the class of transformers for some towers of a checkpoint."""
-    from transformers.models.siglip import modeling_siglip
-    from transformers.models.siglip2 import modeling_siglip2
-
     name = {"both": "Model", "image": "VisionModel", "text": "TextModel"}[towers]
     if checkpoint.model_type == "siglip2":
+        from transformers.models.siglip2 import modeling_siglip2
+
         return getattr(modeling_siglip2, f"Siglip2{name}")
+    from transformers.models.siglip import modeling_siglip
+
     return getattr(modeling_siglip, f"Siglip{name}")
 
 

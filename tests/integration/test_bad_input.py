@@ -1,6 +1,5 @@
 """Whatever is wrong with a corpus is one row of ``rejected``, one problem or one line; the rest is built."""
 
-import ctypes
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from kit.fakes import (
     write_folder_corpus,
     write_table_corpus,
 )
+from kit.privileges import GIVE_UP_PRIVILEGES, can_give_up_privileges
 from kit.reference import Reference, distance
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
@@ -272,25 +272,6 @@ class Built:
         return open_cache(self.root)
 
 
-def give_up_privileges() -> None:
-    """Let permissions count for root too: drop what lets it read and list any file (Linux)."""
-    if os.geteuid() == 0:
-        libc = ctypes.CDLL(None, use_errno=True)
-        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-            if libc.prctl(24, capability, 0, 0, 0) != 0:  # PR_CAPBSET_DROP
-                raise OSError(ctypes.get_errno(), "prctl")
-
-
-def can_give_up_privileges(closed: Path) -> bool:
-    program = "import os, sys; os.listdir(sys.argv[1])"
-    command = [sys.executable, "-c", program, str(closed)]
-    try:
-        done = subprocess.run(command, preexec_fn=give_up_privileges, capture_output=True)
-    except subprocess.SubprocessError:
-        return False
-    return b"PermissionError" in done.stderr
-
-
 @pytest.fixture
 def tmp_path(short_path: Path) -> Path:
     """Of a short name, for messages are cut."""
@@ -311,7 +292,7 @@ def built(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bu
     sizes = ["--shard-rows", 32, "--batch-size", 16, "--decode-workers", 1, "--device", "cpu"]
     result = run(
         *("build", f"c={corpus}", f"t={table}", root, "--teacher", tiny_checkpoint, *sizes),
-        before=give_up_privileges if was_locked else None,
+        before=GIVE_UP_PRIVILEGES if was_locked else "",
     )
     (corpus / "closed").chmod(0o700)
     assert result.returncode == 0, result.stderr

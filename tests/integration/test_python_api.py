@@ -1,12 +1,11 @@
 """The public names, in a script without a ``__main__`` guard and in an interpreter without a file."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from kit import processes
 from kit.fakes import write_folder_corpus
-from kit.patience import PATIENCE_S
 
 import siglip2_cache
 
@@ -52,14 +51,9 @@ def test_build_train_and_evaluate_from_python_with_a_term_of_ones_own(
     names = {"corpus": corpus, "teacher": tiny_checkpoint, "student": tiny_student}
     script = _SCRIPT.format(**{name: str(path) for name, path in names.items()})
     (tmp_path / "script.py").write_text(script)
-    ran = subprocess.run(
-        [sys.executable, "script.py" if has_file else "-"],
-        input=None if has_file else script,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=PATIENCE_S,
-    )
+    command = [sys.executable, "script.py" if has_file else "-"]
+    with (tmp_path / "script.py").open() as file:
+        ran = processes.run(command, cwd=tmp_path, stdin=file)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines() == [  # once: decoding processes do not run the script again
         "begun",

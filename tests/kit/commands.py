@@ -2,11 +2,9 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from kit import processes
-from kit.patience import PATIENCE_S
 
 _PROGRESS = (
     *("planning ", "loading ", "reading ", "hashing ", "warning: ", "images ", "texts "),
@@ -15,15 +13,14 @@ _PROGRESS = (
 
 
 def run(
-    *arguments: object, cwd: Path | None = None, before: Callable[[], None] | None = None
+    *arguments: object, cwd: Path | None = None, before: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own; ``before`` is called in it first."""
-    command = [sys.executable, "-m", "siglip2_cache.cli", *map(str, arguments)]
-    if before is None:
-        return processes.run(command, cwd=cwd)
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, timeout=PATIENCE_S, preexec_fn=before
-    )
+    """Run a command in a process of its own; ``before`` is Python that runs in it first."""
+    program = ["-m", "siglip2_cache.cli"]
+    if before:
+        path = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})"
+        program = ["-c", f"{path}\n{before}\nfrom siglip2_cache.cli import main\nmain()"]
+    return processes.run([sys.executable, *program, *arguments], cwd=cwd)
 
 
 def error_line(status: int, out: str, err: str) -> str:

@@ -121,6 +121,13 @@ def run(arguments: list[str]) -> None:
         sys.argv = ["-c", *arguments[2:]]
         sys.path[0] = ""
         exec(compile(arguments[1], "<string>", "exec"), main.__dict__)
+    elif arguments[0] == "-":
+        sys.argv = arguments
+        sys.path[0] = ""
+        main.__file__ = "<stdin>"
+        with open(0, closefd=False) as file:
+            program = file.read()
+        exec(compile(program, main.__file__, "exec"), main.__dict__)
     else:
         sys.argv = arguments
         sys.path[0] = str(Path(arguments[0]).resolve().parent)

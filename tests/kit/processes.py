@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kit import fork_server
 from kit.patience import PATIENCE_S
@@ -34,17 +34,22 @@ _READ_LATE = (
     "RANK",
     "SIGLIP2_CACHE_",
     "TORCHELASTIC_",
+    "TORCHINDUCTOR_CACHE_DIR",  # set as transformers is imported
     "WORLD_SIZE",
 )
 """Beginnings of the variables that no library reads as it is imported."""
 
 
 def run(
-    command: Sequence[object], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    command: Sequence[object],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: IO[str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``sys.executable`` with arguments to its end, and return what it printed."""
     pipe = subprocess.PIPE
-    with Process(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe) as process:
+    with Process(command, cwd=cwd, env=env, stdin=stdin, stdout=pipe, stderr=pipe) as process:
         try:
             out, err = process.communicate(timeout=PATIENCE_S)
         except BaseException:

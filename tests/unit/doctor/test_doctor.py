@@ -336,11 +336,9 @@ def test_a_report_without_faults_says_so() -> None:
 
 
 def test_the_command_exits_with_1_where_there_is_a_fault(tmp_path: Path) -> None:
-    def few_files() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))
-        os.environ["AWS_ACCESS_KEY_ID"] = SECRET  # in the child
-
-    done = run("doctor", "runs", "--json", cwd=tmp_path, before=few_files)
+    few_files = "import os, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))"
+    secret = f"os.environ['AWS_ACCESS_KEY_ID'] = {SECRET!r}"
+    done = run("doctor", "runs", "--json", cwd=tmp_path, before=f"{few_files}; {secret}")
     assert done.returncode == 1, done.stderr
     found = json.loads(done.stdout)
     assert found["healthy"] is False

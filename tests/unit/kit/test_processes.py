@@ -101,6 +101,12 @@ def test_a_program_sees_the_same(
     assert json.loads(forked[1]) == json.loads(plain[1])
 
 
+def test_a_program_from_its_input_sees_the_same(folder: Path) -> None:
+    plain, forked = both("-", "a", "-b", given=SEEN, cwd=folder, env={**os.environ})
+    assert (forked[0], forked[2]) == (plain[0], plain[2]) == (0, "")
+    assert json.loads(forked[1]) == json.loads(plain[1])
+
+
 ENDS = {
     "its end": "print('ends')",
     "exit": "import sys; sys.exit()",
