@@ -18,6 +18,7 @@ import transformers.models.siglip.modeling_siglip
 import transformers.models.siglip2.modeling_siglip2  # noqa: F401 - before the processes part
 from torch.distributed import TCPStore
 
+from kit.patience import PATIENCE_S
 from kit.steps import Case, gradients_of, part_of
 from siglip2_cache.images.image import ImageRef
 from siglip2_cache.images.image_bytes import ImageLocation
@@ -229,7 +230,7 @@ def _in_processes(run: Callable[[int], None]) -> None:
     for rank in range(2):
         child = os.fork()
         if child == 0:
-            signal.alarm(60)  # a process that waits for the other in vain dies by itself
+            signal.alarm(int(PATIENCE_S))  # a process that waits for the other in vain dies by itself
             status = 1
             try:
                 run(rank)
