@@ -230,7 +230,9 @@ def _in_processes(run: Callable[[int], None]) -> None:
     for rank in range(2):
         child = os.fork()
         if child == 0:
-            signal.alarm(int(PATIENCE_S))  # a process that waits for the other in vain dies by itself
+            signal.alarm(
+                int(PATIENCE_S)
+            )  # a process that waits for the other in vain dies by itself
             status = 1
             try:
                 run(rank)
