@@ -171,9 +171,9 @@ def _rows(columns: list[_Column]) -> Iterator[_Row]:
         yield words, path, form
     for way, words in _QUERIES.items():
         yield f"index of the teacher's images, {words}, R@1", ("teacher_index", way, "1"), ".4f"
-    for way, words in _QUERIES.items():
+    for way in _QUERIES:
         path = ("teacher_index", "neighbour_overlap", way)
-        yield f"index of the teacher's images, {words}, overlap of the 10 nearest", path, ".4f"
+        yield f"10 nearest in the teacher's index, {way.partition('_')[0]}s, overlap", path, ".4f"
     for name in ("missing_images", "missing_texts"):
         if any(column[name] for column in columns):
             yield name.replace("_", " "), (name,), ",d"

@@ -175,8 +175,8 @@ def _parity(parities: Mapping[str, Parity]) -> str:
     ]
     heading, *found = teacher_index_lines(parities) or [""]
     return (
-        f"Compared with PyTorch in float32 on {some.images:,} held-out images and {some.texts:,} "
-        "captions (least cosine, largest error, R@1 of the files of that of PyTorch):\n\n"
+        f"Compared with PyTorch in float32 on {some.compared} (least cosine, largest error, R@1 of the files "
+        "of that of PyTorch):\n\n"
         + "\n".join(rows)
         + f"\n\n{heading.capitalize()}\n\n" * bool(heading)
         + "\n".join(f"- {line.strip()}" for line in found)

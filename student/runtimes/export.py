@@ -302,7 +302,7 @@ def _lines(
             f"  {name:{width}}  {format_bytes(file['bytes']):>9}"
             for name, file in facts["files"].items()
         ),
-        f"checked on {some.images:,} held-out images and {some.texts:,} captions, against PyTorch:",
+        f"checked on {some.compared}, against PyTorch:",
         *parity_lines(parities),
         *teacher_index_lines(parities),
         *_cleaning_line(facts, some),

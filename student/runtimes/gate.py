@@ -106,6 +106,9 @@ class Parity:
 
     images: int
     texts: int
+    is_held_out: bool | None = None
+    """False if the images were not held out of the training; else None."""
+
     image_cosine: float | None = None
     """Least cosine of an image's embedding to the student's, also in the teacher's space."""
 
@@ -124,6 +127,14 @@ class Parity:
 
     image_in_teacher_index: TeacherIndex | None = None
     text_in_teacher_index: TeacherIndex | None = None
+
+    @property
+    def compared(self) -> str:
+        """What was compared, in words."""
+        which = "held-out" if self.is_held_out is None else "training"
+        images = [f"{self.images:,} {which} images"] * bool(self.images)
+        captions = [f"{self.texts:,} captions"] * bool(self.texts)
+        return " and ".join([*images, *captions])
 
     def as_json(self) -> dict[str, Any]:
         """Return the numbers that there are, as JSON values."""
@@ -234,6 +245,8 @@ def _parity(
     exported: ExportedStudent, found: Outputs, student: Outputs, held_out: HeldOut
 ) -> Parity:
     numbers: dict[str, Any] = {"images": len(found.images_ND), "texts": len(found.texts_MD)}
+    if not held_out.is_held_out:
+        numbers["is_held_out"] = False
     for side, name in enumerate(("image", "text")):
         rows = [(o.images_ND, o.texts_MD)[side] for o in (found, student)]
         if len(rows[0]) == 0:
@@ -355,6 +368,5 @@ def _check(parity: Parity, limits: Limits, what: str) -> None:
     for name, value, is_right, limit in rows:
         if not is_right:
             raise ExportError(
-                f"{what} is not kept: {name} is {value:.6g}, the limit {limit:g}, on "
-                f"{parity.images:,} held-out images and {parity.texts:,} captions"
+                f"{what} is not kept: {name} is {value:.6g}, the limit {limit:g}, on {parity.compared}"
             )

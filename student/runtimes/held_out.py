@@ -5,14 +5,14 @@ Shape letters in this file:
     teacher, B = batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...errors import ExportError
+from ...errors import ExportError, SettingError
 from ...siglip import (
     Checkpoint,
     NaflexRecipe,
@@ -50,6 +50,9 @@ class HeldOut:
     text_P: NDArray[np.int64]
     picture_N: NDArray[np.int64]
     """(N,) equal for equal pictures."""
+
+    is_held_out: bool = True
+    """Whether they were held out of the training."""
 
     teacher: Embeddings | None = None
     """The teacher's embeddings of these images and texts, if the student's are compared with them."""
@@ -95,7 +98,8 @@ def read_held_out(
 ) -> HeldOut:
     """Return the images of a split, or a sample of them, that can be decoded, and their captions.
 
-    No image is decoded for a text tower alone, and an image tower alone needs no captions.
+    Where no image is held out, all are taken: files are compared with the student, not judged. No image is
+    decoded for a text tower alone, and an image tower alone needs no captions.
 
     Args:
         config: cache, split and number of images.
@@ -105,7 +109,12 @@ def read_held_out(
     Raises:
         ExportError: no image can be decoded, or none has a caption.
     """
-    cache, eval_set = open_eval_set(config, checkpoint)
+    try:
+        cache, eval_set = open_eval_set(config, checkpoint)
+    except SettingError:
+        if config.split != "val":
+            raise
+        cache, eval_set = open_eval_set(replace(config, split="all"), checkpoint)
     pixels_N, grids_N2, is_sound_N = _read_pixels(config, checkpoint, cache, eval_set)
     is_used_P = is_sound_N[eval_set.image_P] & checkpoint.has_text
     if not (is_used_P if checkpoint.has_text else is_sound_N).any():
@@ -123,6 +132,7 @@ def read_held_out(
         image_P=(np.cumsum(is_sound_N) - 1)[eval_set.image_P[is_used_P]],
         text_P=text_P.astype(np.int64),
         picture_N=eval_set.picture_N[is_sound_N],
+        is_held_out=eval_set.split == "val",
         teacher=teacher_embeddings(cache, config.teacher, rows_N, text_rows_M)
         if has_teacher
         else None,

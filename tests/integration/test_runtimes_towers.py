@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from kit.commands import error_line
-from kit.trainings import Made, make_cache, train_of
+from kit.trainings import NUM_IMAGES, Made, make_cache, train_of
 from onnxruntime import InferenceSession
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
@@ -22,6 +22,8 @@ from siglip2_cache.siglip import resolve_checkpoint
 from siglip2_cache.store.cache import open_cache
 from siglip2_cache.student.evaluation.compare import EvalConfig, open_eval_set
 from siglip2_cache.student.runtimes.export import RuntimesConfig, export_runtimes
+from siglip2_cache.student.runtimes.gate import Parity
+from siglip2_cache.student.runtimes.held_out import read_held_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,6 +47,15 @@ def both(made: Made, tiny_student: Path, tmp_path_factory: pytest.TempPathFactor
 def settings(made: Made, model: Path, out: Path, **more: Any) -> RuntimesConfig:
     named = {"model": str(model), "out": out, "to": ("onnx",), "check": str(made.cache)}
     return RuntimesConfig(**named | {"precisions": ("float32",), "decode_workers": 0} | more)
+
+
+def with_notes(run: Path, out: Path, **notes: Any) -> Path:
+    """A copy of RUN/model, with other values in siglip2_cache.json."""
+    shutil.copytree(run / "model", out)
+    shutil.copyfile(run / "projection.safetensors", out / "projection.safetensors")
+    path = out / "siglip2_cache.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | notes))
+    return out
 
 
 def rows_of(folder: Path, graph: str, output: str, inputs: Any) -> Any:
@@ -107,12 +118,21 @@ def test_queries_in_the_teachers_space_are_tried_in_an_index_of_its_images(
     assert f"- float32, images: {of_images[1]:.4f} of the 10 nearest (PyTorch" in card
 
 
+def test_where_nothing_is_held_out_files_are_compared_on_the_training_images(
+    made: Made, both: Path, tmp_path: Path
+) -> None:
+    model = with_notes(both, tmp_path / "model", split={"val_share": 0.0})
+    config = EvalConfig(model=str(model), cache=made.cache, decode_workers=0)
+    found = read_held_out(config, resolve_checkpoint(str(model)))
+    assert (len(found.pixels_N), found.is_held_out) == (NUM_IMAGES, False)
+    assert (
+        Parity(images=2, texts=3, is_held_out=False).compared == "2 training images and 3 captions"
+    )
+    assert Parity(images=0, texts=3).compared == "3 captions"
+
+
 def test_the_index_of_another_teacher_is_refused(made: Made, both: Path, tmp_path: Path) -> None:
-    model = shutil.copytree(both / "model", tmp_path / "model")
-    shutil.copyfile(both / "projection.safetensors", model / "projection.safetensors")
-    notes = json.loads((model / "siglip2_cache.json").read_text())
-    notes["teacher_identity"] = "0" * 64
-    (model / "siglip2_cache.json").write_text(json.dumps(notes))
+    model = with_notes(both, tmp_path / "model", teacher_identity="0" * 64)
     with pytest.raises(SettingError) as error:
         export_runtimes(settings(made, model, tmp_path / "out", into_teacher_space=True))
     name = open_cache(made.cache).teacher(None).name

@@ -338,7 +338,7 @@ def test_a_row_without_any_number_is_left_out_and_the_reason_is_told() -> None:
         "image-image cosines, correlation",
         "10 nearest images, overlap",
         "index of the teacher's images, the images themselves, R@1",
-        "index of the teacher's images, the images themselves, overlap of the 10 nearest",
+        "10 nearest in the teacher's index, images, overlap",
     ]
     assert lines[6:] == [
         "retrieval, text cosine and calibration need images with captions; none of these has one",
