@@ -128,7 +128,9 @@ def index_overlap(
     k = min(num_neighbours, len(rows_N) - (1 if own_NQ is None else 2))
     if k < 1:
         return found
-    for rows in blocks(len(found), len(rows_N), block_rows):
+    is_same = np.array_equal(queries_QE, reference_QE, equal_nan=True)  # the teacher's own figure
+    found[:] = 1
+    for rows in blocks(0 if is_same else len(found), len(rows_N), block_rows):
         sides: list[NDArray[np.bool_]] = []
         for side_BE in (reference_QE[rows], queries_QE[rows]):
             is_there_B1 = np.isfinite(side_BE).all(axis=1, keepdims=True)
@@ -277,6 +279,9 @@ def finite_in_both(a_ND: Rows, b_NE: Rows) -> Ints:
 def _largest(values_BN: Rows, k: int) -> NDArray[np.bool_]:
     """Return a mask of the k largest values of each row; of equal ones the first."""
     kth_B1 = np.partition(values_BN, -k, axis=1)[:, -k, None]
+    is_found_BN = values_BN >= kth_B1
+    if np.count_nonzero(is_found_BN) == k * len(values_BN):  # no ties, as nearly always
+        return is_found_BN
     is_above_BN, is_equal_BN = values_BN > kth_B1, values_BN == kth_B1
     num_left_B1 = k - is_above_BN.sum(axis=1, keepdims=True)
     return is_above_BN | (is_equal_BN & (np.cumsum(is_equal_BN, axis=1) <= num_left_B1))
