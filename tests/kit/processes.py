@@ -28,6 +28,7 @@ _OPTIONS = {"cwd", "env", "stdin", "stdout", "stderr", "start_new_session"}
 
 _READ_LATE = (
     "AWS_",
+    "KMP_",  # set as scikit-learn is imported, read by an OpenMP that is not torch's
     "LOCAL_RANK",
     "MASTER_",
     "PYTEST_",

@@ -186,6 +186,7 @@ def test_it_is_a_child_of_ours_that_we_can_kill() -> None:
 
 def test_a_program_whose_environment_libraries_would_read_starts_anew() -> None:
     command = [sys.executable, "-c", "import sys; print('torch' in sys.modules)"]
-    assert processes.run(command).stdout == "True\n"
+    imported = {"KMP_INIT_AT_FORK": "FALSE", "TORCHINDUCTOR_CACHE_DIR": "/tmp/x"}  # set by imports
+    assert processes.run(command, env={**os.environ, **imported}).stdout == "True\n"
     other = {**os.environ, "OMP_NUM_THREADS": "2"}
     assert processes.run(command, env=other).stdout == "False\n"
