@@ -110,7 +110,7 @@ def read_targets(
 ) -> Tensor:
     """Return targets as ``targets.read`` does, (N, E) float16; int8 rows are restored by torch.
 
-    That takes half the time of numpy. A value in the middle of two of float16 may become the other one.
+    It takes three fifths of the time of numpy. A value amid two of float16 may become the other one.
     """
     if targets.rotation is None:
         return _tensor(targets.read(rows_N, views_N))

@@ -122,14 +122,16 @@ class GradientCache:
             for i, micro_batch in enumerate(self._feed.pieces(micro_batches)):
                 is_last = i + 1 == len(micro_batches)
                 part = _part_of_gradient(whole, micro_batches, i, is_last=is_last)
-                if is_last:  # DDP's messages come with it
+                # Any forward pass of DDP may send messages, and processes have more or fewer pieces.
+                module = self._module if is_last else self._distiller
+                if is_last:
                     fits()
-                with states[i].restored(), self._no_sync(not is_last):
+                with states[i].restored():
 
                     def give(_: Embedded, part: EmbeddingGradient = part) -> EmbeddingGradient:
                         return part
 
-                    self._module(micro_batch, give).backward()
+                    module(micro_batch, give).backward()
         return loss.result()
 
     def fit_map(self, batch: Batch, labels: Sequence[BatchLabels]) -> DeviceLoss:
@@ -173,11 +175,6 @@ class GradientCache:
                 embedded.append(self._distiller.embed(micro_batch))
             fits()
         return states, embedded
-
-    def _no_sync(self, is_wanted: bool) -> contextlib.AbstractContextManager[Any]:
-        if is_wanted and isinstance(self._module, nn.parallel.DistributedDataParallel):
-            return self._module.no_sync()
-        return contextlib.nullcontext()
 
 
 class RandomState:
