@@ -20,12 +20,13 @@ PYTHONS ?= 3.11 3.12 3.13
 demo: $(PACKAGE)
 	$(BIN)/siglip2-cache demo
 
-# Lint beside the tests, and one process of tests more than there are cores: some tests wait.
+# Lint beside the tests, and one process of tests more than there are cores: some tests wait. Files in their own
+# order: integration tests, of which a file may take a minute, come first.
 test: $(INSTALLED)
 	$(MAKE) --jobs=2 lint pytest
 
 pytest: $(INSTALLED)
-	$(BIN)/pytest -m "not slow" --dist=loadfile \
+	$(BIN)/pytest -m "not slow" --dist=loadfile --no-loadscope-reorder \
 		--numprocesses=$$($(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 4))')
 
 test-slow: $(INSTALLED)
