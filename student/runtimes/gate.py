@@ -131,8 +131,8 @@ class Parity:
     @property
     def compared(self) -> str:
         """What was compared, in words."""
-        which = "held-out" if self.is_held_out is None else "training"
-        images = [f"{self.images:,} {which} images"] * bool(self.images)
+        which = "held-out images" if self.is_held_out is None else "images (none is held out)"
+        images = [f"{self.images:,} {which}"] * bool(self.images)
         captions = [f"{self.texts:,} captions"] * bool(self.texts)
         return " and ".join([*images, *captions])
 

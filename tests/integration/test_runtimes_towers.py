@@ -118,7 +118,7 @@ def test_queries_in_the_teachers_space_are_tried_in_an_index_of_its_images(
     assert f"- float32, images: {of_images[1]:.4f} of the 10 nearest (PyTorch" in card
 
 
-def test_where_nothing_is_held_out_files_are_compared_on_the_training_images(
+def test_where_nothing_is_held_out_files_are_compared_on_all_images(
     made: Made, both: Path, tmp_path: Path
 ) -> None:
     model = with_notes(both, tmp_path / "model", split={"val_share": 0.0})
@@ -126,7 +126,8 @@ def test_where_nothing_is_held_out_files_are_compared_on_the_training_images(
     found = read_held_out(config, resolve_checkpoint(str(model)))
     assert (len(found.pixels_N), found.is_held_out) == (NUM_IMAGES, False)
     assert (
-        Parity(images=2, texts=3, is_held_out=False).compared == "2 training images and 3 captions"
+        Parity(images=2, texts=3, is_held_out=False).compared
+        == "2 images (none is held out) and 3 captions"
     )
     assert Parity(images=0, texts=3).compared == "3 captions"
 
