@@ -18,8 +18,7 @@ def run(
     """Run a command in a process of its own; ``before`` is Python that runs in it first."""
     program = ["-m", "siglip2_cache.cli"]
     if before:
-        path = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})"
-        program = ["-c", f"{path}\n{before}\nfrom siglip2_cache.cli import main\nmain()"]
+        program = ["-c", f"{before}\nfrom siglip2_cache.cli import main\nmain()"]
     return processes.run([sys.executable, *program, *arguments], cwd=cwd)
 
 

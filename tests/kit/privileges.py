@@ -15,7 +15,10 @@ _NOBODY = 65_534
 _CAPABILITIES = (1, 2)
 """CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: what lets root read and list any file (Linux)."""
 
-GIVE_UP_PRIVILEGES = "from kit.privileges import give_up_privileges; give_up_privileges()"
+GIVE_UP_PRIVILEGES = (
+    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); "
+    "from kit.privileges import give_up_privileges; give_up_privileges()"
+)
 """What a process runs first in which, and in whose children, permissions count for root too."""
 
 
@@ -42,8 +45,7 @@ def give_up_privileges() -> None:
 def can_give_up_privileges(closed: Path) -> bool:
     """Return whether a process that has given them up may not list a closed folder."""
     program = f"import os; os.listdir({str(closed)!r})"
-    path = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})"
-    before = f"{path}; {GIVE_UP_PRIVILEGES}; print('given up', flush=True)"
+    before = f"{GIVE_UP_PRIVILEGES}; print('given up', flush=True)"
     done = processes.run([sys.executable, "-c", f"{before}; {program}"])
     return done.stdout == "given up\n" and "PermissionError" in done.stderr
 
