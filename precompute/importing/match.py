@@ -51,11 +51,9 @@ class NameCounts:
 
     def lines(self, modality: Modality) -> list[str]:
         """Return what was found, a line each."""
-        noun, what = (
-            ("text", "text")
-            if modality == "text"
-            else ("path" if self.are_paths else "key", "image")
-        )
+        noun, what = "text", "text"
+        if modality == "image":
+            noun, what = "path" if self.are_paths else "key", "image"
         lines = [f"{what + 's':<10} {format_count(self.num_matched, 'embedding')} joined by {noun}"]
         if self.num_unknown:
             names = f"{self.num_unknown:,} {_plural(noun, self.num_unknown)}"

@@ -87,7 +87,7 @@ def image_agreement(
         x_BN, y_BN = student_ND[rows] @ student_ND.T, teacher_NE[rows] @ teacher_NE.T
         is_self_BN = np.arange(N) == np.arange(rows.start, rows.stop)[:, None]
         x_BN[is_self_BN] = y_BN[is_self_BN] = -np.inf
-        shared_N[rows] = np.sum(_largest(x_BN, k) & _largest(y_BN, k), axis=1) / k
+        shared_N[rows] = _shared(x_BN, y_BN, k)
         about = about or (float(x_BN[~is_self_BN].mean()), float(y_BN[~is_self_BN].mean()))
         x_BN, y_BN = (
             np.where(is_self_BN, 0, side - mean)
@@ -123,25 +123,23 @@ def index_overlap(
     Returns:
         (Q,) float64, 0 to 1; NaN where the reference is not finite, or with fewer than two rows.
     """
-    rows_N = np.flatnonzero(np.isfinite(index_NE).all(axis=1))
+    rows_N = np.flatnonzero(_is_finite(index_NE))
     index_NE, found = index_NE[rows_N], np.full(len(queries_QE), np.nan)
     k = min(num_neighbours, len(rows_N) - (1 if own_NQ is None else 2))
     if k < 1:
         return found
     is_same = np.array_equal(queries_QE, reference_QE, equal_nan=True)  # the teacher's own figure
+    is_there_Q, is_known_Q = _is_finite(queries_QE), _is_finite(reference_QE)
     found[:] = 1
     for rows in blocks(0 if is_same else len(found), len(rows_N), block_rows):
-        sides: list[NDArray[np.bool_]] = []
-        for side_BE in (reference_QE[rows], queries_QE[rows]):
-            is_there_B1 = np.isfinite(side_BE).all(axis=1, keepdims=True)
-            scores_BN = np.where(is_there_B1, side_BE, 0) @ index_NE.T
-            if own_NQ is not None:
-                is_own_BN = np.equal.outer(own_NQ[1][rows], own_NQ[0][rows_N])
-                scores_BN[is_own_BN] = -np.inf
-            sides.append(_largest(scores_BN, k))
-        found[rows] = np.sum(sides[0] & sides[1], axis=1) / k
-    found[~np.isfinite(queries_QE).all(axis=1)] = 0
-    found[~np.isfinite(reference_QE).all(axis=1)] = np.nan
+        x_BN = np.where(is_there_Q[rows, None], queries_QE[rows], 0) @ index_NE.T
+        y_BN = np.where(is_known_Q[rows, None], reference_QE[rows], 0) @ index_NE.T
+        if own_NQ is not None:
+            is_own_BN = np.equal.outer(own_NQ[1][rows], own_NQ[0][rows_N])
+            x_BN[is_own_BN] = y_BN[is_own_BN] = -np.inf
+        found[rows] = _shared(x_BN, y_BN, k)
+    found[~is_there_Q] = 0
+    found[~is_known_Q] = np.nan
     return found
 
 
@@ -273,7 +271,17 @@ def blocks(num_rows: int, row_values: int, block_rows: int | None = None) -> Ite
 
 def finite_in_both(a_ND: Rows, b_NE: Rows) -> Ints:
     """Return the rows, ascending, that are finite in both."""
-    return np.flatnonzero(np.isfinite(a_ND).all(axis=1) & np.isfinite(b_NE).all(axis=1))
+    return np.flatnonzero(_is_finite(a_ND) & _is_finite(b_NE))
+
+
+def _is_finite(rows_ND: Rows) -> NDArray[np.bool_]:
+    """Return which rows are finite, (N,)."""
+    return np.asarray(np.isfinite(rows_ND).all(axis=1))
+
+
+def _shared(x_BN: Rows, y_BN: Rows, k: int) -> Rows:
+    """Return what share of the k largest values of each row both have, (B,)."""
+    return np.sum(_largest(x_BN, k) & _largest(y_BN, k), axis=1) / k
 
 
 def _largest(values_BN: Rows, k: int) -> NDArray[np.bool_]:

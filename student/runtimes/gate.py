@@ -205,25 +205,26 @@ def check_parity(
     """
     if checkpoint.has_text:
         _check_tokens(exported, checkpoint, held_out.texts, what)
-    images, texts = (
-        [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-        or [(student.images_ND, student.texts_MD)[side], *(student.mapped or ())[side:][:1]]
-        for side, batches in enumerate(
-            (
-                [exported.embed_images(*batch) for batch in held_out.image_batches()],
-                [exported.embed_texts(batch) for batch in held_out.text_batches()],
-            )
-        )
-    )
+    images = [exported.embed_images(*batch) for batch in held_out.image_batches()]
+    texts = [exported.embed_texts(batch) for batch in held_out.text_batches()]
     found = Outputs(
-        images_ND=images[0],
-        texts_MD=texts[0],
+        images_ND=_rows(images, 0, student.images_ND),
+        texts_MD=_rows(texts, 0, student.texts_MD),
         logit=exported.logit,
-        mapped=None if student.mapped is None else (images[1], texts[1]),
+        mapped=None
+        if student.mapped is None
+        else (_rows(images, 1, student.mapped[0]), _rows(texts, 1, student.mapped[1])),
     )
     parity = _parity(exported, found, student, held_out)
     _check(parity, limits, what)
     return parity
+
+
+def _rows(
+    batches: list[Sequence[NDArray[np.float32]]], output: int, of_student: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return one output of all batches; without batches the student's rows, which are none either."""
+    return np.concatenate([each[output] for each in batches]) if batches else of_student
 
 
 def _check_tokens(
