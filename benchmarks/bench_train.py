@@ -11,6 +11,7 @@ corpus and targets from the cache. A last part is the chunked sigmoid loss at 32
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -168,10 +169,11 @@ def measure_step(args: argparse.Namespace) -> dict[str, Any]:
     }
     if num_pieces := settings.pop("num_pieces", None):
         settings["micro_batch_size"] = max(1, args.batch_size // num_pieces)
+    out = args.work / f"run-{args.mode}-{args.option}"
     config = TrainConfig(
         cache=args.work / "cache",
         student=str(args.work / "student"),
-        out=args.work / f"run-{args.mode}-{args.option}",
+        out=out,
         steps=args.steps + WARM_STEPS,
         global_batch_size=args.batch_size,
         device=args.device,
@@ -184,6 +186,8 @@ def measure_step(args: argparse.Namespace) -> dict[str, Any]:
     )
     started = time.perf_counter()
     train(config, progress=TrainProgress(Display()), trainer_class=kind_of(args, times))
+    whole_run_s = time.perf_counter() - started
+    shutil.rmtree(out)  # some GB each, of a true-size student
     timed = times[WARM_STEPS:]
     return {
         "step_s": statistics.median(each["whole"] for each in timed),
@@ -192,7 +196,7 @@ def measure_step(args: argparse.Namespace) -> dict[str, Any]:
         "read_targets_s": statistics.median(each["read"] for each in timed),
         "teacher_s": statistics.median(each["teacher"] for each in timed),
         "peak_bytes": peak_bytes(args),
-        "whole_run_s": time.perf_counter() - started,
+        "whole_run_s": whole_run_s,
     }
 
 
