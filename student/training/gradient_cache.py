@@ -28,6 +28,10 @@ from .out_of_memory import memory_checked
 from .piece_feed import PieceFeed
 
 
+_TRIED_STEPS = 2
+"""The first step that changes weights leaves AdamW's moments behind; the second has what all later ones have."""
+
+
 class GradientCache:
     """Computes the gradient of batches."""
 
@@ -57,6 +61,7 @@ class GradientCache:
         self._map_ED = None if map_ED is None else map_ED.to(distiller.device)
         self._padded_size = padded_size
         self._feed = PieceFeed(distiller.device)
+        self._num_tried = 0
         self._module: nn.Module = distiller
         if ranks.world_size > 1:
             ddp = nn.parallel.DistributedDataParallel
@@ -71,6 +76,7 @@ class GradientCache:
         if self._padded_size is not None:
             images, texts = self._padded_size
             self._padded_size = min(images, micro_batch_size), min(texts, micro_batch_size)
+        self._num_tried = 0
         self._module.zero_grad(set_to_none=True)
 
     def embed(self, batch: Batch) -> tuple[Embedded, bool]:
@@ -100,6 +106,9 @@ class GradientCache:
             DoesNotFit: a micro-batch is too large.
         """
         micro_batches = split_batch(batch, self.micro_batch_size, self._padded_size)
+        if self._ranks.world_size > 1 and self._num_tried < _TRIED_STEPS:
+            self._try_passes(micro_batches[0])
+            self._num_tried += 1
         loss = self._loss_of(batch, labels, len(micro_batches))
         # If only some took the short way, DDP's messages would meet the loss's, and all would wait for ever.
         if loss.is_one_micro_batch:
@@ -150,6 +159,24 @@ class GradientCache:
         if loss.result().is_finite.item():
             loss.fit_map(embedded)
         return loss.result()
+
+    def _try_passes(self, micro_batch: MicroBatch) -> None:
+        """Run the largest micro-batch forward and backward without a message, and drop the gradients.
+
+        While gradients are sent, processes wait for each other, and one without memory ends the run.
+
+        Raises:
+            DoesNotFit: it is too large in one of the processes.
+        """
+        state = RandomState(self._distiller.device)
+        with memory_checked(self._ranks) as fits:
+            with state.restored():
+                for piece in self._feed.pieces([micro_batch]):
+                    total = self._distiller(piece, _zero_gradient)
+                    if total.requires_grad:  # without images and texts it does not
+                        total.backward()
+            fits()
+        self._module.zero_grad(set_to_none=True)
 
     def _loss_of(
         self, batch: Batch, labels: Sequence[BatchLabels], num_micro_batches: int
@@ -251,6 +278,12 @@ def _padded(rows: Tensor, size: int) -> Tensor:
     if len(rows) >= size:
         return rows
     return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])])
+
+
+def _zero_gradient(embedded: Embedded) -> EmbeddingGradient:
+    rows = (embedded.image_ND, embedded.text_MD, embedded.patch_N)
+    image_ND, text_MD, patch_N = (None if each is None else torch.zeros_like(each) for each in rows)
+    return EmbeddingGradient(image_ND=image_ND, text_MD=text_MD, patch_N=patch_N)
 
 
 def _detached(embedded: Embedded) -> Embedded:

@@ -55,6 +55,9 @@ class Scenario:
     most_images: int | None = None
     """Of a pass with a graph that the second process has memory for; None: any number."""
 
+    fails_backward: bool = False
+    """Whether memory runs out in the backward pass, not after the forward pass."""
+
 
 UNEVEN: dict[str, Any] = {"captions": (0, -1, 1, 0, 1, -1, 2)}
 """Three captions with the first process, two with the second; text 1 is shared between them, and text 3
@@ -69,6 +72,12 @@ SCENARIOS = {
     "one runs out of memory": Scenario(UNEVEN, most_images=2),
     "one runs out of memory in its second pass": Scenario(
         UNEVEN, num_images=2, micro_batch_size=3, most_images=1
+    ),
+    "one runs out of memory in a backward pass": Scenario(
+        UNEVEN, most_images=2, fails_backward=True
+    ),
+    "one runs out of memory in a backward pass in pieces": Scenario(
+        UNEVEN, micro_batch_size=3, num_images=2, most_images=2, fails_backward=True
     ),
     "one has no text": Scenario({"captions": (0, 1, 0, 2, -1, -1, -1)}, num_texts=4),
     "one has no image": Scenario(UNEVEN, num_images=7),
@@ -129,7 +138,7 @@ def first_gradient(scenario: Scenario, student: Path, ranks: Ranks | None) -> An
     distiller = case.distiller()
     gradients = _gradients(case, distiller, scenario, ranks)
     if ranks is not None and ranks.rank == 1 and scenario.most_images is not None:
-        limit_memory(distiller, scenario.most_images)
+        limit_memory(distiller, scenario.most_images, fails_backward=scenario.fails_backward)
     while True:
         try:
             loss = gradients.compute(*_share(case, scenario, 0, torch.float64, ranks))
@@ -139,14 +148,19 @@ def first_gradient(scenario: Scenario, student: Path, ranks: Ranks | None) -> An
             return loss.read(), gradients_of(distiller)
 
 
-def limit_memory(distiller: Any, most_images: int) -> None:
-    """Let a pass of more images with a graph run out of memory after its forward pass."""
+def limit_memory(distiller: Any, most_images: int, *, fails_backward: bool) -> None:
+    """Let a pass of more images with a graph run out of memory after its forward pass, or on the way back."""
     embed = distiller.embed
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
 
     def limited(micro_batch: Any) -> Any:
         found = embed(micro_batch)
         if torch.is_grad_enabled() and micro_batch.num_images > most_images:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+            if not fails_backward:
+                fail()
+            found.image_ND.register_hook(fail)
         return found
 
     distiller.embed = limited
