@@ -27,9 +27,8 @@ from .distiller import Distiller, Embedded, EmbeddingGradient, MicroBatch
 from .out_of_memory import memory_checked
 from .piece_feed import PieceFeed
 
-
 _TRIED_STEPS = 2
-"""The first step that changes weights leaves AdamW's moments behind; the second has what all later ones have."""
+"""AdamW's moments come with the first step, so that the second needs as much memory as all later ones."""
 
 
 class GradientCache:
