@@ -60,14 +60,17 @@ ALL = tuple(NOISES)
 DEFAULT = Way("default: soft 1, cosine T/3, contrastive 0.1", noises=ALL, worlds=WORLDS)
 TWO_TEACHERS = "two teachers, the second 0.5"
 _LEARNABILITY = {"select": "learnability"}
+_WEIGHED = {"positives": "weighed"}
 _AVERAGE = {"ema": 0.998, "export": "ema"}
 WAYS = [
     DEFAULT,
     Way("contrastive alone, rate 2e-3", only(contrastive=1), lr=2e-3, noises=ALL, worlds=WORLDS),
     Way("cosine 76 (3.5 T of scenes, 5.8 T of digits)", {"cosine": 76.0}, noises=ALL, worlds=WORLDS),
+    Way("together: cosine 76, average", {"cosine": 76.0}, settings=_AVERAGE, noises=ALL, worlds=WORLDS),
     Way("no contrastive", {"contrastive": 0.0}, noises=ALL, worlds=PRETRAINED),
     Way("soft and contrastive, no cosine", {"cosine": 0.0}, noises=ALL),
-    Way("positives weighed", settings={"positives": "weighed"}, noises=ALL, worlds=PRETRAINED),
+    Way("positives weighed", settings=_WEIGHED, noises=ALL, worlds=PRETRAINED),
+    Way("positives weighed, contrastive 0.037", {"contrastive": 0.037}, settings=_WEIGHED),
     Way("relations 1", {"relations": 1.0}, noises=ALL, worlds=PRETRAINED),
     Way("affinity 0.1", {"affinity": 0.1}, noises=ALL, worlds=PRETRAINED),
     Way("image_bank 0.1", {"image_bank": 0.1}, noises=ALL),
