@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from arguments import benchmark_parser
-from bench_targets import CHECKPOINTS, last_metrics, recall, train_student
+from demo_students import CHECKPOINTS, last_metrics, recall, train_student
 from hardware import machine
 from numpy.typing import NDArray
 from torch import Tensor

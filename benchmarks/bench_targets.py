@@ -17,13 +17,16 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from arguments import benchmark_parser
+from bench_patches import DIM, GRID, compare_error, draw_scenes
+from bench_patches import compare_reading as compare_patch_reading
 from bench_store_read import flush_caches
+from demo_students import CHECKPOINTS, last_metrics, recall, train_student
 from hardware import machine
 from numpy.typing import NDArray
 from vector_cache import TEACHER, write_cache
@@ -32,18 +35,12 @@ from siglip2_cache import open_cache
 from siglip2_cache.demo.corpus import CorpusConfig, write_corpus
 from siglip2_cache.precompute.build import BuildConfig, build
 from siglip2_cache.precompute.planning.config import PlanConfig
-from siglip2_cache.progress import Display
 from siglip2_cache.store.convert import convert_cache
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.format.row_encoding import make_rotation
 from siglip2_cache.store.targets.distortion import soft_target_error
-from siglip2_cache.student.config import TrainConfig
 from siglip2_cache.student.data.train_targets import read_targets
-from siglip2_cache.student.evaluation.compare import EvalConfig, evaluate_model
-from siglip2_cache.student.training.progress import TrainProgress
-from siglip2_cache.student.training.trainer import train
 
-CHECKPOINTS = Path(__file__).parents[1] / "demo" / "checkpoints"
 VECTORS = Path(__file__).parents[2] / "shared" / "data" / "siglip2_text_vectors.npz"
 SCALE = 115.0
 """Of the logits, as of the published checkpoints."""
@@ -274,9 +271,6 @@ def compare_training(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     Also the bytes, errors and read rates of patch targets.
     """
-    from bench_patches import DIM, GRID, compare_error, draw_scenes  # it imports this file
-    from bench_patches import compare_reading as compare_patch_reading
-
     noisy = CorpusConfig(
         num_images=args.images, seed=21, missing_rate=0.3, mismatched_rate=0.45, vague_rate=0.4
     )
@@ -320,47 +314,6 @@ def build_cache(folder: Path, corpus: CorpusConfig, **settings: Any) -> Path:
     cache, teacher = folder.with_name(f"{folder.name}-cache"), str(CHECKPOINTS / "teacher")
     build(BuildConfig(plan=plan, cache=cache, teacher=teacher, decode_workers=0, **settings))
     return cache
-
-
-def train_student(
-    args: argparse.Namespace,
-    cache: Path,
-    out: Path,
-    *,
-    seed: int,
-    lr: float,
-    weights: Mapping[str, float] | None = None,
-) -> None:
-    """Train the demo's student for ``args.steps`` of ``args.batch_size``, with no image held out."""
-    config = TrainConfig(
-        cache=cache,
-        student=str(CHECKPOINTS / "student"),
-        out=out,
-        steps=args.steps,
-        global_batch_size=args.batch_size,
-        warmup_steps=args.steps // 10,
-        lr=lr,
-        seed=seed,
-        weights=weights or {},
-        decode_workers=0,
-        val_share=0.0,
-        check_pixels="never",
-        save_every=args.steps,
-    )
-    train(config, progress=TrainProgress(Display()))
-
-
-def recall(model: Path, cache: Path) -> float:
-    """Return the mean R@1 of both ways on all images of a cache."""
-    config = EvalConfig(model=str(model), cache=cache, split="all", decode_workers=0)
-    ways = evaluate_model(config).found["columns"]["model"]["retrieval"]["all"]
-    return (ways["image_to_text"]["1"] + ways["text_to_image"]["1"]) / 2
-
-
-def last_metrics(run: Path) -> list[dict[str, float]]:
-    """Return the metrics of the last tenth of the steps."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return lines[-max(1, len(lines) // 10) :]
 
 
 def last_losses(run: Path) -> dict[str, float]:
