@@ -94,7 +94,8 @@ def make_schedule(
         warmup_steps: None: 200 or, with a cosine, 5 % of the steps if that is more; at most half of those
             that train the student.
         steps_to_fit: steps in which a learned map sees enough rows. It is fitted for so long, at most a
-            fifth of the steps. None: there is no such map.
+            fifth of the steps; with wsd, whose steps may grow, only where a run has no more steps than these.
+            None: there is no such map.
         kind: cosine or wsd.
 
     Raises:
@@ -102,7 +103,9 @@ def make_schedule(
     """
     alone = 0
     if steps_to_fit is not None and steps > 1:
-        alone = max(1, min(math.ceil(steps_to_fit), steps // 5))
+        needed = max(1, math.ceil(steps_to_fit))
+        most = steps - 1 if kind == "wsd" else max(1, steps // 5)
+        alone = needed if needed <= most else max(1, steps // 5)
     moving = steps - alone
     if warmup_steps is None:
         # With wsd it does not depend on the number of steps, which may grow.

@@ -68,6 +68,13 @@ def test_with_wsd_the_steps_before_the_decay_do_not_depend_on_their_number() -> 
         assert short.factor(step) == long.factor(step)
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(24, 3), (12, 3), (4, 3), (3, 1)])
+def test_with_wsd_a_map_is_fitted_as_long_in_a_run_of_few_steps(steps: int, expected: int) -> None:
+    schedule = make_schedule(steps, 0, steps_to_fit=2.5, kind="wsd")
+    assert schedule.alone_steps == expected
+    assert make_schedule(steps, 0, steps_to_fit=2.5).alone_steps == min(3, max(1, steps // 5))
+
+
 def test_a_decay_longer_than_what_follows_the_warm_up_is_refused() -> None:
     with pytest.raises(SettingError) as refused:
         make_schedule(100, 10, kind="wsd").lasting(100, 91)
