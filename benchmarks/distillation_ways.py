@@ -61,12 +61,13 @@ DEFAULT = Way("default: soft 1, cosine T/3, contrastive 0.1", noises=ALL, worlds
 TWO_TEACHERS = "two teachers, the second 0.5"
 _LEARNABILITY = {"select": "learnability"}
 _WEIGHED = {"positives": "weighed"}
+_WSD = {"schedule": "wsd"}
 _AVERAGE = {"ema": 0.998, "export": "ema"}
 WAYS = [
     DEFAULT,
     Way("contrastive alone, rate 2e-3", only(contrastive=1), lr=2e-3, noises=ALL, worlds=WORLDS),
     Way("cosine 76 (3.5 T of scenes, 5.8 T of digits)", {"cosine": 76.0}, noises=ALL, worlds=WORLDS),
-    Way("together: cosine 76, average", {"cosine": 76.0}, settings=_AVERAGE, noises=ALL, worlds=WORLDS),
+    Way("together: cosine 76, wsd", {"cosine": 76.0}, settings=_WSD, noises=ALL, worlds=WORLDS),
     Way("no contrastive", {"contrastive": 0.0}, noises=ALL, worlds=PRETRAINED),
     Way("soft and contrastive, no cosine", {"cosine": 0.0}, noises=ALL),
     Way("positives weighed", settings=_WEIGHED, noises=ALL, worlds=PRETRAINED),
@@ -81,7 +82,7 @@ WAYS = [
     Way("drrho alone, rate 2e-3", only(drrho=1), lr=2e-3),
     Way("drrho_sigmoid alone, rate 2e-3", only(drrho_sigmoid=1), lr=2e-3),
     Way("average, decay 0.998", settings=_AVERAGE, noises=ALL, worlds=PRETRAINED),
-    Way("schedule wsd", settings={"schedule": "wsd"}, noises=ALL, worlds=PRETRAINED),
+    Way("schedule wsd", settings=_WSD, noises=ALL, worlds=PRETRAINED),
     Way("default, rate 4e-3", lr=4e-3, noises=ALL, worlds=PRETRAINED),
     Way("default, rate 1e-3", lr=1e-3, noises=ALL, worlds=PRETRAINED),
     Way("default, rate 16e-3", lr=16e-3, noises=ALL, worlds=PRETRAINED),
