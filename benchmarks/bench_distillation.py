@@ -20,6 +20,7 @@ run that is there is not made again, so the benchmark may be interrupted.
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import resource
 import statistics
@@ -168,6 +169,7 @@ def run_job(job: Job) -> dict[str, float]:
     import torch
 
     torch.set_num_threads(1)
+    from siglip2_cache import open_cache
     from siglip2_cache.progress import Display
     from siglip2_cache.student.config import TrainConfig, images_read
     from siglip2_cache.student.training.progress import TrainProgress
@@ -184,10 +186,14 @@ def run_job(job: Job) -> dict[str, float]:
         "lr": job.way.lr,
         **job.way.settings,
     }
+    cache, weights = world.caches[job.noise, job.way.cache], dict(job.way.weights)
+    if job.way.cosine_of_scale is not None:
+        scale = math.exp(open_cache(cache).teacher("teacher").logit_scale)
+        weights["cosine"] = job.way.cosine_of_scale * scale
     config = TrainConfig(
-        cache=world.caches[job.noise, job.way.cache],
+        cache=cache,
         out=out,
-        weights=dict(job.way.weights),
+        weights=weights,
         seed=job.seed,
         decode_workers=0,
         val_share=0.0,

@@ -39,6 +39,9 @@ class Way:
     noises: tuple[str, ...] = (NOISY,)
     worlds: tuple[str, ...] = ("scenes",)
     cache: str = "1 view"
+    cosine_of_scale: float | None = None
+    """Weight of the cosine term as a share of the teacher's scale; None: weights has it, or the default."""
+
     steps: float = 1.0
     """Steps as a share of those of the others."""
 
@@ -46,9 +49,10 @@ class Way:
 
     def told(self) -> list[Any]:
         """Return what a result depends on."""
-        return [
+        found: list[Any] = [
             dict(self.weights), self.lr, dict(self.settings), self.cache, self.steps, self.is_online
         ]  # fmt: skip
+        return found if self.cosine_of_scale is None else [*found, self.cosine_of_scale]
 
 
 def only(**given: float) -> dict[str, float]:
@@ -61,12 +65,19 @@ DEFAULT = Way("default: soft 1, cosine T/3, contrastive 0.1", noises=ALL, worlds
 TWO_TEACHERS = "two teachers, the second 0.5"
 _LEARNABILITY = {"select": "learnability"}
 _WEIGHED = {"positives": "weighed"}
+_UNCLIPPED = {"clip_norm": 20.0}
 _WSD = {"schedule": "wsd"}
 _AVERAGE = {"ema": 0.998, "export": "ema"}
 WAYS = [
     DEFAULT,
     Way("contrastive alone, rate 2e-3", only(contrastive=1), lr=2e-3, noises=ALL, worlds=WORLDS),
     Way("cosine 76 (3.5 T of scenes, 5.8 T of digits)", {"cosine": 76.0}, noises=ALL, worlds=WORLDS),
+    Way("cosine T", cosine_of_scale=1.0, noises=ALL, worlds=WORLDS),
+    Way("cosine 2 T", cosine_of_scale=2.0, noises=ALL, worlds=WORLDS),
+    Way("cosine 4 T", cosine_of_scale=4.0, noises=ALL, worlds=WORLDS),
+    Way("cosine 8 T", cosine_of_scale=8.0, noises=ALL, worlds=WORLDS),
+    Way("default, clipped at 0.1", settings={"clip_norm": 0.1}, noises=ALL, worlds=WORLDS),
+    Way("cosine 4 T, clipped at 20", settings=_UNCLIPPED, cosine_of_scale=4.0, noises=ALL, worlds=WORLDS),
     Way("together: cosine 76, wsd", {"cosine": 76.0}, settings=_WSD, noises=ALL, worlds=WORLDS),
     Way("no contrastive", {"contrastive": 0.0}, noises=ALL, worlds=PRETRAINED),
     Way("soft and contrastive, no cosine", {"cosine": 0.0}, noises=ALL),
