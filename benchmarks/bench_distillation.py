@@ -184,12 +184,12 @@ def run_job(job: Job) -> dict[str, float]:
         "global_batch_size": job.batch_size,
         "warmup_steps": job.steps // 10,
         "lr": job.way.lr,
+        "schedule": job.way.schedule,
         **job.way.settings,
     }
     cache, weights = world.caches[job.noise, job.way.cache], dict(job.way.weights)
-    if job.way.cosine_of_scale is not None:
-        scale = math.exp(open_cache(cache).teacher("teacher").logit_scale)
-        weights["cosine"] = job.way.cosine_of_scale * scale
+    scale = math.exp(open_cache(cache).teacher("teacher").logit_scale)
+    weights.setdefault("cosine", job.way.cosine_of_scale * scale)
     config = TrainConfig(
         cache=cache,
         out=out,

@@ -39,9 +39,10 @@ class Way:
     noises: tuple[str, ...] = (NOISY,)
     worlds: tuple[str, ...] = ("scenes",)
     cache: str = "1 view"
-    cosine_of_scale: float | None = None
-    """Weight of the cosine term as a share of the teacher's scale; None: weights has it, or the default."""
+    cosine_of_scale: float = 1.0
+    """Weight of the cosine term as a share of the teacher's scale, where weights has none."""
 
+    schedule: str = "wsd"
     steps: float = 1.0
     """Steps as a share of those of the others."""
 
@@ -49,10 +50,10 @@ class Way:
 
     def told(self) -> list[Any]:
         """Return what a result depends on."""
-        found: list[Any] = [
-            dict(self.weights), self.lr, dict(self.settings), self.cache, self.steps, self.is_online
+        return [
+            dict(self.weights), self.lr, dict(self.settings), self.cache, self.steps, self.is_online,
+            self.cosine_of_scale, self.schedule,
         ]  # fmt: skip
-        return found if self.cosine_of_scale is None else [*found, self.cosine_of_scale]
 
 
 def only(**given: float) -> dict[str, float]:
@@ -61,47 +62,43 @@ def only(**given: float) -> dict[str, float]:
 
 
 ALL = tuple(NOISES)
-DEFAULT = Way("default: soft 1, cosine T/3, contrastive 0.1", noises=ALL, worlds=WORLDS)
+DEFAULT = Way("default: soft 1, cosine T, contrastive 0.1, wsd", noises=ALL, worlds=WORLDS)
 TWO_TEACHERS = "two teachers, the second 0.5"
 _LEARNABILITY = {"select": "learnability"}
 _WEIGHED = {"positives": "weighed"}
-_UNCLIPPED = {"clip_norm": 20.0}
-_WSD = {"schedule": "wsd"}
 _AVERAGE = {"ema": 0.998, "export": "ema"}
 WAYS = [
     DEFAULT,
     Way("contrastive alone, rate 2e-3", only(contrastive=1), lr=2e-3, noises=ALL, worlds=WORLDS),
-    Way("cosine 76 (3.5 T of scenes, 5.8 T of digits)", {"cosine": 76.0}, noises=ALL, worlds=WORLDS),
-    Way("cosine T", cosine_of_scale=1.0, noises=ALL, worlds=WORLDS),
+    Way("schedule cosine", schedule="cosine", noises=ALL, worlds=WORLDS),
+    Way("cosine T/3", cosine_of_scale=1 / 3, noises=ALL, worlds=WORLDS),
+    Way("cosine T/3, schedule cosine", cosine_of_scale=1 / 3, schedule="cosine", noises=ALL, worlds=WORLDS),
     Way("cosine 2 T", cosine_of_scale=2.0, noises=ALL, worlds=WORLDS),
-    Way("cosine 4 T", cosine_of_scale=4.0, noises=ALL, worlds=WORLDS),
-    Way("cosine 8 T", cosine_of_scale=8.0, noises=ALL, worlds=WORLDS),
-    Way("default, clipped at 0.1", settings={"clip_norm": 0.1}, noises=ALL, worlds=WORLDS),
-    Way("cosine 4 T, clipped at 20", settings=_UNCLIPPED, cosine_of_scale=4.0, noises=ALL, worlds=WORLDS),
-    Way("together: cosine 76, wsd", {"cosine": 76.0}, settings=_WSD, noises=ALL, worlds=WORLDS),
+    Way("cosine 4 T", cosine_of_scale=4.0, worlds=WORLDS),
+    Way("clipped at 20", settings={"clip_norm": 20.0}, worlds=WORLDS),
     Way("no contrastive", {"contrastive": 0.0}, noises=ALL, worlds=PRETRAINED),
     Way("soft and contrastive, no cosine", {"cosine": 0.0}, noises=ALL),
     Way("positives weighed", settings=_WEIGHED, noises=ALL, worlds=PRETRAINED),
     Way("positives weighed, contrastive 0.037", {"contrastive": 0.037}, settings=_WEIGHED),
+    Way("select keep=0.5", settings={"select": "keep=0.5"}, noises=ALL, worlds=PRETRAINED),
+    Way("two captions an image", settings={"captions_per_image": 2}, noises=ALL),
+    Way("average, decay 0.998", settings=_AVERAGE, noises=ALL, worlds=PRETRAINED),
+    Way("4 views", cache="4 views", noises=ALL, worlds=PRETRAINED),
+    Way("4 views, augment strong", cache="4 augmented views", noises=ALL, worlds=PRETRAINED),
     Way("relations 1", {"relations": 1.0}, noises=ALL, worlds=PRETRAINED),
     Way("affinity 0.1", {"affinity": 0.1}, noises=ALL, worlds=PRETRAINED),
     Way("image_bank 0.1", {"image_bank": 0.1}, noises=ALL),
-    Way("select keep=0.5", settings={"select": "keep=0.5"}, noises=ALL, worlds=PRETRAINED),
-    Way("select learnability, super-batch 2", settings=_LEARNABILITY, noises=ALL, worlds=PRETRAINED),
-    Way("two captions an image", settings={"captions_per_image": 2}, noises=ALL),
     Way("drrho 1 for contrastive", {"contrastive": 0.0, "drrho": 1.0}, noises=ALL),
+    Way("select learnability, super-batch 2", settings=_LEARNABILITY, noises=ALL, worlds=PRETRAINED),
     Way("drrho alone, rate 2e-3", only(drrho=1), lr=2e-3),
     Way("drrho_sigmoid alone, rate 2e-3", only(drrho_sigmoid=1), lr=2e-3),
-    Way("average, decay 0.998", settings=_AVERAGE, noises=ALL, worlds=PRETRAINED),
-    Way("schedule wsd", settings=_WSD, noises=ALL, worlds=PRETRAINED),
     Way("default, rate 4e-3", lr=4e-3, noises=ALL, worlds=PRETRAINED),
-    Way("default, rate 1e-3", lr=1e-3, noises=ALL, worlds=PRETRAINED),
     Way("default, rate 16e-3", lr=16e-3, noises=ALL, worlds=PRETRAINED),
+    Way("default, rate 1e-3", lr=1e-3, noises=ALL, worlds=PRETRAINED),
     Way("default, half the steps", steps=0.5),
     Way("select learnability, super-batch 2, half the steps", settings=_LEARNABILITY, steps=0.5),
     Way("select keep=0.5, half the steps", settings={"select": "keep=0.5"}, steps=0.5),
-    Way("4 views", cache="4 views", noises=ALL, worlds=PRETRAINED),
-    Way("4 views, augment strong", cache="4 augmented views", noises=ALL, worlds=PRETRAINED),
     Way("4 views, 2 in one step", settings={"views_per_step": 2}, cache="4 views"),
+    Way("default, ten times the steps", noises=ALL, steps=10.0),
     Way(TWO_TEACHERS, settings={"teacher": {"teacher": 1.0, "second": 0.5}}),
 ]  # fmt: skip

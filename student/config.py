@@ -342,19 +342,19 @@ class TrainConfig:
         Setting(
             "Steps in which the learning rate rises.",
             OPTIMIZER,
-            default="200 or 5% of the steps, whichever is more, at most half",
+            default="200, at most half of the steps; with --schedule cosine 5% of the steps if that is more",
             least=0,
         ),
     ] = None
     schedule: Annotated[
         ScheduleKind,
         Setting(
-            "Of the learning rate after the warm-up. cosine: decays to 0 over all steps. wsd: constant, "
-            "and decays to 0 in the last --decay-steps; a finished run goes on with more --steps from "
-            "where its decay began.",
+            "Of the learning rate after the warm-up. wsd: constant, and decays to 0 in the last "
+            "--decay-steps; a finished run goes on with more --steps from where its decay began. "
+            "cosine: decays to 0 over all steps.",
             OPTIMIZER,
         ),
-    ] = "cosine"
+    ] = "wsd"
     decay_steps: Annotated[
         int | None,
         Setting(

@@ -115,8 +115,8 @@ register_term(
     LossTerm(
         name="cosine",
         compute=f"{_LOSSES}.cosine:cosine_distillation",
-        default_weight=lambda scale: scale / 3,
-        default_words="a third of the teacher's scale",
+        default_weight=lambda scale: scale,
+        default_words="the teacher's scale",
         needs_map=True,
         needs_captions=False,
     )

@@ -46,6 +46,9 @@ _MAY_CHANGE = {
 }
 """Settings that a run may change when it is resumed."""
 
+_ONCE = {"schedule": "cosine"}
+"""What runs did that did not know a setting, where its default is another today."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStart:
@@ -158,12 +161,12 @@ def find_changes(
 ) -> dict[str, tuple[Any, Any]]:
     """Return the settings other than paths that differ, as (old, new).
 
-    A setting that the old run did not know had its default.
+    A setting that the old run did not know had its default of then.
 
     Raises:
         SettingError: a setting differs that cannot change; the message has both values.
     """
-    old = {**default_settings(), **old}
+    old = {**default_settings(), **_ONCE, **old}
     changes: dict[str, tuple[Any, Any]] = {}
     for name in sorted(new.keys() - _PATHS):
         was, now = old.get(name), new[name]

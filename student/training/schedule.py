@@ -93,9 +93,9 @@ def make_schedule(
         steps: steps of the run.
         warmup_steps: None: 200 or, with a cosine, 5 % of the steps if that is more; at most half of those
             that train the student.
-        steps_to_fit: steps in which a learned map sees enough rows. It is fitted for so long, at most a
-            fifth of the steps; with wsd, whose steps may grow, only where a run has no more steps than these.
-            None: there is no such map.
+        steps_to_fit: steps in which a learned map sees enough rows. It is fitted for so long, or for a fifth
+            of the steps if that is less; with wsd, whose steps may grow, only if it is more than half of
+            them. None: there is no such map.
         kind: cosine or wsd.
 
     Raises:
@@ -103,9 +103,8 @@ def make_schedule(
     """
     alone = 0
     if steps_to_fit is not None and steps > 1:
-        needed = max(1, math.ceil(steps_to_fit))
-        most = steps - 1 if kind == "wsd" else max(1, steps // 5)
-        alone = needed if needed <= most else max(1, steps // 5)
+        needed, fifth = max(1, math.ceil(steps_to_fit)), max(1, steps // 5)
+        alone = needed if kind == "wsd" and needed <= steps // 2 else min(needed, fifth)
     moving = steps - alone
     if warmup_steps is None:
         # With wsd it does not depend on the number of steps, which may grow.

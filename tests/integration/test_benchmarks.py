@@ -150,7 +150,7 @@ def test_a_training_step_is_compared_with_memory_and_with_the_online_teacher() -
 def test_every_objective_is_tried_at_every_noise() -> None:
     found = last_line("bench_distillation.py", "--jobs", "1", "--ways", "default", "--online")
     assert list(found["runs"]) == ["scenes", "scratch", "half", "digits"]
-    by_noise = found["runs"]["scenes"]["default: soft 1, cosine T/3, contrastive 0.1"]
+    by_noise = found["runs"]["scenes"]["default: soft 1, cosine T, contrastive 0.1, wsd"]
     assert list(by_noise) == ["30 % missing, 45 % mismatched", "60 % mismatched", "clean"]
     assert all(0 <= run["score"] <= 1 for [run] in by_noise.values())
     assert len(found["online"]["online"]) == 1

@@ -116,7 +116,7 @@ def test_a_run_learns_and_leaves_what_it_says(finished: Finished) -> None:
     assert (finished.run / "loss.png").read_bytes().startswith(b"\x89PNG")
     lines = metrics_of(finished.run)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    weights = {"soft": 1.0, "cosine": np.exp(4.75) / 3, "contrastive": 0.1, "bank": 0.5}
+    weights = {"soft": 1.0, "cosine": np.exp(4.75), "contrastive": 0.1, "bank": 0.5}
     for line in lines:
         total = sum(weight * line[term] for term, weight in weights.items())
         assert line["loss"] == pytest.approx(total, rel=1e-6)
@@ -202,7 +202,7 @@ def test_the_settings_of_a_run_take_another_teachers_scale_bias_and_weight(
     found = resolve(make_config(finished.run / "config.yaml", flags), Launch(), "cpu")
     assert found.teacher_scale == pytest.approx(math.exp(2.0))
     assert found.teacher_bias == -3.0
-    assert found.weights["cosine"] == pytest.approx(math.exp(2.0) / 3)
+    assert found.weights["cosine"] == pytest.approx(math.exp(2.0))
     assert found.weights["bank"] == 0.5  # which was given
 
 

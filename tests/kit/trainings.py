@@ -71,6 +71,7 @@ def settings_of(cache: Path, student: Path, out: Path, **settings: Any) -> dict[
         "val_share": 0.25,
         "decode_workers": 0,
         "device": "cpu",
+        "schedule": "cosine",  # the rates of few steps are those that most tests expect
         **settings,
     }
 

@@ -56,6 +56,14 @@ def test_a_setting_that_an_older_run_did_not_know_had_its_default(tmp_path: Path
         find_changes(old, as_plain(config_of(seed=5)), run=tmp_path)
 
 
+def test_a_run_that_knew_no_schedule_decayed_as_a_cosine(tmp_path: Path) -> None:
+    old = as_plain(config_of())
+    assert old.pop("schedule") == "wsd"
+    assert find_changes(old, as_plain(config_of(schedule="cosine")), run=tmp_path) == {}
+    with pytest.raises(SettingError, match="was started with schedule 'cosine', now it is 'wsd'"):
+        find_changes(old, as_plain(config_of()), run=tmp_path)
+
+
 def test_what_only_says_where_and_how_fast_may_change(tmp_path: Path) -> None:
     old = as_plain(config_of())
     moved = config_of(

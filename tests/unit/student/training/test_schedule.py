@@ -68,7 +68,7 @@ def test_with_wsd_the_steps_before_the_decay_do_not_depend_on_their_number() -> 
         assert short.factor(step) == long.factor(step)
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(24, 3), (12, 3), (4, 3), (3, 1)])
+@pytest.mark.parametrize(("steps", "expected"), [(24, 3), (12, 3), (6, 3), (5, 1)])
 def test_with_wsd_a_map_is_fitted_as_long_in_a_run_of_few_steps(steps: int, expected: int) -> None:
     schedule = make_schedule(steps, 0, steps_to_fit=2.5, kind="wsd")
     assert schedule.alone_steps == expected
