@@ -71,6 +71,7 @@ def make_model(size: Size, work: Path, recipe: Recipe) -> Path:
             steps=recipe.steps,
             global_batch_size=recipe.batch_size,
             lr=recipe.lr,
+            schedule="cosine",
             seed=recipe.seed,
             decode_workers=0,
             val_share=0.02,
