@@ -130,7 +130,7 @@ def train_teacher(args: argparse.Namespace, work: Path, corpus: Path) -> Path:
             steps=args.steps if args.quick else TEACHER_STEPS,
             global_batch_size=args.batch_size,
             lr=1e-3,
-            schedule="cosine",
+            schedule="cosine",  # whatever the default is: all results are of this teacher
             decode_workers=0,
             val_share=0.0,
         )

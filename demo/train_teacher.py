@@ -71,7 +71,7 @@ def make_model(size: Size, work: Path, recipe: Recipe) -> Path:
             steps=recipe.steps,
             global_batch_size=recipe.batch_size,
             lr=recipe.lr,
-            schedule="cosine",
+            schedule="cosine",  # that of the shipped checkpoints
             seed=recipe.seed,
             decode_workers=0,
             val_share=0.02,

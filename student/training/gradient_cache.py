@@ -4,7 +4,8 @@
 2. Exchange texts between the processes; compute the gradient of the loss by every embedding (batch_loss.py).
 3. Run each micro-batch again with a graph and carry that gradient to the parameters.
 
-If the batch is one micro-batch in every process, steps 1 and 3 are one forward pass.
+If the batch is one micro-batch in every process, steps 1 and 3 are one forward pass. Several processes
+first try a new size of micro-batches for two steps, without messages: out_of_memory.py says why.
 
 Source: gradient caching, Gao et al. 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited
 Setup, arXiv:2101.06983.

@@ -20,7 +20,7 @@ def memory_checked(ranks: Ranks) -> Generator[Callable[[], None]]:
 
     Its value is a function that every process must call once, before its first message to the others: it
     waits for them. Later the others would wait for an answer, so that memory that runs out in one of several
-    processes is raised as it is. (gradient_cache.py tries what comes later once before.)
+    processes is raised as it is. GradientCache tries those passes before, while sizes are new.
 
     Raises:
         DoesNotFit: memory ran out here before that call, or elsewhere; alone, anywhere in the context.

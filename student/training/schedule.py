@@ -93,9 +93,9 @@ def make_schedule(
         steps: steps of the run.
         warmup_steps: None: 200 or, with a cosine, 5 % of the steps if that is more; at most half of those
             that train the student.
-        steps_to_fit: steps in which a learned map sees enough rows. It is fitted for so long, or for a fifth
-            of the steps if that is less; with wsd, whose steps may grow, only if it is more than half of
-            them. None: there is no such map.
+        steps_to_fit: steps in which a learned map sees enough rows. It is fitted for so long, at most a
+            fifth of the steps. With wsd, whose steps may grow, up to half of them are taken if these are
+            enough. None: there is no such map.
         kind: cosine or wsd.
 
     Raises:
