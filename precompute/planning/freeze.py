@@ -20,7 +20,7 @@ from ...store.format.catalog import SCHEMAS, TABLES, empty_table
 from ...store.format.views import ViewPolicy, draw_views
 from ...store.io.location import Location
 from ..sources import Source
-from ..sources.crops import stored_views
+from ..sources.crops import StoredViews
 from .changes import Changes
 from .existing import ExistingCatalog
 from .findings import Findings
@@ -71,7 +71,9 @@ class Freezer:
         self._existing = ExistingCatalog(cache)
         self._skips_changed, self._has_prefixes = skips_changed, has_prefixes
         self._views, self._scratch = views, scratch
-        self._stored_views = stored_views or {}
+        self._stored_views = {
+            name: StoredViews(root) for name, root in (stored_views or {}).items()
+        }
         self.first_row = self._existing.next_row
         self.first_text_row = self._existing.next_text_row
         self._next_file = self._existing.num_files
@@ -281,10 +283,10 @@ class Freezer:
         return new["source"][-1], new["path"][-1]
 
     def _views_of(self, samples: pl.DataFrame, source: str) -> pl.DataFrame:
-        root = self._stored_views.get(source)
-        if root is None:
+        stored = self._stored_views.get(source)
+        if stored is None:
             return _draw_views(self._views, samples["key"], samples["row"])
-        found = stored_views(root, samples, self._views.num_views)
+        found = stored.read(samples, self._views.num_views)
         if self._views.augmentation.is_none:
             return found
         return found.with_columns(

@@ -30,6 +30,9 @@ _HEAD_BYTES = 1 << 16
 _ORIENTATION = 0x0112
 _LONGEST = 1 << 20
 
+MemberPlaces = dict[bytes, dict[bytes, tuple[int, int]]]
+"""Offset and size of members, by key and ending."""
+
 
 @dataclass(frozen=True, slots=True)
 class Crop:
@@ -97,44 +100,57 @@ def _float32(value: float) -> float:
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
-def stored_views(root: Location, samples: pl.DataFrame, num_views: int) -> pl.DataFrame:
-    """Return the views of samples in tars, in order: row, view and box.
+class StoredViews:
+    """Views of samples in tars, whose samples may be asked for in several calls: each tar is walked once."""
 
-    View 0 is the whole image, the others are the crops in order. A sample without enough crops, or whose
-    crops are not of it, has whole images instead.
+    def __init__(self, root: Location) -> None:
+        """Start with no tar read.
 
-    Args:
-        root: folder of the tars.
-        samples: row, path, member, offset, length.
-        num_views: views of each sample.
-    """
-    lines: list[tuple[Any, ...]] = []
-    for path, group in itertools.groupby(samples.iter_rows(named=True), lambda line: line["path"]):
-        with cast(BinaryIO, open_ranges(join(root, path))) as file:
-            crops = member_places(file, (ENDING,))
-            for line in group:
-                boxes = _boxes_of(file, line, crops, num_views)
-                lines += [
-                    (line["row"], view, box.top, box.left, box.height, box.width, box.flip)
-                    for view, box in enumerate(boxes)
-                ]
-    schema = {
-        "row": pl.Int64,
-        "view": pl.Int16,
-        **dict.fromkeys(("top", "left", "height", "width"), pl.Float32),
-        "flip": pl.Boolean,
-    }
-    return pl.DataFrame(lines, schema=schema, orient="row")
+        Args:
+            root: folder of the tars.
+        """
+        self._root = root
+        self._path: str | None = None
+        self._crops: MemberPlaces = {}
+        """Of the tar at ``path``, the last one that was read."""
+
+    def read(self, samples: pl.DataFrame, num_views: int) -> pl.DataFrame:
+        """Return the views of samples, in order: row, view and box.
+
+        View 0 is the whole image, the others are the crops in order. A sample without enough crops, or whose
+        crops are not of it, has whole images instead.
+
+        Args:
+            samples: row, path, member, offset, length.
+            num_views: views of each sample.
+        """
+        lines: list[tuple[Any, ...]] = []
+        rows = samples.iter_rows(named=True)
+        for path, group in itertools.groupby(rows, lambda line: line["path"]):
+            with cast(BinaryIO, open_ranges(join(self._root, path))) as file:
+                if path != self._path:
+                    self._crops, self._path = member_places(file, (ENDING,)), path
+                for line in group:
+                    boxes = _boxes_of(file, line, self._crops, num_views)
+                    lines += [
+                        (line["row"], view, box.top, box.left, box.height, box.width, box.flip)
+                        for view, box in enumerate(boxes)
+                    ]
+        schema = {
+            "row": pl.Int64,
+            "view": pl.Int16,
+            **dict.fromkeys(("top", "left", "height", "width"), pl.Float32),
+            "flip": pl.Boolean,
+        }
+        return pl.DataFrame(lines, schema=schema, orient="row")
 
 
-def member_places(
-    file: BinaryIO, endings: Sequence[bytes]
-) -> dict[bytes, dict[bytes, tuple[int, int]]]:
+def member_places(file: BinaryIO, endings: Sequence[bytes]) -> MemberPlaces:
     """Return offset and size of the members of a tar with some endings, by key and ending.
 
     The key is as WebDataset has it, without ``./`` at its beginning.
     """
-    found: dict[bytes, dict[bytes, tuple[int, int]]] = {}
+    found: MemberPlaces = {}
     for member in walk_tar(file):
         if isinstance(member, TarFault):
             break  # planning reports it
@@ -164,7 +180,7 @@ def read_member(file: BinaryIO, place: tuple[int, int], most_bytes: int) -> byte
 def _boxes_of(
     file: BinaryIO,
     line: dict[str, Any],
-    places: dict[bytes, dict[bytes, tuple[int, int]]],
+    places: MemberPlaces,
     num_views: int,
 ) -> list[ViewBox]:
     parts = split_key(line["member"].encode())

@@ -19,7 +19,7 @@ from siglip2_cache.images.image import DecodedBatch, DecodedImage, ImageRef
 from siglip2_cache.images.image_bytes import ImageLocation
 from siglip2_cache.precompute.importing.datacompdr import DataCompDR
 from siglip2_cache.precompute.importing.embeddings import FoundViews
-from siglip2_cache.precompute.sources.crops import crop_boxes, parse_crops, stored_views
+from siglip2_cache.precompute.sources.crops import StoredViews, crop_boxes, parse_crops
 from siglip2_cache.store.format.views import WHOLE_IMAGE, ViewBox, pixel_box
 
 CROPS = draw_crops(2, 0)
@@ -208,7 +208,8 @@ def test_planned_views_are_the_crops_and_whole_images_where_there_are_none(tmp_p
         if hasattr(each, "member")
     ]
     samples = pl.DataFrame(lines, ["row", "path", "member", "offset", "length"], orient="row")
-    found = stored_views(tmp_path, samples, 3)
+    views = StoredViews(tmp_path)
+    found = pl.concat([views.read(part, 3) for part in samples.iter_slices(2)])
     assert found.select("row", "view").rows() == [(r, v) for r in range(3) for v in range(3)]
     boxes = [ViewBox(*line) for line in found.drop("row", "view").rows()]
     assert boxes[1:3] == crop_boxes(parse_crops(SAMPLE["a.paug.json"]), 24, 16)
