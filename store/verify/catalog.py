@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ..cache import Cache
 from ..format import layout
-from ..format.catalog import TABLES, Part, Table, scan_table
+from ..format.augmentation import COLUMNS
+from ..format.catalog import SCHEMAS, TABLES, Part, Table, scan_table
 from ..format.manifest import Manifest, Span
 from .files import Checked, FileChecker
 from .repeated_texts import counting_repeats
@@ -88,10 +89,21 @@ class _CatalogCheck:
     def _views(self) -> None:
         num_views = self._manifest.views.num_views
         rows = _Rows(_spans(self._manifest, "samples"), lines_each=num_views)
-        for frame in self._frames("views", ("row",)):
+        columns = [
+            name
+            for name in SCHEMAS["views"].names
+            if name not in COLUMNS or not self._manifest.views.augmentation.is_none
+        ]
+        num_nulls = dict.fromkeys(columns, 0)
+        for frame in self._frames("views", columns):
             rows.take(frame["row"].to_numpy())
+            for name in columns:
+                num_nulls[name] += frame[name].null_count()
         if not rows.are_all:
             self.faults.append(f"catalog: not every sample has {num_views} views")
+        self.faults += [
+            f"catalog: {num:,} views have no {name}" for name, num in num_nulls.items() if num
+        ]
 
     def _frames(self, table: Table, columns: Sequence[str]) -> Generator[pl.DataFrame]:
         """Check each part of a table against its record, and yield its content if it is sound."""

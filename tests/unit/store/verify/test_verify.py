@@ -477,6 +477,14 @@ def test_pictures_that_do_not_fit_their_unit_are_named(
             ["catalog: 14 captions, 15 were planned"],
         ),
         ("views", lambda frame: frame[1:], ["catalog: not every sample has 2 views"]),
+        (
+            "views",
+            lambda frame: frame.with_columns(
+                top=pl.when(pl.int_range(pl.len()) >= 3).then("top"),
+                flip=pl.lit(None, pl.Boolean),
+            )[:4],
+            ["catalog: 3 views have no top", "catalog: 4 views have no flip"],
+        ),
     ],
 )
 def test_a_catalog_that_contradicts_itself_is_named(
