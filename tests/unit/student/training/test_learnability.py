@@ -101,7 +101,7 @@ def test_the_selection_is_that_of_the_plain_greedy_algorithm(
 
 
 def test_the_first_pair_is_drawn_with_probability_of_its_own_learnability() -> None:
-    table, num_draws = plain_learnability(pairs()), 3000
+    table, num_draws = plain_learnability(pairs()), 1000
     generator = torch.Generator().manual_seed(0)
     drawn = Counter(
         select_learnable(pairs(), 1, generator, num_chunks=1).item() for _ in range(num_draws)
