@@ -440,26 +440,3 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "an export to ONNX needs the package onnxscript, which is not installed: pip install "
         "'siglip2-cache[onnx]'"
     )
-
-
-def test_a_run_is_checked_on_its_own_cache_and_no_export_goes_into_it(
-    command: Callable[..., tuple[int, str, str]], cache: Path, tmp_path: Path
-) -> None:
-    run, out = tmp_path / "run", tmp_path / "out"
-    training = ("--steps", 2, "--global-batch-size", 8, "--decode-workers", 0, "--device", "cpu")
-    student = STUDENT.parent / "student"
-    status, _, err = command("train", cache, "--student", student, "--out", run, *training)
-    assert status == 0, err
-    shutil.rmtree(run / "model")  # as of a training that goes on
-    wanted = ("--to", "onnx", "--precision", "float32", "--decode-workers", 0)
-    assert error_line(*command("export", "model", run, run / "onnx", *wanted)) == (
-        f"{run / 'onnx'} is in the run {run}, which its training writes; name a folder elsewhere"
-    )
-    status, said, err = command("export", "model", run, out, *wanted, "--json")
-    assert status == 0, err
-    check = json.loads(said)["check"]["float32"]
-    assert check["images"] > 1
-    assert check["image_cosine"] > 0.9999
-    assert list(json.loads(said)["check"]) == ["float32"]
-    assert (out / "README.md").read_text("utf-8").count("\n## ") >= 4  # its own card, then ours
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]

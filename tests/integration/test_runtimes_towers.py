@@ -74,10 +74,19 @@ def ids_of(folder: Path, texts: list[str]) -> Any:
 def test_queries_in_the_teachers_space_are_tried_in_an_index_of_its_images(
     made: Made, both: Path, tmp_path: Path, command: Command
 ) -> None:
-    out = tmp_path / "out"
-    status, said, err = command("export", "model", both, out, *ONNX, "--into-teacher-space")
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(both, run, ignore=shutil.ignore_patterns("model"))  # a training that goes on
+    assert error_line(*command("export", "model", run, run / "onnx", *ONNX[:-1])) == (
+        f"{run / 'onnx'} is in the run {run}, which its training writes; name a folder elsewhere"
+    )
+    status, said, err = command("export", "model", run, out, *ONNX, "--into-teacher-space")
     assert (status, err) == (0, ""), err
-    found = json.loads(said)["check"]["float32"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+    check = json.loads(said)["check"]
+    assert list(check) == ["float32"]
+    found = check["float32"]
+    assert found["images"] > 1
+    assert found["image_cosine"] > 0.9999
     assert found == json.loads((out / "export.json").read_text())["check"]["float32"]
     # The same from the files alone: the graph's queries, the cache's index.
     config = EvalConfig(model=str(both / "model"), cache=made.cache)
@@ -114,6 +123,7 @@ def test_queries_in_the_teachers_space_are_tried_in_an_index_of_its_images(
         after["teacher_index"]["neighbour_overlap"]["image_to_image"], abs=0.02
     )
     card = (out / "README.md").read_text()
+    assert card.count("\n## ") >= 4  # its own card, then ours
     assert "Found in an index of the teacher's images, of what the teacher's own queries" in card
     assert f"- float32, images: {of_images[1]:.4f} of the 10 nearest (PyTorch" in card
 
