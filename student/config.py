@@ -186,8 +186,9 @@ class TrainConfig:
     ignore_similar: Annotated[
         float | None,
         Setting(
-            "In these terms, ignore texts whose teacher cosine to an image's own caption is higher, and the "
-            "captions of images whose teacher cosine to the image is higher.",
+            "In the contrastive term and a bank of hard labels, ignore texts whose teacher cosine to an "
+            "image's own caption is higher, and the captions of images whose teacher cosine to the image is "
+            "higher.",
             LOSS,
             metavar="COSINE",
             default="none",
@@ -310,7 +311,11 @@ class TrainConfig:
     freeze_text: Annotated[
         int | None,
         Setting(
-            "The same of the text tower.", OPTIMIZER, metavar="LAYERS", default="none", least=0
+            "Freeze the embeddings and the first LAYERS layers of the text tower.",
+            OPTIMIZER,
+            metavar="LAYERS",
+            default="none",
+            least=0,
         ),
     ] = None
     patch_dropout: Annotated[
@@ -349,8 +354,8 @@ class TrainConfig:
     schedule: Annotated[
         ScheduleKind,
         Setting(
-            "Of the learning rate after the warm-up. wsd: constant, and decays to 0 in the last "
-            "--decay-steps; a finished run goes on with more --steps from where its decay began. "
+            "Schedule of the learning rate after the warm-up. wsd: constant, and decays to 0 in the last "
+            "--decay-steps; a finished run continues with more --steps from where its decay began. "
             "cosine: decays to 0 over all steps.",
             OPTIMIZER,
         ),
@@ -469,7 +474,13 @@ class TrainConfig:
         ),
     ] = None
     eval_every_samples: Annotated[
-        int, Setting("Most held-out images of each of these.", HELD_OUT, metavar="N", least=1)
+        int,
+        Setting(
+            "Most held-out images in each evaluation of --eval-every.",
+            HELD_OUT,
+            metavar="N",
+            least=1,
+        ),
     ] = 2000
     best_metric: Annotated[
         BestMetric | None,
@@ -556,7 +567,7 @@ class TrainConfig:
     cache_limit: Annotated[
         str | None,
         Setting(
-            "Most bytes of those copies, such as 500GB.",
+            "Most bytes of local copies in --cache-dir, such as 500GB.",
             FILES,
             metavar="SIZE",
             default="four fifths of the disk",

@@ -141,7 +141,10 @@ def test_every_cut_at_once_loads_in_transformers_and_trains(
 def test_new_weights_follow_from_the_seed(command: Command, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("one", "again", "other")]
     for folder, seed in zip(folders, (1, 1, 2), strict=True):
-        made(command, folder, "--from", STUDENT, "--init", "random", "--seed", seed)
+        new = ("--from", STUDENT, "--init", "random", "--seed", seed)
+        status, said, err = command("student", "new", folder, *new)
+        assert (status, err) == (0, "")
+        assert "its weights are new" in said.splitlines()[-1]
     one, again, other = (folder.joinpath("model.safetensors").read_bytes() for folder in folders)
     assert one == again != other
     model = AutoModel.from_pretrained(folders[0])
