@@ -123,6 +123,14 @@ def model(
             default="that of RUN",
         ),
     ] = None,
+    teacher: Annotated[
+        str | None,
+        option(
+            "NAME",
+            "With --to: teacher of the cache of the check, where it has several.",
+            default="the first of RUN",
+        ),
+    ] = None,
     samples: Annotated[
         int | None, option("N", "With --to: most images of the check.", default="256")
     ] = None,
@@ -169,10 +177,11 @@ def model(
         raise SettingError("--best and --ema both say which weights: give one")
     if to and dtype != "float32":
         raise SettingError("--dtype is of plain transformers; with --to give --precision")
-    of_check = precision or corpus_root or (check, samples, decode_workers) != (None, None, None)
-    if not to and of_check:
+    of_check = {check, teacher, samples, decode_workers} != {None}
+    if not to and (precision or corpus_root or of_check):
         raise SettingError(
-            "--precision, --check, --samples, --corpus-root and --decode-workers go with --to; name a runtime"
+            "--precision, --check, --teacher, --samples, --corpus-root and --decode-workers go with --to; "
+            "name a runtime"
         )
     check_push(push, is_private=private)
     chosen = ExportCheckpointConfig(
@@ -199,6 +208,7 @@ def model(
                 to=tuple(to),
                 precisions=tuple(precision) if precision else None,
                 check=check,
+                teacher=teacher,
                 samples=256 if samples is None else samples,
                 decode_workers=decode_workers,
                 corpus_roots=parse_roots(corpus_root),

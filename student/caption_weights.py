@@ -9,7 +9,7 @@ def split_name(name: str) -> tuple[str, str]:
     Raises:
         SettingError: it is neither.
     """
-    what, separator, value = name.partition(":")
+    what, separator, value = str(name).partition(":")  # YAML's keys may be numbers
     if what not in ("kind", "language") or not separator or not value:
         raise SettingError(
             f"caption_weights has {name!r}, which is not kind:NAME or language:NAME, such as kind:synthetic"

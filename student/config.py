@@ -322,7 +322,7 @@ class TrainConfig:
         float | None,
         Setting(
             "Share of an image's patches that the image tower does not see, except in the last tenth of the "
-            "steps. Not for NaFlex students.",
+            "steps, or in the decay of wsd if that is shorter. Not for NaFlex students.",
             OPTIMIZER,
             metavar="SHARE",
             default="none",

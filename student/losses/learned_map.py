@@ -49,8 +49,10 @@ class LearnedMap(nn.Linear):
         self._cross_DE += ranks.sum(rows_BD.T @ targets_BE.double()).cpu()
 
     def fit(self) -> None:
-        """Set the map P to the minimum of the sum of |P x - u|^2 over all rows so far."""
+        """Set the map P to the minimum of the sum of |P x - u|^2 over all rows so far, if there are any."""
         gram_DD = self._gram_DD
+        if not gram_DD.any():
+            return
         ridge = _RIDGE * gram_DD.diagonal().mean()
         cross_DE = self._cross_DE + ridge * self.start_ED.cpu().double().T
         solution_DE = torch.linalg.solve(

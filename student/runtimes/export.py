@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import SettingError
 from ...siglip import (
@@ -66,6 +66,12 @@ class RuntimesConfig:
 
     samples: int = 256
     """Most held-out images that the files are checked on."""
+
+    pixels: Literal["corpus", "kept"] = "corpus"
+    """Images that the files are checked on: the files of the corpus, or those that the cache keeps."""
+
+    allow_partial: bool = False
+    """Accept an unfinished cache and use what is committed."""
 
     decode_workers: int | None = None
     """Decoding processes; 0: decode in this process; None: one a core, at most 16."""
@@ -152,6 +158,8 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
         samples=config.samples,
         decode_workers=config.decode_workers,
         corpus_roots=config.corpus_roots,
+        allow_partial=config.allow_partial,
+        pixels=config.pixels,
     )
     has_teacher = _is_compared(config, rows, metadata)
     with replaced_atomically(config.out) as folder:

@@ -20,7 +20,8 @@ def export_source(config: RuntimesConfig, checkpoint: ExportCheckpointConfig) ->
     """Export a checkpoint of a run, or a model, for other runtimes.
 
     Args:
-        config: what to write. For a run ``check``, ``teacher`` and ``corpus_roots`` default to its own.
+        config: what to write. For a run ``check`` and ``corpus_roots`` default to its own; on its own cache
+            ``teacher`` defaults to its first one, and images are read as the training read them.
         checkpoint: which weights of the run; not used if ``config.model`` is a model.
 
     Raises:
@@ -50,10 +51,16 @@ def export_source(config: RuntimesConfig, checkpoint: ExportCheckpointConfig) ->
         of_run = replace(
             config,
             model=str(model),
-            check=config.check or checkpoint.cache or settings["cache"],
-            teacher=config.teacher or _first_teacher(settings),
             corpus_roots=config.corpus_roots or settings.get("corpus_roots") or {},
         )
+        if config.check in (None, settings["cache"]):
+            of_run = replace(
+                of_run,
+                check=checkpoint.cache or settings["cache"],
+                teacher=config.teacher or _first_teacher(settings),
+                pixels="kept" if settings.get("pixels") == "kept" else "corpus",
+                allow_partial=settings.get("allow_partial", False),
+            )
         return export_runtimes(of_run)
 
 

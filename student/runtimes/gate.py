@@ -216,7 +216,7 @@ def check_parity(
         else (_rows(images, 1, student.mapped[0]), _rows(texts, 1, student.mapped[1])),
     )
     parity = _parity(exported, found, student, held_out)
-    _check(parity, limits, what)
+    _check(parity, limits, what, num_captioned=len(np.unique(held_out.image_P)))
     return parity
 
 
@@ -343,7 +343,7 @@ def _logit_error(
     return worst
 
 
-def _check(parity: Parity, limits: Limits, what: str) -> None:
+def _check(parity: Parity, limits: Limits, what: str, *, num_captioned: int) -> None:
     def lowest(recall: tuple[float, float], num_queries: int) -> float:
         return recall[0] - limits.recall_loss - 1 / num_queries - 1e-9
 
@@ -359,7 +359,7 @@ def _check(parity: Parity, limits: Limits, what: str) -> None:
         if value is not None:
             rows.append((name, value, value <= limit, limit))
     for name, recall, count in (
-        ("image to text", parity.image_to_text, parity.images),
+        ("image to text", parity.image_to_text, num_captioned),
         ("text to image", parity.text_to_image, parity.texts),
     ):
         if recall is not None:

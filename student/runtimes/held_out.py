@@ -149,9 +149,10 @@ def _read_pixels(
     pixels_N = np.empty((N, *checkpoint.image.view_shape), np.uint8)
     grids_N2 = np.zeros((N, 2), np.int64)
     is_sound_N = np.zeros(N, np.bool_)
+    kept = cache.kept_pixels() if config.pixels == "kept" else None
     for batch in decoded_pictures(
         checkpoint,
-        picture_refs(cache, eval_set.rows_N),
+        picture_refs(cache, eval_set.rows_N, kept=kept, sha256_N=eval_set.sha256_N),
         batch_size=config.batch_size,
         num_workers=config.num_decoders,
     ):

@@ -80,15 +80,23 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
         of_run, Launch(rank=0, world_size=1, local_rank=0, local_world_size=1), "cpu"
     )
     needed = ["teacher"]
-    if resolved.projection == "pca":  # which is computed anew from the cache
-        needed += ["catalog", "images with a target", "captions with a target"]
+    if (
+        resolved.projection == "pca"
+    ):  # which is computed anew from the cache and its selected images
+        needed += ["catalog", "images with a target", "captions with a target", "selected images"]
     facts, recorded = resolved.fingerprint(), run.read_facts()
     for name in needed:
-        if facts[name] != recorded.get(name):
+        if facts.get(name) == recorded.get(name):
+            continue
+        if name == "selected images":
             raise TrainError(
-                f"{of_run.cache} is another cache than that of {config.run}: {name} was "
-                f"{recorded.get(name)}, now it is {facts[name]}; name the right one by --cache"
+                f"select {of_run.select} takes other images than when {config.run} was trained, and its PCA "
+                "map depends on them; restore the list of keys"
             )
+        raise TrainError(
+            f"{of_run.cache} is another cache than that of {config.run}: {name} was "
+            f"{recorded.get(name)}, now it is {facts[name]}; name the right one by --cache"
+        )
     pca = fit_pca(resolved) if resolved.projection == "pca" else None
     check_same_map(resolved.config, resolved.teacher, pca)
     distiller = make_distiller(resolved)

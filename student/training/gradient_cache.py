@@ -140,7 +140,9 @@ class GradientCache:
                     def give(_: Embedded, part: EmbeddingGradient = part) -> EmbeddingGradient:
                         return part
 
-                    module(micro_batch, give).backward()
+                    total = module(micro_batch, give)
+                    if total.requires_grad:  # not with rows of a frozen tower alone
+                        total.backward()
         return loss.result()
 
     def fit_map(self, batch: Batch, labels: Sequence[BatchLabels]) -> DeviceLoss:
@@ -173,7 +175,9 @@ class GradientCache:
             with state.restored():
                 for piece in self._feed.pieces([micro_batch]):
                     total = self._distiller(piece, _zero_gradient)
-                    if total.requires_grad:  # without images and texts it does not
+                    if (
+                        total.requires_grad
+                    ):  # not without rows, or with those of a frozen tower alone
                         total.backward()
             fits()
         self._module.zero_grad(set_to_none=True)
@@ -208,28 +212,38 @@ class RandomState:
     """torch's random state at one moment, so that a second pass drops out the same activations."""
 
     def __init__(self, device: torch.device) -> None:
-        """Copy the state of the CPU and, on CUDA, of the device."""
+        """Copy the state of the CPU and, on CUDA and mps, of the device."""
         self._device = device
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self._states = self._current()
 
     def is_current(self) -> bool:
         """Return whether no random number was drawn since."""
-        if self._cuda is not None and not torch.equal(
-            self._cuda, torch.cuda.get_rng_state(self._device)
-        ):
-            return False
-        return torch.equal(self._cpu, torch.get_rng_state())
+        return all(map(torch.equal, self._states, self._current()))
 
     @contextlib.contextmanager
     def restored(self) -> Generator[None]:
         """Return a context with this state; leaving it brings back the state before the context."""
-        devices = [] if self._cuda is None else [self._device]
-        with torch.random.fork_rng(devices):
-            torch.set_rng_state(self._cpu)
-            if self._cuda is not None:
-                torch.cuda.set_rng_state(self._cuda, self._device)
+        before = self._current()
+        self._set(self._states)
+        try:
             yield
+        finally:
+            self._set(before)
+
+    def _current(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        if self._device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self._device))
+        elif self._device.type == "mps":
+            states.append(torch.mps.get_rng_state())
+        return states
+
+    def _set(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(states[1], self._device)
+        elif self._device.type == "mps":
+            torch.mps.set_rng_state(states[1])
 
 
 def split_batch(

@@ -30,6 +30,7 @@ from siglip2_cache.precompute.config import BuildSummary
 from siglip2_cache.precompute.executor.messages import BuildInterrupted
 from siglip2_cache.precompute.ranks import ProcessRank
 from siglip2_cache.progress import Display
+from siglip2_cache.siglip import resolve_checkpoint
 from siglip2_cache.store.cache import Cache
 from siglip2_cache.store.format import layout
 from siglip2_cache.store.io.location import Location, parse_location
@@ -37,6 +38,11 @@ from siglip2_cache.store.verify.verify import verify_cache
 from siglip2_cache.student.config_file import make_config
 from siglip2_cache.student.data.catalog_index import ImageLookup
 from siglip2_cache.student.data.read_corpus import read_corpus
+from siglip2_cache.student.evaluation.compare import EvalConfig
+from siglip2_cache.student.runtimes import from_run
+from siglip2_cache.student.runtimes.export import RuntimesConfig
+from siglip2_cache.student.runtimes.held_out import read_held_out
+from siglip2_cache.student.training.export_checkpoint import ExportCheckpointConfig
 from siglip2_cache.student.training.progress import TrainProgress
 from siglip2_cache.student.training.trainer import train
 
@@ -418,7 +424,10 @@ def train_of(cache: Path, student: Path, out: Path, **settings: Any) -> list[str
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_training_reads_kept_pixels_and_needs_no_corpus(
-    trainable: tuple[Path, Path], tiny_student: Path, tmp_path: Path
+    trainable: tuple[Path, Path],
+    tiny_student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache, corpus = trainable
     train_of(cache, tiny_student, tmp_path / "corpus-run", pixels="corpus")
@@ -434,6 +443,15 @@ def test_a_training_reads_kept_pixels_and_needs_no_corpus(
     assert evaluations[0]["before"] != evaluations[1]["before"]
     ours, theirs = (each["before"]["image_correlation"] for each in evaluations)
     assert ours == pytest.approx(theirs, abs=0.02)
+    # An export for other runtimes is checked on the same pixels.
+    checked: list[RuntimesConfig] = []
+    monkeypatch.setattr(from_run, "export_runtimes", checked.append)
+    config = RuntimesConfig(model="", out=tmp_path / "out", to=("onnx",))
+    from_run.export_source(config, ExportCheckpointConfig(run=tmp_path / "kept", out=config.out))
+    assert (checked[0].pixels, checked[0].teacher) == ("kept", "tiny")
+    rows = EvalConfig(model="", cache=cache, pixels="kept", decode_workers=0)
+    held_out = read_held_out(rows, resolve_checkpoint(str(tmp_path / "kept" / "model")))
+    assert len(held_out.pixels_N) == evaluations[0]["gallery"]["images"]
 
 
 @pytest.mark.usefixtures("one_thread")

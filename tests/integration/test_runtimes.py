@@ -385,8 +385,8 @@ def test_naflex_is_refused_for_transformers_js(naflex_checkpoint: Path, tmp_path
         *(
             (
                 arguments,
-                "--precision, --check, --samples, --corpus-root and --decode-workers go with --to; name a "
-                "runtime",
+                "--precision, --check, --teacher, --samples, --corpus-root and --decode-workers go with "
+                "--to; name a runtime",
             )
             for arguments in (
                 ["--check", "C"],

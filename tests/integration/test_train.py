@@ -44,6 +44,10 @@ from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.launch import Launch
 from siglip2_cache.student.training import components, trainer
 from siglip2_cache.student.training.distiller import Distiller
+from siglip2_cache.student.training.export_checkpoint import (
+    ExportCheckpointConfig,
+    export_checkpoint,
+)
 from siglip2_cache.student.training.resolve import resolve
 from siglip2_cache.student.training.schedule import Schedule
 from siglip2_cache.student.training.trainer import Trainer, TrainSummary, train
@@ -306,6 +310,34 @@ def test_a_run_trains_on_selected_images_and_resumes_with_no_other(
     (run / "run.json").write_text(json.dumps(recorded | {"selected images": "0"}))
     with pytest.raises(SettingError, match="started with another cache: selected images was 0"):
         train_of(made.cache, tiny_student, run, **settings)
+
+
+def test_a_pca_map_of_other_selected_images_is_not_exported(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train_of(made.cache, tiny_student, run, steps=2, select="keep=0.5", projection="pca")
+    export_checkpoint(ExportCheckpointConfig(run=run, out=tmp_path / "out"))
+    recorded = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(recorded | {"selected images": "0"}))
+    with pytest.raises(TrainError, match=r"select keep=0.5 takes other images than when"):
+        export_checkpoint(ExportCheckpointConfig(run=run, out=tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_batch_that_learnability_cannot_fill_is_refused_with_the_largest(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    settings = {"select": "learnability", "super_batch": 3, "global_batch_size": 40}
+    with pytest.raises(SettingError, match=r"reads 120 images .* 40 may be at most (\d+)") as error:
+        train_of(made.cache, tiny_student, tmp_path / "run", **settings)
+    largest = int(str(error.value).split()[-1])
+    train_of(
+        made.cache, tiny_student, tmp_path / "run", **settings | {"global_batch_size": largest}
+    )
+    more = settings | {"global_batch_size": largest + 1}
+    with pytest.raises(SettingError, match="may be at most"):
+        train_of(made.cache, tiny_student, tmp_path / "more", **more)
 
 
 def test_a_step_is_drawn_by_learnability_from_twice_as_many_images(

@@ -49,6 +49,13 @@ def test_directions_that_no_row_has_stay_as_they_began() -> None:
     torch.testing.assert_close(learned.weight[:, 3:], learned.start_ED[:, 3:])
 
 
+def test_without_rows_it_stays_as_it_began() -> None:
+    learned = LearnedMap(5, 4)
+    learned.add_rows(torch.zeros(0, 5), torch.zeros(0, 4), Ranks())
+    learned.fit()
+    torch.testing.assert_close(learned.weight.detach(), learned.start_ED)
+
+
 def test_the_sums_travel_with_a_checkpoint() -> None:
     one, other = LearnedMap(4, 6), LearnedMap(4, 6)
     first, second = unit_rows(20, 4, 0), unit_rows(20, 4, 1)

@@ -45,7 +45,7 @@ def parity_of(found: Outputs) -> Parity:
 
 def test_of_one_tower_only_cosines_and_the_teachers_index_are_compared() -> None:
     parity = parity_of(outputs())
-    _check(parity, LIMITS["float32"], "a file")
+    _check(parity, LIMITS["float32"], "a file", num_captioned=0)
     assert parity.as_json() == {
         "images": 30,
         "texts": 0,
@@ -62,4 +62,11 @@ def test_a_broken_map_is_refused_though_the_other_output_is_right() -> None:
     first, second = parity.image_in_teacher_index.neighbour_overlap
     assert (first, second) == (1, pytest.approx(0.3, abs=0.2))
     with pytest.raises(ExportError, match=r"^a file .*: cosine of an image to"):
-        _check(parity, LIMITS["int8"], "a file")
+        _check(parity, LIMITS["int8"], "a file", num_captioned=0)
+
+
+def test_one_query_of_the_captioned_images_may_be_lost_to_rounding() -> None:
+    parity = Parity(images=256, texts=100, image_to_text=(0.5, 0.49))
+    _check(parity, LIMITS["float32"], "a file", num_captioned=100)
+    with pytest.raises(ExportError, match="R@1 image to text"):
+        _check(parity, LIMITS["float32"], "a file", num_captioned=256)

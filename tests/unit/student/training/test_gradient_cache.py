@@ -372,3 +372,19 @@ def test_a_step_reads_nothing_from_the_device_and_waits_for_no_copy(
     assert is_finite.device.type == "meta"
     with pytest.raises(RuntimeError):
         loss.read()
+
+
+@pytest.mark.parametrize("tower", ["vision_model", "text_model"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_piece_with_rows_of_a_frozen_tower_alone_is_passed_over(
+    tiny_student: Path, tower: str, size: int
+) -> None:
+    more = MORE_TEXTS if tower == "text_model" else {}
+    case = Case(tiny_student, **more)
+    found: list[dict[str, torch.Tensor]] = []
+    for micro_batch_size in (None, size):
+        distiller = case.distiller()
+        getattr(distiller.model, tower).requires_grad_(False)
+        case.compute(distiller, micro_batch_size)
+        found.append(gradients_of(distiller))
+    assert_same_gradients(found[1], found[0], 1e-9)
