@@ -14,7 +14,7 @@ def summary_lines(config: BuildConfig, summary: BuildSummary) -> list[str]:
     list_all = f"siglip2-cache info {shlex.quote(str(config.cache))} --rejected lists them all"
     lines = finding_lines(summary.plan.findings, list_all)
     if summary.num_units == 0 and config.retry_rejected and summary.num_rejected:
-        lines.append(f"tried again {summary.num_rejected:,} rejected rows; none can be read yet")
+        lines.append(f"tried again {summary.num_rejected:,} rejected rows; none was embedded")
     elif summary.num_units == 0 and summary.num_kept_now == 0:
         lines.append(
             f"nothing to do: every unit of {config.cache} is committed for {summary.teacher}"

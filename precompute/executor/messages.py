@@ -91,10 +91,12 @@ class FinishedUnit:
     modality: Modality
     number: int
     is_ours: bool
-    """False where another worker had committed it, or where a retry changed nothing."""
+    """False where another worker had committed it, where a retry changed nothing, or would have lost rows."""
 
     num_wanted: int
     num_rejected: int
+    warning: str | None = None
+    """Why the last attempt stays, if rows would have been lost."""
 
 
 @dataclass(frozen=True, slots=True)

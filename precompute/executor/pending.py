@@ -1,6 +1,7 @@
 """Which units of a teacher are still to make."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from ...store.cache import Cache
 from ...store.format import layout
@@ -55,9 +56,11 @@ def find_jobs(
             if done is None:
                 jobs.append(Job(unit, attempt, batch_size[modality]))
             elif done.rejected and retry_rejected:
-                is_sound = not owns(unit.number) or _is_sound(cache.files, done, say)
-                previous = done if is_sound else None
-                jobs.append(Job(unit, attempt, batch_size[modality], previous=previous))
+                job = Job(unit, attempt, batch_size[modality], previous=done)
+                if owns(unit.number) and (damaged := _damaged_files(cache.files, done, say)):
+                    keeps_targets = layout.shard(teacher, modality, unit.number) not in damaged
+                    job = replace(job, previous=None, at_stake=done if keeps_targets else None)
+                jobs.append(job)
     return jobs
 
 
@@ -75,8 +78,9 @@ def describe_missing(cache: Cache, jobs: Sequence[Job]) -> str:
     return f"{' and '.join(parts)}; restart the ranks that ended early, or the whole build"
 
 
-def _is_sound(files: Storage, commit: UnitRecord, say: Say) -> bool:
-    """Return whether the files of a unit are intact, so that a retry may keep its other rows."""
+def _damaged_files(files: Storage, commit: UnitRecord, say: Say) -> set[str]:
+    """Return the damaged files of a unit; without any, a retry may keep its other rows."""
+    found: set[str] = set()
     for path, description in commit.files.items():
         try:
             is_same = files.describe(path)["sha256"] == description["sha256"]
@@ -84,5 +88,5 @@ def _is_sound(files: Storage, commit: UnitRecord, say: Say) -> bool:
             is_same = False
         if not is_same:
             say(f"warning: {path} is damaged; its whole unit is made again")
-            return False
-    return True
+            found.add(path)
+    return found

@@ -69,6 +69,8 @@ class BuildTotals:
             self.num_units += 1
             self.num_rows[unit.modality] += unit.num_wanted
             self.num_rejected[unit.modality] += unit.num_rejected
+        if unit.warning is not None:
+            self.say(f"warning: {unit.warning}")
         self._progress.unit_done(unit.modality)
 
     def drop_unfinished(self, worker: int) -> None:

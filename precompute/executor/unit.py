@@ -48,6 +48,10 @@ class Job:
     previous: UnitRecord | None = None
     """The commit whose rejected rows are retried."""
 
+    at_stake: UnitRecord | None = None
+    """The commit whose rows are all made again although its targets are intact; it stays unless this attempt
+    has each of its rows."""
+
     def __str__(self) -> str:
         unit = self.unit
         return f"{unit.modality} unit {unit.number} (rows {unit.rows.first}..{unit.rows.end - 1})"
@@ -96,6 +100,12 @@ class UnitRows:
 
     num_encoded: int = 0
     """Vectors in that sum."""
+
+    @property
+    def lost(self) -> list[int]:
+        """Rows with an intact target that a commit of this attempt would lose, ascending."""
+        before = self.job.at_stake
+        return [] if before is None else sorted(self.rejected.keys() - before.rejected.keys())
 
     @property
     def embed_dim(self) -> int:
@@ -280,12 +290,17 @@ def fill_texts(
 def commit_unit(
     cache: Cache, teacher: str, rows: UnitRows, provenance: Mapping[str, Any], *, budget: float
 ) -> bool:
-    """Write and publish a finished unit; return False if another process had published it.
+    """Write and publish a finished unit; return False if the last commit stays.
+
+    It stays if another process had published this attempt, if a retry changed nothing, or if rows would be
+    lost.
 
     Raises:
         BuildError: encoding its rows changes the soft targets by more than the budget.
     """
     job, unit = rows.job, rows.job.unit
+    if rows.lost:
+        return False
     refuse_distorted_rows(
         cache.teacher(teacher), str(job), rows.squared_error, rows.num_encoded, budget
     )

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...cores import decoders_for, num_cores
+from ...formatting import format_count
 from ...images.decoder import Decoder
 from ...images.image import DecodedBatch, PixelFormat
 from ...images.kept import KeptFormat
@@ -259,7 +260,20 @@ class _Writer:
         if tar is not None and is_ours:
             tar.commit(rows.rejected)
         self._times.write_s += time.perf_counter() - started
-        self._report(_finished_unit(rows.job, is_ours=is_ours, num_rejected=len(rows.rejected)))
+        finished = _finished_unit(rows.job, is_ours=is_ours, num_rejected=len(rows.rejected))
+        self._report(replace(finished, warning=_why_it_stays(rows)))
+
+
+def _why_it_stays(rows: UnitRows) -> str | None:
+    """Return a line about the rows that a new attempt would have lost; None if there are none."""
+    lost = rows.lost
+    if not lost:
+        return None
+    return (
+        f"{rows.job} stays as it is: made again it would lose {format_count(len(lost), 'row')} with an "
+        f"intact target (first: row {lost[0]}: {rows.rejected[lost[0]]}); make these files readable, or "
+        "restore the damaged file from a copy, and run again with --retry-rejected"
+    )
 
 
 def _finished_unit(job: Job, *, is_ours: bool, num_rejected: int) -> FinishedUnit:

@@ -890,3 +890,60 @@ def test_a_retry_makes_a_damaged_unit_whole_instead_of_certifying_its_bytes(
     mended = open_cache(tmp_path / "cache")
     np.testing.assert_array_equal(mended.image_targets().read([0, 1, 3]), expected)
     assert any("is damaged; its whole unit is made again" in line for line in progress.said)
+
+
+def test_a_retry_of_a_unit_with_intact_targets_loses_none_of_them(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    corpus = write_folder_corpus(tmp_path / "corpus", 8)
+    good = {name: (corpus / name).read_bytes() for name in ("img000.png", "img001.png")}
+    (corpus / "img002.png").write_bytes(b"nonsense")
+    cache = tmp_path / "cache"
+    config = config_of(corpus, cache, tiny_checkpoint, shard_rows=4, changed="skip")
+    build(config, progress=SilentProgress(), make_teacher=make_fake)
+    seen = layout.images_part("tiny", 0)
+    data = bytearray((cache / seen).read_bytes())
+    data[len(data) // 2] ^= 1
+    (cache / seen).write_bytes(data)
+    draw_image(2).save(corpus / "img002.png")
+    for name in good:
+        (corpus / name).unlink()
+    before, progress = tree_of(cache / "teachers/tiny"), SilentProgress()
+    again = replace(config, retry_rejected=True)
+    summary = build(again, progress=progress, make_teacher=make_fake)
+    after = tree_of(cache / "teachers/tiny")
+    assert {path: after[path] for path in before} == before
+    assert set(after) - set(before) == {"commits/arrays-00001.json"}  # of the plan
+    assert (summary.num_units, summary.num_rejected) == (0, 1)
+    assert [line for line in progress.said if line.startswith("warning")] == [
+        f"warning: {seen} is damaged; its whole unit is made again",
+        "warning: image unit 0 (rows 0..3) stays as it is: made again it would lose 2 rows with an intact "
+        "target (first: row 0: no such file); make these files readable, or restore the damaged file from a "
+        "copy, and run again with --retry-rejected",
+    ]
+    for name, content in good.items():
+        (corpus / name).write_bytes(content)
+    build(again, progress=SilentProgress(), make_teacher=make_fake)
+    mended = open_cache(cache)
+    assert verify_cache(mended).faults == []
+    assert mended.image_targets().available_rows().tolist() == list(range(8))
+
+
+def test_a_damaged_shard_is_made_again_even_if_rows_of_it_cannot_be(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    corpus = write_folder_corpus(tmp_path / "corpus", 4)
+    (corpus / "img002.png").write_bytes(b"nonsense")
+    cache = tmp_path / "cache"
+    config = config_of(corpus, cache, tiny_checkpoint, shard_rows=4, changed="skip")
+    build(config, progress=SilentProgress(), make_teacher=make_fake)
+    (cache / layout.shard("tiny", "image", 0)).write_bytes(b"")
+    (corpus / "img000.png").unlink()
+    build(replace(config, retry_rejected=True), progress=SilentProgress(), make_teacher=make_fake)
+    mended = open_cache(cache)
+    assert verify_cache(mended).faults == []
+    assert mended.image_targets().available_rows().tolist() == [1, 3]
+
+
+def make_fake(*_: object) -> FakeTeacher:
+    return FakeTeacher()

@@ -221,6 +221,43 @@ def test_an_image_that_changed_since_is_not_kept_until_it_is_restored(
     assert_kept(open_cache(cache), [row for row in range(NUM_IMAGES) if row != 7])
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_new_attempt_takes_over_the_images_whose_files_are_gone(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path, num_workers: int
+) -> None:
+    cache = tmp_path / "cache"
+    build_in(corpus, cache, tiny_checkpoint, keep_pixels=SHORT_SIDE)
+    before = members(cache, 1)
+    picture(7).save(corpus / "img007.png")
+    build_in(corpus, tmp_path / "once", tiny_checkpoint, keep_pixels=SHORT_SIDE)
+    for gone in (4, 5):
+        (corpus / f"img{gone:03d}.png").unlink()
+    picture(99).save(corpus / "img006.png")  # of other bytes than the teacher saw
+    settings: dict[str, Any] = {"retry_rejected": True, "changed": "skip"}
+    summary = build_in(corpus, cache, tiny_checkpoint, decode_workers=num_workers, **settings)
+    assert (summary.num_kept, summary.num_kept_now) == (14, 1)
+    assert before.items() < members(cache, 1).items()
+    assert_kept(open_cache(cache), list(range(NUM_IMAGES)))
+    for path in (layout.pixels_tar(1), layout.pixels_index(1)):
+        assert (cache / path).read_bytes() == (tmp_path / "once" / path).read_bytes()
+
+
+def test_an_image_that_a_later_teacher_rejects_stays_with_the_bytes_that_were_kept(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    build_in(corpus, cache, tiny_checkpoint, keep_pixels=SHORT_SIDE)
+    before = members(cache, 1)
+    picture(7).save(corpus / "img007.png")
+    (corpus / "img004.png").unlink()
+    settings: dict[str, Any] = {"retry_rejected": True, "changed": "skip", "teacher_name": "b"}
+    build_in(corpus, cache, tiny_checkpoint, decode="scaled", **settings)
+    assert 4 in open_cache(cache).commits("b").units["image", 1].rejected
+    after = members(cache, 1)
+    assert before.items() < after.items()
+    assert list(after) == [f"{row:012d}.jpg" for row in range(4, 8)]
+
+
 def test_other_settings_are_refused_with_both_values(
     corpus: Path, tiny_checkpoint: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -357,6 +394,71 @@ def test_a_damaged_record_costs_its_unit_and_a_damaged_setting_is_named(
     faults = damaged(kept_cache, layout.PIXELS_RECORD, flip)
     assert faults[0].startswith(str(kept_cache / layout.PIXELS_RECORD))
     assert "or remove the folder pixels to keep them anew" in faults[0]
+
+
+def attempts_of(cache: Path, unit: int) -> int:
+    return len(list(cache.glob(f"pixels/commits/image-{unit:05d}*.json")))
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_damaged_image_of_a_tar_is_kept_again_or_given_up_alone(
+    kept_cache: Path, corpus: Path, tiny_checkpoint: Path, is_gone: bool
+) -> None:
+    before, path = members(kept_cache, 1), kept_cache / layout.pixels_tar(1)
+    kept = open_cache(kept_cache).kept_pixels()
+    assert kept is not None
+    offset = kept.index(1).filter(row=5)["offset"].item() + 100
+    data = path.read_bytes()
+    path.write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
+    picture(7).save(corpus / "img007.png")
+    for gone in (4, *((5,) if is_gone else ())):
+        (corpus / f"img{gone:03d}.png").unlink()
+    build_in(corpus, kept_cache, tiny_checkpoint, retry_rejected=True, changed="skip")
+    rows = [row for row in range(NUM_IMAGES) if row != 5 or not is_gone]
+    assert_kept(open_cache(kept_cache), rows)
+    after = members(kept_cache, 1)
+    assert all(after[name] == before[name] for name in before if name in after)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_unit_whose_table_is_damaged_stays_if_images_would_be_lost(
+    kept_cache: Path, corpus: Path, tiny_checkpoint: Path, is_there: bool
+) -> None:
+    index, tar = layout.pixels_index(1), kept_cache / layout.pixels_tar(1)
+    good, before = (kept_cache / index).read_bytes(), tar.read_bytes()
+    if is_there:
+        (kept_cache / index).write_bytes(flip(good))
+    else:
+        (kept_cache / index).unlink()
+    picture(7).save(corpus / "img007.png")
+    (corpus / "img004.png").unlink()
+    progress, settings = SilentProgress(), {"retry_rejected": True, "changed": "skip"}
+    build_in(corpus, kept_cache, tiny_checkpoint, progress=progress, **settings)
+    assert (
+        f"warning: {index} is damaged; the pixels of image unit 1 stay as they are: made again they would "
+        "lose 1 image (first: row 4: no such file); make these files readable, or restore "
+        f"{index} from a copy, and run again with --retry-rejected"
+    ) in progress.said
+    assert (tar.read_bytes(), attempts_of(kept_cache, 1)) == (before, 1)
+    assert not [path for path in tree_of(kept_cache) if layout.is_garbage_name(path)]
+    (kept_cache / index).write_bytes(good)
+    build_in(corpus, kept_cache, tiny_checkpoint, **settings)
+    assert_kept(open_cache(kept_cache), list(range(NUM_IMAGES)))
+
+
+@pytest.mark.parametrize("size", [None, 0, 600])
+def test_a_tar_that_is_gone_or_cut_is_made_again_from_the_files_that_are_there(
+    kept_cache: Path, corpus: Path, tiny_checkpoint: Path, size: int | None
+) -> None:
+    tar = kept_cache / layout.pixels_tar(1)
+    if size is None:
+        tar.unlink()
+    else:
+        tar.write_bytes(tar.read_bytes()[:size])
+    picture(7).save(corpus / "img007.png")
+    (corpus / "img004.png").unlink()
+    build_in(corpus, kept_cache, tiny_checkpoint, retry_rejected=True, changed="skip")
+    assert_kept(open_cache(kept_cache), [row for row in range(NUM_IMAGES) if row != 4])
 
 
 def test_a_file_that_is_in_no_record_is_named(kept_cache: Path) -> None:
