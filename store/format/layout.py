@@ -45,6 +45,13 @@ _UNIT_COMMIT = re.compile(r"(?P<modality>image|text)-(?P<unit>[0-9]{5,})")
 _INDEX_RECORD = re.compile(
     r"indexes/(?P<teacher>[^/]+)/(?:(?P<text>text)|image(?:-view(?P<view>[1-9][0-9]*))?)\.json"
 )
+_CATALOG_PART = re.compile(r"catalog/(?P<table>[a-z]+)-(?P<part>[0-9]{5,})\.parquet")
+_GENERATION_RECORD = re.compile(r"catalog/append-(?P<number>[0-9]{5,})\.json")
+_ARRAYS_RECORD = re.compile(r"arrays-(?P<number>[0-9]{5,})\.json")
+_UNIT_FILE = re.compile(
+    r"teachers/[^/]+/(?:(?P<array>image|text|patch)\.zarr/c/(?P<shard>[0-9]+)(?:/0)+"
+    r"|images/(?P<images>[0-9]{5,})\.parquet)|pixels/(?P<pixels>[0-9]{5,})\.(?:tar|parquet)"
+)
 _TEACHER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -91,6 +98,11 @@ def teacher_folder(teacher: str) -> str:
 def teacher_record(teacher: str) -> str:
     """Return the path of the record of a teacher."""
     return f"{teacher_folder(teacher)}/teacher.json"
+
+
+def is_teacher_record(path: str) -> bool:
+    """Return whether a path is that of the record of a teacher."""
+    return path.startswith(f"{TEACHERS}/") and path.endswith("/teacher.json")
 
 
 def commits_folder(teacher: str) -> str:
@@ -225,6 +237,33 @@ def parse_unit_record(name: str) -> tuple[Modality, int, int] | None:
     unit, attempt = int(commit["unit"]), int(record["attempt"] or 0)
     is_ours = unit_record_name(modality, unit, attempt) == name  # refuse other padding
     return (modality, unit, attempt) if is_ours else None
+
+
+def parse_catalog_part(path: str) -> tuple[str, int] | None:
+    """Return (table, part) for the path of a part of the catalog, or None for any other path."""
+    match = _CATALOG_PART.fullmatch(path)
+    return None if match is None else (match["table"], int(match["part"]))
+
+
+def parse_generation_record(path: str) -> int | None:
+    """Return the generation, 1 or later, whose record has this path, or None for any other path."""
+    match = _GENERATION_RECORD.fullmatch(path)
+    return None if match is None else int(match["number"])
+
+
+def parse_arrays_record(name: str) -> int | None:
+    """Return the generation for the file name of a record of array shapes, or None for any other name."""
+    match = _ARRAYS_RECORD.fullmatch(name)
+    return None if match is None else int(match["number"])
+
+
+def parse_unit_file(path: str) -> tuple[Modality, int] | None:
+    """Return (modality, unit) for the path of a file that a unit record names, or None for any other path."""
+    match = _UNIT_FILE.fullmatch(path)
+    if match is None:
+        return None
+    modality: Modality = "text" if match["array"] == "text" else "image"
+    return modality, int(match["shard"] or match["images"] or match["pixels"])
 
 
 def is_garbage_name(path: str) -> bool:

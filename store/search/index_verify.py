@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ...errors import CacheError
 from ..cache import Cache
+from ..format import layout
 from ..format.layout import INDEXES, IndexId, is_garbage_name
 from .index_record import build_command, fingerprint, list_indexes, read_index_record, why_stale
 
@@ -32,7 +33,9 @@ def check_indexes(cache: Cache, on_file: Callable[[str], None]) -> IndexCheck:
         check.named |= {index_id.record, index_id.file}
         if index_id.teacher in cache.teachers:
             _check_index(cache, index_id, check, on_file)
-        else:
+        elif not cache.files.names(
+            layout.teacher_folder(index_id.teacher)
+        ):  # else its record is missing
             check.notes.append(f"{index_id.record} belongs to no teacher of this cache; remove it")
     for teacher in cache.files.names(INDEXES):
         for name in cache.files.names(f"{INDEXES}/{teacher}"):

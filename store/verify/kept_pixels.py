@@ -35,7 +35,8 @@ def check_kept_pixels(cache: Cache, checker: FileChecker, map_units: MapUnits) -
     try:
         kept = cache.kept_pixels()
     except CacheError as error:
-        found.named.append(layout.PIXELS_RECORD)
+        # Their records cannot be told from other files without it, so none of them is reported.
+        found.named += [p for p in cache.files.walk() if p.startswith(f"{layout.PIXELS}/")]
         found.faults.append(f"{error}; or remove the folder {layout.PIXELS} to keep them anew")
         return found
     if kept is None:

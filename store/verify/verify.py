@@ -25,6 +25,7 @@ from ..search.index_verify import check_indexes
 from .catalog import check_catalog
 from .files import Checked, FileChecker
 from .kept_pixels import check_kept_pixels
+from .missing_records import MissingRecords
 from .unfinished import read_unfinished
 from .units import UnitChecker
 
@@ -88,6 +89,9 @@ class _Verifier:
         self._paths = list(cache.files.walk())
         self._unfinished = read_unfinished(cache.files, self._paths)
         self._checker = FileChecker(cache.files, self._unfinished.files)
+        self._missing = MissingRecords(
+            cache, (path for path in self._paths if path not in self._unfinished.files)
+        )
         self._named: set[str] = set()
 
     @property
@@ -102,11 +106,11 @@ class _Verifier:
         self._note(check_catalog(self._cache, self._checker))
         for record in self._cache.teacher_records.values():
             self._check_teacher(record)
-        if not self._cache.teacher_records:
-            self._fault("the cache has no teacher and no embeddings; run siglip2-cache build")
         self._note(check_kept_pixels(self._cache, self._checker, self._map_units))
         self._check_indexes()
-        self._check_orphans()
+        lost = self._check_orphans()
+        if not self._cache.teacher_records and not any(map(layout.is_teacher_record, lost)):
+            self._fault("the cache has no teacher and no embeddings; run siglip2-cache build")
         return self._report
 
     def _fault(self, message: str) -> None:
@@ -187,6 +191,8 @@ class _Verifier:
         owner, files = layout.teacher_record(record.name), record.files
         arrays = {layout.array_metadata(record.name, each.name) for each in self._layouts(record)}
         files = {path: each for path, each in files.items() if path in arrays}
+        if self._missing.has_later_generation:  # arrays may have grown for it
+            latest = max([latest, *self._arrays_records(record.name)])
         for generation in range(record.generation + 1, latest + 1):
             path = layout.arrays_record(record.name, generation)
             if not self._cache.files.exists(path):
@@ -217,13 +223,20 @@ class _Verifier:
                 continue
             is_raw[array.name] = array.matches_map(metadata)
             shape = metadata.get("shape")
-            if shape != list(array.shape) and path not in self._unfinished.files:
+            may_differ = path in self._unfinished.files or self._missing.has_later_generation
+            if shape != list(array.shape) and not may_differ:
                 found.faults.append(
                     f"{path} has shape {shape}, the catalog needs {list(array.shape)}; "
                     "run the same build again"
                 )
         self._note(found)
         return is_raw
+
+    def _arrays_records(self, teacher: str) -> list[int]:
+        """Return the generations with a record of the array shapes of a teacher."""
+        names = self._cache.files.names(layout.commits_folder(teacher))
+        found = map(layout.parse_arrays_record, names)
+        return [generation for generation in found if generation is not None]
 
     def _check_maps(self, record: TeacherRecord) -> None:
         """Check the rotation of int8 targets and the map of patch targets."""
@@ -247,8 +260,9 @@ class _Verifier:
         self._report.num_files += found.num_files
         self._report.num_bytes += found.num_bytes
 
-    def _check_orphans(self) -> None:
-        leftovers, strays = 0, list[str]()
+    def _check_orphans(self) -> set[str]:
+        """Report files that no record names; return the records that are missing."""
+        leftovers, strays, lost = 0, list[str](), dict[str, list[str]]()
         for path in self._paths:
             if path in self._named:
                 continue
@@ -256,8 +270,12 @@ class _Verifier:
                 strays.append(path)
             elif layout.is_garbage_name(path):
                 leftovers += 1
+            elif (record := self._missing.record_of(path)) is not None:
+                lost.setdefault(record, []).append(path)
             elif not self._is_older_record(path):
                 self._fault(f"{path} is in no record; remove it unless you put it there")
+        for record, paths in lost.items():
+            self._note_missing(record, paths)
         if strays:
             self._report.notes.append(
                 f"ignored: {format_count(len(strays), 'file')} of the desktop or the file system, the "
@@ -267,6 +285,17 @@ class _Verifier:
             self._report.notes.append(
                 f"{leftovers} temporary files of interrupted commits; a finished build removes them"
             )
+        return set(lost)
+
+    def _note_missing(self, record: str, paths: list[str]) -> None:
+        """Report a record that is missing; another process may have written it since the cache was opened."""
+        if self._cache.files.exists(record):
+            self._report.notes.append(f"{record} was written meanwhile; verify again")
+            return
+        self._fault(
+            f"{record} is missing, without which {format_count(len(paths), 'file')} (first: {paths[0]}) "
+            "cannot be used; copy it from where the cache came from, and remove nothing"
+        )
 
     def _is_older_record(self, path: str) -> bool:
         """Return whether a file is a record of any attempt at a unit, or of array shapes."""

@@ -391,9 +391,14 @@ def test_a_damaged_record_costs_its_unit_and_a_damaged_setting_is_named(
     assert any("not a complete record (50 bytes)" in fault for fault in faults)
     build_in(corpus, kept_cache, tiny_checkpoint, make_teacher=no_teacher)
     assert_kept(open_cache(kept_cache), [row for row in range(NUM_IMAGES) if row != 7])
-    faults = damaged(kept_cache, layout.PIXELS_RECORD, flip)
-    assert faults[0].startswith(str(kept_cache / layout.PIXELS_RECORD))
-    assert "or remove the folder pixels to keep them anew" in faults[0]
+    [fault] = damaged(kept_cache, layout.PIXELS_RECORD, flip)
+    assert fault.startswith(str(kept_cache / layout.PIXELS_RECORD))
+    assert "or remove the folder pixels to keep them anew" in fault
+    (kept_cache / layout.PIXELS_RECORD).unlink()
+    assert verify_cache(open_cache(kept_cache)).faults == [
+        "pixels/pixels.json is missing, without which 13 files (first: pixels/00000.parquet) cannot be used; "
+        "copy it from where the cache came from, and remove nothing"
+    ]
 
 
 def attempts_of(cache: Path, unit: int) -> int:

@@ -191,11 +191,71 @@ def test_a_damaged_shard_says_how_to_mend_it(copied: Path) -> None:
 
 
 def test_an_orphan_is_named(copied: Path) -> None:
-    for path in ("notes.txt", "catalog/samples-00003.parquet", "teachers/tiny/image.zarr/c/9/0/0"):
+    for path in (
+        "notes.txt",
+        "catalog/samples-copy.parquet",
+        "teachers/notes.txt",
+        "teachers/tiny/image.zarr/c/9/0/0",
+    ):
         (copied / path).parent.mkdir(parents=True, exist_ok=True)
         (copied / path).write_bytes(b"x")
         assert faults(copied) == [f"{path} is in no record; remove it unless you put it there"]
         (copied / path).unlink()
+
+
+_COPY_IT = "copy it from where the cache came from, and remove nothing"
+
+
+def test_without_the_record_of_a_teacher_its_files_are_no_orphans(each: Path) -> None:
+    [record] = each.glob("teachers/*/teacher.json")
+    files = [path for path in record.parent.rglob("*") if path.is_file() and path != record]
+    index = each / "indexes" / record.parent.name / "image.json"
+    index.parent.mkdir(parents=True)
+    index.write_bytes(b"{}")
+    record.unlink()
+    report = verify(each)
+    [fault] = report.faults
+    assert fault.startswith(
+        f"{record.relative_to(each)} is missing, without which {len(files)} files (first: teachers/"
+    )
+    assert fault.endswith(f") cannot be used; {_COPY_IT}")
+    assert report.notes == []
+
+
+@pytest.mark.parametrize("has_parts", [True, False])
+def test_without_the_record_of_a_generation_its_files_are_no_orphans(
+    each: Path, has_parts: bool
+) -> None:
+    record = each / "catalog/append-00001.json"
+    fields = decode_record(record.read_bytes(), where="")
+    record.unlink()
+    if not has_parts:  # the records of its units show that it was there
+        for part in fields["files"]:
+            (each / part).unlink()
+    [fault] = faults(each)
+    assert fault.startswith("catalog/append-00001.json is missing, without which ")
+    assert fault.endswith(f") cannot be used; {_COPY_IT}")
+
+
+def test_only_the_first_missing_generation_is_named(copied: Path) -> None:
+    fields = decode_record((copied / "catalog/append-00001.json").read_bytes(), where="")
+    later = copied / "catalog/append-00003.json"
+    later.write_bytes(encode_record({**fields, "generation": 3}))
+    assert faults(copied) == [
+        "catalog/append-00002.json is missing, without which 1 file (first: catalog/append-00003.json) "
+        f"cannot be used; {_COPY_IT}"
+    ]
+
+
+def test_a_record_that_was_written_since_the_cache_was_opened_is_a_note(copied: Path) -> None:
+    record = copied / "catalog/append-00001.json"
+    data = record.read_bytes()
+    record.unlink()
+    before = open_cache(copied)
+    record.write_bytes(data)
+    report = verify_cache(before)
+    assert report.faults == []
+    assert "catalog/append-00001.json was written meanwhile; verify again" in report.notes
 
 
 def test_what_unfinished_commits_left_is_a_note(copied: Path) -> None:
