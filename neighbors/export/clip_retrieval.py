@@ -24,7 +24,7 @@ from ...store.cache import Cache
 from ...store.io.location import join
 from ...store.targets.blocks import read_blocks
 from .files import NpyArray, ParquetFile
-from .rows import describe_rows
+from .rows import describe_rows, find_lines
 
 _MAX_INDEX_BYTES = 2**33
 """Of one index, which is made and served in memory. clip-retrieval index makes a compressed one."""
@@ -132,12 +132,10 @@ class _Writer:
 
     def _captions(self, rows_B: NDArray[np.int64]) -> pl.DataFrame:
         """Return row, text_row and caption of the captions with a target, in the order of the corpus."""
-        first, last = int(rows_B.min()), int(rows_B.max())
-        found = self._cache.captions().filter(pl.col("row").is_between(first, last)).collect()
+        found = find_lines(self._cache, "captions", "row", rows_B)
         found = found.unique(["row", "text_row"], keep="first", maintain_order=True)
         found = found.filter(pl.Series(self._texts.available(found["text_row"].to_numpy())))
-        low, high = found["text_row"].min(), found["text_row"].max()
-        texts = self._cache.texts().filter(pl.col("text_row").is_between(low, high)).collect()
+        texts = find_lines(self._cache, "texts", "text_row", found["text_row"].to_numpy())
         return found.join(texts, on="text_row", how="left", maintain_order="left").select(
             "row", "text_row", caption="text"
         )
@@ -147,12 +145,10 @@ class _Writer:
         frame = pl.DataFrame(
             pl.from_arrow(describe_rows(self._cache, self._teacher, "image", rows_B))
         )
-        samples = self._cache.samples().filter(
-            pl.col("row").is_between(int(rows_B.min()), int(rows_B.max()))
-        )
+        samples = find_lines(self._cache, "samples", "row", rows_B, ("row", "offset", "row_group"))
         is_file = samples.select(
             "row", is_file=pl.col("offset").is_null() & pl.col("row_group").is_null()
-        ).collect()
+        )
         frame = frame.join(is_file, on="row", how="left", maintain_order="left")
         roots = {name: self._cache.corpus_root(name) for name in frame["source"].unique()}
         paths = [

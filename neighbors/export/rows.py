@@ -1,8 +1,11 @@
 """Catalog entries of rows as one table, which an export writes beside the embeddings.
 
-Each look-up reads only a range of the catalog's tables: blocks come in the order of rows, and the entries of
-adjacent rows are close together in every table.
+Blocks come in the order of rows, and the entries of adjacent rows are close together in every table, except
+texts and files that many rows share. So each look-up reads the ranges of a table in which its rows are dense,
+and keeps these rows alone.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -10,7 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ...store.cache import Cache
+from ...store.format.catalog import Table
 from ...store.format.layout import Modality
+from ...store.format.manifest import Span
 
 IMAGES_SCHEMA = pa.schema(
     [
@@ -39,13 +44,21 @@ TEXTS_SCHEMA = pa.schema(
 SCHEMAS: dict[Modality, pa.Schema] = {"image": IMAGES_SCHEMA, "text": TEXTS_SCHEMA}
 
 
+_FAR = 65_536
+"""Rows of a row group of a catalog table, the least that is read: rows nearer than that are read together."""
+
+
 def describe_rows(
     cache: Cache, teacher: str, modality: Modality, rows_B: NDArray[np.int64]
 ) -> pa.Table:
     """Return one line for each of ``rows_B``, which ascend, with the columns of SCHEMAS."""
     column = "row" if modality == "image" else "text_row"
     wanted = pl.DataFrame({column: rows_B})
-    found = _images(cache, teacher, rows_B) if modality == "image" else _texts(cache, rows_B)
+    found = (
+        _images(cache, teacher, rows_B)
+        if modality == "image"
+        else find_lines(cache, "texts", column, rows_B)
+    )
     frame = wanted.join(found, on=column, how="left", maintain_order="left")
     schema = SCHEMAS[modality]
     return frame.select(schema.names).to_arrow().cast(schema)
@@ -53,10 +66,12 @@ def describe_rows(
 
 def _images(cache: Cache, teacher: str, rows_B: NDArray[np.int64]) -> pl.DataFrame:
     columns = ("row", "key", "label", "file", "member")
-    samples = cache.samples().filter(_near("row", rows_B)).select(columns).collect()
-    files = cache.table("files").filter(_near("file", samples["file"]))
+    samples = find_lines(cache, "samples", "row", rows_B, columns)
+    files = find_lines(
+        cache, "files", "file", samples["file"].to_numpy(), ("file", "source", "path")
+    )
     return (
-        samples.join(files.select("file", "source", "path").collect(), on="file", how="left")
+        samples.join(files, on="file", how="left")
         .join(_seen(cache, teacher, rows_B), on="row", how="left")
         .join(_captions(cache, rows_B), on="row", how="left")
         .with_columns(pl.col("captions").fill_null(pl.lit([], pl.List(_CAPTION))))
@@ -68,8 +83,8 @@ _CAPTION = pl.Struct({"text": pl.String, "lang": pl.String})
 
 def _captions(cache: Cache, rows_B: NDArray[np.int64]) -> pl.DataFrame:
     """Return row and captions, in the order of the corpus."""
-    captions = cache.captions().filter(_near("row", rows_B)).collect()
-    texts = cache.texts().filter(_near("text_row", captions["text_row"])).collect()
+    captions = find_lines(cache, "captions", "row", rows_B)
+    texts = find_lines(cache, "texts", "text_row", captions["text_row"].to_numpy())
     joined = captions.join(texts, on="text_row", how="left", maintain_order="left")
     return joined.group_by("row", maintain_order=True).agg(
         pl.struct("text", "lang").cast(_CAPTION).alias("captions")
@@ -83,12 +98,38 @@ def _seen(cache: Cache, teacher: str, rows_B: NDArray[np.int64]) -> pl.DataFrame
     return pl.concat(parts).with_columns(pl.col("sha256").bin.encode("hex"))
 
 
-def _texts(cache: Cache, rows_B: NDArray[np.int64]) -> pl.DataFrame:
-    return cache.texts().filter(_near("text_row", rows_B)).collect()
+def find_lines(
+    cache: Cache,
+    table: Table,
+    column: str,
+    rows: NDArray[np.int64],
+    select: Sequence[str] | None = None,
+) -> pl.DataFrame:
+    """Return the lines of a catalog table for some rows, which may repeat; in their order in the table.
+
+    Memory and time depend on the rows asked for, and on the row groups that hold one of them.
+
+    Args:
+        cache: the cache.
+        table: the table.
+        column: its column with the rows: its number, or for captions the row of the image.
+        rows: the rows.
+        select: columns; None: all.
+    """
+    wanted = np.unique(rows)
+    runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > _FAR) + 1)
+    found = [_find_run(cache, table, column, run) for run in runs]
+    return pl.concat(
+        [(lines if select is None else lines.select(select)).collect() for lines in found]
+    )
 
 
-def _near(column: str, values: NDArray[np.int64] | pl.Series) -> pl.Expr:
-    """Return a filter: the column is between the smallest and the largest of the values."""
-    if len(values) == 0:
-        return pl.lit(False)
-    return pl.col(column).is_between(int(values.min()), int(values.max()))  # type: ignore[arg-type]
+def _find_run(cache: Cache, table: Table, column: str, run: NDArray[np.int64]) -> pl.LazyFrame:
+    if len(run) == 0:
+        return cache.table(table).filter(pl.lit(False))
+    first, last = int(run[0]), int(run[-1])
+    lines = cache.table(table, Span(first=first, count=last - first + 1))
+    # The range skips row groups by their statistics.
+    return lines.filter(
+        pl.col(column).is_between(first, last) & pl.col(column).is_in(pl.Series(run).implode())
+    )

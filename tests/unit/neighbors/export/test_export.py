@@ -14,16 +14,19 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from kit.fakes import draw_image, write_folder_corpus
+from kit.fakes import draw_image, write_folder_corpus, write_table_corpus
 from kit.reports import build_cache
 from PIL import Image
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import DiskFullError, SettingError
 from siglip2_cache.neighbors.export import atlas as export_atlas
+from siglip2_cache.neighbors.export import rows as export_rows
 from siglip2_cache.neighbors.export.export import ExportConfig, Exported, export_cache
 from siglip2_cache.neighbors.export.files import NpyFile
 from siglip2_cache.progress import TaskProgress, log_display
+from siglip2_cache.store.cache import Cache
+from siglip2_cache.store.format.manifest import Span
 from siglip2_cache.store.search.index_build import build_index
 from siglip2_cache.store.search.index_query import resolve_index
 from siglip2_cache.store.targets import blocks as scan
@@ -238,6 +241,60 @@ class TestThumbnails:
         for settings in ({"format": "npy"}, {"format": "atlas", "among": "texts"}):
             with pytest.raises(SettingError, match="thumbnails go with images for atlas"):
                 ExportConfig(out=tmp_path, thumbnails=True, **settings)
+
+
+@pytest.fixture
+def sharing(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A cache of 24 images, each with a caption of its own; the first caption is also that of all others."""
+    lines = [
+        {"image": f"{i:02d}.png", "caption": caption}
+        for i in range(24)
+        for caption in ("a picture", f"picture {i}")
+    ]
+    table = write_table_corpus(tmp_path / "corpus", lines)
+    build_cache(table, tmp_path / "cache", tiny_checkpoint)
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("format", ["parquet", "clip-retrieval"])
+def test_a_block_reads_the_texts_of_its_own_images_though_all_share_an_early_one(
+    sharing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    collected: list[int] = []
+    real = pl.LazyFrame.collect
+
+    def collect(self: pl.LazyFrame, *args: Any, **options: Any) -> Any:
+        frame = real(self, *args, **options)
+        if frame.columns == ["text_row", "text"]:
+            collected.append(frame.height)
+        return frame
+
+    monkeypatch.setattr(scan, "BLOCK_BYTES", 4 * 64 * 3)  # 3 images
+    monkeypatch.setattr(pl.LazyFrame, "collect", collect)
+    run(sharing, tmp_path / "out", format=format, among="images" if format == "parquet" else "both")
+    assert len(collected) >= 8
+    assert max(collected) == 4
+
+
+def test_a_look_up_reads_the_ranges_in_which_its_rows_are_dense(
+    sharing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, spans = open_cache(sharing), list[Span | None]()
+    real = Cache.table
+
+    def table(self: Cache, table: Any, among: Span | None = None) -> pl.LazyFrame:
+        spans.append(among)
+        return real(self, table, among)
+
+    monkeypatch.setattr(Cache, "table", table)
+    monkeypatch.setattr(export_rows, "_FAR", 4)
+    wanted = np.array([20, 0, 21, 24, 0, 1])
+    found = export_rows.find_lines(cache, "texts", "text_row", wanted)
+    assert spans == [Span(first=0, count=2), Span(first=20, count=5)]
+    assert found["text_row"].to_list() == [0, 1, 20, 21, 24]
+    expected = real(cache, "texts").filter(pl.col("text_row").is_in([0, 1, 20, 21, 24])).collect()
+    assert found.equals(expected)
+    assert export_rows.find_lines(cache, "texts", "text_row", wanted[:0]).height == 0
 
 
 class TestRefusals:
