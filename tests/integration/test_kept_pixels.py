@@ -347,6 +347,18 @@ def test_a_store_holds_the_same_objects_as_a_folder(
         assert len(local) == 1 + 3 * 4
 
 
+def test_a_new_attempt_in_a_store_takes_over_the_images_whose_files_are_gone(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with memory_bucket() as bucket:
+        url = parse_location(f"{bucket.url}/cache")
+        build_in(corpus, url, tiny_checkpoint, keep_pixels=SHORT_SIDE)
+        picture(7).save(corpus / "img007.png")
+        (corpus / "img004.png").unlink()
+        build_in(corpus, url, tiny_checkpoint, retry_rejected=True, changed="skip")
+        assert_kept(open_cache(url), list(range(NUM_IMAGES)))
+
+
 # -- damage
 
 
