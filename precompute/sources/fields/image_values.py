@@ -41,17 +41,17 @@ def read_image_value(value: object) -> object:
         entry = cast(dict[str, object], value)
         path = next((entry[name] for name in PATH_NAMES if entry.get(name)), None)
         data = entry.get(_BYTES_NAME)
-        if isinstance(data, str) and (text := _base64_text(data)) is not None:
+        if isinstance(data, str) and (text := base64_text(data)) is not None:
             return Base64Image(text, path if isinstance(path, str) else None)
         if is_missing(path) and not is_missing(data):
             raise ValueError("the bytes of the image are not base64 text")
         return path if path is not None or _BYTES_NAME in entry else value
-    if isinstance(value, str) and (text := _base64_text(value)) is not None:
+    if isinstance(value, str) and (text := base64_text(value)) is not None:
         return Base64Image(text)
     return value
 
 
-def _base64_text(text: str) -> str | None:
+def base64_text(text: str) -> str | None:
     """Return the base64 text of an image; None for any other text."""
     if text.startswith("data:image/"):
         head, _, text = text.partition(",")

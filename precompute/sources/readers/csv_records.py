@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from ..fields.image_values import base64_text
 from .lines import MAX_LINE, fault_of_line, read_line
 
 _MAX_FIELD = 1 << 24  # characters that an unclosed quote can consume
@@ -18,7 +19,8 @@ class CsvRecords:
 
     After a malformed record (text after a closing quote, an unclosed quote) reading resumes at its second
     line. Otherwise a stray quote would consume every line up to the next quote. The same holds for a record
-    with a cell that spans lines that look like rows.
+    with a cell that spans lines that look like rows: those with as many tabs as a row where tabs separate
+    cells, because a caption has hardly ever any; otherwise those with an image where a row has one.
     """
 
     num_cells: int | None = None
@@ -59,15 +61,39 @@ class CsvRecords:
                 yield where, record
 
     def _find_consumed(self, record: list[str]) -> int | None:
-        """Return the number of the first line inside a record that has a file name in the same cell."""
-        if len(self._lines) < 2 or len(record) != self.num_cells:
+        """Return the number of the first line after the first that looks like a row of its own."""
+        num_cells = self.num_cells
+        if len(self._lines) < 2 or num_cells is None:
             return None
-        places = [i for i, cell in enumerate(record) if _FILE.fullmatch(cell.strip())]
-        for number, line in enumerate(self._lines[1:], self._num_lines - len(self._lines) + 2):
+        if self._delimiter == "\t" and num_cells > 1:
+            looks_like_row = self._find_tabbed(num_cells)
+        else:
+            looks_like_row = self._find_imaged(record, num_cells)
+        first = self._num_lines - len(self._lines) + 1
+        return next((first + i for i in looks_like_row), None)
+
+    def _find_tabbed(self, num_cells: int) -> Iterator[int]:
+        """Yield the lines after the first with the tabs of a row, if the record has more than one row has.
+
+        The last line alone may have them: it begins with the end of a cell.
+        """
+        num_tabs = [line.count("\t") for line in self._lines]
+        rows = [i for i, count in enumerate(num_tabs) if count == num_cells - 1]
+        if sum(num_tabs) >= num_cells and rows != [len(num_tabs) - 1]:
+            yield from (i for i in rows if i > 0)
+
+    def _find_imaged(self, record: list[str], num_cells: int) -> Iterator[int]:
+        """Yield the lines after the first with an image in a cell where the record has one.
+
+        In a record with more or fewer cells than a row, in any cell.
+        """
+        places = range(num_cells)
+        if len(record) == num_cells:
+            places = [i for i in places if _is_image(record[i])]
+        for i, line in enumerate(self._lines[1:], 1):
             cells = _cells_of(line, self._delimiter)
-            if len(cells) == len(record) and any(_FILE.fullmatch(cells[i].strip()) for i in places):
-                return number
-        return None
+            if len(cells) == num_cells and any(_is_image(cells[place]) for place in places):
+                yield i
 
     def _next_line(self) -> str:
         line = self._given_back.popleft() if self._given_back else read_line(self._file)
@@ -95,6 +121,12 @@ class CsvRecords:
                 'malformed CSV (text follows a closing quote; a quote inside a cell is written "")'
             )
         return f"malformed CSV ({message})"
+
+
+def _is_image(cell: str) -> bool:
+    """Return whether a cell is a file name, or an image as base64 text."""
+    cell = cell.strip()
+    return _FILE.fullmatch(cell) is not None or base64_text(cell) is not None
 
 
 def _cells_of(line: str, delimiter: str) -> list[str]:

@@ -154,6 +154,62 @@ def test_a_caption_of_several_lines_is_no_swallowed_row(tmp_path: Path) -> None:
     assert read(table) == ({"a": [caption]}, {})
 
 
+@pytest.mark.parametrize(
+    "order",
+    [(0, 1, 2), (1, 2, 0), (2, 1, 0), (2, 0, 1)],
+    ids=[
+        "key, caption, image",
+        "caption, image, key",
+        "image, caption, key",
+        "image, key, caption",
+    ],
+)
+@pytest.mark.parametrize(("separator", "is_base64"), [("\t", True), ("\t", False), (",", True)])
+def test_a_quote_that_swallows_rows_of_any_image_is_told(
+    tmp_path: Path, order: tuple[int, ...], separator: str, is_base64: bool
+) -> None:
+    captions = ["a dog", '"Happy Birthday cake', "two cats", "a red car", 'a tv of 12"', "a horse"]
+    rows = [
+        (f"k{i}", c, base64.b64encode(IMAGES[i % 4]).decode() if is_base64 else f"img{i}")
+        for i, c in enumerate(captions)
+    ]
+    text = "".join(separator.join(row[i] for i in order) + "\n" for row in rows)
+    numbers = [str(order.index(i) + 1) for i in range(3)]
+    columns = TableColumns(key=numbers[0], captions=(numbers[1],), image=numbers[2])
+    table = write(tmp_path / f"t.{'tsv' if separator == chr(9) else 'csv'}", text)
+    found, reasons = read(table, columns)
+    assert found == {f"k{i}": [c] for i, c in enumerate(captions) if i != 1}
+    assert list(reasons) == ["line 2"]
+    if is_base64:
+        expected = {f"k{i}": IMAGES[i % 4] for i in range(6) if i != 1}
+        assert images_of(table, columns) == expected
+
+
+@pytest.mark.parametrize("separator", ["\t", ","])
+def test_rows_that_a_quote_swallows_into_another_column_are_read(
+    tmp_path: Path, separator: str
+) -> None:
+    rows = [("0.jpg", '"Stop', "x"), ("1.jpg", "a dog", "y"), ("2.jpg", "z", 'go"')]
+    text = "\n".join(map(separator.join, [("image", "caption", "title"), *rows]))
+    found, reasons = read(write(tmp_path / f"t.{'tsv' if separator == chr(9) else 'csv'}", text))
+    assert found == {"1": ["a dog"], "2": ["z"]}
+    assert list(reasons) == ["line 2"]
+
+
+@pytest.mark.parametrize("order", [["image", "caption"], ["caption", "image"]], ids=str)
+def test_a_caption_of_several_lines_between_tabs_is_no_swallowed_row(
+    tmp_path: Path, order: list[str]
+) -> None:
+    captions = ["a dog\nand a cat", "a\tb", "one\n\ntwo\tthree four\n"]
+    table = tmp_path / "t.tsv"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*order, "url"], delimiter="\t")
+        writer.writeheader()
+        for i, caption in enumerate(captions):
+            writer.writerow({"image": f"{i}.jpg", "caption": caption, "url": "-"})
+    assert read(table) == ({str(i): [c.strip()] for i, c in enumerate(captions)}, {})
+
+
 def test_many_stray_quotes_are_each_told_with_their_line(tmp_path: Path) -> None:
     rows = "".join(f'{i}.jpg,"{i}\n' if i % 2 else f'{i}.jpg,{i}"\n' for i in range(1, 7))
     found, reasons = read(write(tmp_path / "t.csv", "image,caption\n" + rows))
