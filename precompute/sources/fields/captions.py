@@ -4,7 +4,7 @@ A caption value is a text, a list of texts, an object ``{"text": ..., "lang": ..
 such objects, an object of lists ``{"text": [...], "lang": [...]}``, or an object keyed by language:
 ``{"de": "ein Hund", "en": ["a dog", "the dog"]}``.
 A conversation, ``[{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]``, gives what the model
-says. A list or an object may be written into a text, as JSON or as Python prints it.
+says. A list or an object may be written into a text, as JSON or as Python or numpy prints it.
 Bad content raises no error here: what cannot be used is returned as a reason.
 """
 
@@ -21,7 +21,7 @@ from uuid import UUID
 from ..samples import Caption
 from ..text import is_missing, is_unicode, name_type
 from .caption_columns import CaptionColumn
-from .caption_lists import read_written
+from .caption_lists import UnreadList, read_written
 from .languages import IDENTIFIER_LIKE, is_language_tag
 
 _TEXT_NAMES = ("text", "caption", "raw")  # raw: the Karpathy COCO and Flickr30k files
@@ -137,6 +137,8 @@ def clean_text(value: object, what: str) -> str:
     """
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
+    if isinstance(value, UnreadList):
+        raise ValueError(f"{what} is {value.reason}")
     if not isinstance(value, str):
         raise ValueError(f"{what} is {name_type(value)}, expected text")
     text = value.strip()

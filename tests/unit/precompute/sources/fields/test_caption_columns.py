@@ -118,7 +118,13 @@ def test_odd_turns_are_no_conversation_and_end_nothing() -> None:
         ("['a dog', \"the dog's\"]", ["a dog", "the dog's"]),
         ('{"de": "Hund", "en": ["dog"]}', {"de": "Hund", "en": ["dog"]}),
         ('[{"text": "a"}]', [{"text": "a"}]),
-        ("['a dog' 'the dog']", "['a dog' 'the dog']"),  # numpy's: Python would make one text of it
+        ("['a dog' 'the dog']", ["a dog", "the dog"]),  # numpy's: Python would make one text of it
+        ("""['two birds'\n "it's"]""", ["two birds", "it's"]),
+        (r"""[ 'a\n"b"' None nan 'c\'s ] [' ]""", ['a\n"b"', None, None, "c's ] ["]),
+        ("""['a "dog" "cat"', nan, 'b']""", ['a "dog" "cat"', None, "b"]),
+        ("{'a' 'b']", "{'a' 'b']"),
+        ("[None nan]", "[None nan]"),
+        ('["Untitled" by "X"]', '["Untitled" by "X"]'),
         (r"['a \d']", r"['a \d']"),
         ("[photo] a dog", "[photo] a dog"),
         ("[photo]", "[photo]"),
@@ -131,6 +137,17 @@ def test_odd_turns_are_no_conversation_and_end_nothing() -> None:
 )
 def test_a_list_that_is_written_into_a_text_is_a_list(text: str, value: object) -> None:
     assert read_written(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["['a' 'b' ... 'z']", r"['a' '\d']", r"['a' '\x']", "['a', 'b' 'c']"]
+)
+def test_a_list_without_commas_that_cannot_be_read_is_no_caption(text: str) -> None:
+    row = {"caption": text, "title": "a dog", "caption_2": "a cat", "lang": text}
+    fields = read_fields(row, find_columns(tuple(row), TableColumns()))
+    assert [caption.text for caption in fields.captions] == ["a cat"]
+    reason = f"a list that lacks commas and cannot be read; write it as JSON: {text!r}..."
+    assert fields.reasons == (f"a caption is {reason}", f"a language is {reason}")
 
 
 def test_words_are_told_from_numbers_and_names() -> None:
