@@ -29,7 +29,7 @@ from ..sources import CorpusPart, Problem, Sample, Source, Unused
 SCAN_ROWS = 65_536
 """Samples and problems in one frame."""
 
-_SCAN_VERSION = 4
+_SCAN_VERSION = 5
 """Increased when the frames of a part change: scans kept by an older version are made again."""
 
 SCANNED = pl.Schema(

@@ -12,6 +12,7 @@ from ...store.io.parallel import map_parallel
 from .base import CorpusPart, Source
 from .fields.caption_files import read_bytes
 from .fields.sidecars import Description, describe_image
+from .fields.unused_texts import LetterlessTexts
 from .folder_listing import UNREAD_TAR
 from .folder_walk import FolderWalk, WalkedImage, WalkedTable
 from .image_files import USUAL_ENDINGS
@@ -51,6 +52,7 @@ class FolderSource(Source):
         """
         num_images = num_captioned = num_tars = 0
         seen: list[str] = []
+        letterless = LetterlessTexts("lines of files")
         walk = FolderWalk(self.root, self.choice)
         for entry, texts in self._with_texts(walk):
             if isinstance(entry, Problem):
@@ -60,9 +62,11 @@ class FolderSource(Source):
                 yield entry
             elif isinstance(entry, WalkedImage):
                 num_images += 1
+                letterless.add(texts.num_letterless, partial(self._place_of, entry))
                 for item in self._sample(entry, texts):
                     num_captioned += isinstance(item, Sample) and bool(item.captions)
                     yield item
+        yield from letterless.notes()
         yield from walk.notes(num_images, num_captioned)
         if not num_images:
             tars = (
@@ -113,8 +117,11 @@ class FolderSource(Source):
             mtime_ns=mtime_ns,
             place=place,
         )
-        paths = dict(entry.texts)
         for fault in found.faults:
-            where = printable(f"{self.root}/{paths[fault.ending]}")
+            where = self._place_of(entry, fault.ending)
             line = "" if fault.line is None else f" line {fault.line}"
             yield Problem(place=where + line, reason=fault.reason, key=key)
+
+    def _place_of(self, entry: WalkedImage, ending: str) -> str:
+        """Return where the text of an image with this ending is."""
+        return printable(f"{self.root}/{dict(entry.texts)[ending]}")

@@ -18,7 +18,7 @@ from .base import CorpusPart, Source
 from .fields.caption_endings import CaptionChoice
 from .fields.caption_files import read_bytes
 from .fields.sidecars import SECOND_IMAGE, describe_image
-from .fields.unused_texts import UnreadTexts
+from .fields.unused_texts import LetterlessTexts, UnreadTexts
 from .folder_listing import FolderListing, count_unread, list_folder
 from .image_files import IMAGE_ENDINGS
 from .img2dataset_records import RecordedFolder, ShardRecords
@@ -81,8 +81,9 @@ class Img2datasetFiles(Source):
         for image in listing.images:
             of_key.setdefault(os.path.splitext(image)[0], []).append(image)
         without_caption = set[str]()
+        letterless = LetterlessTexts("files")
         for key, images in of_key.items():
-            for item in self._sample(name, key, images, listing, tally):
+            for item in self._sample(name, key, images, listing, tally, letterless):
                 if isinstance(item, Sample) and not item.captions:
                     without_caption.add(key)
                 yield item
@@ -96,6 +97,7 @@ class Img2datasetFiles(Source):
             problem = Problem(place=printable(f"{folder}/{text}"), reason=reason, key=key)
             yield from tally.add(reason, problem)
         yield from tally.remaining()
+        yield from letterless.notes()
         unread = UnreadTexts("files")
         count_unread(listing, without_caption, unread)
         yield from unread.notes()
@@ -103,7 +105,13 @@ class Img2datasetFiles(Source):
             yield from records.problems()
 
     def _sample(
-        self, shard: str, key: str, images: list[str], listing: FolderListing, tally: ProblemTally
+        self,
+        shard: str,
+        key: str,
+        images: list[str],
+        listing: FolderListing,
+        tally: ProblemTally,
+        letterless: LetterlessTexts,
     ) -> Iterator[Sample | Problem]:
         folder = f"{self.root}/{shard}"
         image = min(reversed(images), key=_preference)
@@ -115,6 +123,7 @@ class Img2datasetFiles(Source):
         texts = {ending: f"{folder}/{name}" for ending, name in listing.texts.texts_of(image)}
         reads = {ending: partial(read_bytes, path) for ending, path in texts.items()}
         found = describe_image(reads, self.choice)
+        letterless.add(found.num_letterless, lambda ending: printable(texts[ending]))
         num_bytes, mtime_ns = listing.facts.get(image) or size_and_time(f"{folder}/{image}")
         yield Sample(
             key=key,

@@ -21,7 +21,7 @@ from ...store.io.range_file import ReadAhead
 from .fields.caption_endings import CLASS_ENDING, CaptionChoice
 from .fields.caption_files import MAX_TEXT_BYTES
 from .fields.sidecars import SECOND_IMAGE, describe_image
-from .fields.unused_texts import HEAD_BYTES, UnreadTexts
+from .fields.unused_texts import HEAD_BYTES, LetterlessTexts, UnreadTexts
 from .image_files import IMAGE_ENDINGS, USUAL_ENDINGS
 from .listing import printable, size_and_time
 from .problem_tally import ProblemTally
@@ -104,6 +104,7 @@ class _Archive:
         self._kept_bytes = _KEPT_BYTES if keeps_texts else 0  # that may still be kept
         self._left_out: str | None = None  # key of the last sample, if it may be incomplete
         self._unread = UnreadTexts("members")
+        self._letterless = LetterlessTexts("members")
 
     def scan(self) -> Iterator[Sample | Problem]:
         yield from self._build_index()
@@ -115,6 +116,7 @@ class _Archive:
                     num_captioned += bool(entry.captions)
                 yield entry
         yield from self._tally.remaining()
+        yield from self._letterless.notes()
         if num_captioned * 2 < num_images:
             yield from self._unread.notes()
         yield from self._closing_problems(num_images)
@@ -206,6 +208,11 @@ class _Archive:
             if r in members and self._choice.fits(ending, parts[1].decode())
         }
         found = describe_image(texts, self._choice)
+
+        def name_of(ending: str) -> bytes:
+            return index.name(members[self._role_of[ending.encode()]])
+
+        self._letterless.add(found.num_letterless, lambda ending: self._place_of(name_of(ending)))
         yield Sample(
             key=key,
             path=self._relative,
@@ -220,9 +227,10 @@ class _Archive:
             place=self._place_of(name),
         )
         for fault in found.faults:
-            wrong = index.name(members[self._role_of[fault.ending.encode()]])
             kind = f"its .{fault.ending} is unusable, or a part of it"
-            yield from self._tally.add(kind, self._problem(wrong, fault.reason, key))
+            yield from self._tally.add(
+                kind, self._problem(name_of(fault.ending), fault.reason, key)
+            )
 
     def _read_text(self, i: int) -> bytes:
         if i in self._texts:

@@ -37,6 +37,7 @@ _SPOKEN = (("from", "value"), ("role", "content"))  # LLaVA's and ShareGPT's; Op
 _IMAGE_TOKEN = re.compile(r"</?(?:image|img|im_start|im_end|im_patch)(?:_[0-9]+)?>")
 _MAX_DEPTH = 3  # {lang: [{text: ...}]}; no known corpus nests captions deeper
 
+_NUMBER = re.compile(r"[0-9.]+e[-+]?[0-9]+", re.IGNORECASE)
 _MAX_NAME = 4096
 """Characters of a key or label; a longer value is another column, or damaged."""
 
@@ -168,6 +169,11 @@ def _keep_worded(value: object, least: int) -> object:
     if isinstance(value, str):
         return value if has_words(value, least) else None
     return None if isinstance(value, bool | int | float) else value
+
+
+def has_letters(text: str) -> bool:
+    """Return whether a text has a letter of any script outside of its numbers (``1e-05``)."""
+    return any(map(str.isalpha, _NUMBER.sub("", text)))
 
 
 def has_words(text: str, least: int = 1) -> bool:

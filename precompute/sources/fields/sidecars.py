@@ -1,13 +1,13 @@
 """The texts beside an image, in a folder or in a sample of a tar, and what they say."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..samples import Caption
 from ..text import is_unicode
 from .caption_endings import CLASS_ENDING, CaptionChoice
 from .caption_files import CaptionJson, caption_lines, decode_text, parse_caption_json
-from .captions import CaptionValue, clean_captions, clean_name
+from .captions import CaptionValue, clean_captions, clean_name, has_letters
 
 SECOND_IMAGE = "a second image of its sample, not used"
 """Reason of the problem for each further image of a sample."""
@@ -38,6 +38,8 @@ class Description:
     """As in Sample: img2dataset writes the hash of the download, which it then encoded again."""
 
     faults: tuple[Fault, ...] = ()
+    num_letterless: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Lines, or whole texts, without a letter by ending. With the usual endings they are no captions."""
 
 
 def describe_image(texts: Texts, choice: CaptionChoice, *, by_lines: bool = False) -> Description:
@@ -45,7 +47,8 @@ def describe_image(texts: Texts, choice: CaptionChoice, *, by_lines: bool = Fals
 
     With the usual endings the captions of a .json win, then those of the first text with any, then those
     that a .json has under names that are captions only if nothing better exists (a title). With chosen
-    endings the captions of all texts count.
+    endings the captions of all texts count. A line, or a whole text, without a letter is a caption only with
+    chosen endings: it is rather a label of a detector (YOLO).
 
     Args:
         texts: the texts that exist.
@@ -61,6 +64,7 @@ class _Reading:
     def __init__(self, texts: Texts, choice: CaptionChoice, by_lines: bool) -> None:
         self._texts, self._choice, self._by_lines = texts, choice, by_lines
         self._faults: list[Fault] = []
+        self._num_letterless: dict[str, int] = {}
 
     def run(self) -> Description:
         jsons = {ending: self._json(ending) for ending in self._texts if _is_json(ending)}
@@ -82,7 +86,7 @@ class _Reading:
             label = self._label() or label
         sums = map(_source_sha256, jsons.values())
         sha256 = next((each for each in sums if each is not None), None)
-        return Description(captions, label, sha256, tuple(self._faults))
+        return Description(captions, label, sha256, tuple(self._faults), self._num_letterless)
 
     def _json(self, ending: str) -> CaptionJson:
         try:
@@ -109,7 +113,12 @@ class _Reading:
         except ValueError as error:
             self._faults.append(Fault(ending, str(error)))
             return ()
-        return captions
+        if self._choice.caption_endings is not None:
+            return captions
+        kept = tuple(caption for caption in captions if has_letters(caption.text))
+        if len(kept) < len(captions):
+            self._num_letterless[ending] = len(captions) - len(kept)
+        return kept
 
     def _label(self) -> str | None:
         try:

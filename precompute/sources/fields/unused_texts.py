@@ -1,7 +1,7 @@
 """Counting texts beside images that are not read, by ending, for notes."""
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..samples import Unused
@@ -53,6 +53,31 @@ class UnreadTexts:
                     count=found.count,
                     remedy=f"--caption-ending .{ending} uses them as captions",
                 )
+
+
+class LetterlessTexts:
+    """Counts texts, or lines of them, that are not captions because they have no letter, by ending."""
+
+    def __init__(self, noun: str) -> None:
+        """Count what ``noun`` names: ``files``, ``members`` or ``lines of files``."""
+        self._noun = noun
+        self._endings: dict[str, tuple[int, str]] = {}
+
+    def add(self, counts: Mapping[str, int], place_of: Callable[[str], str]) -> None:
+        """Add the counts by ending of one image; ``place_of`` returns the place of a text for its ending."""
+        for ending, count in counts.items():
+            before, first = self._endings.get(ending) or (0, place_of(ending))
+            self._endings[ending] = before + count, first
+
+    def notes(self) -> Iterator[Unused]:
+        """Yield a note for each ending."""
+        for ending, (count, first) in self._endings.items():
+            yield Unused(
+                place=first,
+                reason=f"{self._noun} ending in .{ending} without a letter, such as labels of YOLO",
+                count=count,
+                remedy=f"--caption-ending .{ending} uses them as captions",
+            )
 
 
 def _holds_words(read_head: Callable[[], bytes]) -> bool:

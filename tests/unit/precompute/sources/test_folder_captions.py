@@ -149,6 +149,33 @@ def test_texts_that_nobody_reads_are_counted_by_ending_with_what_takes_them(tmp_
     assert blip.remedy == "--caption-ending .blip uses them as captions"
 
 
+YOLO = "0 0.716797 0.395833 0.216406 1e-05\n1 0.5 0.5 0.2 0.2\n"
+
+
+def test_lines_without_a_letter_are_no_captions_unless_their_ending_is_told(tmp_path: Path) -> None:
+    put(tmp_path, "0.jpg", "1.jpg", "2.jpg", "3.jpg")
+    (tmp_path / "0.txt").write_text(YOLO)
+    (tmp_path / "1.txt").write_text(YOLO + "2 dogs\n")
+    (tmp_path / "2.txt").write_text("犬\n12\n")
+    (tmp_path / "3.txt").write_text("7")
+    (tmp_path / "3.caption").write_text("a cat")
+    found = [[c.text for c in s.captions] for s in samples_of(tmp_path)]
+    assert found == [[], ["2 dogs"], ["犬"], ["a cat"]]
+    notes = [n for n in FolderSource(tmp_path).scan() if isinstance(n, Unused)]
+    assert [(n.place, n.reason, n.count, n.remedy) for n in notes] == [
+        (
+            f"{tmp_path}/0.txt",
+            "lines of files ending in .txt without a letter, such as labels of YOLO",
+            6,
+            "--caption-ending .txt uses them as captions",
+        )
+    ]
+    told = list(open_source(tmp_path, caption_endings=("txt",)).scan())
+    numbers = [len(s.captions) for s in told if isinstance(s, Sample)]
+    assert numbers == [2, 3, 2, 1]
+    assert not [n for n in told if isinstance(n, Unused) and "letter" in n.reason]
+
+
 def test_a_table_among_images_without_captions_is_named(tmp_path: Path) -> None:
     put(tmp_path, "Images/a.jpg", "captions.csv")
     assert notes_of(tmp_path) == [(1, "tables among the images, not read")]

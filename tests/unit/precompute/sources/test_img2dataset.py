@@ -238,6 +238,16 @@ def test_caption_endings_are_chosen_as_in_any_folder(files: Path) -> None:
     assert "files ending in .txt that hold text, beside images" in notes
 
 
+def test_texts_without_a_letter_are_no_captions(files: Path) -> None:
+    (files / "00000/000000.txt").write_text("0 0.5 0.5 0.1 0.1")
+    (files / "00000/000000.json").unlink()
+    items = list(open_source(files).scan())
+    assert next(s for s in items if isinstance(s, Sample)).captions == ()
+    [note] = [n for n in items if isinstance(n, Unused)]
+    reason = "files ending in .txt without a letter, such as labels of YOLO"
+    assert (note.place, note.count, note.reason) == (f"{files}/00000/000000.txt", 1, reason)
+
+
 def test_what_is_wrong_with_files_is_named(files: Path) -> None:
     (files / "00000/000000.jpg").unlink()
     (files / "00000/000001.json").write_text("{")

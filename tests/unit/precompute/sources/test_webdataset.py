@@ -295,17 +295,33 @@ def test_members_of_text_that_nobody_reads_are_counted_by_ending(tmp_path: Path)
     assert note.remedy == "--caption-ending .blip uses them as captions"
 
 
+def test_members_without_a_letter_are_no_captions_unless_their_ending_is_told(
+    tmp_path: Path,
+) -> None:
+    members = {"a.jpg": b"j", "a.txt": b"0 0.5 0.5 0.1 1e-5\n", "b.jpg": b"j", "b.txt": b"12"}
+    path = put_tar(tmp_path / "a.tar", members)
+    samples, [note] = entries_of(path)
+    assert [texts(sample) for sample in samples] == [[], []]
+    assert isinstance(note, Unused)
+    reason = "members ending in .txt without a letter, such as labels of YOLO"
+    assert (note.place, note.count, note.reason) == (f"{path} member 'a.txt'", 2, reason)
+    assert scanned_by_endings(path, "txt") == [["0 0.5 0.5 0.1 1e-5"], ["12"]]
+
+
 def test_accents_of_a_key_may_be_written_in_two_ways(tmp_path: Path) -> None:
     composed, apart = "K\u00e4fer", "Ka\u0308fer"
     sample = only_sample(tmp_path, {f"{composed}.jpg": b"j", f"{apart}.txt": b"a beetle"})
     assert (sample.key, texts(sample)) == (composed, ["a beetle"])
     members = {
-        f"{name}.{e}": f"{i}".encode()
+        f"{name}.{e}": f"text {i}".encode()
         for i, name in enumerate([composed, apart])
         for e in ("jpg", "txt")
     }
     samples = samples_of(put_tar(tmp_path / "b.tar", members))
-    assert [(each.key, texts(each)) for each in samples] == [(composed, ["0"]), (apart, ["1"])]
+    assert [(each.key, texts(each)) for each in samples] == [
+        (composed, ["text 0"]),
+        (apart, ["text 1"]),
+    ]
 
 
 @pytest.mark.parametrize(
