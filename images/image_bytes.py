@@ -73,7 +73,9 @@ def read_image_bytes(location: ImageLocation) -> bytes:
             else _read_object(location, location.path)
         )
     except FileNotFoundError:
-        raise ReadError("no such file") from None
+        has_backslash = "\\" in str(location.path)
+        hint = "; its path has a backslash, write / between folders" if has_backslash else ""
+        raise ReadError(f"no such file{hint}") from None
     except OSError as error:
         raise ReadError(f"cannot be read: {error.strerror or error}") from None
     return _checked_image(data, location)

@@ -4,7 +4,6 @@ Source: Hugging Face datasets, "Create an image dataset", ImageFolder.
 """
 
 import posixpath
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +14,7 @@ from .fields.captions import clean_text
 from .fields.columns import IMAGE_NAMES, FoundColumns, TableColumns, find_columns, first_column
 from .fields.row_fields import read_fields
 from .listing import printable
+from .named_files import composed, with_slashes
 from .readers.table_rows import BadRow, column_names, read_rows
 from .samples import Caption, Problem
 from .text import is_missing
@@ -52,7 +52,7 @@ class FolderTable:
         if self._rows is None:
             self._rows = {}
             self._read(self._rows)
-        path = _composed(path)
+        path = composed(path)
         found = self._rows.get(path)
         if found is not None:
             self._used.add(path)
@@ -120,8 +120,4 @@ def _file_columns(names: Sequence[str]) -> tuple[str, ...]:
 def _path(value: object) -> str:
     """Return a path relative to the folder of the table."""
     text = clean_text(value, "the file name")
-    return _composed(posixpath.normpath(text.replace("\\", "/")))
-
-
-def _composed(path: str) -> str:
-    return path if path.isascii() else unicodedata.normalize("NFC", path)
+    return composed(posixpath.normpath(with_slashes(text)))

@@ -8,7 +8,8 @@ from typing import Any
 from ...store.io.location import Location
 from .fields.image_column import PackedColumns, image_file
 from .fields.row_fields import read_fields
-from .listing import printable, size_and_time
+from .listing import SizeAndTime, printable, size_and_time
+from .named_files import find_named
 from .samples import Problem, Sample
 
 
@@ -49,16 +50,15 @@ class PackedFile:
             yield Problem(place=place, reason=values)
             return
         columns, file = self.columns, None
+        facts: SizeAndTime = self._size_and_time
         try:
             fields = read_fields(values, columns.fields, class_names=columns.class_names)
             if address is None:
-                file = image_file(self._root, self._folder, path)
+                file, facts = find_named(self._root, image_file(self._root, self._folder, path))
         except ValueError as error:
             yield Problem(place=place, reason=str(error))
             return
-        num_bytes, mtime_ns = (
-            self._size_and_time if file is None else size_and_time(f"{self._root}/{file}")
-        )
+        num_bytes, mtime_ns = facts
         own_name = path if isinstance(path, str) else fields.key
         yield Sample(
             key=fields.key or key,

@@ -21,7 +21,8 @@ from .fields.image_column import text_columns
 from .fields.image_values import Base64Image, read_image_value
 from .fields.row_fields import RowFields, read_fields
 from .fields.unread_columns import UnreadColumns, may_hold_captions, unread_columns
-from .listing import SizeAndTime, is_remote, path_below, printable, size_and_time
+from .listing import is_remote, path_below, printable, size_and_time
+from .named_files import NamedFile, find_named
 from .packed_rows import image_id
 from .readers.parquet_rows import open_parquet, refuse_packed_images
 from .readers.table_rows import BadRow, Row, column_names, read_rows
@@ -38,8 +39,8 @@ class _Entry:
     path: str
     """Path of the image, relative to the folder of the table."""
 
-    key: str
-    """Key of a row without one."""
+    key: str | None = None
+    """Key of a row without one; None: the path without ending."""
 
     fields: RowFields
     span: tuple[int, int] | None = None
@@ -90,12 +91,12 @@ class TableSource(Source):
         )
         rows = read_rows(self.location, self.choice.columns, [*found.names(), *unread.names])
         entries = _Entries(self, unread).read(rows)
-        for entry, (num_bytes, mtime_ns) in self._with_facts(entries):
+        for entry, file in self._with_files(entries):
             num_rows += 1
             if isinstance(entry, Problem):
                 yield entry
             else:
-                yield from _sample(entry, num_bytes, mtime_ns)
+                yield from _sample(entry, file)
         if not num_rows:
             raise SourceError(f"{self.location} has no rows below its column names")
         yield from unread_columns(unread.counts, printable(str(self.location)), found)
@@ -107,21 +108,20 @@ class TableSource(Source):
         with open_parquet(self.location) as opened:
             return text_columns(opened.schema_arrow)
 
-    def _with_facts(
+    def _with_files(
         self, entries: Iterator[_Entry | Problem]
-    ) -> Iterator[tuple[_Entry | Problem, SizeAndTime]]:
-        """Yield size and time of each row's image; those of objects are looked up in parallel."""
-        prefix = f"{self.root}/"
+    ) -> Iterator[tuple[_Entry | Problem, NamedFile]]:
+        """Yield the file of each row's image; objects are looked up in parallel."""
         of_table = cache(partial(size_and_time, str(self.location)))
 
-        def facts(entry: _Entry | Problem) -> SizeAndTime:
+        def find(entry: _Entry | Problem) -> NamedFile:
             if isinstance(entry, Problem):
-                return None, None
-            return of_table() if entry.span else size_and_time(prefix + entry.path)
+                return "", (None, None)
+            return (entry.path, of_table()) if entry.span else find_named(self.root, entry.path)
 
-        if is_remote(prefix):
-            return map_parallel(facts, entries)
-        return ((entry, facts(entry)) for entry in entries)
+        if is_remote(str(self.root)):
+            return map_parallel(find, entries)
+        return ((entry, find(entry)) for entry in entries)
 
 
 class _Entries:
@@ -156,8 +156,7 @@ class _Entries:
         assert isinstance(image, str)
         path = path_below(self._source.root, image)
         fields = read_fields(row.values, found)
-        place, key = f"{self._source.location} {row.where}", posixpath.splitext(path)[0]
-        return _Entry(place=place, path=path, key=key, fields=fields)
+        return _Entry(place=f"{self._source.location} {row.where}", path=path, fields=fields)
 
     def _base64_entry(self, row: Row, image: Base64Image, fields: RowFields) -> _Entry:
         table = self._source.location
@@ -178,15 +177,14 @@ class _Entries:
         )
 
 
-def _sample(
-    entry: _Entry, num_bytes: int | None, mtime_ns: int | None
-) -> Iterator[Sample | Problem]:
+def _sample(entry: _Entry, file: NamedFile) -> Iterator[Sample | Problem]:
+    path, (num_bytes, mtime_ns) = file
     fields = entry.fields
-    key = fields.key or entry.key
+    key = fields.key or entry.key or posixpath.splitext(path)[0]
     offset, length = entry.span or (None, None)
     yield Sample(
         key=key,
-        path=entry.path,
+        path=path,
         captions=fields.captions,
         label=fields.label,
         offset=offset,

@@ -140,6 +140,12 @@ def test_a_file_that_cannot_be_read_says_why(
     assert str(caught.value) == message
 
 
+def test_a_missing_file_with_a_backslash_in_its_path_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ReadError) as caught:
+        read_image_bytes(ImageLocation(path=tmp_path / "images\\a.jpg"))
+    assert str(caught.value) == "no such file; its path has a backslash, write / between folders"
+
+
 def test_a_part_that_ends_with_the_file_is_cut_short(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     with pytest.raises(ReadError, match="truncated: 2 bytes, 5 were planned"):
