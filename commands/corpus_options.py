@@ -22,7 +22,9 @@ CaptionColumn = Annotated[
         default="by its usual names",
     ),
 ]
-KeyColumn = Annotated[str | None, _column("Table column of keys.")]
+KeyColumn = Annotated[
+    str | None, _column("Table column of keys; '' for none: keys are FILE/ROW or paths.")
+]
 LangColumn = Annotated[str | None, _column("Table column of caption languages.")]
 KindColumn = Annotated[str | None, _column("Table column of caption kinds.")]
 LabelColumn = Annotated[str | None, _column("Table column of class labels.")]
@@ -76,7 +78,7 @@ def table_columns(
     """Return the columns that were named; None if none was."""
     from ..precompute.sources import TableColumns
 
-    if not any((image, captions, key, lang, label, encoding, kind)):
+    if key is None and not any((image, captions, lang, label, encoding, kind)):
         return None
     return TableColumns(
         image=image,

@@ -46,6 +46,7 @@ class ExistingCatalog:
         self.next_text_row = manifest.next_free_row("text") if manifest else 0
         self.num_samples = cache.num_samples if cache else 0
         self.num_texts = cache.num_texts if cache else 0
+        self.source_names = [record.name for record in manifest.sources] if manifest else []
         self.num_files = sum(p.num_rows for p in manifest.parts("files")) if manifest else 0
 
     @property

@@ -54,7 +54,6 @@ class Freezer:
         sink: Sink,
         scratch: Scratch,
         skips_changed: bool = False,
-        has_prefixes: bool = False,
         stored_views: Mapping[str, Location] | None = None,
     ) -> None:
         """Start with the catalog of a cache, or an empty one.
@@ -65,11 +64,10 @@ class Freezer:
             sink: takes the parts of the catalog.
             scratch: temporary space.
             skips_changed: keep samples that have changed in the corpus as recorded, instead of refusing.
-            has_prefixes: keys of all sources are prefixed with the name of their file.
             stored_views: root by name of the sources whose views are stored in the corpus.
         """
         self._existing = ExistingCatalog(cache)
-        self._skips_changed, self._has_prefixes = skips_changed, has_prefixes
+        self._skips_changed = skips_changed
         self._views, self._scratch = views, scratch
         self._stored_views = {
             name: StoredViews(root) for name, root in (stored_views or {}).items()
@@ -85,7 +83,7 @@ class Freezer:
         self._samples = Buckets(scratch, _SAMPLE)
         self._captions: SpillBuffer = scratch.new_buffer()
         self._prompts: list[Prompt] = []
-        self._names: set[str] = set()
+        self._sources: dict[str, Source] = {}
         self._notes = CorpusNotes()
         self._existing_problems = self._existing.problems()
 
@@ -100,7 +98,7 @@ class Freezer:
         Raises:
             SourceError: a source as a whole cannot be read.
         """
-        self._names = {name for name, _ in sources}
+        self._sources = dict(sources)
         for name, source in sources:
             for frame in scanner.frames(source):
                 self._add_frame(name, frame)
@@ -230,8 +228,8 @@ class Freezer:
             changes.add_facts(joined)
             matched.append(joined, pl.col("seq") // self._scratch.bucket_rows)
             changes.add_files(joined)
-            changes.add_gone(theirs, ours, self._names)
-        repeated.refuse(are_prefixed=self._has_prefixes)
+            changes.add_gone(theirs, ours, set(self._sources))
+        repeated.refuse(self._sources, self._existing.source_names)
         return matched
 
     def _number_samples(self, matched: Buckets) -> Buckets:

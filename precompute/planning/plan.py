@@ -17,7 +17,6 @@ from ...store.io.foreign_files import is_stray
 from ...store.io.location import relocate
 from ...store.io.storage import Storage
 from ..sources import Source
-from ..sources.key_rules import PREFIXED
 from ..sources.webdataset import STORED_VIEWS
 from .config import PlanConfig, default_shard_rows
 from .findings import Findings
@@ -109,7 +108,6 @@ def make_plan(
             sink=sink,
             scratch=space,
             skips_changed=config.changed == "skip",
-            has_prefixes=all(PREFIXED in source.settings for _, source in sources),
             stored_views={
                 name: source.root for name, source in sources if STORED_VIEWS in source.settings
             },

@@ -40,7 +40,8 @@ class TableColumns:
     no captions."""
 
     key: str | None = None
-    """Key of the sample. Without one, the path of the image without its extension."""
+    """Key of the sample; ``""`` for no column, also where one has a usual name. Without one the key is the
+    path of the image without its extension, or the number of the row."""
 
     lang: str | None = None
     """Language of the captions: one, or a list as long as the captions."""
@@ -70,7 +71,7 @@ class TableColumns:
         """Return every column that the user named."""
         single = (self.image, self.key, self.lang, self.kind, self.label)
         captions = (split_kind(named)[0] for named in self.captions or ())
-        return (*(name for name in single if name is not None), *captions)
+        return (*(name for name in single if name), *captions)
 
     def to_settings(self) -> dict[str, Any]:
         """Return the columns that the user named, as JSON values."""
@@ -130,7 +131,7 @@ def find_columns(names: tuple[str, ...], wanted: TableColumns) -> FoundColumns:
     return FoundColumns(
         image=one(wanted.image, IMAGE_NAMES),
         captions=captions,
-        key=one(wanted.key, KEY_NAMES),
+        key=None if wanted.key == "" else one(wanted.key, KEY_NAMES),
         lang=one(wanted.lang, LANG_NAMES),
         kind=kind,
         label=one(wanted.label, LABEL_NAMES),

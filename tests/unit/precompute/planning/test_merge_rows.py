@@ -17,6 +17,7 @@ from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.precompute.planning.findings import Findings, finding_lines
 from siglip2_cache.precompute.planning.plan import make_plan
 from siglip2_cache.precompute.planning.spill import Scratch
+from siglip2_cache.precompute.sources import TableColumns, open_source
 from siglip2_cache.store.io.local import LocalStorage
 from siglip2_cache.store.verify.verify import verify_cache
 
@@ -176,8 +177,25 @@ def test_packed_rows_of_one_path_and_other_bytes_are_samples_of_their_own(
 @PACKED
 def test_packed_rows_of_one_key_and_other_bytes_are_refused(tmp_path: Path, kind: str) -> None:
     table = pa.table({"image": [b"1", b"2"], "key": ["a", "a"]})
-    with pytest.raises(DuplicateKeyError, match=r"^key 'a' is given twice"):
-        plan(tmp_path, write_packed(tmp_path / "d", kind, table))
+    source = write_packed(tmp_path / "d", kind, table)
+    keys = {"parquet": "FILE/ROW", "datasets": "row numbers"}[open_source(source).kind]
+    remedy = rf"use another --key-column or --key-column '' \(keys are {keys}\)$"
+    with pytest.raises(
+        DuplicateKeyError, match=rf"^key 'a' is given twice, .* in a cache: {remedy}"
+    ):
+        plan(tmp_path, source)
+    plan(tmp_path, source, columns=TableColumns(key=""))
+    assert [key.rpartition("/")[2] for key in samples(tmp_path)] == ["0", "1"]
+    assert plan(tmp_path, source).num_samples == 0  # the column is not asked for again
+
+
+def test_a_table_without_its_key_column_has_the_paths_as_keys(tmp_path: Path) -> None:
+    source = write(tmp_path, row("x/a.jpg", "1", key="k"), row("b.jpg", "2", key="k"))
+    plan(tmp_path, source, columns=TableColumns(key=""))
+    assert samples(tmp_path) == {"x/a": ["1"], "b": ["2"]}
+    assert open_cache(tmp_path / "cache").manifest.sources[0].settings == {"key": ""}
+    plan(tmp_path, write(tmp_path, row("x/a.jpg", "1", key="k"), row("c.jpg", "3", key="k")))
+    assert samples(tmp_path) == {"x/a": ["1"], "b": ["2"], "c": ["3"]}
 
 
 def test_images_without_a_caption_are_counted_once_their_rows_are_one_sample(
@@ -202,6 +220,31 @@ def test_pictures_that_differ_in_their_ending_alone_are_told_apart_by_prefixes(
     assert samples(tmp_path) == {"x/a.jpg": ["1"], "x/a.png": ["2"], "b.jpg/k": ["3"]}
 
 
+def test_pictures_of_one_path_in_a_table_get_no_advice_that_cannot_help(tmp_path: Path) -> None:
+    source = write(tmp_path, row("a.jpg", "1"), row("a.png", "2"))
+    with pytest.raises(DuplicateKeyError, match=r"\(its file[^)]*\) or another --key-column$"):
+        plan(tmp_path, source)
+    recorded = f"m={write(tmp_path, row('c.jpg', '3'), name='c.jsonl')}"
+    plan(tmp_path, recorded)
+    source = write(tmp_path, row("a.jpg", "1", key="k"), row("b.jpg", "2", key="k"))
+    with pytest.raises(DuplicateKeyError, match=r"in a cache: rename or remove one of them$"):
+        plan(tmp_path, f"n={source}", recorded)  # whose keys are not prefixed
+
+
+def test_a_second_picture_in_a_recorded_folder_has_to_be_renamed(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "2.jpg").write_bytes(b"x")
+    plan(tmp_path, folder)
+    (folder / "2.png").write_bytes(b"y")
+    remedy = (
+        r"in a cache, and those of a source in it are made as before: rename or remove the second of "
+        r"them, or build a new cache$"
+    )
+    with pytest.raises(DuplicateKeyError, match=remedy):
+        plan(tmp_path, folder)
+
+
 def test_prefixes_are_recorded_and_go_on_without_being_asked_again(tmp_path: Path) -> None:
     plan(tmp_path, write(tmp_path, row("a.jpg", "1")), prefix_keys=True)
     source = write(tmp_path, row("a.jpg", "1"), row("b.jpg", "2"))
@@ -219,7 +262,7 @@ def test_prefixes_are_refused_where_the_cache_has_keys_without(tmp_path: Path) -
 def test_keys_that_prefixes_do_not_tell_apart_get_no_advice_to_prefix(tmp_path: Path) -> None:
     plan(tmp_path, write(tmp_path, row("b.jpg", "1", key="b/a.jpg/x")))
     other = write(tmp_path, row("a.jpg", "3", key="x"), name="other.jsonl")
-    with pytest.raises(DuplicateKeyError, match=r"cache: use another --key-column or names of"):
+    with pytest.raises(DuplicateKeyError, match=r"cache: give the new source another name"):
         plan(tmp_path, f"b={other}", prefix_keys=True)
 
 

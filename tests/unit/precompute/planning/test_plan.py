@@ -396,8 +396,8 @@ def test_a_unit_is_16384_rows_divided_by_the_views_down_to_a_power_of_two(
 # --- duplicate keys --------------------------------------------------------------------------
 
 REMEDY = (
-    r"use --prefix-keys \(prefixes each key with its file's name\), another --key-column or names of "
-    "sources"
+    r"use --prefix-keys \(its file's name before each key\), another --key-column or "
+    r"--key-column '' \(keys are paths\)$"
 )
 
 
@@ -464,7 +464,7 @@ def test_a_key_that_the_cache_has_from_another_source_names_its_row_and_the_new_
     plan(tmp_path / "cache", one)  # the only source: no name before its keys
     match = (
         r"key 'a/x' is given twice, at row 1 of the cache \(from source ''\) and at "
-        rf"{re.escape(str(two))} line 2; .*{REMEDY}"
+        rf"{re.escape(str(two))} line 2; .* in a cache: give the new source another name \(NAME=PATH\)$"
     )
     for scratch in (Scratch, TINY_SCRATCH):
         assert_refused(

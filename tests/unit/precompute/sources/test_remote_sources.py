@@ -308,7 +308,7 @@ def test_what_img2dataset_wrote_as_files_gives_the_same_samples(
         for i in range(3):
             stem = tmp_path / "i" / shard / f"{shard}{i:04d}"
             stem.with_suffix(".png").write_bytes(picture(i))
-            stem.with_suffix(".txt").write_text(f"{shard} {i}")
+            stem.with_suffix(".txt").write_text(f"caption {shard} {i}")
         (tmp_path / "i" / f"{shard}_stats.json").write_text("{}")
     url = bucket.put_folder(tmp_path / "i", "i")
     assert open_source(url).kind == "img2dataset"
