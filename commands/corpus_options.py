@@ -23,7 +23,7 @@ CaptionColumn = Annotated[
     ),
 ]
 KeyColumn = Annotated[
-    str | None, _column("Table column of keys; '' for none: keys are FILE/ROW or paths.")
+    str | None, _column("Table column of keys; '' takes none, as of a corpus without one.")
 ]
 LangColumn = Annotated[str | None, _column("Table column of caption languages.")]
 KindColumn = Annotated[str | None, _column("Table column of caption kinds.")]
