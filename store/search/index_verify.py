@@ -33,9 +33,8 @@ def check_indexes(cache: Cache, on_file: Callable[[str], None]) -> IndexCheck:
         check.named |= {index_id.record, index_id.file}
         if index_id.teacher in cache.teachers:
             _check_index(cache, index_id, check, on_file)
-        elif not cache.files.names(
-            layout.teacher_folder(index_id.teacher)
-        ):  # else its record is missing
+        elif not cache.files.names(layout.teacher_folder(index_id.teacher)):
+            # With files of the teacher its record is missing, which is reported elsewhere.
             check.notes.append(f"{index_id.record} belongs to no teacher of this cache; remove it")
     for teacher in cache.files.names(INDEXES):
         for name in cache.files.names(f"{INDEXES}/{teacher}"):

@@ -67,6 +67,7 @@ class Sampler:
         corpus: Corpus,
         *,
         global_batch_size: int,
+        super_batch: int = 1,
         views_per_step: int = 1,
         captions_per_image: int = 1,
         num_views: int = 1,
@@ -80,6 +81,7 @@ class Sampler:
         Args:
             corpus: the train split.
             global_batch_size: images of a step over all ranks; each view counts as one.
+            super_batch: batches in these, of which a selection keeps one.
             views_per_step: different views of each image in a step; they share their captions.
             captions_per_image: different captions of each image in a step, where it has so many.
             num_views: views of each image in the cache.
@@ -108,10 +110,14 @@ class Sampler:
         self._order: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
         if len(corpus) < self._ids:
             views = f" ({views_per_step} views of each image)" if views_per_step > 1 else ""
+            taken = f"a batch takes {self._ids:,} images{views}"
+            if super_batch > 1:
+                batches = f"{super_batch} batches, of which select learnability keeps one"
+                taken = f"a step reads {self._ids:,} images{views} ({batches})"
+            largest = len(corpus) // (world_size * super_batch) * world_size * views_per_step
             raise SettingError(
-                f"a batch takes {self._ids:,} images{views}, but there are {len(corpus):,} to train "
-                f"on; global_batch_size {global_batch_size:,} may be at most "
-                f"{_largest_batch(len(corpus), views_per_step, world_size):,}"
+                f"{taken}, but there are {len(corpus):,} to train on; global_batch_size "
+                f"{global_batch_size // super_batch:,} may be at most {largest:,}"
             )
 
     @property
@@ -280,7 +286,3 @@ def _check(
         raise SettingError(f"seed must be 0 to {LARGEST_SEED}, got {seed}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
-
-
-def _largest_batch(num_images: int, views_per_step: int, world_size: int) -> int:
-    return num_images // world_size * world_size * views_per_step

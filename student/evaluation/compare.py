@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...cores import decoders_for, num_cores
 from ...errors import SettingError
+from ...images.image import ImageRef
 from ...progress import TaskProgress
 from ...siglip import (
     Checkpoint,
@@ -221,6 +222,12 @@ def compare(embedded: Embedded, *, seed: int) -> Comparison:
     return Comparison(found=found, lines=lines)
 
 
+def eval_pictures(config: EvalConfig, cache: Cache, eval_set: CacheEvalSet) -> list[ImageRef]:
+    """Return references to the images of an evaluation, in the corpus or among the kept pixels."""
+    kept = cache.kept_pixels() if config.pixels == "kept" else None
+    return picture_refs(cache, eval_set.rows_N, kept=kept, sha256_N=eval_set.sha256_N)
+
+
 def open_eval_set(config: EvalConfig, checkpoint: Checkpoint) -> tuple[Cache, CacheEvalSet]:
     """Return the cache and the images and texts that compare would evaluate ``checkpoint`` on."""
     cache = open_cache(config.cache, corpus_roots=config.corpus_roots)
@@ -316,13 +323,12 @@ def _embed(
         images_ND = in_student_space(teacher.images_ND, space.map_ED)
     if space.is_teachers and not checkpoint.has_text:
         texts_MD = in_student_space(teacher.texts_MD, space.map_ED)
-    kept = cache.kept_pixels() if config.pixels == "kept" else None
     device = resolve_device(config.device)
     dtype = resolve_compute_dtype(checkpoint, device, config.dtype)
     return student_embeddings(
         load_model(checkpoint, device=device, compute_dtype=dtype),
         checkpoint,
-        picture_refs(cache, eval_set.rows_N, kept=kept, sha256_N=eval_set.sha256_N),
+        eval_pictures(config, cache, eval_set),
         read_texts(cache, eval_set.text_rows_M),
         device=device,
         compute_dtype=dtype,

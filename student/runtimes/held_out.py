@@ -24,10 +24,10 @@ from ...siglip import (
     vision_tower,
 )
 from ...store.cache import Cache
-from ..evaluation.compare import EvalConfig, open_eval_set
+from ..evaluation.compare import EvalConfig, eval_pictures, open_eval_set
 from ..evaluation.embeddings import Embeddings, teacher_embeddings, unit_rows_float32
 from ..evaluation.eval_set import CacheEvalSet
-from ..evaluation.pictures import decoded_pictures, picture_refs, read_texts
+from ..evaluation.pictures import decoded_pictures, read_texts
 
 BATCH = 16
 """Images, and texts, in one forward pass."""
@@ -149,10 +149,9 @@ def _read_pixels(
     pixels_N = np.empty((N, *checkpoint.image.view_shape), np.uint8)
     grids_N2 = np.zeros((N, 2), np.int64)
     is_sound_N = np.zeros(N, np.bool_)
-    kept = cache.kept_pixels() if config.pixels == "kept" else None
     for batch in decoded_pictures(
         checkpoint,
-        picture_refs(cache, eval_set.rows_N, kept=kept, sha256_N=eval_set.sha256_N),
+        eval_pictures(config, cache, eval_set),
         batch_size=config.batch_size,
         num_workers=config.num_decoders,
     ):

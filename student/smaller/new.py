@@ -143,15 +143,12 @@ def new_student(config: NewStudentConfig) -> NewStudent:
         write_json(folder / MARK, mark)
         load_model(resolve_checkpoint(str(folder)), device="cpu", compute_dtype="float32")
     after = sizes(str(config.out))
-    notes: list[str] = []
+    lines = [*size_lines(before, after), f"wrote {config.out}"]
     if config.init == "random":
-        notes.append(
+        lines.append(
             "its weights are new: the default --lr of train, 1e-5, is for pretrained ones; start at 1e-3"
         )
-    return NewStudent(
-        found={"before": before, "after": after},
-        lines=[*size_lines(before, after), f"wrote {config.out}", *notes],
-    )
+    return NewStudent(found={"before": before, "after": after}, lines=lines)
 
 
 def _cut_vocabulary(

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import SettingError
 from ...siglip import (
     NaflexRecipe,
     checkpoint_activations,
@@ -16,7 +15,7 @@ from ...siglip import (
     logit_scale_and_bias,
     vision_tower,
 )
-from ..config import TrainConfig, images_read
+from ..config import images_read
 from ..data.catalog_index import ImageLookup
 from ..data.loader import Loader, LoaderConfig
 from ..data.sampler import Sampler
@@ -38,11 +37,11 @@ _MOST_PCA_ROWS = 1_000_000
 
 def make_sampler(resolved: Resolved, images: ImageLookup, ranks: Ranks) -> Sampler:
     """Return the sampler of the train split, for one rank."""
-    config = resolved.config
-    _check_super_batch(config, len(resolved.train), ranks.world_size)
+    config, num_read = resolved.config, images_read(resolved.config)
     return Sampler(
         resolved.train,
-        global_batch_size=images_read(config),
+        global_batch_size=num_read,
+        super_batch=num_read // config.global_batch_size,
         views_per_step=config.views_per_step,
         captions_per_image=config.captions_per_image,
         num_views=resolved.cache.num_views,
@@ -50,19 +49,6 @@ def make_sampler(resolved: Resolved, images: ImageLookup, ranks: Ranks) -> Sampl
         rank=ranks.rank,
         world_size=ranks.world_size,
         groups=images.groups if config.towers != "text" else None,
-    )
-
-
-def _check_super_batch(config: TrainConfig, num_images: int, world_size: int) -> None:
-    num_read = images_read(config)
-    factor = num_read // config.global_batch_size
-    if factor == 1 or num_images * config.views_per_step >= num_read:
-        return
-    largest = num_images * config.views_per_step // factor // world_size * world_size
-    raise SettingError(
-        f"a step reads {num_read:,} images ({factor} batches, of which select learnability keeps one), but "
-        f"there are {num_images:,} to train on; global_batch_size {config.global_batch_size:,} may be at "
-        f"most {largest:,}"
     )
 
 

@@ -80,9 +80,8 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
         of_run, Launch(rank=0, world_size=1, local_rank=0, local_world_size=1), "cpu"
     )
     needed = ["teacher"]
-    if (
-        resolved.projection == "pca"
-    ):  # which is computed anew from the cache and its selected images
+    if resolved.projection == "pca":
+        # The map is computed anew, from the cache and its selected images.
         needed += ["catalog", "images with a target", "captions with a target", "selected images"]
     facts, recorded = resolved.fingerprint(), run.read_facts()
     for name in needed:

@@ -175,9 +175,7 @@ class GradientCache:
             with state.restored():
                 for piece in self._feed.pieces([micro_batch]):
                     total = self._distiller(piece, _zero_gradient)
-                    if (
-                        total.requires_grad
-                    ):  # not without rows, or with those of a frozen tower alone
+                    if total.requires_grad:  # not without rows, or of a frozen tower alone
                         total.backward()
             fits()
         self._module.zero_grad(set_to_none=True)
