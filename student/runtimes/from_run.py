@@ -56,7 +56,7 @@ def export_source(config: RuntimesConfig, checkpoint: ExportCheckpointConfig) ->
         if config.check in (None, settings["cache"]):
             of_run = replace(
                 of_run,
-                check=checkpoint.cache or settings["cache"],
+                check=config.check or checkpoint.cache or settings["cache"],
                 teacher=config.teacher or _first_teacher(settings),
                 pixels="kept" if settings.get("pixels") == "kept" else "corpus",
                 allow_partial=settings.get("allow_partial", False),

@@ -568,6 +568,12 @@ def test_a_training_reads_kept_pixels_and_needs_no_corpus(
     config = RuntimesConfig(model="", out=tmp_path / "out", to=("onnx",))
     from_run.export_source(config, ExportCheckpointConfig(run=tmp_path / "kept", out=config.out))
     assert (checked[0].pixels, checked[0].teacher) == ("kept", "tiny")
+    moved = shutil.copytree(cache, tmp_path / "moved")
+    from_run.export_source(
+        replace(config, check=str(cache)),
+        ExportCheckpointConfig(run=tmp_path / "kept", out=config.out, cache=str(moved)),
+    )
+    assert [each.check for each in checked] == [str(cache), str(cache)]
     rows = EvalConfig(model="", cache=cache, pixels="kept", decode_workers=0)
     held_out = read_held_out(rows, resolve_checkpoint(str(tmp_path / "kept" / "model")))
     assert len(held_out.pixels_N) == evaluations[0]["gallery"]["images"]
