@@ -37,7 +37,7 @@ def grid_of_transformers(height: int, width: int, patch_size: int, limit: int) -
 @example(height=1, width=4000, patch_size=16, limit=256)
 @example(height=4000, width=1, patch_size=16, limit=256)
 @example(height=256, width=256, patch_size=16, limit=256)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_the_grid_is_that_of_transformers(
     height: int, width: int, patch_size: int, limit: int
 ) -> None:

@@ -529,7 +529,7 @@ error_message sha256"""
 NAME = st.sampled_from(["", *NAMES.split()])
 
 
-@settings(max_examples=75, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     columns=st.dictionaries(NAME, st.lists(CELL, min_size=3, max_size=3), min_size=1, max_size=6),
     told=st.none() | NAME | st.just("image.path"),
@@ -563,7 +563,7 @@ def test_any_schema_and_any_cells_give_samples_problems_or_a_source_error(
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_any_flipped_byte_gives_samples_problems_or_a_source_error(

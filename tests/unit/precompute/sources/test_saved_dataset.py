@@ -352,7 +352,7 @@ def test_datasets_is_not_imported(tmp_path: Path) -> None:
     assert done.stdout == "2 False\n"
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=75, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_any_flipped_byte_gives_samples_problems_or_a_source_error(
     tmp_path: Path, at: int, value: int

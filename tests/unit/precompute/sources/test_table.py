@@ -96,7 +96,7 @@ names = texts.map(str.strip).filter(bool)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rows=st.lists(st.tuples(names, st.lists(texts, max_size=3)), min_size=1, max_size=5))
 def test_any_key_and_any_captions_come_back(
     tmp_path_factory: pytest.TempPathFactory, kind: str, rows: list[tuple[str, list[str]]]
@@ -111,7 +111,7 @@ def test_any_key_and_any_captions_come_back(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(caption=names.filter(lambda text: not text.startswith("[")))
 def test_any_single_caption_comes_back(
     tmp_path_factory: pytest.TempPathFactory, kind: str, caption: str

@@ -24,7 +24,7 @@ HEADS = {
     "tsv": b"image\tkey\tcaption\n",
 }
 fuzz = settings(
-    max_examples=120,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

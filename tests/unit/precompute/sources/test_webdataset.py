@@ -617,7 +617,7 @@ def whole_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ),
     cut=st.integers(0, 20_000),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_whatever_is_damaged_a_scan_ends_and_what_it_gives_can_be_stored_and_read(
     whole_tar: Path, edits: list[tuple[int, int]], cut: int
 ) -> None:

@@ -322,7 +322,7 @@ def test_a_record_that_is_not_what_its_place_says_is_damaged(
 
 @pytest.mark.parametrize("record", RECORDS)
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_whatever_a_record_says_the_error_is_ours_and_nothing_outside_changes(
@@ -354,7 +354,7 @@ INTENT = {
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_whatever_an_intent_says_nothing_outside_changes(

@@ -83,7 +83,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(rows, unit(values), queries, np.array([rows[0], -1, rows[-1]]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(case=cases(), k=st.integers(1, 140), block_rows=st.integers(1, 130))
 def test_neighbours_are_those_of_float64_by_brute_force(
     case: Case, k: int, block_rows: int

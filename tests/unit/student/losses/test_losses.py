@@ -321,7 +321,7 @@ def test_chunks_of_any_size_give_the_loss_and_gradients_of_one(
     chunk_size=st.integers(1, 10),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_any_masks_in_any_chunks_give_what_autograd_gives_on_all_pairs(
     num_images: int, num_texts: int, chunk_size: int, seed: int
 ) -> None:
@@ -380,7 +380,7 @@ def test_the_soft_loss_is_least_at_the_teachers_logits() -> None:
 
 
 @given(scale=st.floats(0.1, 120), bias=st.floats(-20, 5), seed=st.integers(0, 2**31))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_the_soft_loss_never_falls_below_the_entropy(scale: float, bias: float, seed: int) -> None:
     batch = make_batch()
     image = torch.randn(5, 6, dtype=F64, generator=torch.Generator().manual_seed(seed))

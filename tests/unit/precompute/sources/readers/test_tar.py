@@ -376,7 +376,7 @@ _BLOCKS = st.one_of(
 
 
 @given(blocks=st.lists(_BLOCKS, max_size=8), cut=st.integers(0, 3000))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_archives_made_of_any_headers_raise_nothing(blocks: list[bytes], cut: int) -> None:
     data = b"".join(blocks)
     check_anything(data)
@@ -385,7 +385,7 @@ def test_archives_made_of_any_headers_raise_nothing(blocks: list[bytes], cut: in
 
 @pytest.mark.parametrize("form", FORMATS)
 @given(edits=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 def test_damaged_archives_raise_nothing_and_what_precedes_the_damage_is_kept(
     form: str, edits: list[tuple[int, int]]
 ) -> None:
