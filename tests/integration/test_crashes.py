@@ -177,7 +177,7 @@ class Outcomes:
 @pytest.mark.parametrize(
     "every",
     [
-        pytest.param(4, id="some outcomes"),
+        pytest.param(5, id="some outcomes"),
         pytest.param(1, id="every outcome", marks=pytest.mark.slow),
     ],
 )

@@ -11,7 +11,7 @@ from siglip2_cache.student.runtimes.export import RuntimesConfig
 STUDENT = Path(__file__).parents[2] / "demo" / "checkpoints" / "teacher"
 
 
-def build_cache(root: Path, *, num_images: int = 400) -> Path:
+def build_cache(root: Path, *, num_images: int = 240) -> Path:
     """Return a new cache of scenes by that model, of which a few are held out; ROOT/corpus has them."""
     write_corpus(CorpusConfig(num_images=num_images, held_out=True), root / "corpus")
     build(config_of(root / "corpus" / "captions.jsonl", root / "cache", STUDENT))
