@@ -178,10 +178,13 @@ def model(
     if to and dtype != "float32":
         raise SettingError("--dtype is of plain transformers; with --to give --precision")
     of_check = {check, teacher, samples, decode_workers} != {None}
-    if not to and (precision or corpus_root or of_check):
+    if not to and (precision or of_check):
         raise SettingError(
-            "--precision, --check, --teacher, --samples, --corpus-root and --decode-workers go with --to; "
-            "name a runtime"
+            "--precision, --check, --teacher, --samples and --decode-workers go with --to; name a runtime"
+        )
+    if corpus_root and not to and push is None:
+        raise SettingError(
+            "--corpus-root is for the check of --to and --push; leave it out, or add one"
         )
     check_push(push, is_private=private)
     chosen = ExportCheckpointConfig(
@@ -193,6 +196,7 @@ def model(
         student=student,
         teacher_text=teacher_text,
         image_tower=image_tower,
+        corpus_roots=parse_roots(corpus_root),
         is_checked=push is not None and not to,
         into_teacher_space=into_teacher_space,
         dtype=cast("WeightsDtype", dtype),  # the config refuses other words

@@ -40,7 +40,8 @@ def find_launch(environ: Mapping[str, str] = os.environ) -> Launch:
     if world_size in (None, 1):
         return Launch()
     remedy = "start the processes with torchrun, or unset WORLD_SIZE to train in one"
-    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+    # Without the last two, processes of several machines would take each other's GPUs.
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         if not environ.get(name):
             raise SettingError(f"WORLD_SIZE is {world_size} and {name} is not set; {remedy}")
     rank = _number(environ, "RANK") or 0
@@ -50,7 +51,7 @@ def find_launch(environ: Mapping[str, str] = os.environ) -> Launch:
         rank=rank,
         world_size=world_size,
         local_rank=_number(environ, "LOCAL_RANK") or 0,
-        local_world_size=_number(environ, "LOCAL_WORLD_SIZE") or world_size,
+        local_world_size=_number(environ, "LOCAL_WORLD_SIZE") or 1,
     )
 
 

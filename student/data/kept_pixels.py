@@ -1,5 +1,7 @@
 """Whether a training reads the corpus or the kept pixels of its cache."""
 
+import numpy as np
+
 from ...errors import SettingError
 from ...siglip import Checkpoint, view_pixels
 from ...store.cache import Cache
@@ -20,17 +22,19 @@ def choose_pixels(
         wanted: setting ``pixels``.
 
     Raises:
-        SettingError: ``kept``, and some are not kept, or they are smaller than the student's.
+        SettingError: ``kept``, and some units are not kept, or they are smaller than the student's.
         DamagedCacheError: their record is damaged.
     """
     if wanted == "corpus":
         return None, None
     kept = cache.kept_pixels()
     reason = _why_not(cache, kept, corpus, checkpoint)
+    if reason is not None and wanted == "kept":
+        raise SettingError(f"pixels kept: {reason}")
+    if reason is None and kept is not None and wanted == "auto":
+        reason = _which_are_rejected(kept, corpus)
     if reason is None:
         return kept, None
-    if wanted == "kept":
-        raise SettingError(f"pixels kept: {reason}")
     return None, None if kept is None else f"the corpus is read: {reason}"
 
 
@@ -52,3 +56,14 @@ def _why_not(
             "the same siglip2-cache build again, or use --pixels corpus"
         )
     return None
+
+
+def _which_are_rejected(kept: KeptPixels, corpus: Corpus) -> str | None:
+    rejected = [row for unit in kept.units.values() for row in unit.rejected]
+    missing = np.intersect1d(corpus.rows_N, np.array(rejected, np.int64))
+    if missing.size == 0:
+        return None
+    return (
+        f"the pixels of {missing.size:,} images could not be kept (first: row {missing[0]}); run "
+        "siglip2-cache build with --retry-rejected, or use --pixels kept to train without them"
+    )

@@ -20,9 +20,16 @@ _NUM_IMAGES = 256
 
 
 def check_export(
-    resolved: Resolved, distiller: Distiller, pca: PcaMap | None, folder: Path
+    resolved: Resolved, distiller: Distiller, pca: PcaMap | None, folder: Path, *, named: str
 ) -> None:
     """Compare a folder with the student it was written from, on held-out images, else on others.
+
+    Args:
+        resolved: settings of the training.
+        distiller: the student.
+        pca: the fixed map, where there is one.
+        folder: the export.
+        named: what an error calls it.
 
     Raises:
         ExportError: an embedding differs too much.
@@ -42,6 +49,6 @@ def check_export(
         least = _LEAST if is_trained else _LEAST_OF_CACHE
         if not (cosine_N >= least).all():
             raise ExportError(
-                f"{folder} does not compute what the training has: a cosine of {name} embeddings is "
+                f"{named} does not compute what the training has: a cosine of {name} embeddings is "
                 f"{cosine_N.min():.6g}, the limit {least:g}"
             )

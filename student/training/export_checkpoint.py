@@ -1,7 +1,9 @@
 """Export of any checkpoint of a run, finished, stopped or running, as a folder for plain transformers."""
 
 import tempfile
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,6 +11,7 @@ from ...errors import SettingError, TrainError
 from ...formatting import nearest_name
 from ..config import ExportChoice, TrainConfig
 from ..config_file import make_config
+from ..export.atomic_folder import replaced_atomically
 from ..export.export import WeightsDtype
 from ..export.metadata import PROJECTION, projection_bytes
 from ..export.push import push
@@ -39,6 +42,9 @@ class ExportCheckpointConfig:
     student: str | None = None
     teacher_text: str | None = None
     image_tower: str | None = None
+
+    corpus_roots: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Old folder to new folder, where the corpus has moved; empty: as in the training."""
 
     dtype: WeightsDtype = "float32"
     """Dtype of the weights in the folder."""
@@ -101,21 +107,25 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
     distiller = make_distiller(resolved)
     load_weights(distiller, tensors, str(weights.path.parent))
     map_ED, made_from = map_of(distiller, pca), made_from_of(resolved, weights)
-    export_weights(
+    export = partial(
+        export_weights,
         resolved,
         distiller,
         weights,
         run,
-        config.out,
-        pca,
+        pca=pca,
         made_from=made_from,
         is_evaluated=is_model_of(run, made_from),
         files=None if map_ED is None else {PROJECTION: projection_bytes(map_ED)},
         dtype=config.dtype,
         into_teacher_space=config.into_teacher_space,
     )
-    if config.is_checked:
-        check_export(resolved, distiller, pca, config.out)
+    if not config.is_checked:
+        export(config.out)
+        return weights
+    with replaced_atomically(config.out) as folder:
+        export(folder)
+        check_export(resolved, distiller, pca, folder, named=f"the export of {config.run}")
     return weights
 
 
@@ -161,9 +171,9 @@ def _settings_of(
                 f"{run.root / CONFIG} has a setting {name!r}{nearest_name(name, known)}, which this version "
                 "does not know; update siglip2-cache"
             )
-    names = ("cache", "student", "teacher_text", "image_tower")
+    names = ("cache", "student", "teacher_text", "image_tower", "corpus_roots")
     given = {name: getattr(config, name) for name in names}
-    moved = {name: value for name, value in given.items() if value is not None}
+    moved = {name: value for name, value in given.items() if value}
     return replace(
         make_config(None, {**settings, **moved}),
         compile=False,

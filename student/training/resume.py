@@ -110,6 +110,11 @@ def begin_or_resume(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]
         for name, (was, now) in changes.items()
         if name in _CHANGE_TRAINING
     ]
+    if "pixels" in changes:
+        lines.append(
+            "the rest of this epoch is drawn in another order, so some of its images are shown twice and "
+            f"others not; --pixels {changes['pixels'][0]} keeps the order"
+        )
     if undone is not None:
         lines.append(
             f"the decay to step {saved_steps[-1]:,} is undone: the training goes on after step {done:,}"

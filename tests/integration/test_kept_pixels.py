@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from siglip2_cache.store.io.location import Location, parse_location
 from siglip2_cache.store.verify.verify import verify_cache
 from siglip2_cache.student.config_file import make_config
 from siglip2_cache.student.data.catalog_index import ImageLookup
+from siglip2_cache.student.data.kept_pixels import choose_pixels
 from siglip2_cache.student.data.read_corpus import read_corpus
 from siglip2_cache.student.evaluation.compare import EvalConfig
 from siglip2_cache.student.runtimes import from_run
@@ -554,6 +556,11 @@ def test_a_training_reads_kept_pixels_and_needs_no_corpus(
     said = train_of(cache, tiny_student, tmp_path / "kept")
     assert any(", from kept pixels, on cpu" in line for line in said)
     assert "pixels: kept" in (tmp_path / "kept" / "config.yaml").read_text()
+    said = train_of(cache, tiny_student, tmp_path / "corpus-run", pixels="kept")
+    assert said[1] == (
+        "the rest of this epoch is drawn in another order, so some of its images are shown twice and others "
+        "not; --pixels corpus keeps the order"
+    )
     evaluations = [
         json.loads((tmp_path / run / "evaluation.json").read_text())
         for run in ("kept", "corpus-run")
@@ -608,3 +615,22 @@ def test_kept_pixels_that_do_not_do_are_refused_or_left_for_the_corpus(
         train_of(cache, tiny_student, tmp_path / "b", pixels="kept")
     with pytest.raises(SettingError, match="pixels 'both' is not one of auto, corpus, kept"):
         train_of(cache, tiny_student, tmp_path / "b", pixels="both")
+
+
+def test_the_corpus_is_read_where_some_images_could_not_be_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("siglip2_cache.student.data.kept_pixels.view_pixels", lambda _: 32)
+    unit = SimpleNamespace(rejected={3: "no such file", 12: "rejected by the teacher too"})
+    kept = SimpleNamespace(settings=SimpleNamespace(short_side=64), units={0: unit})
+    cache: Any = SimpleNamespace(root="C", shard_rows=16, kept_pixels=lambda: kept)
+    corpus: Any = SimpleNamespace(rows_N=np.arange(10))
+    checkpoint: Any = SimpleNamespace(image=None)
+    assert choose_pixels(cache, corpus, checkpoint, "auto") == (
+        None,
+        "the corpus is read: the pixels of 1 images could not be kept (first: row 3); run siglip2-cache "
+        "build with --retry-rejected, or use --pixels kept to train without them",
+    )
+    assert choose_pixels(cache, corpus, checkpoint, "kept") == (kept, None)
+    del unit.rejected[3]
+    assert choose_pixels(cache, corpus, checkpoint, "auto") == (kept, None)

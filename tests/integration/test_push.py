@@ -132,8 +132,26 @@ def test_a_folder_that_does_not_compute_the_same_is_not_pushed(
 
     monkeypatch.setattr(export, "_write_model", write_wrong)
     line = error_line(*command("export", "model", run, tmp_path / "out", "--push", REPO))
-    assert "does not compute what the training has: a cosine of text embeddings is " in line
-    assert hub.files == {}
+    assert line.startswith(
+        f"the export of {run} does not compute what the training has: a cosine of text embeddings is "
+    )
+    assert (list(tmp_path.iterdir()), hub.files) == ([], {})
+
+
+def test_the_check_reads_a_corpus_that_has_moved(
+    run: Path, hub: Hub, tmp_path: Path, command: Command
+) -> None:
+    corpus = run.parent / "corpus"
+    moved = corpus.rename(tmp_path / "elsewhere")
+    try:
+        words = ("export", "model", run, tmp_path / "out", "--push", REPO)
+        assert "add --corpus-root OLD=NEW" in error_line(*command(*words))
+        assert hub.files == {}
+        status, _, err = command(*words, "--corpus-root", f"{corpus}={moved}")
+        assert (status, err) == (0, ""), err
+        assert hub.files.keys() == {REPO}
+    finally:
+        moved.rename(corpus)
 
 
 def test_a_hub_that_refuses_leaves_the_folder_and_one_line(

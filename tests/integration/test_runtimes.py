@@ -383,15 +383,18 @@ def test_naflex_is_refused_for_transformers_js(naflex_checkpoint: Path, tmp_path
         *(
             (
                 arguments,
-                "--precision, --check, --teacher, --samples, --corpus-root and --decode-workers go with "
-                "--to; name a runtime",
+                "--precision, --check, --teacher, --samples and --decode-workers go with --to; name a "
+                "runtime",
             )
             for arguments in (
                 ["--check", "C"],
                 ["--samples", "9"],
-                ["--corpus-root", "a=b"],
                 ["--decode-workers", "0"],
             )
+        ),
+        (
+            ["--corpus-root", "a=b"],
+            "--corpus-root is for the check of --to and --push; leave it out, or add one",
         ),
         (
             ["--to", "onnx"],

@@ -30,6 +30,7 @@ _READ_LATE = (
     "AWS_",
     "KMP_",  # set as scikit-learn is imported, read by an OpenMP that is not torch's
     "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
     "MASTER_",
     "PYTEST_",
     "RANK",

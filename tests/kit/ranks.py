@@ -29,6 +29,7 @@ def two_trainings(*arguments: object) -> Generator[list[Process]]:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     both = {
         "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # as torchrun says it: the store is there

@@ -11,6 +11,7 @@ from siglip2_cache.student.launch import Launch, RaisedElsewhere, find_launch, r
 from siglip2_cache.student.training.resolve import device_of
 
 MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+LOCAL = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
 
 @pytest.mark.parametrize(
@@ -23,10 +24,6 @@ MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
         (
             {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", **MASTER},
             Launch(rank=3, world_size=4, local_rank=1, local_world_size=2),
-        ),
-        (
-            {"WORLD_SIZE": "4", "RANK": "0", **MASTER},
-            Launch(rank=0, world_size=4, local_rank=0, local_world_size=4),
         ),
     ],
 )
@@ -48,7 +45,15 @@ def test_a_process_is_alone_or_one_of_several(environ: dict[str, str], expected:
             "WORLD_SIZE is 2 and MASTER_PORT is not set; start ",
         ),
         (
-            {"WORLD_SIZE": "2", "RANK": "2", **MASTER},
+            {"WORLD_SIZE": "2", "RANK": "0", **MASTER},
+            "WORLD_SIZE is 2 and LOCAL_RANK is not set; start ",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", **MASTER},
+            "WORLD_SIZE is 2 and LOCAL_WORLD_SIZE is not set; start ",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "2", **MASTER, **LOCAL},
             "RANK is 2, which must be below WORLD_SIZE 2; start ",
         ),
         (
@@ -56,7 +61,10 @@ def test_a_process_is_alone_or_one_of_several(environ: dict[str, str], expected:
             "WORLD_SIZE is 'two', which is not a number; start the processes with torchrun, or "
             "unset it",
         ),
-        ({"WORLD_SIZE": "2", "RANK": "-1", **MASTER}, "RANK is '-1', which is not a number"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "-1", **MASTER, **LOCAL},
+            "RANK is '-1', which is not a number",
+        ),
     ],
 )
 def test_variables_that_are_set_by_halves_are_refused_with_what_is_missing(
