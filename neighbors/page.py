@@ -55,7 +55,8 @@ def refuse_unwritable(path: Path) -> None:
     """Check that a page can be written to a path; call it before the work.
 
     Raises:
-        SettingError: the folder does not exist or is not writable, or the path is a folder.
+        SettingError: the folder does not exist or is not writable, or the path is a folder, a device or
+            anything else that is no regular file.
     """
     folder = path.parent
     if not folder.is_dir():
@@ -64,6 +65,8 @@ def refuse_unwritable(path: Path) -> None:
         )
     if path.is_dir():
         raise SettingError(f"cannot write the page {path}: it is a folder; name a file in it")
+    if path.exists() and not path.is_file():  # a device or a pipe, which would be replaced
+        raise SettingError(f"cannot write the page {path}: it is not a regular file; name another")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise _not_writable(path)
 

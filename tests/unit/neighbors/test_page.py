@@ -295,10 +295,17 @@ def test_a_place_for_no_page_is_refused_before_the_work(
         tmp_path / "no" / "p.html"
     )
     assert "it is a folder; name a file in it" in message_of(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        assert f"{name}: it is not a regular file; name another" in message_of(tmp_path / name)
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     assert f"the folder {tmp_path} is not writable" in message_of(tmp_path / "p.html")
     monkeypatch.undo()
     refuse_unwritable(tmp_path / "p.html")
+    (tmp_path / "p.html").touch()
+    (tmp_path / "page").symlink_to("p.html")
+    refuse_unwritable(tmp_path / "page")
 
 
 def test_names_that_are_not_utf_8_do_not_break_the_page(
