@@ -89,7 +89,7 @@ def _make(config: FullReportConfig, progress: TaskProgress) -> FullReport:
     else:
         cache, names = opened
         embedded = _embed(run, settings, cache, names[0], config, progress, notes)
-        sections += _student_sections(run, cache, config, embedded)
+        sections += _student_sections(run, settings, cache, config, embedded)
         sections += _cache_sections(cache, names, config, progress)
     return FullReport(
         title=config.run.resolve().name,
@@ -130,12 +130,18 @@ def _open_cache(
 
 
 def _student_sections(
-    run: RunFiles, cache: Cache, config: FullReportConfig, embedded: Embedded | None
+    run: RunFiles,
+    settings: dict[str, Any],
+    cache: Cache,
+    config: FullReportConfig,
+    embedded: Embedded | None,
 ) -> Iterator[Section]:
     """Yield where the student stands and where it fails, as far as there are a model and images."""
     evaluation = run.read_evaluation()
-    is_of_run = config.cache is None and config.split == "val" and "after" in evaluation
-    if is_of_run:
+    teacher = settings.get("teacher")
+    first = next(iter(teacher)) if isinstance(teacher, dict) else teacher  # of those with weights
+    is_of_run = config.cache is None and config.teacher in (None, first)
+    if is_of_run and config.split == "val" and "after" in evaluation:
         yield _written(evaluation, embedded)
     elif embedded is not None:
         found = compare(embedded, seed=config.seed).found

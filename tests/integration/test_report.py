@@ -1,6 +1,7 @@
 """``siglip2-cache report``: a cache and a trained student, as a user reports on them."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from kit.browser import Page, chromium_page, find_chromium
 from kit.commands import error_line
+from kit.reports import build_cache
 from kit.trainings import make_cache, train_of
 
 Command = Callable[..., tuple[int, str, str]]
@@ -68,6 +70,28 @@ def test_another_cache_is_evaluated_anew(command: Command, run: Path) -> None:
     status, out, _ = command("eval", run / "model", cache, "--split", "all", "--samples", 20, *CPU)
     assert status == 0
     assert f"{numbers['evaluation']['columns']['student']['image_cosine']:.4f}" in out
+
+
+def test_a_teacher_other_than_that_of_the_run_is_evaluated_anew(
+    command: Command, run: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    for name in ("run", "cache"):
+        shutil.copytree(run.parent / name, tmp_path / name)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(run.parent), str(tmp_path)))
+    build_cache(
+        run.parent / "corpus",
+        tmp_path / "cache",
+        tiny_checkpoint,
+        num_views=2,
+        shard_rows=16,
+        teacher_name="second",
+    )
+    stored = ["teacher", "student before", "student after"]
+    for teacher, columns in (("tiny", stored), ("second", ["teacher", "student"])):
+        numbers = reported(command, tmp_path / "run", "--teacher", teacher)
+        assert list(numbers["evaluation"]["columns"]) == columns
+        assert list(numbers["teachers"]) == [teacher]
 
 
 @pytest.mark.parametrize("width", [1400, 360])
