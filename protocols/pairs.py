@@ -88,16 +88,16 @@ def make_pairs(
         return found
 
     langs = sorted({x.lang for sample in samples for x in sample.captions}, key=_none_last)
-    pairs = {
-        (image, number(caption.text)): langs.index(caption.lang)
+    pairs = dict.fromkeys(
+        (image, number(caption.text), langs.index(caption.lang))
         for image, sample in enumerate(samples)
         for caption in sample.captions
-    }
+    )
     lines = [(number(prompt.text), prompt.label, prompt.lang) for prompt in prompts]
     schema: dict[str, Any] = {"text_row": pl.Int64, "label": pl.String, "lang": pl.String}
     table = pl.DataFrame(lines, schema, orient="row").unique(maintain_order=True)
     prompt_Q, classes = class_fields([sample.label for sample in samples], table)
-    image_P, text_P = np.array(list(pairs), np.int64).reshape(-1, 2).T
+    image_P, text_P, lang_P = np.array(list(pairs), np.int64).reshape(-1, 3).T
     return Pairs(
         refs=[ImageRef(row, place_of(sample, root), ()) for row, sample in enumerate(samples)],
         texts=texts,
@@ -105,7 +105,7 @@ def make_pairs(
             picture_N=np.arange(len(samples)),
             image_P=image_P,
             text_P=text_P,
-            lang_P=np.array(list(pairs.values()), np.int32),
+            lang_P=lang_P.astype(np.int32),
             langs=tuple(langs),
             prompt_Q=prompt_Q,
             **classes,

@@ -28,7 +28,7 @@ class EvalSet:
     """(N,) equal for images of one picture."""
 
     image_P: NDArray[np.int64]
-    """(P,) the image of each pair."""
+    """(P,) the image of each pair. A pair is repeated in each of its languages."""
 
     text_P: NDArray[np.int64]
     """(P,) the text of each pair."""
@@ -74,9 +74,16 @@ class EvalSet:
         """Return the positions of the captions in text_rows_M, ascending."""
         return np.unique(self.text_P)
 
-    def shares(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        """Return image, text and weight of each pair, once; the weights of a text add up to 1."""
-        pairs = np.unique(np.stack([self.image_P, self.text_P]), axis=1)
+    def shares(
+        self, is_of_P: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Return image, text and weight of each pair, once; the weights of a text add up to 1.
+
+        Args:
+            is_of_P: which pairs to take; None: all.
+        """
+        pairs = np.stack([self.image_P, self.text_P])
+        pairs = np.unique(pairs if is_of_P is None else pairs[:, is_of_P], axis=1)
         return pairs[0], pairs[1], 1 / np.bincount(pairs[1])[pairs[1]]
 
 

@@ -133,15 +133,16 @@ def _retrieval(
     if not has_texts(texts_MD[eval_set.text_P]):
         return None
 
-    def rates(path: tuple[str, ...], images_N: Ints, is_of_P: NDArray[np.bool_]) -> dict[str, Any]:
-        image_P, text_P = eval_set.image_P[is_of_P], eval_set.text_P[is_of_P]
+    def rates(
+        path: tuple[str, ...], images_N: Ints, is_of_P: NDArray[np.bool_] | None
+    ) -> dict[str, Any]:
+        # A caption of several images is a query of each of them, in equal shares.
+        image_P, text_P, share_P = eval_set.shares(is_of_P)
         own_P = np.searchsorted(images_N, image_P).astype(np.int64)
         found = retrieval(
             images_ND[images_N], texts_MD, own_P, text_P, eval_set.picture_N[images_N]
         )
-        # A caption of several images is a query of each of them, in equal shares.
         query_P = np.searchsorted(found.text_M, text_P)
-        share_P = 1 / np.bincount(query_P)[query_P]
         for k in CUTOFFS:
             for_images, for_texts = ((*path, way, str(k)) for way in _WAYS)
             figures.add_mean(for_images, images_N[found.image_Q], found.to_text_Q < k)
@@ -158,9 +159,8 @@ def _retrieval(
         for way in _WAYS:
             target = ("retrieval", "macro_mean", way)
             _add_macro_mean(figures, languages, "retrieval", way, target, CUTOFFS)
-    every_N, every_P = np.arange(len(images_ND)), np.ones(len(eval_set.image_P), np.bool_)
     return {
-        "all": rates(("retrieval", "all"), every_N, every_P),
+        "all": rates(("retrieval", "all"), np.arange(len(images_ND)), None),
         "languages": languages,
         "macro_mean": {
             way: macro_mean({lang: found[way] for lang, found in languages.items()})

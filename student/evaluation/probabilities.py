@@ -73,7 +73,7 @@ def calibration_of_half(
     """Return the calibration error of own pairs and as many random others; None without logits."""
     if subject.logit is None:
         return None
-    own = (eval_set.image_P, eval_set.text_P)
+    own = eval_set.shares()[:2]
     other = other_pairs(*own, eval_set.picture_N, seed=seed)
     scale, bias = subject.logit
     image_P, text_P = (np.concatenate(sides) for sides in zip(own, other, strict=True))

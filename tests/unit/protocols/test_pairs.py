@@ -35,6 +35,14 @@ def test_equal_texts_are_one_and_pairs_keep_their_languages(tmp_path: Path) -> N
     assert not eval_set.has_prompts
 
 
+def test_a_caption_that_is_equal_in_two_languages_is_a_pair_of_both(tmp_path: Path) -> None:
+    samples = [sample("a.png", Caption("Taxi", "en"), Caption("TAXI", "de"), Caption("taxi", "en"))]
+    found = make_pairs(samples, tmp_path, [], str.lower)
+    assert (found.texts, found.eval_set.langs) == (["Taxi"], ("de", "en"))
+    assert sorted(found.eval_set.lang_P.tolist()) == [0, 1]
+    assert found.eval_set.image_P.tolist() == found.eval_set.text_P.tolist() == [0, 0]
+
+
 def test_labels_have_the_class_of_their_prompts_and_others_have_none(tmp_path: Path) -> None:
     samples = [sample(f"{i}.png", label=label) for i, label in enumerate(("cat", None, "Dog", "x"))]
     prompts = [

@@ -79,6 +79,23 @@ def test_a_language_has_its_own_queries_and_gallery_and_weighs_as_much_as_anothe
     assert found["macro_mean"]["image_to_text"]["1"] == 0.5
 
 
+def test_a_pair_of_two_languages_counts_in_both_and_once_among_all() -> None:
+    model = embeddings(unit_rows(0, (4, 6)), unit_rows(1, (7, 6)))
+    once = evaluate(model, model, eval_set())
+    twice = eval_set(
+        image_P=np.array([0, 0, 0, 1, 2, 3]),
+        text_P=np.array([0, 1, 1, 1, 2, 3]),
+        lang_P=np.array([0, 0, 1, 1, 0, 2], np.int32),
+    )
+    found = evaluate(model, model, twice)
+    assert found["retrieval"]["languages"]["de"]["texts"] == 3
+    assert found["retrieval"]["all"] == once["retrieval"]["all"]
+    assert found["calibration_error"] == once["calibration_error"]
+    intervals, expected = found["intervals"], once["intervals"]
+    assert intervals["retrieval"]["all"] == expected["retrieval"]["all"]
+    assert intervals["calibration_error"] == expected["calibration_error"]
+
+
 def test_prompts_without_language_speak_in_every_one() -> None:
     images = np.array([[1, 0], [0, 1], [0, 1], [1, 0]], np.float32)
     texts = np.zeros((7, 2), np.float32)
