@@ -13,9 +13,11 @@ from typing import Literal, TypeVar
 import numpy as np
 import polars as pl
 from PIL import Image
+from upath import UPath
 
 from ..cores import num_cores
-from ..errors import SettingError
+from ..errors import SettingError, StorageError
+from ..formatting import first_line
 from ..images.augment import augment
 from ..images.catalog_refs import image_refs, stored_boxes
 from ..images.image import ImageRef
@@ -72,8 +74,9 @@ def make_thumbnails(
     """Return a thumbnail of each picture; repeated pictures are read once.
 
     Every file is read once, every row group of a Parquet file in one pass; an image whose file cannot be read
-    is taken from the kept pixels, if there are any. Memory holds the thumbnails
-    (about 5 KB each at 192 pixels) and one whole picture a thread.
+    is taken from the kept pixels, if there are any. Once an object store does not respond or has no
+    credentials, no further image is requested. Memory holds the thumbnails (about 5 KB each at 192 pixels)
+    and one whole picture a thread.
 
     Args:
         cache: has the rows.
@@ -84,6 +87,7 @@ def make_thumbnails(
     Raises:
         SettingError: the cache lacks a teacher or a view.
         DamagedCacheError: the record of what a teacher saw is damaged.
+        StorageError: the object store of the cache itself does not respond.
     """
     wanted = set(pictures)
     views: defaultdict[int, list[int]] = defaultdict(list)
@@ -253,12 +257,25 @@ def _encoded(image: Image.Image, side: int, operations: Augmentation) -> Thumbna
 
 
 def _with_bytes(refs: Sequence[ImageRef]) -> Iterator[ImageRef]:
-    """Yield the references in order; images in Parquet files or object stores come with their bytes."""
+    """Yield the references; images in Parquet files or object stores come with their bytes or a fault.
+
+    After the first image whose store cannot be used, all that are left in object stores have that fault.
+    """
     rows = prefetch_parquet(((None, [ref]) for ref in refs), max_bytes=_READ_AHEAD_BYTES)
     read = prefetch_remote(rows, max_bytes=_READ_AHEAD_BYTES, max_batches=REQUESTS)
-    with contextlib.closing(rows), contextlib.closing(read):
-        for _, [ref] in read:
-            yield ref
+    num_read = 0
+    try:
+        with contextlib.closing(rows), contextlib.closing(read):
+            for _, [ref] in read:
+                num_read += 1
+                yield ref
+    except (StorageError, SettingError) as error:
+        left = refs[num_read:]
+        fault = first_line(error)
+        for ref in left:
+            if isinstance(ref.location.path, UPath):
+                yield replace(ref, fault=fault)
+        yield from _with_bytes([x for x in left if not isinstance(x.location.path, UPath)])
 
 
 def _in_threads(

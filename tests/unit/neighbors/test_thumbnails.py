@@ -312,6 +312,45 @@ def test_pictures_in_an_object_store_are_fetched_and_shown(
     }
 
 
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (ConnectionResetError("reset"), "is unreachable: reset"),
+        (type("NoCredentialsError", (Exception,), {})("none"), "no credentials for "),
+    ],
+    ids=["away", "without credentials"],
+)
+def test_pictures_of_a_store_that_cannot_be_used_are_taken_from_the_kept_pixels(
+    answer: Exception,
+    reason: str,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("siglip2_cache.store.io.requests._WAITS_S", (0.0,))
+    corpus = write_folder_corpus(tmp_path / "corpus", 5)
+    plain = build_cache(corpus, tmp_path / "plain", tiny_checkpoint)
+    kept = build_cache(corpus, tmp_path / "kept", tiny_checkpoint, keep_pixels=32)
+    mine = tmp_path / "mine.png"
+    draw_image(7).save(mine)
+
+    def refuse(method: str, path: str) -> None:
+        if not path.endswith("img000.png"):
+            raise answer
+
+    with memory_bucket() as bucket:
+        roots = {str(corpus): bucket.put_folder(corpus, "c")}
+        bucket.before = refuse
+        without, found = (
+            make(Cache(cache.root, corpus_roots=roots), *((row, 0) for row in range(5)), mine)
+            for cache in (plain, kept)
+        )
+    assert all(thumbnail.state == "sound" and thumbnail.data for thumbnail in found.values())
+    read = {picture for picture, thumbnail in without.items() if thumbnail.data}
+    assert read == {(0, 0), mine}
+    assert all(reason in without[row, 0].reason for row in range(1, 5))
+
+
 def test_a_picture_that_takes_for_ever_is_shown_as_unreadable(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
