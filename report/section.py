@@ -72,6 +72,8 @@ def section_lines(section: Section) -> Iterator[str]:
     for table in section.tables:
         yield f"  {table.heading}"
         rows = [[one_line(cell)[:60] for cell in row] for row in table.rows]
-        yield from (
-            f"    {line}" for line in aligned(rows[: _MOST_ROWS + 1] if table.shares else rows)
-        )
+        shown = rows[: _MOST_ROWS + 1] if table.shares else rows
+        yield from (f"    {line}" for line in aligned(shown))
+        num_more = table.num_more + len(rows) - len(shown)
+        if num_more:
+            yield f"    {num_more:,} more"

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from siglip2_cache.errors import NotACacheError, SettingError
 from siglip2_cache.report.config import FullReportConfig
 from siglip2_cache.report.page import write_report
 from siglip2_cache.report.report import FullReport, find_run, make_report
-from siglip2_cache.report.section import section_lines
+from siglip2_cache.report.section import Section, count_table, section_lines
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=http://x.org/a.png onerror=alert(1)> $\\frac{$"
@@ -106,6 +107,18 @@ def test_the_terminal_has_the_same_in_words(found: FullReport) -> None:
     assert "equal bytes           1 copy among 11 images" in words
     assert re.search(r"own captions +probability [\d.e-]+ \(median\); \d+ of 17 pairs", words)
     assert "\x1b" not in words
+
+
+def test_the_terminal_says_how_many_rows_of_a_table_it_leaves_out() -> None:
+    counts = {f"language {i}": 1 for i in range(50)}
+    for most in (5, 20):
+        table = count_table("Captions", "code", counts, most=most)
+        lines = list(section_lines(Section(name="n", title="t", tables=[table])))
+        assert lines[-1] == f"    {50 - min(most, 12)} more"
+        assert sum("language " in line for line in lines) == min(most, 12)
+    table = count_table("Captions", "code", counts, most=50)
+    whole = Section(name="n", title="t", tables=[replace(table, shares=())])
+    assert not any("more" in line for line in section_lines(whole))
 
 
 def test_the_page_asks_for_nothing_and_nothing_of_the_corpus_is_markup(
