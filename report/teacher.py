@@ -193,8 +193,9 @@ def _least_likely(
         return []
     logit = embedded.logit
     assert logit is not None
-    cosine_PM = embedded.images_ND[image_P] @ np.nan_to_num(embedded.texts_MD).T
-    best_P = cosine_PM.argmax(axis=1)
+    with np.errstate(invalid="ignore"):
+        cosine_PM = embedded.images_ND[image_P] @ embedded.texts_MD.T
+    best_P = np.nan_to_num(cosine_PM, nan=-np.inf).argmax(axis=1)
     images = image_items(cache, rows_N[image_P].tolist())
     texts = text_items(cache, text_rows_M[np.concatenate([text_P, best_P])].tolist())
     groups: list[Group] = []

@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from kit.evaluations import embeddings
 from kit.fakes import draw_image, write_table_corpus
 from kit.reports import build_cache
+from numpy.typing import NDArray
 
 from siglip2_cache.errors import NotACacheError, SettingError
 from siglip2_cache.report.config import FullReportConfig
 from siglip2_cache.report.page import write_report
 from siglip2_cache.report.report import FullReport, find_run, make_report
 from siglip2_cache.report.section import Section, count_table, section_lines
+from siglip2_cache.store.cache import Cache
+from siglip2_cache.student.evaluation.embeddings import Embeddings
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=http://x.org/a.png onerror=alert(1)> $\\frac{$"
@@ -119,6 +123,22 @@ def test_the_terminal_says_how_many_rows_of_a_table_it_leaves_out() -> None:
     table = count_table("Captions", "code", counts, most=50)
     whole = Section(name="n", title="t", tables=[replace(table, shares=())])
     assert not any("more" in line for line in section_lines(whole))
+
+
+def test_a_text_without_an_embedding_is_nearest_to_no_image(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opposite(
+        _: Cache, teacher: str, rows_N: NDArray[np.int64], text_rows_M: NDArray[np.int64]
+    ) -> Embeddings:
+        images, texts = np.tile([1, 0], (len(rows_N), 1)), np.tile([-1.0, 0], (len(text_rows_M), 1))
+        texts[0] = np.nan
+        return embeddings(images.astype(np.float32), texts.astype(np.float32))
+
+    monkeypatch.setattr("siglip2_cache.report.teacher.teacher_embeddings", opposite)
+    groups = make_report(FullReportConfig(cache=cache)).sections[1].groups
+    assert groups
+    assert {item.cosine for group in groups for item in group.items} == {-1.0}
 
 
 def test_the_page_asks_for_nothing_and_nothing_of_the_corpus_is_markup(
