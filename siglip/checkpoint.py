@@ -22,6 +22,7 @@ from .image import ImageRecipe, NaflexRecipe, check_max_num_patches, read_image_
 from .text_settings import read_text_settings
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+_NUMPY_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _HUB_FILES = ["*.json", "*.safetensors", "spiece.model", "tokenizer.model"]
 
 
@@ -190,6 +191,9 @@ def logit_scale_and_bias(checkpoint: Checkpoint) -> tuple[float, float]:
     """Return the stored logit scale, a *logarithm* of about 4.75, and logit bias, about -16.8.
 
     A logit is ``exp(logit_scale) * cosine + logit_bias``. No model is loaded.
+
+    Raises:
+        CheckpointError: a weight file is damaged, or one of the two is missing or of another dtype.
     """
     import numpy as np
 
@@ -201,10 +205,15 @@ def logit_scale_and_bias(checkpoint: Checkpoint) -> tuple[float, float]:
             with path.open("rb") as file:
                 file.seek(data_start + start)
                 raw = file.read(end - start)
-            if header[name]["dtype"] == "BF16":  # the upper half of a float32
-                number = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
-            else:
-                number = np.frombuffer(raw, {"F16": "<f2"}.get(header[name]["dtype"], "<f4"))
+            dtype = header[name]["dtype"]
+            if dtype not in _NUMPY_DTYPES:
+                raise CheckpointError(
+                    f"{path} stores {name} as {dtype}, expected one of {', '.join(_NUMPY_DTYPES)}; "
+                    "convert it to float32, and save the weights again"
+                )
+            number = np.frombuffer(raw, _NUMPY_DTYPES[dtype])
+            if dtype == "BF16":  # the upper half of a float32
+                number = (number.astype("<u4") << 16).view("<f4")
             values[name] = float(number[0])
     missing = sorted({"logit_scale", "logit_bias"} - values.keys())
     if missing:

@@ -287,6 +287,25 @@ def test_scale_and_bias_in_half_precision_are_decoded(folder: Path, dtype: torch
     assert logit_scale_and_bias(resolve_checkpoint(str(folder))) == expected
 
 
+def test_scale_and_bias_of_another_dtype_than_the_weights_are_decoded_or_refused(
+    folder: Path,
+) -> None:
+    weights = weights_of(folder)
+    for name in ("logit_scale", "logit_bias"):
+        weights[name] = weights[name].double()
+    save_file(weights, folder / "model.safetensors")
+    checkpoint = resolve_checkpoint(str(folder))
+    assert logit_scale_and_bias(checkpoint) == pytest.approx((4.75, -16.8))
+    weights["logit_bias"] = weights["logit_bias"].long()
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(
+        CheckpointError,
+        match=r"model\.safetensors stores logit_bias as I64, expected one of F64, F32, F16, BF16; "
+        r"convert it to float32, and save the weights again$",
+    ):
+        logit_scale_and_bias(checkpoint)
+
+
 def test_sharded_weights_are_read_whole(folder: Path) -> None:
     weights = weights_of(folder)
     identity = checkpoint_identity(resolve_checkpoint(str(folder)), compute_dtype="float32")
