@@ -65,7 +65,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a checkpoint, sorted by name.
 
     Raises:
-        CheckpointError: files are missing.
+        CheckpointError: files are missing, or the index names none.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
@@ -75,7 +75,11 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} has no model.safetensors; save the weights with "
             "model.save_pretrained(folder) (pickled .bin weights are not read)"
         )
-    files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map, or an empty one; download it again")
+    names = cast("dict[str, str]", weight_map).values()
+    files = [folder / name for name in sorted(set(names))]
     for path in files:
         if not path.is_file():
             raise CheckpointError(f"{index} names {path.name}, which is missing; download it again")

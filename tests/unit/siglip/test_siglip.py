@@ -329,6 +329,17 @@ def test_sharded_weights_are_read_whole(folder: Path) -> None:
         resolve_checkpoint(str(folder))
 
 
+@pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": None}])
+def test_an_index_that_names_no_file_is_refused(folder: Path, index: dict[str, Any]) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        CheckpointError,
+        match=r"index\.json has no weight_map, or an empty one; download it again$",
+    ):
+        resolve_checkpoint(str(folder))
+
+
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: t.clone() for name, t in load_file(folder / "model.safetensors").items()}
 
