@@ -39,6 +39,18 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG200
 
 _SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation. ImageOps.exif_transpose also writes the EXIF anew,
+and fails where a tag that does not matter here is malformed."""
+
 _HAS_LARGE_TEXT = re.compile("MAX_TEXT_(CHUNK|MEMORY)")
 """In Pillow's error for a PNG whose texts or profile exceed its limits."""
 
@@ -273,8 +285,10 @@ def _decode_as_it_is(
                 full = _upright(image, image.size)
                 image.draft(None, _upright(image, smallest(full)))
             _load(image)
-            ImageOps.exif_transpose(image, in_place=True)
             upright = _to_rgb(image)
+            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            if turn is not None:
+                upright = upright.transpose(turn)
             if on_white and upright.info.get("transparency") is not None:
                 upright = _on_white(upright)
             return upright, full or upright.size

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -59,6 +61,26 @@ def test_exif_orientation_is_applied(orientation: int, expected: list[tuple[int,
     image = decode_rgb(encode(quadrants(8, 6), exif=exif))
     assert corners(image) == expected
     assert image.size == ((8, 6) if orientation < 5 else (6, 8))
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind", "count", "value"),
+    [
+        pytest.param(0x0100, 2, 2, b"8", id="width as text"),
+        pytest.param(0x0101, 9, 1, b"\xff\xff\xff\xff", id="negative height"),
+        pytest.param(0x011A, 2, 3, b"72", id="resolution as text"),
+        pytest.param(0x0213, 2, 2, b"1", id="position of colours as text"),
+    ],
+)
+def test_an_image_with_a_malformed_exif_tag_is_turned_too(
+    tag: int, kind: int, count: int, value: bytes
+) -> None:
+    entries = sorted([(tag, kind, count, value), (0x0112, 3, 1, b"\x06\0")])
+    exif = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    exif += b"".join(struct.pack("<HHI4s", *entry) for entry in entries) + bytes(4)
+    image = decode_rgb(encode(quadrants(8, 6), exif=exif))
+    assert image.size == (6, 8)
+    assert corners(image) == [BLUE, RED, WHITE, GREEN]
 
 
 @pytest.mark.parametrize(
@@ -239,8 +261,6 @@ def test_thin_pictures_have_views_too(size: tuple[int, int]) -> None:
 
 def _png(width: int, height: int, *, depth: int, color: int, raw: bytes) -> bytes:
     """A PNG made by hand."""
-    import struct
-    import zlib
 
     def chunk(name: bytes, data: bytes) -> bytes:
         body = name + data
