@@ -6,8 +6,8 @@ Each kind of image (also in docs/reference/format.md):
 - Gray, palette and CMYK images are converted to RGB by ``convert`` of Pillow, which drops an alpha
   channel, as ``transformers.image_utils.load_image`` does.
 - A transparent colour (GIF, tRNS of PNG) is kept, or becomes white if the processor of the model does so.
-- 16-bit gray images keep the high byte (Pillow alone would clip them to white). Other integer and
-  floating-point images have no defined range and are rejected.
+- 16-bit gray images keep the high byte (Pillow alone would clip them to white), 12-bit ones the high 8
+  bits. Other integer and floating-point images have no defined range and are rejected.
 - Animations: the first frame.
 - Damaged images are rejected if Pillow or libtiff detects the damage.
 
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from ..store.format.views import ViewBox, pixel_box
 from . import libtiff, png
@@ -323,8 +324,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     # Pillow opens a PGM of more than 8 bits as I, scaled to 0..65535.
     if image.mode in _SIXTEEN_BIT or (image.mode, image.format) == ("I", "PPM"):
-        high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return Image.fromarray(high_byte).convert("RGB")
+        bits, is_negative = 16, False
+        if isinstance(image, TiffImageFile):  # Pillow gives the values as they are stored
+            bits = image.tag_v2[BITSPERSAMPLE][0]
+            is_negative = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0  # WhiteIsZero
+        high_byte = (np.asarray(image).astype(np.uint16) >> (bits - 8)).astype(np.uint8)
+        return Image.fromarray(~high_byte if is_negative else high_byte).convert("RGB")
     if image.mode in ("I", "F"):
         raise PixelError(f"pixels of mode {image.mode} (32 bits a channel) have no defined range")
     return image.convert("RGB")

@@ -106,6 +106,21 @@ def test_sixteen_bit_tiffs_of_either_byte_order_keep_their_high_byte() -> None:
         assert image.getpixel((0, 0)) == (128, 128, 128)
 
 
+@pytest.mark.parametrize(
+    ("bits", "photometric", "data", "expected"),
+    [
+        pytest.param(12, 1, "fff801 00012f", [255, 128, 0, 18], id="12 bits"),
+        pytest.param(16, 1, "ffff 0180 0000 ff12", [255, 128, 0, 18], id="16 bits"),
+        pytest.param(16, 0, "0000 ff7f ffff 00ed", [255, 128, 0, 18], id="16 bits, white is 0"),
+    ],
+)
+def test_deep_gray_tiffs_keep_their_high_8_bits_with_black_as_0(
+    bits: int, photometric: int, data: str, expected: list[int]
+) -> None:
+    image = decode_rgb(_gray_tiff(4, 1, bits, photometric, bytes.fromhex(data)))
+    assert [image.getpixel((x, 0)) for x in range(4)] == [(gray,) * 3 for gray in expected]
+
+
 def test_sixteen_bits_a_colour_channel_become_eight() -> None:
     # Pillow cannot write such a PNG: header, one row of one pixel, filter byte 0.
     data = _png(1, 1, depth=16, color=2, raw=b"\0" + bytes.fromhex("80127fff00ff"))
@@ -269,3 +284,12 @@ def _png(width: int, height: int, *, depth: int, color: int, raw: bytes) -> byte
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     chunks = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def _gray_tiff(width: int, height: int, bits: int, photometric: int, raw: bytes) -> bytes:
+    """A TIFF made by hand: Pillow writes neither 12 bits nor WhiteIsZero."""
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 277: 1, 278: height}
+    tags |= {273: 8, 279: len(raw)}  # offset and length of the only strip
+    directory = struct.pack("<H", len(tags))
+    directory += b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    return struct.pack("<2sHI", b"II", 42, 8 + len(raw)) + raw + directory + bytes(4)
