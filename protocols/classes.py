@@ -6,8 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import SettingError
-from ..precompute.planning.prompt_files import read_labels, read_templates
-from ..precompute.planning.prompts import Label, Prompt, make_prompts, number_labels
+from ..precompute.planning.prompt_files import read_labels, read_templates, refuse_repeats
+from ..precompute.planning.prompts import (
+    Label,
+    Prompt,
+    class_positions,
+    make_prompts,
+    number_labels,
+)
 
 _TEMPLATES = Path(__file__).with_name("imagenet_templates.txt")
 """The 80 templates of CLIP for ImageNet. Source: OpenAI, Prompt_Engineering_for_ImageNet.ipynb."""
@@ -23,8 +29,8 @@ def prompts_for(
     Args:
         found: labels of the images, with repeats.
         labels: file of class names (read_labels). It may name the labels, number them from 0, or be a plain
-            list with one name for each label in sorted order, as lists of ImageNet's names are. None: the
-            labels are the names.
+            list with one name for each label in sorted order, as lists of ImageNet's names are; the last two
+            may repeat a name. None: the labels are the names.
         templates: file of templates; None: the 80 of CLIP.
 
     Raises:
@@ -51,13 +57,16 @@ def prompts_for(
 def _matched(names: Sequence[Label], classes: Sequence[str], file: Path) -> Sequence[Label]:
     """Return the names with the labels of the images."""
     names = number_labels(names, classes)
-    named = list(dict.fromkeys(name.label for name in names))
-    if set(named) & set(classes):
+    if {name.label for name in names} & set(classes):
+        refuse_repeats(names)
         return names
-    if len(named) != len(classes):
+    positions = class_positions(names)
+    if max(positions) + 1 != len(classes):
         raise SettingError(
-            f"{file} names {len(named):,} classes, none of them a label of the images, such as "
+            f"{file} names {max(positions) + 1:,} classes, none of them a label of the images, such as "
             f"{classes[0]!r}; as a list in sorted order it needs {len(classes):,} names"
         )
-    label_of = dict(zip(named, classes, strict=True))
-    return [replace(name, label=label_of[name.label]) for name in names]
+    return [
+        replace(name, label=classes[position])
+        for name, position in zip(names, positions, strict=True)
+    ]

@@ -75,10 +75,12 @@ def read_prompts(config: PlanConfig) -> Callable[[list[str]], tuple[Iterable[Pro
             return make_prompts(own, templates), ""
         numbered = number_labels(labels, corpus_labels)
         note = ""
-        if numbered is not labels:
+        if numbered is labels:
+            refuse_repeats(labels)
+        else:
             note = (
-                f"the corpus numbers the classes of {config.labels} from 0: 0 is "
-                f"{labels[0].name[:40]!r}, {len({x.label for x in labels}) - 1:,} is {labels[-1].name[:40]!r}"
+                f"the corpus numbers the classes of {config.labels} from 0: 0 is {labels[0].name[:40]!r}, "
+                f"{len({x.label for x in numbered}) - 1:,} is {labels[-1].name[:40]!r}"
             )
         return make_prompts(numbered, templates), note
 
@@ -90,15 +92,26 @@ def read_labels(path: str | Path) -> list[Label]:
 
     A .txt has one class a line. A .json is a list of names; an object of parallel lists by language, where
     the first list also names the classes; or an object by class, of names by language (or of one name).
-    Other tables have the columns label, name (default: the label) and lang.
+    Other tables have the columns label, name (default: the label) and lang. A plain list, without labels and
+    languages, may repeat a name.
 
     Raises:
         SourceError: the file is empty or malformed, or two lines name one class in one language.
     """
     path = Path(path)
     labels = [_label(entry) for entry in _entries(path, _labels_of_json, _labels_of_table)]
-    _refuse_duplicates("label", ((label.label, label.lang, label.place) for label in labels))
+    if any(label.label != label.name or label.lang is not None for label in labels):
+        refuse_repeats(labels)
     return labels
+
+
+def refuse_repeats(labels: Iterable[Label]) -> None:
+    """Check that each class has one name in a language, where labels are matched by their text.
+
+    Raises:
+        SourceError: two lines name one class in one language.
+    """
+    _refuse_duplicates("label", ((label.label, label.lang, label.place) for label in labels))
 
 
 def read_templates(path: str | Path) -> list[Template]:

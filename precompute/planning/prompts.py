@@ -7,6 +7,7 @@ Which name goes with which template:
 - Names in a language without a template make no prompts, unless a template has no language.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -49,19 +50,32 @@ class Prompt:
     text: str
 
 
+def class_positions(labels: Iterable[Label]) -> list[int]:
+    """Return the position in the file of each label's class, from 0.
+
+    In a plain list each line is a class, also if its name repeats.
+    """
+    positions: dict[tuple[str, int], int] = {}
+    counts: Counter[tuple[str, str | None]] = Counter()
+    found: list[int] = []
+    for label in labels:
+        counts[label.label, label.lang] += 1
+        which = label.label, counts[label.label, label.lang]
+        found.append(positions.setdefault(which, len(positions)))
+    return found
+
+
 def number_labels(labels: Sequence[Label], corpus_labels: Iterable[str]) -> Sequence[Label]:
     """Return the labels with their class's position in the file, from 0, if the corpus uses such numbers.
 
     The corpus does if all its labels are such numbers and none is a class of the file. Otherwise the
     labels are returned unchanged.
     """
-    classes = list(dict.fromkeys(label.label for label in labels))
-    numbers = {str(number): name for number, name in enumerate(classes)}
+    numbers = list(map(str, class_positions(labels)))
     found = set(corpus_labels)
-    if not found or found & set(classes) or not found <= numbers.keys():
+    if not found or found & {label.label for label in labels} or not found <= set(numbers):
         return labels
-    number_of = {name: number for number, name in numbers.items()}
-    return [replace(label, label=number_of[label.label]) for label in labels]
+    return [replace(label, label=number) for label, number in zip(labels, numbers, strict=True)]
 
 
 def make_prompts(labels: Iterable[Label], templates: Sequence[Template]) -> Iterator[Prompt]:

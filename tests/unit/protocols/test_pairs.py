@@ -202,6 +202,30 @@ def test_names_are_found_by_label_by_number_or_in_sorted_order(tmp_path: Path) -
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("names.txt", "crane\nowl\ncrane\ndog\n"), ("names.json", '["crane", "owl", "crane", "dog"]')],
+)
+@pytest.mark.parametrize("found", [["n1", "n2", "n3", "n4"], ["0", "1", "2", "3"]])
+def test_a_list_matched_by_position_may_repeat_a_name_and_its_labels_are_one_class(
+    tmp_path: Path, name: str, text: str, found: list[str]
+) -> None:
+    assert names_of(tmp_path, name, text, found) == dict(
+        zip(found, ["crane", "owl", "crane", "dog"], strict=True)
+    )
+    prompts = prompts_for(found, labels=tmp_path / name, templates=tmp_path / "templates.txt")
+    samples = [sample(f"{label}.png", label=label) for label in found]
+    eval_set = make_pairs(samples, tmp_path, prompts, str).eval_set
+    first, owl, second, dog = eval_set.label_N.tolist()
+    assert first == second
+    assert len({first, owl, dog}) == 3
+    assert sorted(eval_set.class_Q.tolist()) == sorted([first, owl, dog])
+    with pytest.raises(SourceError, match=r"label 'crane' is there twice: .* 1 and .* 3$"):
+        names_of(tmp_path, name, text, ["crane", "owl", "dog"])
+    with pytest.raises(SettingError, match=r"names 4 classes, none of them .* it needs 3 names"):
+        names_of(tmp_path, name, text, ["n1", "n2", "n3"])
+
+
 def test_names_that_fit_no_label_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"names 3 classes, none of them a label .* needs 2 "):
         names_of(tmp_path, "names.txt", "a\nb\nc\n", ["x", "y"])

@@ -913,6 +913,30 @@ def test_labels_that_are_numbers_are_places_in_the_list_of_names_or_are_told_of(
     assert ("of the corpus without a prompt" in said) == bool(unprompted)
 
 
+def test_a_list_of_names_may_repeat_one_where_labels_are_places_in_it(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("crane\nowl\ncrane\ndog\n")
+    (tmp_path / "templates.txt").write_text("a {}\n")
+    settings = {"labels": tmp_path / "names.txt", "templates": tmp_path / "templates.txt"}
+    rows = [{"image": f"{i}.jpg", "label": i} for i in range(4)]
+    source = write_table_corpus(tmp_path / "numbers", rows)
+    findings = plan(tmp_path / "cache", source, **settings).findings
+    assert [line[:2] for line in prompts(tmp_path / "cache")] == [
+        ("a crane", "0"),
+        ("a owl", "1"),
+        ("a crane", "2"),
+        ("a dog", "3"),
+    ]
+    assert "0 is 'crane', 3 is 'dog'" in "\n".join(finding_lines(findings, "info"))
+    source = write_table_corpus(tmp_path / "names", [{"image": "0.jpg", "label": "crane"}])
+    assert_refused(
+        tmp_path / "other",
+        source,
+        **settings,
+        match="label 'crane' is there twice",
+        error=SourceError,
+    )
+
+
 def test_templates_for_a_corpus_without_labels_are_refused(tmp_path: Path) -> None:
     source = write_table_corpus(tmp_path / "corpus", lines("a"))
     (tmp_path / "templates.txt").write_text("the {}")

@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 from siglip2_cache.errors import SourceError
-from siglip2_cache.precompute.planning.prompt_files import read_labels, read_templates
+from siglip2_cache.precompute.planning.prompt_files import (
+    read_labels,
+    read_templates,
+    refuse_repeats,
+)
 from siglip2_cache.precompute.planning.prompts import Label, Prompt, Template, make_prompts
 
 
@@ -82,7 +86,7 @@ def test_a_label_that_stands_twice_is_refused_with_both_places(
 ) -> None:
     path = put(tmp_path, name, content)
     with pytest.raises(SourceError) as caught:
-        read_labels(path)
+        refuse_repeats(read_labels(path))
     of_language = " in en" if "en item" in places else ""
     places = places.format(path)
     assert str(caught.value) == f"label 'dog'{of_language} is there twice: {path} {places}"
