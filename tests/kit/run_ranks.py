@@ -270,6 +270,8 @@ def main() -> None:
         os.environ.update(
             RANK=str(rank),
             WORLD_SIZE="2",
+            LOCAL_RANK=str(rank),
+            LOCAL_WORLD_SIZE="2",
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(store.port),
             TORCHELASTIC_USE_AGENT_STORE="True",  # as torchrun says it: the store is there
