@@ -15,6 +15,7 @@ Decoding is ``exact`` or ``scaled``. Scaled decodes a JPEG that is several times
 1/2, 1/4 or 1/8 of its size, which its transform gives nearly for free.
 """
 
+import contextlib
 import hashlib
 import io
 import math
@@ -287,7 +288,7 @@ def _decode_as_it_is(
                 image.draft(None, _upright(image, smallest(full)))
             _load(image)
             upright = _to_rgb(image)
-            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            turn = _TURNS.get(_orientation(image))
             if turn is not None:
                 upright = upright.transpose(turn)
             if on_white and upright.info.get("transparency") is not None:
@@ -314,8 +315,14 @@ def _load(image: ImageFile) -> None:
 
 def _upright(image: JpegImageFile, size: tuple[int, int]) -> tuple[int, int]:
     """Return a stored (width, height) as upright, or an upright one as stored."""
-    is_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    return (size[1], size[0]) if is_turned else size
+    return (size[1], size[0]) if _orientation(image) in (5, 6, 7, 8) else size
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the orientation of EXIF, 1 where there is none or EXIF cannot be read."""
+    with contextlib.suppress(SyntaxError):  # of a PNG or WebP; a JPEG's is left out by Pillow
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -83,6 +83,13 @@ def test_an_image_with_a_malformed_exif_tag_is_turned_too(
     assert corners(image) == [BLUE, RED, WHITE, GREEN]
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_an_image_whose_exif_is_garbage_is_decoded_as_stored(kind: str) -> None:
+    begin = b"Exif\0\0" if kind == "JPEG" else b""
+    image = decode_rgb(encode(quadrants(8, 6), kind, exif=begin + b"garbage!"))
+    assert image.size == (8, 6)
+
+
 @pytest.mark.parametrize(
     ("mode", "value", "expected"),
     [
