@@ -70,9 +70,17 @@ class Corpus:
         return np.diff(self.caption_start)
 
     @property
+    def drawable_counts(self) -> NDArray[np.int64]:
+        """(N,) captions of each image that can be drawn, those of a weight above 0."""
+        if self.caption_weight is None:
+            return self.caption_counts
+        num_before = starts_of((self.caption_weight > 0).astype(np.int64))
+        return np.diff(num_before[self.caption_start])
+
+    @property
     def num_captioned(self) -> int:
-        """Number of images with a caption."""
-        return int(np.count_nonzero(self.caption_counts))
+        """Number of images with a caption that can be drawn."""
+        return int(np.count_nonzero(self.drawable_counts))
 
     @cached_property
     def text_rows(self) -> NDArray[np.int64]:

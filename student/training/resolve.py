@@ -201,10 +201,11 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
             "--max-num-patches limits its patches"
         )
     _refuse_no_data(full, run_teachers, train)
-    if config.captions_per_image > 1 and train.caption_counts.max(initial=0) < 2:
+    if config.captions_per_image > 1 and train.drawable_counts.max(initial=0) < 2:
+        weighed = " of a weight above 0" if config.caption_weights else ""
         raise SettingError(
             f"captions_per_image {config.captions_per_image} needs images of several captions, and those to "
-            f"train on of {config.cache} have at most one; leave it out"
+            f"train on of {config.cache} have at most one{weighed}; leave it out"
         )
     check_other_tower(config, teacher, projection)
     return Resolved(
@@ -314,18 +315,18 @@ def _refuse_no_data(config: TrainConfig, teachers: list[RunTeacher], train: Corp
     """Refuse a training in which no term has any data.
 
     Raises:
-        SettingError: there are no captions, and every term with a weight needs them, or texts are trained.
+        SettingError: no caption can be drawn, and every term with a weight needs them, or texts are trained.
     """
     if train.num_captioned:
         return
+    lack = f"{config.cache} has no caption in its train split"
+    if train.num_captions:
+        lack = f"caption_weights is 0 for every caption in the train split of {config.cache}"
     if config.towers == "text":
-        raise SettingError(
-            f"{config.cache} has no caption in its train split, and towers text learns from captions"
-        )
+        raise SettingError(f"{lack}, and towers text learns from captions")
     if all(term.needs_captions for each in teachers for term in active_terms(each.weights)):
         raise SettingError(
-            f"{config.cache} has no caption in its train split, so only the cosine term has data, and its "
-            "weight is 0; use --weight cosine=1"
+            f"{lack}, so only the cosine term has data, and its weight is 0; use --weight cosine=1"
         )
 
 

@@ -134,6 +134,14 @@ def test_a_run_resumes_with_no_other_captions(
         ({"caption_weights": {"language:fr": 1}}, "has language 'fr', and .* have de, none"),
         ({"caption_weights": {"kind:alt": -1}}, "caption_weights.kind:alt must be at least 0"),
         ({"caption_weights": {"alt": 1}}, "'alt', which is not kind:NAME or language:NAME"),
+        (
+            {"caption_weights": {"language:de": 0, "language:none": 0}, "towers": "text"},
+            "caption_weights is 0 for every caption in the train split of .*, and towers text learns from",
+        ),
+        (
+            {"caption_weights": {"kind:synthetic": 0, "kind:odd": 0}, "captions_per_image": 2},
+            "needs images of several captions, .* have at most one of a weight above 0; leave it out",
+        ),
         ({"captions_per_image": 0}, "captions_per_image must be at least 1"),
         ({"captions_per_image": 2, "select": "learnability"}, "captions_per_image is 2; leave one"),
     ],

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +137,14 @@ def test_a_caption_written_twice_counts_once_and_images_may_have_none(small: Cac
     texts = dict(small.texts().select("text_row", "text").collect().iter_rows())
     found = [[texts[t] for t, _ in captions_of(corpus).get(row, [])] for row in range(10)]
     assert found == [list(dict.fromkeys(captions)) for captions in CAPTIONS]
+
+
+def test_captions_of_weight_0_are_not_counted_as_drawable(small: Cache) -> None:
+    corpus = read_corpus(small, None, NO_SPLIT)
+    weights = [0, 0.5, 0, 1, 1, 0, 2, 0, 0, 3]  # images 0 and 7 have two captions, 2 and 8 none
+    weighed = replace(corpus, caption_weight=np.array(weights, float))
+    assert weighed.drawable_counts.tolist() == [1, 0, 0, 1, 1, 0, 1, 0, 0, 1]
+    assert weighed.num_captioned == 5
 
 
 def test_a_cache_without_captions_is_a_corpus_too(many: Cache) -> None:
