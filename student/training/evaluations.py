@@ -1,6 +1,6 @@
 """Evaluations during a training, and which weights are the best so far."""
 
-from typing import Any
+from typing import Any, get_args
 
 from ...errors import SettingError
 from ..config import BestMetric
@@ -49,9 +49,10 @@ class Evaluations:
         of_teacher = main_metrics(self._held_out.teacher(is_whole=False))
         chosen = config.best_metric
         if chosen is not None and chosen not in of_teacher:
+            known = [name for name in get_args(BestMetric) if name in of_teacher]
             raise SettingError(
                 f"best_metric {chosen} does not apply to the held-out images; of these there are "
-                f"{', '.join(of_teacher)}"
+                f"{', '.join(known)}"
             )
         has_map = resolved.projection != "none" or config.towers != "both"
         widths = resolved.checkpoint.embed_dim, resolved.teacher.embed_dim
