@@ -48,11 +48,15 @@ class Evaluations:
         )
         of_teacher = main_metrics(self._held_out.teacher(is_whole=False))
         chosen = config.best_metric
-        if chosen is not None and chosen not in of_teacher:
+        default: BestMetric = "mean_r1" if "mean_r1" in of_teacher else "image_correlation"
+        self._metric: BestMetric = chosen or default
+        is_needed = chosen is not None or config.export == "best"
+        if is_needed and self._metric not in of_teacher:
             known = [name for name in get_args(BestMetric) if name in of_teacher]
+            is_default = "" if chosen else ", the default,"
             raise SettingError(
-                f"best_metric {chosen} does not apply to the held-out images; of these there are "
-                f"{', '.join(known)}"
+                f"best_metric {self._metric}{is_default} does not apply to the held-out images; of these "
+                f"there are {', '.join(known)}"
             )
         has_map = resolved.projection != "none" or config.towers != "both"
         widths = resolved.checkpoint.embed_dim, resolved.teacher.embed_dim
@@ -61,8 +65,6 @@ class Evaluations:
                 f"best_metric {chosen} needs a map between the widths {widths[0]} and {widths[1]}; use "
                 "--projection learned, or another metric"
             )
-        default: BestMetric = "mean_r1" if "mean_r1" in of_teacher else "image_correlation"
-        self._metric: BestMetric = chosen or default
         self.best: Best | None = None
 
     def evaluate(

@@ -39,6 +39,7 @@ from safetensors.torch import load_file
 
 from siglip2_cache.errors import SettingError, TrainError
 from siglip2_cache.precompute.build import build
+from siglip2_cache.store.cache import open_cache
 from siglip2_cache.student.config_file import make_config
 from siglip2_cache.student.data.batch import Batch
 from siglip2_cache.student.launch import Launch
@@ -445,6 +446,23 @@ def test_images_without_any_caption_teach_by_their_targets(
         f"{uncaptioned} has no caption in its train split, so only the cosine term has data, and its "
         "weight is 0; use --weight cosine=1"
     )
+
+
+def test_the_best_weights_are_refused_where_no_default_metric_applies(
+    uncaptioned: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    first = open_cache(uncaptioned).samples().collect()["key"][0]
+    settings: dict[str, Any] = {"val_share": None, "val_keys": first, "eval_every": 1, "steps": 1}
+    with pytest.raises(SettingError) as refused:
+        train_of(uncaptioned, tiny_student, tmp_path / "run", export="best", **settings)
+    assert str(refused.value) == (
+        "best_metric image_correlation, the default, does not apply to the held-out images; of these there "
+        "are image_cosine"
+    )
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    train_of(uncaptioned, tiny_student, tmp_path / "run", **settings)
+    [line] = metrics_of(tmp_path / "run")
+    assert "eval_image_cosine" in line
 
 
 def test_a_new_student_begins_at_the_teachers_scale_and_the_seeds_weights(
