@@ -77,7 +77,8 @@ def _with_best_captions(
 
 def _of_list(train: Corpus, cache: Cache, file: Path) -> tuple[NDArray[np.bool_], str]:
     try:
-        keys = {line for line in file.read_text("utf-8").splitlines() if line}
+        # Not splitlines(), which also splits at characters inside keys, such as U+2028.
+        keys = {line for line in file.read_text("utf-8-sig").split("\n") if line}
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(
             f"select keys={file} cannot be read ({error}); name a text file"

@@ -9,7 +9,6 @@ RUN/projection.safetensors  the map between the widths, where there is one
 RUN/model/                  the finished student, for plain transformers
 """
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,9 @@ class RunFiles:
 
 def whole_lines(path: Path) -> list[str]:
     """Return the lines of a file, without a torn last one."""
-    with contextlib.suppress(FileNotFoundError):
+    try:
         text = path.read_text(encoding="utf-8", errors="replace")
-        return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return []
+    except FileNotFoundError:
+        return []
+    # Not splitlines(), which also splits at characters inside keys, such as U+2028.
+    return [f"{line}\n" for line in text.split("\n")[:-1]]

@@ -73,7 +73,8 @@ def test_all_images_are_kept_without_a_line(cache: Cache, train: Corpus) -> None
 def test_a_list_of_keys_selects_those_images(cache: Cache, train: Corpus, tmp_path: Path) -> None:
     keys = dict(cache.samples().select("row", "key").collect().iter_rows())
     wanted, file = train.rows_N[[1, 4]], tmp_path / "keys.txt"
-    file.write_text("\n".join(keys[int(row)] for row in wanted) + "\n\n")
+    lines = "\r\n".join(keys[int(row)] for row in wanted) + "\n\n"
+    file.write_bytes(lines.encode("utf-8-sig"))  # with a byte order mark
     name = cache.teacher(None).name
     is_used_N, line = select_images(train, cache, name, parse_selection(f"keys={file}"))
     assert train.rows_N[is_used_N].tolist() == wanted.tolist()
@@ -87,6 +88,7 @@ def test_a_list_of_keys_selects_those_images(cache: Cache, train: Corpus, tmp_pa
         (None, r"select keys=.*keys.txt cannot be read \(.*No such file.*\); name a text file"),
         (b"\xff\xfe", r"select keys=.*keys.txt cannot be read \(.*utf-8.*\); name a text file"),
         (b"none\nnor", r"2 of 2 keys of .*keys.txt are not in .* \(such as 'none'\); remove them"),
+        ("a\u2028b\nnor".encode(), r"2 of 2 keys of .* \(such as 'a\\u2028b'\); remove them"),
         (b"", r"keys.txt names no image of the train split of "),
     ],
 )

@@ -91,6 +91,13 @@ def test_a_torn_line_is_dropped(run: RunFolder, torn: str) -> None:
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
 
 
+def test_a_key_with_characters_like_line_ends_stays_in_its_line(run: RunFolder) -> None:
+    line = {"step": 1, "nonfinite_keys": ["a\u2028b\u2029c\x85d\re"]}
+    write_metrics(run, json.dumps(line, ensure_ascii=False) + "\n")
+    run.start_metrics(1)
+    assert run.metrics() == [line]
+
+
 def test_a_line_is_on_disk_when_the_step_is_made(run: RunFolder) -> None:
     run.start_metrics(0)
     run.add_metrics({"step": 1, "loss": 0.25})
