@@ -8,6 +8,7 @@ Shape letters in this file:
     C = captions drawn for an image
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,8 +81,8 @@ class Sampler:
 
         Args:
             corpus: the train split.
-            global_batch_size: images of a step over all ranks; each view counts as one.
-            super_batch: batches in these, of which a selection keeps one.
+            global_batch_size: images that a step reads over all ranks; each view counts as one.
+            super_batch: batches in these, of which a selection keeps one. Errors name the size of one.
             views_per_step: different views of each image in a step; they share their captions.
             captions_per_image: different captions of each image in a step, where it has so many.
             num_views: views of each image in the cache.
@@ -96,7 +97,7 @@ class Sampler:
         Raises:
             SettingError: the settings contradict each other, or the corpus is smaller than a batch.
         """
-        _check(global_batch_size, views_per_step, num_views, seed, rank, world_size)
+        _check(global_batch_size, super_batch, views_per_step, num_views, seed, rank, world_size)
         self.corpus = corpus
         self.global_batch_size = global_batch_size
         self.views_per_step = views_per_step
@@ -265,6 +266,7 @@ def _in_order_of_appearance(
 
 def _check(
     global_batch_size: int,
+    super_batch: int,
     views_per_step: int,
     num_views: int,
     seed: int,
@@ -278,9 +280,10 @@ def _check(
         )
     unit = world_size * views_per_step
     if global_batch_size < 1 or global_batch_size % unit:
+        batches = f", super_batch {super_batch}" if super_batch > 1 else ""
         raise SettingError(
-            f"global_batch_size must be a multiple of {unit} ({world_size} processes x "
-            f"{views_per_step} views per step), got {global_batch_size}"
+            f"global_batch_size must be a multiple of {unit // math.gcd(unit, super_batch)} ({world_size} "
+            f"processes x {views_per_step} views per step{batches}), got {global_batch_size // super_batch}"
         )
     if not 0 <= seed <= LARGEST_SEED:
         raise SettingError(f"seed must be 0 to {LARGEST_SEED}, got {seed}")

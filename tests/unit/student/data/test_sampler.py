@@ -423,6 +423,10 @@ def test_few_groups_are_read_by_more_than_one_rank() -> None:
         ),
         ({"views_per_step": 3, "world_size": 8}, "multiple of 24 .*, got 12"),
         ({"global_batch_size": 0}, "multiple of 1 .*, got 0"),
+        (
+            {"global_batch_size": 3 * 9, "super_batch": 3, "views_per_step": 2, "world_size": 3},
+            r"multiple of 2 \(3 processes x 2 views per step, super_batch 3\), got 9$",
+        ),
         ({"seed": -1}, "seed must be 0 to 9223372036854775807, got -1"),
         (
             {"global_batch_size": 51},
