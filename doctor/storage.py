@@ -45,7 +45,8 @@ def check_disk(folder: Path) -> Check:
         there = _existing(place)
         free = shutil.disk_usage(there).free
         values[name] = {"path": str(place), "num_bytes_free": free}
-        if fault := _write_fault(there, is_tried=name == "folder"):
+        fault = _other_file(place) or _write_fault(there, is_tried=name == "folder")
+        if fault:
             faults.append(Fault(problem=fault, remedy=remedies[name]))
         elif free < _LEAST_FREE:
             problem = f"{place} has {format_bytes(free)} free"
@@ -64,6 +65,12 @@ def _free_line(values: Mapping[str, Mapping[str, Any]]) -> str:
 def _existing(place: Path) -> Path:
     """Return a folder, or the nearest one above it that exists."""
     return next(p for p in (place, *place.absolute().parents) if p.is_dir())
+
+
+def _other_file(place: Path) -> str | None:
+    """Return why no folder can be there, where it or the nearest above it is no folder; None if one can."""
+    nearest = next(p for p in (place, *place.absolute().parents) if os.path.lexists(p))
+    return None if nearest.is_dir() else f"{nearest} is not a folder"
 
 
 def _write_fault(folder: Path, *, is_tried: bool) -> str | None:

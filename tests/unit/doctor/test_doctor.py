@@ -199,6 +199,15 @@ def test_a_folder_that_is_to_be_made_is_tried_in_the_one_above(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]  # nothing is left
 
 
+@pytest.mark.parametrize("name", ["script.py", "script.py/runs"])
+def test_a_file_in_place_of_a_folder_is_a_fault(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "script.py"
+    file.touch()
+    assert line_of(check_disk(tmp_path / name)) == (
+        f"{file} is not a folder; name another folder: siglip2-cache doctor FOLDER"
+    )
+
+
 def test_a_disk_error_while_writing_is_a_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
