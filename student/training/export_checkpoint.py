@@ -106,7 +106,7 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
     check_same_map(resolved.config, resolved.teacher, pca)
     distiller = make_distiller(resolved)
     load_weights(distiller, tensors, str(weights.path.parent))
-    map_ED, made_from = map_of(distiller, pca), made_from_of(resolved, weights)
+    map_ED, made_from = map_of(resolved, distiller, pca), made_from_of(resolved, weights)
     export = partial(
         export_weights,
         resolved,

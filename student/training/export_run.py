@@ -22,6 +22,7 @@ from ..export.metadata import PROJECTION, identity_sha256, projection_bytes
 from ..export.model_card import CacheSummary, ModelCard
 from ..export.provenance import base_model_of, hub_datasets, language_codes, license_of
 from ..losses.pca_map import PcaMap
+from ..terms import active_terms
 from .checkpoints import Weights
 from .distiller import Distiller
 from .evaluate_run import evaluate_student, lacks_evaluation
@@ -86,7 +87,7 @@ def _write(
     pca: PcaMap | None,
     made_from: Mapping[str, Any],
 ) -> None:
-    map_ED = map_of(distiller, pca)
+    map_ED = map_of(resolved, distiller, pca)
     if map_ED is not None:
         run.write(PROJECTION, projection_bytes(map_ED))
     run.write("loss.png", loss_plot(run.metrics(), title=f"{resolved.checkpoint.name}, distilled"))
@@ -95,10 +96,15 @@ def _write(
     )
 
 
-def map_of(distiller: Distiller, pca: PcaMap | None) -> NDArray[np.float32] | None:
-    """Return the map from the exported model's space to the teacher's, (E, D); None if they are one."""
+def map_of(
+    resolved: Resolved, distiller: Distiller, pca: PcaMap | None
+) -> NDArray[np.float32] | None:
+    """Return the map from the exported model's space to the teacher's, (E, D).
+
+    None if they are one, or if no term pulled the student towards the teacher's space.
+    """
     if distiller.projection is None:
-        return None if pca is None else pca.map_ED
+        return None if pca is None or _space(resolved) != "pca" else pca.map_ED
     return _learned(distiller) if distiller.has_image else None  # else it is folded into the head
 
 
@@ -189,11 +195,12 @@ def export_weights(
         "split": _split(config),
         "space": _space(resolved),
     }
-    to_teacher = map_of(distiller, pca) if into_teacher_space else None
+    to_teacher = map_of(resolved, distiller, pca) if into_teacher_space else None
     if into_teacher_space and to_teacher is None and extra["space"] != "teacher":
         raise SettingError(
-            f"{run.root} has no map to the teacher's space: it was trained with projection none and without "
-            "the cosine term, so its space is its own; leave out --into-teacher-space"
+            f"{run.root} has no map to the teacher's space: it was trained with projection "
+            f"{resolved.projection} and without the cosine term, so its space is its own; leave out "
+            "--into-teacher-space"
         )
     card = _card(resolved, run, weights, is_evaluated=is_evaluated)
     if config.towers == "both":
@@ -227,10 +234,12 @@ def export_weights(
 
 def _space(resolved: Resolved) -> str | None:
     """Return the space of the exported embeddings, as ModelMetadata; None: the student's own."""
+    is_one_tower = resolved.config.towers != "both"
     if resolved.projection == "pca":
-        return "pca"
+        is_mapped = any(term.needs_map for term in active_terms(resolved.weights))
+        return "pca" if is_one_tower or is_mapped else None
     is_folded = resolved.projection == "none" or resolved.config.towers == "text"
-    is_pulled = resolved.config.towers != "both" or bool(resolved.weights.get("cosine"))
+    is_pulled = is_one_tower or bool(resolved.weights.get("cosine"))
     return "teacher" if is_folded and is_pulled else None
 
 

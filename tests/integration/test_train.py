@@ -326,6 +326,23 @@ def test_a_pca_map_of_other_selected_images_is_not_exported(
     assert not (tmp_path / "other").exists()
 
 
+def test_a_student_that_no_term_pulls_to_the_pca_map_is_in_a_space_of_its_own(
+    made: Made, tiny_student: Path, tmp_path: Path
+) -> None:
+    run, settings = tmp_path / "run", {"steps": 1, "eval_samples": 0, "weights": {"cosine": 0.0}}
+    train_of(made.cache, tiny_student, run, projection="pca", **settings)
+    assert json.loads((run / "model" / "siglip2_cache.json").read_text())["space"] is None
+    assert not (run / "projection.safetensors").exists()
+    with pytest.raises(SettingError) as refused:
+        export_checkpoint(
+            ExportCheckpointConfig(run=run, out=tmp_path / "out", into_teacher_space=True)
+        )
+    assert str(refused.value) == (
+        f"{run} has no map to the teacher's space: it was trained with projection pca and without the cosine "
+        "term, so its space is its own; leave out --into-teacher-space"
+    )
+
+
 def test_a_batch_that_learnability_cannot_fill_is_refused_with_the_largest(
     made: Made, tiny_student: Path, tmp_path: Path
 ) -> None:
