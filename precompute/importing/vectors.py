@@ -171,11 +171,11 @@ def read_names(path: Path, location: Location) -> pl.Series | None:
     try:
         match location.suffix.lower():
             case ".txt":
-                lines = path.read_text("utf-8").split("\n")
+                lines = path.read_text("utf-8-sig").split("\n")
                 found: list[Any] = lines[:-1] if lines[-1] == "" else lines
                 found = [line.removesuffix("\r") for line in found]
             case ".json":
-                found = json.loads(path.read_text("utf-8"))
+                found = json.loads(path.read_text("utf-8-sig"))
             case ".npy":
                 found = np.load(path, allow_pickle=False).tolist()
             case _:

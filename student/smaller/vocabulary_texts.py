@@ -44,7 +44,7 @@ def vocabulary_texts(given: str) -> Texts:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for line in file:
                 yield line.rstrip("\n")
     except UnicodeDecodeError:

@@ -14,6 +14,7 @@ from kit.runtimes import STUDENT, build_cache
 from transformers import AutoModel, AutoTokenizer
 
 from siglip2_cache import open_cache, siglip
+from siglip2_cache.student.smaller.vocabulary_texts import vocabulary_texts
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -203,3 +204,8 @@ def test_pixels_of_a_naflex_checkpoint_are_not_changed(
         f"{naflex_checkpoint} is a NaFlex checkpoint, which takes images of any size; leave out --image-size "
         "and --patch-size, and train with --max-num-patches"
     )
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_text_of_a_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("\ufeffcat\ndog\n")
+    assert [*vocabulary_texts(str(tmp_path / "words.txt"))()] == ["cat", "dog"]

@@ -126,15 +126,17 @@ def test_an_array_takes_its_names_from_the_file_beside_it(tmp_path: Path, ending
     np.save(tmp_path / "v.npy", VECTORS.astype(np.float16))
     match ending:
         case ".txt":
-            (tmp_path / "v.txt").write_text("a\nb\r\nc\n")
+            (tmp_path / "v.txt").write_text("\ufeffa\nb\r\nc\n")
         case ".json":
-            (tmp_path / "v.json").write_text('["a", "b", "c"]')
+            (tmp_path / "v.json").write_text('\ufeff["a", "b", "c"]')
         case ".parquet":
             pq.write_table(pa.table({"key": KEYS}), tmp_path / "v.parquet")
         case _:
             np.save(tmp_path / "v_keys.npy", np.array(KEYS))
     for path in (tmp_path / "v.npy", tmp_path):
-        assert images_of(opened(path))["c", 0] == [5, 6]
+        found = images_of(opened(path))
+        assert found.keys() == {(key, 0) for key in KEYS}
+        assert found["c", 0] == [5, 6]
     assert opened(tmp_path).kind == "numpy"
 
 
