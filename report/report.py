@@ -11,7 +11,7 @@ from ..progress import Display, TaskProgress
 from ..store.cache import Cache, open_cache
 from ..store.io.location import given_location
 from ..student.evaluation.compare import Embedded, EvalConfig, compare, embed_model
-from ..student.training.run_files import RunFiles
+from ..student.training.run_files import RunFiles, teachers_of
 from .config import FullReportConfig
 from .corpus import corpus_section
 from .failures import failures_section
@@ -115,10 +115,9 @@ def _open_cache(
     """Return the cache of a run and its teachers, the first one first; None, and a note, if it has moved."""
     wanted = config.cache or given_location(str(settings["cache"]))
     roots = {**(settings.get("corpus_roots") or {}), **config.corpus_roots}
-    named = config.teacher or (None if config.cache else settings.get("teacher"))
+    names = (config.teacher,) if config.teacher or config.cache else teachers_of(settings)
     try:
         cache = open_cache(wanted, corpus_roots=roots)
-        names = tuple(named) if isinstance(named, dict) else (named,)  # with their weights
         return cache, tuple(cache.teacher(name).name for name in names)
     except CacheError as error:
         if config.cache is not None:
@@ -138,9 +137,7 @@ def _student_sections(
 ) -> Iterator[Section]:
     """Yield where the student stands and where it fails, as far as there are a model and images."""
     evaluation = run.read_evaluation()
-    teacher = settings.get("teacher")
-    first = next(iter(teacher)) if isinstance(teacher, dict) else teacher  # of those with weights
-    is_of_run = config.cache is None and config.teacher in (None, first)
+    is_of_run = config.cache is None and config.teacher in (None, teachers_of(settings)[0])
     if is_of_run and config.split == "val" and "after" in evaluation:
         yield _written(evaluation, embedded)
     elif embedded is not None:

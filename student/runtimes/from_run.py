@@ -1,10 +1,8 @@
 """Export of a checkpoint of a run for other runtimes, by way of a folder for plain transformers."""
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ...errors import SettingError
 from ..training.export_checkpoint import (
@@ -12,7 +10,7 @@ from ..training.export_checkpoint import (
     check_outside,
     export_checkpoint,
 )
-from ..training.run_files import RunFiles
+from ..training.run_files import RunFiles, teachers_of
 from .export import RuntimesConfig, RuntimesExported, export_runtimes
 
 
@@ -57,14 +55,8 @@ def export_source(config: RuntimesConfig, checkpoint: ExportCheckpointConfig) ->
             of_run = replace(
                 of_run,
                 check=config.check or checkpoint.cache or settings["cache"],
-                teacher=config.teacher or _first_teacher(settings),
+                teacher=config.teacher or teachers_of(settings)[0],
                 pixels="kept" if settings.get("pixels") == "kept" else "corpus",
                 allow_partial=settings.get("allow_partial", False),
             )
         return export_runtimes(of_run)
-
-
-def _first_teacher(settings: Mapping[str, Any]) -> str | None:
-    """Return the first teacher of a run, to which its evaluation belongs."""
-    teacher = settings.get("teacher")
-    return next(iter(teacher)) if isinstance(teacher, Mapping) else teacher

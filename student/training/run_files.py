@@ -10,8 +10,9 @@ RUN/model/                  the finished student, for plain transformers
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ...errors import TrainError
 from ...formatting import first_line
@@ -81,6 +82,17 @@ class RunFiles:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the metrics of every step so far, in order."""
         return [json.loads(line) for line in whole_lines(self.root / METRICS)]
+
+
+def teachers_of(settings: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """Return the names of a run's teachers from its settings, that of its evaluation first.
+
+    None stands for the only one of its cache.
+    """
+    teacher = settings.get("teacher")
+    if isinstance(teacher, Mapping):  # with their weights
+        return tuple(cast("Mapping[str, float]", teacher))
+    return (teacher,)
 
 
 def whole_lines(path: Path) -> list[str]:
