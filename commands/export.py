@@ -196,7 +196,7 @@ def model(
         student=student,
         teacher_text=teacher_text,
         image_tower=image_tower,
-        corpus_roots=parse_roots(corpus_root),
+        corpus_roots=parse_roots(corpus_root) or None,
         is_checked=push is not None and not to,
         into_teacher_space=into_teacher_space,
         dtype=cast("WeightsDtype", dtype),  # the config refuses other words

@@ -59,7 +59,7 @@ def _why_not(
 
 
 def _which_are_rejected(kept: KeptPixels, corpus: Corpus) -> str | None:
-    rejected = [row for unit in kept.units.values() for row in unit.rejected]
+    rejected = [row for row, _ in kept.commits.rejected("image")]
     missing = np.intersect1d(corpus.rows_N, np.array(rejected, np.int64))
     if missing.size == 0:
         return None

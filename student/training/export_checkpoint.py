@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -43,8 +43,8 @@ class ExportCheckpointConfig:
     teacher_text: str | None = None
     image_tower: str | None = None
 
-    corpus_roots: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Old folder to new folder, where the corpus has moved; empty: as in the training."""
+    corpus_roots: Mapping[str, str] | None = None
+    """Old folder to new folder, where the corpus has moved."""
 
     dtype: WeightsDtype = "float32"
     """Dtype of the weights in the folder."""
@@ -173,7 +173,7 @@ def _settings_of(
             )
     names = ("cache", "student", "teacher_text", "image_tower", "corpus_roots")
     given = {name: getattr(config, name) for name in names}
-    moved = {name: value for name, value in given.items() if value}
+    moved = {name: value for name, value in given.items() if value is not None}
     return replace(
         make_config(None, {**settings, **moved}),
         compile=False,

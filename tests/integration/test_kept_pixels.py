@@ -621,8 +621,11 @@ def test_the_corpus_is_read_where_some_images_could_not_be_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("siglip2_cache.student.data.kept_pixels.view_pixels", lambda _: 32)
-    unit = SimpleNamespace(rejected={3: "no such file", 12: "rejected by the teacher too"})
-    kept = SimpleNamespace(settings=SimpleNamespace(short_side=64), units={0: unit})
+    rejected = {3: "no such file", 12: "rejected by the teacher too"}
+    commits = SimpleNamespace(rejected=lambda _: rejected.items())
+    kept = SimpleNamespace(
+        settings=SimpleNamespace(short_side=64), units={0: None}, commits=commits
+    )
     cache: Any = SimpleNamespace(root="C", shard_rows=16, kept_pixels=lambda: kept)
     corpus: Any = SimpleNamespace(rows_N=np.arange(10))
     checkpoint: Any = SimpleNamespace(image=None)
@@ -632,5 +635,5 @@ def test_the_corpus_is_read_where_some_images_could_not_be_kept(
         "build with --retry-rejected, or use --pixels kept to train without them",
     )
     assert choose_pixels(cache, corpus, checkpoint, "kept") == (kept, None)
-    del unit.rejected[3]
+    del rejected[3]
     assert choose_pixels(cache, corpus, checkpoint, "auto") == (kept, None)
