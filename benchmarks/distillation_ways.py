@@ -22,7 +22,8 @@ CACHES: dict[str, dict[str, Any]] = {
 }
 """Settings of the plan of each kind of cache."""
 
-WORLDS = ("scenes", "scratch", "half", "digits")
+SCENES = ("scenes", "scratch", "half")
+WORLDS = (*SCENES, "digits")
 """Scenes from the shipped student, from random weights, from one of half the width; digits."""
 
 PRETRAINED = ("scenes", "digits")
@@ -65,6 +66,7 @@ ALL = tuple(NOISES)
 DEFAULT = Way("default: soft 1, cosine T, contrastive 0.1, wsd", noises=ALL, worlds=WORLDS)
 TWO_TEACHERS = "two teachers, the second 0.5"
 _LEARNABILITY = {"select": "learnability"}
+_KEEP = {"select": "keep=0.5"}
 _WEIGHED = {"positives": "weighed"}
 _AVERAGE = {"ema": 0.998, "export": "ema"}
 _TOGETHER = {"captions_per_image": 2, **_AVERAGE}
@@ -82,27 +84,28 @@ WAYS = [
     Way("no contrastive", {"contrastive": 0.0}, noises=ALL, worlds=WORLDS),
     Way("soft and contrastive, no cosine", {"cosine": 0.0}, noises=ALL),
     Way("positives weighed", settings=_WEIGHED, noises=ALL, worlds=WORLDS),
-    Way("positives weighed, contrastive 0.037", {"contrastive": 0.037}, settings=_WEIGHED),
-    Way("select keep=0.5", settings={"select": "keep=0.5"}, noises=ALL, worlds=WORLDS),
+    Way("positives weighed, contrastive 0.037", {"contrastive": 0.037}, settings=_WEIGHED, noises=ALL),
+    Way("select keep=0.5", settings=_KEEP, noises=ALL, worlds=WORLDS),
     Way("two captions an image", settings={"captions_per_image": 2}, noises=ALL, worlds=WORLDS),
     Way("average, decay 0.998", settings=_AVERAGE, noises=ALL, worlds=WORLDS),
     Way("4 views", cache="4 views", noises=ALL, worlds=WORLDS),
-    Way("4 views, augment strong", cache="4 augmented views", noises=ALL, worlds=PRETRAINED),
+    Way("4 views, augment strong", cache="4 augmented views", noises=ALL, worlds=WORLDS),
     Way("relations 1", {"relations": 1.0}, noises=ALL, worlds=WORLDS),
     Way("affinity 0.1", {"affinity": 0.1}, noises=ALL, worlds=WORLDS),
-    Way("image_bank 0.1", {"image_bank": 0.1}, noises=ALL),
-    Way("drrho 1 for contrastive", {"contrastive": 0.0, "drrho": 1.0}, noises=ALL),
-    Way("select learnability, super-batch 2", settings=_LEARNABILITY, noises=ALL, worlds=PRETRAINED),
-    Way("two captions, averaged", settings=_TOGETHER, noises=ALL, worlds=PRETRAINED),
+    Way("image_bank 0.1", {"image_bank": 0.1}, noises=ALL, worlds=WORLDS),
+    Way("drrho 1 for contrastive", {"contrastive": 0.0, "drrho": 1.0}, noises=ALL, worlds=WORLDS),
+    Way("select learnability, super-batch 2", settings=_LEARNABILITY, noises=ALL, worlds=WORLDS),
+    Way("two captions, averaged", settings=_TOGETHER, noises=ALL, worlds=WORLDS),
     Way("drrho alone, rate 2e-3", only(drrho=1), lr=2e-3),
     Way("drrho_sigmoid alone, rate 2e-3", only(drrho_sigmoid=1), lr=2e-3),
-    Way("default, rate 4e-3", lr=4e-3, noises=ALL, worlds=PRETRAINED),
-    Way("default, rate 16e-3", lr=16e-3, noises=ALL, worlds=PRETRAINED),
+    Way("default, rate 4e-3", lr=4e-3, noises=ALL, worlds=WORLDS),
+    Way("default, rate 16e-3", lr=16e-3, noises=ALL, worlds=WORLDS),
     Way("default, rate 1e-3", lr=1e-3, noises=ALL, worlds=PRETRAINED),
-    Way("default, half the steps", noises=ALL, steps=0.5),
-    Way("select learnability, super-batch 2, half the steps", settings=_LEARNABILITY, noises=ALL, steps=0.5),
-    Way("select keep=0.5, half the steps", settings={"select": "keep=0.5"}, noises=ALL, steps=0.5),
-    Way("4 views, 2 in one step", settings={"views_per_step": 2}, cache="4 views"),
+    Way("default, half the steps", noises=ALL, worlds=WORLDS, steps=0.5),
+    Way("select learnability, super-batch 2, half the steps", settings=_LEARNABILITY, noises=ALL,
+        worlds=WORLDS, steps=0.5),
+    Way("select keep=0.5, half the steps", settings=_KEEP, noises=ALL, worlds=WORLDS, steps=0.5),
+    Way("4 views, 2 in one step", settings={"views_per_step": 2}, cache="4 views", noises=ALL),
     Way("default, ten times the steps", noises=ALL, steps=10.0),
-    Way(TWO_TEACHERS, settings={"teacher": {"teacher": 1.0, "second": 0.5}}),
+    Way(TWO_TEACHERS, settings={"teacher": {"teacher": 1.0, "second": 0.5}}, noises=ALL, worlds=SCENES),
 ]  # fmt: skip
