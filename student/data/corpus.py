@@ -38,9 +38,6 @@ class Corpus:
     caption_text_row: NDArray[np.int64]
     """(C,) text_row of each caption, replaced by one_text; an image has each text once."""
 
-    caption_lang: NDArray[np.int32]
-    """(C,) positions in langs."""
-
     caption_weight: NDArray[np.float64] | None = None
     """(C,) weight of each caption where captions are drawn; None: all equal."""
 
@@ -103,7 +100,6 @@ class Corpus:
             is_val_N=self.is_val_N[mask_N],
             caption_start=starts_of(counts_N[mask_N]),
             caption_text_row=self.caption_text_row[keep_C],
-            caption_lang=self.caption_lang[keep_C],
             caption_weight=None if self.caption_weight is None else self.caption_weight[keep_C],
             langs=self.langs,
             one_text=self.one_text,

@@ -144,6 +144,7 @@ def choose_eval_set(
     mask_N[chosen] = True
     images = corpus.select(mask_N)
     captions = images.text_rows
+    row_P, text_row_P, lang_P = _captions(cache, images)
     in_train = None
     if split == "val":
         of_train = corpus.select(~corpus.is_val_N).text_rows
@@ -158,13 +159,39 @@ def choose_eval_set(
         sha256_N=images.sha256_N,
         picture_N=images.picture_N,
         text_rows_M=text_rows_M,
-        image_P=np.repeat(np.arange(len(images)), images.caption_counts),
-        text_P=np.searchsorted(text_rows_M, images.caption_text_row).astype(np.int64),
-        lang_P=images.caption_lang,
+        image_P=np.searchsorted(images.rows_N, row_P).astype(np.int64),
+        text_P=np.searchsorted(text_rows_M, text_row_P).astype(np.int64),
+        lang_P=lang_P,
         langs=images.langs,
         prompt_Q=np.searchsorted(text_rows_M, prompt_rows),
         num_texts_in_train=in_train,
         **classes,
+    )
+
+
+def _captions(
+    cache: Cache, corpus: Corpus
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+    """Return row, text_row and position in corpus.langs of every caption that has a target, by row.
+
+    A corpus has a text of an image once; here it is repeated in each of its languages.
+    """
+    captions = cache.captions().filter(pl.col("row").is_in(corpus.rows_N.tolist()))
+    captions = captions.select("row", "text_row", "lang").collect()
+    stands = pl.Series("text_row", corpus.one_text[captions["text_row"].to_numpy()], pl.Int64)
+    langs = pl.Series("lang", [corpus.langs.index(lang) for lang in captions["lang"]], pl.Int32)
+    captions = (
+        captions.with_columns(stands, langs)
+        .unique(maintain_order=True)
+        .sort("row", maintain_order=True)
+    )
+    captions = captions.filter(
+        pl.Series(np.isin(captions["text_row"].to_numpy(), corpus.text_rows))
+    )
+    return (
+        captions["row"].to_numpy().astype(np.int64),
+        captions["text_row"].to_numpy(),
+        captions["lang"].to_numpy(),
     )
 
 

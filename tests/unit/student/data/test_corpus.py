@@ -28,16 +28,16 @@ NO_SPLIT = SplitPolicy(val_share=0)
 # What the foreign cache holds: rows 0-14, a gap of 15-17, rows 18-21; images 8, 9, 20 and text 3 rejected.
 FOREIGN_ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 14, 18, 19, 21]
 FOREIGN_CAPTIONS = {
-    0: [(0, "en"), (1, "de")],
-    1: [(1, "de")],
-    3: [(2, None)],
-    5: [(4, "en")],
-    6: [(4, "en")],
-    7: [(5, "de")],  # again as "nl": a caption once
-    14: [(6, None), (7, None)],
-    18: [(1, "de")],
-    19: [(12, "en")],
-    21: [(13, "en"), (14, "de")],
+    0: [0, 1],
+    1: [1],
+    3: [2],
+    5: [4],
+    6: [4],
+    7: [5],  # as "de" and as "nl": a caption once
+    14: [6, 7],
+    18: [1],
+    19: [12],
+    21: [13, 14],
 }
 
 # Keys, captions, and from which seed the picture is drawn: 0 and 5, 2 and 7 are the same bytes.
@@ -81,14 +81,14 @@ def many(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Cac
     return built(folder / "corpus", folder / "cache", tiny_checkpoint, shard_rows=256)
 
 
-def captions_of(corpus: Corpus) -> dict[int, list[tuple[int, str | None]]]:
-    """Captions by row; images without one are left out."""
-    found: dict[int, list[tuple[int, str | None]]] = {}
-    for i, row in enumerate(corpus.rows_N.tolist()):
-        for c in range(corpus.caption_start[i], corpus.caption_start[i + 1]):
-            lang = corpus.langs[corpus.caption_lang[c]]
-            found.setdefault(row, []).append((int(corpus.caption_text_row[c]), lang))
-    return found
+def captions_of(corpus: Corpus) -> dict[int, list[int]]:
+    """The text_rows of captions by row; images without one are left out."""
+    start_N = corpus.caption_start
+    return {
+        row: corpus.caption_text_row[start_N[i] : start_N[i + 1]].tolist()
+        for i, row in enumerate(corpus.rows_N.tolist())
+        if start_N[i] < start_N[i + 1]
+    }
 
 
 def val_rows(cache: Cache, **policy: Any) -> set[int]:
@@ -135,7 +135,7 @@ def test_a_caption_written_twice_counts_once_and_images_may_have_none(small: Cac
     assert corpus.caption_counts.tolist() == [2, 1, 0, 1, 1, 1, 1, 2, 0, 1]
     assert corpus.num_captioned == 8
     texts = dict(small.texts().select("text_row", "text").collect().iter_rows())
-    found = [[texts[t] for t, _ in captions_of(corpus).get(row, [])] for row in range(10)]
+    found = [[texts[t] for t in captions_of(corpus).get(row, [])] for row in range(10)]
     assert found == [list(dict.fromkeys(captions)) for captions in CAPTIONS]
 
 

@@ -27,7 +27,6 @@ def corpus_of(counts: list[int], *, num_texts: int = 40, seed: int = 0) -> Corpu
         is_val_N=np.zeros(N, np.bool_),
         caption_start=starts_of(np.array(counts)),
         caption_text_row=np.concatenate(texts).astype(np.int64),
-        caption_lang=np.zeros(sum(counts), np.int32),
         langs=(None,),
         one_text=np.arange(num_texts),
     )

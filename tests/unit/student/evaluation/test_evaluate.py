@@ -240,6 +240,18 @@ def test_a_gallery_holds_the_split_with_its_captions_and_prompts(
     assert found["all"].num_texts_in_train is None
 
 
+def test_a_caption_counts_in_each_of_its_languages(cache: Cache, corpus: Corpus) -> None:
+    found = choose_eval_set(cache, corpus, split="all")
+    row_P, text_P = found.rows_N[found.image_P], found.text_rows_M[found.text_P]
+    of_row_7 = {
+        (text, found.langs[lang])
+        for text, lang in zip(text_P[row_P == 7].tolist(), found.lang_P[row_P == 7], strict=True)
+    }
+    assert of_row_7 == {(5, "de"), (5, "nl")}
+    assert len(text_P) == corpus.num_captions + 1
+    assert len(found.shares()[0]) == corpus.num_captions  # but one caption over all languages
+
+
 def test_labels_whose_prompts_are_the_same_texts_are_one_class() -> None:
     prompts = pl.DataFrame(
         {"label": ["Dog", "dog", "cat", "dog", "Dog", "pup"], "text_row": [0, 0, 2, 1, 1, 1]}

@@ -36,7 +36,6 @@ def corpus_of(texts: list[list[int]], pictures: list[int] | None = None) -> Corp
         is_val_N=np.zeros(N, np.bool_),
         caption_start=starts_of(np.array([len(own) for own in texts])),
         caption_text_row=np.array(flat, np.int64),
-        caption_lang=np.zeros(len(flat), np.int32),
         langs=(None,),
         one_text=np.arange(max(flat, default=0) + 1),
     )
