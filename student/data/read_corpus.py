@@ -171,16 +171,22 @@ def _read_captions(
     langs = table.select(pl.col("lang").unique().sort(nulls_last=True)).collect()["lang"].to_list()
     weight = weight_of_caption(table, weights).alias("weight") if weights else pl.lit(1.0)
     captions = table.select("row", "text_row", weight.alias("weight")).collect()
+    weight_C = captions["weight"].to_numpy(writable=True)
     row_C, text_C = captions["row"].to_numpy(), one_text[captions["text_row"].to_numpy()]
     position_C, is_used_C = find_ascending(rows_N, row_C)
     is_used_C &= targets.available(text_C)
     by_text_C, is_again_C = sorted_pairs(row_C, text_C)
     is_used_C[by_text_C[is_again_C]] = False
+    if (
+        weights
+    ):  # a text that an image has as several kinds or languages has the largest of their weights
+        starts = np.flatnonzero(~is_again_C)
+        weight_C[by_text_C[starts]] = np.maximum.reduceat(weight_C[by_text_C], starts)
     position_C, text_C = position_C[is_used_C], text_C[is_used_C]
     order_C = np.argsort(position_C, kind="stable")
     return {
         "caption_start": starts_of(np.bincount(position_C, minlength=len(rows_N))),
         "caption_text_row": text_C[order_C],
-        "caption_weight": captions["weight"].to_numpy()[is_used_C][order_C] if weights else None,
+        "caption_weight": weight_C[is_used_C][order_C] if weights else None,
         "langs": tuple(langs),
     }

@@ -147,6 +147,20 @@ def test_captions_of_weight_0_are_not_counted_as_drawable(small: Cache) -> None:
     assert weighed.num_captioned == 5
 
 
+@pytest.mark.parametrize(
+    ("weights", "weight"), [({"de": 0}, 1.0), ({"nl": 0}, 1.0), ({"de": 3, "nl": 2}, 3.0)]
+)
+def test_a_caption_in_two_languages_has_the_larger_of_their_weights(
+    foreign: "ForeignCache", weights: dict[str, float], weight: float
+) -> None:
+    by_name = {f"language:{lang}": value for lang, value in weights.items()}
+    corpus = read_corpus(open_cache(foreign.root), None, NO_SPLIT, caption_weights=by_name)
+    assert corpus.caption_weight is not None
+    of_row = dict(zip(corpus.rows_N.tolist(), corpus.caption_start.tolist(), strict=False))
+    assert corpus.caption_weight[of_row[7]] == weight
+    assert corpus.caption_weight[of_row[1]] == weights.get("de", 1)  # "de" only
+
+
 def test_a_cache_without_captions_is_a_corpus_too(many: Cache) -> None:
     corpus = read_corpus(many, None, NO_SPLIT)
     assert (corpus.num_images, corpus.num_captions, corpus.langs) == (600, 0, ())
