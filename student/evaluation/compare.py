@@ -25,7 +25,7 @@ from ...store.io.location import Location
 from ..data.corpus import Corpus
 from ..data.read_corpus import read_corpus
 from ..data.split import SplitPolicy, held_out, split_policy
-from ..export.metadata import ModelMetadata, read_metadata, read_projection
+from ..export.metadata import PROJECTION, ModelMetadata, read_metadata, read_projection
 from .embeddings import Embeddings, student_embeddings, teacher_embeddings
 from .eval_set import SPLITS, CacheEvalSet, Split, choose_eval_set
 from .evaluate import evaluate, in_student_space
@@ -299,6 +299,9 @@ def _space(checkpoint: Checkpoint, record: TeacherRecord, metadata: ModelMetadat
         return Space(map_ED=map_ED, is_teachers=True, why="")
     if checkpoint.embed_dim != record.embed_dim:
         return Space(map_ED=None, is_teachers=False, why=f"{widths}, and there is no map")
+    if metadata.space == "own":
+        why = f"its space is its own, and there is no {PROJECTION} beside it"
+        return Space(map_ED=None, is_teachers=False, why=why)
     why = (
         ""
         if is_of_teacher

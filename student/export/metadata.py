@@ -33,7 +33,8 @@ class ModelMetadata:
     """identity_sha256 of the teacher of the training."""
 
     space: str | None = None
-    """Space of the embeddings: ``teacher``, or ``pca``, the teacher's through projection.safetensors."""
+    """Space of the embeddings: ``teacher``; ``pca``, the teacher's through projection.safetensors; ``own``,
+    the student's, which may have such a map too. None: unknown."""
 
     base_model: str | None = None
     """Hub id of the checkpoint that a smaller student was cut from."""
@@ -63,7 +64,7 @@ def read_metadata(checkpoint: Checkpoint) -> ModelMetadata:
         has_logit = "logit_scale" in found and "logit_bias" in found
         logit = (float(found["logit_scale"]), float(found["logit_bias"])) if has_logit else None
         identity, base_model = found.get("teacher_identity"), found.get("base_model")
-        space = found.get("space")
+        space = (found["space"] or "own") if "space" in found else None
     except (ValueError, AttributeError, TypeError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged ({first_line(error)}); export the model again, or remove the file and "

@@ -103,8 +103,10 @@ def map_of(
 
     None if they are one, or if no term pulled the student towards the teacher's space.
     """
+    if not _is_pulled(resolved):
+        return None
     if distiller.projection is None:
-        return None if pca is None or _space(resolved) != "pca" else pca.map_ED
+        return None if pca is None else pca.map_ED
     return _learned(distiller) if distiller.has_image else None  # else it is folded into the head
 
 
@@ -234,13 +236,18 @@ def export_weights(
 
 def _space(resolved: Resolved) -> str | None:
     """Return the space of the exported embeddings, as ModelMetadata; None: the student's own."""
-    is_one_tower = resolved.config.towers != "both"
+    if not _is_pulled(resolved):
+        return None
     if resolved.projection == "pca":
-        is_mapped = any(term.needs_map for term in active_terms(resolved.weights))
-        return "pca" if is_one_tower or is_mapped else None
+        return "pca"
     is_folded = resolved.projection == "none" or resolved.config.towers == "text"
-    is_pulled = is_one_tower or bool(resolved.weights.get("cosine"))
-    return "teacher" if is_folded and is_pulled else None
+    return "teacher" if is_folded else None
+
+
+def _is_pulled(resolved: Resolved) -> bool:
+    """Return whether any term pulls the student towards the teacher's space, through a map or without one."""
+    is_one_tower = resolved.config.towers != "both"
+    return is_one_tower or any(term.needs_map for term in active_terms(resolved.weights))
 
 
 def _split(config: TrainConfig) -> dict[str, Any]:

@@ -169,6 +169,22 @@ def test_what_a_training_left_beside_the_model_says_the_split_and_the_map(
     assert "is damaged" in refused(command, model, cache)
 
 
+def test_a_model_in_a_space_of_its_own_is_not_taken_for_the_teachers_by_its_width(
+    command: Command, cache: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """As a run/model that was copied without the projection.safetensors above it."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, model)
+    found = evaluated(command, model, cache, "--split", "all")
+    assert found["columns"]["model"]["image_cosine"] == pytest.approx(1, abs=1e-6)
+    (model / "siglip2_cache.json").write_text(json.dumps({"space": None}))
+    found = evaluated(command, model, cache, "--split", "all")
+    assert found["columns"]["model"]["image_cosine"] is None
+    assert found["columns"]["model"]["image_correlation"] == pytest.approx(1, abs=1e-6)
+    _, out, _ = command("eval", model, cache, "--split", "all")
+    assert "its space is its own, and there is no projection.safetensors beside it" in out
+
+
 def test_how_many_were_held_out_of_its_own_training_is_told_whatever_share_is_asked_for(
     command: Command, cache: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -326,11 +326,12 @@ def test_a_pca_map_of_other_selected_images_is_not_exported(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_student_that_no_term_pulls_to_the_pca_map_is_in_a_space_of_its_own(
-    made: Made, tiny_student: Path, tmp_path: Path
+@pytest.mark.parametrize("projection", ["pca", "learned"])
+def test_a_student_that_no_term_pulls_through_the_map_is_in_a_space_of_its_own(
+    made: Made, tiny_student: Path, tmp_path: Path, projection: Literal["pca", "learned"]
 ) -> None:
     run, settings = tmp_path / "run", {"steps": 1, "eval_samples": 0, "weights": {"cosine": 0.0}}
-    train_of(made.cache, tiny_student, run, projection="pca", **settings)
+    train_of(made.cache, tiny_student, run, projection=projection, **settings)
     assert json.loads((run / "model" / "siglip2_cache.json").read_text())["space"] is None
     assert not (run / "projection.safetensors").exists()
     with pytest.raises(SettingError) as refused:
@@ -338,8 +339,8 @@ def test_a_student_that_no_term_pulls_to_the_pca_map_is_in_a_space_of_its_own(
             ExportCheckpointConfig(run=run, out=tmp_path / "out", into_teacher_space=True)
         )
     assert str(refused.value) == (
-        f"{run} has no map to the teacher's space: it was trained with projection pca and without the cosine "
-        "term, so its space is its own; leave out --into-teacher-space"
+        f"{run} has no map to the teacher's space: it was trained with projection {projection} and without "
+        "the cosine term, so its space is its own; leave out --into-teacher-space"
     )
 
 
