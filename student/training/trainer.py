@@ -1,6 +1,5 @@
 """Training a student, from settings to RUN/model: train() runs a Trainer, whose steps() is the loop."""
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,11 +16,9 @@ from ..config import TrainConfig
 from ..data.batch import Batch
 from ..data.catalog_index import ImageLookup
 from ..data.loader import Loader
-from ..data.random_draws import step_seed
 from ..distributed import Ranks, join_ranks, leave_ranks, lost_peers_reported
 from ..launch import find_launch, raised_once
 from ..losses.pca_map import PcaMap
-from .batch_labels import LabelMaker
 from .checkpoints import SavedState
 from .components import (
     fit_pca,
@@ -30,21 +27,18 @@ from .components import (
     make_objectives,
     make_optimizer,
     make_sampler,
-    make_selection,
     schedule_of,
 )
-from .distiller import Distiller, Embedded
+from .distiller import Distiller
 from .ema import WeightAverage
 from .evaluate_run import evaluate_student, lacks_evaluation, pca_lines
 from .evaluations import Evaluations
 from .export_run import export_run
-from .gradient_cache import GradientCache
 from .initial_weights import begin_from
-from .learnability import LearnabilitySelection
 from .loggers import Callbacks, MetricsLogger, check_loggers, make_loggers
 from .nonfinite_steps import NonfiniteSteps
 from .other_tower import check_same_map
-from .out_of_memory import DoesNotFit, one_image_does_not_fit, out_of_memory_reported
+from .out_of_memory import out_of_memory_reported
 from .progress import TrainProgress
 from .resolve import Resolved, device_of, resolve
 from .resolve_teachers import missing_lines
@@ -52,6 +46,7 @@ from .resume import begin_or_resume, on_host, restore_checkpoint
 from .run_folder import RunFolder
 from .step_metrics import MadeStep, StepTimer, reads_late, step_metrics
 from .stop_signals import StopFlag, save_signal_ignored, stop_signals_noted
+from .train_step import StepMaker
 
 _MOST_NAMED = 5
 """Images that are named in a warning each as they are skipped; the others are counted."""
@@ -183,7 +178,6 @@ class Trainer:
             )
         self._evaluations: Evaluations | None = None
         self._objectives = make_objectives(resolved)
-        self._selection = make_selection(resolved, ranks)
         self._loggers: list[MetricsLogger] = []
         self._timer = StepTimer()
         self._num_skipped = 0
@@ -213,17 +207,20 @@ class Trainer:
             self._evaluations = self._ranks.run_together(
                 lambda: Evaluations(resolved, self._run, self._pca, self._progress, self._ranks)
             )
-        self._labels = LabelMaker(resolved, self._pca)
         done = self._restore()
         first_steps = self._ranks.broadcast(self._first_steps)
         self._schedule = self._ranks.run_together(lambda: schedule_of(resolved, first_steps))
-        self._gradients = GradientCache(
-            self._distiller,
-            self._objectives,
+        self._step_maker = StepMaker(
+            resolved,
             self._ranks,
-            micro_batch_size=self._config.micro_batch_size,
-            map_ED=None if self._pca is None else torch.from_numpy(self._pca.map_ED),
-            padded_size=self._padded_size() if self._config.compile else None,
+            self._run,
+            self._progress,
+            distiller=self._distiller,
+            optimizer=self._optimizer,
+            average=self._average,
+            objectives=self._objectives,
+            schedule=self._schedule,
+            pca=self._pca,
         )
         if self._pca is not None:
             for line in pca_lines(resolved, self._pca):
@@ -280,13 +277,6 @@ class Trainer:
         begin_from(start, self._config.init_from)
         return start
 
-    def _padded_size(self) -> tuple[int, int]:
-        """Return the images and texts of a full micro-batch of one process."""
-        images = self._config.global_batch_size // self._ranks.world_size
-        texts = images * self._config.captions_per_image
-        most = self._config.micro_batch_size or texts
-        return min(images, most), min(texts, most)
-
     def _make_steps(self, done: int) -> None:
         """Make all steps after those done: the training loop."""
         steps, save_every = self._resolved.steps, self._resolved.save_every
@@ -298,7 +288,7 @@ class Trainer:
             for batch in self.batches(loader, done):
                 step = batch.step + 1
                 with self._timer.measured(batch):
-                    made = self._make_step(step, batch)
+                    made = self._step_maker.make(step, batch)
                     is_stopping, is_save_wanted, made.skipped = self._shared(stop, batch)
                     is_due = is_stopping or is_save_wanted or step % save_every == 0
                     is_due = is_due or step in (steps, self._schedule.decay_start)
@@ -325,63 +315,6 @@ class Trainer:
                         "again to resume"
                     )
 
-    def _make_step(self, step: int, batch: Batch) -> MadeStep:
-        """Make one step, without waiting for the device; in smaller pieces where memory runs out."""
-        while True:
-            try:
-                return self._try_step(step, batch)
-            except DoesNotFit as error:
-                reason = str(error)
-            self._shrink(step, reason)  # the error holds the memory of the pass
-
-    def _shrink(self, step: int, reason: str) -> None:
-        """Halve the micro-batches after a step that did not fit, in all processes.
-
-        Raises:
-            TrainError: they have one image already.
-        """
-        old = self._gradients.micro_batch_size or max(self._padded_size())
-        new, device = (old + 1) // 2, self._resolved.device
-        if new == old:
-            raise self._ranks.error_of_first(one_image_does_not_fit(device, reason))
-        self._gradients.shrink(new)
-        gc.collect()
-        torch.cuda.empty_cache()
-        self._progress.say(
-            f"warning: a forward and backward pass of {old:,} images does not fit in the memory of {device} "
-            f"({reason}); step {step:,} is made again with {new:,} at a time, and all after it"
-        )
-        self._on_first(lambda run: run.record_changes(step - 1, {"micro_batch_size": (old, new)}))
-
-    def _try_step(self, step: int, batch: Batch) -> MadeStep:
-        """Make one step; raise DoesNotFit before anything but gradients has changed."""
-        # Dropout, if a student has any, is a function of seed, step and rank: resuming needs no state.
-        torch.manual_seed(step_seed(self._config.seed, step, self._ranks.rank))
-        is_fitting, embedded = step <= self._schedule.alone_steps, None
-        if self._selection is not None and not is_fitting:
-            batch, embedded = self._select(self._selection, batch)
-        labels = self._labels.make(step, batch)
-        if self._distiller.patch_dropout is not None:
-            self._distiller.patch_dropout.is_on = self._schedule.has_patch_dropout(step)
-        if is_fitting:
-            loss = self._gradients.fit_map(batch, labels)
-            norm = torch.zeros((), device=self._distiller.device)
-        else:
-            loss = self._gradients.compute(batch, labels, embedded)
-            parameters = self._distiller.parameters()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.clip_norm)
-        if loss.counts.num_images == 0:  # in all processes at once: the count is their sum
-            raise self._no_image(step, batch)
-        made = MadeStep(step, batch, loss, norm)
-        if not is_fitting:
-            self._optimizer.step(self._schedule, step, made.is_finite)
-        if self._average is not None:
-            if is_fitting:
-                self._average.restart()
-            else:
-                self._average.update(step, made.is_finite)
-        return made
-
     def _read(self, made: MadeStep) -> None:
         """Read the numbers of a step, after the device has made it; warn of one that was skipped."""
         loss, norm = made.read()
@@ -391,29 +324,6 @@ class Trainer:
             return
         keys = self._nonfinite.skip(made.step, made.positions_N, loss, norm)
         made.metrics["nonfinite_keys"] = keys
-
-    def _select(
-        self, selection: LearnabilitySelection, batch: Batch
-    ) -> tuple[Batch, Embedded | None]:
-        """Return the images of a step, drawn from more, and their rows if these are still valid."""
-        embedded, is_repeatable = self._gradients.embed(batch)
-        matching = self._resolved.train.matching_pairs(batch.positions_N, batch.text_rows_M)
-        scale, bias = self._distiller.scale_and_bias
-        chosen, rows = selection.choose(
-            batch, embedded, matching, (scale.exp().item(), bias.item())
-        )
-        return chosen, rows if is_repeatable else None
-
-    def _no_image(self, step: int, batch: Batch) -> TrainError:
-        """Return the error of a step in which no process has an image that can be used."""
-        skipped = [each for found in self._ranks.gather_objects(batch.skipped) for each in found]
-        key, reason = skipped[0]
-        return self._ranks.error_of_first(
-            TrainError(
-                f"no image of step {step:,} can be used (first: {key!r}, {reason}); if the corpus has "
-                "moved, add --corpus-root OLD=NEW"
-            )
-        )
 
     def _is_evaluated(self, step: int) -> bool:
         every = self._config.eval_every

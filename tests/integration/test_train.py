@@ -51,6 +51,7 @@ from siglip2_cache.student.training.export_checkpoint import (
 )
 from siglip2_cache.student.training.resolve import resolve
 from siglip2_cache.student.training.schedule import Schedule
+from siglip2_cache.student.training.train_step import StepMaker
 from siglip2_cache.student.training.trainer import Trainer, TrainSummary, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -741,9 +742,9 @@ def test_a_run_whose_steps_are_read_late_as_on_cuda_is_the_same(
     poisoned_train_of(made, tiny_student, now, (3, 8), **settings)
     monkeypatch.setattr(trainer, "reads_late", lambda _: True)
     order: list[str] = []
-    make, read = Trainer._make_step, Trainer._read
+    make, read = StepMaker.make, Trainer._read
 
-    def make_step(self: Trainer, step: int, batch: Batch) -> Any:
+    def make_step(self: StepMaker, step: int, batch: Batch) -> Any:
         order.append(f"make {step}")
         return make(self, step, batch)
 
@@ -751,7 +752,7 @@ def test_a_run_whose_steps_are_read_late_as_on_cuda_is_the_same(
         order.append(f"read {made_step.step}")
         read(self, made_step)
 
-    monkeypatch.setattr(Trainer, "_make_step", make_step)
+    monkeypatch.setattr(StepMaker, "make", make_step)
     monkeypatch.setattr(Trainer, "_read", read_step)
     poisoned_train_of(made, tiny_student, late, (3, 8), **settings)
     assert_same_run(late, now)
@@ -771,7 +772,7 @@ def test_a_step_that_does_not_fit_in_memory_ends_the_run_with_the_remedy(
     run = tmp_path / "run"
     train_of(made.cache, tiny_student, run, steps=2)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_make_step", fail)
+        patch.setattr(StepMaker, "make", fail)
         with pytest.raises(TrainError) as stopped:
             train_of(made.cache, tiny_student, run, steps=4)
     assert str(stopped.value) == (
