@@ -86,7 +86,7 @@ def model(
         str,
         path_argument(
             "RUN",
-            help="Folder of a training; with --to also a folder or hub id of a SigLIP 2 checkpoint.",
+            help="Folder of a training; with --to and --check also folder or hub id of a SigLIP checkpoint.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", parser=local_path, help="Folder to write.")],

@@ -35,7 +35,7 @@ def check_disk(folder: Path) -> Check:
     }
     remedies = {
         "folder": "name another folder: siglip2-cache doctor FOLDER",
-        "copies": f"name another folder with --cache-dir or ${FOLDER_VARIABLE}",
+        "copies": f"name another folder with ${FOLDER_VARIABLE}",
         "hub": "name another folder with $HF_HOME",
         "temporary": "name another folder with $TMPDIR",
     }

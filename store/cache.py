@@ -45,7 +45,7 @@ def open_cache(
         path: the folder or URL that contains cache.json.
         corpus_roots: old folder to new folder, if the corpus was moved after it was planned.
         copies: where local copies of objects are kept, for a cache in an object store; None: the
-            default folder, within four fifths of its disk.
+            default folder, within four fifths of the free space of its disk, the copies included.
 
     Raises:
         SettingError: the URL is invalid or not supported.

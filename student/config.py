@@ -409,8 +409,13 @@ class TrainConfig:
         ),
     ] = field(default_factory=dict[str, str])
     check_pixels: Annotated[
-        CheckPixels, Setting("When to compare an image's bytes with those the teacher saw.", CORPUS)
-    ] = "first-epoch"
+        CheckPixels,
+        Setting(
+            "When to compare an image's bytes with those the teacher saw; others are skipped. The bytes are "
+            "hashed in any case.",
+            CORPUS,
+        ),
+    ] = "always"
     pixels: Annotated[
         Pixels,
         Setting(
@@ -570,7 +575,7 @@ class TrainConfig:
             "Most bytes of local copies in --cache-dir, such as 500GB.",
             FILES,
             metavar="SIZE",
-            default="four fifths of the disk",
+            default="$SIGLIP2_CACHE_LIMIT, else four fifths of the free disk space, the copies included",
         ),
     ] = None
 

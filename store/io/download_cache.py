@@ -101,7 +101,7 @@ class LocalCopies:
             raise DiskFullError(
                 f"no space left in {path.parent.parent} for a copy of {location} "
                 f"({format_bytes(num_bytes)}); free some space, or name another folder with "
-                f"--cache-dir or ${FOLDER_VARIABLE}"
+                f"${FOLDER_VARIABLE}, or of train with --cache-dir"
             ) from None
         finally:
             partial.unlink(missing_ok=True)
@@ -131,8 +131,8 @@ class LocalCopies:
         if num_bytes > limit:
             raise DiskFullError(
                 f"a copy of {format_bytes(num_bytes)} does not fit into {folder}, whose limit is "
-                f"{format_bytes(limit)}; raise it with --cache-limit or ${LIMIT_VARIABLE}, or name "
-                f"another folder with --cache-dir or ${FOLDER_VARIABLE}"
+                f"{format_bytes(limit)}; raise it with ${LIMIT_VARIABLE}, or name another folder with "
+                f"${FOLDER_VARIABLE} (of train also --cache-limit and --cache-dir)"
             )
         now = time.time()
         for used_at, size, path in sorted(found):

@@ -37,6 +37,7 @@ from .other_tower import check_other_tower
 from .resolve_teachers import (
     RunTeacher,
     further_facts,
+    missing_lines,
     resolve_teachers,
     teacher_weights,
     term_weights,
@@ -70,11 +71,9 @@ class Resolved:
     kept: KeptPixels | None
     """Kept pixels to read; None: the corpus is read."""
 
-    kept_note: str | None
-    """Why kept pixels are not read although there are some."""
-
-    selection_note: str | None
-    """Which images were selected; None: all."""
+    notes: tuple[str, ...]
+    """What to know before the first step: why kept pixels are not read although there are some, which images
+    were selected, and what lacks data."""
 
     @property
     def steps(self) -> int:
@@ -201,6 +200,12 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
             "--max-num-patches limits its patches"
         )
     _refuse_no_data(full, run_teachers, train)
+    notes = (
+        kept_note,
+        selection_note,
+        _no_captions_note(full, train),
+        *missing_lines(run_teachers),
+    )
     if config.captions_per_image > 1 and train.drawable_counts.max(initial=0) < 2:
         weighed = " of a weight above 0" if config.caption_weights else ""
         raise SettingError(
@@ -222,8 +227,7 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
         projection=projection,
         num_workers=_num_workers(config, launch),
         kept=kept,
-        kept_note=kept_note,
-        selection_note=selection_note,
+        notes=tuple(filter(None, notes)),
     )
 
 
@@ -328,6 +332,17 @@ def _refuse_no_data(config: TrainConfig, teachers: list[RunTeacher], train: Corp
         raise SettingError(
             f"{lack}, so only the cosine term has data, and its weight is 0; use --weight cosine=1"
         )
+
+
+def _no_captions_note(config: TrainConfig, train: Corpus) -> str | None:
+    """Return what a student of two towers becomes without captions; None: there are some."""
+    if config.towers != "both" or train.num_captioned:
+        return None
+    return (
+        "no image to train on has a caption, so the text tower learns nothing and no longer fits the image "
+        "tower; --towers image --projection pca --teacher-text TEACHER makes a model whose texts are the "
+        "teacher's"
+    )
 
 
 def _num_workers(config: TrainConfig, launch: Launch) -> int:

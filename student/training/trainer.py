@@ -41,7 +41,6 @@ from .other_tower import check_same_map
 from .out_of_memory import out_of_memory_reported
 from .progress import TrainProgress
 from .resolve import Resolved, device_of, resolve
-from .resolve_teachers import missing_lines
 from .resume import begin_or_resume, on_host, restore_checkpoint
 from .run_folder import RunFolder
 from .step_metrics import MadeStep, StepTimer, reads_late, step_metrics
@@ -229,13 +228,8 @@ class Trainer:
         if self._has_start and self._lacks_evaluation_before():
             start = self._ranks.run_together(lambda: self._start(done))
             evaluate_student(resolved, start, self._run, "before", self._pca, self._ranks)
-        for note in (
-            resolved.kept_note,
-            resolved.selection_note,
-            *missing_lines(resolved.teachers),
-        ):
-            if note is not None:
-                self._progress.say(f"note: {note}")
+        for note in resolved.notes:
+            self._progress.say(f"note: {note}")
         self._progress.say(self._first_line(done))
         started = time.monotonic()
         try:

@@ -455,9 +455,17 @@ def test_several_views_of_an_image_are_learned_from_in_one_step(
 def test_images_without_any_caption_teach_by_their_targets(
     uncaptioned: Path, tiny_student: Path, tmp_path: Path
 ) -> None:
-    train_of(uncaptioned, tiny_student, tmp_path / "run", steps=12, micro_batch_size=5)
+    told, settings = Listening(), {"steps": 12, "micro_batch_size": 5}
+    train_of(uncaptioned, tiny_student, tmp_path / "run", progress=told, **settings)
     lines = metrics_of(tmp_path / "run")
     assert {line["captioned"] for line in lines} == {0}
+    assert any(
+        "no image to train on has a caption, so the text tower" in line for line in told.said
+    )
+    weights = weights_of(tmp_path / "run")
+    at_start = load_file(tiny_student / "model.safetensors")
+    name = "text_model.head.weight"
+    assert torch.equal(weights[f"model: {name}"], at_start[name])
     assert lines[-1]["cosine"] < lines[0]["cosine"]
     with pytest.raises(SettingError) as refused:
         train_of(uncaptioned, tiny_student, tmp_path / "other", weights={"cosine": 0.0})
