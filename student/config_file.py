@@ -35,17 +35,17 @@ _RESOLVED_HEAD = """
 def make_config(file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
     """Return the settings of a YAML file, overridden by flags; None among the flags means not given.
 
-    ``weights`` of the flags override single terms. ``steps`` and ``epochs`` override each other, and so do
-    ``val_share`` and ``val_keys``.
+    ``weights``, ``caption_weights`` and ``corpus_roots`` of the flags override single entries. ``steps`` and
+    ``epochs`` override each other, and so do ``val_share`` and ``val_keys``.
 
     Raises:
         SettingError: a setting is unknown, repeated or missing, or has a value of another type.
     """
     found = {} if file is None else _read_settings(file)
     given = {name: value for name, value in flags.items() if value is not None}
-    if "weights" in given:
-        of_file = _typed("weights", found.get("weights") or {}, file)
-        given["weights"] = {**of_file, **given["weights"]}
+    for name in {"weights", "caption_weights", "corpus_roots"} & given.keys():
+        of_file = _typed(name, found.get(name) or {}, file)
+        given[name] = {**of_file, **given[name]}
     for alternatives in ({"steps", "epochs"}, {"val_share", "val_keys"}):
         if given.keys() & alternatives:
             found = {name: value for name, value in found.items() if name not in alternatives}

@@ -84,6 +84,13 @@ class Corpus:
         """All text_rows that are captions, ascending, each once."""
         return np.unique(self.caption_text_row)
 
+    @property
+    def drawable_text_rows(self) -> NDArray[np.int64]:
+        """All text_rows that are captions of a weight above 0, ascending, each once."""
+        if self.caption_weight is None:
+            return self.text_rows
+        return np.unique(self.caption_text_row[self.caption_weight > 0])
+
     def select(self, mask_N: NDArray[np.bool_]) -> "Corpus":
         """Return the images where a mask is true, e.g. ``corpus.select(~corpus.is_val_N)``."""
         if mask_N.shape != self.rows_N.shape or mask_N.dtype != np.bool_:

@@ -39,7 +39,7 @@ def select_images(
 def caption_scores(train: Corpus, cache: Cache, teacher: str) -> NDArray[np.float32]:
     """Return the teacher's mean cosine of each image and its captions, (N,); NaN without a caption.
 
-    Images are read by their whole view.
+    Images are read by their whole view. Captions of weight 0 do not count.
     """
     images, texts = cache.image_targets(teacher), cache.text_targets(teacher)
     sums_N = np.zeros(len(train))
@@ -48,9 +48,12 @@ def caption_scores(train: Corpus, cache: Cache, teacher: str) -> NDArray[np.floa
         image_C = np.searchsorted(train.caption_start, caption_C, side="right") - 1
         image_CE = images.read(train.rows_N[image_C]).astype(np.float32)
         text_CE = texts.read(train.caption_text_row[caption_C]).astype(np.float32)
-        np.add.at(sums_N, image_C, (image_CE * text_CE).sum(axis=1))
+        cosine_C = (image_CE * text_CE).sum(axis=1)
+        if train.caption_weight is not None:
+            cosine_C *= train.caption_weight[caption_C] > 0
+        np.add.at(sums_N, image_C, cosine_C)
     with np.errstate(invalid="ignore"):  # 0 / 0 without a caption
-        return (sums_N / train.caption_counts).astype(np.float32)
+        return (sums_N / train.drawable_counts).astype(np.float32)
 
 
 def _with_best_captions(

@@ -33,6 +33,9 @@ class TrainTargets:
     has_image_I: NDArray[np.bool_] | None
     """(I,); None: all images and all captions of the corpus have a target."""
 
+    num_missing_texts: int = 0
+    """Number of captions' texts without a target."""
+
     @property
     def num_missing(self) -> int:
         """Number of images without a target."""
@@ -97,11 +100,13 @@ def further_targets(
             "out, or name it first"
         )
     texts = cache.text_targets(teacher)
-    is_whole = bool(has_image_I.all()) and bool(texts.available(corpus.text_rows).all())
+    num_missing_texts = int(np.count_nonzero(~texts.available(corpus.text_rows)))
+    is_whole = bool(has_image_I.all()) and not num_missing_texts
     return TrainTargets(
         images=cache.image_targets(teacher),
         texts=texts,
         has_image_I=None if is_whole else has_image_I,
+        num_missing_texts=num_missing_texts,
     )
 
 

@@ -26,8 +26,8 @@ class PcaMap:
     image_energy: float
     """Share of the images' squared norm that the D columns keep, in [0, 1]."""
 
-    text_energy: float
-    """The same share for texts."""
+    text_energy: float | None
+    """The same share for texts; None without any."""
 
     num_images: int
     """Number of images it was made from."""
@@ -63,16 +63,18 @@ def fit_pca_map(
     Args:
         image_blocks: teacher embeddings of the train split's images, (rows, E) unit rows of any
             float dtype, without rejected rows. Read once; memory is two E x E sums.
-        text_blocks: the same for texts.
+        text_blocks: the same for texts; without any rows the map is that of the images.
         embed_dim: D, at least 1 and at most E.
 
     Raises:
-        SettingError: D is above E or below 1, a modality has no rows, or both together have fewer than D.
+        SettingError: D is above E or below 1, there are no images, or all rows together are fewer than D.
         ValueError: blocks differ in width, or hold NaN or infinity.
     """
     image_EE, num_images = _second_moment("image", image_blocks)
     text_EE, num_texts = _second_moment("text", text_blocks)
-    if image_EE.shape != text_EE.shape:
+    if image_EE is None:
+        raise SettingError("a PCA map needs image targets; the train split has none")
+    if text_EE is not None and image_EE.shape != text_EE.shape:
         raise ValueError(f"images are {len(image_EE)} wide, texts {len(text_EE)}")
     E = len(image_EE)
     if not 1 <= embed_dim <= E:
@@ -85,11 +87,12 @@ def fit_pca_map(
             f"a PCA map to width {embed_dim} needs as many rows; the train split has {num_images} images "
             f"and {num_texts} texts"
         )
-    map_ED = _top_eigenvectors((image_EE + text_EE) / 2, embed_dim)
+    both_EE = image_EE if text_EE is None else (image_EE + text_EE) / 2
+    map_ED = _top_eigenvectors(both_EE, embed_dim)
     return PcaMap(
         map_ED=map_ED.astype(np.float32),
         image_energy=_kept_energy(image_EE, map_ED),
-        text_energy=_kept_energy(text_EE, map_ED),
+        text_energy=None if text_EE is None else _kept_energy(text_EE, map_ED),
         num_images=num_images,
         num_texts=num_texts,
     )
@@ -97,8 +100,8 @@ def fit_pca_map(
 
 def _second_moment(
     modality: str, blocks: Iterable[NDArray[np.floating]]
-) -> tuple[NDArray[np.float64], int]:
-    """Return (E, E) the mean of the rows' outer products, and the number of rows."""
+) -> tuple[NDArray[np.float64] | None, int]:
+    """Return (E, E) the mean of the rows' outer products, None without rows; and the number of rows."""
     sum_EE: NDArray[np.float64] | None = None
     num_rows = 0
     for block_BE in blocks:
@@ -112,7 +115,7 @@ def _second_moment(
         sum_EE = moment_EE if sum_EE is None else sum_EE + moment_EE
         num_rows += len(rows_BE)
     if sum_EE is None or num_rows == 0:
-        raise SettingError(f"a PCA map needs {modality} targets; the train split has none")
+        return None, 0
     return sum_EE / num_rows, num_rows
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...siglip import (
     NaflexRecipe,
@@ -15,6 +16,7 @@ from ...siglip import (
     logit_scale_and_bias,
     vision_tower,
 )
+from ...store.targets.targets import Targets
 from ..config import images_read
 from ..data.catalog_index import ImageLookup
 from ..data.loader import Loader, LoaderConfig
@@ -152,9 +154,11 @@ def make_objectives(resolved: Resolved) -> list[Objective]:
 
 
 def fit_pca(resolved: Resolved, ranks: Ranks | None = None) -> PcaMap:
-    """Return the PCA map of the train split, without texts that a held-out image has too.
+    """Return the PCA map of the train split's images and captions, without captions of held-out images.
 
-    Rank 0 fits it to at most a million images and as many texts, drawn by the seed, for all.
+    Where none is left it is that of all captions of the train split; without any, of all texts of the cache,
+    such as prompts; without these, of the images alone. Rank 0 fits it to at most a million images and as
+    many texts, drawn by the seed, for all.
     """
     return (ranks or Ranks()).run_on_first(lambda: _fit_pca(resolved))
 
@@ -162,7 +166,7 @@ def fit_pca(resolved: Resolved, ranks: Ranks | None = None) -> PcaMap:
 def _fit_pca(resolved: Resolved) -> PcaMap:
     images = resolved.cache.image_targets(resolved.teacher.name)
     texts = resolved.cache.text_targets(resolved.teacher.name)
-    text_rows = np.setdiff1d(resolved.train.text_rows, resolved.val.text_rows)
+    text_rows = _texts_of_pca(resolved, texts)
 
     def blocks(targets: Any, rows: Any) -> Iterator[Any]:
         if len(rows) > _MOST_PCA_ROWS:
@@ -176,6 +180,15 @@ def _fit_pca(resolved: Resolved) -> PcaMap:
         blocks(texts, text_rows),
         embed_dim=resolved.checkpoint.embed_dim,
     )
+
+
+def _texts_of_pca(resolved: Resolved, texts: Targets) -> NDArray[np.int64]:
+    captions = resolved.train.drawable_text_rows
+    if len(captions):
+        unseen = np.setdiff1d(captions, resolved.val.text_rows)
+        return unseen if len(unseen) else captions  # few texts, such as names of classes
+    every = np.arange(resolved.cache.num_texts)
+    return every[texts.available(every)]
 
 
 def schedule_of(resolved: Resolved, first_steps: int) -> Schedule:

@@ -75,12 +75,15 @@ class HeldOutEvaluation:
         self, student: Embeddings, map_ED: NDArray[np.float32] | None, *, is_whole: bool = True
     ) -> dict[str, Any]:
         """Return the metrics of what embeddings() returned; ``is_whole`` as in evaluate()."""
-        seed = self._resolved.config.seed
+        resolved, seed = self._resolved, self._resolved.config.seed
+        has_map = map_ED is not None or resolved.projection != "learned"
+        is_mapped = has_map or resolved.config.towers == "text"  # there it is folded into the head
         return evaluate(
             student,
             self._reference,
             self.eval_set,
             map_ED=map_ED,
+            is_one_space=resolved.is_pulled and is_mapped,
             is_whole=is_whole,
             seed=seed,
         )
@@ -226,9 +229,14 @@ def pca_lines(resolved: Resolved, pca: PcaMap) -> list[str]:
     """Return the energy that the PCA map keeps and its error, on held-out pairs if there are any."""
     is_held_out = resolved.val.num_captioned >= 2
     part = resolved.val if is_held_out else resolved.train
+    of_texts = (
+        "; there are no texts to fit it to, and it may lose what they need"
+        if pca.text_energy is None
+        else f", {pca.text_energy:.4f} of the texts'"
+    )
     lines = [
         f"pca map    {len(pca.map_ED):,} -> {pca.map_ED.shape[1]:,} keeps {pca.image_energy:.4f} of the "
-        f"images' energy, {pca.text_energy:.4f} of the texts'"
+        f"images' energy{of_texts}"
     ]
     positions = np.flatnonzero(part.caption_counts)[:1000]
     if len(positions) < 2:

@@ -58,12 +58,10 @@ class Evaluations:
                 f"best_metric {self._metric}{is_default} does not apply to the held-out images; of these "
                 f"there are {', '.join(known)}"
             )
-        has_map = resolved.projection != "none" or config.towers != "both"
-        widths = resolved.checkpoint.embed_dim, resolved.teacher.embed_dim
-        if chosen in ("image_cosine", "text_cosine") and widths[0] != widths[1] and not has_map:
+        if chosen in ("image_cosine", "text_cosine") and not resolved.is_pulled:
             raise SettingError(
-                f"best_metric {chosen} needs a map between the widths {widths[0]} and {widths[1]}; use "
-                "--projection learned, or another metric"
+                f"best_metric {chosen} needs a term that compares the student with the teacher's embeddings, "
+                "such as the cosine term; give it a weight, or take another metric"
             )
         self.best: Best | None = None
 

@@ -22,7 +22,6 @@ from ..export.metadata import PROJECTION, identity_sha256, projection_bytes
 from ..export.model_card import CacheSummary, ModelCard
 from ..export.provenance import base_model_of, hub_datasets, language_codes, license_of
 from ..losses.pca_map import PcaMap
-from ..terms import active_terms
 from .checkpoints import Weights
 from .distiller import Distiller
 from .evaluate_run import evaluate_student, lacks_evaluation
@@ -103,7 +102,7 @@ def map_of(
 
     None if they are one, or if no term pulled the student towards the teacher's space.
     """
-    if not _is_pulled(resolved):
+    if not resolved.is_pulled:
         return None
     if distiller.projection is None:
         return None if pca is None else pca.map_ED
@@ -236,18 +235,12 @@ def export_weights(
 
 def _space(resolved: Resolved) -> str | None:
     """Return the space of the exported embeddings, as ModelMetadata; None: the student's own."""
-    if not _is_pulled(resolved):
+    if not resolved.is_pulled:
         return None
     if resolved.projection == "pca":
         return "pca"
     is_folded = resolved.projection == "none" or resolved.config.towers == "text"
     return "teacher" if is_folded else None
-
-
-def _is_pulled(resolved: Resolved) -> bool:
-    """Return whether any term pulls the student towards the teacher's space, through a map or without one."""
-    is_one_tower = resolved.config.towers != "both"
-    return is_one_tower or any(term.needs_map for term in active_terms(resolved.weights))
 
 
 def _split(config: TrainConfig) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def select_learnable(
 ) -> Tensor:
     """Return the images of ``count`` pairs drawn by learnability, ascending, (count,) int64.
 
-    Where fewer images have a caption, all of these and the first of the others.
+    Where fewer images have a caption, all of these and others at random.
 
     Args:
         pairs: the batch to draw from.
@@ -110,8 +110,9 @@ def select_learnable(
     is_captioned_N = pairs.caption_N >= 0
     images_P = is_captioned_N.nonzero()[:, 0]
     if len(images_P) <= count:
-        others = (~is_captioned_N).nonzero()[:, 0][: count - len(images_P)]
-        return torch.cat([images_P, others]).sort().values
+        others = (~is_captioned_N).nonzero()[:, 0]
+        drawn = torch.randperm(len(others), generator=generator)[: count - len(images_P)]
+        return torch.cat([images_P, others[drawn.to(others.device)]]).sort().values
     texts_P = pairs.caption_N[images_P]
     gain_P = pairs.own(images_P)
     is_drawn_P = torch.zeros_like(gain_P, dtype=torch.bool)

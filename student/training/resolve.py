@@ -107,6 +107,12 @@ class Resolved:
         return self.teachers[0].weights
 
     @property
+    def is_pulled(self) -> bool:
+        """Whether a term pulls the student towards the first teacher's space, with a map or without."""
+        is_one_tower = self.config.towers != "both"
+        return is_one_tower or any(term.needs_map for term in active_terms(self.weights))
+
+    @property
     def has_patches(self) -> bool:
         """Whether a term needs patch targets."""
         return any(term.needs_patches for term in active_terms(self.weights))
@@ -299,6 +305,13 @@ def _projection(
             f"projection none needs equal widths ({widths}), or towers both with only the soft and the "
             "contrastive term; use learned or pca, or --weight cosine=0"
         )
+    is_pca = config.projection == "pca" or (config.towers == "image" and not is_equal)
+    if is_pca and checkpoint.embed_dim > teacher.embed_dim:
+        instead = "train both towers" if config.towers == "image" else "take projection learned"
+        raise SettingError(
+            f"a PCA map makes rows narrower, and the student is wider than the teacher ({widths}); "
+            f"{instead}, or a narrower student"
+        )
     if config.projection != "auto":
         return config.projection
     if config.towers != "both" and is_equal:
@@ -328,6 +341,8 @@ def _refuse_no_data(config: TrainConfig, teachers: list[RunTeacher], train: Corp
         lack = f"caption_weights is 0 for every caption in the train split of {config.cache}"
     if config.towers == "text":
         raise SettingError(f"{lack}, and towers text learns from captions")
+    if parse_selection(config.select).kind == "learnability":
+        raise SettingError(f"{lack}, and select learnability chooses among captions; leave it out")
     if all(term.needs_captions for each in teachers for term in active_terms(each.weights)):
         raise SettingError(
             f"{lack}, so only the cosine term has data, and its weight is 0; use --weight cosine=1"
@@ -340,8 +355,7 @@ def _no_captions_note(config: TrainConfig, train: Corpus) -> str | None:
         return None
     return (
         "no image to train on has a caption, so the text tower learns nothing and no longer fits the image "
-        "tower; --towers image --projection pca --teacher-text TEACHER makes a model whose texts are the "
-        "teacher's"
+        "tower; --towers image trains the image tower alone, and --teacher-text TEACHER adds the teacher's"
     )
 
 

@@ -138,16 +138,21 @@ def further_facts(teachers: list[RunTeacher]) -> dict[str, str]:
     return {
         f"teacher {each.record.name}": (
             f"{identity_sha256(each.record)}, {each.targets.num_missing} images missing"
+            + (f", {lacking} texts missing" if (lacking := each.targets.num_missing_texts) else "")
         )
         for each in teachers[1:]
     }
 
 
 def missing_lines(teachers: list[RunTeacher]) -> list[str]:
-    """Return a line for each teacher that lacks a target of an image."""
+    """Return a line for each teacher that lacks a target of an image or of a text."""
     return [
-        f"teacher {each.record.name} has no target of "
-        f"{format_count(each.targets.num_missing, 'image')} to train on, which the others teach"
+        f"teacher {each.record.name} has no target of {format_count(count, what)} to train on, which the "
+        "others teach"
         for each in teachers
-        if each.targets.num_missing
+        for what, count in (
+            ("image", each.targets.num_missing),
+            ("text", each.targets.num_missing_texts),
+        )
+        if count
     ]

@@ -66,12 +66,17 @@ class Schedule:
             decay_steps: with wsd, steps that decay; None: a fifth of all.
 
         Raises:
-            SettingError: fewer steps than decay_steps come after the warm-up.
+            SettingError: there are fewer than those of fit and warm-up, or fewer than decay_steps after them.
         """
+        before = self.alone_steps + self.warmup_steps
+        if steps < before:
+            raise SettingError(
+                f"steps {steps:,} is less than the {before:,} of fit and warm-up with which the run was "
+                "started; take more, or start another run"
+            )
         if self.decay_steps is None:
             return replace(self, steps=steps)
         start = max(0, steps - (decay_steps or math.ceil(_DECAY_SHARE * steps)))
-        before = self.alone_steps + self.warmup_steps
         if decay_steps is not None and start < before:
             raise SettingError(
                 f"decay_steps {decay_steps:,} is more than the {steps - before:,} steps after the warm-up; "

@@ -71,9 +71,9 @@ def made(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Mad
 
 @pytest.fixture(scope="module")
 def uncaptioned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of 12 pictures without a caption."""
+    """A cache of 60 pictures without a caption."""
     root = tmp_path_factory.mktemp("uncaptioned")
-    corpus = write_folder_corpus(root / "corpus", 12, captions=0)
+    corpus = write_folder_corpus(root / "corpus", 60, captions=0)
     settings = config_of(corpus, root / "cache", tiny_checkpoint, shard_rows=8)
     build(settings, progress=SilentProgress(), make_teacher=lambda *_: FakeTeacher())
     return root / "cache"
@@ -331,9 +331,10 @@ def test_a_pca_map_of_other_selected_images_is_not_exported(
 def test_a_student_that_no_term_pulls_through_the_map_is_in_a_space_of_its_own(
     made: Made, tiny_student: Path, tmp_path: Path, projection: Literal["pca", "learned"]
 ) -> None:
-    run, settings = tmp_path / "run", {"steps": 1, "eval_samples": 0, "weights": {"cosine": 0.0}}
+    run, settings = tmp_path / "run", {"steps": 1, "weights": {"cosine": 0.0}}
     train_of(made.cache, tiny_student, run, projection=projection, **settings)
     assert json.loads((run / "model" / "siglip2_cache.json").read_text())["space"] is None
+    assert json.loads((run / "evaluation.json").read_text())["after"]["image_cosine"] is None
     assert not (run / "projection.safetensors").exists()
     with pytest.raises(SettingError) as refused:
         export_checkpoint(
@@ -473,6 +474,59 @@ def test_images_without_any_caption_teach_by_their_targets(
         f"{uncaptioned} has no caption in its train split, so only the cosine term has data, and its "
         "weight is 0; use --weight cosine=1"
     )
+
+
+def test_an_image_tower_alone_learns_without_any_text(
+    uncaptioned: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    told = Listening()
+    train_of(uncaptioned, tiny_student, tmp_path / "run", towers="image", progress=told, steps=2)
+    [line] = [line for line in told.said if line.startswith("pca map")]
+    assert line.endswith("there are no texts to fit it to, and it may lose what they need")
+    with pytest.raises(SettingError) as refused:
+        train_of(uncaptioned, tiny_student, tmp_path / "no", weights={"bank": 1.0}, towers="image")
+    assert "weights.bank needs captions that no held-out image has" in str(refused.value)
+    with pytest.raises(SettingError) as refused:
+        train_of(uncaptioned, tiny_student, tmp_path / "no", select="learnability")
+    assert str(refused.value) == (
+        f"{uncaptioned} has no caption in its train split, and select learnability chooses among captions; "
+        "leave it out"
+    )
+
+
+def test_captions_that_held_out_images_have_too_still_make_a_map(
+    tiny_checkpoint: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    """As where captions are the names of a few classes."""
+    (tmp_path / "corpus").mkdir()
+    for i in range(40):
+        draw_image(i, (4, 4)).save(tmp_path / f"corpus/{i:02d}.png")
+        (tmp_path / f"corpus/{i:02d}.txt").write_text("cat" if i % 2 else "dog")
+    settings = config_of(tmp_path / "corpus", tmp_path / "cache", tiny_checkpoint, shard_rows=32)
+    build(settings, progress=SilentProgress(), make_teacher=lambda *_: FakeTeacher())
+    told, split = Listening(), {"val_share": None, "val_keys": "0[01]"}
+    run = tmp_path / "run"
+    train_of(tmp_path / "cache", tiny_student, run, towers="image", progress=told, steps=1, **split)
+    assert any(" of the texts'" in line for line in told.said)
+
+
+def test_a_pca_map_for_a_student_wider_than_the_teacher_is_refused_with_what_to_do(
+    tiny_checkpoint: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    corpus = write_folder_corpus(tmp_path / "corpus", 4)
+    narrow = FakeTeacher(embed_dim=8)
+    settings = config_of(corpus, tmp_path / "cache", tiny_checkpoint, shard_rows=8)
+    build(settings, progress=SilentProgress(), make_teacher=lambda *_: narrow)
+    for given, instead in (
+        ({"towers": "image"}, "train both towers"),
+        ({"projection": "pca"}, "take projection learned"),
+    ):
+        with pytest.raises(SettingError) as refused:
+            train_of(tmp_path / "cache", tiny_student, tmp_path / "run", steps=1, **given)
+        assert str(refused.value) == (
+            "a PCA map makes rows narrower, and the student is wider than the teacher (the student's 32, the "
+            f"teacher's 8); {instead}, or a narrower student"
+        )
 
 
 def test_the_best_weights_are_refused_where_no_default_metric_applies(

@@ -23,6 +23,8 @@ from safetensors.torch import load_file
 
 from siglip2_cache.errors import SettingError
 from siglip2_cache.precompute.build import build
+from siglip2_cache.store.cache import Cache
+from siglip2_cache.store.targets.targets import Targets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,11 +57,9 @@ def test_a_run_of_two_teachers_logs_both_and_leaves_in_the_space_of_the_first(
 ) -> None:
     run, heard = tmp_path / "run", Listening()
     train_of(made.cache, tiny_student, run, teacher=BOTH, progress=heard, **SETTINGS)
-    [missing] = [line for line in heard.said if "fake" in line]
-    assert (
-        missing
-        == "note: teacher fake has no target of 2 images to train on, which the others teach"
-    )
+    assert [line for line in heard.said if "fake" in line] == [
+        "note: teacher fake has no target of 2 images to train on, which the others teach"
+    ]
     weights = {"soft": 1.0, "cosine": np.exp(4.75), "contrastive": 0.1, "bank": 0.5}
     weights |= {"soft/fake": 0.5, "cosine/fake": 0.5 * np.exp(2.0), "bank/fake": 0.25}
     for line in metrics_of(run):
@@ -85,6 +85,27 @@ def test_a_run_of_two_teachers_logs_both_and_leaves_in_the_space_of_the_first(
     assert status == 0, error
     exported = load_file(tmp_path / "exported" / "projection.safetensors")["map_ED"]
     assert torch.equal(exported, map_ED)
+
+
+def test_texts_that_another_teacher_lacks_are_told(
+    made: Made, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text_targets = Cache.text_targets
+
+    def lacking(self: Cache, teacher: str | None = None) -> Targets:
+        targets = text_targets(self, teacher)
+        if teacher == "fake":
+            monkeypatch.setattr(targets, "available", lambda rows: np.asarray(rows) > 1)
+        return targets
+
+    monkeypatch.setattr(Cache, "text_targets", lacking)
+    heard = Listening()
+    settings = {**SETTINGS, "steps": 1, "weights": {}}
+    train_of(made.cache, tiny_student, tmp_path / "run", teacher=BOTH, progress=heard, **settings)
+    assert (
+        "note: teacher fake has no target of 2 texts to train on, which the others teach"
+        in heard.said
+    )
 
 
 def test_a_teacher_of_weight_0_leaves_the_run_of_the_other(

@@ -168,8 +168,8 @@ def test_callbacks_get_every_step_and_every_evaluation(
         ),
         (
             {"best_metric": "image_cosine", "eval_every": 2, "weights": {"cosine": 0.0}},
-            "best_metric image_cosine needs a map between the widths 32 and 64; use --projection learned, or "
-            "another metric",
+            "best_metric image_cosine needs a term that compares the student with the teacher's embeddings, "
+            "such as the cosine term; give it a weight, or take another metric",
         ),
         (
             {"val_share": 0.0, "eval_every": 2},

@@ -169,6 +169,11 @@ def test_flags_override_a_file_one_weight_at_a_time(tmp_path: Path) -> None:
     config = from_file(tmp_path, text, lr=1e-3, weights={"cosine": 0.5}, seed=None)
     assert (config.lr, config.seed) == (1e-3, 7)
     assert config.weights == {"soft": 2.0, "cosine": 0.5}
+    text = "caption_weights: {kind:alt: 0, language:de: 2}\ncorpus_roots: {/a: /b}\n"
+    given = {"caption_weights": {"language:de": 1.0}, "corpus_roots": {"/c": "/d"}}
+    config = from_file(tmp_path, text, **given)
+    assert config.caption_weights == {"kind:alt": 0.0, "language:de": 1.0}
+    assert config.corpus_roots == {"/a": "/b", "/c": "/d"}
 
 
 @pytest.mark.parametrize("flags", [{"steps": 9}, {"epochs": 2.0}])

@@ -1,5 +1,6 @@
 """Which training images are selected by the teacher's score of their captions, or by a list."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,24 @@ def test_a_score_is_the_mean_cosine_of_an_image_and_its_captions(
     found = caption_scores(train, cache, cache.teacher(None).name)
     assert np.isnan(found).any()
     np.testing.assert_allclose(found, plain_scores(train, cache), atol=1e-6)
+
+
+def test_captions_of_weight_0_count_neither_in_a_score_nor_as_captions(
+    cache: Cache, train: Corpus
+) -> None:
+    first, second = np.flatnonzero(train.caption_counts == 2)[:2]
+    weight_C = np.ones(train.num_captions)
+    weight_C[train.caption_start[first]] = 0  # one of two
+    weight_C[train.caption_start[second] : train.caption_start[second + 1]] = 0  # both
+    name = cache.teacher(None).name
+    found = caption_scores(replace(train, caption_weight=weight_C), cache, name)
+    text = train.caption_text_row[train.caption_start[first] + 1]
+    image_E = cache.image_targets().read([train.rows_N[first]])[0].astype(np.float64)
+    text_E = cache.text_targets().read([text])[0].astype(np.float64)
+    assert found[first] == pytest.approx(image_E @ text_E, abs=1e-6)
+    assert np.isnan(found[second])
+    others = np.setdiff1d(np.arange(len(train)), [first, second])
+    np.testing.assert_array_equal(found[others], caption_scores(train, cache, name)[others])
 
 
 def test_the_best_captioned_share_is_kept_and_told(cache: Cache, train: Corpus) -> None:

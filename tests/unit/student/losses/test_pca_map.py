@@ -144,7 +144,6 @@ def test_the_same_rows_give_the_same_map_however_they_are_cut_or_mirrored() -> N
         pytest.param(9, 9, 0, r"must have width 1 to 4, got 0", id="of no width"),
         pytest.param(1, 2, 4, r"width 4 .* train split has 1 images and 2 texts", id="few rows"),
         pytest.param(0, 9, 2, r"needs image targets; the train split has none", id="no images"),
-        pytest.param(9, 0, 2, r"needs text targets; the train split has none", id="no texts"),
     ],
 )
 def test_a_map_that_cannot_be_made_is_refused(
@@ -152,6 +151,14 @@ def test_a_map_that_cannot_be_made_is_refused(
 ) -> None:
     with pytest.raises(SettingError, match=message):
         fit_pca_map([np.ones((num_images, 4))], [np.ones((num_texts, 4))], embed_dim=embed_dim)
+
+
+def test_without_texts_the_map_is_that_of_the_images() -> None:
+    image_BE = np.random.default_rng(0).normal(size=(30, 6))
+    found = fit_pca_map([image_BE], [], embed_dim=2)
+    expected = fit_pca_map([image_BE], [image_BE], embed_dim=2)
+    np.testing.assert_allclose(found.map_ED, expected.map_ED, atol=1e-6)
+    assert (found.text_energy, found.num_texts) == (None, 0)
 
 
 def test_rows_of_other_widths_and_rejected_rows_are_refused() -> None:

@@ -113,8 +113,12 @@ def test_the_first_pair_is_drawn_with_probability_of_its_own_learnability() -> N
 
 
 def test_images_without_a_caption_fill_a_batch_that_has_too_few() -> None:
-    found = select_learnable(pairs(), 13, torch.Generator())
-    assert found.tolist() == [i for i in range(N) if i != 8]  # 3 comes before 8
+    left_out = set[int]()
+    for seed in range(20):
+        found = select_learnable(pairs(), 13, torch.Generator().manual_seed(seed)).tolist()
+        assert found == sorted(found)
+        left_out |= {*range(N)} - {*found}
+    assert left_out == {3, 8}  # one or the other, not always the last in the order of processes
     assert select_learnable(pairs(), N, torch.Generator()).tolist() == list(range(N))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from siglip2_cache.errors import SettingError
 from siglip2_cache.siglip import load_trainable, resolve_checkpoint
-from siglip2_cache.student.config import TrainConfig
+from siglip2_cache.student.config import ScheduleKind, TrainConfig
 from siglip2_cache.student.training.distiller import Distiller, TeacherHead
 from siglip2_cache.student.training.parameter_groups import freeze, make_groups
 from siglip2_cache.student.training.schedule import BETAS, Optimizer, Schedule, make_schedule
@@ -80,6 +80,18 @@ def test_a_decay_longer_than_what_follows_the_warm_up_is_refused() -> None:
         make_schedule(100, 10, kind="wsd").lasting(100, 91)
     assert str(refused.value) == (
         "decay_steps 91 is more than the 90 steps after the warm-up; take fewer, or more steps"
+    )
+
+
+@pytest.mark.parametrize("kind", ["cosine", "wsd"])
+def test_fewer_steps_than_the_warm_up_of_the_start_are_refused(kind: ScheduleKind) -> None:
+    started = make_schedule(1000, 100, kind=kind)
+    assert started.lasting(100, None).factor(100) == pytest.approx(1)
+    with pytest.raises(SettingError) as refused:
+        started.lasting(99, None)
+    assert str(refused.value) == (
+        "steps 99 is less than the 100 of fit and warm-up with which the run was started; take more, or "
+        "start another run"
     )
 
 
