@@ -10,6 +10,7 @@ import polars as pl
 from upath import UPath
 
 from ..errors import DamagedCacheError, DiskFullError, NotACacheError, SettingError
+from ..formatting import format_bytes, format_count
 from .format import layout
 from .format.catalog import Part, Table, read_table, scan_table
 from .format.kept_pixels import KeptPixels, read_kept_pixels
@@ -22,9 +23,10 @@ from .format.shard import ArrayLayout
 from .format.teacher_record import TeacherRecord, read_teachers
 from .format.unit_records import CommittedUnits, read_committed_units
 from .format.views import ViewPolicy
-from .io.download_cache import LocalCopies
+from .io.download_cache import FOLDER_VARIABLE, LIMIT_VARIABLE, LocalCopies
+from .io.foreign_files import is_stray
 from .io.location import Location, parse_location, relocate
-from .io.storage import open_storage
+from .io.storage import Storage, open_storage
 from .targets.attempts import fetch_unit_file
 from .targets.patches import PatchTargets
 from .targets.targets import Targets
@@ -313,6 +315,14 @@ class Cache:
         return file
 
     def _part_files(self, parts: Sequence[Part]) -> list[Path]:
+        num_bytes = sum(part.description["num_bytes"] for part in parts)
+        if not self.files.fits_locally(num_bytes):
+            raise DiskFullError(
+                f"the {format_count(len(parts), 'part')} of a table of {self.root} take "
+                f"{format_bytes(num_bytes)} together, more than the limit of local copies; raise it with "
+                f"${LIMIT_VARIABLE}, or name another folder with ${FOLDER_VARIABLE} (of train also "
+                "--cache-limit and --cache-dir)"
+            )
         try:
             return self.files.fetch_all((part.path, part.description) for part in parts)
         except FileNotFoundError as error:
@@ -329,6 +339,24 @@ class Cache:
     def corpus_root(self, source: str) -> Location:
         """Return the current root of a source: as recorded, or moved by ``corpus_roots``."""
         return relocate(self.sources[source].root, self.corpus_roots)
+
+
+def refuse_foreign_folder(files: Storage) -> None:
+    """Refuse to make a cache in a folder that holds something else, or in a file.
+
+    Raises:
+        SettingError: names what is there.
+    """
+    if files.root_kind() == "file":
+        raise SettingError(f"{files.root} is a file; name a folder for the cache")
+    ours = (layout.CATALOG, f"{layout.CACHE_RECORD}.", ".")
+    names = [name for name in files.names("") if not is_stray(name)]
+    foreign = [name for name in names if not name.startswith(ours)]
+    if foreign:
+        raise SettingError(
+            f"{files.root} is not empty and is not a cache (it holds {foreign[0]}); "
+            "name an empty or a new folder for the cache"
+        )
 
 
 def _without_rows(seen: pl.DataFrame, rejected: Collection[int]) -> pl.DataFrame:

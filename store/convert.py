@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import DamagedCacheError, SettingError
 from ..formatting import format_bytes, format_count
 from ..progress import Display, TaskProgress
-from .cache import Cache
+from .cache import Cache, refuse_foreign_folder
 from .format import layout
 from .format.layout import MODALITIES
 from .format.manifest import Unit
@@ -27,7 +27,7 @@ from .format.teacher_files import commit_teacher, grow_arrays
 from .format.teacher_record import Distortion, TeacherRecord
 from .format.transaction import Transaction, clear_garbage, roll_forward
 from .format.unit_records import UnitRecord
-from .io.location import Location
+from .io.location import Location, lies_in
 from .io.storage import Storage, open_storage
 from .pairs import choose_pairs
 from .targets.distortion import (
@@ -140,11 +140,15 @@ class _Conversion:
 
     def _refuse_other_folder(self) -> None:
         """Refuse to write into the source, a file, or a folder that holds something else."""
-        if str(self._out.root) == str(self._cache.root):
-            raise SettingError(f"{self._out.root} is the cache itself; name another folder")
-        if self._out.root_kind() == "file":
-            raise SettingError(f"{self._out.root} is a file; name a folder for the new cache")
+        out, source = self._out.root, self._cache.root
+        if lies_in(out, source) and lies_in(source, out):
+            raise SettingError(f"{out} is the cache itself; name another folder")
+        if lies_in(out, source) or lies_in(source, out):
+            raise SettingError(
+                f"{out} and {source} lie in one another; name a folder beside the cache"
+            )
         if not self._out.exists(layout.CACHE_RECORD):
+            refuse_foreign_folder(self._out)
             self._out.check_exclusive()
 
     def _copy_generation(self, number: int, digest: str) -> None:
@@ -291,7 +295,9 @@ class _Conversion:
                 self._budget,
             )
         earlier = new.commits(teacher).units.get((unit.modality, number))
-        if earlier is not None:
+        shard = layout.shard(teacher, unit.modality, number)
+        # Rows of a shard that is damaged are encoded again: a new checksum would hide it.
+        if earlier is not None and self._out.describe(shard) == _sums(earlier.files[shard]):
             before = np.empty_like(stored)
             new.targets(unit.modality, teacher).read_stored(number, 0, before)
             had = np.ones(unit.rows.count, np.bool_)

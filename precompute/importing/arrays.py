@@ -1,5 +1,6 @@
 """Embeddings as arrays, with a name for each row: numpy files, Parquet columns, clip-retrieval folders."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,12 @@ class ArrayPart:
     open_values: Callable[[], NDArray[Any]]
     """Returns the rows, not in memory."""
 
+    files: tuple[Location, ...]
+    """The file of the rows and that of the names, which may be one."""
+
+    columns: tuple[str | None, ...] = ()
+    """Columns of the files that are read: of vectors, names and views."""
+
     @cached_property
     def values(self) -> NDArray[Any]:
         """The rows, of any float type."""
@@ -49,10 +56,9 @@ class ArrayEmbeddings(Embeddings):
         location: Location,
         kind: str,
         parts: Sequence[ArrayPart],
-        files: Sequence[Location],
         opened: SourceFiles,
     ) -> None:
-        """Set the parts, and the files whose bytes they and their names come from.
+        """Set the parts.
 
         Raises:
             SourceError: the parts have vectors of several widths.
@@ -66,7 +72,7 @@ class ArrayEmbeddings(Embeddings):
                 )
         super().__init__(location, first.shape[1])
         self.kind = kind  # type: ignore[misc]
-        self._parts, self._files, self._opened = parts, files, opened
+        self._parts, self._opened = parts, opened
 
     def images(self) -> Iterator[pl.DataFrame]:
         """See Embeddings."""
@@ -89,7 +95,15 @@ class ArrayEmbeddings(Embeddings):
 
     def digest(self) -> str:
         """See Embeddings."""
-        return combined(map(self._opened.sha256, self._files))
+        files = dict.fromkeys(file for part in self._parts for file in part.files)
+        return combined(map(self._opened.sha256, files))
+
+    def digest_of_parts(self) -> str:
+        """See Embeddings."""
+        return combined(
+            json.dumps([part.modality, *map(self._opened.sha256, part.files), *part.columns])
+            for part in self._parts
+        )
 
     def _named(self, modality: Modality) -> Iterator[pl.DataFrame]:
         for number, part in enumerate(self._parts):

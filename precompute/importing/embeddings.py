@@ -59,6 +59,13 @@ class Embeddings(ABC):
     def digest(self) -> str:
         """Return the SHA-256 of what is imported: of all files, in any order and of any names."""
 
+    def digest_of_parts(self) -> str | None:
+        """Return the SHA-256 of which columns are read, and of which names belong to which vectors.
+
+        None where nothing of it can be chosen.
+        """
+        return None
+
     def views(self, places: pl.DataFrame, batch: DecodedBatch) -> FoundViews:
         """Return the vectors of a batch of images.
 

@@ -87,28 +87,22 @@ def _arrays(
     has_folder: bool,
 ) -> ArrayEmbeddings:
     parts: list[ArrayPart] = []
-    used: list[Location] = []
     arrays = [file for file in found if file.suffix in (".npy", ".npz")]
     stems = {file.stem for file in arrays if file.suffix == ".npy"}
     for file in arrays:
         if file.suffix == ".npz":
             parts += _npz_part(file, files)
-            used.append(file)
         elif file.stem.removesuffix("_keys").removesuffix(".keys") in stems - {file.stem}:
             continue  # the names of another array
         else:
-            part, names = _npy_part(file, columns, files)
-            parts.append(part)
-            used += [file, names]
+            parts.append(_npy_part(file, columns, files))
     for file in found:
         if file.suffix == ".parquet" and file.stem not in stems:
-            new = _parquet_parts(file, columns, files, is_only=not has_folder)
-            parts += new
-            used += [file] if new else []
+            parts += _parquet_parts(file, columns, files, is_only=not has_folder)
     if not parts:
         raise SourceError(f"{location} holds no embeddings; {_EXPECTED}")
     kind = "parquet" if not arrays else "numpy"
-    return ArrayEmbeddings(location, kind, parts, used, files)
+    return ArrayEmbeddings(location, kind, parts, files)
 
 
 # -- Parquet
@@ -166,6 +160,8 @@ def _parquet_part(
         names=partial(parquet_names, file, opened, name, view),
         shape=column.shape,
         open_values=column.unpack,
+        files=(file,),
+        columns=(vectors, name, view),
     )
 
 
@@ -184,9 +180,7 @@ def _choose(
 # -- numpy
 
 
-def _npy_part(
-    file: Location, columns: EmbeddingColumns, files: SourceFiles
-) -> tuple[ArrayPart, Location]:
+def _npy_part(file: Location, columns: EmbeddingColumns, files: SourceFiles) -> ArrayPart:
     values = open_npy(file, files)
     candidates = [file.with_suffix(ending) for ending in _NAME_ENDINGS]
     candidates += [file.with_name(f"{file.stem}{end}.npy") for end in ("_keys", ".keys")]
@@ -197,12 +191,10 @@ def _npy_part(
             "of the rows"
         )
     if names_file.suffix == ".parquet":
-        part = _named_by_parquet(file, values, names_file, columns, files)
-    else:
-        names = read_names(files.path(names_file), names_file)
-        assert names is not None
-        part = _named(file, values, names, _modality_of(file))
-    return part, names_file
+        return _named_by_parquet(file, values, names_file, columns, files)
+    names = read_names(files.path(names_file), names_file)
+    assert names is not None
+    return _named((file, names_file), values, names, _modality_of(file))
 
 
 def _npz_part(file: Location, files: SourceFiles) -> Iterator[ArrayPart]:
@@ -217,21 +209,24 @@ def _npz_part(file: Location, files: SourceFiles) -> Iterator[ArrayPart]:
         )
     values = check_vectors(arrays[vectors[0]], f"{file}: {vectors[0]}")
     keys = pl.Series("name", arrays[names[0]].astype(str).tolist(), pl.String)
-    yield _named(file, values, keys, _modality_of(file))
+    yield _named((file,), values, keys, _modality_of(file))
 
 
 def _modality_of(file: Location) -> Modality:
     return "text" if file.stem.lower().startswith(("text", "caption")) else "image"
 
 
-def _named(file: Location, values: Any, names: pl.Series, modality: Modality) -> ArrayPart:
+def _named(
+    files: tuple[Location, ...], values: Any, names: pl.Series, modality: Modality
+) -> ArrayPart:
     frame = pl.DataFrame({"name": names}).with_columns(view=pl.lit(0, pl.Int64))
     return ArrayPart(
-        where=str(file),
+        where=str(files[0]),
         modality=modality,
         names=lambda: iter([frame]),
         shape=values.shape,
         open_values=lambda: values,
+        files=files,
     )
 
 
@@ -261,6 +256,8 @@ def _named_by_parquet(
         names=partial(parquet_names, table, opened, name, view),
         shape=values.shape,
         open_values=lambda: values,
+        files=(file, table),
+        columns=(name, view),
     )
 
 
@@ -274,7 +271,6 @@ def _clip_retrieval(
 ) -> ArrayEmbeddings:
     columns = replace(columns, text=columns.text or "caption")
     parts: list[ArrayPart] = []
-    used: dict[Location, None] = {}
     modalities: tuple[tuple[Modality, str], ...] = (("image", "img_emb"), ("text", "text_emb"))
     for modality, name in modalities:
         for each in _names(folder / name):
@@ -290,7 +286,6 @@ def _clip_retrieval(
                 )
             values = open_npy(file, files)
             parts.append(_named_by_parquet(file, values, table, columns, files, modality))
-            used |= {file: None, table: None}
     if not parts:
         raise SourceError(f"{folder} holds no img_emb/img_emb_0.npy nor text_emb/text_emb_0.npy")
-    return ArrayEmbeddings(folder, "clip-retrieval", parts, list(used), files)
+    return ArrayEmbeddings(folder, "clip-retrieval", parts, files)

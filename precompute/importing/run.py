@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import BuildError, SettingError
 from ...store.cache import Cache
+from ...store.format.catalog import read_part
 from ...store.format.layout import MODALITIES, Modality
 from ...store.format.row_encoding import FLOAT16
 from ...store.format.teacher_files import grow_arrays
@@ -34,7 +35,7 @@ from ..planning.shared_scan import scan_in_processes
 from ..planning.spill import Scratch
 from ..sources import TableColumns
 from ..teacher.identity import finish_interrupted_teachers
-from ..teacher.imported import add_imported, find_imported
+from ..teacher.imported import IMPORTED_PARTS, add_imported, find_imported
 from .config import ImportConfig, ImportSummary
 from .datacompdr import CAPTIONS, SYN_COLUMN, DataCompDR
 from .embeddings import Embeddings
@@ -167,8 +168,17 @@ class _Import:
         self, cache: Cache, source: Embeddings, matches: Matches, digest: str
     ) -> tuple[TeacherRecord, LogitFit | None]:
         config = self._config
-        found = find_imported(cache, config.teacher_name, digest)
+        parts = source.digest_of_parts()
+        found = find_imported(cache, config.teacher_name, digest, parts)
         if found is not None:
+            if (
+                found.embed_dim != source.embed_dim
+            ):  # of an earlier release, which did not record the columns
+                raise SettingError(
+                    f"teacher {found.name!r} of {cache.root} has width {found.embed_dim:,}, and these "
+                    f"embeddings have {source.embed_dim:,}; name the columns as then, or give them another "
+                    "name"
+                )
             for option, asked, recorded in (
                 ("--logit-scale", config.logit_scale, found.logit_scale),
                 ("--logit-bias", config.logit_bias, found.logit_bias),
@@ -189,13 +199,18 @@ class _Import:
             cache,
             config.teacher_name,
             # Earlier releases compare the dtype of every teacher of a cache, and take no other word.
-            {"imported": digest, "imported_kind": source.kind, "compute_dtype": "float32"},
+            {
+                "imported": digest,
+                "imported_kind": source.kind,
+                "compute_dtype": "float32",
+                **({} if parts is None else {IMPORTED_PARTS: parts}),
+            },
             source=str(source.location),
             embed_dim=source.embed_dim,
             logit_scale=scale,
             logit_bias=bias,
         )
-        added = find_imported(self._open(), config.teacher_name, digest)
+        added = find_imported(self._open(), config.teacher_name, digest, parts)
         assert added is not None
         return added, fit
 
@@ -254,7 +269,7 @@ def _fit(cache: Cache, source: Embeddings, matches: Matches, config: ImportConfi
     pairs = pl.DataFrame(schema={"row": pl.Int64, "text_row": pl.Int64})
     if parts:
         part = parts[int(random.integers(len(parts)))]
-        pairs = pl.read_parquet(cache.part_file(part), columns=["row", "text_row"])
+        pairs = read_part("captions", cache.part_file(part)).select("row", "text_row")
     pairs = pairs.sample(fraction=1.0, shuffle=True, seed=int(random.integers(2**32)))
     for name in ("row", "text_row"):
         pairs = pairs.unique(name, keep="first", maintain_order=True)

@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...errors import NotACacheError, SettingError
-from ...store.cache import Cache
+from ...store.cache import Cache, refuse_foreign_folder
 from ...store.format import layout
 from ...store.format.corpus_notes import Note
 from ...store.format.manifest import SourceRecord
 from ...store.format.records import AUGMENTATION_VERSION, STORED_VIEWS_VERSION, Record, sha256_hex
 from ...store.format.transaction import Transaction, roll_forward
 from ...store.format.views import ViewPolicy
-from ...store.io.foreign_files import is_stray
 from ...store.io.location import relocate
 from ...store.io.storage import Storage
 from ..sources import Source
@@ -182,21 +181,8 @@ def open_if_planned(files: Storage, corpus_roots: Mapping[str, str]) -> Cache | 
     try:
         return Cache(files.root, corpus_roots=corpus_roots)
     except NotACacheError:
-        _refuse_foreign_folder(files)
+        refuse_foreign_folder(files)
         return None
-
-
-def _refuse_foreign_folder(files: Storage) -> None:
-    if files.root_kind() == "file":
-        raise SettingError(f"{files.root} is a file; name a folder for the cache")
-    ours = (layout.CATALOG, f"{layout.CACHE_RECORD}.", ".")
-    names = [name for name in files.names("") if not is_stray(name)]
-    foreign = [name for name in names if not name.startswith(ours)]
-    if foreign:
-        raise SettingError(
-            f"{files.root} is not empty and is not a cache (it holds {foreign[0]}); "
-            "name an empty or a new folder for the cache"
-        )
 
 
 def _finish_interrupted(files: Storage) -> None:

@@ -276,7 +276,9 @@ def _problem_line(problem: Problem) -> tuple[Any, ...]:
     nothing = (None,) * 11
     key = None if problem.key is None else _showable(problem.key)
     place, reason = _showable(problem.place), _showable(problem.reason)
-    count, remedy = (problem.count, problem.remedy) if isinstance(problem, Unused) else (None, None)
+    count = remedy = None
+    if isinstance(problem, Unused):
+        count, remedy = problem.count, _showable(problem.remedy)
     return (key, *nothing, place, None, None, None, reason, count, remedy)
 
 
@@ -291,5 +293,5 @@ def _refuse_odd_names(sample: Sample) -> Sample | Problem:
 
 
 def _showable(text: str) -> str:
-    """Return a text that UTF-8 can encode: the name of the corpus's folder may not be valid."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Return a text that a record can hold: names of folders and columns may be no UTF-8, or have NUL."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

@@ -4,6 +4,7 @@ The planner sorts and joins by buckets (a hash of the keys, a range of rows): ea
 and the result does not depend on the number of buckets.
 """
 
+import glob
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -97,7 +98,7 @@ class SpillBuffer:
     def frames(self) -> Iterator[pl.DataFrame]:
         """Yield the frames in order."""
         for path in self._files:
-            yield pl.read_ipc(path)
+            yield pl.read_ipc(glob.escape(str(path)))  # which takes paths for patterns
         yield from list(self._frames)
 
     def collect(self, schema: pl.Schema) -> pl.DataFrame:

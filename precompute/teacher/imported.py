@@ -10,9 +10,20 @@ from ...store.format.teacher_files import commit_teacher
 from ...store.format.teacher_record import IMPORTED, TeacherRecord
 from .identity import check_teacher_name, refuse_other_case
 
+IMPORTED_PARTS = "imported_parts"
+"""Field of the identity: which columns were read, and which names belong to which vectors."""
 
-def find_imported(cache: Cache, name: str, digest: str) -> TeacherRecord | None:
+
+def find_imported(
+    cache: Cache, name: str, digest: str, digest_of_parts: str | None
+) -> TeacherRecord | None:
     """Return the record of an imported teacher, or None if the name is free.
+
+    Args:
+        cache: the cache.
+        name: of the teacher.
+        digest: of all files that are imported.
+        digest_of_parts: of what is read of them; None: there is no choice.
 
     Raises:
         SettingError: the name cannot be one, or is that of other targets.
@@ -32,6 +43,13 @@ def find_imported(cache: Cache, name: str, digest: str) -> TeacherRecord | None:
         raise SettingError(
             f"teacher {name!r} of {cache.root} was imported from other embeddings (SHA-256 "
             f"{recorded[:12]}..., now {digest[:12]}...); give them another name with --teacher-name"
+        )
+    parts = record.identity.get(IMPORTED_PARTS)
+    if parts not in (None, digest_of_parts):  # earlier releases did not record it
+        raise SettingError(
+            f"teacher {name!r} of {cache.root} was imported from the same files by other columns, or with "
+            "names beside other vectors; name the columns as then, or give this import another name with "
+            "--teacher-name"
         )
     return record
 

@@ -151,8 +151,14 @@ class Part:
 
 
 def encode_table(frame: pl.DataFrame, schema: pa.Schema) -> bytes:
-    """Return a frame as the bytes of a Parquet file; equal frames give equal bytes."""
-    table = frame.select(schema.names).to_arrow().cast(schema)
+    """Return a frame as the bytes of a Parquet file; equal frames give equal bytes.
+
+    The columns of a row group have less than 2 GiB.
+    """
+    frame = frame.select(schema.names)
+    # An array of texts with 32-bit offsets, as they are stored, has less than 2 GiB.
+    groups = [frame[i : i + _ROW_GROUP_ROWS] for i in range(0, len(frame), _ROW_GROUP_ROWS)]
+    table = pa.concat_tables(each.to_arrow().cast(schema) for each in groups or [frame])
     sink = io.BytesIO()
     few = [name for name in schema.names if name in _FEW_VALUES]
     pq.write_table(

@@ -314,13 +314,12 @@ def _parse_generation(record: Fields, number: int, free: Mapping[Modality, int])
 def _parse_notes(record: Fields) -> tuple[Note, ...]:
     if "notes" not in record.values:  # written by an earlier release
         return ()
+    texts = ("source", "what", "first", "remedy")
     return tuple(
+        # They are for people: what an earlier release wrote with NUL does not make a record damaged.
         Note(
-            source=each.text("source"),
-            what=each.text("what"),
             count=each.count("count"),
-            first=each.text("first"),
-            remedy=each.text("remedy"),
+            **{name: str(each.values.get(name)).replace("\0", "\\0") for name in texts},
         )
         for each in record.entries("notes")
     )

@@ -19,6 +19,7 @@ damaged, the unit is not committed. Lower attempts are never removed, so that no
 unit for an uncommitted one.
 """
 
+import contextlib
 import hashlib
 import re
 import secrets
@@ -171,6 +172,7 @@ def roll_forward(files: Storage, record: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):  # a file may have the name of the folder
         return files.exists(record)
     if files.exists(record):
+        _mend_truncated(files, record, data)
         files.remove(intent_file)
         return True
     try:
@@ -198,6 +200,18 @@ def roll_forward(files: Storage, record: str) -> bool:
     return True
 
 
+def _mend_truncated(files: Storage, record: str, intent: bytes) -> None:
+    """Write a record again that a crash has truncated, as may happen without hard links (io/local.py)."""
+    try:
+        read_fields(files.read(record), where=record)
+    except DamagedCacheError:
+        try:
+            whole = read_intent(intent, where=record)
+        except DamagedCacheError:
+            return
+        files.replace(record, encode_record(whole.record))
+
+
 def clear_garbage(files: Storage, folder: str = "") -> list[str]:
     """Remove partial files and intents of finished commits, and return their paths.
 
@@ -209,6 +223,9 @@ def clear_garbage(files: Storage, folder: str = "") -> list[str]:
             continue
         record = _record_of_garbage(path)
         if record is not None and files.exists(record):
+            if path == intent_path(record):
+                with contextlib.suppress(FileNotFoundError):  # another process removed it
+                    _mend_truncated(files, record, files.read(path))
             found.append(path)
     files.remove_all(found)
     return found

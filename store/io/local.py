@@ -265,11 +265,15 @@ class LocalStorage:
             os.close(descriptor)
 
     def _create_without_links(self, path: str, data: bytes) -> bool:
-        # A crash in the middle leaves a truncated file, which its checksum shows (format/records.py).
+        # A crash in the middle leaves a truncated file, which its checksum shows (format/records.py). It is
+        # written again from the intent beside it (format/transaction.py).
         try:
             self._write_synced(path, data, os.O_EXCL)
         except FileExistsError:
             return False
+        except OSError:
+            self.remove(path)
+            raise
         return True
 
     def _is_one_file(self, path: str, other: str) -> bool:

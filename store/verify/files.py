@@ -97,11 +97,11 @@ def _remedy(path: str, owner: str) -> str:
     if path.startswith(layout.TEACHERS) and "/commits/" in owner and "/arrays-" not in owner:
         stem = owner.rsplit("/", 1)[1].split(".")[0]
         folder = owner.rsplit("/", 1)[0]
-        return f"remove {folder}/{stem}*.json and run the same build again to embed the unit again"
+        return f"remove {folder}/{stem}.*json and run the same build again to embed the unit again"
     if path.startswith(f"{layout.PIXELS}/"):
         stem = owner.removesuffix(".json").split(".r")[0]
         return (
-            f"remove {stem}*.json and run the same build again to keep the pixels of the unit again"
+            f"remove {stem}.*json and run the same build again to keep the pixels of the unit again"
         )
     if path.endswith("zarr.json"):
         return "restore it from a backup, or write it again by docs/reference/format.md"

@@ -18,9 +18,10 @@ from kit.fakes import FakeTeacher, SilentProgress, config_of, tree_of, write_fol
 from kit.trainings import Listening, train_of
 
 from siglip2_cache import open_cache
+from siglip2_cache.errors import SettingError
 from siglip2_cache.images.catalog_refs import image_refs
 from siglip2_cache.precompute.build import build
-from siglip2_cache.precompute.importing.config import ImportConfig, ImportSummary
+from siglip2_cache.precompute.importing.config import EmbeddingColumns, ImportConfig, ImportSummary
 from siglip2_cache.precompute.importing.run import import_targets
 from siglip2_cache.precompute.planning.config import PlanConfig
 from siglip2_cache.store.convert import convert_cache
@@ -324,6 +325,49 @@ def test_parquet_has_an_embedding_for_each_view(
     ]
     line = error_line(*command(*arguments, "--views", 3))
     assert line.startswith(f"views is 2 in {tmp_path}/cache and cannot be changed to 3;")
+
+
+def test_other_columns_of_the_same_files_are_another_teacher(corpus: Path, tmp_path: Path) -> None:
+    """In a folder whose name is a pattern to some readers."""
+    here = tmp_path / "g [2024]"
+    here.mkdir()
+    images, others = pairs(NUM, WIDTH)
+    keys = [f"img{i:03d}" for i in range(NUM)]
+    texts = {"text": [f"Picture {i}" for i in range(NUM)], "text_embedding": others.tolist()}
+    table = {"key": keys, "embedding": images.tolist(), "other": others.tolist(), **texts}
+    pq.write_table(pa.table(table), here / "e.parquet")
+    cache, fitted = here / "cache", {"logit_scale": None, "logit_bias": None}
+    import_into(here / "e.parquet", cache, corpus=corpus, **fitted)
+    assert import_into(here / "e.parquet", cache, **fitted).build.num_images == 0
+    columns = EmbeddingColumns(embedding="other")
+    with pytest.raises(SettingError) as refused:
+        import_into(here / "e.parquet", cache, columns=columns, **fitted)
+    assert str(refused.value) == (
+        f"teacher 'other' of {cache} was imported from the same files by other columns, or with names beside "
+        "other vectors; name the columns as then, or give this import another name with --teacher-name"
+    )
+
+
+def test_names_that_were_swapped_are_another_teacher(corpus: Path, tmp_path: Path) -> None:
+    images, _ = pairs(NUM, WIDTH)
+    keys, half = [f"img{i:03d}" for i in range(NUM)], NUM // 2
+    source = tmp_path / "e"
+    source.mkdir()
+    for name, part in (("a", slice(half)), ("b", slice(half, NUM))):
+        np.save(source / f"{name}.npy", images[part])
+        (source / f"{name}.txt").write_text("\n".join(keys[part]))
+    import_into(source, tmp_path / "cache", corpus=corpus)
+    for old, new in (("a.txt", "c"), ("b.txt", "a.txt"), ("c", "b.txt")):
+        (source / old).rename(source / new)
+    with pytest.raises(SettingError, match="with names beside other vectors"):
+        import_into(source, tmp_path / "cache")
+    for old, new in (
+        ("a.npy", "c"),
+        ("b.npy", "a.npy"),
+        ("c", "b.npy"),
+    ):  # other names, equal pairs
+        (source / old).rename(source / new)
+    assert import_into(source, tmp_path / "cache").build.num_images == 0
 
 
 def test_killed_again_and_again_the_cache_equals_that_of_an_undisturbed_import(

@@ -387,10 +387,10 @@ def test_a_flipped_bit_is_found_and_the_remedy_mends_it(
     before = (kept_cache / path).read_bytes()
     [fault] = damaged(kept_cache, path, flip)
     assert fault == (
-        f"{path} is damaged: its bytes have changed; remove pixels/commits/image-00001*.json and run the "
+        f"{path} is damaged: its bytes have changed; remove pixels/commits/image-00001.*json and run the "
         "same build again to keep the pixels of the unit again"
     )
-    for record in kept_cache.glob("pixels/commits/image-00001*.json"):
+    for record in kept_cache.glob("pixels/commits/image-00001.*json"):
         record.unlink()
     build_in(corpus, kept_cache, tiny_checkpoint, make_teacher=no_teacher)
     assert (kept_cache / path).read_bytes() == before

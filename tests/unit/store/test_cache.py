@@ -21,18 +21,22 @@ import siglip2_cache
 from siglip2_cache import Cache, open_cache
 from siglip2_cache.errors import (
     DamagedCacheError,
+    DiskFullError,
     FormatVersionError,
     NotACacheError,
     RowUnavailableError,
     SettingError,
 )
+from siglip2_cache.store.convert import convert_cache
 from siglip2_cache.store.describe import describe, describe_lines
 from siglip2_cache.store.format.catalog import Table
 from siglip2_cache.store.format.manifest import Span
 from siglip2_cache.store.format.records import decode_record, encode_record
 from siglip2_cache.store.format.shard import ArrayLayout
 from siglip2_cache.store.format.views import draw_view
+from siglip2_cache.store.io.download_cache import LocalCopies
 from siglip2_cache.store.io.local import LocalStorage
+from siglip2_cache.store.io.location import parse_location
 
 if TYPE_CHECKING:
     from tests.foreign_cache import ForeignCache
@@ -713,3 +717,24 @@ def _write_cache_of_one_row_shards(root: Path, count: int) -> np.ndarray:
         path = root / f"teachers/t/commits/text-{unit:05d}.json"
         path.write_bytes(encode_record(record))
     return values
+
+
+def test_parts_that_do_not_fit_together_into_the_local_copies_are_refused_before_any_is_read(
+    foreign: "ForeignCache", memory: str, tmp_path: Path
+) -> None:
+    """Fetching the last would remove the first before it is read."""
+    convert_cache(open_cache(foreign.root), parse_location(f"{memory}/c"), targets="float16")
+    sizes = [
+        part.description["num_bytes"] for part in open_cache(f"{memory}/c").manifest.parts("texts")
+    ]
+    assert len(sizes) == 2
+    for limit, fits in ((sum(sizes), True), (sum(sizes) - 1, False)):
+        copies = LocalCopies(tmp_path / str(limit), limit)
+        cache = open_cache(f"{memory}/c", copies=copies)
+        if fits:
+            assert cache.texts().collect().height == cache.num_texts
+        else:
+            with pytest.raises(
+                DiskFullError, match=r"the 2 parts of a table of .* take .* together"
+            ):
+                cache.texts()

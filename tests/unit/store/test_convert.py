@@ -138,6 +138,22 @@ def test_rows_converted_before_a_retry_keep_their_bytes(
     assert open_cache(tmp_path / "out").text_targets().available(range(6)).all()
 
 
+def test_damage_of_the_new_cache_is_not_given_new_checksums_either(
+    foreign: "ForeignCache", tmp_path: Path
+) -> None:
+    source = shutil.copytree(foreign.root, tmp_path / "source")
+    to_int8(source, tmp_path / "out")
+    shard = tmp_path / "out/teachers/tiny/text.zarr/c/0/0"
+    before = bytearray(shard.read_bytes())
+    shard.write_bytes(bytes([before[0] ^ 1]) + before[1:])
+    record = source / COMMITS / "text-00000.json"
+    fields = decode_record(record.read_bytes(), where="") | {"attempt": 1}
+    (source / COMMITS / "text-00000.r1.json").write_bytes(encode_record(fields))
+    assert to_int8(source, tmp_path / "out").num_units == 1
+    assert shard.read_bytes() == before
+    assert verify_cache(open_cache(tmp_path / "out")).faults == []
+
+
 def test_a_change_above_the_budget_is_refused_before_the_teacher_is_written(
     foreign: "ForeignCache", tmp_path: Path
 ) -> None:
@@ -165,8 +181,16 @@ def test_a_folder_that_holds_something_else_is_refused(
     with pytest.raises(SettingError, match=r"is the cache itself; name another folder"):
         to_int8(foreign.root, foreign.root)
     (tmp_path / "file").touch()
-    with pytest.raises(SettingError, match=r"is a file; name a folder for the new cache"):
+    with pytest.raises(SettingError, match=r"is a file; name a folder for the cache"):
         to_int8(foreign.root, tmp_path / "file")
+    with pytest.raises(SettingError, match=r"lie in one another; name a folder beside the cache"):
+        to_int8(foreign.root, foreign.root / "int8")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").touch()
+    with pytest.raises(SettingError, match=r"photos is not empty .* \(it holds a\.jpg\)"):
+        to_int8(foreign.root, photos)
+    assert [path.name for path in photos.iterdir()] == ["a.jpg"]
     other = write_foreign_cache(tmp_path / "other", int8=True).root
     with pytest.raises(SettingError, match=r"has int8 targets; name another folder"):
         convert_cache(open_cache(foreign.root), other, targets="float16")

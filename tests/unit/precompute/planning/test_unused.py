@@ -16,6 +16,7 @@ from siglip2_cache.precompute.planning.unused import _MAX_KINDS
 from siglip2_cache.precompute.sources import Caption, CorpusPart, Problem, Sample, Unused
 from siglip2_cache.store.describe import describe, describe_lines
 from siglip2_cache.store.format.corpus_notes import Note
+from siglip2_cache.store.format.records import decode_record, encode_record
 from siglip2_cache.store.io.local import LocalStorage
 
 HEIC = "files ending in .heic, not read as images"
@@ -85,6 +86,32 @@ def test_notes_are_said_by_a_dry_run_and_by_a_build_and_kept_for_info(
     found = describe(open_cache(tmp_path / "c"))
     assert [line for line in describe_lines(found) if line.startswith("note")] == said
     assert found["notes"][1]["count"] == 3
+
+
+def test_a_note_of_a_name_that_no_record_can_hold_leaves_a_cache_that_opens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    odd = [
+        Unused(place=f"{name}1", reason=f"a{name}2", count=1, remedy=f"{name}3")
+        for name in ("\0", "\ud800")
+    ]
+    plan_shelf(monkeypatch, tmp_path / "c", (sample("a", "dog"), *odd))
+    assert [note.line() for note in open_cache(tmp_path / "c").manifest.latest.notes] == [
+        r"a\02: 1, first \01; \03",
+        r"a\ud8002: 1, first \ud8001; \ud8003",
+    ]
+
+
+def test_a_note_with_nul_of_an_earlier_release_makes_no_cache_damaged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plan_shelf(monkeypatch, tmp_path / "c", (sample("a", "dog"), unused(3, "x.heic")))
+    record = tmp_path / "c/cache.json"
+    fields = decode_record(record.read_bytes(), where="")
+    fields["notes"][0]["remedy"] = "--caption-column 'a\0'"
+    record.write_bytes(encode_record(fields))
+    [note] = open_cache(tmp_path / "c").manifest.latest.notes
+    assert note.remedy == r"--caption-column 'a\0'"
 
 
 def test_a_later_plan_says_anew_what_it_finds(

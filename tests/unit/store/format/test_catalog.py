@@ -81,6 +81,17 @@ def test_equal_frames_give_equal_bytes_however_they_came_about() -> None:
         assert encode_part("samples", same) == expected
 
 
+@pytest.mark.slow
+def test_texts_of_more_than_2_gib_make_a_part() -> None:
+    frame = make_frame("texts").clear()
+    lines = pl.DataFrame({"text_row": range(70_000)}, schema_overrides={"text_row": pl.Int64})
+    frame = lines.with_columns(text=pl.lit("x" * 31_000)).select(frame.columns)
+    data = encode_part("texts", frame)
+    read = pq.ParquetFile(io.BytesIO(data))
+    assert read.metadata.num_rows == 70_000
+    assert len(read.read_row_group(1)["text"][0].as_py()) == 31_000
+
+
 def test_a_part_names_no_machine_and_no_library_schema() -> None:
     metadata = pq.read_metadata(io.BytesIO(encode_part("texts", make_frame("texts"))))
     assert metadata.metadata is None

@@ -381,6 +381,27 @@ def test_an_intent_is_finished_by_whoever_comes_next(files: LocalStorage) -> Non
     assert set(files.walk()) == {RECORD, *PATHS}
 
 
+@pytest.mark.parametrize("num_bytes", [0, 100])
+@pytest.mark.parametrize("mend", [lambda files: roll_forward(files, RECORD), clear_garbage])
+def test_a_record_that_a_crash_truncated_is_written_again_from_its_intent(
+    files: LocalStorage, num_bytes: int, mend: Callable[[LocalStorage], Any]
+) -> None:
+    """As a kill leaves it where there are no hard links."""
+    stage(files, "a").commit({"who": "a"})
+    whole = files.read(RECORD)
+    for path in PATHS:
+        files.remove(path)
+    files.remove(RECORD)
+    leave_an_intent(files)
+    intent = files.read(intent_path(RECORD))
+    roll_forward(files, RECORD)
+    files.write(intent_path(RECORD), intent)
+    files.write(RECORD, whole[:num_bytes])
+    mend(files)
+    assert files.read(RECORD) == whole
+    assert set(files.walk()) == {RECORD, *PATHS}
+
+
 def test_there_is_nothing_to_roll_forward_without_an_intent(files: LocalStorage) -> None:
     assert not roll_forward(files, RECORD)
     stage(files, "a").commit({})

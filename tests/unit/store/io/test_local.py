@@ -30,6 +30,28 @@ def test_a_file_is_created_once_on_a_file_system_without_links(
     assert (files.read("a"), files.names("")) == (b"1", ["a"])
 
 
+def test_a_file_that_cannot_be_written_whole_is_not_left_where_there_are_no_links(
+    files: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(source: Any, target: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    write = local._write_all
+
+    def write_a_part(descriptor: int, data: bytes) -> None:
+        if len(os.listdir(files.local_path(""))) == 1:  # the partial file
+            write(descriptor, data)
+        else:
+            write(descriptor, data[:1])
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(local.os, "link", link)
+    monkeypatch.setattr(local, "_write_all", write_a_part)
+    with pytest.raises(OSError, match="Input/output"):
+        files.create("a", b"123", token="0")
+    assert not files.exists("a")
+
+
 def test_a_link_that_was_made_though_its_answer_was_lost_is_ours(
     files: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
