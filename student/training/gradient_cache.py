@@ -251,12 +251,12 @@ def split_batch(
 
     Args:
         batch: of one process.
-        micro_batch_size: None: all in one.
+        micro_batch_size: None: all in one, if padded_size holds them.
         padded_size: images and texts after padding with zeros; None: no padding.
     """
     N = 0 if batch.pixels_N is None else len(batch.pixels_N)
     M = 0 if batch.ids_ML is None else len(batch.ids_ML)
-    size = micro_batch_size or max(N, M, 1)
+    size = micro_batch_size or max(padded_size or (N, M, 1))
     grids = None
     if batch.grids_N2 is not None:
         grids = [(int(rows), int(columns)) for rows, columns in batch.grids_N2]

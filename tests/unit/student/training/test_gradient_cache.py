@@ -336,6 +336,18 @@ def test_pieces_hold_each_image_and_each_text_once(naflex_student: Path) -> None
         assert torch.equal(torch.cat([p.ids_ML for p in pieces]), batch.ids_ML)
 
 
+def test_more_images_than_a_compiled_layer_is_padded_to_are_cut_to_that_size(
+    naflex_student: Path,
+) -> None:
+    """As the larger batch that learnability selects from, and a process's uneven part of what it selects."""
+    pieces = split_batch(Case(naflex_student).batch(), None, (5, 5))
+    assert [(p.num_images, p.num_texts) for p in pieces] == [(5, 4), (2, 0)]
+    for piece in pieces:
+        assert piece.pixels_N is not None
+        assert piece.ids_ML is not None or not piece.num_texts
+        assert len(piece.pixels_N) == 5
+
+
 class NoWait(TorchDispatchMode):
     """Fails where a copy to the device would wait for the work that the device has."""
 
