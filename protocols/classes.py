@@ -27,7 +27,7 @@ def prompts_for(
     """Return the prompts of the classes; empty without labels.
 
     Args:
-        found: labels of the images, with repeats.
+        found: labels of all images, also of those that are not evaluated.
         labels: file of class names (read_labels). It may name the labels, number them from 0, or be a plain
             list with one name for each label in sorted order, as lists of ImageNet's names are; the last two
             may repeat a name. None: the labels are the names.

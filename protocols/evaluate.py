@@ -1,9 +1,12 @@
 """Evaluation of a model on a benchmark from local files: what ``siglip2-cache eval --protocol`` runs."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..cores import decoders_for, num_cores
 from ..errors import SettingError
@@ -119,11 +122,10 @@ def evaluate_protocol(
     """
     checkpoint = resolve_checkpoint(config.model)
     items, root = _open(config)
-    samples, problems = collect(items, max_images=config.samples, seed=config.seed)
+    samples, labels, problems = collect(items, max_images=config.samples, seed=config.seed)
     if not samples:
         first = f" (first: {problems[0].place}: {problems[0].reason})" if problems else ""
         raise SettingError(f"{config.data} has no image that can be used{first}")
-    labels = [sample.label for sample in samples if sample.label is not None]
     prompts = prompts_for(labels, labels=config.labels, templates=config.templates)
     pairs = make_pairs(samples, root, prompts, _cleaning(checkpoint))
     if config.protocol == "imagenet" and not len(pairs.eval_set.class_Q):
@@ -131,7 +133,8 @@ def evaluate_protocol(
     if not pairs.texts:
         raise SettingError(f"no image of {config.data} has a caption or a label")
     found = _embed(config, checkpoint, pairs, progress)
-    column = evaluate(found, None, pairs.eval_set, seed=config.seed)
+    eval_set = replace(pairs.eval_set, picture_N=_pictures(len(samples), found))
+    column = evaluate(found, None, eval_set, seed=config.seed)
     numbers = _numbers(config, pairs, problems)
     lines = [
         f"model      {checkpoint.name}: {checkpoint.given}",
@@ -192,6 +195,15 @@ def _embed(
         if config.protocol in _OF_CAPTIONS
         else "",
     )
+
+
+def _pictures(num_images: int, found: Embeddings) -> NDArray[np.int64]:
+    """Return for each image the position of the first one with the same bytes, (N,)."""
+    first: dict[bytes, int] = {}
+    pictures = np.arange(num_images)
+    for image, sha256 in sorted(found.sha256.items()):
+        pictures[image] = first.setdefault(sha256, image)
+    return pictures
 
 
 def _numbers(config: ProtocolConfig, pairs: Pairs, problems: Sequence[Problem]) -> dict[str, Any]:

@@ -32,8 +32,8 @@ class Pairs:
 
 def collect(
     items: Iterable[Sample | Problem], *, max_images: int | None, seed: int
-) -> tuple[list[Sample], list[Problem]]:
-    """Return one sample for each image, or a random choice of them, and the problems.
+) -> tuple[list[Sample], set[str], list[Problem]]:
+    """Return one sample for each image, or a random choice of them, the labels of all, and the problems.
 
     Rows of a table about one image are one sample, with the captions of all.
 
@@ -57,10 +57,11 @@ def collect(
             item = replace(before, captions=tuple(captions), label=before.label or item.label)
         samples[same] = item
     found = list(samples.values())
+    labels = {sample.label for sample in found if sample.label is not None}
     if max_images is not None and len(found) > max_images:
         chosen = np.random.default_rng(seed).choice(len(found), max_images, replace=False)
         found = [found[i] for i in sorted(chosen.tolist())]
-    return found, problems
+    return found, labels, problems
 
 
 def make_pairs(

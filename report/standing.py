@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..student.data.corpus import find_ascending
 from ..student.evaluation.calibration import reliability
 from ..student.evaluation.compare import Embedded
 from ..student.evaluation.embeddings import Embeddings, has_texts
@@ -77,12 +78,15 @@ def _bins_of(subject: Embeddings, eval_set: CacheEvalSet) -> dict[str, list[floa
     image_P, text_P = with_equal_pictures(
         eval_set.image_P, np.searchsorted(used_M, eval_set.text_P), eval_set.picture_N
     )
-    is_some_P = image_P < _MOST_IMAGES
+    num_images = len(subject.images_ND)
+    random = np.random.default_rng(0)
+    chosen = np.sort(random.choice(num_images, min(num_images, _MOST_IMAGES), replace=False))
+    at_P, is_some_P = find_ascending(chosen, image_P)
     predicted, matching, pairs = reliability(
-        subject.images_ND[:_MOST_IMAGES],
+        subject.images_ND[chosen],
         subject.texts_MD[used_M],
         subject.logit,
-        image_P[is_some_P],
+        at_P[is_some_P],
         text_P[is_some_P],
     )
     return {

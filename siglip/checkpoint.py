@@ -23,7 +23,7 @@ from .text_settings import read_text_settings
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 _NUMPY_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_HUB_FILES = ["*.json", "*.safetensors", "spiece.model", "tokenizer.model"]
+_HUB_FILES = ["*.json", "*.safetensors", "spiece.model", "tokenizer.model", "README.md"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,9 @@ class Embeddings:
     faults: Mapping[int, str] = field(default_factory=dict[int, str])
     """Reason why an image has no embedding, by row of the cache."""
 
+    sha256: Mapping[int, bytes] = field(default_factory=dict[int, bytes])
+    """Hash of the bytes of each image that this process has read, by row of the cache."""
+
     @property
     def logit(self) -> tuple[float, float] | None:
         """(scale, bias) of the logits, the scale exponentiated."""
@@ -148,9 +151,10 @@ def student_embeddings(
     model.eval()
     try:
         with uncompiled():  # batches have other shapes than in training
-            has, faults = towers_of(model), dict[int, str]()
+            has, faults, sha256 = towers_of(model), dict[int, str](), dict[int, bytes]()
             if has != "text":
                 images_ND, faults = runner.images(vision_tower(model), refs, sha256_N)
+                sha256 |= runner.sha256
             if has != "image":
                 texts_MD = runner.texts(text_tower(model), texts)
     finally:
@@ -164,6 +168,7 @@ def student_embeddings(
         logit_scale=logit[0] if logit else None,
         logit_bias=logit[1] if logit else None,
         faults=faults,
+        sha256=sha256,
     )
 
 
@@ -204,6 +209,7 @@ class _Runner:
     progress: TaskProgress
     hint: str
     ranks: "Ranks"
+    sha256: dict[int, bytes] = field(default_factory=dict[int, bytes])
 
     def images(
         self, tower: Any, refs: Sequence[ImageRef], sha256_N: NDArray[np.uint8] | None
@@ -262,6 +268,8 @@ class _Runner:
             first: int = batch.tag
             known = None if sha256_N is None else sha256_N[first : first + len(batch.refs)]
             found = _faults(batch, known)
+            hashes = zip(batch.refs, batch.images, strict=True)
+            self.sha256.update((ref.row, image.sha256) for ref, image in hashes if image.sha256)
             sound = [i for i, ref in enumerate(batch.refs) if ref.row not in found]
             if sound:
                 images_ND[first + np.array(sound)] = self._unit_rows(

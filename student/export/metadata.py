@@ -37,7 +37,10 @@ class ModelMetadata:
     the student's, which may have such a map too. None: unknown."""
 
     base_model: str | None = None
-    """Hub id of the checkpoint that a smaller student was cut from."""
+    """Hub id of the checkpoint that the model was cut or trained from."""
+
+    license: str | None = None
+    """License of that checkpoint, as the hub writes it."""
 
     def is_of(self, teacher: TeacherRecord) -> bool | None:
         """Return whether the model was trained with this teacher; None: unknown."""
@@ -64,6 +67,7 @@ def read_metadata(checkpoint: Checkpoint) -> ModelMetadata:
         has_logit = "logit_scale" in found and "logit_bias" in found
         logit = (float(found["logit_scale"]), float(found["logit_bias"])) if has_logit else None
         identity, base_model = found.get("teacher_identity"), found.get("base_model")
+        license = found.get("license")
         space = (found["space"] or "own") if "space" in found else None
     except (ValueError, AttributeError, TypeError, OSError) as error:
         raise CheckpointError(
@@ -76,6 +80,7 @@ def read_metadata(checkpoint: Checkpoint) -> ModelMetadata:
         teacher_identity=None if identity is None else str(identity),
         space=space if isinstance(space, str) else None,
         base_model=base_model if isinstance(base_model, str) else None,
+        license=license if isinstance(license, str) else None,
     )
 
 

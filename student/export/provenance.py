@@ -21,7 +21,10 @@ def base_model_of(checkpoint: Checkpoint) -> str | None:
 
 
 def license_of(checkpoint: Checkpoint) -> str | None:
-    """Return the license of a checkpoint as the hub writes it: that of its card, or of Google's SigLIP."""
+    """Return the license of a checkpoint as the hub writes it.
+
+    It is that of its card, or else of the checkpoint that it was cut or trained from, or of Google's SigLIP.
+    """
     path = checkpoint.folder / "README.md"
     if path.is_file():
         parts = path.read_text(encoding="utf-8", errors="replace").split("---\n")
@@ -31,6 +34,9 @@ def license_of(checkpoint: Checkpoint) -> str | None:
             fields = None
         if isinstance(fields, dict) and isinstance(fields.get("license"), str):
             return fields["license"]
+    noted = read_metadata(checkpoint).license
+    if noted is not None:
+        return noted
     base_model = base_model_of(checkpoint) or ""
     return "apache-2.0" if base_model.startswith("google/siglip") else None
 

@@ -1,9 +1,11 @@
 """The part of a model card that shows how each runtime loads the student, and how exact it is there."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from ...siglip import Checkpoint, NaflexRecipe
+from ..export.atomic_folder import MARK
 from .gate import Parity, parity_cells, teacher_index_lines
 from .onnx_student import SUFFIXES
 
@@ -107,6 +109,13 @@ with torch.no_grad():
 open_clip repairs wrongly decoded text, replaces HTML entities and joins white space before its tokenizer; the
 training did not."""
 
+_TEACHER_EMBEDS = """\
+The output `teacher_embeds` of the towers is the embedding in the teacher's space, of norm 1, for an index of
+the teacher's embeddings."""
+
+_OF_WEIGHTS = ("## Usage", "## An index of the teacher's embeddings")
+"""Sections of a card about model.safetensors and projection.safetensors."""
+
 _JS_DTYPES = {"float32": "fp32", "float16": "fp16", "int8": "q8"}
 
 
@@ -115,20 +124,31 @@ def write_runtime_card(
     folder: Path,
     parities: Mapping[str, Parity],
     left_out: Mapping[str, str],
+    *,
+    has_map: bool = False,
 ) -> None:
     """Write README.md: the model's own card, if it has one, then use and exactness of the graphs.
+
+    Of a card of this program the parts about weights that are not in the folder are left out.
 
     Args:
         checkpoint: the model.
         folder: where README.md is written.
         parities: how each precision differs from the student.
         left_out: the reason for each precision that was not kept.
+        has_map: whether the graphs have the output teacher_embeds.
     """
     path = checkpoint.folder / "README.md"
     card = path.read_text("utf-8") if path.is_file() else f"# {checkpoint.name}\n"
     usage = [] if set(parities) <= {"open-clip"} else _onnx_usage(checkpoint)
+    library = "transformers.js" if any("## transformers.js" in each for each in usage) else "onnx"
+    library = library if usage else "open_clip"
+    if usage and has_map:
+        usage.append(_TEACHER_EMBEDS)
     if "open-clip" in parities:
         usage.append(_OPEN_CLIP)
+    if (checkpoint.folder / MARK).is_file():
+        card = _without_weights(card, library)
     parts = [card, *usage, _parity(parities)]
     if left_out:
         parts.append(
@@ -136,6 +156,14 @@ def write_runtime_card(
         )
     text = "\n\n".join(part.strip() for part in parts) + "\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _without_weights(card: str, library: str) -> str:
+    """Return a card of render_card without what loads model.safetensors, and with another library."""
+    head, *sections = re.split(r"^(?=## )", card, flags=re.MULTILINE)
+    kept = [each for each in sections if not each.startswith(_OF_WEIGHTS)]
+    head = head.replace('library_name: "transformers"', f'library_name: "{library}"', 1)
+    return "".join([head, *kept])
 
 
 def _onnx_usage(checkpoint: Checkpoint) -> list[str]:

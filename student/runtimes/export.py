@@ -148,6 +148,7 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
             "name a cache with --check, on whose held-out images and captions the files are checked"
         )
     checkpoint = resolve_checkpoint(config.model, needed=())
+    _refuse_folder_of_model(config.out, checkpoint)
     _check_supported(checkpoint, config.to)
     metadata = read_metadata(checkpoint)
     map_ED = _map_to_teacher(checkpoint, metadata) if config.into_teacher_space else None
@@ -195,8 +196,16 @@ def export_runtimes(config: RuntimesConfig) -> RuntimesExported:
         }
         write_json(folder / "export.json", facts)
         write_json(folder / MARK, _mark(checkpoint))
-        write_runtime_card(checkpoint, folder, parities, left_out)
+        write_runtime_card(checkpoint, folder, parities, left_out, has_map=map_ED is not None)
     return RuntimesExported(found=facts, lines=_lines(config.out, facts, parities, left_out))
+
+
+def _refuse_folder_of_model(out: Path, checkpoint: Checkpoint) -> None:
+    """Refuse a folder whose replacement would remove the model that is exported."""
+    if checkpoint.folder.resolve().is_relative_to(out.resolve()):
+        raise SettingError(
+            f"{out} holds the model itself, whose weights an export would replace; name another folder"
+        )
 
 
 def _check_supported(checkpoint: Checkpoint, to: tuple[str, ...]) -> None:

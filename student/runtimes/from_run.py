@@ -1,10 +1,13 @@
 """Export of a checkpoint of a run for other runtimes, by way of a folder for plain transformers."""
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ...errors import SettingError
+from ...store.io.location import Location, given_location, lies_in
 from ..training.export_checkpoint import (
     ExportCheckpointConfig,
     check_outside,
@@ -51,7 +54,7 @@ def export_source(config: RuntimesConfig, checkpoint: ExportCheckpointConfig) ->
             model=str(model),
             corpus_roots=config.corpus_roots or settings.get("corpus_roots") or {},
         )
-        if config.check in (None, settings["cache"]):
+        if config.check is None or _is_cache_of_run(config.check, checkpoint, settings):
             of_run = replace(
                 of_run,
                 check=config.check or checkpoint.cache or settings["cache"],
@@ -60,3 +63,15 @@ def export_source(config: RuntimesConfig, checkpoint: ExportCheckpointConfig) ->
                 allow_partial=settings.get("allow_partial", False),
             )
         return export_runtimes(of_run)
+
+
+def _is_cache_of_run(
+    check: Location | str, checkpoint: ExportCheckpointConfig, settings: Mapping[str, Any]
+) -> bool:
+    """Return whether a cache is the run's, as it was named then or now, in whatever spelling."""
+    given = given_location(str(check))
+    own = (checkpoint.cache, settings["cache"])
+    return any(
+        lies_in(given, other) and lies_in(other, given)
+        for other in (given_location(str(each)) for each in own if each is not None)
+    )

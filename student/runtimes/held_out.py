@@ -98,7 +98,7 @@ def read_held_out(
 ) -> HeldOut:
     """Return the images of a split, or a sample of them, that can be decoded, and their captions.
 
-    Where no image is held out, all are taken: files are compared with the student, not judged. No image is
+    Where the split has no image, all are taken: files are compared with the student, not judged. No image is
     decoded for a text tower alone, and an image tower alone needs no captions.
 
     Args:
@@ -112,7 +112,7 @@ def read_held_out(
     try:
         cache, eval_set = open_eval_set(config, checkpoint)
     except SettingError:
-        if config.split != "val":
+        if config.split == "all":
             raise
         cache, eval_set = open_eval_set(replace(config, split="all"), checkpoint)
     pixels_N, grids_N2, is_sound_N = _read_pixels(config, checkpoint, cache, eval_set)

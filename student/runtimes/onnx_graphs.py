@@ -76,7 +76,7 @@ def image_graph(
     """Return the image tower: pixels -> pooler_output and image_embeds, (B, D) float32.
 
     Inputs of a checkpoint of fixed resolution: pixel_values (B, C, H, W) float32. Of a NaFlex one:
-    pixel_values (B, N, P) float32, pixel_attention_mask (B, N) int64 and spatial_shapes (B, 2) int64, as its
+    pixel_values (B, N, P) float32, pixel_attention_mask (B, N) int32 and spatial_shapes (B, 2) int64, as its
     processor gives them. Pixels are normalised.
 
     Args:
@@ -94,7 +94,7 @@ def image_graph(
     N, P = recipe.view_shape
     inputs = {
         "pixel_values": torch.zeros(2, N, P),
-        "pixel_attention_mask": torch.ones(2, N, dtype=torch.int64),
+        "pixel_attention_mask": torch.ones(2, N, dtype=torch.int32),
         "spatial_shapes": torch.tensor([[1, N], [2, N // 2]]),
     }
     patches = {0: "image_batch", 1: "num_patches"}

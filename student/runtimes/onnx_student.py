@@ -118,6 +118,6 @@ def image_inputs(
     num_patches_B1 = grids_B2.prod(axis=1)[:, None]
     return {
         "pixel_values": normalised.reshape(pixels_B.shape),
-        "pixel_attention_mask": (np.arange(pixels_B.shape[1]) < num_patches_B1).astype(np.int64),
+        "pixel_attention_mask": (np.arange(pixels_B.shape[1]) < num_patches_B1).astype(np.int32),
         "spatial_shapes": grids_B2,
     }

@@ -26,7 +26,7 @@ from ...version import __version__
 from ..data.random_draws import LARGEST_SEED
 from ..export.atomic_folder import MARK, replaced_atomically
 from ..export.image_processor import processor_class_to_name, write_image_processor
-from ..export.provenance import base_model_of
+from ..export.provenance import base_model_of, license_of
 from ..export.tokenizer import write_tokenizer
 from . import weights as cuts
 from .shape import shape_of
@@ -106,7 +106,7 @@ def new_student(config: NewStudentConfig) -> NewStudent:
         raise SettingError(
             f"{checkpoint.given} is a SigLIP 1 checkpoint; name a SigLIP 2 checkpoint"
         )
-    base_model = base_model_of(checkpoint)
+    base_model, license = base_model_of(checkpoint), license_of(checkpoint)
     before = sizes(
         str(checkpoint.folder)
     )  # before ``out``, which may be the same folder, is replaced
@@ -139,7 +139,11 @@ def new_student(config: NewStudentConfig) -> NewStudent:
         if config.init == "random":
             weights = _new_weights(folder, config.seed)
         save_weights(folder / "model.safetensors", weights)
-        mark = {"written_by": f"siglip2-cache {__version__}", "base_model": base_model}
+        mark = {
+            "written_by": f"siglip2-cache {__version__}",
+            "base_model": base_model,
+            "license": license,
+        }
         write_json(folder / MARK, mark)
         load_model(resolve_checkpoint(str(folder)), device="cpu", compute_dtype="float32")
     after = sizes(str(config.out))

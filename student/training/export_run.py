@@ -195,6 +195,8 @@ def export_weights(
         "teacher_identity": identity_sha256(resolved.teacher),
         "split": _split(config),
         "space": _space(resolved),
+        "base_model": base_model_of(resolved.checkpoint),
+        "license": license_of(resolved.checkpoint),
     }
     to_teacher = map_of(resolved, distiller, pca) if into_teacher_space else None
     if into_teacher_space and to_teacher is None and extra["space"] != "teacher":

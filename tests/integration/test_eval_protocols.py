@@ -1,6 +1,7 @@
 """``siglip2-cache eval --protocol``: benchmarks in the layout of their publishers, without a cache."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,10 @@ def test_imagenet_is_classified_by_names_in_the_order_of_the_ids(
     same = evaluated(command, *arguments, "--labels", names, "--templates", templates)
     assert same["columns"]["model"]["zero_shot"] == of_cache["zero_shot"]
     assert same["columns"]["model"]["intervals"]["zero_shot"] == of_cache["intervals"]["zero_shot"]
+    # A choice of images has all classes, as candidates and for the list of names.
+    few = evaluated(command, *arguments, "--labels", names, "--samples", 2)
+    shot = few["columns"]["model"]["zero_shot"]["all"]
+    assert (shot["images"], shot["classes"], few["gallery"]["prompts"]) == (2, 3, 240)
     message = refused(command, *arguments)
     assert "the labels are WordNet ids, such as n01440764; give the names" in message
 
@@ -169,6 +174,8 @@ def test_any_corpus_has_the_numbers_of_its_cache(
         for i in range(NUM_IMAGES)
     ]
     table = write_table_corpus(tmp_path / "corpus", lines)
+    corpus = tmp_path / "corpus"
+    shutil.copy(corpus / "0.png", corpus / "7.png")  # of other captions: no error of either
     build(config_of(table, tmp_path / "cache", tiny_checkpoint), progress=SilentProgress())
     assert open_cache(tmp_path / "cache").num_samples == NUM_IMAGES
     expected = evaluated(command, tiny_checkpoint, tmp_path / "cache", "--split", "all")

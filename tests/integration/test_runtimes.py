@@ -19,6 +19,8 @@ from kit.runtimes import STUDENT, build_cache, export_settings
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime import InferenceSession
+from PIL import Image
+from transformers import AutoImageProcessor
 
 from siglip2_cache import siglip
 from siglip2_cache.errors import CheckpointError, ExportError, SettingError
@@ -262,6 +264,32 @@ def test_a_precision_that_misses_is_left_out_with_its_reason_unless_it_was_asked
         )
 
 
+def test_a_model_is_not_exported_onto_itself(exported: Exported, tmp_path: Path) -> None:
+    model = shutil.copytree(STUDENT, tmp_path / "run" / "model")
+    (model / "siglip2_cache.json").write_text("{}")
+    for out in (model, tmp_path / "run"):
+        with pytest.raises(SettingError) as refused:
+            export_runtimes(export_settings(exported.cache, out, model=str(model)))
+        assert str(refused.value) == (
+            f"{out} holds the model itself, whose weights an export would replace; name another folder"
+        )
+    assert (model / "model.safetensors").exists()
+
+
+def test_a_split_without_images_is_replaced_by_all_of_them(
+    exported: Exported, tmp_path: Path
+) -> None:
+    """As of a training by --val-keys, on another cache: for the check, and for int8's other pictures."""
+    model = shutil.copytree(STUDENT, tmp_path / "model")
+    for pattern in ("validation/*", "*"):
+        notes = {"split": {"val_share": 0.5, "val_keys": pattern}}
+        (model / "siglip2_cache.json").write_text(json.dumps(notes))
+        checkpoint = siglip.resolve_checkpoint(str(model))
+        for split in ("val", "train"):
+            rows = EvalConfig(model=str(model), cache=exported.cache, split=split, decode_workers=0)
+            assert len(read_held_out(rows, checkpoint).pixels_N)
+
+
 def test_position_embeddings_of_any_grid_are_those_of_transformers() -> None:
     from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
@@ -292,6 +320,14 @@ def test_a_naflex_tower_takes_any_number_of_patches(naflex_student: Path, tmp_pa
     inputs = onnx_files.image_inputs(checkpoint, patches, np.array(grids))
     [found] = run(["image_embeds"], inputs)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    # The inputs as the processor of transformers gives them, of whatever integer type.
+    processor = AutoImageProcessor.from_pretrained(naflex_student, backend="pil")
+    of_processor = processor(Image.new("RGB", (40, 24)), return_tensors="np")
+    assert {name: np.asarray(value).dtype for name, value in of_processor.items()} == {
+        name: value.dtype for name, value in inputs.items()
+    }
+    [one] = run(["image_embeds"], {name: np.asarray(value) for name, value in of_processor.items()})
+    assert one.shape == (1, expected.shape[1])
     [alone] = run(["image_embeds"], {name: value[1:2] for name, value in inputs.items()})
     np.testing.assert_allclose(alone, expected[1:2], atol=1e-5)
 

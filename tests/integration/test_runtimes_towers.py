@@ -124,6 +124,11 @@ def test_queries_in_the_teachers_space_are_tried_in_an_index_of_its_images(
     )
     card = (out / "README.md").read_text()
     assert card.count("\n## ") >= 4  # its own card, then ours
+    # Nothing of what loads weights that are not in the folder.
+    assert 'library_name: "transformers.js"' in card
+    assert "AutoModel.from_pretrained" not in card
+    assert "projection.safetensors" not in card
+    assert "The output `teacher_embeds` of the towers" in card
     assert "Found in an index of the teacher's images, of what the teacher's own queries" in card
     assert f"- float32, images: {of_images[1]:.4f} of the 10 nearest (PyTorch" in card
 

@@ -59,16 +59,18 @@ def test_labels_have_the_class_of_their_prompts_and_others_have_none(tmp_path: P
 
 def test_rows_of_one_image_are_one_and_a_choice_is_seeded() -> None:
     rows = [sample("a.png", EN), sample("b.png", label="cat"), sample("a.png", DE, label="dog")]
-    samples, problems = collect([*rows, Problem(place="p", reason="r")], max_images=None, seed=0)
+    items = [*rows, Problem(place="p", reason="r")]
+    samples, labels, problems = collect(items, max_images=None, seed=0)
     assert [(x.path, x.captions, x.label) for x in samples] == [
         ("a.png", (EN, DE), "dog"),
         ("b.png", (), "cat"),
     ]
-    assert len(problems) == 1
+    assert (labels, len(problems)) == ({"cat", "dog"}, 1)
     # Members of an archive are apart, unless they say that they are one image.
     members = [sample("a.tar", offset=i, length=1, image_id=name) for i, name in enumerate("xxy")]
     assert len(collect(members, max_images=None, seed=0)[0]) == 2
-    many = [sample(f"{i}.png") for i in range(9)]
+    many = [sample(f"{i}.png", label=f"class {i}") for i in range(9)]
+    assert len(collect(many, max_images=4, seed=0)[1]) == 9  # also those that were not drawn
     chosen = {
         seed: [x.path for x in collect(many, max_images=4, seed=seed)[0]] for seed in range(5)
     }

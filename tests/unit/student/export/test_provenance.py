@@ -57,6 +57,13 @@ def test_googles_checkpoints_have_their_license_without_a_card(local: siglip.Che
     assert license_of(replace(hub, given="ann/siglip2")) is None
 
 
+def test_a_license_goes_on_to_what_was_cut_or_trained_from_a_checkpoint(
+    local: siglip.Checkpoint,
+) -> None:
+    (local.folder / "siglip2_cache.json").write_text('{"base_model": "org/m", "license": "mit"}')
+    assert (base_model_of(local), license_of(local)) == ("org/m", "mit")
+
+
 def test_only_corpora_of_the_hub_are_named() -> None:
     places = [
         "hf://datasets/nlphuji/flickr30k/data/a.parquet",
