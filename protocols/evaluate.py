@@ -127,6 +127,8 @@ def evaluate_protocol(
         first = f" (first: {problems[0].place}: {problems[0].reason})" if problems else ""
         raise SettingError(f"{config.data} has no image that can be used{first}")
     prompts = prompts_for(labels, labels=config.labels, templates=config.templates)
+    if all(sample.label is None for sample in samples):
+        prompts = []  # so that no text is embedded in vain
     pairs = make_pairs(samples, root, prompts, _cleaning(checkpoint))
     if config.protocol == "imagenet" and not len(pairs.eval_set.class_Q):
         raise SettingError(f"{config.data} has no folders of classes, such as val/n01440764/IMAGE")

@@ -248,11 +248,7 @@ class _Conversion:
         path = layout.unit_record(teacher, modality, unit.number, commit.attempt)
         shard = layout.shard(teacher, modality, unit.number)
         for each, description in commit.files.items():  # else the new checksums would hide damage
-            try:
-                found = files.describe(each)
-            except FileNotFoundError:
-                found = {}
-            if found != _sums(description):
+            if not _is_intact(files, each, description):
                 raise _damaged(files, each, path)
         stored = self._encode(new, teacher, unit, commit)
         transaction = Transaction(self._out, path)
@@ -297,7 +293,7 @@ class _Conversion:
         earlier = new.commits(teacher).units.get((unit.modality, number))
         shard = layout.shard(teacher, unit.modality, number)
         # Rows of a shard that is damaged are encoded again: a new checksum would hide it.
-        if earlier is not None and self._out.describe(shard) == _sums(earlier.files[shard]):
+        if earlier is not None and _is_intact(self._out, shard, earlier.files[shard]):
             before = np.empty_like(stored)
             new.targets(unit.modality, teacher).read_stored(number, 0, before)
             had = np.ones(unit.rows.count, np.bool_)
@@ -330,8 +326,12 @@ def _bytes_of_units(cache: Cache) -> int:
     return sum(file["num_bytes"] for unit in units for file in unit.files.values())
 
 
-def _sums(description: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: description[name] for name in ("num_bytes", "sha256")}
+def _is_intact(files: Storage, path: str, description: Mapping[str, Any]) -> bool:
+    try:
+        found = files.describe(path)
+    except FileNotFoundError:
+        return False
+    return found == {name: description[name] for name in ("num_bytes", "sha256")}
 
 
 def _without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:

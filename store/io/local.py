@@ -268,12 +268,20 @@ class LocalStorage:
         # A crash in the middle leaves a truncated file, which its checksum shows (format/records.py). It is
         # written again from the intent beside it (format/transaction.py).
         try:
-            self._write_synced(path, data, os.O_EXCL)
+            descriptor = os.open(self._own(path), _NEW_FILE | os.O_EXCL, 0o644)
         except FileExistsError:
             return False
+        try:
+            _write_all(descriptor, data)
+            sync_file(descriptor)
         except OSError:
-            self.remove(path)
+            # Another process may have written the record again by now.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(self._own(path))):
+                    self.remove(path)
             raise
+        finally:
+            os.close(descriptor)
         return True
 
     def _is_one_file(self, path: str, other: str) -> bool:

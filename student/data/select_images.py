@@ -61,16 +61,17 @@ def _with_best_captions(
 ) -> tuple[NDArray[np.bool_], str]:
     scores_N = caption_scores(train, cache, teacher)
     num_captioned = int(np.isfinite(scores_N).sum())
+    weighed = "" if train.caption_weight is None else " of a weight above 0"
     if not num_captioned:
         raise SettingError(
-            f"select keep={share:g} needs captions, and {cache.root} has none in its train split"
+            f"select keep={share:g} needs captions{weighed}, and {cache.root} has none in its train split"
         )
     num_kept = max(1, round(share * num_captioned))
     best = np.argsort(-scores_N, kind="stable")[:num_kept]  # NaN last
     is_used_N = np.zeros(len(train), np.bool_)
     is_used_N[best] = True
     without = len(train) - num_captioned
-    left_out = f"; {without:,} without a caption are left out" if without else ""
+    left_out = f"; {without:,} without a caption{weighed} are left out" if without else ""
     return is_used_N, (
         f"select keep={share:g}: {num_kept:,} of {num_captioned:,} captioned images, whose mean cosine to "
         f"their captions is at least {scores_N[best[-1]]:.3f} by the teacher{left_out}; in as many steps "

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import SettingError
 from ...store.targets.targets import Targets
 from ..data.corpus import Corpus
 from ..data.random_draws import step_generator
@@ -34,29 +33,11 @@ class TextBank:
     def __init__(
         self, train: Corpus, held_out: Corpus, texts: Targets, *, size: int, seed: int
     ) -> None:
-        """Find the texts of the bank.
-
-        Args:
-            train: images to train on.
-            held_out: images that are not.
-            texts: targets of one teacher.
-            size: most texts of a step, besides those of its batch.
-            seed: random seed of the draws.
-
-        Raises:
-            SettingError: there is no such text.
-        """
         self._train, self._texts, self._size, self._seed = train, texts, size, seed
         self._held_out = held_out.text_rows
         captions = train.drawable_text_rows
         pool = np.setdiff1d(captions, self._held_out, assume_unique=True)
         self._pool = pool[texts.available(pool)]
-        if not len(self._pool):
-            raise SettingError(
-                f"weights.bank needs captions that no held-out image has, and of the {len(captions):,} "
-                "different ones of the train split none is left; leave the term out, or hold out others by "
-                "--val-keys"
-            )
 
     def __len__(self) -> int:
         return len(self._pool)

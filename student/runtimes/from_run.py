@@ -1,5 +1,6 @@
 """Export of a checkpoint of a run for other runtimes, by way of a folder for plain transformers."""
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import SettingError
-from ...store.io.location import Location, given_location, lies_in
+from ...store.io.location import Location, is_url, relative_to
 from ..training.export_checkpoint import (
     ExportCheckpointConfig,
     check_outside,
@@ -69,9 +70,11 @@ def _is_cache_of_run(
     check: Location | str, checkpoint: ExportCheckpointConfig, settings: Mapping[str, Any]
 ) -> bool:
     """Return whether a cache is the run's, as it was named then or now, in whatever spelling."""
-    given = given_location(str(check))
     own = (checkpoint.cache, settings["cache"])
-    return any(
-        lies_in(given, other) and lies_in(other, given)
-        for other in (given_location(str(each)) for each in own if each is not None)
-    )
+    return any(_is_same_place(str(check), str(each)) for each in own if each is not None)
+
+
+def _is_same_place(one: str, other: str) -> bool:
+    if is_url(one) or is_url(other):  # whose protocols need not be installed
+        return relative_to(one, other) == relative_to(other, one) == ""
+    return os.path.realpath(Path(one).expanduser()) == os.path.realpath(Path(other).expanduser())

@@ -187,8 +187,7 @@ def _texts_of_pca(resolved: Resolved, texts: Targets) -> NDArray[np.int64]:
     if len(captions):
         unseen = np.setdiff1d(captions, resolved.val.text_rows)
         return unseen if len(unseen) else captions  # few texts, such as names of classes
-    every = np.arange(resolved.cache.num_texts)
-    return every[texts.available(every)]
+    return texts.available_rows()
 
 
 def schedule_of(resolved: Resolved, first_steps: int) -> Schedule:

@@ -89,6 +89,7 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
     if resolved.projection == "pca":
         # The map is computed anew, from the cache and its selected images.
         needed += ["catalog", "images with a target", "captions with a target", "selected images"]
+        needed.append("texts with a target")
     facts, recorded = resolved.fingerprint(), run.read_facts()
     for name in needed:
         if facts.get(name) == recorded.get(name):
@@ -100,7 +101,7 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
             )
         raise TrainError(
             f"{of_run.cache} is another cache than that of {config.run}: {name} was "
-            f"{recorded.get(name)}, now it is {facts[name]}; name the right one by --cache"
+            f"{recorded.get(name)}, now it is {facts.get(name)}; name the right one by --cache"
         )
     pca = fit_pca(resolved) if resolved.projection == "pca" else None
     check_same_map(resolved.config, resolved.teacher, pca)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from ...cores import decoders_beside_training
 from ...errors import SettingError
 from ...siglip import (
@@ -127,8 +129,16 @@ class Resolved:
             "captions with a target": self.corpus.num_captions,
             **({} if self.config.select == "all" else {"selected images": _sha256_of(self.train)}),
             **self._patch_facts(),
+            **self._map_facts(),
             "student": _student_sha256(self.checkpoint, is_new=self.config.from_scratch),
         }
+
+    def _map_facts(self) -> dict[str, Any]:
+        """Return what a PCA map depends on besides the captions, where there are none."""
+        if self.projection != "pca" or self.train.num_captioned:
+            return {}
+        texts = self.cache.text_targets(self.teacher.name)
+        return {"texts with a target": len(texts.available_rows())}
 
     def _patch_facts(self) -> dict[str, Any]:
         if not self.has_patches:
@@ -206,6 +216,8 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
             "--max-num-patches limits its patches"
         )
     _refuse_no_data(full, run_teachers, train)
+    if first.has_text_bank:
+        _refuse_empty_bank(train, corpus.select(corpus.is_val_N))
     notes = (
         kept_note,
         selection_note,
@@ -349,13 +361,29 @@ def _refuse_no_data(config: TrainConfig, teachers: list[RunTeacher], train: Corp
         )
 
 
+def _refuse_empty_bank(train: Corpus, val: Corpus) -> None:
+    """Refuse a text bank of the first teacher that would be empty.
+
+    Raises:
+        SettingError: all captions are of held-out images too, or there are none.
+    """
+    captions = train.drawable_text_rows
+    if not len(np.setdiff1d(captions, val.text_rows)):
+        raise SettingError(
+            f"weights.bank needs captions that no held-out image has, and of the {len(captions):,} different "
+            "ones of the train split none is left; leave the term out, or hold out others by --val-keys"
+        )
+
+
 def _no_captions_note(config: TrainConfig, train: Corpus) -> str | None:
     """Return what a student of two towers becomes without captions; None: there are some."""
     if config.towers != "both" or train.num_captioned:
         return None
+    weighed = " of a weight above 0" if config.caption_weights else ""
     return (
-        "no image to train on has a caption, so the text tower learns nothing and no longer fits the image "
-        "tower; --towers image trains the image tower alone, and --teacher-text TEACHER adds the teacher's"
+        f"no image to train on has a caption{weighed}, so the text tower learns nothing and no longer fits "
+        "the image tower; --towers image trains the image tower alone, and --teacher-text TEACHER adds the "
+        "teacher's"
     )
 
 

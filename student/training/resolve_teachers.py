@@ -138,7 +138,6 @@ def further_facts(teachers: list[RunTeacher]) -> dict[str, str]:
     return {
         f"teacher {each.record.name}": (
             f"{identity_sha256(each.record)}, {each.targets.num_missing} images missing"
-            + (f", {lacking} texts missing" if (lacking := each.targets.num_missing_texts) else "")
         )
         for each in teachers[1:]
     }

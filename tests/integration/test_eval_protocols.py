@@ -184,6 +184,17 @@ def test_any_corpus_has_the_numbers_of_its_cache(
         assert found["columns"]["model"][name] == expected["columns"]["model"][name], name
 
 
+def test_a_choice_without_labels_or_captions_is_refused_before_anything_is_embedded(
+    command: Command, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    lines = [{"image": f"{i}.png"} | ({"label": "cat"} if i == 11 else {}) for i in range(12)]
+    table = write_table_corpus(tmp_path / "corpus", lines)
+    arguments = (tiny_checkpoint, table, "--protocol", "corpus")
+    assert evaluated(command, *arguments)["gallery"]["prompts"] == 80
+    message = refused(command, *arguments, "--samples", 1)
+    assert message == f"no image of {table} has a caption or a label"
+
+
 def test_images_that_cannot_be_read_are_counted_and_named(
     command: Command, coco: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -483,6 +483,8 @@ def test_an_image_tower_alone_learns_without_any_text(
     train_of(uncaptioned, tiny_student, tmp_path / "run", towers="image", progress=told, steps=2)
     [line] = [line for line in told.said if line.startswith("pca map")]
     assert line.endswith("there are no texts to fit it to, and it may lose what they need")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["texts with a target"] == 0  # with others the map would be another
     with pytest.raises(SettingError) as refused:
         train_of(uncaptioned, tiny_student, tmp_path / "no", weights={"bank": 1.0}, towers="image")
     assert "weights.bank needs captions that no held-out image has" in str(refused.value)

@@ -138,14 +138,18 @@ def test_rows_converted_before_a_retry_keep_their_bytes(
     assert open_cache(tmp_path / "out").text_targets().available(range(6)).all()
 
 
+@pytest.mark.parametrize("is_missing", [False, True])
 def test_damage_of_the_new_cache_is_not_given_new_checksums_either(
-    foreign: "ForeignCache", tmp_path: Path
+    foreign: "ForeignCache", tmp_path: Path, is_missing: bool
 ) -> None:
     source = shutil.copytree(foreign.root, tmp_path / "source")
     to_int8(source, tmp_path / "out")
     shard = tmp_path / "out/teachers/tiny/text.zarr/c/0/0"
     before = bytearray(shard.read_bytes())
-    shard.write_bytes(bytes([before[0] ^ 1]) + before[1:])
+    if is_missing:
+        shard.unlink()
+    else:
+        shard.write_bytes(bytes([before[0] ^ 1]) + before[1:])
     record = source / COMMITS / "text-00000.json"
     fields = decode_record(record.read_bytes(), where="") | {"attempt": 1}
     (source / COMMITS / "text-00000.r1.json").write_bytes(encode_record(fields))
