@@ -17,6 +17,7 @@ from ..siglip import (
     Checkpoint,
     find_text_cleaning,
     load_model,
+    logit_scale_and_bias,
     read_text_settings,
     resolve_checkpoint,
     resolve_compute_dtype,
@@ -192,6 +193,7 @@ def _embed(
         compute_dtype=dtype,
         batch_size=config.batch_size,
         num_workers=decoders_for(num_cores()) if workers is None else workers,
+        logit=logit_scale_and_bias(checkpoint),  # a model in bfloat16 has them rounded
         progress=progress,
         hint="; name the folder of the images with --images"
         if config.protocol in _OF_CAPTIONS

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from ..errors import CheckpointError
 from ..formatting import first_line
-from .checkpoint import Checkpoint, logit_scale_and_bias
+from .checkpoint import Checkpoint
 from .model import Towers, vision_tower
 from .positions import GridPositions, KeptPositions
 
@@ -16,8 +16,7 @@ def load_model(checkpoint: Checkpoint, *, device: str, compute_dtype: str) -> An
 
     It is a SiglipModel or Siglip2Model, or the vision or text model of either if the checkpoint is one tower
     alone. Parameters keep the stored dtype (an SO400M takes 2.3 GB in bfloat16, 4.5 in float32), but
-    float32 computes with float32 parameters, and the two half dtypes are not mixed. Logit scale and bias are
-    float32, as stored: in bfloat16 the scale would be off by up to 0.8 %. Of float32 weights those
+    float32 computes with float32 parameters, and the two half dtypes are not mixed. Of float32 weights those
     of linear layers and convolutions are held in a half ``compute_dtype`` (an SO400M takes 2.9 GB): autocast
     would round them so in each forward pass, and the results are equal.
 
@@ -29,10 +28,6 @@ def load_model(checkpoint: Checkpoint, *, device: str, compute_dtype: str) -> An
     is_kept = checkpoint.stored_dtype == "float32" and compute_dtype != "float32"
     dtype = torch.float32 if is_kept else getattr(torch, compute_dtype)
     model = _load(checkpoint, _class(checkpoint, _towers_in(checkpoint)), dtype)
-    if hasattr(model, "logit_scale"):
-        names = ("logit_scale", "logit_bias")
-        for name, value in zip(names, logit_scale_and_bias(checkpoint), strict=True):
-            getattr(model, name).data = torch.tensor([value], dtype=torch.float32)
     model = model.eval().requires_grad_(False)
     if is_kept:
         _hold_as_computed(model, getattr(torch, compute_dtype))

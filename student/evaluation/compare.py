@@ -15,6 +15,7 @@ from ...progress import TaskProgress
 from ...siglip import (
     Checkpoint,
     load_model,
+    logit_scale_and_bias,
     resolve_checkpoint,
     resolve_compute_dtype,
     resolve_device,
@@ -326,6 +327,8 @@ def _embed(
         images_ND = in_student_space(teacher.images_ND, space.map_ED)
     if space.is_teachers and not checkpoint.has_text:
         texts_MD = in_student_space(teacher.texts_MD, space.map_ED)
+    if checkpoint.has_image and checkpoint.has_text:
+        logit = logit_scale_and_bias(checkpoint)  # a model in bfloat16 has them rounded
     device = resolve_device(config.device)
     dtype = resolve_compute_dtype(checkpoint, device, config.dtype)
     return student_embeddings(

@@ -127,7 +127,8 @@ def student_embeddings(
         sha256_N: (N, 32) expected hash of each image's bytes; others get no embedding. None: no check.
         images_ND: unit rows of the images, for a model without an image tower; None: NaN.
         texts_MD: unit rows of the texts, for a model without a text tower; None: NaN.
-        logit: (logit_scale, a logarithm, and logit_bias), for a model without them.
+        logit: (logit_scale, a logarithm, and logit_bias), for a model without them, or whose own are rounded
+            to a half dtype. None: the model's.
         progress: shows how many are done; None: nothing is shown.
         hint: remedy where none of the images can be read.
         ranks: processes that all call this with equal arguments; None: this one alone.
@@ -159,7 +160,7 @@ def student_embeddings(
                 texts_MD = runner.texts(text_tower(model), texts)
     finally:
         model.train(was_training)
-    if hasattr(model, "logit_scale"):
+    if logit is None and hasattr(model, "logit_scale"):
         logit = (float(model.logit_scale.detach()), float(model.logit_bias.detach()))
     return Embeddings(
         name=name or checkpoint.name,

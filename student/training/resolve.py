@@ -216,8 +216,6 @@ def resolve(config: TrainConfig, launch: Launch, device: str) -> Resolved:
             "--max-num-patches limits its patches"
         )
     _refuse_no_data(full, run_teachers, train)
-    if first.has_text_bank:
-        _refuse_empty_bank(train, corpus.select(corpus.is_val_N))
     notes = (
         kept_note,
         selection_note,
@@ -361,14 +359,20 @@ def _refuse_no_data(config: TrainConfig, teachers: list[RunTeacher], train: Corp
         )
 
 
-def _refuse_empty_bank(train: Corpus, val: Corpus) -> None:
+def refuse_empty_bank(resolved: Resolved) -> None:
     """Refuse a text bank of the first teacher that would be empty.
 
     Raises:
-        SettingError: all captions are of held-out images too, or there are none.
+        SettingError: there are no captions, or all are of held-out images too.
     """
-    captions = train.drawable_text_rows
-    if not len(np.setdiff1d(captions, val.text_rows)):
+    if not resolved.teachers[0].has_text_bank:
+        return
+    captions = resolved.train.drawable_text_rows
+    if not len(captions):
+        raise SettingError(
+            "weights.bank needs captions, and the train split has none; leave it out"
+        )
+    if not len(np.setdiff1d(captions, resolved.val.text_rows)):
         raise SettingError(
             f"weights.bank needs captions that no held-out image has, and of the {len(captions):,} different "
             "ones of the train split none is left; leave the term out, or hold out others by --val-keys"

@@ -115,6 +115,8 @@ def begin_or_resume(run: RunFolder, resolved: Resolved, facts: Mapping[str, Any]
             "the rest of this epoch is drawn in another order, so some of its images are shown twice and "
             f"others not; --pixels {changes['pixels'][0]} keeps the order"
         )
+    if resolved.steps < schedule.alone_steps + schedule.warmup_steps:
+        lines.append("the run ends before its warm-up does: the learning rate does not decay")
     if undone is not None:
         lines.append(
             f"the decay to step {saved_steps[-1]:,} is undone: the training goes on after step {done:,}"

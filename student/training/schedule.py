@@ -66,23 +66,19 @@ class Schedule:
             decay_steps: with wsd, steps that decay; None: a fifth of all.
 
         Raises:
-            SettingError: there are fewer than those of fit and warm-up, or fewer than decay_steps after them.
+            SettingError: fewer steps than decay_steps come after the warm-up.
         """
         before = self.alone_steps + self.warmup_steps
-        if steps < before:
-            raise SettingError(
-                f"steps {steps:,} is less than the {before:,} of fit and warm-up with which the run was "
-                "started; take more, or start another run"
-            )
         if self.decay_steps is None:
             return replace(self, steps=steps)
         start = max(0, steps - (decay_steps or math.ceil(_DECAY_SHARE * steps)))
         if decay_steps is not None and start < before:
             raise SettingError(
-                f"decay_steps {decay_steps:,} is more than the {steps - before:,} steps after the warm-up; "
-                "take fewer, or more steps"
+                f"decay_steps {decay_steps:,} is more than the {max(0, steps - before):,} steps after the "
+                "warm-up; take fewer, or more steps"
             )
-        return replace(self, steps=steps, decay_steps=steps - max(start, before))
+        # A run that ends before its warm-up does never decays.
+        return replace(self, steps=steps, decay_steps=max(0, steps - max(start, before)))
 
 
 def make_schedule(

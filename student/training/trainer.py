@@ -40,7 +40,7 @@ from .nonfinite_steps import NonfiniteSteps
 from .other_tower import check_same_map
 from .out_of_memory import out_of_memory_reported
 from .progress import TrainProgress
-from .resolve import Resolved, device_of, resolve
+from .resolve import Resolved, device_of, refuse_empty_bank, resolve
 from .resume import begin_or_resume, on_host, restore_checkpoint
 from .run_folder import RunFolder
 from .step_metrics import MadeStep, StepTimer, reads_late, step_metrics
@@ -163,6 +163,7 @@ class Trainer:
             self._first_steps = start.first_steps
             for line in start.lines:
                 progress.say(line)
+        refuse_empty_bank(resolved)
         self._images = ImageLookup(resolved.cache, resolved.train, resolved.kept)
         self._sampler = make_sampler(resolved, self._images, ranks)
         self._pca: PcaMap | None = None

@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from kit.commands import error_line
 from kit.fakes import FakeTeacher, config_of, draw_image, write_table_corpus
 from safetensors.numpy import save_file
+from safetensors.torch import load_file as load_torch_file
+from safetensors.torch import save_file as save_torch_file
 
 from siglip2_cache import open_cache
 from siglip2_cache.errors import TrainError
 from siglip2_cache.precompute.build import build
 from siglip2_cache.siglip import load_model, load_trainable, resolve_checkpoint
+from siglip2_cache.student.evaluation.compare import EvalConfig, embed_model
 from siglip2_cache.student.evaluation.embeddings import student_embeddings, teacher_embeddings
 from siglip2_cache.student.evaluation.pictures import picture_refs, read_texts
 from siglip2_cache.student.export.metadata import identity_sha256
@@ -109,6 +113,23 @@ def test_the_teachers_own_checkpoint_equals_the_teacher_in_every_number(
     for name in ("image_cosine", "text_cosine", "image_correlation", "neighbour_overlap"):
         assert teacher[f"/{name}"] == pytest.approx(1, abs=1e-6)
     assert teacher["/soft_loss_excess"] == 0
+
+
+def test_a_model_in_bfloat16_has_its_own_scale_and_bias(
+    cache: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """As `export model --dtype bfloat16` writes it: all in bfloat16 but these two."""
+    model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    weights = load_torch_file(model / "model.safetensors")
+    logit = {"logit_scale": torch.tensor([4.7321]), "logit_bias": torch.tensor([-16.83])}
+    halves = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    save_torch_file(halves | logit, model / "model.safetensors", {"format": "pt"})
+    config = EvalConfig(
+        model=str(model), cache=cache, split="all", decode_workers=0, dtype="bfloat16"
+    )
+    found = embed_model(config).model
+    assert found.logit_scale == pytest.approx(4.7321, abs=1e-6)
+    assert found.logit_bias == pytest.approx(-16.83, abs=1e-5)
 
 
 def test_a_table_shows_both_columns_and_what_was_evaluated(

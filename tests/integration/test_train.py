@@ -487,7 +487,9 @@ def test_an_image_tower_alone_learns_without_any_text(
     assert facts["texts with a target"] == 0  # with others the map would be another
     with pytest.raises(SettingError) as refused:
         train_of(uncaptioned, tiny_student, tmp_path / "no", weights={"bank": 1.0}, towers="image")
-    assert "weights.bank needs captions that no held-out image has" in str(refused.value)
+    assert str(refused.value) == (
+        "weights.bank needs captions, and the train split has none; leave it out"
+    )
     with pytest.raises(SettingError) as refused:
         train_of(uncaptioned, tiny_student, tmp_path / "no", select="learnability")
     assert str(refused.value) == (
@@ -510,6 +512,9 @@ def test_captions_that_held_out_images_have_too_still_make_a_map(
     run = tmp_path / "run"
     train_of(tmp_path / "cache", tiny_student, run, towers="image", progress=told, steps=1, **split)
     assert any(" of the texts'" in line for line in told.said)
+    with pytest.raises(SettingError) as refused:
+        train_of(tmp_path / "cache", tiny_student, tmp_path / "no", weights={"bank": 1.0}, **split)
+    assert "of the 2 different ones of the train split none is left" in str(refused.value)
 
 
 def test_a_pca_map_for_a_student_wider_than_the_teacher_is_refused_with_what_to_do(

@@ -419,8 +419,15 @@ def test_the_folder_is_a_checkpoint_of_equal_embeddings(
     found = siglip.resolve_checkpoint(str(exported.out))
     assert (found.image, found.embed_dim, found.stored_dtype) == (start.image, 64, "float32")
     loaded = siglip.load_model(found, device="cpu", compute_dtype="float32")
-    assert torch.equal(text_rows(loaded, found, TEXTS), text_rows(model, start, TEXTS))
-    assert torch.equal(image_row(loaded, found, picture), image_row(model, start, picture))
+    before, after = model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    # Some processors sum in another order where weights are aligned otherwise in memory.
+    for found_rows, expected in (
+        (text_rows(loaded, found, TEXTS), text_rows(model, start, TEXTS)),
+        (image_row(loaded, found, picture), image_row(model, start, picture)),
+    ):
+        torch.testing.assert_close(found_rows, expected, rtol=0, atol=1e-6)
     assert siglip.logit_scale_and_bias(found) == pytest.approx((2.3, -1.0))
 
 
