@@ -216,7 +216,7 @@ def plan(folder: Path, num_samples: int, num_views: int) -> dict[str, float]:
         "peak_bytes": peak_bytes(),
         "kept_bytes": size_of(folder, "scan-*"),
         "scratch_bytes": scratch_bytes,
-        "catalog_bytes": sum(each["num_bytes"] for each in transaction.description.values()),
+        "catalog_bytes": sum(each["num_bytes"] for each in transaction.descriptions.values()),
     }
 
 

@@ -160,12 +160,12 @@ def test_every_objective_is_tried_at_every_noise() -> None:
 def test_targets_give_bytes_rates_errors_and_what_students_learn() -> None:
     pytest.importorskip("lance", reason="the extra bench is not installed")
     found = last_line("bench_targets.py")
-    assert list(found) == ["maps", "reading", "training"]
+    assert list(found) == ["maps", "reading", "training", "patches"]
     assert found["maps"]["ours"]["kl_share"] < found["maps"]["no map"]["kl_share"] / 4
     sizes = found["reading"]["bytes"]
     assert sizes["int8"] / sizes["float16"] < 0.51
     assert all(rate > 0 for rates in found["reading"]["rates"].values() for rate in rates)
-    assert list(found["training"]) == ["float16", "int8"]
+    assert list(found["training"]) == ["float16", "int8", "int8 and patches"]
 
 
 @pytest.mark.slow
