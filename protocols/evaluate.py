@@ -25,6 +25,7 @@ from ..siglip import (
 )
 from ..store.io.location import Location, join
 from ..store.io.requests import kind_of
+from ..student.data.split import number_pictures
 from ..student.evaluation.compare import Comparison
 from ..student.evaluation.embeddings import Embeddings, student_embeddings
 from ..student.evaluation.evaluate import evaluate
@@ -203,10 +204,9 @@ def _embed(
 
 def _pictures(num_images: int, found: Embeddings) -> NDArray[np.int64]:
     """Return for each image the position of the first one with the same bytes, (N,)."""
-    first: dict[bytes, int] = {}
-    pictures = np.arange(num_images)
-    for image, sha256 in sorted(found.sha256.items()):
-        pictures[image] = first.setdefault(sha256, image)
+    pictures, read = np.arange(num_images), np.array(sorted(found.sha256))
+    hashes = np.frombuffer(b"".join(found.sha256[image] for image in read), np.uint8)
+    pictures[read] = read[number_pictures(hashes.reshape(-1, 32))]
     return pictures
 
 

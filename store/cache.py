@@ -23,7 +23,7 @@ from .format.shard import ArrayLayout
 from .format.teacher_record import TeacherRecord, read_teachers
 from .format.unit_records import CommittedUnits, read_committed_units
 from .format.views import ViewPolicy
-from .io.download_cache import FOLDER_VARIABLE, LIMIT_VARIABLE, LocalCopies
+from .io.download_cache import RAISE_LIMIT, LocalCopies
 from .io.foreign_files import is_stray
 from .io.location import Location, parse_location, relocate
 from .io.storage import Storage, open_storage
@@ -319,9 +319,8 @@ class Cache:
         if not self.files.fits_locally(num_bytes):
             raise DiskFullError(
                 f"the {format_count(len(parts), 'part')} of a table of {self.root} take "
-                f"{format_bytes(num_bytes)} together, more than the limit of local copies; raise it with "
-                f"${LIMIT_VARIABLE}, or name another folder with ${FOLDER_VARIABLE} (of train also "
-                "--cache-limit and --cache-dir)"
+                f"{format_bytes(num_bytes)} together, more than the limit of local copies; "
+                f"{RAISE_LIMIT}"
             )
         try:
             return self.files.fetch_all((part.path, part.description) for part in parts)

@@ -171,9 +171,8 @@ class _Import:
         parts = source.digest_of_parts()
         found = find_imported(cache, config.teacher_name, digest, parts)
         if found is not None:
-            if (
-                found.embed_dim != source.embed_dim
-            ):  # of an earlier release, which did not record the columns
+            if found.embed_dim != source.embed_dim:
+                # It is of an earlier release, which did not record the columns.
                 raise SettingError(
                     f"teacher {found.name!r} of {cache.root} has width {found.embed_dim:,}, and these "
                     f"embeddings have {source.embed_dim:,}; name the columns as then, or give them another "

@@ -28,6 +28,12 @@ from .requests import read_bytes
 
 FOLDER_VARIABLE = "SIGLIP2_CACHE_DIR"
 LIMIT_VARIABLE = "SIGLIP2_CACHE_LIMIT"
+RAISE_LIMIT = (
+    f"raise it with ${LIMIT_VARIABLE}, or name another folder with ${FOLDER_VARIABLE} (of train also "
+    "--cache-limit and --cache-dir)"
+)
+"""Remedy where copies are larger than the limit."""
+
 _SHARE_OF_DISK = 0.8
 _PIECE_BYTES = 1 << 25
 _IN_USE_S = 10.0
@@ -131,8 +137,7 @@ class LocalCopies:
         if num_bytes > limit:
             raise DiskFullError(
                 f"a copy of {format_bytes(num_bytes)} does not fit into {folder}, whose limit is "
-                f"{format_bytes(limit)}; raise it with ${LIMIT_VARIABLE}, or name another folder with "
-                f"${FOLDER_VARIABLE} (of train also --cache-limit and --cache-dir)"
+                f"{format_bytes(limit)}; {RAISE_LIMIT}"
             )
         now = time.time()
         for used_at, size, path in sorted(found):

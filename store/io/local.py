@@ -85,7 +85,7 @@ class LocalStorage:
         """Write a whole file and fsync it."""
         self._make_folder(PurePosixPath(path).parent)
         try:
-            self._write_synced(path, data, os.O_TRUNC)
+            self._write_synced(path, data)
         except OSError as error:
             self._refuse_full_disk(path, len(data), error)
             raise
@@ -256,8 +256,8 @@ class LocalStorage:
                 "finished units are kept"
             ) from error
 
-    def _write_synced(self, path: str, data: bytes | bytearray | memoryview, flags: int) -> None:
-        descriptor = os.open(self._own(path), _NEW_FILE | flags, 0o644)
+    def _write_synced(self, path: str, data: bytes | bytearray | memoryview) -> None:
+        descriptor = os.open(self._own(path), _NEW_FILE | os.O_TRUNC, 0o644)
         try:
             _write_all(descriptor, data)
             sync_file(descriptor)

@@ -147,6 +147,11 @@ class Corpus:
         return starts_of(counts), self.caption_text_row[order_C]
 
 
+def unseen_text_rows(train: Corpus, held_out: Corpus) -> NDArray[np.int64]:
+    """Return the drawable text_rows of a corpus that are no captions of held-out images, ascending."""
+    return np.setdiff1d(train.drawable_text_rows, held_out.text_rows, assume_unique=True)
+
+
 def starts_of(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the start of each of consecutive runs of these lengths, and the end of the last."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -177,9 +177,8 @@ def _read_captions(
     is_used_C &= targets.available(text_C)
     by_text_C, is_again_C = sorted_pairs(row_C, text_C)
     is_used_C[by_text_C[is_again_C]] = False
-    if (
-        weights
-    ):  # a text that an image has as several kinds or languages has the largest of their weights
+    if weights:
+        # A text that an image has as several kinds or languages has the largest of their weights.
         starts = np.flatnonzero(~is_again_C)
         weight_C[by_text_C[starts]] = np.maximum.reduceat(weight_C[by_text_C], starts)
     position_C, text_C = position_C[is_used_C], text_C[is_used_C]

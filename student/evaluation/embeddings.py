@@ -152,10 +152,9 @@ def student_embeddings(
     model.eval()
     try:
         with uncompiled():  # batches have other shapes than in training
-            has, faults, sha256 = towers_of(model), dict[int, str](), dict[int, bytes]()
+            has, faults = towers_of(model), dict[int, str]()
             if has != "text":
                 images_ND, faults = runner.images(vision_tower(model), refs, sha256_N)
-                sha256 |= runner.sha256
             if has != "image":
                 texts_MD = runner.texts(text_tower(model), texts)
     finally:
@@ -169,7 +168,7 @@ def student_embeddings(
         logit_scale=logit[0] if logit else None,
         logit_bias=logit[1] if logit else None,
         faults=faults,
-        sha256=sha256,
+        sha256=runner.sha256,
     )
 
 

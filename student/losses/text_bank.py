@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...store.targets.targets import Targets
-from ..data.corpus import Corpus
+from ..data.corpus import Corpus, unseen_text_rows
 from ..data.random_draws import step_generator
 
 
@@ -35,8 +35,7 @@ class TextBank:
     ) -> None:
         self._train, self._texts, self._size, self._seed = train, texts, size, seed
         self._held_out = held_out.text_rows
-        captions = train.drawable_text_rows
-        pool = np.setdiff1d(captions, self._held_out, assume_unique=True)
+        pool = unseen_text_rows(train, held_out)
         self._pool = pool[texts.available(pool)]
 
     def __len__(self) -> int:

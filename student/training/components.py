@@ -183,11 +183,11 @@ def _fit_pca(resolved: Resolved) -> PcaMap:
 
 
 def _texts_of_pca(resolved: Resolved, texts: Targets) -> NDArray[np.int64]:
-    captions = resolved.train.drawable_text_rows
-    if len(captions):
-        unseen = np.setdiff1d(captions, resolved.val.text_rows)
-        return unseen if len(unseen) else captions  # few texts, such as names of classes
-    return texts.available_rows()
+    unseen, captions = resolved.unseen_text_rows, resolved.train.drawable_text_rows
+    if len(unseen):
+        return unseen
+    # Few texts, such as names of classes; or no captions.
+    return captions if len(captions) else texts.available_rows()
 
 
 def schedule_of(resolved: Resolved, first_steps: int) -> Schedule:

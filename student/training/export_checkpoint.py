@@ -88,8 +88,8 @@ def export_checkpoint(config: ExportCheckpointConfig) -> Weights:
     needed = ["teacher"]
     if resolved.projection == "pca":
         # The map is computed anew, from the cache and its selected images.
-        needed += ["catalog", "images with a target", "captions with a target", "selected images"]
-        needed.append("texts with a target")
+        needed += ["catalog", "images with a target", "captions with a target"]
+        needed += ["texts with a target", "selected images"]
     facts, recorded = resolved.fingerprint(), run.read_facts()
     for name in needed:
         if facts.get(name) == recorded.get(name):

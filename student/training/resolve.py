@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...cores import decoders_beside_training
 from ...errors import SettingError
@@ -26,7 +27,7 @@ from ...store.format.kept_pixels import KeptPixels
 from ...store.format.teacher_record import TeacherRecord
 from ...store.io.download_cache import copies_of
 from ..config import TrainConfig, images_read
-from ..data.corpus import Corpus
+from ..data.corpus import Corpus, unseen_text_rows
 from ..data.kept_pixels import choose_pixels
 from ..data.read_corpus import read_corpus
 from ..data.select_images import select_images
@@ -107,6 +108,11 @@ class Resolved:
     def weights(self) -> Mapping[str, float]:
         """Weight of each term of the first teacher."""
         return self.teachers[0].weights
+
+    @property
+    def unseen_text_rows(self) -> NDArray[np.int64]:
+        """Captions of the train split that can be drawn and that no held-out image has, ascending."""
+        return unseen_text_rows(self.train, self.val)
 
     @property
     def is_pulled(self) -> bool:
@@ -372,7 +378,7 @@ def refuse_empty_bank(resolved: Resolved) -> None:
         raise SettingError(
             "weights.bank needs captions, and the train split has none; leave it out"
         )
-    if not len(np.setdiff1d(captions, resolved.val.text_rows)):
+    if not len(resolved.unseen_text_rows):
         raise SettingError(
             f"weights.bank needs captions that no held-out image has, and of the {len(captions):,} different "
             "ones of the train split none is left; leave the term out, or hold out others by --val-keys"
